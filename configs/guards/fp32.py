@@ -1,0 +1,6 @@
+# Full precision: rejected updates leave no trace. Costs one read of the
+# gradients per update, and copies of the norm layers' statistics.
+optim_wrapper = dict(type='mmnanguard.NanGuardOptimWrapper')
+default_hooks = dict(
+    nan_guard=dict(type='mmnanguard.NanGuardHook'),
+    event_log=dict(type='mmnanguard.EventLogHook'))

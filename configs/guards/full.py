@@ -1,0 +1,5 @@
+# Everything that this version has, at the precision that the config has: the
+# wrapper's type is replaced by its guarded twin.
+default_hooks = dict(
+    nan_guard=dict(type='mmnanguard.NanGuardHook'),
+    event_log=dict(type='mmnanguard.EventLogHook'))

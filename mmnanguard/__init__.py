@@ -1,0 +1,31 @@
+"""mmnanguard: an update either commits or leaves no trace.
+
+The way of a batch through a guarded iteration::
+
+    for batch in loader:                              # MMEngine's train loop
+        hooks.before_train_iter
+        with wrapper.optim_context(model):            # 1 begin: remember
+            losses = model(batch)                     # 2 inputs, forward
+        wrapper.update_params(loss)
+            backward                                  # 3 loss, 4 backward
+            step -> optim/guarded_step.py             # 5 observe, 7 decide,
+                                                      # 8 apply or put back,
+                                                      # 9 blame, 10 scale
+        hooks.after_train_iter
+            NanGuardHook                              # 11 tell
+                -> after_guard_event                  # 12 consequences
+"""
+
+from importlib.util import find_spec
+
+from .version import __version__
+
+__all__ = ['__version__']
+
+# The core reads events wherever Python runs; the rest needs MMEngine.
+if find_spec('torch') and find_spec('mmengine'):
+    from .optim import apply_guard
+    from .registry import register_bare_names
+
+    register_bare_names()
+    __all__ += ['apply_guard']

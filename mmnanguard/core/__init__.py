@@ -1,0 +1,34 @@
+"""Ring 1: facts, rules and records; the standard library only."""
+
+from .clip_rules import NoClip, NormClip
+from .decide import decide
+from .errors import GuardConfigError, NanGuardError, TrainingHalted, check_keys
+from .event import BadTensor, GuardEvent, to_json
+from .halt_story import tell_halt
+from .observation import NORM_LIMIT, Observation, ScaleReading
+from .policy import GuardPolicy
+from .state import GuardState
+from .verdict import Action, Cause, ScaleMove, Verdict
+
+__all__ = [
+    'NORM_LIMIT',
+    'Action',
+    'BadTensor',
+    'Cause',
+    'GuardConfigError',
+    'GuardEvent',
+    'GuardPolicy',
+    'GuardState',
+    'NanGuardError',
+    'NoClip',
+    'NormClip',
+    'Observation',
+    'ScaleMove',
+    'ScaleReading',
+    'TrainingHalted',
+    'Verdict',
+    'check_keys',
+    'decide',
+    'tell_halt',
+    'to_json',
+]

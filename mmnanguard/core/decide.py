@@ -1,0 +1,88 @@
+from typing import Callable
+
+from .clip_rules import NoClip
+from .observation import Observation
+from .policy import GuardPolicy
+from .state import GuardState
+from .verdict import Action, Cause, ScaleMove, Verdict
+
+__all__ = ['decide']
+
+
+def decide(
+    seen: Observation,
+    state: GuardState,
+    policy: GuardPolicy,
+    clip: Callable[[float], float] = NoClip(),
+) -> Verdict:
+    """Judge one update; a pure function of facts that all ranks share.
+
+    Args:
+        seen: What this update looks like.
+        state: What was before it.
+        policy: The rules.
+        clip: Gives the clip coefficient for a finite norm.
+    """
+    cause = find_cause(seen, state, policy)
+    if cause is Cause.NONE:
+        norm = seen.grad_norm if seen.clip_norm is None else seen.clip_norm
+        move = ScaleMove.GROW if seen.scale.growth_is_due else ScaleMove.KEEP
+        return Verdict(Action.STEP, cause, move, clip(norm))
+    lowers = cause.is_scaled and seen.scale.lower_is_due
+    return Verdict(
+        choose_action(cause, state, policy),
+        cause,
+        ScaleMove.LOWER if lowers else ScaleMove.KEEP,
+    )
+
+
+def find_cause(
+    seen: Observation, state: GuardState, policy: GuardPolicy
+) -> Cause:
+    """The most fundamental cause: bad weights or inputs explain a bad loss,
+    a bad forward pass explains bad gradients, never the other way round.
+    """
+    if not seen.weights_are_finite:
+        return Cause.WEIGHT_NONFINITE
+    if not seen.input_is_finite:
+        return Cause.INPUT_NONFINITE
+    if not seen.loss_is_finite:
+        return Cause.LOSS_NONFINITE
+    if not seen.buffers_are_finite:
+        return Cause.BUFFER_NONFINITE
+    if not seen.grad_is_finite:
+        is_routine = (
+            seen.scale.value > seen.scale.floor
+            and state.commits_since_growth < policy.proven_after
+        )
+        return Cause.SCALE_OVERFLOW if is_routine else Cause.GRAD_NONFINITE
+    if not seen.norm_is_bounded:
+        return Cause.NORM_OVERFLOW
+    return Cause.NONE
+
+
+def choose_action(
+    cause: Cause, state: GuardState, policy: GuardPolicy
+) -> Action:
+    if cause is Cause.SCALE_OVERFLOW:
+        return Action.SKIP
+    if cause is Cause.WEIGHT_NONFINITE:
+        # Whatever is put back, the next forward pass meets the same weights.
+        return Action.HALT
+    return Action.HALT if is_exhausted(state, policy) else Action.SKIP
+
+
+def is_exhausted(state: GuardState, policy: GuardPolicy) -> bool:
+    """Would one more skip reach a limit?"""
+    streak, most = state.consecutive_skips + 1, policy.max_consecutive_skips
+    if most is not None and streak >= most:
+        return True
+    if policy.max_skip_rate is None:
+        return False
+    recent = state.with_skip(True)
+    num_skips = sum(recent)
+    return (
+        len(recent) == policy.skip_rate_window
+        and num_skips < len(recent)  # else one streak: judged above
+        and num_skips > policy.max_skip_rate * len(recent)
+    )

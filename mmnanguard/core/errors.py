@@ -1,0 +1,59 @@
+"""What the guard raises.
+
+::
+
+    NanGuardError (RuntimeError)
+    |-- TrainingHalted      the policy is exhausted, or weights are bad
+    `-- GuardConfigError    (also a ValueError) a config that cannot work
+
+None derives from TypeError: ``Runner.call_hook`` replaces a TypeError by a
+new one without the traceback.
+"""
+
+import difflib
+from typing import TYPE_CHECKING, Iterable
+
+if TYPE_CHECKING:
+    from .event import GuardEvent
+
+__all__ = ['GuardConfigError', 'NanGuardError', 'TrainingHalted', 'check_keys']
+
+
+class NanGuardError(RuntimeError):
+    """Base of everything that mmnanguard raises on purpose."""
+
+
+class TrainingHalted(NanGuardError):
+    """Training was stopped before it could do harm.
+
+    Args:
+        event: The update that stopped the run; kept as ``.event``.
+        story: What a user needs in order to act.
+    """
+
+    def __init__(self, event: 'GuardEvent', story: str) -> None:
+        super().__init__(story)
+        self.event = event
+
+
+class GuardConfigError(NanGuardError, ValueError):
+    """A config that cannot mean what its author wanted."""
+
+
+def check_keys(
+    given: Iterable[str], allowed: Iterable[str], where: str
+) -> None:
+    """Refuse the first key that is not allowed and name the nearest one.
+
+    Raises:
+        GuardConfigError: If ``given`` has a key that ``allowed`` lacks.
+    """
+    allowed = sorted(allowed)
+    for key in given:
+        if key not in allowed:
+            near = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ''
+            raise GuardConfigError(
+                f"{where} has an unknown key '{key}': {hint}"
+                f'Allowed keys: {", ".join(allowed)}.'
+            )

@@ -1,0 +1,211 @@
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Dict, Mapping, Optional, Tuple
+
+from .verdict import Action, Cause
+
+__all__ = ['BadTensor', 'GuardEvent', 'to_json']
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class BadTensor:
+    """One tensor that was not as it should be.
+
+    Attributes:
+        name: As in the model, without wrapper prefixes; all names of a shared
+            parameter, joined by ' = '.
+        tensor: 'gradient', 'weight' or 'buffer'.
+        kind: 'nan' if any element is NaN, else 'inf', else 'huge'.
+        count: Number of non-finite elements.
+        numel: Number of elements.
+        min: Smallest finite element; gradients are unscaled. NaN if none.
+        max: Largest finite element; gradients are unscaled. NaN if none.
+        dtype: Such as 'float32'.
+    """
+
+    name: str
+    tensor: str
+    kind: str
+    count: int
+    numel: int
+    min: float
+    max: float
+    dtype: str
+
+
+@dataclass(frozen=True)
+class GuardEvent:
+    """One update that was not a plain STEP; plain builtins only.
+
+    The wrapper fills in what it knows; ``NanGuardHook`` adds the iteration's
+    context (epoch, losses, samples, inputs).
+
+    Attributes:
+        action: What was done.
+        cause: Why.
+        iter: Counts from 1, as MMEngine's log lines do. In a window of
+            several micro-batches: the iteration that ended it.
+        epoch: Counts from 1, as MMEngine's log lines do.
+        batch_idx: MMEngine's index in the epoch, counts from 0.
+        optimizer: Key in the ``OptimWrapperDict``, else 'default'.
+        ranks: Where something was wrong.
+        loss: See ``Observation.loss``.
+        losses: Parts of the loss by name.
+        grad_norm: See ``Observation.grad_norm``.
+        lr: One per parameter group.
+        loss_scale: ``{'before': ..., 'after': ...}``; None without a scaler.
+        num_bad_params: Of ``num_params`` gradients that were looked at.
+        params: A few of the bad tensors, nearest to the loss first.
+        samples: Of the whole window, on this rank.
+        inputs: Range of each tensor of the batch, as the data loader gave it.
+        watched: Range of each watched tensor.
+        since: Iteration at which the present streak of skips began.
+    """
+
+    action: Action
+    cause: Cause
+    iter: int
+    epoch: int = 1
+    batch_idx: Optional[int] = None
+    optimizer: str = 'default'
+    ranks: Tuple[int, ...] = (0,)
+    loss: float = math.nan
+    losses: Mapping[str, float] = field(default_factory=dict)
+    grad_norm: float = math.nan
+    lr: Tuple[float, ...] = ()
+    loss_scale: Optional[Mapping[str, float]] = None
+    num_bad_params: int = 0
+    num_params: int = 0
+    params: Tuple[BadTensor, ...] = ()
+    samples: Tuple[str, ...] = ()
+    inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    watched: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    consecutive_skips: int = 0
+    total_skips: int = 0
+    routine_overflows: int = 0
+    since: Optional[int] = None
+    run: str = ''
+    attempt: int = 1
+    id: str = ''
+    time: str = ''
+
+    @property
+    def is_routine(self) -> bool:
+        return self.cause is Cause.SCALE_OVERFLOW
+
+    def replace(self, **changes: Any) -> 'GuardEvent':
+        return replace(self, **changes)
+
+    def to_row(self) -> Dict[str, Any]:
+        """A JSON-ready dict: enums are their names in lower case, non-finite
+        numbers are the strings 'nan', 'inf', '-inf'.
+        """
+        row: Dict[str, Any] = {'schema': SCHEMA, 'kind': 'update'}
+        first = (
+            'id',
+            'run',
+            'attempt',
+            'time',
+            'iter',
+            'epoch',
+            'batch_idx',
+            'optimizer',
+            'action',
+            'cause',
+        )
+        for name in first:
+            row[name] = getattr(self, name)
+        for item in fields(self):
+            if item.name not in row:
+                row[item.name] = getattr(self, item.name)
+        row.update(
+            action=self.action.value,
+            cause=self.cause.value,
+            params=[asdict(bad) for bad in self.params],
+        )
+        return _jsonable(row)
+
+    def line(self) -> str:
+        """What the console shows; one line."""
+        where = '' if self.optimizer == 'default' else f' ({self.optimizer})'
+        parts = [f'{self._blame()}; {self._done()}']
+        if self.samples:
+            more = len(self.samples) - 1
+            parts.append(
+                f'samples: {self.samples[0]}'
+                + (f' and {more} more' if more else '')
+            )
+        return f'Iter {self.iter}{where}: ' + '; '.join(parts)
+
+    def _blame(self) -> str:
+        """Names the tensor, its kind and how many were bad."""
+        name = f"'{self.params[0].name}'" if self.params else 'a parameter'
+        kind = _KINDS[self.params[0].kind] if self.params else 'bad'
+        of_all = f'{self.num_bad_params} of {self.num_params} tensors'
+        if self.cause is Cause.WEIGHT_NONFINITE:
+            return (
+                f'weight {name} is {kind} ({len(self.params)} or more bad '
+                'weights), which happened outside any guarded update'
+            )
+        if self.cause is Cause.INPUT_NONFINITE:
+            return 'the input is not finite'
+        if self.cause is Cause.LOSS_NONFINITE:
+            is_bad = 'loss is ' + ('NaN' if math.isnan(self.loss) else 'Inf')
+            if not self.num_bad_params:
+                return f'{is_bad} while its gradients are finite'
+            return f'{is_bad}, and so are gradients ({of_all})'
+        if self.cause is Cause.BUFFER_NONFINITE:
+            return f'forward made buffer {name} {kind}; the loss is finite'
+        if self.cause is Cause.NORM_OVERFLOW:
+            return (
+                'gradient norm overflows float32 with finite elements, '
+                f'largest in {name} ({of_all})'
+            )
+        return f'gradient of {name} is {kind} ({of_all})'
+
+    def _done(self) -> str:
+        """Says what became of the update and the scale."""
+        parts = [
+            'training halts, nothing was updated'
+            if self.action is Action.HALT
+            else 'update skipped'
+        ]
+        if self.loss_scale is not None:
+            before, after = (
+                self.loss_scale['before'],
+                self.loss_scale['after'],
+            )
+            parts.append(
+                f'loss scale stays at {before:g}'
+                if before == after
+                else f'loss scale {before:g} -> {after:g}'
+            )
+        if self.is_routine:
+            parts.append(
+                f'routine for a new scale, {self.routine_overflows} so far'
+            )
+        else:
+            skips = 'skip' if self.consecutive_skips == 1 else 'skips'
+            parts.append(f'{self.consecutive_skips} {skips} in a row')
+        return ', '.join(parts)
+
+
+_KINDS = {'nan': 'NaN', 'inf': 'Inf', 'huge': 'huge'}
+
+
+def to_json(row: Mapping[str, Any]) -> str:
+    """One line of strict JSON (RFC 8259 has no NaN and no Infinity)."""
+    return json.dumps(_jsonable(row), allow_nan=False, ensure_ascii=False)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return 'nan' if math.isnan(value) else ('inf' if value > 0 else '-inf')
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    return value

@@ -1,0 +1,82 @@
+from dataclasses import dataclass
+from typing import Optional, Tuple
+
+__all__ = ['NORM_LIMIT', 'Observation', 'ScaleReading']
+
+# The largest float32 whose square is a float32 too. A gradient norm within it
+# bounds the square of each element, so no second moment can overflow.
+NORM_LIMIT = 2.0**64 * (1 - 2.0**-24)
+
+
+@dataclass(frozen=True)
+class ScaleReading:
+    """The loss scale before the verdict; the defaults mean 'no scaler'.
+
+    Attributes:
+        value: What the gradients are multiplied by.
+        floor: ``value`` never goes below; at the floor an overflow cannot be
+            cured by lowering the scale.
+        lower_is_due: False at the floor, or while hysteresis is not used up.
+        growth_is_due: This update, if committed, is the one that grows it.
+    """
+
+    value: float = 1.0
+    floor: float = 1.0
+    lower_is_due: bool = False
+    growth_is_due: bool = False
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What was seen of one update, in plain numbers.
+
+    Attributes:
+        loss: Sum of what was passed to ``backward`` in the window, unscaled:
+            with MMEngine's division by the accumulation, the window's mean.
+        loss_is_finite: Each micro-batch's loss is finite.
+        grad_norm: L2 norm of all gradients, unscaled, before clipping; inf
+            where a float32 norm overflows.
+        grad_is_finite: No gradient has a NaN or Inf element.
+        clip_norm: The norm that clipping asks for, unscaled; None means that
+            it is ``grad_norm``.
+        buffers_are_finite: No buffer became non-finite in this window.
+        input_is_finite: No input flag was raised.
+        weights_are_finite: Looked at only when something else is wrong.
+        num_bad_params: Gradients that are non-finite or too large.
+        num_params: Gradients that were looked at.
+        scale: The loss scale.
+        bad_ranks: Ranks on which something was wrong.
+    """
+
+    loss: float
+    loss_is_finite: bool = True
+    grad_norm: float = 0.0
+    grad_is_finite: bool = True
+    clip_norm: Optional[float] = None
+    buffers_are_finite: bool = True
+    input_is_finite: bool = True
+    weights_are_finite: bool = True
+    num_bad_params: int = 0
+    num_params: int = 0
+    scale: ScaleReading = ScaleReading()
+    bad_ranks: Tuple[int, ...] = ()
+
+    @property
+    def loss_scale(self) -> float:
+        return self.scale.value
+
+    @property
+    def norm_is_bounded(self) -> bool:
+        """Written so that NaN counts as unbounded."""
+        return self.grad_norm <= NORM_LIMIT
+
+    @property
+    def is_clean(self) -> bool:
+        return (
+            self.loss_is_finite
+            and self.grad_is_finite
+            and self.norm_is_bounded
+            and self.buffers_are_finite
+            and self.input_is_finite
+            and self.weights_are_finite
+        )

@@ -1,0 +1,101 @@
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Dict, Mapping, Optional, Tuple
+
+from .errors import GuardConfigError, check_keys
+
+__all__ = ['GuardPolicy']
+
+WHERE = 'optim_wrapper.guard'
+
+
+@dataclass(frozen=True)
+class GuardPolicy:
+    """The rules, from ``optim_wrapper.guard=dict(...)``.
+
+    Routine overflows of the loss scale are never counted as skips.
+
+    Attributes:
+        max_consecutive_skips: The run halts at this many skips in a row,
+            inclusive; None means no limit.
+        max_skip_rate: The run halts when more than this share, exclusive, of
+            the last ``skip_rate_window`` updates were skipped. A window of
+            nothing but skips is one streak, which ``max_consecutive_skips``
+            judges. None means no limit.
+        skip_rate_window: Number of updates; judged once that many were seen.
+        proven_after: A loss scale that this many commits were made at, or
+            above, since it started or last grew, is proven: an overflow at a
+            proven scale is an anomaly, below that it is routine.
+        when_exhausted: What happens at a limit.
+        accumulation: What is rejected when a micro-batch is bad.
+    """
+
+    max_consecutive_skips: Optional[int] = 20
+    max_skip_rate: Optional[float] = 0.5
+    skip_rate_window: int = 200
+    proven_after: int = 100
+    when_exhausted: str = 'halt'
+    accumulation: str = 'window'
+
+    def __post_init__(self) -> None:
+        _check_count('max_consecutive_skips', self.max_consecutive_skips, 1)
+        _check_count('skip_rate_window', self.skip_rate_window, 1)
+        _check_count('proven_after', self.proven_after, 0)
+        if self.skip_rate_window is None or self.proven_after is None:
+            raise GuardConfigError(
+                f'{WHERE}: skip_rate_window and proven_after must be '
+                'integers; to switch a limit off, set '
+                'max_consecutive_skips=None or max_skip_rate=None.'
+            )
+        rate = self.max_skip_rate
+        if rate is not None and not (_is_number(rate) and 0 <= rate < 1):
+            raise GuardConfigError(
+                f'{WHERE}.max_skip_rate is {rate!r}: it must be a share in '
+                '[0, 1), or None for no limit.'
+            )
+        _check_choice('when_exhausted', self.when_exhausted, ('halt',))
+        _check_choice('accumulation', self.accumulation, ('window',))
+
+    @classmethod
+    def from_config(cls, config: Optional[Mapping[str, Any]]) -> 'GuardPolicy':
+        """Check and freeze a config dict; None gives the defaults.
+
+        Raises:
+            GuardConfigError: For an unknown key (it names the nearest valid
+                one) or a value out of range.
+        """
+        if config is None:
+            return cls()
+        if isinstance(config, cls):
+            return config
+        if not isinstance(config, Mapping):
+            raise GuardConfigError(
+                f'{WHERE} is {config!r}: it must be a dict such as '
+                'dict(max_consecutive_skips=50).'
+            )
+        check_keys(config, (field.name for field in fields(cls)), WHERE)
+        return cls(**config)
+
+    def to_dict(self) -> Dict[str, Any]:
+        return asdict(self)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_count(key: str, value: Any, least: int) -> None:
+    if value is not None and (
+        not isinstance(value, int) or isinstance(value, bool) or value < least
+    ):
+        raise GuardConfigError(
+            f'{WHERE}.{key} is {value!r}: it must be an integer of at least '
+            f'{least}.'
+        )
+
+
+def _check_choice(key: str, value: Any, choices: Tuple[str, ...]) -> None:
+    if value not in choices:
+        raise GuardConfigError(
+            f'{WHERE}.{key} is {value!r}: this version knows '
+            f'{", ".join(map(repr, choices))}.'
+        )

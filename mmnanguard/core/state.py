@@ -1,0 +1,88 @@
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Dict, Mapping, Tuple
+
+from .observation import Observation
+from .verdict import Action, Cause, ScaleMove, Verdict
+
+__all__ = ['GuardState']
+
+
+@dataclass(frozen=True)
+class GuardState:
+    """What the rules remember, equal on all ranks.
+
+    Attributes:
+        num_updates: Updates judged, whatever became of them.
+        num_steps: Updates committed.
+        total_skips: Updates rejected, routine overflows left out.
+        consecutive_skips: The same since the last commit.
+        routine_overflows: Updates rejected at a loss scale not yet proven.
+        commits_since_growth: Commits since the loss scale started or grew.
+            The scale only went down since then, so all of them were made at
+            the present scale or above.
+        recent_skips: Was it a skip, oldest first; routine overflows left out.
+        skip_rate_window: The most that ``recent_skips`` keeps.
+    """
+
+    num_updates: int = 0
+    num_steps: int = 0
+    total_skips: int = 0
+    consecutive_skips: int = 0
+    routine_overflows: int = 0
+    commits_since_growth: int = 0
+    recent_skips: Tuple[bool, ...] = ()
+    skip_rate_window: int = 200
+
+    def after(self, seen: Observation, verdict: Verdict) -> 'GuardState':
+        """The next state; ``seen`` is what ``verdict`` was reached on."""
+        num_updates = self.num_updates + 1
+        if verdict.action is Action.STEP:
+            grew = verdict.scale_move is ScaleMove.GROW
+            return replace(
+                self,
+                num_updates=num_updates,
+                num_steps=self.num_steps + 1,
+                consecutive_skips=0,
+                commits_since_growth=(
+                    0 if grew else self.commits_since_growth + 1
+                ),
+                recent_skips=self.with_skip(False),
+            )
+        if verdict.cause is Cause.SCALE_OVERFLOW:
+            return replace(
+                self,
+                num_updates=num_updates,
+                routine_overflows=self.routine_overflows + 1,
+            )
+        return replace(
+            self,
+            num_updates=num_updates,
+            total_skips=self.total_skips + 1,
+            consecutive_skips=self.consecutive_skips + 1,
+            recent_skips=self.with_skip(True),
+        )
+
+    def with_skip(self, skipped: bool) -> Tuple[bool, ...]:
+        return (*self.recent_skips, skipped)[-self.skip_rate_window :]
+
+    def to_dict(self) -> Dict[str, Any]:
+        """Builtins only, so that a checkpoint loads with weights_only."""
+        return {**asdict(self), 'recent_skips': list(self.recent_skips)}
+
+    @classmethod
+    def from_dict(
+        cls, saved: Mapping[str, Any], skip_rate_window: int
+    ) -> 'GuardState':
+        """Read ``to_dict``; missing keys keep defaults, others are ignored.
+
+        Args:
+            saved: From this or another version.
+            skip_rate_window: Of the present config, which sets the policy.
+        """
+        names = {field.name for field in fields(cls)}
+        known = {key: value for key, value in saved.items() if key in names}
+        known['recent_skips'] = tuple(
+            map(bool, known.get('recent_skips', ()))
+        )[-skip_rate_window:]
+        known['skip_rate_window'] = skip_rate_window
+        return cls(**known)

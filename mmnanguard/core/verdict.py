@@ -1,0 +1,65 @@
+import enum
+from dataclasses import dataclass
+
+__all__ = ['Action', 'Cause', 'ScaleMove', 'Verdict']
+
+
+class Action(enum.Enum):
+    """What happens to the update."""
+
+    STEP = 'step'
+    SKIP = 'skip'
+    ROLLBACK = 'rollback'
+    HALT = 'halt'
+
+
+class Cause(enum.Enum):
+    """Why an update was not a plain step, most fundamental cause first."""
+
+    NONE = 'none'
+    WEIGHT_NONFINITE = 'weight_nonfinite'
+    INPUT_NONFINITE = 'input_nonfinite'
+    LOSS_NONFINITE = 'loss_nonfinite'
+    BUFFER_NONFINITE = 'buffer_nonfinite'
+    SCALE_OVERFLOW = 'scale_overflow'
+    GRAD_NONFINITE = 'grad_nonfinite'
+    NORM_OVERFLOW = 'norm_overflow'
+    SPIKE = 'spike'
+
+    @property
+    def is_scaled(self) -> bool:
+        """May a lower loss scale cure it? What the forward pass made it
+        cannot.
+        """
+        return self in (
+            Cause.SCALE_OVERFLOW,
+            Cause.GRAD_NONFINITE,
+            Cause.NORM_OVERFLOW,
+        )
+
+
+class ScaleMove(enum.Enum):
+    """What happens to the loss scale; it stays within its bounds."""
+
+    KEEP = 'keep'
+    GROW = 'grow'
+    LOWER = 'lower'
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The decision on one update.
+
+    Attributes:
+        action: STEP commits; every other action leaves no trace.
+        cause: NONE for a clean update.
+        scale_move: Explicit, because a scaler cannot guess it from the
+            gradients: a skip for another reason must not grow the scale.
+        clip_coef: Factor in (0, 1] for the unscaled gradients; 1 means that
+            nothing is clipped. Only read when the action is STEP.
+    """
+
+    action: Action
+    cause: Cause = Cause.NONE
+    scale_move: ScaleMove = ScaleMove.KEEP
+    clip_coef: float = 1.0

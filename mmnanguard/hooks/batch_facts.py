@@ -1,0 +1,67 @@
+"""What a batch tells about itself when something went wrong with it."""
+
+import math
+from typing import Any, Dict, Iterator, List
+
+import torch
+from torch import Tensor
+
+__all__ = ['input_ranges', 'sample_ids']
+
+# Most telling first; the first one that a sample has is its name.
+ID_KEYS = ('img_path', 'img_id', 'sample_idx')
+
+
+def sample_ids(data_batch: Any, batch_idx: int) -> List[str]:
+    """Names of the samples, from their metainfo; else the batch's index."""
+    names = []
+    for metainfo in _metainfos(data_batch):
+        for key in ID_KEYS:
+            value = metainfo.get(key)
+            if value is not None:
+                names.append(
+                    str(value) if key == 'img_path' else f'{key} {value}'
+                )
+                break
+    return names or [f'batch {batch_idx}']
+
+
+def input_ranges(data_batch: Any) -> Dict[str, Dict[str, Any]]:
+    """Smallest and largest finite element of each tensor or list of tensors,
+    as the data loader gave them; syncs if they are on a device.
+    """
+    if not isinstance(data_batch, dict):
+        data_batch = {'inputs': data_batch}
+    ranges = {}
+    for key, value in data_batch.items():
+        tensors = [item for item in _tensors(value) if item.numel()]
+        if not tensors:
+            continue
+        low, high, is_finite = math.inf, -math.inf, True
+        for tensor in tensors:
+            finite = tensor[torch.isfinite(tensor)]
+            is_finite = is_finite and finite.numel() == tensor.numel()
+            if finite.numel():
+                low = min(low, finite.min().item())
+                high = max(high, finite.max().item())
+        ranges[key] = {'min': low, 'max': high, 'is_finite': is_finite}
+    return ranges
+
+
+def _metainfos(value: Any) -> Iterator[dict]:
+    if isinstance(getattr(value, 'metainfo', None), dict):
+        yield value.metainfo
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _metainfos(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _metainfos(item)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)

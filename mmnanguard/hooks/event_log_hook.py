@@ -1,0 +1,95 @@
+import os.path as osp
+import platform
+from typing import Any, Mapping
+
+import mmengine
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmnanguard.core import Action, GuardEvent, to_json
+from mmnanguard.registry import HOOKS
+from mmnanguard.version import __version__
+
+from .find_guards import find_guards
+
+__all__ = ['EventLogHook']
+
+
+@HOOKS.register_module()
+class EventLogHook(Hook):
+    """Writes ``<runner.log_dir>/nanguard/events.jsonl``.
+
+    One row of strict JSON per event, written and closed at once, so that a
+    killed process loses none; first a row of kind 'start'. Needs
+    ``NanGuardHook``, which hands out the events. Writes on rank 0 only. A
+    disk that is full costs rows, not the run.
+    """
+
+    priority = 'NORMAL'
+
+    def before_train(self, runner: Runner) -> None:
+        folder = osp.join(runner.log_dir, 'nanguard')
+        self.path = osp.join(folder, 'events.jsonl')
+        if is_main_process():
+            mmengine.mkdir_or_exist(folder)
+        guards = find_guards(runner)
+        has_teller = any(
+            type(hook).__name__ == 'NanGuardHook' for hook in runner.hooks
+        )
+        if not has_teller:
+            runner.logger.error(
+                'mmnanguard: EventLogHook gets no events without '
+                'NanGuardHook. Add default_hooks=dict(nan_guard=dict('
+                "type='mmnanguard.NanGuardHook'))."
+            )
+        first = next(iter(guards.values()), None)
+        self._write(
+            runner,
+            {
+                'schema': 1,
+                'kind': 'start',
+                'run': first.run if first else '',
+                'attempt': first.attempt if first else 1,
+                'iter': runner.iter + 1,
+                'max_iters': runner.max_iters,
+                'versions': {
+                    'mmnanguard': __version__,
+                    'mmengine': mmengine.__version__,
+                    'torch': torch.__version__,
+                    'python': platform.python_version(),
+                },
+                'guards': {
+                    name: guard.describe() for name, guard in guards.items()
+                },
+            },
+        )
+
+    def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
+        self._write(runner, event.to_row())
+        if event.action is Action.HALT:
+            self._write(
+                runner,
+                {
+                    'schema': 1,
+                    'kind': 'halt',
+                    'id': event.id,
+                    'iter': event.iter,
+                    'story': str(
+                        find_guards(runner)[event.optimizer].halted(event)
+                    ),
+                },
+            )
+
+    def _write(self, runner: Runner, row: Mapping[str, Any]) -> None:
+        if not is_main_process():
+            return
+        try:
+            with open(self.path, 'a', encoding='utf-8') as file:
+                file.write(to_json(row) + '\n')
+        except OSError as error:
+            runner.logger.error(
+                f'mmnanguard: cannot write {self.path} ({error}); training '
+                'goes on, this row is lost'
+            )

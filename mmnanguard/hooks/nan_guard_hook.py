@@ -1,0 +1,260 @@
+import logging
+import math
+from datetime import datetime, timezone
+from typing import Any, Dict, List, Optional, Set, Tuple
+from uuid import uuid4
+
+import torch
+from mmengine.dist import get_rank, get_world_size
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import Runner
+
+from mmnanguard.core import Action, GuardEvent
+from mmnanguard.registry import HOOKS
+from mmnanguard.safe_load import allow_mmengine_checkpoints
+from mmnanguard.version import __version__
+
+from .batch_facts import input_ranges, sample_ids
+from .find_guards import find_guards, find_wrappers
+
+__all__ = ['NanGuardHook']
+
+# MMEngine appends to a log scalar by copying it, so the guard's are short.
+SCALAR_LENGTH = 1000
+LEFTOVERS = {
+    'fp16': "optim_wrapper=dict(type='mmnanguard.NanGuardAmpOptimWrapper', "
+    'loss_scale=...)',
+    'optimizer_config': 'optim_wrapper=dict(clip_grad=dict(max_norm=...))',
+}
+
+
+@HOOKS.register_module()
+class NanGuardHook(Hook):
+    """Tells what the guard did, and halts the run when it must.
+
+    On each update that was not a plain step: completes the event with the
+    iteration's context, says it in one console line, and hands it to every
+    hook that has a method ``after_guard_event(runner, event)``. Raises
+    ``TrainingHalted`` last of all.
+
+    Scalars, each iteration, in every visualizer backend of the config (with
+    several optimizers, ``guard/<optimizer>/...``):
+
+    =================================  =====================================
+    ``train/guard/skipped``            updates rejected so far
+    ``train/guard/routine_overflows``  overflows at a scale not yet proven
+    ``train/guard/amp_scale``          loss scale; with float16 only
+    ``train/guard/clip_coef``          clip factor of the last commit, (0, 1]
+    =================================  =====================================
+
+    A non-finite value that the model logs stays out of MMEngine's smoothed
+    scalars, where it would blank the loss for a whole window; it stands in
+    the event instead.
+
+    Runs after RuntimeInfoHook, which writes the model's log values, and
+    before the hooks that average, log or save (ABOVE_NORMAL).
+    """
+
+    priority = 'ABOVE_NORMAL'
+
+    def __init__(self) -> None:
+        self._guards: Dict[str, Any] = {}
+        self._window: List[Tuple[int, Any]] = []
+        self._num_updates = 0
+        self._ids: Set[str] = set()
+        self._left_out: Set[str] = set()
+
+    def before_run(self, runner: Runner) -> None:
+        # Resuming comes right after this stage.
+        allow_mmengine_checkpoints()
+
+    def before_train(self, runner: Runner) -> None:
+        self._guards = find_guards(runner)
+        self._num_updates = self._count_updates()
+        self._warn(runner)
+        run = uuid4().hex[:8]  # not from the RNGs that training draws from
+        for name, guard in self._guards.items():
+            guard.name = name
+            guard.run = guard.run or run
+            guard.attach(self)
+            runner.logger.info(
+                describe(name, find_wrappers(runner)[name], guard)
+            )
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Optional[dict] = None,
+    ) -> None:
+        self._window.append((batch_idx, _samples_only(data_batch)))
+        events = [
+            (guard, event)
+            for guard in self._guards.values()
+            for event in guard.take_events()
+        ]
+        self._keep_logs_finite(runner, outputs or {}, bool(events))
+        self._update_scalars(runner)
+        if events:
+            context = self._context(runner, batch_idx, data_batch, outputs)
+        for position, (guard, event) in enumerate(events):
+            event = event.replace(**context, id=self._new_id(runner, event))
+            events[position] = guard, event
+            runner.logger.log(
+                logging.INFO if event.is_routine else logging.WARNING,
+                event.line(),
+            )
+            runner.call_hook('after_guard_event', event=event)
+        if self._count_updates() != self._num_updates:
+            self._num_updates = self._count_updates()
+            self._window = []
+        for guard, event in events:
+            if event.action is Action.HALT:
+                raise guard.halted(event)
+
+    def after_train(self, runner: Runner) -> None:
+        for guard in self._guards.values():
+            guard.detach()
+
+    def _warn(self, runner: Runner) -> None:
+        """Say loudly what is not guarded."""
+        for name, wrapper in find_wrappers(runner).items():
+            if name not in self._guards:
+                runner.logger.error(
+                    f"mmnanguard: optimizer '{name}' is run by "
+                    f'{type(wrapper).__name__}: ITS UPDATES ARE NOT GUARDED. '
+                    'Set optim_wrapper.type to mmnanguard.NanGuardOptimWrapper'
+                    ' or mmnanguard.NanGuardAmpOptimWrapper, and leave out '
+                    "--amp, which puts MMEngine's wrapper in its place. "
+                    'DeepSpeed, ColossalAI and Apex cannot be guarded.'
+                )
+        for key, cure in LEFTOVERS.items():
+            if runner.cfg.get(key) is not None:
+                runner.logger.warning(
+                    f'mmnanguard: the config has `{key}`, a 1.x key that '
+                    f'MMEngine ignores. In 2.x write {cure}.'
+                )
+        if self._guards and get_world_size() > 1:
+            runner.logger.warning(
+                'mmnanguard: this version judges on each rank by itself, '
+                'which is safe only where all ranks see the same gradients '
+                '(DDP); a bad loss on one rank can part them.'
+            )
+
+    def _context(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any,
+        outputs: Optional[dict],
+    ) -> Dict[str, Any]:
+        """What the iteration adds to an event."""
+        losses = {
+            key: float(torch.as_tensor(value).detach())
+            for key, value in (outputs or {}).items()
+            if 'loss' in key and key != 'loss'
+        }
+        return dict(
+            iter=runner.iter + 1,
+            epoch=runner.epoch + 1,
+            batch_idx=batch_idx,
+            ranks=(get_rank(),),
+            losses=losses,
+            samples=tuple(
+                name
+                for index, samples in self._window
+                for name in sample_ids(samples, index)
+            ),
+            inputs=input_ranges(data_batch),
+            time=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        )
+
+    def _new_id(self, runner: Runner, event: GuardEvent) -> str:
+        """Joins the rows of one event; unique in the run."""
+        name = f'{event.run}-{runner.iter + 1}'
+        if event.optimizer != 'default':
+            name = f'{name}-{event.optimizer}'
+        unique, number = name, 1
+        while unique in self._ids:
+            number += 1
+            unique = f'{name}.{number}'
+        self._ids.add(unique)
+        return unique
+
+    def _count_updates(self) -> int:
+        return sum(guard.state.num_updates for guard in self._guards.values())
+
+    def _keep_logs_finite(
+        self, runner: Runner, outputs: dict, is_told: bool
+    ) -> None:
+        """Take the newest value back out of MMEngine's smoothed scalars if
+        it is not finite. They are host numbers by now: no sync.
+        """
+        scalars = runner.message_hub.log_scalars
+        for key in outputs:
+            buffer = scalars.get(f'train/{key}')
+            if buffer is None:
+                continue
+            values, counts = buffer.data
+            if len(values) == 0 or math.isfinite(values[-1]):
+                continue
+            scalars[f'train/{key}'] = HistoryBuffer(
+                values[:-1], counts[:-1], buffer.max_length
+            )
+            if len(values) == 1:  # an empty buffer cannot be logged
+                del scalars[f'train/{key}']
+            if not is_told and key not in self._left_out:
+                self._left_out.add(key)
+                runner.logger.warning(
+                    f"Iter {runner.iter + 1}: the model logs '{key}' as "
+                    f'{values[-1]}; such values of it are left out of the '
+                    'smoothed log (said once)'
+                )
+
+    def _update_scalars(self, runner: Runner) -> None:
+        for name, guard in self._guards.items():
+            prefix = 'train/guard/' + ('' if name == 'default' else f'{name}/')
+            scalars = {
+                'skipped': guard.state.total_skips,
+                'routine_overflows': guard.state.routine_overflows,
+                'clip_coef': guard.last_clip_coef,
+            }
+            if guard.scaler.is_enabled():
+                scalars['amp_scale'] = guard.scaler.get_scale()
+            for key, value in scalars.items():
+                runner.message_hub.update_scalar(prefix + key, value)
+                runner.message_hub.get_scalar(
+                    prefix + key
+                ).max_length = SCALAR_LENGTH
+
+
+def describe(name: str, wrapper: Any, guard: Any) -> str:
+    """The one line that says what is guarded."""
+    about = guard.describe()
+    policy = about['policy']
+    dtype = str(getattr(wrapper, 'cast_dtype', 'float32'))
+    scale = about['loss_scale']
+    scale = (
+        f'loss scale {scale["value"]:g}, floor {scale["floor"]:g}'
+        if scale
+        else 'no loss scale'
+    )
+    return (
+        f"mmnanguard {__version__} guards optimizer '{name}': "
+        f'{type(wrapper).__name__} ({dtype.replace("torch.", "")}, {scale}), '
+        f'{about["optimizer"]} with {about["num_tensors"]} tensors, '
+        f'{about["clip"]}, halts at '
+        f'max_consecutive_skips={policy["max_consecutive_skips"]}, '
+        f'max_skip_rate={policy["max_skip_rate"]} of '
+        f'{policy["skip_rate_window"]}; run {guard.run}, attempt '
+        f'{guard.attempt}'
+    )
+
+
+def _samples_only(data_batch: Any) -> Any:
+    """What names the samples, so that a window keeps no images alive."""
+    if isinstance(data_batch, dict):
+        return data_batch.get('data_samples')
+    return None

@@ -1,0 +1,22 @@
+"""Ring 2: tensors in, facts out; torch and the core only."""
+
+from .apply import apply_update
+from .blame import TensorNames, blame
+from .grad_rules import ValueClip
+from .host_read import read_once
+from .loss_scale import GuardedGradScaler
+from .observe import Reading, look_closer, observe
+from .snapshot import Snapshot
+
+__all__ = [
+    'GuardedGradScaler',
+    'Reading',
+    'Snapshot',
+    'TensorNames',
+    'ValueClip',
+    'apply_update',
+    'blame',
+    'look_closer',
+    'observe',
+    'read_once',
+]

@@ -1,0 +1,56 @@
+from typing import Any, Callable, List, Optional
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ['apply_update']
+
+
+@torch.no_grad()
+def apply_update(
+    optimizer: Optimizer,
+    grads: List[Tensor],
+    scale: float,
+    clip_coef: float,
+    grad_rule: Optional[Callable[[List[Tensor]], None]] = None,
+    **step_kwargs: Any,
+) -> None:
+    """Unscale, clip and step; no sync.
+
+    Unscaling and norm clipping are one factor. A fused optimizer takes it
+    into its kernel; otherwise it is one multiplication, and none where it
+    is 1, so that nothing is touched without need.
+
+    Args:
+        optimizer: Steps exactly once.
+        grads: Its gradients, scaled and finite; changed in place.
+        scale: The loss scale that they carry.
+        clip_coef: In (0, 1].
+        grad_rule: Changes unscaled gradients in place.
+        step_kwargs: For ``optimizer.step``.
+    """
+    factor = clip_coef / scale
+    if not grads or (factor == 1.0 and grad_rule is None):
+        optimizer.step(**step_kwargs)
+    elif grad_rule is None and _takes_grad_scale(optimizer):
+        device = grads[0].device
+        # The kernel divides by grad_scale, and wants found_inf beside it.
+        kernel: Any = optimizer
+        kernel.grad_scale = torch.full((), 1 / factor, device=device)
+        kernel.found_inf = torch.zeros((), device=device)
+        try:
+            optimizer.step(**step_kwargs)
+        finally:
+            del kernel.grad_scale, kernel.found_inf
+    else:
+        if factor != 1.0:
+            torch._foreach_mul_(grads, factor)
+        if grad_rule is not None:
+            grad_rule(grads)
+        optimizer.step(**step_kwargs)
+
+
+def _takes_grad_scale(optimizer: Optimizer) -> bool:
+    """True for PyTorch's fused optimizers (the mark GradScaler goes by)."""
+    return getattr(optimizer, '_step_supports_amp_scaling', False)

@@ -1,0 +1,40 @@
+from typing import Dict, List, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ['read_once']
+
+
+def read_once(
+    groups: Mapping[str, Sequence[Tensor]],
+) -> Dict[str, List[float]]:
+    """Bring many 0-dim tensors to the host in one transfer.
+
+    This is the ONE sync of a clean update: whatever a stage wants to know
+    joins a group here instead of calling ``item``.
+
+    Args:
+        groups: 0-dim tensors of any dtype and device, by name.
+
+    Returns:
+        The same groups as Python floats, rounded to float32; a finite
+        float64 beyond float32's range reads as inf.
+    """
+    flat = [value for group in groups.values() for value in group]
+    if not flat:
+        return {name: [] for name in groups}
+    device = flat[0].device
+    numbers = torch.stack(
+        [
+            value
+            if value.dtype is torch.float32 and value.device == device
+            else value.to(device, torch.float32, non_blocking=True)
+            for value in flat
+        ]
+    ).tolist()
+    read, start = {}, 0
+    for name, group in groups.items():
+        read[name] = numbers[start : start + len(group)]
+        start += len(group)
+    return read

@@ -1,0 +1,146 @@
+import math
+from dataclasses import replace
+from typing import Dict, List, Mapping, NamedTuple, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from mmnanguard.core import Observation, ScaleReading
+
+from .host_read import read_once
+from .snapshot import Snapshot
+
+__all__ = ['Reading', 'look_closer', 'observe']
+
+
+class Reading(NamedTuple):
+    """What :func:`observe` read, per tensor, for those who ask who it was.
+
+    Attributes:
+        norms: L2 norm of each gradient, still scaled, NaN and inf included.
+        bad_buffers: (owner, key) of buffers that became non-finite.
+    """
+
+    norms: List[float]
+    bad_buffers: List[Tuple[nn.Module, str]]
+
+
+@torch.no_grad()
+def observe(
+    grads: Sequence[Tensor],
+    losses: Sequence[Tensor],
+    facts: Mapping[str, Sequence[Tensor]],
+    snapshot: Snapshot,
+    scale: ScaleReading,
+    norm_type: float = 2.0,
+) -> Tuple[Observation, Reading]:
+    """Look at one update: one read of each gradient, one host read.
+
+    Must come before clipping, which smears one NaN over all gradients.
+
+    Args:
+        grads: Still scaled, not clipped.
+        losses: What was passed to ``backward``, detached, 0-dim, unscaled.
+        facts: Flags raised before the update, 0-dim, non-zero is bad.
+        snapshot: Holds the buffers as they were before the window.
+        scale: Of the gradients.
+        norm_type: Of the clip rule. Another one than 2 costs a second read.
+    """
+    norms = gradient_norms(grads, 2.0)
+    groups: Dict[str, Sequence[Tensor]] = {
+        'norms': norms,
+        'losses': losses,
+        'flags': [flag for flags in facts.values() for flag in flags],
+        'clip_norms': ()
+        if norm_type == 2.0
+        else gradient_norms(grads, norm_type),
+        **snapshot.facts(),
+    }
+    read = read_once(groups)  # the one sync of a clean update
+    bad_buffers = snapshot.find_bad(read)
+    num_bad = sum(not math.isfinite(norm) for norm in read['norms'])
+    clip_norm = None
+    if norm_type != 2.0:
+        clip_norm = combine(read['clip_norms'], norm_type) / scale.value
+    seen = Observation(
+        loss=sum(read['losses']) if losses else math.nan,
+        loss_is_finite=all(map(math.isfinite, read['losses'])),
+        grad_norm=combine(read['norms'], 2.0) / scale.value,
+        grad_is_finite=num_bad == 0,
+        clip_norm=clip_norm,
+        buffers_are_finite=not bad_buffers,
+        input_is_finite=not any(read['flags']),
+        num_bad_params=num_bad,
+        num_params=len(grads),
+        scale=scale,
+    )
+    return seen, Reading(read['norms'], bad_buffers)
+
+
+@torch.no_grad()
+def look_closer(
+    seen: Observation,
+    reading: Reading,
+    grads: Sequence[Tensor],
+    weights: Sequence[Tensor],
+) -> Observation:
+    """The second look at a suspicious update; syncs, and is never hot.
+
+    Tells a norm that overflows over finite elements from a non-finite
+    element, and finds weights that went bad outside any update.
+    """
+    suspects = [
+        grad
+        for grad, norm in zip(grads, reading.norms)
+        if not math.isfinite(norm)
+    ]
+    return replace(
+        seen,
+        grad_is_finite=not nonfinite_indices(suspects),
+        num_bad_params=max(seen.num_bad_params, int(not seen.norm_is_bounded)),
+        weights_are_finite=not nonfinite_indices(weights),
+    )
+
+
+def nonfinite_indices(tensors: Sequence[Tensor]) -> List[int]:
+    """Which tensors have a NaN or Inf element; one host read."""
+    flags = read_once(
+        {'bad': [~torch.isfinite(tensor).all() for tensor in tensors]}
+    )
+    return [index for index, flag in enumerate(flags['bad']) if flag]
+
+
+def gradient_norms(
+    grads: Sequence[Tensor], norm_type: float
+) -> Sequence[Tensor]:
+    """One norm per tensor, accumulated in float32.
+
+    Half-precision gradients of moderate size have norms beyond float16.
+    """
+    if all(grad.dtype is torch.float32 for grad in grads):
+        return torch._foreach_norm(list(grads), norm_type) if grads else ()
+    return [
+        torch.linalg.vector_norm(
+            grad,
+            norm_type,
+            dtype=torch.promote_types(grad.dtype, torch.float32),
+        )
+        for grad in grads
+    ]
+
+
+def combine(norms: Sequence[float], norm_type: float) -> float:
+    """The norm of norms, in float64; NaN wins over inf."""
+    if any(map(math.isnan, norms)):
+        return math.nan
+    largest = max(norms, default=0.0)
+    if norm_type == math.inf or not math.isfinite(largest):
+        return largest
+    if norm_type == 2.0:
+        return math.sqrt(math.fsum(norm * norm for norm in norms))
+    if largest == 0.0:
+        return 0.0
+    # Divided by the largest first: a high power would overflow float64.
+    return largest * math.fsum(
+        (norm / largest) ** norm_type for norm in norms
+    ) ** (1 / norm_type)

@@ -1,0 +1,129 @@
+import copy
+import inspect
+import logging
+from pathlib import Path
+from typing import Any, Dict, Union
+
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+
+from mmnanguard.core import GuardConfigError
+
+from .nan_guard_amp_optim_wrapper import NanGuardAmpOptimWrapper
+from .nan_guard_optim_wrapper import NanGuardOptimWrapper
+
+__all__ = ['apply_guard']
+
+GUARDS = Path(__file__).parents[1] / '.mim' / 'configs' / 'guards'
+TWINS = {
+    'OptimWrapper': NanGuardOptimWrapper,
+    'AmpOptimWrapper': NanGuardAmpOptimWrapper,
+    'NanGuardOptimWrapper': NanGuardOptimWrapper,
+    'NanGuardAmpOptimWrapper': NanGuardAmpOptimWrapper,
+}
+# Read by MMEngine's build_optim_wrapper, not by the wrapper.
+BUILDER_KEYS = ('type', 'constructor', 'paramwise_cfg')
+
+
+def apply_guard(cfg: Config, guard: str = 'full') -> Config:
+    """Turn any mm config into its guarded form.
+
+    Each dict below ``optim_wrapper`` that holds an ``optimizer`` (several in
+    GAN-style configs) gets the guard's keys. What the new wrapper takes stays
+    as it was; what it does not take is dropped and listed in the log.
+    ``default_hooks`` merge by key, so that no hook is lost.
+
+    Args:
+        cfg: Left as it is.
+        guard: A name (fp32, bf16, fp16, full) or the path of an overlay, a
+            config with only ``optim_wrapper`` and ``default_hooks``. An
+            overlay that names no wrapper type keeps the precision.
+
+    Returns:
+        A new config.
+
+    Raises:
+        GuardConfigError: If the guard is not found, or the config has no
+            wrapper that can be guarded.
+    """
+    overlay = load_overlay(guard)
+    changes = overlay.get('optim_wrapper', {})
+    cfg = copy.deepcopy(cfg)
+    if not cfg.get('optim_wrapper'):
+        raise GuardConfigError(
+            f'the config has no optim_wrapper, so guard {guard!r} has nothing '
+            'to guard. (A 1.x config with `optimizer` must be migrated '
+            'first.)'
+        )
+    cfg.optim_wrapper = guard_wrappers(
+        cfg.optim_wrapper, changes, 'optim_wrapper'
+    )
+    cfg.merge_from_dict(dict(default_hooks=overlay.get('default_hooks', {})))
+    return cfg
+
+
+def load_overlay(guard: str) -> Config:
+    named = GUARDS / f'{guard}.py'
+    path = named if named.is_file() else Path(guard)
+    if not path.is_file():
+        names = ', '.join(sorted(file.stem for file in GUARDS.glob('*.py')))
+        raise GuardConfigError(
+            f'guard {guard!r} is neither one of {names} nor a file.'
+        )
+    overlay = Config.fromfile(str(path))
+    extra = set(overlay) - {'optim_wrapper', 'default_hooks'}
+    if extra:
+        raise GuardConfigError(
+            f'overlay {path} sets {", ".join(sorted(extra))}: an overlay has '
+            'only optim_wrapper and default_hooks.'
+        )
+    return overlay
+
+
+def guard_wrappers(node: Any, changes: Dict[str, Any], where: str) -> Any:
+    """Rewrite each dict at or below ``node`` that holds an optimizer."""
+    if not isinstance(node, dict):
+        return node
+    if 'optimizer' in node:
+        return guard_wrapper(node, changes, where)
+    return ConfigDict(
+        {
+            key: guard_wrappers(value, changes, f'{where}.{key}')
+            for key, value in node.items()
+        }
+    )
+
+
+def guard_wrapper(
+    wrapper: Dict[str, Any], changes: Dict[str, Any], where: str
+) -> ConfigDict:
+    twin = guarded_twin(wrapper.get('type', 'OptimWrapper'), where)
+    if 'type' in changes:
+        twin = guarded_twin(changes['type'], 'overlay')
+    merged = {**wrapper, **changes, 'type': f'mmnanguard.{twin.__name__}'}
+    taken = [*inspect.signature(twin).parameters, *BUILDER_KEYS]
+    dropped = sorted(set(merged) - set(taken))
+    if dropped:
+        print_log(
+            f'{where}: {twin.__name__} does not take '
+            f'{", ".join(f"{key}={merged[key]!r}" for key in dropped)}; '
+            'dropped',
+            logger='current',
+            level=logging.WARNING,
+        )
+    return ConfigDict(
+        {key: value for key, value in merged.items() if key in taken}
+    )
+
+
+def guarded_twin(type_: Union[str, type], where: str) -> type:
+    name = type_ if isinstance(type_, str) else type_.__name__
+    name = name.split('.')[-1]
+    if name not in TWINS:
+        raise GuardConfigError(
+            f'{where}.type is {name}, which has no guarded form: DeepSpeed, '
+            'ColossalAI and Apex update parameters by themselves, and a '
+            "project's own wrapper may do anything. Guarded are: "
+            f'{", ".join(TWINS)}.'
+        )
+    return TWINS[name]

@@ -1,0 +1,49 @@
+from typing import Union
+
+import torch
+
+from mmnanguard.core import GuardConfigError
+
+__all__ = ['choose_dtype']
+
+VALID = ('float16', 'bfloat16', 'float32', 'float64')
+
+
+def choose_dtype(
+    dtype: Union[str, torch.dtype, None], device: str
+) -> torch.dtype:
+    """MMEngine's ``dtype`` key, and 'auto'.
+
+    Args:
+        dtype: 'auto' is bfloat16 where the hardware has it, else float16.
+            None is what MMEngine takes: bfloat16 on a CPU, else float16.
+        device: Type of the device that holds the parameters.
+
+    Raises:
+        GuardConfigError: If it is none of these.
+    """
+    if dtype == 'auto':
+        return torch.bfloat16 if has_native_bf16(device) else torch.float16
+    if dtype is None:
+        return torch.bfloat16 if device == 'cpu' else torch.float16
+    if isinstance(dtype, torch.dtype):
+        dtype = str(dtype).replace('torch.', '')
+    if dtype not in VALID:
+        raise GuardConfigError(
+            f"optim_wrapper.dtype is {dtype!r}: it must be 'auto', None or "
+            f'one of {", ".join(VALID)}.'
+        )
+    return getattr(torch, dtype)
+
+
+def has_native_bf16(device: str) -> bool:
+    """False where bfloat16 is merely emulated, which is slow."""
+    if device == 'cuda':
+        # Counts emulation unless told not to.
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == 'cpu':
+        probes = ('_is_avx512_bf16_supported', '_is_amx_tile_supported')
+        return any(
+            getattr(torch.cpu, probe, lambda: False)() for probe in probes
+        )
+    return False

@@ -1,0 +1,258 @@
+import logging
+from collections import deque
+from typing import Any, Deque, Dict, List, Mapping, Optional, Tuple
+
+from mmengine.logging import MessageHub, print_log
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mmnanguard.core import (
+    Action,
+    BadTensor,
+    GuardEvent,
+    GuardPolicy,
+    GuardState,
+    Observation,
+    TrainingHalted,
+    Verdict,
+    tell_halt,
+)
+from mmnanguard.numerics import GuardedGradScaler, Snapshot, TensorNames
+
+from .clip_grad import build_clip
+
+__all__ = ['Guard']
+
+# Rejected updates kept in memory for the story of a halt.
+MAX_STREAK = 1000
+
+
+class Guard:
+    """What one optimizer wrapper keeps for its transactions.
+
+    A transaction opens at the first ``optim_context`` (or ``backward``) when
+    none is open and closes at ``step``. With gradient accumulation it spans
+    the window.
+
+    Args:
+        optimizer: Whose updates are guarded.
+        config: ``optim_wrapper.guard``.
+        clip_grad: ``optim_wrapper.clip_grad``; left as it is.
+        scaler: The loss scale of the gradients; None means no scaling.
+
+    Attributes:
+        name: Key in the ``OptimWrapperDict``, set by ``NanGuardHook``.
+        run: Names the run in events; survives a resume.
+        attempt: Counts process starts of the run, from 1.
+        last_clip_coef: Of the last committed update.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        config: Optional[Mapping[str, Any]] = None,
+        clip_grad: Optional[Mapping[str, Any]] = None,
+        scaler: Optional[GuardedGradScaler] = None,
+    ) -> None:
+        self.optimizer = optimizer
+        self.policy = GuardPolicy.from_config(config)
+        self.state = GuardState(skip_rate_window=self.policy.skip_rate_window)
+        self.clip_rule, self.grad_rule = build_clip(clip_grad)
+        self.scaler = scaler or GuardedGradScaler(enabled=False)
+        self.snapshot = Snapshot()
+        self.name = 'default'
+        self.run = ''
+        self.attempt = 1
+        self.last_clip_coef = 1.0
+        self.losses: List[Tensor] = []
+        self.facts: Dict[str, List[Tensor]] = {}
+        self._models: Dict[int, nn.Module] = {}
+        self._listener: Any = None
+        self._events: List[GuardEvent] = []
+        self._streak: Deque[GuardEvent] = deque(maxlen=MAX_STREAK)
+        self._message_hub = MessageHub.get_current_instance()
+
+    # The window, from its opening to its close
+
+    def open(self, model: nn.Module) -> None:
+        """Remember what a forward pass of ``model`` may change; no sync."""
+        self._models[id(model)] = model
+        self.snapshot.take(model)
+
+    def add_loss(self, loss: Tensor) -> None:
+        """Note the loss of one micro-batch; no sync."""
+        value = loss.detach()
+        self.losses.append(value if value.dim() == 0 else value.sum())
+
+    def add_fact(self, name: str, flag: Tensor) -> None:
+        """Raise a flag for this window; no sync.
+
+        Args:
+            name: 'input' is known.
+            flag: 0-dim; non-zero means bad.
+        """
+        self.facts.setdefault(name, []).append(flag)
+
+    def close(self) -> None:
+        self.losses, self.facts = [], {}
+        self.snapshot.close()
+
+    def trained(self) -> Tuple[List[Tensor], List[Tensor]]:
+        """Parameters that have a gradient, and these gradients' elements."""
+        params, grads = [], []
+        for group in self.optimizer.param_groups:
+            for param in group['params']:
+                grad = param.grad
+                if grad is None:
+                    continue
+                if grad.is_sparse:
+                    # Duplicate indices must be summed before they are judged.
+                    grad = param.grad = grad.coalesce()
+                    grad = grad._values()
+                params.append(param)
+                grads.append(grad)
+        return params, grads
+
+    def weights(self) -> List[Tensor]:
+        """All parameters, the optimizer's and those of the models."""
+        weights = {
+            id(param): param
+            for group in self.optimizer.param_groups
+            for param in group['params']
+        }
+        for model in self._models.values():
+            for param in model.parameters():
+                weights.setdefault(id(param), param)
+        return list(weights.values())
+
+    def names(self) -> TensorNames:
+        return TensorNames(
+            list(self._models.values()), self.optimizer.param_groups
+        )
+
+    # Telling
+
+    @property
+    def iter(self) -> int:
+        """Of MMEngine's loop, from 1; without a loop, updates judged."""
+        done = self._message_hub.get_info('iter')
+        return self.state.num_updates if done is None else done + 1
+
+    def log_norm(self, norm: float) -> None:
+        """Report a committed update's norm under MMEngine's own name."""
+        self._message_hub.update_scalar('train/grad_norm', norm)
+
+    def attach(self, listener: Any) -> None:
+        """Let ``listener`` fetch events, tell them, and halt."""
+        self._listener = listener
+
+    def detach(self) -> None:
+        self._listener = None
+
+    def take_events(self) -> List[GuardEvent]:
+        """Events since the last call; the caller now has to tell them."""
+        events, self._events = self._events, []
+        return events
+
+    def tell(
+        self,
+        seen: Observation,
+        verdict: Verdict,
+        bad: Tuple[BadTensor, ...],
+        scale_before: float,
+        scale_after: float,
+    ) -> None:
+        """Hand on one rejected update, or log it and halt by oneself.
+
+        Raises:
+            TrainingHalted: On HALT, if nothing is attached.
+        """
+        event = GuardEvent(
+            action=verdict.action,
+            cause=verdict.cause,
+            iter=self.iter,
+            optimizer=self.name,
+            loss=seen.loss,
+            grad_norm=seen.grad_norm,
+            lr=tuple(
+                float(group['lr']) for group in self.optimizer.param_groups
+            ),
+            loss_scale=(
+                {'before': scale_before, 'after': scale_after}
+                if self.scaler.is_enabled()
+                else None
+            ),
+            num_bad_params=seen.num_bad_params,
+            num_params=seen.num_params,
+            params=bad,
+            consecutive_skips=self.state.consecutive_skips,
+            total_skips=self.state.total_skips,
+            routine_overflows=self.state.routine_overflows,
+            since=self.since,
+            run=self.run,
+            attempt=self.attempt,
+        )
+        if not event.is_routine:
+            if event.consecutive_skips == 1:
+                self._streak.clear()
+            self._streak.append(event)
+        if self._listener is not None:
+            self._events.append(event)
+            return
+        print_log(
+            event.line(),
+            logger='current',
+            level=logging.INFO if event.is_routine else logging.WARNING,
+        )
+        if event.action is Action.HALT:
+            raise self.halted(event)
+
+    def halted(self, event: GuardEvent) -> TrainingHalted:
+        """The exception that tells the whole story."""
+        self._streak[-1] = event
+        return TrainingHalted(
+            event, tell_halt(event, self._streak, self.policy)
+        )
+
+    @property
+    def since(self) -> Optional[int]:
+        """Iteration at which the present streak of skips began."""
+        if self.state.consecutive_skips == 0:
+            return None
+        if self.state.consecutive_skips == 1 or not self._streak:
+            return self.iter
+        return self._streak[0].iter
+
+    def describe(self) -> Dict[str, Any]:
+        """What is guarded and by which rules; builtins only."""
+        scale = self.scaler.read()
+        groups = self.optimizer.param_groups
+        return {
+            'optimizer': type(self.optimizer).__name__,
+            'num_tensors': sum(len(group['params']) for group in groups),
+            'clip': str(self.grad_rule or self.clip_rule),
+            'loss_scale': (
+                {'value': scale.value, 'floor': scale.floor}
+                if self.scaler.is_enabled()
+                else None
+            ),
+            'policy': self.policy.to_dict(),
+        }
+
+    # Checkpoints
+
+    def state_dict(self) -> dict:
+        """Builtins only."""
+        return {
+            'state': self.state.to_dict(),
+            'run': self.run,
+            'attempt': self.attempt,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on where a checkpoint ends; the policy is the config's."""
+        self.state = GuardState.from_dict(
+            saved.get('state', {}), self.policy.skip_rate_window
+        )
+        self.run = saved.get('run', '')
+        self.attempt = saved.get('attempt', 0) + 1

@@ -1,0 +1,76 @@
+from typing import Any, Tuple
+
+from mmnanguard.core import Action, BadTensor, Cause, decide
+from mmnanguard.numerics import apply_update, blame, look_closer, observe
+
+from .guard import Guard
+
+__all__ = ['guarded_step']
+
+
+def guarded_step(guard: Guard, **step_kwargs: Any) -> None:
+    """End a transaction: the update is committed, or leaves no trace.
+
+    The window was opened by ``optim_context`` and ran forward and backward;
+    now the gradients are there, still scaled and not clipped.
+
+    Syncs the device once; a rejected update costs a few syncs more.
+
+    Raises:
+        TrainingHalted: If the policy is exhausted or weights are bad, and no
+            hook is attached that will raise it later.
+    """
+    params, grads = guard.trained()
+    scale = guard.scaler.read()
+
+    # Observe
+    seen, reading = observe(
+        grads,
+        guard.losses,
+        guard.facts,
+        guard.snapshot,
+        scale,
+        guard.clip_rule.norm_type,
+    )
+    if not seen.is_clean:
+        seen = look_closer(seen, reading, grads, guard.weights())
+
+    # Decide
+    verdict = decide(seen, guard.state, guard.policy, guard.clip_rule)
+
+    # Apply, or put back
+    bad: Tuple[BadTensor, ...] = ()
+    if verdict.action is Action.STEP:
+        apply_update(
+            guard.optimizer,
+            grads,
+            scale.value,
+            verdict.clip_coef,
+            guard.grad_rule,
+            **step_kwargs,
+        )
+    else:
+        bad = blame(
+            verdict.cause,
+            params,
+            grads,
+            guard.weights(),
+            reading,
+            scale.value,
+            guard.names(),
+        )
+        guard.snapshot.restore()
+    guard.close()
+
+    # Move the scale
+    before, after = guard.scaler.move(verdict)
+    guard.state = guard.state.after(seen, verdict)
+
+    # Tell
+    if verdict.cause is Cause.NONE:
+        guard.last_clip_coef = verdict.clip_coef
+        guard.log_norm(
+            seen.grad_norm if seen.clip_norm is None else seen.clip_norm
+        )
+    else:
+        guard.tell(seen, verdict, bad, before, after)

@@ -1,0 +1,69 @@
+from contextlib import contextmanager
+from typing import Any, Iterator, Optional
+
+from mmengine.optim import OptimWrapper
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mmnanguard.registry import OPTIM_WRAPPERS
+
+from .guard import Guard
+from .guarded_step import guarded_step
+
+__all__ = ['NanGuardOptimWrapper']
+
+
+@OPTIM_WRAPPERS.register_module()
+class NanGuardOptimWrapper(OptimWrapper):
+    """MMEngine's ``OptimWrapper``, with updates that commit or leave no trace.
+
+    Args:
+        optimizer: As in MMEngine.
+        accumulative_counts: As in MMEngine; the window is the transaction.
+        clip_grad: As in MMEngine. Gradients are observed before it.
+        guard: The rules, see :class:`mmnanguard.core.GuardPolicy`.
+
+    Raises:
+        GuardConfigError: If ``clip_grad`` or ``guard`` cannot work.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        accumulative_counts: int = 1,
+        clip_grad: Optional[dict] = None,
+        guard: Optional[dict] = None,
+    ) -> None:
+        # Before super, for its better errors; a copy, because MMEngine pops
+        # 'type' out of the caller's dict.
+        self.guard = Guard(optimizer, guard, clip_grad)
+        super().__init__(
+            optimizer, accumulative_counts, clip_grad and dict(clip_grad)
+        )
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        self.guard.open(model)
+        with super().optim_context(model):
+            yield
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        self.guard.add_loss(loss)
+        super().backward(loss, **kwargs)
+
+    def step(self, **kwargs: Any) -> None:
+        guarded_step(self.guard, **kwargs)
+
+    def add_fact(self, name: str, flag: Tensor) -> None:
+        """See :meth:`Guard.add_fact`."""
+        self.guard.add_fact(name, flag)
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), 'guard': self.guard.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Also takes a plain or AMP wrapper's state; leaves it as it is."""
+        state_dict = dict(state_dict)
+        self.guard.load_state_dict(state_dict.pop('guard', {}))
+        state_dict.pop('loss_scaler', None)
+        super().load_state_dict(state_dict)

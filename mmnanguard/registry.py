@@ -1,0 +1,39 @@
+"""Child registries, so that ``type='mmnanguard.X'`` builds by itself.
+
+``Registry.get`` imports ``<scope>.registry`` when it meets a scoped type, and
+``locations`` are imported on the first look-up. The file must therefore keep
+this name, and a config needs no ``custom_imports`` for scoped types.
+"""
+
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
+from mmengine.registry import Registry
+
+__all__ = ['HOOKS', 'OPTIM_WRAPPERS', 'register_bare_names']
+
+HOOKS = Registry(
+    'hook',
+    parent=MMENGINE_HOOKS,
+    scope='mmnanguard',
+    locations=['mmnanguard.hooks'],
+)
+OPTIM_WRAPPERS = Registry(
+    'optim_wrapper',
+    parent=MMENGINE_OPTIM_WRAPPERS,
+    scope='mmnanguard',
+    locations=['mmnanguard.optim'],
+)
+
+
+def register_bare_names() -> None:
+    """Make ``type='NanGuardHook'`` work next to ``'mmnanguard.NanGuardHook'``.
+
+    A type without a scope is searched in the registry of the config's
+    ``default_scope`` and then in MMEngine's root, never in a sibling. So each
+    class stands in the root as well.
+    """
+    for registry in (HOOKS, OPTIM_WRAPPERS):
+        registry.import_from_location()
+        for name, cls in registry.module_dict.items():
+            if registry.parent.module_dict.get(name) is not cls:
+                registry.parent.register_module(name=name, module=cls)

@@ -1,0 +1,65 @@
+"""Let PyTorch load MMEngine's checkpoints with ``weights_only=True``.
+
+PyTorch 2.6 and later refuse MMEngine's own checkpoints (mmengine issue 1655),
+because they hold ``HistoryBuffer`` objects and numpy arrays. Going back to
+``weights_only=False`` would run whatever code a file brings along; this is
+the narrow list of what such a checkpoint really needs.
+"""
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer, print_log
+
+__all__ = ['allow_mmengine_checkpoints']
+
+
+def restricted_getattr(owner: Any, name: str) -> Any:
+    """Stands for ``getattr`` in a checkpoint, and answers for nothing but
+    HistoryBuffer's public names: the real one would open every door.
+    """
+    if owner is HistoryBuffer and not name.startswith('_'):
+        return getattr(owner, name)
+    raise ValueError(
+        f'this checkpoint asks for {name!r} of {owner!r}, which an MMEngine '
+        'checkpoint has no need of; it was not loaded'
+    )
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Allow-list what MMEngine's checkpoints hold, for this process.
+
+    Does nothing where PyTorch still loads without such a list.
+    """
+    if not hasattr(torch.serialization, 'safe_globals'):
+        return
+    functions = {
+        '_reconstruct': np.empty(0).__reduce__()[0],
+        'scalar': np.float64(0).__reduce__()[0],
+    }
+    allowed = [
+        HistoryBuffer,
+        np.ndarray,
+        np.dtype,
+        *{
+            type(np.dtype(kind))
+            for kind in np.typecodes['AllInteger']
+            + np.typecodes['AllFloat']
+            + '?'
+        },
+        (restricted_getattr, 'builtins.getattr'),
+        (restricted_getattr, '__builtin__.getattr'),
+    ]
+    for name, function in functions.items():
+        # numpy 2 moved numpy.core to numpy._core; files know either name.
+        for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):
+            allowed.append((function, f'{module}.{name}'))
+    torch.serialization.add_safe_globals(allowed)
+    print_log(
+        "allowed MMEngine's HistoryBuffer and numpy arrays in checkpoints "
+        'that load with weights_only=True',
+        logger='current',
+        level=logging.DEBUG,
+    )

@@ -1,0 +1,160 @@
+"""A small real run: model, data, Runner, and the run to compare it with."""
+
+import json
+from pathlib import Path
+
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import LOOPS, MODELS
+from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.structures import BaseDataElement
+from torch import nn
+
+BATCH_SIZE = 4
+
+
+@MODELS.register_module()
+class ToyNet(BaseModel):
+    """conv + BN, and a loss with two parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+        )
+        self.head = nn.Linear(4, 2)
+        self.register_buffer('mask', torch.tensor([0.0, float('-inf')]))
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        inputs = torch.stack(list(inputs))
+        logits = self.head(self.backbone(inputs).mean((2, 3)))
+        if mode != 'loss':
+            return logits
+        labels = torch.tensor([s.label for s in data_samples])
+        return dict(
+            loss_cls=nn.functional.cross_entropy(logits, labels),
+            loss_size=logits.square().mean(),
+        )
+
+
+@LOOPS.register_module()
+class LeaveOutLoop(IterBasedTrainLoop):
+    """The oracle: iterations that are as if they had never been.
+
+    The batch is drawn and hooks run, so that data order and schedulers go on,
+    but the model never sees it.
+    """
+
+    def __init__(self, *args, leave_out=(), **kwargs):
+        super().__init__(*args, **kwargs)
+        self.leave_out = leave_out
+
+    def run_iter(self, data_batch):
+        if self._iter + 1 not in self.leave_out:
+            return super().run_iter(data_batch)
+        kwargs = dict(batch_idx=self._iter, data_batch=data_batch)
+        self.runner.call_hook('before_train_iter', **kwargs)
+        self.runner.call_hook('after_train_iter', **kwargs, outputs={})
+        self._iter += 1
+        return None
+
+
+def make_data(size):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(size, 3, 8, 8, generator=generator)
+    return [
+        dict(
+            inputs=image,
+            data_samples=BaseDataElement(
+                metainfo=dict(img_path=f'train/{index:06d}.jpg'),
+                label=index % 2,
+            ),
+        )
+        for index, image in enumerate(images)
+    ]
+
+
+def make_runner(work_dir, optim_wrapper, **changes):
+    """A Runner of 10 iterations; ``changes`` are its arguments."""
+    max_iters = changes.pop('max_iters', 10)
+    leave_out = changes.pop('leave_out', ())
+    torch.manual_seed(0)
+    config = dict(
+        model=dict(type='ToyNet'),
+        work_dir=str(work_dir),
+        train_dataloader=dict(
+            dataset=make_data(max_iters * BATCH_SIZE),
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            batch_size=BATCH_SIZE,
+            num_workers=0,
+        ),
+        train_cfg=dict(
+            type='LeaveOutLoop', max_iters=max_iters, leave_out=leave_out
+        ),
+        optim_wrapper=optim_wrapper,
+        log_processor=dict(by_epoch=False),
+        experiment_name=Path(work_dir).name,
+        default_scope='mmengine',
+        randomness=dict(seed=0),
+    )
+    config.update(changes)
+    defaults = dict(logger=dict(type='LoggerHook', interval=1))
+    config['default_hooks'] = {**defaults, **config.get('default_hooks', {})}
+    return Runner(**config)
+
+
+def wrapper(type_='NanGuardOptimWrapper', lr=0.1, optimizer='SGD', **keys):
+    if type_.startswith('NanGuard'):
+        type_ = f'mmnanguard.{type_}'
+    spec = dict(type=optimizer, lr=lr)
+    if optimizer == 'SGD':
+        spec['momentum'] = 0.9
+    spec.update(keys.pop('optimizer_keys', {}))
+    return dict(type=type_, optimizer=spec, **keys)
+
+
+def guard_hooks(*faults):
+    hooks = dict(
+        nan_guard=dict(type='mmnanguard.NanGuardHook'),
+        event_log=dict(type='mmnanguard.EventLogHook'),
+    )
+    if faults:
+        hooks['fire_drill'] = dict(
+            type='mmnanguard.FaultInjectionHook', faults=list(faults)
+        )
+    return hooks
+
+
+def everything(runner):
+    """All tensors that a run leaves behind, by name."""
+    tensors = dict(runner.model.state_dict())
+    state = runner.optim_wrapper.optimizer.state_dict()['state']
+    for index, values in state.items():
+        for key, value in values.items():
+            tensors[f'state {index} {key}'] = torch.as_tensor(value)
+    return tensors
+
+
+def assert_same(left, right):
+    """Bit for bit, NaN included."""
+    left, right = everything(left), everything(right)
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        other = right[name]
+        assert tensor.dtype == other.dtype
+        assert torch.equal(
+            tensor.flatten().contiguous().view(torch.uint8),
+            other.flatten().contiguous().view(torch.uint8),
+        ), name
+
+
+def assert_finite(runner):
+    for name, tensor in everything(runner).items():
+        if name != 'mask':
+            assert torch.isfinite(tensor).all(), name
+
+
+def read_rows(runner, kind='update'):
+    path = Path(runner.log_dir) / 'nanguard' / 'events.jsonl'
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [row for row in rows if row['kind'] == kind]

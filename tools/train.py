@@ -1,0 +1,111 @@
+"""Train any mm config, guarded.
+
+Example:
+    python tools/train.py configs/digits/plain_fp32.py --guard fp16
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.hub import get_config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        'config', help="a file, or a project's own such as mmpretrain::x/y.py"
+    )
+    parser.add_argument('--work-dir', help='where logs and checkpoints go')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='a checkpoint; alone: the newest one in the work dir',
+    )
+    parser.add_argument(
+        '--guard',
+        metavar='NAME|FILE',
+        help='fp32, bf16, fp16, full, or an overlay; merged last',
+    )
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='mixed precision, guarded: the same as --guard fp16',
+    )
+    parser.add_argument('--auto-scale-lr', action='store_true')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE'
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args(argv)
+    if args.amp and args.guard not in (None, 'fp16'):
+        parser.error(
+            f'--amp is --guard fp16; it cannot go with --guard {args.guard}'
+        )
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def load_config(args):
+    from mmnanguard import apply_guard
+
+    cfg = (
+        get_config(args.config)
+        if '::' in args.config
+        else (Config.fromfile(args.config))
+    )
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    guard = 'fp16' if args.amp else args.guard
+    if guard:
+        cfg = apply_guard(cfg, guard)
+    cfg.launcher = args.launcher
+    name = Path(args.config.split('::')[-1]).stem
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise SystemExit(
+                f'--auto-scale-lr: {args.config} has no '
+                'auto_scale_lr.base_batch_size to scale from.'
+            )
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    return cfg
+
+
+def main(argv=None):
+    # Configs of this project import their own modules from its root.
+    sys.path[:0] = [str(ROOT)]
+    args = parse_args(argv)
+    cfg = load_config(args)
+
+    from mmnanguard.safe_load import allow_mmengine_checkpoints
+
+    allow_mmengine_checkpoints()
+    if 'runner_type' in cfg:
+        runner = RUNNERS.build(cfg)
+    else:
+        runner = Runner.from_cfg(cfg)
+    runner.train()
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
