@@ -1,35 +1,28 @@
 """Rehearse the bad day: what would faults do to this job?
 
 Any mm config will do, once it has a FaultInjectionHook. The job runs three
-times, each in a folder of its own: guarded with the faults, guarded without
-them, and with the faults under MMEngine's own wrapper. Exit status 1: a
-guarded run crashed or ended with non-finite weights, or the guard saw nothing
-of a fault (finite values excepted, which may do no harm).
+times: guarded with the faults, guarded without them, and with the faults
+under MMEngine's own wrapper. Takes the options of tools/train.py. Exit status
+1: a guarded run crashed or ended with non-finite weights, or the guard saw
+nothing of a fault (finite values excepted, which may do no harm).
 
 Example:
     python tools/fire_drill.py configs/digits/drill_fp16.py
 """
 
-import argparse
 import copy
 import json
 import math
 import subprocess
 import sys
 import time
-from dataclasses import asdict
-from inspect import signature
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+import train
 from mmengine.device import get_device
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from rich.console import Console
 from rich.table import Table
-
-ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = ('iter', 'site', 'value', 'action', 'cause', 'blamed')
 
 
 def find(node, key):
@@ -43,26 +36,156 @@ def find(node, key):
     return [each for value in node.values() for each in find(value, key)]
 
 
+def find_drills(cfg):
+    return find([cfg.get('default_hooks'), cfg.get('custom_hooks')], 'faults')
+
+
+def name_of(cfg):
+    return str((cfg or {}).get('type')).strip("'>").split('.')[-1]
+
+
 def unguard(cfg):
-    """The config under MMEngine's own wrapper, and that wrapper's name."""
+    """The config under MMEngine's own wrapper, and what to call that."""
     from mmnanguard.registry import HOOKS
 
-    cfg, name = copy.deepcopy(cfg), 'OptimWrapper'
+    cfg, title = copy.deepcopy(cfg), 'unguarded'
     for wrapper in find(cfg.optim_wrapper, 'optimizer'):
-        kinds, name = [OptimWrapper], 'OptimWrapper'
-        if str(wrapper.type).endswith('AmpOptimWrapper'):
-            if get_device() in ('cuda', 'npu', 'mlu', 'musa'):
-                kinds, name = [*kinds, AmpOptimWrapper], 'AmpOptimWrapper'
-            else:
-                name += ' in fp32 (AmpOptimWrapper needs a GPU)'
-        taken = ['constructor', 'paramwise_cfg']
-        taken += [key for kind in kinds for key in signature(kind).parameters]
-        for key in set(wrapper) - set(taken):
-            del wrapper[key]
+        dropped = ['guard']
+        wrapper.type = name_of(wrapper).replace('NanGuard', '')
+        if wrapper.type == 'AmpOptimWrapper' and get_device() == 'cpu':
+            wrapper.type, title = 'OptimWrapper', 'unguarded, fp32 (no GPU)'
+            dropped += ['loss_scale', 'dtype', 'use_fsdp']
         clip = wrapper.get('clip_grad') or {}
         if clip.get('type', 'norm') not in ('norm', 'value'):
-            del wrapper['clip_grad']
-        wrapper['type'] = kinds[-1].__name__
+            dropped.append('clip_grad')
+        for key in dropped:
+            wrapper.pop(key, None)
     ours = set(HOOKS.module_dict) - {'FaultInjectionHook'}
-    hooks = dict(cfg.get('default_hooks', {}))
-    ...
+    hooks = cfg.get('custom_hooks') or []
+    cfg.custom_hooks = [hook for hook in hooks if name_of(hook) not in ours]
+    for key, hook in list(cfg.get('default_hooks', {}).items()):
+        if name_of(hook) in ours:
+            del cfg.default_hooks[key]
+    return cfg, title
+
+
+def run(title, cfg, folder):
+    """Train in a process of its own; what came of it, and its event rows."""
+    print(f'{title}: {folder}', flush=True)
+    folder.mkdir(parents=True)
+    cfg.dump(folder / 'drill.py')
+    command = [sys.executable, train.__file__, folder / 'drill.py']
+    start, log = time.perf_counter(), folder / 'console.log'
+    with open(log, 'w') as file:
+        status = subprocess.call(
+            [*command, '--work-dir', folder], stdout=file, stderr=file
+        )
+    result = dict(run=title, exit=status, bad_weights=None)
+    result['seconds'] = round(time.perf_counter() - start)
+    if status:
+        print(*log.read_text().splitlines()[-30:], sep='\n', file=sys.stderr)
+    last = folder / 'last_checkpoint'
+    if last.exists():
+        file = torch.load(last.read_text(), 'cpu', weights_only=True)
+        weights = file['state_dict'].items()
+        result['bad_weights'] = [k for k, v in weights if not is_finite(v)]
+    scalars = read_rows(folder, 'vis_data/scalars.json')
+    metrics = [{}, *(row for row in scalars if 'lr' not in row)][-1]
+    for key in metrics.keys() - {'time', 'data_time', 'step'}:
+        result[key] = metrics[key]
+    return result, read_rows(folder, 'nanguard/events.jsonl')
+
+
+def is_finite(tensor):
+    return bool(tensor.isfinite().all())
+
+
+def read_rows(folder, name):
+    """MMEngine writes a bare NaN, which is not JSON; as a string it is."""
+    return [
+        json.loads(line, parse_constant=lambda text: str(float(text)))
+        for file in folder.glob(f'*/{name}')
+        for line in file.read_text().splitlines()
+    ]
+
+
+def join(fault, events, window):
+    """A fault, and what the guard did with the update that it struck."""
+    told = dict(iter=fault.iter, site=fault.site, value=str(fault.value))
+    for row in events:
+        if row['kind'] == 'update' and 0 <= row['iter'] - fault.iter < window:
+            told.update(action=row['action'], cause=row['cause'])
+            told['blamed'] = [param['name'] for param in row['params']]
+            if not row['params'] or row['num_bad_params'] == row['num_params']:
+                told['blamed'] = row['samples']  # no tensor stands out
+    return told
+
+
+def show(rows):
+    table = Table(*dict.fromkeys(key for row in rows for key in row))
+    for row in rows:
+        cells = [row.get(column.header) for column in table.columns]
+        table.add_row(*map(tell, cells))
+    Console(markup=False).print(table)
+
+
+def tell(value):
+    if isinstance(value, list):
+        more = f' and {len(value) - 1} more' if value[1:] else ''
+        return f'{value[0]}{more}' if value else 'none'
+    if isinstance(value, float):
+        return f'{value:.4g}'
+    return '-' if value is None else str(value)
+
+
+def main(argv=None):
+    sys.path[:0] = [str(train.ROOT)]
+    train.__doc__ = __doc__  # the options are the same, --help is not
+    cfg = train.load_config(train.parse_args(argv))
+    from mmnanguard.hooks import FaultInjectionHook
+    from mmnanguard.safe_load import allow_mmengine_checkpoints
+
+    allow_mmengine_checkpoints()
+    drills, faults, window = find_drills(cfg), [], 1
+    if 'NanGuard' not in str(cfg.optim_wrapper) or not drills:
+        raise SystemExit(
+            'A drill needs a guarded optim_wrapper (or --guard) and a '
+            'FaultInjectionHook in the config.'
+        )
+    if (cfg.get('randomness') or {}).get('seed') is None:
+        cfg.randomness = dict(seed=0)  # the runs differ in nothing else
+    for drill in drills:
+        for fault in find(drill.faults, 'site'):
+            # MMEngine dumps the float nan as a name that nothing defines.
+            fault.value = str(fault.get('value', 'nan'))
+        faults += FaultInjectionHook(drill.faults).faults
+    clean = copy.deepcopy(cfg)
+    for drill in find_drills(clean):
+        drill.faults = []
+    for wrapper in find(cfg.optim_wrapper, 'optimizer'):
+        window = max(window, wrapper.get('accumulative_counts', 1))
+    work_dir = Path(cfg.work_dir)
+    folder = work_dir / time.strftime('%Y%m%d_%H%M%S')
+    guarded, events = run('guarded', cfg, folder / 'guarded')
+    calm, _ = run('guarded, no faults', clean, folder / 'no_faults')
+    plain, title = unguard(cfg)
+    plain, _ = run(title, plain, folder / 'unguarded')
+    answers = [join(fault, events, window) for fault in faults]
+    missed = [
+        answer
+        for answer in answers
+        if 'action' not in answer and not math.isfinite(float(answer['value']))
+    ]
+    passed = not missed and not any(
+        run['exit'] or run['bad_weights'] for run in (guarded, calm)
+    )
+    show(answers)
+    show([guarded, calm, plain])
+    print('drill passed' if passed else 'DRILL FAILED')
+    report = dict(passed=passed, faults=answers, runs=[guarded, calm, plain])
+    (work_dir / 'fire_drill.json').write_text(json.dumps(report, indent=2))
+    return int(not passed)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,6 +1,3 @@
-import math
-import re
-from dataclasses import dataclass, fields
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 import torch
@@ -9,77 +6,13 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmnanguard.core import GuardConfigError, NanGuardError, check_keys
+from mmnanguard.core import NanGuardError
 from mmnanguard.registry import HOOKS
 
+from .fault import Fault, find_target
 from .find_guards import find_wrappers
 
-__all__ = ['Fault', 'FaultInjectionHook']
-
-SITES = ('input', 'activation', 'loss', 'grad', 'buffer', 'weight')
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One planned fault.
-
-    Attributes:
-        iter: Iteration in which it strikes, from 1.
-        site: One of ``SITES``.
-        value: What one element becomes.
-        where: Regex, searched in the names of modules (activation),
-            parameters (grad, weight) or buffers (buffer); the first match in
-            the model's order is struck. Not for input and loss.
-    """
-
-    iter: int
-    site: str
-    value: float = math.nan
-    where: Optional[str] = None
-
-    @classmethod
-    def from_config(cls, config: Any) -> 'Fault':
-        """Raises GuardConfigError for anything that cannot strike."""
-        if not isinstance(config, Mapping):
-            raise GuardConfigError(
-                f'FaultInjectionHook: {config!r} must be a dict such as '
-                "dict(iter=30, site='grad', value='nan')."
-            )
-        check_keys(
-            config,
-            (field.name for field in fields(cls)),
-            'FaultInjectionHook.faults',
-        )
-        where = f'FaultInjectionHook: fault {dict(config)!r}'
-        for key in ('iter', 'site'):
-            if key not in config:
-                raise GuardConfigError(f'{where} lacks {key!r}.')
-        number, site = config['iter'], config['site']
-        if not isinstance(number, int) or number < 1:
-            raise GuardConfigError(
-                f'{where}: iter must be an integer of at least 1; iterations '
-                'count from 1, as in the log.'
-            )
-        if site not in SITES:
-            raise GuardConfigError(
-                f'{where}: site must be one of {", ".join(SITES)}.'
-            )
-        try:
-            value = float(config.get('value', 'nan'))
-        except (TypeError, ValueError):
-            raise GuardConfigError(
-                f"{where}: value must be 'nan', 'inf', '-inf' or a number."
-            ) from None
-        pattern = config.get('where')
-        if pattern is not None and site in ('input', 'loss'):
-            raise GuardConfigError(f'{where}: {site} takes no `where`.')
-        try:
-            re.compile(pattern or '')
-        except re.error as error:
-            raise GuardConfigError(
-                f'{where}: `where` is no regex: {error}.'
-            ) from None
-        return cls(number, site, value, pattern)
+__all__ = ['FaultInjectionHook']
 
 
 @HOOKS.register_module()
@@ -181,22 +114,25 @@ class FaultInjectionHook(Hook):
         backward = wrapper.backward
 
         def faulty_backward(loss: Tensor, **kwargs: Any) -> None:
-            for fault in list(self._pending):
-                if fault.site == 'loss':
-                    self._told(runner, fault)
-                    # The value changes, its gradient does not.
-                    loss = loss + (fault.value - loss.detach())
-                elif fault.site == 'buffer':
-                    owner, key = self._targets[fault][1]
-                    self._strike(runner, fault, owner._buffers[key])
+            for fault in self._pending_at('loss'):
+                # The value changes, its gradient does not.
+                loss = loss + (fault.value - loss.detach())
+                self._told(runner, fault)
             backward(loss, **kwargs)
-            for fault in list(self._pending):
-                target = self._targets[fault][1]
-                if fault.site == 'grad' and target.grad is not None:
-                    self._strike(runner, fault, target.grad)
+            for fault in self._pending_at('grad'):
+                param = self._targets[fault][1]
+                if param.grad is not None:
+                    self._strike(runner, fault, param.grad)
+            # After backward: autograd refuses tensors changed in between.
+            for fault in self._pending_at('buffer'):
+                owner, key = self._targets[fault][1]
+                self._strike(runner, fault, owner.get_buffer(key))
 
         wrapper.backward = faulty_backward
         self._undo.append(lambda: delattr(wrapper, 'backward'))
+
+    def _pending_at(self, site: str) -> List[Fault]:
+        return [fault for fault in self._pending if fault.site == site]
 
     def _struck_copy(
         self, runner: Runner, fault: Fault, tensor: Tensor
@@ -217,50 +153,6 @@ class FaultInjectionHook(Hook):
             f'fire drill: iteration {fault.iter}, {fault.site} '
             f'({self._targets[fault][0]}) becomes {fault.value}'
         )
-
-
-def find_target(model: nn.Module, fault: Fault) -> Tuple[str, Any]:
-    """Name and object that a fault strikes."""
-    if fault.site == 'loss':
-        return 'the loss', None
-    if fault.site == 'input':
-        preprocessor = getattr(model, 'data_preprocessor', None)
-        if not isinstance(preprocessor, nn.Module):
-            raise GuardConfigError(
-                f'FaultInjectionHook: {fault}: {type(model).__name__} has no '
-                'data_preprocessor whose output could be struck; use '
-                "site='activation'."
-            )
-        return 'the output of data_preprocessor', preprocessor
-    candidates = list(_candidates(model, fault.site))
-    for name, target in candidates:
-        if re.search(fault.where or '', name):
-            return f"'{name}'", target
-    names = ', '.join(name for name, _ in candidates[:10])
-    raise GuardConfigError(
-        f'FaultInjectionHook: {fault} matches nothing. Names of this model '
-        f'begin with: {names or "none"}.'
-    )
-
-
-def _candidates(model: nn.Module, site: str) -> Any:
-    if site == 'activation':
-        for name, module in model.named_modules():
-            is_leaf = next(module.children(), None) is None
-            if name and (is_leaf or not name.startswith('data_pre')):
-                yield name, module
-    elif site == 'buffer':
-        for owner_name, owner in model.named_modules():
-            for key, buffer in owner._buffers.items():
-                if buffer is not None and torch.isfinite(buffer).all():
-                    # (a mask of -inf is none that could go bad)
-                    name = f'{owner_name}.{key}' if owner_name else key
-                    if not name.startswith('data_preprocessor'):
-                        yield name, (owner, key)
-    else:
-        for name, param in model.named_parameters():
-            if site == 'weight' or param.requires_grad:
-                yield name, param
 
 
 def map_first_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -5,6 +5,7 @@ build cannot load its compiled ops there. Its Python side, all that
 mmpretrain wants, needs two of them to be declared at import. Python imports
 this file at its start when this folder is on PYTHONPATH.
 """
+
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,5 +18,7 @@ except OSError:
     # The library must stay alive: its declarations go with it.
     ops = torch.library.Library('torchvision', 'FRAGMENT')
     for name in ('nms', 'qnms'):
-        ops.define(f'{name}(Tensor dets, Tensor scores, '
-                   'float iou_threshold) -> Tensor')
+        ops.define(
+            f'{name}(Tensor dets, Tensor scores, '
+            'float iou_threshold) -> Tensor'
+        )

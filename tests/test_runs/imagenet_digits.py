@@ -1,4 +1,5 @@
 """Real images in ImageNet's layout: scikit-learn's handwritten digits."""
+
 from pathlib import Path
 
 import cv2
@@ -27,15 +28,18 @@ def make_imagenet_digits(root, num_train, num_val, image_size=32):
     for split, count in (('train', num_train), ('val', num_val)):
         stop = start + count
         if stop > len(digits.target):
-            raise ValueError(f'{stop} images wanted, but scikit-learn has '
-                             f'{len(digits.target)} digits')
+            raise ValueError(
+                f'{stop} images wanted, but scikit-learn has '
+                f'{len(digits.target)} digits'
+            )
         lines = []
         for idx in range(start, stop):
             name = f'{idx:06d}.png'
             # The pixels are counts of 0 to 16.
             image = cv2.resize(
                 (digits.images[idx] * 255 / 16).astype('uint8'),
-                (image_size, image_size))
+                (image_size, image_size),
+            )
             (root / split).mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(root / split / name), image)
             lines.append(f'{name} {digits.target[idx]}\n')

@@ -1,5 +1,6 @@
 """The oracle: a guarded run with faults equals, bit for bit, the run with
-those iterations left out."""
+those iterations left out.
+"""
 
 import pytest
 from toys import (

@@ -1,0 +1,200 @@
+"""seen, state, policy -> verdict, one row each."""
+
+import math
+
+import pytest
+
+from mmnanguard.core import (
+    NORM_LIMIT,
+    Action,
+    Cause,
+    GuardPolicy,
+    GuardState,
+    NormClip,
+    Observation,
+    ScaleMove,
+    ScaleReading,
+    Verdict,
+    decide,
+)
+
+NAN, INF = math.nan, math.inf
+CLEAN = dict(loss=1.0, grad_norm=2.0)
+BAD_GRAD = dict(loss=1.0, grad_norm=NAN, grad_is_finite=False)
+FP16 = ScaleReading(1024.0, 1.0, lower_is_due=True)
+AT_FLOOR = ScaleReading(1.0, 1.0)
+NO_SCALER = ScaleReading()
+PROVEN = GuardState(commits_since_growth=100)
+SKIP, STEP, HALT = Action.SKIP, Action.STEP, Action.HALT
+KEEP, LOWER, GROW = ScaleMove.KEEP, ScaleMove.LOWER, ScaleMove.GROW
+
+
+@pytest.mark.parametrize(
+    ('seen', 'scale', 'state', 'expected'),
+    [
+        (CLEAN, NO_SCALER, GuardState(), Verdict(STEP)),
+        (CLEAN, FP16, GuardState(), Verdict(STEP)),
+        (
+            CLEAN,
+            ScaleReading(1024.0, 1.0, growth_is_due=True),
+            GuardState(),
+            Verdict(STEP, scale_move=GROW),
+        ),
+        # One cause each.
+        (
+            dict(loss=NAN, loss_is_finite=False),
+            FP16,
+            PROVEN,
+            Verdict(SKIP, Cause.LOSS_NONFINITE, KEEP),
+        ),
+        (
+            dict(loss=1.0, buffers_are_finite=False),
+            FP16,
+            PROVEN,
+            Verdict(SKIP, Cause.BUFFER_NONFINITE, KEEP),
+        ),
+        (
+            dict(loss=1.0, input_is_finite=False),
+            FP16,
+            PROVEN,
+            Verdict(SKIP, Cause.INPUT_NONFINITE, KEEP),
+        ),
+        (
+            dict(loss=1.0, weights_are_finite=False),
+            FP16,
+            PROVEN,
+            Verdict(HALT, Cause.WEIGHT_NONFINITE, KEEP),
+        ),
+        (
+            dict(loss=1.0, grad_norm=INF),
+            FP16,
+            PROVEN,
+            Verdict(SKIP, Cause.NORM_OVERFLOW, LOWER),
+        ),
+        (
+            dict(loss=1.0, grad_norm=NORM_LIMIT * 1.001),
+            NO_SCALER,
+            GuardState(),
+            Verdict(SKIP, Cause.NORM_OVERFLOW, KEEP),
+        ),
+        (
+            dict(loss=1.0, grad_norm=NORM_LIMIT),
+            NO_SCALER,
+            GuardState(),
+            Verdict(STEP),
+        ),
+        # A NaN norm is never within a limit.
+        (
+            dict(loss=1.0, grad_norm=NAN),
+            NO_SCALER,
+            GuardState(),
+            Verdict(SKIP, Cause.NORM_OVERFLOW, KEEP),
+        ),
+        # Routine at a scale that is not proven, an anomaly elsewhere.
+        (
+            BAD_GRAD,
+            FP16,
+            GuardState(commits_since_growth=99),
+            Verdict(SKIP, Cause.SCALE_OVERFLOW, LOWER),
+        ),
+        (BAD_GRAD, FP16, PROVEN, Verdict(SKIP, Cause.GRAD_NONFINITE, LOWER)),
+        (
+            BAD_GRAD,
+            AT_FLOOR,
+            GuardState(),
+            Verdict(SKIP, Cause.GRAD_NONFINITE, KEEP),
+        ),
+        (
+            BAD_GRAD,
+            NO_SCALER,
+            GuardState(),
+            Verdict(SKIP, Cause.GRAD_NONFINITE, KEEP),
+        ),
+        # Hysteresis not used up.
+        (
+            BAD_GRAD,
+            ScaleReading(1024.0, 1.0, lower_is_due=False),
+            PROVEN,
+            Verdict(SKIP, Cause.GRAD_NONFINITE, KEEP),
+        ),
+    ],
+)
+def test_verdict(seen, scale, state, expected):
+    seen = Observation(scale=scale, **seen)
+    assert decide(seen, state, GuardPolicy()) == expected
+
+
+def test_the_most_fundamental_cause_wins():
+    flags = [
+        ('weights_are_finite', Cause.WEIGHT_NONFINITE),
+        ('input_is_finite', Cause.INPUT_NONFINITE),
+        ('loss_is_finite', Cause.LOSS_NONFINITE),
+        ('buffers_are_finite', Cause.BUFFER_NONFINITE),
+        ('grad_is_finite', Cause.GRAD_NONFINITE),
+    ]
+    for index, (_, cause) in enumerate(flags):
+        bad = {flag: False for flag, _ in flags[index:]}
+        seen = Observation(loss=1.0, grad_norm=NAN, **bad)
+        assert decide(seen, PROVEN, GuardPolicy()).cause is cause
+
+
+@pytest.mark.parametrize(
+    ('norm', 'coef'), [(1.0, 1.0), (2.0, 1.0), (4.0, 2.0 / (4.0 + 1e-6))]
+)
+def test_clip_coefficient_is_pytorchs(norm, coef):
+    seen = Observation(loss=1.0, grad_norm=norm)
+    verdict = decide(seen, GuardState(), GuardPolicy(), NormClip(2.0 + 1e-6))
+    assert verdict.clip_coef == pytest.approx(coef, rel=1e-6)
+
+
+def test_clip_goes_by_the_norm_it_asks_for():
+    seen = Observation(loss=1.0, grad_norm=100.0, clip_norm=1.0)
+    verdict = decide(seen, GuardState(), GuardPolicy(), NormClip(2.0))
+    assert verdict.clip_coef == 1.0
+
+
+BAD_LOSS = Observation(loss=NAN, loss_is_finite=False)
+
+
+@pytest.mark.parametrize(
+    ('streak', 'limit', 'action'),
+    [(0, 2, SKIP), (1, 2, HALT), (0, 1, HALT), (10**6, None, SKIP)],
+)
+def test_consecutive_limit_is_inclusive(streak, limit, action):
+    policy = GuardPolicy(max_consecutive_skips=limit, max_skip_rate=None)
+    state = GuardState(consecutive_skips=streak)
+    assert decide(BAD_LOSS, state, policy).action is action
+
+
+@pytest.mark.parametrize(
+    ('recent', 'rate', 'action'),
+    [
+        ('ooo', 0.5, SKIP),  # with this skip 1 of 4
+        ('oxo', 0.5, SKIP),  # 2 of 4: the limit is exclusive
+        ('xxo', 0.5, HALT),  # 3 of 4
+        ('xo', 0.5, SKIP),  # the window is not full
+        ('xxx', 0.5, SKIP),  # one streak: max_consecutive_skips' business
+        ('xxo', None, SKIP),
+        ('ooo', 0.0, HALT),
+    ],
+)
+def test_skip_rate(recent, rate, action):
+    policy = GuardPolicy(
+        max_consecutive_skips=None, max_skip_rate=rate, skip_rate_window=4
+    )
+    state = GuardState(
+        recent_skips=tuple(mark == 'x' for mark in recent), skip_rate_window=4
+    )
+    assert decide(BAD_LOSS, state, policy).action is action
+
+
+def test_routine_overflows_spend_no_budget():
+    seen = Observation(scale=FP16, **BAD_GRAD)
+    policy = GuardPolicy(max_consecutive_skips=1, max_skip_rate=0.0)
+    state = GuardState()
+    for _ in range(50):
+        verdict = decide(seen, state, policy)
+        assert verdict.action is SKIP
+        state = state.after(seen, verdict)
+    assert state.routine_overflows == 50
+    assert state.total_skips == state.consecutive_skips == 0

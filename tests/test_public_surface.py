@@ -1,0 +1,129 @@
+"""What configs and readers depend on: changing it means changing this."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS
+
+import mmnanguard
+from mmnanguard import core
+from mmnanguard.core import GuardEvent, GuardPolicy
+
+WRAPPERS = ['NanGuardOptimWrapper', 'NanGuardAmpOptimWrapper']
+HOOK_NAMES = ['NanGuardHook', 'EventLogHook', 'FaultInjectionHook']
+
+
+@pytest.mark.parametrize('scope', ['', 'mmnanguard.'])
+def test_registered_types(scope):
+    for registry, names in ((OPTIM_WRAPPERS, WRAPPERS), (HOOKS, HOOK_NAMES)):
+        for name in names:
+            assert registry.get(scope + name).__name__ == name
+
+
+def test_a_scoped_type_needs_no_import():
+    """In a fresh process: the config imports nothing of mmnanguard."""
+    code = (
+        'from mmengine.registry import HOOKS, OPTIM_WRAPPERS\n'
+        "print(type(HOOKS.build(dict(type='mmnanguard.NanGuardHook'))),\n"
+        "      OPTIM_WRAPPERS.get('mmnanguard.NanGuardOptimWrapper'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'NanGuardHook' in done.stdout
+    assert 'NanGuardOptimWrapper' in done.stdout
+
+
+def test_bare_names_resolve_with_custom_imports():
+    code = (
+        'from mmengine.config import Config\n'
+        'from mmengine.registry import HOOKS, init_default_scope\n'
+        'Config.fromstring(\'custom_imports=dict(imports=["mmnanguard"])\',\n'
+        "                  '.py')\n"
+        "init_default_scope('mmengine')\n"
+        "print(HOOKS.build(dict(type='NanGuardHook')))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code],
+        capture_output=True,
+        text=True,
+    )
+    assert 'NanGuardHook' in done.stdout, done.stderr
+
+
+def test_core_needs_neither_torch_nor_mmengine():
+    """A report runs where nothing is installed."""
+    code = (
+        'import sys\n'
+        'class Refuse:\n'
+        '    def find_spec(self, name, *args):\n'
+        "        if name.split('.')[0] in ('torch', 'mmengine'):\n"
+        '            raise ModuleNotFoundError(name)\n'
+        'sys.meta_path.insert(0, Refuse())\n'
+        'import importlib.util\n'
+        'find = importlib.util.find_spec\n'
+        'importlib.util.find_spec = lambda name, *args: (\n'
+        "    None if name in ('torch', 'mmengine') else find(name, *args))\n"
+        'import mmnanguard.core as core\n'
+        'print(core.GuardPolicy())\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True
+    )
+    assert 'GuardPolicy' in done.stdout, done.stderr
+
+
+def test_policy_keys():
+    assert [field.name for field in dataclasses.fields(GuardPolicy)] == [
+        'max_consecutive_skips',
+        'max_skip_rate',
+        'skip_rate_window',
+        'proven_after',
+        'when_exhausted',
+        'accumulation',
+    ]
+
+
+def test_event_keys():
+    row = GuardEvent(core.Action.SKIP, core.Cause.LOSS_NONFINITE, 1).to_row()
+    assert list(row) == [
+        'schema',
+        'kind',
+        'id',
+        'run',
+        'attempt',
+        'time',
+        'iter',
+        'epoch',
+        'batch_idx',
+        'optimizer',
+        'action',
+        'cause',
+        'ranks',
+        'loss',
+        'losses',
+        'grad_norm',
+        'lr',
+        'loss_scale',
+        'num_bad_params',
+        'num_params',
+        'params',
+        'samples',
+        'inputs',
+        'watched',
+        'consecutive_skips',
+        'total_skips',
+        'routine_overflows',
+        'since',
+    ]
+
+
+def test_exported_names():
+    assert mmnanguard.__all__ == ['__version__', 'apply_guard']
+    for name in core.__all__:
+        assert hasattr(core, name)
