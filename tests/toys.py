@@ -20,7 +20,7 @@ class ToyNet(BaseModel):
     def __init__(self):
         super().__init__()
         self.backbone = nn.Sequential(
-            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+            nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()
         )
         self.head = nn.Linear(4, 2)
         self.register_buffer('mask', torch.tensor([0.0, float('-inf')]))

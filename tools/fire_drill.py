@@ -36,10 +36,6 @@ def find(node, key):
     return [each for value in node.values() for each in find(value, key)]
 
 
-def find_drills(cfg):
-    return find([cfg.get('default_hooks'), cfg.get('custom_hooks')], 'faults')
-
-
 def name_of(cfg):
     return str((cfg or {}).get('type')).strip("'>").split('.')[-1]
 
@@ -80,24 +76,20 @@ def run(title, cfg, folder):
         status = subprocess.call(
             [*command, '--work-dir', folder], stdout=file, stderr=file
         )
-    result = dict(run=title, exit=status, bad_weights=None)
-    result['seconds'] = round(time.perf_counter() - start)
+    seconds = round(time.perf_counter() - start)
     if status:
         print(*log.read_text().splitlines()[-30:], sep='\n', file=sys.stderr)
-    last = folder / 'last_checkpoint'
-    if last.exists():
-        file = torch.load(last.read_text(), 'cpu', weights_only=True)
-        weights = file['state_dict'].items()
-        result['bad_weights'] = [k for k, v in weights if not is_finite(v)]
-    scalars = read_rows(folder, 'vis_data/scalars.json')
-    metrics = [{}, *(row for row in scalars if 'lr' not in row)][-1]
-    for key in metrics.keys() - {'time', 'data_time', 'step'}:
-        result[key] = metrics[key]
+    bad, pointer = None, folder / 'last_checkpoint'
+    if pointer.exists():
+        saved = torch.load(pointer.read_text(), 'cpu', weights_only=True)
+        weights = saved['state_dict'].items()
+        bad = [name for name, value in weights if not value.isfinite().all()]
+    result = dict(run=title, exit=status, seconds=seconds, bad_weights=bad)
+    for row in read_rows(folder, 'vis_data/scalars.json'):
+        if 'lr' not in row:  # then it is a validation's; the last one stays
+            keys = row.keys() - {'time', 'data_time', 'step'}
+            result.update((key, row[key]) for key in sorted(keys))
     return result, read_rows(folder, 'nanguard/events.jsonl')
-
-
-def is_finite(tensor):
-    return bool(tensor.isfinite().all())
 
 
 def read_rows(folder, name):
@@ -114,10 +106,11 @@ def join(fault, events, window):
     told = dict(iter=fault.iter, site=fault.site, value=str(fault.value))
     for row in events:
         if row['kind'] == 'update' and 0 <= row['iter'] - fault.iter < window:
+            blamed = [param['name'] for param in row['params']]
+            if not blamed or row['num_bad_params'] == row['num_params']:
+                blamed = row['samples']  # no tensor stands out
             told.update(action=row['action'], cause=row['cause'])
-            told['blamed'] = [param['name'] for param in row['params']]
-            if not row['params'] or row['num_bad_params'] == row['num_params']:
-                told['blamed'] = row['samples']  # no tensor stands out
+            told['blamed'] = blamed
     return told
 
 
@@ -146,8 +139,9 @@ def main(argv=None):
     from mmnanguard.safe_load import allow_mmengine_checkpoints
 
     allow_mmengine_checkpoints()
-    drills, faults, window = find_drills(cfg), [], 1
-    if 'NanGuard' not in str(cfg.optim_wrapper) or not drills:
+    hooks = [cfg.get('default_hooks'), cfg.get('custom_hooks')]
+    drills, faults, window = find(hooks, 'faults'), [], 1
+    if not drills or 'NanGuard' not in str(cfg.optim_wrapper):
         raise SystemExit(
             'A drill needs a guarded optim_wrapper (or --guard) and a '
             'FaultInjectionHook in the config.'
@@ -159,31 +153,31 @@ def main(argv=None):
             # MMEngine dumps the float nan as a name that nothing defines.
             fault.value = str(fault.get('value', 'nan'))
         faults += FaultInjectionHook(drill.faults).faults
-    clean = copy.deepcopy(cfg)
-    for drill in find_drills(clean):
-        drill.faults = []
     for wrapper in find(cfg.optim_wrapper, 'optimizer'):
         window = max(window, wrapper.get('accumulative_counts', 1))
-    work_dir = Path(cfg.work_dir)
-    folder = work_dir / time.strftime('%Y%m%d_%H%M%S')
+    folder = Path(cfg.work_dir) / time.strftime('%Y%m%d_%H%M%S')
     guarded, events = run('guarded', cfg, folder / 'guarded')
-    calm, _ = run('guarded, no faults', clean, folder / 'no_faults')
     plain, title = unguard(cfg)
     plain, _ = run(title, plain, folder / 'unguarded')
-    answers = [join(fault, events, window) for fault in faults]
-    missed = [
-        answer
-        for answer in answers
-        if 'action' not in answer and not math.isfinite(float(answer['value']))
-    ]
-    passed = not missed and not any(
-        run['exit'] or run['bad_weights'] for run in (guarded, calm)
+    for drill in drills:
+        drill.faults = []
+    calm, _ = run('guarded, no faults', cfg, folder / 'no_faults')
+    told = [join(fault, events, window) for fault in faults]
+    is_missed = any(
+        'action' not in row and not math.isfinite(float(row['value']))
+        for row in told
     )
-    show(answers)
-    show([guarded, calm, plain])
+    is_sick = any(
+        each['exit'] or each['bad_weights'] for each in (guarded, calm)
+    )
+    passed = not (is_missed or is_sick)
+    runs = [guarded, calm, plain]
+    show(told)
+    show(runs)
     print('drill passed' if passed else 'DRILL FAILED')
-    report = dict(passed=passed, faults=answers, runs=[guarded, calm, plain])
-    (work_dir / 'fire_drill.json').write_text(json.dumps(report, indent=2))
+    report = dict(passed=passed, faults=told, runs=runs)
+    file = Path(cfg.work_dir, 'fire_drill.json')
+    file.write_text(json.dumps(report, indent=2, allow_nan=False))
     return int(not passed)
 
 

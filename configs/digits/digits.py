@@ -7,6 +7,7 @@ Run them from the root of the repository, which the import below needs::
     custom_imports = dict(
         imports=['configs.digits.digits'], allow_failed_imports=False)
 """
+
 from typing import Dict, List, Optional, Sequence, Union
 
 import torch
@@ -51,13 +52,15 @@ class DigitsDataset(BaseDataset):
             digits.target,
             test_size=360,
             stratify=digits.target,
-            random_state=0)
+            random_state=0,
+        )
         is_val = self.split == 'val'
         return [
             dict(
                 img=img,
                 img_path=f'digits/{self.split}/{idx:06d}',
-                gt_label=int(label))
+                gt_label=int(label),
+            )
             for idx, (img, label) in enumerate(zip(*split[is_val::2]))
         ]
 
@@ -68,9 +71,9 @@ class PackDigits:
 
     def __call__(self, results: dict) -> dict:
         sample = BaseDataElement(
-            metainfo={key: results[key]
-                      for key in ('sample_idx', 'img_path')},
-            gt_label=torch.tensor(results['gt_label']))
+            metainfo={key: results[key] for key in ('sample_idx', 'img_path')},
+            gt_label=torch.tensor(results['gt_label']),
+        )
         inputs = torch.from_numpy(results['img']).permute(2, 0, 1)
         return dict(inputs=inputs.contiguous(), data_samples=sample)
 
@@ -88,23 +91,28 @@ class DigitsNet(BaseModel):
         **kwargs: To :class:`mmengine.model.BaseModel`.
     """
 
-    def __init__(self,
-                 channels: Sequence[int] = (16, 32),
-                 norm_cfg: Optional[dict] = None,
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int] = (16, 16),
+        norm_cfg: Optional[dict] = None,
+        **kwargs,
+    ) -> None:
         super().__init__(**kwargs)
         norm_cfg = norm_cfg or dict(type='BN')
         widths = (1, *channels)
-        self.backbone = nn.Sequential(*(
-            ConvModule(before, after, kernel_size=3, norm_cfg=norm_cfg)
-            for before, after in zip(widths, channels)))
+        self.backbone = nn.Sequential(
+            *(
+                ConvModule(before, after, kernel_size=3, norm_cfg=norm_cfg)
+                for before, after in zip(widths, channels)
+            )
+        )
         self.head = nn.Linear(widths[-1], 10)
 
     def forward(
         self,
         inputs: Tensor,
         data_samples: Optional[List[BaseDataElement]] = None,
-        mode: str = 'tensor'
+        mode: str = 'tensor',
     ) -> Union[Tensor, Dict[str, Tensor], List[BaseDataElement]]:
         scores = self.head(self.backbone(inputs).mean(dim=(2, 3)))
         if mode == 'tensor':
@@ -130,4 +138,4 @@ class DigitsAccuracy(BaseMetric):
         ]
 
     def compute_metrics(self, results: List[bool]) -> Dict[str, float]:
-        return dict(accuracy=100. * sum(results) / len(results))
+        return dict(accuracy=100.0 * sum(results) / len(results))

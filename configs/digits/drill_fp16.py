@@ -11,12 +11,16 @@ default_hooks = dict(
                 iter=110,
                 site='activation',
                 value='inf',
-                where=r'backbone\.1\.conv'),
+                where=r'backbone\.1\.conv',
+            ),
             dict(iter=180, site='loss', value='-inf'),
             dict(iter=250, site='grad', value='nan', where=r'head\.weight'),
             dict(
                 iter=320,
                 site='buffer',
                 value='inf',
-                where=r'backbone\.0\.bn\.running_var'),
-        ]))
+                where=r'backbone\.0\.bn\.running_var',
+            ),
+        ],
+    )
+)

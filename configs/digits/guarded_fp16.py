@@ -5,4 +5,5 @@ _base_ = ['plain_fp16.py']
 optim_wrapper = dict(type='mmnanguard.NanGuardAmpOptimWrapper')
 default_hooks = dict(
     nan_guard=dict(type='mmnanguard.NanGuardHook'),
-    event_log=dict(type='mmnanguard.EventLogHook'))
+    event_log=dict(type='mmnanguard.EventLogHook'),
+)

@@ -4,4 +4,5 @@ _base_ = ['base.py']
 optim_wrapper = dict(type='mmnanguard.NanGuardOptimWrapper')
 default_hooks = dict(
     nan_guard=dict(type='mmnanguard.NanGuardHook'),
-    event_log=dict(type='mmnanguard.EventLogHook'))
+    event_log=dict(type='mmnanguard.EventLogHook'),
+)

@@ -4,6 +4,7 @@ _base_ = ['base.py']
 
 optim_wrapper = dict(
     type='AmpOptimWrapper',
-    loss_scale=1024.,
+    loss_scale=1024.0,
     dtype='float16',
-    clip_grad=dict(max_norm=35, norm_type=2))
+    clip_grad=dict(max_norm=35, norm_type=2),
+)

@@ -1,0 +1,108 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from toys import guard_hooks, make_runner, read_rows, wrapper
+
+TESTS = Path(__file__).parents[1]
+
+
+def run(tmp_path, *faults, **changes):
+    runner = make_runner(
+        tmp_path,
+        wrapper('NanGuardOptimWrapper'),
+        default_hooks=guard_hooks(*faults),
+        **changes,
+    )
+    runner.train()
+    return runner
+
+
+def test_rows_are_strict_json_and_begin_with_the_start(tmp_path):
+    runner = run(tmp_path, dict(iter=3, site='loss', value='inf'))
+    path = Path(runner.log_dir) / 'nanguard' / 'events.jsonl'
+    rows = [
+        json.loads(line, parse_constant=pytest.fail)
+        for line in path.read_text().splitlines()
+    ]
+    assert [row['kind'] for row in rows] == ['start', 'update']
+    start, update = rows
+    assert start['run'] == update['run']
+    assert start['attempt'] == 1
+    assert start['max_iters'] == 10
+    assert start['versions'].keys() >= {'mmnanguard', 'mmengine', 'torch'}
+    guard = start['guards']['default']
+    assert guard['optimizer'] == 'SGD'
+    assert guard['policy']['max_consecutive_skips'] == 20
+    assert update['loss'] == 'inf'
+
+
+def test_a_killed_process_loses_no_row(tmp_path):
+    script = f"""
+import os, signal, sys
+sys.path[:0] = [{str(TESTS)!r}, {str(TESTS.parent)!r}]
+from mmengine.hooks import Hook
+from toys import guard_hooks, make_runner, wrapper
+
+class Kill(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter + 1 == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+make_runner(
+    {str(tmp_path)!r}, wrapper('NanGuardOptimWrapper'),
+    default_hooks=guard_hooks(dict(iter=5, site='grad')),
+    custom_hooks=[Kill()]).train()
+"""
+    env = {**os.environ, 'PYTHONWARNINGS': 'ignore'}
+    done = subprocess.run(
+        [sys.executable, '-c', script], env=env, capture_output=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (path,) = tmp_path.glob('*/nanguard/events.jsonl')
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row['kind'], row['iter']) for row in rows] == [
+        ('start', 1),
+        ('update', 5),
+    ]
+
+
+def test_without_the_nan_guard_hook_it_says_that_it_is_idle(tmp_path):
+    hooks = guard_hooks()
+    del hooks['nan_guard']
+    runner = make_runner(
+        tmp_path, wrapper('NanGuardOptimWrapper'), default_hooks=hooks
+    )
+    runner.train()
+    (log,) = Path(runner.log_dir).glob('*.log')
+    assert 'EventLogHook gets no events without' in log.read_text()
+
+
+def test_a_disk_that_refuses_costs_rows_not_the_run(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(
+        'mmnanguard.hooks.event_log_hook.open', full, raising=False
+    )
+    runner = run(tmp_path, dict(iter=3, site='grad'))
+    assert runner.iter == 10
+    (log,) = Path(runner.log_dir).glob('*.log')
+    assert 'No space left on device' in log.read_text()
+
+
+def test_two_events_of_one_iteration_have_two_ids(tmp_path):
+    runner = run(tmp_path, dict(iter=3, site='grad'))
+    hook = next(
+        hook for hook in runner.hooks if type(hook).__name__ == 'NanGuardHook'
+    )
+    guard = runner.optim_wrapper.guard
+    (row,) = read_rows(runner)
+    assert row['id'] == f'{guard.run}-3'
+    event = guard._streak[-1]
+    runner.train_loop._iter = 2
+    assert hook._new_id(runner, event) == f'{guard.run}-3.2'

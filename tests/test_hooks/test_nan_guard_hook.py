@@ -1,0 +1,290 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.registry import MODELS
+from toys import ToyNet, guard_hooks, make_runner, read_rows, wrapper
+
+FAULTS = [
+    dict(iter=4, site='activation', value='nan', where='head'),
+    dict(iter=8, site='grad', value='inf', where='head.bias'),
+]
+GUARDED = wrapper('NanGuardOptimWrapper')
+
+
+class Recorder(Hook):
+    """Keeps what each hook of that name is told."""
+
+    def __init__(self):
+        self.events = []
+
+    def after_guard_event(self, runner, event):
+        self.events.append(event)
+
+
+def log_of(runner):
+    (path,) = Path(runner.log_dir).glob('*.log')
+    return path.read_text()
+
+
+def test_one_console_line_per_event_and_one_at_the_start(tmp_path):
+    runner = make_runner(tmp_path, GUARDED, default_hooks=guard_hooks(*FAULTS))
+    runner.train()
+    log = log_of(runner)
+    assert log.count('mmnanguard 0.1.0 guards optimizer') == 1
+    assert log.count('Iter 4: loss is NaN, and so are gradients') == 1
+    line = (
+        "Iter 8: gradient of 'head.bias' is Inf (1 of 5 tensors); update "
+        'skipped, 1 skip in a row; samples: train/000028.jpg and 3 more'
+    )
+    assert log.count(line) == 1
+
+
+def test_every_hook_with_the_method_gets_the_event(tmp_path):
+    recorder = Recorder()
+    runner = make_runner(
+        tmp_path,
+        GUARDED,
+        default_hooks=guard_hooks(*FAULTS),
+        custom_hooks=[recorder],
+    )
+    runner.train()
+    assert [event.iter for event in recorder.events] == [4, 8]
+
+
+def test_the_event_knows_its_iteration(tmp_path):
+    runner = make_runner(tmp_path, GUARDED, default_hooks=guard_hooks(*FAULTS))
+    runner.train()
+    first, second = read_rows(runner)
+    assert first['samples'] == [f'train/{n:06d}.jpg' for n in range(12, 16)]
+    assert first['losses'].keys() == {'loss_cls', 'loss_size'}
+    assert first['losses']['loss_cls'] == 'nan'
+    assert first['loss'] == 'nan'
+    assert first['inputs']['inputs']['is_finite'] is True
+    assert first['inputs']['inputs']['min'] < 0
+    assert first['lr'] == [0.1]
+    assert first['epoch'] == 1
+    assert first['batch_idx'] == 3
+    assert first['loss_scale'] is None
+    assert second['loss'] == pytest.approx(sum(second['losses'].values()))
+    assert second['params'] == [
+        dict(
+            name='head.bias',
+            tensor='gradient',
+            kind='inf',
+            count=1,
+            numel=2,
+            min=second['params'][0]['min'],
+            max=second['params'][0]['min'],
+            dtype='float32',
+        )
+    ]
+    assert first['id'] != second['id']
+    assert first['run'] == second['run'] != ''
+
+
+def test_a_window_names_the_samples_of_all_its_micro_batches(tmp_path):
+    runner = make_runner(
+        tmp_path,
+        wrapper('NanGuardOptimWrapper', accumulative_counts=3),
+        default_hooks=guard_hooks(dict(iter=5, site='loss', value='nan')),
+    )
+    runner.train()
+    (row,) = read_rows(runner)
+    assert row['iter'] == 6
+    assert row['samples'] == [f'train/{n:06d}.jpg' for n in range(12, 24)]
+
+
+def test_without_sample_names_the_batch_is_named(tmp_path):
+    runner = make_runner(
+        tmp_path, GUARDED, default_hooks=guard_hooks(FAULTS[1])
+    )
+    for sample in runner._train_dataloader['dataset']:
+        sample['data_samples'].set_metainfo(dict(img_path=None))
+    runner.train()
+    (row,) = read_rows(runner)
+    assert row['samples'] == ['batch 7']
+
+
+@pytest.mark.parametrize('key', ['img_id', 'sample_idx'])
+def test_samples_by_number(tmp_path, key):
+    runner = make_runner(
+        tmp_path, GUARDED, default_hooks=guard_hooks(FAULTS[1])
+    )
+    for n, sample in enumerate(runner._train_dataloader['dataset']):
+        sample['data_samples'].set_metainfo({'img_path': None, key: n})
+    runner.train()
+    (row,) = read_rows(runner)
+    assert row['samples'][0] == f'{key} 28'
+
+
+# Logs and scalars
+
+
+def scalars_of(runner):
+    (path,) = Path(runner.log_dir).glob('vis_data/scalars.json')
+    return [
+        json.loads(line, parse_constant=pytest.fail)
+        for line in path.read_text().splitlines()
+    ]
+
+
+def test_one_nan_does_not_blank_the_smoothed_losses(tmp_path):
+    runner = make_runner(tmp_path, GUARDED, default_hooks=guard_hooks(*FAULTS))
+    runner.train()
+    rows = scalars_of(runner)
+    assert len(rows) == 10
+    for row in rows:
+        assert math.isfinite(row['loss'])
+    # The fourth row averages the three good iterations before it.
+    assert rows[3]['loss'] == rows[2]['loss'] != rows[4]['loss']
+
+
+def test_mmengine_blanks_them(tmp_path):
+    """What the test above guards against."""
+    runner = make_runner(
+        tmp_path,
+        GUARDED,
+        default_hooks=dict(fire_drill=guard_hooks(FAULTS[0])['fire_drill']),
+    )
+    runner.train()
+    (path,) = Path(runner.log_dir).glob('vis_data/scalars.json')
+    assert path.read_text().count('"loss": NaN') == 7
+
+
+def test_a_nan_in_the_first_iteration(tmp_path):
+    fault = dict(iter=1, site='activation', where='head')
+    runner = make_runner(tmp_path, GUARDED, default_hooks=guard_hooks(fault))
+    runner.train()
+    rows = scalars_of(runner)
+    assert 'loss' not in rows[0]
+    assert math.isfinite(rows[1]['loss'])
+
+
+@MODELS.register_module()
+class LogsNan(ToyNet):
+    def train_step(self, data, optim_wrapper):
+        return {**super().train_step(data, optim_wrapper), 'acc': math.nan}
+
+
+def test_a_non_finite_value_of_a_healthy_update_is_told_once(tmp_path):
+    runner = make_runner(
+        tmp_path,
+        GUARDED,
+        default_hooks=guard_hooks(),
+        model=dict(type='LogsNan'),
+    )
+    runner.train()
+    assert log_of(runner).count("the model logs 'acc' as nan") == 1
+    assert len(scalars_of(runner)) == 10
+
+
+def test_scalars_in_every_backend(tmp_path):
+    runner = make_runner(
+        tmp_path,
+        wrapper(
+            'NanGuardAmpOptimWrapper',
+            dtype='float16',
+            loss_scale=1024,
+            guard=dict(proven_after=5),
+            clip_grad=dict(max_norm=0.1),
+        ),
+        default_hooks=guard_hooks(
+            dict(iter=2, site='grad'), dict(iter=8, site='grad')
+        ),
+        visualizer=dict(
+            type='Visualizer',
+            vis_backends=[
+                dict(type='LocalVisBackend'),
+                dict(type='TensorboardVisBackend'),
+            ],
+        ),
+    )
+    runner.train()
+    last = scalars_of(runner)[-1]
+    assert last['guard/skipped'] == 1
+    assert last['guard/routine_overflows'] == 1
+    assert last['guard/amp_scale'] == 256.0
+    assert 0 < last['guard/clip_coef'] < 1
+    assert math.isfinite(last['grad_norm'])
+    # Averaged by name: a key with 'loss' in it would be smoothed.
+    scales = [row['guard/amp_scale'] for row in scalars_of(runner)]
+    assert scales == [1024.0] + [512.0] * 6 + [256.0] * 3
+
+    from tensorboard.backend.event_processing import event_accumulator
+
+    log = event_accumulator.EventAccumulator(f'{runner.log_dir}/vis_data')
+    log.Reload()
+    tags = log.Tags()['scalars']
+    assert {'guard/skipped', 'guard/amp_scale', 'grad_norm'} <= set(tags)
+    assert log.Scalars('guard/amp_scale')[-1].value == 256.0
+
+
+def test_the_guards_scalars_stay_short(tmp_path, monkeypatch):
+    monkeypatch.setattr('mmnanguard.hooks.nan_guard_hook.SCALAR_LENGTH', 3)
+    runner = make_runner(tmp_path, GUARDED, default_hooks=guard_hooks())
+    runner.train()
+    buffer = runner.message_hub.get_scalar('train/guard/skipped')
+    assert isinstance(buffer, HistoryBuffer)
+    assert len(buffer.data[0]) == 3
+
+
+def test_grad_norm_is_of_committed_updates_only(tmp_path):
+    runner = make_runner(tmp_path, GUARDED, default_hooks=guard_hooks(*FAULTS))
+    runner.train()
+    norms, _ = runner.message_hub.get_scalar('train/grad_norm').data
+    assert len(norms) == 8
+    assert all(map(math.isfinite, norms))
+
+
+# What is not guarded is said
+
+
+def test_a_wrapper_that_is_no_guard(tmp_path):
+    runner = make_runner(
+        tmp_path, wrapper('OptimWrapper'), default_hooks=guard_hooks()
+    )
+    runner.train()
+    log = log_of(runner)
+    assert 'ERROR' in log
+    assert 'run by OptimWrapper: ITS UPDATES ARE NOT GUARDED' in log
+    assert '--amp' in log
+    assert 'mmnanguard.NanGuardAmpOptimWrapper' in log
+
+
+@pytest.mark.parametrize(
+    ('leftover', 'cure'),
+    [
+        (dict(fp16=dict(loss_scale=512.0)), 'NanGuardAmpOptimWrapper'),
+        (dict(optimizer_config=dict(grad_clip=None)), 'clip_grad'),
+    ],
+)
+def test_leftovers_of_1x(tmp_path, leftover, cure):
+    runner = make_runner(
+        tmp_path, GUARDED, default_hooks=guard_hooks(), cfg=Config(leftover)
+    )
+    runner.train()
+    warning = next(
+        line for line in log_of(runner).splitlines() if '1.x key' in line
+    )
+    assert next(iter(leftover)) in warning
+    assert cure in warning
+
+
+def test_nothing_is_said_of_a_clean_config(tmp_path):
+    runner = make_runner(tmp_path, GUARDED, default_hooks=guard_hooks())
+    runner.train()
+    log = log_of(runner)
+    assert 'NOT GUARDED' not in log
+    assert '1.x key' not in log
+    assert read_rows(runner) == []
+
+
+def test_after_training_the_wrapper_stands_alone_again(tmp_path):
+    runner = make_runner(tmp_path, GUARDED, default_hooks=guard_hooks())
+    runner.train()
+    assert runner.optim_wrapper.guard._listener is None

@@ -1,0 +1,155 @@
+import copy
+import logging
+
+import pytest
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from torch import nn
+
+from mmnanguard import apply_guard
+from mmnanguard.core import GuardConfigError
+
+SGD = dict(type='SGD', lr=0.1)
+AMP = dict(
+    type='AmpOptimWrapper',
+    loss_scale=512.0,
+    dtype='bfloat16',
+    clip_grad=dict(max_norm=35),
+    paramwise_cfg=dict(norm_decay_mult=0.0),
+    optimizer=SGD,
+)
+
+
+@pytest.fixture
+def told():
+    records = []
+
+    class Keep(logging.Handler):
+        def emit(self, record):
+            records.append(record.getMessage())
+
+    MMLogger.get_instance('mmengine').addHandler(Keep())
+    return records
+
+
+def guarded(optim_wrapper, guard, **keys):
+    cfg = Config(dict(optim_wrapper=optim_wrapper, **keys))
+    before = copy.deepcopy(cfg)
+    result = apply_guard(cfg, guard)
+    assert cfg == before
+    return result
+
+
+@pytest.mark.parametrize(
+    ('guard', 'type_', 'dtype'),
+    [
+        ('fp32', 'NanGuardOptimWrapper', None),
+        ('fp16', 'NanGuardAmpOptimWrapper', 'float16'),
+        ('bf16', 'NanGuardAmpOptimWrapper', 'bfloat16'),
+        ('full', 'NanGuardOptimWrapper', None),
+    ],
+)
+def test_each_guard_over_a_plain_config(guard, type_, dtype):
+    cfg = guarded(dict(type='OptimWrapper', optimizer=SGD), guard)
+    assert cfg.optim_wrapper.type == f'mmnanguard.{type_}'
+    assert cfg.optim_wrapper.get('dtype') == dtype
+    assert cfg.optim_wrapper.optimizer == SGD
+    assert cfg.default_hooks.nan_guard.type == 'mmnanguard.NanGuardHook'
+    assert cfg.default_hooks.event_log.type == 'mmnanguard.EventLogHook'
+
+
+def test_what_the_new_type_takes_stays():
+    cfg = guarded(AMP, 'full')
+    assert cfg.optim_wrapper == {
+        **AMP,
+        'type': 'mmnanguard.NanGuardAmpOptimWrapper',
+    }
+
+
+def test_what_it_does_not_take_is_dropped_and_listed(told):
+    cfg = guarded(AMP, 'fp32')
+    kept = {k: v for k, v in AMP.items() if k not in ('loss_scale', 'dtype')}
+    assert cfg.optim_wrapper == {
+        **kept,
+        'type': 'mmnanguard.NanGuardOptimWrapper',
+    }
+    assert 'dropped' in told[-1]
+    assert "dtype='bfloat16', loss_scale=512.0" in told[-1]
+
+
+def test_a_gan_config_gets_no_stray_type():
+    gan = dict(
+        constructor='GanConstructor',
+        generator=dict(type='OptimWrapper', optimizer=SGD),
+        discriminator=dict(optimizer=SGD),
+    )
+    cfg = guarded(gan, 'fp32')
+    assert cfg.optim_wrapper == dict(
+        constructor='GanConstructor',
+        generator=dict(type='mmnanguard.NanGuardOptimWrapper', optimizer=SGD),
+        discriminator=dict(
+            type='mmnanguard.NanGuardOptimWrapper', optimizer=SGD
+        ),
+    )
+
+
+@pytest.mark.parametrize('type_', [OptimWrapper, AmpOptimWrapper])
+def test_a_type_that_is_a_class(type_):
+    cfg = guarded(dict(type=type_, optimizer=SGD), 'full')
+    name = type_.__name__.replace('Optim', 'Optim')
+    assert cfg.optim_wrapper.type == f'mmnanguard.NanGuard{name}'
+
+
+def test_the_users_hooks_stay():
+    hooks = dict(logger=dict(type='LoggerHook', interval=7))
+    cfg = guarded(
+        dict(optimizer=SGD),
+        'full',
+        default_hooks=hooks,
+        custom_hooks=[dict(type='EMAHook')],
+    )
+    assert cfg.default_hooks.logger.interval == 7
+    assert cfg.custom_hooks == [dict(type='EMAHook')]
+    assert 'nan_guard' in cfg.default_hooks
+
+
+def test_twice_is_once():
+    cfg = guarded(AMP, 'full')
+    assert apply_guard(cfg, 'full') == cfg
+
+
+@pytest.mark.parametrize(
+    'type_',
+    [
+        'DeepSpeedOptimWrapper',
+        'ColossalAIOptimWrapper',
+        'ApexOptimWrapper',
+        'mmproject.TheirOwnWrapper',
+        nn.Module,
+    ],
+)
+def test_wrappers_that_cannot_be_guarded_are_refused(type_):
+    with pytest.raises(GuardConfigError, match='no guarded form'):
+        guarded(dict(type=type_, optimizer=SGD), 'full')
+
+
+def test_an_overlay_of_the_users_own(tmp_path):
+    path = tmp_path / 'strict.py'
+    path.write_text('optim_wrapper = dict(guard=dict(max_skip_rate=0.1))')
+    cfg = guarded(AMP, str(path))
+    assert cfg.optim_wrapper.guard == dict(max_skip_rate=0.1)
+    assert cfg.optim_wrapper.type == 'mmnanguard.NanGuardAmpOptimWrapper'
+    path.write_text('train_cfg = dict(max_epochs=1)')
+    with pytest.raises(GuardConfigError, match='sets train_cfg'):
+        guarded(AMP, str(path))
+
+
+def test_an_unknown_guard_lists_the_known_ones():
+    with pytest.raises(GuardConfigError, match='bf16, fp16, fp32, full'):
+        guarded(AMP, 'fp8')
+
+
+def test_a_config_without_wrapper():
+    with pytest.raises(GuardConfigError, match='no optim_wrapper'):
+        apply_guard(Config(dict(model=dict())), 'full')

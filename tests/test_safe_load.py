@@ -1,0 +1,99 @@
+"""MMEngine's checkpoints load with weights_only=True, and nothing more."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from toys import guard_hooks, make_runner, wrapper
+
+from mmnanguard.safe_load import allow_mmengine_checkpoints
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    hooks = guard_hooks()
+    hooks['checkpoint'] = dict(
+        type='CheckpointHook', interval=3, by_epoch=False
+    )
+    runner = make_runner(
+        tmp_path / 'run',
+        wrapper('NanGuardOptimWrapper'),
+        max_iters=3,
+        default_hooks=hooks,
+    )
+    runner.train()
+    return tmp_path / 'run' / 'iter_3.pth'
+
+
+def load_in_a_fresh_process(path, prepare=''):
+    code = f'import torch\n{prepare}\ntorch.load({str(path)!r})'
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'ignore'}
+    return subprocess.run(
+        [sys.executable, '-c', code], env=env, capture_output=True, text=True
+    )
+
+
+ALLOW = (
+    'from mmnanguard.safe_load import allow_mmengine_checkpoints as allow\n'
+    'allow()'
+)
+
+
+def test_pytorch_alone_refuses_and_the_list_cures(checkpoint):
+    refused = load_in_a_fresh_process(checkpoint)
+    assert 'UnpicklingError' in refused.stderr
+    loaded = load_in_a_fresh_process(checkpoint, ALLOW)
+    assert loaded.returncode == 0, loaded.stderr
+
+
+def test_what_comes_back(checkpoint):
+    allow_mmengine_checkpoints()
+    content = torch.load(checkpoint, weights_only=True)
+    buffer = content['message_hub']['log_scalars']['train/loss']
+    assert isinstance(buffer, HistoryBuffer)
+    assert len(buffer.data[0]) == 3
+    assert buffer.statistics('mean', 3) == buffer.mean(3)
+    assert content['optimizer']['guard']['state']['num_steps'] == 3
+
+
+@pytest.mark.parametrize(
+    'array',
+    [np.arange(3), np.float64(1.5), np.array([1.5], np.float16), np.bool_(1)],
+)
+def test_numpy_in_a_dataset_meta(tmp_path, array):
+    allow_mmengine_checkpoints()
+    torch.save(dict(meta=array), tmp_path / 'x.pth')
+    loaded = torch.load(tmp_path / 'x.pth', weights_only=True)
+    assert np.array_equal(loaded['meta'], array)
+
+
+class Runs:
+    def __reduce__(self):
+        return os.system, ('true',)
+
+
+class Digs:
+    """Asks for getattr, the way to everything else."""
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, '__init__')
+
+
+class DigsElsewhere:
+    def __reduce__(self):
+        return getattr, (np.ndarray, 'tofile')
+
+
+@pytest.mark.parametrize('evil', [Runs, Digs, DigsElsewhere])
+def test_a_checkpoint_that_wants_more_is_refused(tmp_path, evil):
+    allow_mmengine_checkpoints()
+    torch.save(dict(meta=evil()), tmp_path / 'x.pth', pickle_protocol=2)
+    with pytest.raises(Exception, match=r'Unsupported|asks for'):
+        torch.load(tmp_path / 'x.pth', weights_only=True)

@@ -1,0 +1,86 @@
+import json
+
+import pytest
+import torch
+from toys import ToyNet  # registers what the config names
+
+from mmnanguard.core import GuardConfigError
+from tools.train import load_config, main, parse_args
+
+CONFIG = f"""
+from toys import make_data
+default_scope = 'mmengine'
+model = dict(type='{ToyNet.__name__}')
+train_dataloader = dict(
+    dataset=make_data(24), batch_size=4, num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False))
+train_cfg = dict(by_epoch=True, max_epochs=1)
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1))
+auto_scale_lr = dict(base_batch_size=8)
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / 'toy.py'
+    path.write_text(CONFIG)
+    return str(path)
+
+
+def read_events(work_dir):
+    rows = []
+    for path in sorted(work_dir.glob('*/nanguard/events.jsonl')):
+        rows += map(json.loads, path.read_text().splitlines())
+    return rows
+
+
+def test_guard_and_options(config, tmp_path):
+    work_dir = tmp_path / 'work'
+    options = [
+        'default_hooks.drill.type=mmnanguard.FaultInjectionHook',
+        'default_hooks.drill.faults.0.iter=3',
+        'default_hooks.drill.faults.0.site=grad',
+        'optim_wrapper.loss_scale=512',
+    ]
+    code = main(
+        [config, '--work-dir', str(work_dir), '--guard', 'fp16']
+        + ['--cfg-options', *options]
+    )
+    assert code == 0
+    start, update = read_events(work_dir)
+    assert start['guards']['default']['loss_scale']['value'] == 512
+    assert (update['iter'], update['action']) == (3, 'skip')
+
+
+def test_resume(config, tmp_path):
+    work_dir = tmp_path / 'work'
+    args = [config, '--work-dir', str(work_dir), '--guard', 'full']
+    main(args)
+    more = ['--cfg-options', 'train_cfg.max_epochs=2']
+    main([*args, '--resume', *more])
+    main([*args, '--resume', str(work_dir / 'epoch_1.pth'), *more])
+    starts = [row for row in read_events(work_dir) if row['kind'] == 'start']
+    assert [row['attempt'] for row in starts] == [1, 2, 2]
+    assert [row['iter'] for row in starts] == [1, 7, 7]
+    content = torch.load(work_dir / 'epoch_2.pth', weights_only=True)
+    assert content['meta']['iter'] == 12
+
+
+def test_amp_is_the_guarded_one(config):
+    cfg = load_config(parse_args([config, '--amp']))
+    assert cfg.optim_wrapper.type == 'mmnanguard.NanGuardAmpOptimWrapper'
+    assert cfg.optim_wrapper.dtype == 'float16'
+
+
+def test_without_guard_the_config_is_the_users(config):
+    cfg = load_config(parse_args([config, '--auto-scale-lr']))
+    assert 'type' not in cfg.optim_wrapper
+    assert cfg.auto_scale_lr.enable is True
+    assert cfg.work_dir == 'work_dirs/toy'
+
+
+def test_errors(config):
+    with pytest.raises(GuardConfigError, match='fp8'):
+        main([config, '--guard', 'fp8'])
+    with pytest.raises(SystemExit):
+        parse_args([config, '--amp', '--guard', 'bf16'])
