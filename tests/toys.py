@@ -1,16 +1,19 @@
 """A small real run: model, data, Runner, and the run to compare it with."""
 
+import itertools
 import json
 from pathlib import Path
 
 import torch
 from mmengine.model import BaseModel
-from mmengine.registry import LOOPS, MODELS
+from mmengine.registry import DATASETS, LOOPS, MODELS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
+from torch.utils.data import Dataset
 
 BATCH_SIZE = 4
+NUMBERS = itertools.count()  # MMEngine wants each run to have its name
 
 
 @MODELS.register_module()
@@ -74,6 +77,18 @@ def make_data(size):
     ]
 
 
+@DATASETS.register_module()
+class ToyData(Dataset):
+    def __init__(self, size):
+        self.items = make_data(size)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
 def make_runner(work_dir, optim_wrapper, **changes):
     """A Runner of 10 iterations; ``changes`` are its arguments."""
     max_iters = changes.pop('max_iters', 10)
@@ -93,7 +108,7 @@ def make_runner(work_dir, optim_wrapper, **changes):
         ),
         optim_wrapper=optim_wrapper,
         log_processor=dict(by_epoch=False),
-        experiment_name=Path(work_dir).name,
+        experiment_name=f'toy_{next(NUMBERS)}',
         default_scope='mmengine',
         randomness=dict(seed=0),
     )

@@ -41,26 +41,24 @@ OPTIMIZERS = {
 }
 # The norm is about the square root of the number of elements.
 CLIPS = {'none': None, 'above': 1.0, 'below': 1e6}
+KEYS = ('params', 'precision', 'optimizer', 'clip')
 READS = {Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__bool__}
 
 
 class CpuAmpOptimWrapper(AmpOptimWrapper):
-    """fp16 on a CPU, which MMEngine refuses: its step, another scaler."""
+    """Plain fp16 on a CPU: MMEngine's step, torch.amp.GradScaler('cpu')."""
 
-    def __init__(self, optimizer, clip_grad):
+    def __init__(self, optimizer, clip_grad):  # MMEngine's refuses a CPU
         OptimWrapper.__init__(self, optimizer, clip_grad=clip_grad)
         self.loss_scaler = torch.amp.GradScaler('cpu')
         self._scale_update_param = None
-        self.cast_dtype = torch.float16
 
-    def optim_context(self, model):
-        # MMEngine's autocast knows no float16 on a CPU.
-        return torch.autocast('cpu', dtype=self.cast_dtype)
+    def optim_context(self, model):  # MMEngine's knows no float16 there
+        return torch.autocast('cpu', dtype=torch.float16)
 
 
 def build_resnet50(has_buffers):
-    """All its parameters, in modules that are never called."""
-
+    # Modules that are never called: what counts is what they hold.
     def conv(inputs, outputs, size):
         norm = nn.BatchNorm2d(outputs, track_running_stats=has_buffers)
         return [nn.Conv2d(inputs, outputs, size, bias=False), norm]
@@ -150,21 +148,23 @@ def measure(plain, guarded, repeat, wait=lambda: None):
     times = times[NUM_WARM_UPS:]
     ratios = np.percentile(times[:, 1] / times[:, 0], (50, 10, 90))
     keys = ('plain_ms', 'guarded_ms', 'ratio', 'ratio_p10', 'ratio_p90')
-    return dict(zip(keys, map(float, (*np.median(times, axis=0), *ratios))))
+    numbers = [*np.median(times, axis=0), *ratios]
+    return {key: round(float(x), 3) for key, x in zip(keys, numbers)}
 
 
-def measure_update(what, repeat, device):
+def measure_update(kind, repeat, device):
     """One row: a combination, its times and its host reads."""
-    model = MODELS[what['params']]().to(device)
+    params, precision, optimizer, clip = kind
+    model = MODELS[params]().to(device)
     grads = [torch.randn_like(param) for param in model.parameters()]
-    rest = (OPTIMIZERS[what['optimizer']], CLIPS[what['clip']], model, grads)
     wrappers = OptimWrapper, NanGuardOptimWrapper
-    if what['precision'] == 'fp16':
+    if precision == 'fp16':
         amp = CpuAmpOptimWrapper if device == 'cpu' else AmpOptimWrapper
         wrappers = amp, partial(NanGuardAmpOptimWrapper, dtype='float16')
+    rest = (OPTIMIZERS[optimizer], CLIPS[clip], model, grads)
     sides = [Update(wrapper, *rest) for wrapper in wrappers]
     wait = [] if device == 'cpu' else [torch.cuda.synchronize]
-    row = {**what, **measure(*sides, repeat, *wait)}
+    row = dict(zip(KEYS, kind), **measure(*sides, repeat, *wait))
     row['plain_reads'], row['guarded_reads'] = (s.count_reads() for s in sides)
     return row
 
@@ -172,25 +172,10 @@ def measure_update(what, repeat, device):
 def describe_machine(device):
     file = Path('/proc/cpuinfo')
     info = file.read_text() if file.exists() else ''
-    return dict(
-        cpu=re.search('model name.*: (.*)|$', info)[1] or platform.machine(),
-        threads=torch.get_num_threads(),
-        gpu=None if device == 'cpu' else torch.cuda.get_device_name(),
-        torch=torch.__version__,
-        mmengine=mmengine.__version__,
-    )
-
-
-def show(machine, rows, is_markdown):
-    table = Table(*rows[0], box=box.MARKDOWN if is_markdown else box.ROUNDED)
-    for row in rows:
-        cells = row.values()
-        table.add_row(
-            *(f'{x:.3g}' if isinstance(x, float) else str(x) for x in cells)
-        )
-    console = Console(width=140, highlight=False)
-    console.print(', '.join(f'{k} {v}' for k, v in machine.items() if v))
-    console.print('' if machine['gpu'] else CPU_NOTE, table, sep='\n')
+    cpu = re.search('model name.*: (.*)|$', info)[1] or platform.machine()
+    gpu = 'no GPU' if device == 'cpu' else torch.cuda.get_device_name()
+    versions = f'torch {torch.__version__}, mmengine {mmengine.__version__}'
+    return f'{cpu}, {torch.get_num_threads()} threads, {gpu}, {versions}'
 
 
 def main(argv=None):
@@ -208,16 +193,21 @@ def main(argv=None):
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     random.seed(args.seed)
-    machine, rows = describe_machine(args.device), []
-    keys = ('params', 'precision', 'optimizer', 'clip')
-    kinds = product(args.params, ('fp32', 'fp16'), OPTIMIZERS, args.clips)
-    for kind in kinds:
-        what = dict(zip(keys, kind))
-        rows.append(measure_update(what, args.repeat, args.device))
-        print(*kind, rows[-1]['ratio'], sep=', ', file=sys.stderr)
-    show(machine, rows, args.markdown)
+    report = dict(machine=describe_machine(args.device), rows=[])
+    if args.device == 'cpu':
+        report['note'] = CpuAmpOptimWrapper.__doc__
+    precisions = ('fp32', 'fp16')
+    for kind in product(args.params, precisions, OPTIMIZERS, args.clips):
+        row = measure_update(kind, args.repeat, args.device)
+        report['rows'].append(row)
+        print(*kind, row['ratio'], sep=', ', file=sys.stderr)
+    style = box.MARKDOWN if args.markdown else box.ROUNDED
+    table = Table(*row, box=style)
+    for row in report['rows']:
+        table.add_row(*map(str, row.values()))
+    print(report['machine'], report.get('note', ''), sep='\n')
+    Console(width=140).print(table)
     if args.json:
-        report = dict(machine=machine, rows=rows)
         args.json.write_text(json.dumps(report, indent=2))
     return 0
 

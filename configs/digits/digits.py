@@ -8,7 +8,7 @@ Run them from the root of the repository, which the import below needs::
         imports=['configs.digits.digits'], allow_failed_imports=False)
 """
 
-from typing import Dict, List, Optional, Sequence, Union
+from typing import ClassVar, Dict, List, Optional, Sequence, Union
 
 import torch
 from mmcv.cnn import ConvModule
@@ -36,7 +36,7 @@ class DigitsDataset(BaseDataset):
         **kwargs: To :class:`mmengine.dataset.BaseDataset`.
     """
 
-    METAINFO = dict(classes=tuple('0123456789'))
+    METAINFO: ClassVar[dict] = dict(classes=tuple('0123456789'))
 
     def __init__(self, split: str, **kwargs) -> None:
         if split not in ('train', 'val'):

@@ -8,11 +8,10 @@ from mmnanguard.core import GuardConfigError
 from tools.train import load_config, main, parse_args
 
 CONFIG = f"""
-from toys import make_data
 default_scope = 'mmengine'
 model = dict(type='{ToyNet.__name__}')
 train_dataloader = dict(
-    dataset=make_data(24), batch_size=4, num_workers=0,
+    dataset=dict(type='ToyData', size=24), batch_size=4, num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False))
 train_cfg = dict(by_epoch=True, max_epochs=1)
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1))
@@ -37,14 +36,14 @@ def read_events(work_dir):
 def test_guard_and_options(config, tmp_path):
     work_dir = tmp_path / 'work'
     options = [
+        '--cfg-options',
         'default_hooks.drill.type=mmnanguard.FaultInjectionHook',
         'default_hooks.drill.faults.0.iter=3',
         'default_hooks.drill.faults.0.site=grad',
         'optim_wrapper.loss_scale=512',
     ]
     code = main(
-        [config, '--work-dir', str(work_dir), '--guard', 'fp16']
-        + ['--cfg-options', *options]
+        [config, '--work-dir', str(work_dir), '--guard', 'fp16', *options]
     )
     assert code == 0
     start, update = read_events(work_dir)

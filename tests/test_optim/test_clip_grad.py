@@ -1,0 +1,109 @@
+import copy
+import math
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.optim import OptimWrapper
+
+from mmnanguard.core import GuardConfigError, NoClip, NormClip
+from mmnanguard.numerics import ValueClip
+from mmnanguard.optim.clip_grad import build_clip
+
+
+@pytest.mark.parametrize(
+    ('config', 'number_rule', 'tensor_rule'),
+    [
+        (None, NoClip(), None),
+        (dict(max_norm=35), NormClip(35.0, 2.0), None),
+        (dict(max_norm=0.1, norm_type=1), NormClip(0.1, 1.0), None),
+        (dict(max_norm=1, norm_type='inf'), NormClip(1.0, math.inf), None),
+        (dict(type='norm', max_norm=2.0), NormClip(2.0, 2.0), None),
+        (dict(max_norm=math.inf), NormClip(math.inf, 2.0), None),
+        # Accepted, and without effect.
+        (
+            dict(max_norm=1.0, error_if_nonfinite=True, foreach=False),
+            NormClip(1.0, 2.0),
+            None,
+        ),
+        (dict(type='value', clip_value=1), NoClip(), ValueClip(1.0)),
+        (
+            dict(type='value', clip_value=0.5, foreach=True),
+            NoClip(),
+            ValueClip(0.5),
+        ),
+    ],
+)
+def test_forms(config, number_rule, tensor_rule):
+    assert build_clip(config) == (number_rule, tensor_rule)
+
+
+@pytest.mark.parametrize(
+    ('config', 'words'),
+    [
+        ({}, ['{}', 'None', 'max_norm=35']),
+        (35, ['35', 'dict(max_norm=35, norm_type=2)']),
+        (dict(type='agc'), ['type', "'agc'", "'norm'", "'value'"]),
+        (dict(clip_value=1.0), ['clip_value', "type='value'"]),
+        (dict(max_nrom=1), ["'max_nrom'", "'max_norm'"]),
+        (dict(type='value', max_norm=1), ["'max_norm'", 'clip_value']),
+        (
+            dict(type='value', clip_value=1, error_if_nonfinite=True),
+            ["'error_if_nonfinite'"],
+        ),
+        (dict(norm_type=2), ['max_norm', 'None', 'above 0']),
+        (dict(max_norm=0), ['max_norm', '0', 'above 0']),
+        (dict(max_norm=-1.0), ['max_norm', '-1.0', 'above 0']),
+        (dict(max_norm=math.nan), ['max_norm', 'nan', 'above 0']),
+        (dict(max_norm='1'), ['max_norm', "'1'", 'a number']),
+        (dict(type='value'), ['clip_value', 'None', 'above 0']),
+        (dict(type='value', clip_value=0.0), ['clip_value', '0.0']),
+        (dict(max_norm=1, norm_type=0), ['norm_type', '0', 'above 0', 'inf']),
+        (dict(max_norm=1, norm_type=-2), ['norm_type', '-2', 'above 0']),
+        (dict(max_norm=1, norm_type=math.nan), ['norm_type', 'nan']),
+        (dict(max_norm=1, norm_type='two'), ['norm_type', 'two', 'above 0']),
+        (dict(max_norm=1, norm_type=None), ['norm_type', 'None', 'above 0']),
+    ],
+)
+def test_errors_name_the_key_the_value_and_what_is_allowed(config, words):
+    with pytest.raises(GuardConfigError) as caught:
+        build_clip(config)
+    for word in ['optim_wrapper.clip_grad', *words]:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'config',
+    [dict(type='norm', max_norm=1), dict(type='value', clip_value=1)],
+)
+@pytest.mark.parametrize('kind', [dict, ConfigDict])
+def test_the_config_stays_as_it_was(config, kind):
+    given = kind(config)
+    before = copy.deepcopy(given)
+    build_clip(given)
+    assert given == before
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        dict(max_norm=0.5),
+        dict(max_norm=0.5, norm_type=1),
+        dict(max_norm=0.5, norm_type='inf'),
+        dict(max_norm=1e6),
+        dict(type='value', clip_value=0.5),
+    ],
+)
+def test_the_meaning_is_mmengines(config):
+    param = torch.nn.Parameter(torch.zeros(4))
+    grad = torch.tensor([3.0, -0.2, 0.0, 0.4])
+    param.grad = grad.clone()
+    optimizer = torch.optim.SGD([param], lr=1.0)
+    OptimWrapper(optimizer, clip_grad=config)._clip_grad()
+
+    number_rule, tensor_rule = build_clip(config)
+    norm = torch.linalg.vector_norm(grad, number_rule.norm_type).item()
+    grad *= number_rule(norm)
+    if tensor_rule is not None:
+        tensor_rule([grad])
+    torch.testing.assert_close(grad, param.grad, rtol=1e-6, atol=0)
