@@ -51,10 +51,7 @@ class CpuAmpOptimWrapper(AmpOptimWrapper):
     def __init__(self, optimizer, clip_grad):  # MMEngine's refuses a CPU
         OptimWrapper.__init__(self, optimizer, clip_grad=clip_grad)
         self.loss_scaler = torch.amp.GradScaler('cpu')
-        self._scale_update_param = None
-
-    def optim_context(self, model):  # MMEngine's knows no float16 there
-        return torch.autocast('cpu', dtype=torch.float16)
+        self._scale_update_param = self.cast_dtype = None
 
 
 def build_resnet50(has_buffers):
@@ -94,21 +91,18 @@ class Update:
 
     def __init__(self, build_wrapper, build_optimizer, clip, model, grads):
         self.model, self.grads = copy.deepcopy(model), grads
-        self.scaled = [torch.empty_like(grad) for grad in grads]
-        self.wrapper = build_wrapper(
-            optimizer=build_optimizer(self.model.parameters()),
-            clip_grad=clip and dict(max_norm=clip),
-        )
+        optimizer = build_optimizer(self.model.parameters())
+        clip_grad = clip and dict(max_norm=clip)
+        self.wrapper = build_wrapper(optimizer=optimizer, clip_grad=clip_grad)
         self.loss = torch.zeros((), device=grads[0].device)
         self.scaler = getattr(self.wrapper, 'loss_scaler', None)
         if self.scaler:
             self.scaler.scale(self.loss)  # the first loss creates the scale
 
     def prepare(self):
-        """Leave gradients as backward does; they outlive ``zero_grad``."""
-        torch._foreach_copy_(self.scaled, self.grads)
-        if self.scaler:
-            torch._foreach_mul_(self.scaled, self.scaler.get_scale())
+        """Leave gradients as backward does; held, so that none is freed."""
+        scale = self.scaler.get_scale() if self.scaler else 1.0
+        self.scaled = [grad * scale for grad in self.grads]
         for param, grad in zip(self.model.parameters(), self.scaled):
             param.grad = grad
 
@@ -194,19 +188,16 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     random.seed(args.seed)
     report = dict(machine=describe_machine(args.device), rows=[])
-    if args.device == 'cpu':
-        report['note'] = CpuAmpOptimWrapper.__doc__
     precisions = ('fp32', 'fp16')
     for kind in product(args.params, precisions, OPTIMIZERS, args.clips):
         row = measure_update(kind, args.repeat, args.device)
         report['rows'].append(row)
         print(*kind, row['ratio'], sep=', ', file=sys.stderr)
-    style = box.MARKDOWN if args.markdown else box.ROUNDED
-    table = Table(*row, box=style)
+    table = Table(*row, box=box.MARKDOWN if args.markdown else box.ROUNDED)
     for row in report['rows']:
         table.add_row(*map(str, row.values()))
-    print(report['machine'], report.get('note', ''), sep='\n')
-    Console(width=140).print(table)
+    note = CpuAmpOptimWrapper.__doc__ if args.device == 'cpu' else ''
+    Console(width=140).print(report['machine'], note, table, sep='\n')
     if args.json:
         args.json.write_text(json.dumps(report, indent=2))
     return 0

@@ -54,10 +54,12 @@ def test_guard_and_options(config, tmp_path):
 def test_resume(config, tmp_path):
     work_dir = tmp_path / 'work'
     args = [config, '--work-dir', str(work_dir), '--guard', 'full']
+    options = ['--cfg-options', 'train_cfg.max_epochs=2']
     main(args)
-    more = ['--cfg-options', 'train_cfg.max_epochs=2']
-    main([*args, '--resume', *more])
-    main([*args, '--resume', str(work_dir / 'epoch_1.pth'), *more])
+    # MMEngine wants another name for each start within a second.
+    main([*args, '--resume', *options, 'experiment_name=second'])
+    checkpoint = str(work_dir / 'epoch_1.pth')
+    main([*args, '--resume', checkpoint, *options, 'experiment_name=third'])
     starts = [row for row in read_events(work_dir) if row['kind'] == 'start']
     assert [row['attempt'] for row in starts] == [1, 2, 2]
     assert [row['iter'] for row in starts] == [1, 7, 7]
