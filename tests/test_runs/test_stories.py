@@ -266,7 +266,7 @@ def test_a_plain_run_goes_on_guarded_and_back(tmp_path):
 
 
 def test_tensors_stay_what_they_are(tmp_path):
-    """Rejections re-use tensors: optimizers hold them by identity."""
+    """Rejections reuse tensors: optimizers hold them by identity."""
     runner = make(tmp_path, GUARDED, [dict(iter=1, site='activation')])
     before = {name: id(t) for name, t in runner.model.named_buffers()}
     runner.train()

@@ -1,0 +1,38 @@
+# `make train` and `make test` do everything on a fresh machine that has
+# Python 3.11: the environment in .venv, pinned requirements, the work itself.
+PYTHON ?= python3.11
+PIP = .venv/bin/pip install --quiet --disable-pip-version-check
+
+.PHONY: train test lint benchmark clean
+
+train: .venv/train.done
+	.venv/bin/python tools/fire_drill.py configs/digits/drill_fp16.py \
+		--work-dir work_dirs/digits
+
+test: .venv/test.done
+	.venv/bin/python -m pytest
+
+lint: .venv/test.done
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/codespell
+	.venv/bin/mypy mmnanguard
+
+benchmark: .venv/train.done
+	.venv/bin/python tools/benchmark.py
+
+.venv/train.done: requirements/train.txt pyproject.toml setup.cfg
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(PIP) --requirement requirements/train.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv/test.done: .venv/train.done requirements/tests.txt \
+		requirements/mmpretrain.txt
+	$(PIP) --requirement requirements/tests.txt
+	$(PIP) --no-deps --upgrade --target .venv/mmpretrain \
+		--requirement requirements/mmpretrain.txt
+	touch $@
+
+clean:
+	rm -rf .venv work_dirs build *.egg-info
