@@ -39,23 +39,20 @@ OPTIMIZERS = {
     'AdamW': partial(optim.AdamW, lr=1e-9),
     'fused AdamW': partial(optim.AdamW, lr=1e-9, fused=True),
 }
-# The norm is about the square root of the number of elements.
-CLIPS = {'none': None, 'above': 1.0, 'below': 1e6}
+CLIPS = {'none': None, 'above': 1.0, 'below': 1e6}  # the norm is between
 KEYS = ('params', 'precision', 'optimizer', 'clip')
 READS = {Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__bool__}
+CPU_NOTE = "no GPU (fp16, plain: MMEngine's step, torch.amp.GradScaler('cpu'))"
 
 
 class CpuAmpOptimWrapper(AmpOptimWrapper):
-    """Plain fp16 on a CPU: MMEngine's step, torch.amp.GradScaler('cpu')."""
-
     def __init__(self, optimizer, clip_grad):  # MMEngine's refuses a CPU
         OptimWrapper.__init__(self, optimizer, clip_grad=clip_grad)
         self.loss_scaler = torch.amp.GradScaler('cpu')
         self._scale_update_param = self.cast_dtype = None
 
 
-def build_resnet50(has_buffers):
-    # Modules that are never called: what counts is what they hold.
+def build_resnet50(has_buffers):  # its tensors only: it cannot be called
     def conv(inputs, outputs, size):
         norm = nn.BatchNorm2d(outputs, track_running_stats=has_buffers)
         return [nn.Conv2d(inputs, outputs, size, bias=False), norm]
@@ -95,13 +92,13 @@ class Update:
         clip_grad = clip and dict(max_norm=clip)
         self.wrapper = build_wrapper(optimizer=optimizer, clip_grad=clip_grad)
         self.loss = torch.zeros((), device=grads[0].device)
-        self.scaler = getattr(self.wrapper, 'loss_scaler', None)
-        if self.scaler:
-            self.scaler.scale(self.loss)  # the first loss creates the scale
+        no_scaler = torch.amp.GradScaler('cpu', enabled=False)
+        self.scaler = getattr(self.wrapper, 'loss_scaler', no_scaler)
+        self.scaler.scale(self.loss)  # the first loss creates the scale
 
     def prepare(self):
         """Leave gradients as backward does; held, so that none is freed."""
-        scale = self.scaler.get_scale() if self.scaler else 1.0
+        scale = self.scaler.get_scale()
         self.scaled = [grad * scale for grad in self.grads]
         for param, grad in zip(self.model.parameters(), self.scaled):
             param.grad = grad
@@ -126,10 +123,7 @@ class Update:
 
 
 def measure(plain, guarded, repeat, wait=lambda: None):
-    """Time the ``run`` of two sides in pairs, each after its ``prepare``.
-
-    Around each run, ``wait`` waits for a device that runs ahead.
-    """
+    """Time ``run``, not ``prepare``, in pairs; a GPU has to be waited for."""
     times = np.empty((NUM_WARM_UPS + repeat, 2))
     for pair in times:
         for index, side in random.sample([(0, plain), (1, guarded)], 2):
@@ -167,7 +161,7 @@ def describe_machine(device):
     file = Path('/proc/cpuinfo')
     info = file.read_text() if file.exists() else ''
     cpu = re.search('model name.*: (.*)|$', info)[1] or platform.machine()
-    gpu = 'no GPU' if device == 'cpu' else torch.cuda.get_device_name()
+    gpu = CPU_NOTE if device == 'cpu' else torch.cuda.get_device_name()
     versions = f'torch {torch.__version__}, mmengine {mmengine.__version__}'
     return f'{cpu}, {torch.get_num_threads()} threads, {gpu}, {versions}'
 
@@ -188,16 +182,14 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     random.seed(args.seed)
     report = dict(machine=describe_machine(args.device), rows=[])
-    precisions = ('fp32', 'fp16')
-    for kind in product(args.params, precisions, OPTIMIZERS, args.clips):
+    for kind in product(args.params, ['fp32', 'fp16'], OPTIMIZERS, args.clips):
         row = measure_update(kind, args.repeat, args.device)
         report['rows'].append(row)
         print(*kind, row['ratio'], sep=', ', file=sys.stderr)
     table = Table(*row, box=box.MARKDOWN if args.markdown else box.ROUNDED)
     for row in report['rows']:
         table.add_row(*map(str, row.values()))
-    note = CpuAmpOptimWrapper.__doc__ if args.device == 'cpu' else ''
-    Console(width=140).print(report['machine'], note, table, sep='\n')
+    Console(width=140).print(report['machine'], table, sep='\n')
     if args.json:
         args.json.write_text(json.dumps(report, indent=2))
     return 0

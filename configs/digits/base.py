@@ -10,7 +10,7 @@ model = dict(
     channels=(16, 16),
     norm_cfg=dict(type='BN'),
     data_preprocessor=dict(
-        type='ImgDataPreprocessor', mean=[4.88], std=[6.02]
+        type='ImgDataPreprocessor', mean=[4.886], std=[6.018]
     ),
 )
 

@@ -32,15 +32,14 @@ def test_nan_arrives():
 
 
 def test_groups_keep_names_order_and_length():
-    first, second = torch.tensor(1.0), torch.tensor(2.0, dtype=torch.float16)
-    third = torch.tensor(3)
-    groups = {'a': [first, second], 'none': (), 'b': (third,), 'a too': [first]}
+    one, two = torch.tensor(1.0), torch.tensor(2.0, dtype=torch.float16)
+    groups = {'a': [one, two], 'none': (), 'b': (one.int(),), 'c': [two]}
     read = read_once(groups)
-    assert read == {'a': [1.0, 2.0], 'none': [], 'b': [3.0], 'a too': [1.0]}
+    assert read == {'a': [1.0, 2.0], 'none': [], 'b': [1.0], 'c': [2.0]}
     assert list(read) == list(groups)
 
 
 @pytest.mark.parametrize('groups', [{}, {'a': []}, {'a': [], 'b': ()}])
 def test_nothing_to_read_needs_no_device(groups, monkeypatch):
-    monkeypatch.setattr(torch, 'stack', lambda tensors: pytest.fail())
+    monkeypatch.setattr(torch, 'stack', None)
     assert read_once(groups) == {name: [] for name in groups}

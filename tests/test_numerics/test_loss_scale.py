@@ -168,20 +168,20 @@ def test_a_number_is_start_and_ceiling_but_can_be_lowered():
     scaler.set_growth_interval(3)
     assert play(scaler, 'oooo') == [512, 512, 512, 512]
     assert play(scaler, 'xx') == [256, 128]
-    assert play(scaler, 'ooo' 'ooo') == [128, 128, 256, 256, 256, 512]
+    assert play(scaler, 'oooooo') == [128, 128, 256, 256, 256, 512]
     assert play(scaler, 'oooo') == [512, 512, 512, 512]
 
 
 def test_an_overflow_starts_the_growth_count_anew():
     scaler = build(dict(init_scale=8.0, growth_interval=3))
-    assert play(scaler, 'oox' 'ooo') == [8, 8, 4, 4, 4, 8]
+    assert play(scaler, 'ooxooo') == [8, 8, 4, 4, 4, 8]
 
 
 def test_floor_and_ceiling_are_reached_and_not_passed():
     scaler = build(
         dict(init_scale=4.0, min_scale=3.0, max_scale=9.0, growth_interval=1)
     )
-    assert play(scaler, 'xx' 'ooo') == [3, 3, 6, 9, 9]
+    assert play(scaler, 'xxooo') == [3, 3, 6, 9, 9]
 
 
 @pytest.mark.parametrize(
@@ -215,8 +215,8 @@ def test_reading(config, expected):
         ('xx', [8, 8]),
         ('xxx', [8, 8, 4]),
         ('xxoxx', [8, 8, 8, 8, 8]),  # a commit between them
-        ('xxx' 'xx', [8, 8, 4, 4, 4]),  # lowering starts anew
-        ('xxx' 'xxx', [8, 8, 4, 4, 4, 2]),
+        ('xxxxx', [8, 8, 4, 4, 4]),  # lowering starts anew
+        ('xxxxxx', [8, 8, 4, 4, 4, 2]),
     ],
 )
 def test_hysteresis_is_consecutive(script, scales):
@@ -267,12 +267,13 @@ class Plain:
     [
         ({}, 4500, 0.0002),
         (dict(growth_interval=3), 500, 0.2),
-        (dict(growth_interval=2, growth_factor=4.0), 500, 0.3),
+        (dict(growth_interval=2, growth_factor=4.0), 200, 0.4),
     ],
 )
 def test_dynamic_agrees_with_pytorch_move_for_move(keys, num_updates, share):
     chance = random.Random(0)
     plain = Plain(**keys)
+    # PyTorch's has no floor.
     scaler = build(dict(min_scale=2.0**-100, **keys) if keys else 'dynamic')
     seen = set()
     for index in range(num_updates):
@@ -480,7 +481,7 @@ def test_nothing_but_update_syncs(monkeypatch):
     scaler = build(8)
     on_device(scaler)
     for name in ('item', 'tolist', '__float__', '__int__', '__bool__'):
-        monkeypatch.setattr(torch.Tensor, name, lambda self: pytest.fail())
+        monkeypatch.setattr(torch.Tensor, name, None)
     play(scaler, 'oxo')
     scaler.get_scale()
     scaler.read()

@@ -73,8 +73,7 @@ def test_errors_name_the_key_the_value_and_what_is_allowed(config, words):
 
 
 @pytest.mark.parametrize(
-    'config',
-    [dict(type='norm', max_norm=1), dict(type='value', clip_value=1)],
+    'config', [dict(type='norm', max_norm=1), dict(type='value', clip_value=1)]
 )
 @pytest.mark.parametrize('kind', [dict, ConfigDict])
 def test_the_config_stays_as_it_was(config, kind):
@@ -99,7 +98,8 @@ def test_the_meaning_is_mmengines(config):
     grad = torch.tensor([3.0, -0.2, 0.0, 0.4])
     param.grad = grad.clone()
     optimizer = torch.optim.SGD([param], lr=1.0)
-    OptimWrapper(optimizer, clip_grad=config)._clip_grad()
+    # A copy: MMEngine takes the type out of it.
+    OptimWrapper(optimizer, clip_grad=dict(config))._clip_grad()
 
     number_rule, tensor_rule = build_clip(config)
     norm = torch.linalg.vector_norm(grad, number_rule.norm_type).item()

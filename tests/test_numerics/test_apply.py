@@ -1,0 +1,233 @@
+"""Beside PyTorch's own unscale_, clip_grad_norm_ and step."""
+
+import pytest
+import torch
+from torch import nn
+
+from mmnanguard.core import NormClip
+from mmnanguard.numerics import ValueClip, apply_update
+
+OPTIMIZERS = {
+    'sgd': (torch.optim.SGD, dict(momentum=0.9, weight_decay=0.01)),
+    'adamw': (torch.optim.AdamW, {}),
+    'fused sgd': (torch.optim.SGD, dict(momentum=0.9, fused=True)),
+    'fused adamw': (torch.optim.AdamW, dict(fused=True)),
+}
+
+
+def build(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    make, keys = OPTIMIZERS[name]
+    return model, make(model.parameters(), lr=0.1, **keys)
+
+
+def backward(model, optimizer, index, scale):
+    """Gradients of batch ``index``, scaled."""
+    generator = torch.Generator().manual_seed(index)
+    data = torch.randn(5, 4, generator=generator)
+    optimizer.zero_grad()
+    (model(data).square().sum() * scale).backward()
+    return [param.grad for param in model.parameters()]
+
+
+def everything(model, optimizer):
+    tensors = [*model.parameters(), *(p.grad for p in model.parameters())]
+    for values in optimizer.state.values():
+        tensors += [values[key] for key in sorted(values)]
+    return tensors
+
+
+def train_plainly(name, scale, clip):
+    """PyTorch's way; ``clip`` takes the parameters."""
+    model, optimizer = build(name)
+    scaler = torch.amp.GradScaler('cpu', init_scale=scale)
+    for index in range(3):
+        scaler.scale(torch.ones(()))
+        backward(model, optimizer, index, scale)
+        scaler.unscale_(optimizer)
+        clip(list(model.parameters()))
+        scaler.step(optimizer)
+        scaler.update()
+    return everything(model, optimizer)
+
+
+def train(name, scale, max_norm=None, grad_rule=None):
+    """Ours."""
+    model, optimizer = build(name)
+    for index in range(3):
+        grads = backward(model, optimizer, index, scale)
+        coef = 1.0
+        if max_norm is not None:
+            exact = [grad.double() / scale for grad in grads]
+            norm = torch.nn.utils.get_total_norm(exact).item()
+            coef = NormClip(max_norm)(norm)
+            assert (coef < 1) is (max_norm < 1)
+        apply_update(optimizer, grads, scale, coef, grad_rule)
+    return everything(model, optimizer)
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+@pytest.mark.parametrize(
+    ('scale', 'max_norm'),
+    [(1.0, 0.05), (1024.0, 1e6), (1024.0, 0.05), (0.125, 0.05), (3.0, 1e6)],
+)
+def test_one_factor_does_what_unscale_and_clip_do(name, scale, max_norm):
+    expected = train_plainly(
+        name,
+        scale,
+        lambda params: torch.nn.utils.clip_grad_norm_(params, max_norm),
+    )
+    got = train(name, scale, max_norm)
+    assert len(got) == len(expected)
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_without_a_factor_it_is_a_plain_step_bit_for_bit(name):
+    model, optimizer = build(name)
+    for index in range(3):
+        backward(model, optimizer, index, 1.0)
+        optimizer.step()
+    for left, right in zip(train(name, 1.0), everything(model, optimizer)):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+@pytest.mark.parametrize('scale', [1.0, 1024.0])
+def test_value_clip_is_pytorchs_bit_for_bit(name, scale):
+    expected = train_plainly(
+        name,
+        scale,
+        lambda params: torch.nn.utils.clip_grad_value_(params, 0.3),
+    )
+    got = train(name, scale, grad_rule=ValueClip(0.3))
+    for left, right in zip(got, expected):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize(
+    'dtype', [torch.float16, torch.bfloat16, torch.float64]
+)
+def test_gradients_of_other_dtypes(dtype):
+    param = nn.Parameter(torch.ones(3, dtype=dtype))
+    param.grad = torch.full((3,), 64.0, dtype=dtype)
+    optimizer = torch.optim.SGD([param], lr=0.5)
+    apply_update(optimizer, [param.grad], 128.0, 0.5)
+    assert param.tolist() == [0.875] * 3
+
+
+class Recorder:
+    """An optimizer that notes what it is given."""
+
+    def __init__(self, grads=(), fused=False, error=None):
+        self.grads, self.error = grads, error
+        self.calls = []
+        self._step_supports_amp_scaling = fused
+
+    def step(self, **kwargs):
+        scale = getattr(self, 'grad_scale', None)
+        found = getattr(self, 'found_inf', None)
+        self.calls.append(
+            dict(
+                grads=[grad.tolist() for grad in self.grads],
+                grad_scale=None if scale is None else scale.item(),
+                found_inf=None if found is None else found.item(),
+                **kwargs,
+            )
+        )
+        if self.error is not None:
+            raise self.error
+
+
+def seen_by_step(fused, scale, coef, grad_rule=None, **kwargs):
+    grads = [torch.tensor([8.0, -2.0])]
+    optimizer = Recorder(grads, fused)
+    apply_update(optimizer, grads, scale, coef, grad_rule, **kwargs)
+    assert not hasattr(optimizer, 'grad_scale')
+    assert not hasattr(optimizer, 'found_inf')
+    (call,) = optimizer.calls
+    return call.pop('grads')[0], call.pop('grad_scale'), call
+
+
+@pytest.mark.parametrize(
+    ('fused', 'scale', 'coef', 'grad_rule', 'grad', 'grad_scale'),
+    [
+        (False, 4.0, 1.0, None, [2.0, -0.5], None),
+        (False, 4.0, 0.5, None, [1.0, -0.25], None),
+        (False, 1.0, 1.0, None, [8.0, -2.0], None),
+        # The kernel divides.
+        (True, 4.0, 1.0, None, [8.0, -2.0], 4.0),
+        (True, 4.0, 0.5, None, [8.0, -2.0], 8.0),
+        (True, 1.0, 0.5, None, [8.0, -2.0], 2.0),
+        (True, 1.0, 1.0, None, [8.0, -2.0], None),
+        # A rule of tensors sees unscaled ones.
+        (False, 4.0, 1.0, ValueClip(1.0), [1.0, -0.5], None),
+        (True, 4.0, 1.0, ValueClip(1.0), [1.0, -0.5], None),
+        (True, 1.0, 1.0, ValueClip(1.0), [1.0, -1.0], None),
+    ],
+)
+def test_what_the_step_sees(fused, scale, coef, grad_rule, grad, grad_scale):
+    got, got_scale, rest = seen_by_step(fused, scale, coef, grad_rule)
+    assert (got, got_scale) == (grad, grad_scale)
+    assert rest == dict(found_inf=None if grad_scale is None else 0.0)
+
+
+@pytest.mark.parametrize('fused', [False, True])
+@pytest.mark.parametrize('scale', [1.0, 4.0])
+@pytest.mark.parametrize('grad_rule', [None, ValueClip(1.0)])
+def test_arguments_reach_the_step(fused, scale, grad_rule):
+    *_, rest = seen_by_step(fused, scale, 1.0, grad_rule, closure='x')
+    assert rest['closure'] == 'x'
+
+
+def test_nothing_is_touched_without_need():
+    grads = [torch.ones(2)]
+    apply_update(Recorder(), grads, 1.0, 1.0)
+    assert grads[0]._version == 0
+
+
+def test_the_fused_kernel_takes_the_whole_factor(monkeypatch):
+    """No extra pass over the gradients."""
+    monkeypatch.setattr(torch, '_foreach_mul_', None)
+    train('fused adamw', 8.0, 0.05)
+
+
+@pytest.mark.parametrize('scale', [1.0, 4.0])
+@pytest.mark.parametrize('fused', [False, True])
+@pytest.mark.parametrize('grad_rule', [None, ValueClip(1.0)])
+def test_no_gradients(fused, scale, grad_rule):
+    optimizer = Recorder(fused=fused)
+    apply_update(optimizer, [], scale, 1.0, grad_rule, closure='x')
+    (call,) = optimizer.calls
+    assert call == dict(grads=[], grad_scale=None, found_inf=None, closure='x')
+
+
+def test_no_marks_are_left_after_an_error():
+    grads = [torch.ones(2)]
+    optimizer = Recorder(grads, fused=True, error=KeyError('step'))
+    with pytest.raises(KeyError, match='step'):
+        apply_update(optimizer, grads, 4.0, 1.0)
+    assert optimizer.calls[0]['grad_scale'] == 4.0
+    assert not hasattr(optimizer, 'grad_scale')
+    assert not hasattr(optimizer, 'found_inf')
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_no_marks_are_left_on_a_real_optimizer(name):
+    model, optimizer = build(name)
+    grads = backward(model, optimizer, 0, 4.0)
+    apply_update(optimizer, grads, 4.0, 1.0)
+    assert not hasattr(optimizer, 'grad_scale')
+    assert not hasattr(optimizer, 'found_inf')
+
+
+def test_another_default_dtype():
+    """PyTorch's fused kernels take a scale of float32 only."""
+    model, optimizer = build('fused adamw')
+    grads = backward(model, optimizer, 0, 4.0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        apply_update(optimizer, grads, 4.0, 1.0)
+    finally:
+        torch.set_default_dtype(torch.float32)

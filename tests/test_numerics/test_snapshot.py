@@ -1,0 +1,460 @@
+"""What a window changed is put back bit for bit, and bad buffers are told."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from mmnanguard.numerics import Snapshot, read_once
+
+INF, NAN = math.inf, math.nan
+
+
+class Holder(nn.Module):
+    """Buffers by name, and a forward that is whatever a test needs."""
+
+    def __init__(self, **buffers):
+        super().__init__()
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor)
+
+
+def window(snapshot, model, change, commit=True):
+    """One window; gives its bad buffers."""
+    snapshot.take(model)
+    change()
+    bad = snapshot.find_bad(read_once(snapshot.facts()))
+    if not commit:
+        snapshot.restore()
+    snapshot.close()
+    return bad
+
+
+def reject(snapshot, model, change):
+    return window(snapshot, model, change, commit=False)
+
+
+def nothing():
+    pass
+
+
+def bits(tensor):
+    return tensor.detach().flatten().clone().view(torch.uint8)
+
+
+@pytest.fixture
+def copied(monkeypatch):
+    """Sources of each multi-tensor copy."""
+    calls, copy = [], torch._foreach_copy_
+
+    def foreach_copy(targets, sources):
+        calls.append(list(sources))
+        copy(targets, sources)
+
+    monkeypatch.setattr(torch, '_foreach_copy_', foreach_copy)
+    return calls
+
+
+# Putting back
+
+
+@pytest.mark.parametrize('norm', [nn.BatchNorm1d, nn.SyncBatchNorm])
+@pytest.mark.parametrize('num_committed', [0, 5])
+def test_statistics_of_norm_layers_are_put_back(norm, num_committed):
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    if norm is nn.SyncBatchNorm:
+        model[1].__class__ = norm
+        model.eval()  # training needs a process group
+    snapshot = Snapshot()
+
+    def forward():
+        if model.training:
+            model(torch.randn(8, 3))
+        else:  # writes as the kernel does
+            model[1].running_mean.data.add_(1)
+            model[1].running_var.data.add_(1)
+
+    for _ in range(num_committed):
+        window(snapshot, model, forward)
+    before = {key: bits(value) for key, value in model.state_dict().items()}
+    versions = model[1].running_mean._version
+    snapshot.take(model)
+    forward()
+    assert model[1].running_mean._version == versions
+    assert not torch.equal(
+        bits(model[1].running_mean), before['1.running_mean']
+    )
+    snapshot.find_bad(read_once(snapshot.facts()))
+    snapshot.restore()
+    for key, value in model.state_dict().items():
+        assert torch.equal(bits(value), before[key]), key
+
+
+@pytest.mark.parametrize(
+    ('tensor', 'change'),
+    [
+        (torch.tensor(7), lambda t: t.add_(1)),
+        (torch.tensor([True, False]), lambda t: t.logical_not_()),
+        (torch.tensor([NAN, -INF, -0.0]), lambda t: t.zero_()),
+        (torch.zeros(3, dtype=torch.float16), lambda t: t.fill_(1)),
+        (torch.zeros(3, dtype=torch.float64), lambda t: t.fill_(1e-300)),
+        (torch.zeros(3, dtype=torch.complex64), lambda t: t.fill_(1j)),
+        (torch.arange(6).view(2, 3).t(), lambda t: t.neg_()),
+    ],
+)
+def test_any_kind_of_buffer_is_put_back(tensor, change):
+    tensor = tensor.clone()
+    before = tensor.clone()
+    model, snapshot = Holder(buffer=tensor), Snapshot()
+    for _ in range(5):
+        reject(snapshot, model, lambda: change(tensor))
+        assert model.buffer is tensor
+        assert torch.equal(bits(tensor), bits(before))
+
+
+def test_what_is_committed_stays():
+    model, snapshot = Holder(buffer=torch.zeros(2)), Snapshot()
+    window(snapshot, model, lambda: model.buffer.add_(1))
+    reject(snapshot, model, lambda: model.buffer.add_(5))
+    assert model.buffer.tolist() == [1.0, 1.0]
+
+
+def test_a_change_between_windows_stays():
+    """A checkpoint was loaded, or a user's hook wrote."""
+    model, snapshot = Holder(buffer=torch.zeros(2)), Snapshot()
+    window(snapshot, model, nothing)
+    model.load_state_dict({'buffer': torch.ones(2)})
+    reject(snapshot, model, lambda: model.buffer.add_(5))
+    assert model.buffer.tolist() == [1.0, 1.0]
+
+
+def test_a_model_that_moved_between_windows():
+    model, snapshot = Holder(buffer=torch.zeros(2)), Snapshot()
+    window(snapshot, model, nothing)
+    model.double()
+    reject(snapshot, model, lambda: model.buffer.add_(5))
+    assert model.buffer.dtype is torch.float64
+    assert model.buffer.tolist() == [0.0, 0.0]
+
+
+def test_a_rebound_buffer_is_put_back_as_the_same_object():
+    model = Holder(buffer=torch.zeros(2))
+    tensor, snapshot = model.buffer, Snapshot()
+
+    def rebind():
+        model.buffer.add_(1)
+        model.buffer = model.buffer * 2
+
+    reject(snapshot, model, rebind)
+    assert model.buffer is tensor
+    assert tensor.tolist() == [0.0, 0.0]
+    window(snapshot, model, rebind)
+    assert model.buffer.tolist() == [2.0, 2.0]
+    reject(snapshot, model, rebind)
+    assert model.buffer.tolist() == [2.0, 2.0]
+
+
+def test_a_rebound_buffer_whose_elements_share_memory():
+    model = Holder(buffer=torch.zeros(1).expand(3))
+    tensor, snapshot = model.buffer, Snapshot()
+    reject(snapshot, model, lambda: setattr(model, 'buffer', torch.ones(3)))
+    assert model.buffer is tensor
+
+
+@pytest.mark.parametrize(
+    'remove',
+    [
+        lambda model: setattr(model, 'buffer', None),
+        lambda model: delattr(model, 'buffer'),
+    ],
+    ids=['none', 'del'],
+)
+def test_a_removed_buffer_is_put_back(remove):
+    model, snapshot = Holder(buffer=torch.ones(2)), Snapshot()
+    tensor = model.buffer
+    reject(snapshot, model, lambda: remove(model))
+    assert model.buffer is tensor
+    # A commit leaves it removed, and training goes on.
+    window(snapshot, model, lambda: remove(model))
+    window(snapshot, model, nothing)
+    assert getattr(model, 'buffer', None) is None
+
+
+def test_a_buffer_born_in_a_window_is_unborn():
+    model, snapshot = Holder(buffer=None), Snapshot()
+    reject(snapshot, model, lambda: setattr(model, 'buffer', torch.ones(2)))
+    assert model.buffer is None
+
+
+def test_a_buffer_born_late_is_covered_from_then_on():
+    model, snapshot = Holder(buffer=None), Snapshot()
+    window(snapshot, model, lambda: setattr(model, 'buffer', torch.ones(2)))
+    reject(snapshot, model, lambda: model.buffer.add_(5))
+    assert model.buffer.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    'grow',
+    [
+        lambda tensor: tensor.resize_(5).fill_(3),
+        lambda tensor: setattr(tensor, 'data', torch.zeros(5)),
+    ],
+    ids=['resize', 'data'],
+)
+def test_a_buffer_that_changes_its_shape(grow):
+    model, snapshot = Holder(buffer=torch.ones(2)), Snapshot()
+    reject(snapshot, model, lambda: grow(model.buffer))
+    assert model.buffer.tolist() == [1.0, 1.0]
+    window(snapshot, model, lambda: grow(model.buffer))
+    window(snapshot, model, nothing)
+    assert model.buffer.shape == (5,)
+
+
+def test_the_first_copy_of_a_window_counts():
+    inner = Holder(buffer=torch.zeros(2))
+    model, snapshot = nn.Sequential(nn.BatchNorm1d(2), inner), Snapshot()
+    for entered in (model, inner, model[0]):
+        snapshot.take(entered)
+        inner.buffer.add_(1)
+        model[0](torch.randn(4, 2))
+    snapshot.find_bad(read_once(snapshot.facts()))
+    snapshot.restore()
+    assert inner.buffer.tolist() == [0.0, 0.0]
+    assert model[0].running_mean.tolist() == [0.0, 0.0]
+    assert model[0].num_batches_tracked.item() == 0
+
+
+def test_two_models_in_one_window():
+    first, second = Holder(a=torch.zeros(1)), Holder(b=torch.zeros(1))
+    snapshot = Snapshot()
+    for model in (first, second):
+        snapshot.take(model)
+    first.a.add_(1)
+    second.b.add_(1)
+    snapshot.find_bad(read_once(snapshot.facts()))
+    snapshot.restore()
+    assert first.a.item() == second.b.item() == 0
+
+
+def test_a_model_outside_the_window_is_left_alone():
+    first, second = Holder(a=torch.zeros(1)), Holder(b=torch.zeros(1))
+    snapshot = Snapshot()
+    window(snapshot, first, nothing)
+    window(snapshot, second, nothing)
+
+    def change():
+        first.a.add_(1)
+        second.b.add_(1)
+
+    reject(snapshot, second, change)
+    assert (first.a.item(), second.b.item()) == (1, 0)
+
+
+def test_buffers_that_share_one_tensor():
+    tensor = torch.zeros(2)
+    model = nn.Sequential(Holder(a=tensor), Holder(b=tensor))
+    reject(Snapshot(), model, lambda: tensor.add_(1))
+    assert tensor.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize('model', [nn.Sequential(), nn.Linear(2, 2)])
+def test_a_model_without_buffers(model):
+    snapshot = Snapshot()
+    for _ in range(5):
+        assert reject(snapshot, model, nothing) == []
+
+
+@pytest.mark.parametrize(
+    ('tensor', 'change'),
+    [
+        (torch.eye(3).to_sparse(), lambda t: t.mul_(2)),
+        (torch.zeros(3).to(torch.float8_e4m3fn), lambda t: t.copy_(t)),
+    ],
+    ids=['sparse', 'float8'],
+)
+def test_a_kind_that_few_kernels_know_stops_no_training(tensor, change):
+    model, snapshot = Holder(buffer=tensor), Snapshot()
+    window(snapshot, model, nothing)
+    window(snapshot, model, lambda: change(model.buffer))
+
+
+# Copying no more than needed
+
+
+def test_a_constant_buffer_is_copied_once_and_still_covered(copied):
+    model, snapshot = Holder(buffer=torch.zeros(2)), Snapshot()
+    for _ in range(6):
+        reject(snapshot, model, nothing)
+    assert copied == [[model.buffer]]
+    reject(snapshot, model, lambda: model.buffer.fill_(3))
+    assert model.buffer.tolist() == [0.0, 0.0]
+
+
+def test_a_buffer_that_changed_is_copied_anew(copied):
+    model, snapshot = Holder(buffer=torch.zeros(2)), Snapshot()
+    for _ in range(3):
+        window(snapshot, model, nothing)
+    window(snapshot, model, lambda: model.buffer.add_(1))
+    assert len(copied) == 1
+    window(snapshot, model, nothing)
+    window(snapshot, model, nothing)
+    assert len(copied) == 2
+
+
+def test_a_window_copies_all_buffers_of_a_model_at_once(copied):
+    model, snapshot = nn.BatchNorm1d(2), Snapshot()
+    for index in range(6):
+        snapshot.take(model)
+        snapshot.take(model)
+        snapshot.close()
+        assert len(copied) == index + 1
+        assert len(copied[-1]) == 3
+
+
+# Writing behind autograd's back
+
+
+def test_a_change_through_data_is_found_in_the_first_windows(copied):
+    model = Holder(moving=torch.zeros(2), constant=torch.zeros(2))
+    snapshot = Snapshot()
+
+    def change():
+        model.moving.data.add_(1)
+
+    reject(snapshot, model, change)
+    assert model.moving.tolist() == [0.0, 0.0]
+    for _ in range(4):
+        window(snapshot, model, change)
+    reject(snapshot, model, change)
+    assert model.moving.tolist() == [4.0, 4.0]
+    for sources in copied[1:]:
+        assert all(source is not model.constant for source in sources)
+
+
+def test_the_third_window_is_still_compared():
+    model, snapshot = Holder(buffer=torch.zeros(2)), Snapshot()
+    for _ in range(2):
+        window(snapshot, model, nothing)
+    reject(snapshot, model, lambda: model.buffer.data.add_(1))
+    assert model.buffer.tolist() == [0.0, 0.0]
+
+
+def test_one_element_that_moved_is_enough():
+    model, snapshot = Holder(buffer=torch.zeros(9)), Snapshot()
+    reject(snapshot, model, lambda: model.buffer.data[4].add_(1e-30))
+    assert model.buffer.tolist() == [0.0] * 9
+
+
+def test_later_windows_compare_nothing():
+    model, snapshot = Holder(buffer=torch.zeros(2)), Snapshot()
+    for num_compared in (1, 1, 1, 0, 0):
+        snapshot.take(model)
+        facts = snapshot.facts()
+        assert len(facts['moved']) == num_compared
+        assert len(facts['buffers']) == 0
+        snapshot.find_bad(read_once(facts))
+        snapshot.close()
+
+
+# Judging
+
+
+@pytest.mark.parametrize('value', [INF, -INF, NAN])
+@pytest.mark.parametrize('num_committed', [0, 1, 5])
+def test_a_buffer_that_becomes_bad_is_told(value, num_committed):
+    model, snapshot = nn.Sequential(Holder(buffer=torch.zeros(2))), Snapshot()
+    buffer = model[0].buffer
+    for _ in range(num_committed):
+        assert window(snapshot, model, lambda: buffer.add_(1)) == []
+    change = lambda: buffer[1].fill_(value)  # noqa: E731
+    expected = [(model[0], 'buffer')]
+    assert reject(snapshot, model, change) == expected
+    assert torch.isfinite(buffer).all()
+    assert reject(snapshot, model, change) == expected
+
+
+def test_bad_running_statistics_are_told():
+    model, snapshot = nn.BatchNorm1d(2), Snapshot()
+    data = torch.tensor([[1.0, 1e30], [2.0, -1e30]])
+    expected = [(model, 'running_var')]
+    assert reject(snapshot, model, lambda: model(data)) == expected
+    assert reject(snapshot, model, lambda: model(data[:, :1] + data[:1])) == []
+
+
+@pytest.mark.parametrize('num_committed', [0, 1, 5])
+def test_a_buffer_that_becomes_bad_through_data_is_told(num_committed):
+    model, snapshot = Holder(buffer=torch.zeros(2)), Snapshot()
+    for _ in range(num_committed):
+        window(snapshot, model, lambda: model.buffer.data.add_(1))
+    bad = reject(snapshot, model, lambda: model.buffer.data.fill_(INF))
+    assert bad == [(model, 'buffer')]
+
+
+def test_a_rebound_buffer_is_judged_by_what_hangs_there():
+    model, snapshot = Holder(buffer=torch.zeros(2)), Snapshot()
+    new = torch.tensor([0.0, NAN])
+    bad = reject(snapshot, model, lambda: setattr(model, 'buffer', new))
+    assert bad == [(model, 'buffer')]
+
+
+def test_a_mask_of_inf_is_not_judged():
+    model = Holder(mask=torch.tensor([0.0, -INF]), other=torch.zeros(1))
+    snapshot = Snapshot()
+
+    def change():
+        model.mask.copy_(torch.tensor([-INF, 0.0]))
+        model.other.add_(1)
+
+    for _ in range(5):
+        assert window(snapshot, model, change) == []
+    bad = window(snapshot, model, lambda: (change(), model.other.fill_(INF)))
+    assert bad == [(model, 'other')]
+
+
+def test_each_buffer_is_judged_by_its_own_past():
+    """Some were judged before, some begin to change now."""
+    model = Holder(
+        early=torch.zeros(1), mask=torch.tensor([INF]), late=torch.zeros(1)
+    )
+    snapshot = Snapshot()
+    window(snapshot, model, lambda: model.early.add_(1))
+
+    def change():
+        model.early.add_(1)
+        model.mask.neg_()
+        model.late.fill_(NAN)
+
+    assert reject(snapshot, model, change) == [(model, 'late')]
+
+
+@pytest.mark.parametrize(
+    'tensor',
+    [torch.tensor([2**62]), torch.tensor([True]), torch.zeros(0)],
+    ids=['int', 'bool', 'empty'],
+)
+def test_what_cannot_be_bad_is_not_judged(tensor):
+    model, snapshot = Holder(buffer=tensor), Snapshot()
+    for _ in range(2):
+        snapshot.take(model)
+        model.buffer.add_(tensor)
+        facts = snapshot.facts()
+        assert len(facts['buffers']) == len(facts['baselines']) == 0
+        assert snapshot.find_bad(read_once(facts)) == []
+        snapshot.close()
+
+
+def test_nothing_syncs(monkeypatch):
+    model, snapshot = nn.BatchNorm1d(2), Snapshot()
+    model.register_buffer('mask', torch.zeros(2))
+    for name in ('item', 'tolist', '__float__', '__int__', '__bool__'):
+        monkeypatch.setattr(torch.Tensor, name, None)
+    for _ in range(5):
+        snapshot.take(model)
+        model(torch.randn(4, 2))
+        facts = snapshot.facts()
+        snapshot.find_bad(
+            {name: [0.0] * len(group) for name, group in facts.items()}
+        )
+        snapshot.restore()
+        snapshot.close()
