@@ -150,6 +150,52 @@ def test_gradients_too_large_for_a_second_moment():
     assert wrapper.guard.state.total_skips == 1
 
 
+def test_blame_runs_before_clip(model, told):
+    """A norm clip makes every gradient NaN from one."""
+    wrapper = fp32(model, clip_grad=dict(max_norm=1.0))
+    model[0].bias.register_hook(lambda grad: grad * math.nan)
+    train(wrapper, model)
+    assert "gradient of '0.bias' is NaN (1 of 6 tensors)" in told[-1][1]
+
+
+def test_sparse_gradients(told):
+    """Two equal indices are one gradient: each half may be finite."""
+    model = nn.EmbeddingBag(4, 2, mode='sum', sparse=True)
+    wrapper = fp32(model)
+    bags = torch.tensor([[1, 1]])
+    train(wrapper, model, bags)
+    before = weights(model)
+    # 2 * 3e38 is beyond float32.
+    train(wrapper, model, bags, lambda loss: loss / loss.detach() * 2e38)
+    assert_equal(before, weights(model))
+    train(wrapper, model, bags)
+    state = wrapper.guard.state
+    assert (state.num_steps, state.total_skips) == (2, 1)
+
+
+def test_sparse_gradients_are_unscaled_and_clipped():
+    results = []
+    for type_ in (NanGuardAmpOptimWrapper, CpuAmpOptimWrapper):
+        torch.manual_seed(0)
+        model = nn.EmbeddingBag(4, 2, mode='sum', sparse=True)
+        wrapper = type_(
+            optimizer=SGD(model.parameters(), lr=0.1), loss_scale=8.0, **FP16
+        )
+        train(wrapper, model, torch.tensor([[1, 1, 2]]))
+        results.append(weights(model))
+    assert_equal(*results)
+
+
+def test_an_update_without_any_gradient(model):
+    """PyTorch's scaler raises 'No inf checks were recorded' here."""
+    wrapper = amp(model, **FP16)
+    before = weights(model[0])
+    loss = torch.zeros((), requires_grad=True)
+    wrapper.update_params(loss * 1)
+    assert_equal(before, weights(model[0]))
+    assert wrapper.guard.state.num_steps == 1
+
+
 # One host read
 
 
@@ -222,6 +268,17 @@ def test_a_number_comes_down_and_grows_back_to_itself(model):
         train(wrapper, model, spoil=nan_grads if is_bad else None)
         scales.append(wrapper.loss_scaler.get_scale())
     assert scales == [256, 128, 128, 256, 256, 512, 512, 512]
+
+
+def test_a_skip_for_another_reason_does_not_grow_the_scale(model):
+    """PyTorch's update() counts such an iteration as a healthy one."""
+    scale = dict(init_scale=8, growth_interval=3)
+    wrapper = amp(model, loss_scale=scale, **FP16)
+    scales = []
+    for is_bad in (0, 0, 1, 1, 0, 0):
+        train(wrapper, model, spoil=add_nan if is_bad else None)
+        scales.append(wrapper.loss_scaler.get_scale())
+    assert scales == [8, 8, 8, 8, 16, 16]
 
 
 def test_routine_becomes_anomaly_once_the_scale_is_proven(model, told):
@@ -333,9 +390,9 @@ def test_the_callers_dicts_stay_as_they_are(model):
     clip = dict(type='norm', max_norm=1.0)
     guard = dict(max_skip_rate=0.1)
     scale = dict(init_scale=8)
-    keys = dict(clip_grad=clip, guard=guard, loss_scale=scale, **FP16)
-    amp(model, **keys)
-    amp(model, **keys)  # MMEngine fails here: its first call popped 'type'
+    for _ in range(2):  # MMEngine's first call pops 'type'
+        fp32(model, clip_grad=clip, guard=guard)
+        amp(model, clip_grad=clip, guard=guard, loss_scale=scale, **FP16)
     assert clip == dict(type='norm', max_norm=1.0)
     assert guard == dict(max_skip_rate=0.1)
     assert scale == dict(init_scale=8)
@@ -377,6 +434,16 @@ def test_bad_weights_are_named_and_halt_at_once(model):
         train(wrapper, model)
 
 
+def test_bad_weights_that_no_optimizer_owns(model):
+    frozen = model[2].requires_grad_(False)
+    wrapper = NanGuardOptimWrapper(SGD(model[:2].parameters(), lr=0.1))
+    train(wrapper, model)
+    with torch.no_grad():
+        frozen.weight[0, 1] = math.nan
+    with pytest.raises(TrainingHalted, match=r"weight '2.weight' is NaN"):
+        train(wrapper, model)
+
+
 # Checkpoints
 
 
@@ -404,13 +471,14 @@ def test_states_load_into_mmengines_wrappers_and_back(model, dtype):
     fp32(model).load_state_dict(plain_amp.state_dict())
 
 
-def test_state_survives_and_the_caller_keeps_his_dict(model):
-    wrapper = amp(model, loss_scale=1024, **FP16)
+@pytest.mark.parametrize('make', [fp32, amp])
+def test_state_survives_and_the_caller_keeps_his_dict(model, make):
+    wrapper = make(model)
     train(wrapper, model)
     train(wrapper, model, spoil=add_nan)
     saved = wrapper.state_dict()
     kept = copy.deepcopy(saved)
-    again = amp(model, loss_scale=1024, **FP16)
+    again = make(model)
     again.load_state_dict(saved)
     assert saved == kept
     assert again.guard.state == wrapper.guard.state
