@@ -173,7 +173,7 @@ def test_sparse_gradients(told):
     assert (state.num_steps, state.total_skips) == (2, 1)
 
 
-def test_sparse_gradients_are_unscaled_and_clipped():
+def test_sparse_gradients_are_unscaled():
     results = []
     for type_ in (NanGuardAmpOptimWrapper, CpuAmpOptimWrapper):
         torch.manual_seed(0)
@@ -182,8 +182,9 @@ def test_sparse_gradients_are_unscaled_and_clipped():
             optimizer=SGD(model.parameters(), lr=0.1), loss_scale=8.0, **FP16
         )
         train(wrapper, model, torch.tensor([[1, 1, 2]]))
-        results.append(weights(model))
-    assert_equal(*results)
+        results.append(model.weight.detach())
+    # Equal up to the order in which duplicates are summed.
+    torch.testing.assert_close(*results)
 
 
 def test_an_update_without_any_gradient(model):
