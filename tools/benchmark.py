@@ -69,8 +69,8 @@ def build_resnet50(has_buffers):  # its tensors only: it cannot be called
 
 MODELS = {
     'resnet50': lambda: build_resnet50(has_buffers=False),
-    'resnet50 + buffers': lambda: build_resnet50(has_buffers=True),
-    '1000 small': lambda: nn.ParameterList(torch.zeros(1000, 256).unbind()),
+    'resnet50-buffers': lambda: build_resnet50(has_buffers=True),
+    '1000-small': lambda: nn.ParameterList(torch.zeros(1000, 256).unbind()),
     'tiny': lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)),
 }
 
@@ -189,7 +189,7 @@ def main(argv=None):
     table = Table(*row, box=box.MARKDOWN if args.markdown else box.ROUNDED)
     for row in report['rows']:
         table.add_row(*map(str, row.values()))
-    Console(width=140).print(report['machine'], table, sep='\n')
+    Console(width=150).print(report['machine'], table, sep='\n')
     if args.json:
         args.json.write_text(json.dumps(report, indent=2))
     return 0

@@ -3,4 +3,5 @@
 optim_wrapper = dict(type='mmnanguard.NanGuardOptimWrapper')
 default_hooks = dict(
     nan_guard=dict(type='mmnanguard.NanGuardHook'),
-    event_log=dict(type='mmnanguard.EventLogHook'))
+    event_log=dict(type='mmnanguard.EventLogHook'),
+)

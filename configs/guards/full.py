@@ -2,4 +2,5 @@
 # wrapper's type is replaced by its guarded twin.
 default_hooks = dict(
     nan_guard=dict(type='mmnanguard.NanGuardHook'),
-    event_log=dict(type='mmnanguard.EventLogHook'))
+    event_log=dict(type='mmnanguard.EventLogHook'),
+)

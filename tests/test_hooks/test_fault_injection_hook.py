@@ -71,6 +71,7 @@ def test_faults_by_number_as_the_command_line_makes_them():
     ('site', 'where', 'struck'),
     [
         ('input', None, 'loss'),
+        ('loss', None, 'loss'),
         ('activation', r'backbone\.2', 'loss'),
         ('activation', None, 'loss'),
         ('grad', r'backbone\.0', 'backbone.0.weight'),
@@ -94,6 +95,8 @@ def test_each_site_strikes(tmp_path, site, where, struck, value):
     assert row['iter'] == 2
     if struck == 'loss':
         assert row['cause'] == 'loss_nonfinite'
+        # The loss alone is struck: its gradient stays as it is.
+        assert (row['num_bad_params'] == 0) is (site == 'loss')
     else:
         assert row['params'][0]['name'] == struck
         assert row['params'][0]['kind'] == value.strip('-')

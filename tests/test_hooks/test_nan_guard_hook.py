@@ -37,6 +37,7 @@ def test_one_console_line_per_event_and_one_at_the_start(tmp_path):
     log = log_of(runner)
     assert log.count('mmnanguard 0.1.0 guards optimizer') == 1
     assert log.count('Iter 4: loss is NaN, and so are gradients') == 1
+    assert 'the model logs' not in log
     line = (
         "Iter 8: gradient of 'head.bias' is Inf (1 of 5 tensors); update "
         'skipped, 1 skip in a row; samples: train/000028.jpg and 3 more'
