@@ -37,8 +37,10 @@ def apply_update(
         device = grads[0].device
         # The kernel divides by grad_scale, and wants found_inf beside it.
         kernel: Any = optimizer
-        kernel.grad_scale = torch.full((), 1 / factor, device=device)
-        kernel.found_inf = torch.zeros((), device=device)
+        kernel.grad_scale = torch.full(
+            (), 1 / factor, dtype=torch.float32, device=device
+        )
+        kernel.found_inf = torch.zeros_like(kernel.grad_scale)
         try:
             optimizer.step(**step_kwargs)
         finally:

@@ -11,7 +11,7 @@ from .observe import Reading, nonfinite_indices
 __all__ = ['MAX_BLAMED', 'TensorNames', 'blame']
 
 MAX_BLAMED = 5
-PREFIXES = ('module.', '_orig_mod.')
+WRAPPERS = ('module', '_orig_mod')
 
 
 class TensorNames:
@@ -34,7 +34,7 @@ class TensorNames:
                 if _strip(name) not in names:
                     names.append(_strip(name))
             for name, owner in model.named_modules():
-                self._owners.setdefault(id(owner), _strip(name + '.'))
+                self._owners.setdefault(id(owner), name)
         for index, group in enumerate(groups):
             for position, param in enumerate(group['params']):
                 self._params.setdefault(
@@ -50,7 +50,7 @@ class TensorNames:
         return ' = '.join(self._params[id(param)])
 
     def of_buffer(self, owner: nn.Module, key: str) -> str:
-        return self._owners.get(id(owner), '') + key
+        return _strip(f'{self._owners.get(id(owner), "")}.{key}')
 
 
 def blame(
@@ -126,6 +126,5 @@ def describe(
 
 
 def _strip(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.replace(prefix, '')
-    return name
+    parts = [part for part in name.split('.') if part not in WRAPPERS]
+    return '.'.join(filter(None, parts))

@@ -1,6 +1,6 @@
 import math
 import warnings
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Optional, Tuple, Union
 
 import torch
 
@@ -16,6 +16,9 @@ from mmnanguard.core import (
 __all__ = ['GuardedGradScaler']
 
 WHERE = 'optim_wrapper.loss_scale'
+COUNT = 'an integer of at least 1'
+POSITIVE = 'above 0 and finite in float32'
+FLOAT32_MAX = torch.finfo(torch.float32).max
 KEYS = (
     'init_scale',
     'growth_factor',
@@ -67,33 +70,22 @@ class GuardedGradScaler(torch.amp.GradScaler):
         max_scale: Optional[float] = None,
         enabled: bool = True,
     ) -> None:
+        _check('growth_factor', growth_factor, lambda v: v > 1, 'above 1')
+        _check(
+            'backoff_factor', backoff_factor, lambda v: 0 < v < 1, 'in (0, 1)'
+        )
+        _check('growth_interval', growth_interval, _is_count, COUNT)
+        _check('hysteresis', hysteresis, _is_count, COUNT)
+        _check('min_scale', min_scale, lambda v: v > 0, POSITIVE)
+        _check('init_scale', init_scale, lambda v: v > 0, POSITIVE)
         if max_scale is None:
-            max_scale = max(float(init_scale), 2.0**126)
-        _check(growth_factor > 1, 'growth_factor', growth_factor, 'above 1')
+            max_scale = max(init_scale, 2.0**126)
+        _check('max_scale', max_scale, lambda v: v > 0, f'{POSITIVE}, or None')
         _check(
-            0 < backoff_factor < 1,
-            'backoff_factor',
-            backoff_factor,
-            'in (0, 1)',
-        )
-        _check(
-            _is_count(growth_interval),
-            'growth_interval',
-            growth_interval,
-            'an integer of at least 1',
-        )
-        _check(
-            _is_count(hysteresis),
-            'hysteresis',
-            hysteresis,
-            'an integer of at least 1',
-        )
-        _check(min_scale > 0, 'min_scale', min_scale, 'above 0')
-        _check(
-            math.isfinite(init_scale) and min_scale <= init_scale <= max_scale,
             'init_scale',
             init_scale,
-            f'finite, within [min_scale={min_scale}, max_scale={max_scale}]',
+            lambda v: min_scale <= v <= max_scale,
+            f'within [min_scale={min_scale}, max_scale={max_scale}]',
         )
         super().__init__(
             device=device,
@@ -107,7 +99,8 @@ class GuardedGradScaler(torch.amp.GradScaler):
         self.max_scale = float(max_scale)
         self.hysteresis = hysteresis
         self._first_value = float(init_scale)
-        self._value = float(init_scale) if enabled else 1.0
+        # PyTorch disables one for a device that is not there.
+        self._value = float(init_scale) if self.is_enabled() else 1.0
         self._num_clean = 0
         self._num_overflows = 0
 
@@ -175,14 +168,16 @@ class GuardedGradScaler(torch.amp.GradScaler):
         if not self.is_enabled():
             return before, before
         if verdict.action is Action.STEP:
-            self._num_clean += 1
+            # At the ceiling, too, each interval begins anew, as in PyTorch.
+            self._num_clean = (
+                self._num_clean + 1
+            ) % self.get_growth_interval()
             self._num_overflows = 0
         elif verdict.cause.is_scaled:
             self._num_clean = 0
             self._num_overflows += 1
         if verdict.scale_move is ScaleMove.GROW:
             self._set(min(before * self.get_growth_factor(), self.max_scale))
-            self._num_clean = 0
         elif verdict.scale_move is ScaleMove.LOWER:
             self._set(max(before * self.get_backoff_factor(), self.min_scale))
             self._num_overflows = 0
@@ -247,8 +242,11 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and value >= 1
 
 
-def _check(is_good: bool, key: str, value: Any, allowed: str) -> None:
-    if not is_good:
+def _check(
+    key: str, value: Any, is_good: Callable[[Any], bool], allowed: str
+) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (is_number and abs(value) <= FLOAT32_MAX and is_good(value)):
         raise GuardConfigError(
             f'{WHERE}: {key} is {value!r}, it must be {allowed}.'
         )

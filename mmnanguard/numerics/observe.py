@@ -113,17 +113,20 @@ def nonfinite_indices(tensors: Sequence[Tensor]) -> List[int]:
 def gradient_norms(
     grads: Sequence[Tensor], norm_type: float
 ) -> Sequence[Tensor]:
-    """One norm per tensor, accumulated in float32.
+    """One norm per tensor, accumulated in float32, or in float64 for the
+    powers that would overflow it.
 
     Half-precision gradients of moderate size have norms beyond float16.
     """
-    if all(grad.dtype is torch.float32 for grad in grads):
+    if norm_type not in (1.0, 2.0, math.inf):
+        dtype = torch.float64
+    elif all(grad.dtype is torch.float32 for grad in grads):
         return torch._foreach_norm(list(grads), norm_type) if grads else ()
+    else:
+        dtype = torch.float32
     return [
         torch.linalg.vector_norm(
-            grad,
-            norm_type,
-            dtype=torch.promote_types(grad.dtype, torch.float32),
+            grad, norm_type, dtype=torch.promote_types(grad.dtype, dtype)
         )
         for grad in grads
     ]

@@ -1,5 +1,5 @@
 import math
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple, cast
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,12 @@ class Snapshot:
     """
 
     def __init__(self) -> None:
-        self._slots: Dict[int, List[_Slot]] = {}
-        self._by_key: Dict[Tuple[int, str], _Slot] = {}
+        self._slots: Dict[nn.Module, List[_Slot]] = {}
+        self._by_key: Dict[Tuple[nn.Module, str], _Slot] = {}
         self._open: List[_Slot] = []
         self._changed: List[_Slot] = []
         self._probed: List[_Slot] = []
+        self._judged: List[_Slot] = []
         self._num_windows = 0
 
     @torch.no_grad()
@@ -39,20 +40,13 @@ class Snapshot:
         Buffers that this window already remembers are left alone: their first
         copy is the one to go back to.
         """
-        if id(model) not in self._slots:
-            self._slots[id(model)] = self._find_slots(model)
-        stale = []
-        for slot in self._slots[id(model)]:
-            if slot.is_open:
-                continue
+        if model not in self._slots:
+            self._slots[model] = self._find_slots(model)
+        new = [slot for slot in self._slots[model] if not slot.is_open]
+        _copy([(slot.copy, slot.tensor) for slot in new if slot.needs_copy()])
+        for slot in new:
             slot.is_open = True
-            self._open.append(slot)
-            if slot.needs_copy():
-                stale.append(slot)
-        if stale:
-            torch._foreach_copy_(
-                [slot.copy for slot in stale], [slot.tensor for slot in stale]
-            )
+        self._open += new
 
     @torch.no_grad()
     def facts(self) -> Dict[str, Sequence[Tensor]]:
@@ -60,15 +54,18 @@ class Snapshot:
         self._changed = [slot for slot in self._open if slot.has_changed()]
         self._probed = []
         if self._num_windows < NUM_PROBED_WINDOWS:
-            seen = set(map(id, self._changed))
             self._probed = [
-                slot for slot in self._open if id(slot) not in seen
+                slot
+                for slot in self._open
+                if slot.tensor is not None and not slot.has_changed()
             ]
-        judged = [slot for slot in self._changed if slot.is_judged]
+        self._judged = [
+            slot for slot in self._changed + self._probed if slot.is_judged
+        ]
         return {
-            'buffers': _inf_norms([slot.current for slot in judged]),
+            'buffers': _inf_norms([slot.current for slot in self._judged]),
             'baselines': _inf_norms(
-                [slot.copy for slot in judged if slot.was_finite is None]
+                [slot.copy for slot in self._judged if slot.was_finite is None]
             ),
             'moved': [
                 torch.ne(slot.current, slot.copy).any()
@@ -92,8 +89,7 @@ class Snapshot:
                 self._changed.append(slot)
         baselines = iter(read['baselines'])
         bad = []
-        judged = [slot for slot in self._changed if slot.is_judged]
-        for slot, norm in zip(judged, read['buffers']):
+        for slot, norm in zip(self._judged, read['buffers']):
             if slot.was_finite is None:
                 slot.was_finite = math.isfinite(next(baselines))
             if slot.was_finite and not math.isfinite(norm):
@@ -103,32 +99,29 @@ class Snapshot:
     @torch.no_grad()
     def restore(self) -> None:
         """Put back what changed since :meth:`take`, bit for bit."""
+        pairs = []
         for slot in self._changed:
             slot.owner._buffers[slot.key] = slot.tensor
-        if self._changed:
-            torch._foreach_copy_(
-                [slot.tensor for slot in self._changed],
-                [slot.copy for slot in self._changed],
-            )
+            if slot.has_new_shape():
+                slot.tensor.data = slot.copy.clone()
+            elif slot.has_new_content():
+                pairs.append((slot.tensor, slot.copy))
+        _copy(pairs)
 
     def close(self) -> None:
         """End the window; the next :meth:`take` begins a new one."""
         for slot in self._open:
             slot.is_open = False
-        self._open, self._changed, self._probed = [], [], []
+        self._open, self._changed = [], []
+        self._probed, self._judged = [], []
         self._num_windows += 1
 
     def _find_slots(self, model: nn.Module) -> List['_Slot']:
-        slots = []
-        for owner in model.modules():
-            for key, tensor in owner._buffers.items():
-                if tensor is not None:
-                    slots.append(
-                        self._by_key.setdefault(
-                            (id(owner), key), _Slot(owner, key, tensor)
-                        )
-                    )
-        return slots
+        return [
+            self._by_key.setdefault((owner, key), _Slot(owner, key))
+            for owner in model.modules()
+            for key in owner._buffers
+        ]
 
 
 class _Slot:
@@ -145,47 +138,78 @@ class _Slot:
         'was_finite',
     )
 
-    def __init__(self, owner: nn.Module, key: str, tensor: Tensor) -> None:
+    def __init__(self, owner: nn.Module, key: str) -> None:
         self.owner = owner
         self.key = key
-        self.is_uncounted = isinstance(owner, _NormBase)
         self.is_open = False
-        self._bind(tensor)
+        self._bind()
 
-    def _bind(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-        self.copy = torch.empty_like(tensor)
+    def _bind(self) -> None:
+        """Take what hangs there now, which may be None, for the original."""
+        self.tensor = self.current
+        self.copy: Any = None
         self.version: Optional[int] = None
-        self.was_finite: Optional[bool] = None
+        # What is made in forward had better be finite.
+        self.was_finite: Optional[bool] = True
+        self.is_uncounted = False
+        if self.tensor is not None:
+            self.copy = torch.empty_like(self.tensor)
+            self.was_finite = None
+            self.is_uncounted = isinstance(
+                self.owner, _NormBase
+            ) or not _can_compare(self.tensor)
 
     @property
-    def current(self) -> Tensor:
+    def current(self) -> Any:
         """What hangs there now; in a window, maybe no longer ``tensor``."""
-        return cast(Tensor, self.owner._buffers[self.key])
+        return self.owner._buffers.get(self.key)
 
     @property
     def is_judged(self) -> bool:
-        """Can it be non-finite? (A forward pass may even remove it.)"""
+        """Can it be non-finite?"""
         return (
-            isinstance(self.current, Tensor)
+            self.current is not None
             and self.current.is_floating_point()
             and self.current.numel() > 0
+            and _can_compare(self.current)
         )
 
     def needs_copy(self) -> bool:
-        if self.current is not self.tensor:  # re-bound since the last window
-            self._bind(self.current)
-        if self.is_uncounted or self.version != self.tensor._version:
-            self.version = self.tensor._version
-            return True
-        return False
+        if self.current is not self.tensor or self.has_new_shape():
+            self._bind()  # since the last window
+        if not self.has_new_content():
+            return False
+        self.version = self.tensor._version
+        return True
 
     def has_changed(self) -> bool:
         return (
-            self.is_uncounted
-            or self.current is not self.tensor
-            or self.version != self.tensor._version
+            self.current is not self.tensor
+            or self.has_new_shape()
+            or self.has_new_content()
         )
+
+    def has_new_shape(self) -> bool:
+        return self.tensor is not None and self.tensor.shape != self.copy.shape
+
+    def has_new_content(self) -> bool:
+        """By the version counter, where it can be trusted."""
+        return self.tensor is not None and (
+            self.is_uncounted or self.version != self.tensor._version
+        )
+
+
+def _can_compare(tensor: Tensor) -> bool:
+    """False for the kinds that hardly any kernel knows (sparse, float8)."""
+    return tensor.layout is torch.strided and not (
+        tensor.is_floating_point() and tensor.dtype.itemsize < 2
+    )
+
+
+def _copy(pairs: List[Tuple[Tensor, Tensor]]) -> None:
+    if pairs:
+        targets, sources = zip(*pairs)
+        torch._foreach_copy_(targets, sources)
 
 
 def _inf_norms(tensors: List[Tensor]) -> Sequence[Tensor]:

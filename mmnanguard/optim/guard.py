@@ -15,6 +15,7 @@ from mmnanguard.core import (
     Observation,
     TrainingHalted,
     Verdict,
+    check_keys,
     tell_halt,
 )
 from mmnanguard.numerics import GuardedGradScaler, Snapshot, TensorNames
@@ -66,7 +67,7 @@ class Guard:
         self.last_clip_coef = 1.0
         self.losses: List[Tensor] = []
         self.facts: Dict[str, List[Tensor]] = {}
-        self._models: Dict[int, nn.Module] = {}
+        self._models: Dict[nn.Module, None] = {}  # an ordered set
         self._listener: Any = None
         self._events: List[GuardEvent] = []
         self._streak: Deque[GuardEvent] = deque(maxlen=MAX_STREAK)
@@ -76,7 +77,7 @@ class Guard:
 
     def open(self, model: nn.Module) -> None:
         """Remember what a forward pass of ``model`` may change; no sync."""
-        self._models[id(model)] = model
+        self._models[model] = None
         self.snapshot.take(model)
 
     def add_loss(self, loss: Tensor) -> None:
@@ -88,9 +89,13 @@ class Guard:
         """Raise a flag for this window; no sync.
 
         Args:
-            name: 'input' is known.
+            name: 'input'.
             flag: 0-dim; non-zero means bad.
+
+        Raises:
+            GuardConfigError: For another name.
         """
+        check_keys([name], ['input'], 'add_fact')
         self.facts.setdefault(name, []).append(flag)
 
     def close(self) -> None:
@@ -120,15 +125,13 @@ class Guard:
             for group in self.optimizer.param_groups
             for param in group['params']
         }
-        for model in self._models.values():
+        for model in self._models:
             for param in model.parameters():
                 weights.setdefault(id(param), param)
         return list(weights.values())
 
     def names(self) -> TensorNames:
-        return TensorNames(
-            list(self._models.values()), self.optimizer.param_groups
-        )
+        return TensorNames(list(self._models), self.optimizer.param_groups)
 
     # Telling
 
