@@ -5,8 +5,9 @@ PIP = .venv/bin/pip install --quiet --disable-pip-version-check
 
 .PHONY: train test lint benchmark clean
 
+# One thread: operations as small as these wait for one another otherwise.
 train: .venv/train.done
-	.venv/bin/python tools/fire_drill.py configs/digits/drill_fp16.py \
+	OMP_NUM_THREADS=1 .venv/bin/python tools/fire_drill.py configs/digits/drill_fp16.py \
 		--work-dir work_dirs/digits
 
 test: .venv/test.done

@@ -41,6 +41,7 @@ OPTIMIZERS = {
 }
 CLIPS = {'none': None, 'above': 1.0, 'below': 1e6}  # the norm is between
 KEYS = ('params', 'precision', 'optimizer', 'clip')
+# GradScaler calls item, MMEngine float, the guard tolist, users' code bool.
 READS = {Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__bool__}
 CPU_NOTE = "no GPU (fp16, plain: MMEngine's step, torch.amp.GradScaler('cpu'))"
 

@@ -194,6 +194,15 @@ def test_a_buffer_born_late_is_covered_from_then_on():
     assert model.buffer.tolist() == [1.0, 1.0]
 
 
+def test_a_buffer_registered_in_a_window_is_covered_from_then_on():
+    model, snapshot = Holder(), Snapshot()
+    window(
+        snapshot, model, lambda: model.register_buffer('late', torch.ones(2))
+    )
+    reject(snapshot, model, lambda: model.late.add_(5))
+    assert model.late.tolist() == [1.0, 1.0]
+
+
 @pytest.mark.parametrize(
     'grow',
     [
@@ -410,6 +419,31 @@ def test_a_mask_of_inf_is_not_judged():
         assert window(snapshot, model, change) == []
     bad = window(snapshot, model, lambda: (change(), model.other.fill_(INF)))
     assert bad == [(model, 'other')]
+
+
+def test_a_mask_of_inf_that_is_born_in_a_window_is_not_judged():
+    """It would be rejected anew until the run halts."""
+    model, snapshot = Holder(mask=None), Snapshot()
+    mask = torch.tensor([0.0, -INF])
+    assert window(snapshot, model, lambda: setattr(model, 'mask', mask)) == []
+
+
+@pytest.mark.parametrize(
+    'first',
+    [torch.tensor(0), torch.zeros(0), torch.zeros(2).to_sparse()],
+    ids=['int', 'empty', 'sparse'],
+)
+def test_a_buffer_may_become_another_kind(first):
+    model, snapshot = Holder(buffer=first), Snapshot()
+
+    def rebind(value):
+        model.buffer = torch.tensor([value])
+
+    assert reject(snapshot, model, lambda: rebind(0.5)) == []
+    assert model.buffer is first
+    assert window(snapshot, model, lambda: rebind(0.5)) == []
+    bad = window(snapshot, model, lambda: rebind(NAN))
+    assert bad == [(model, 'buffer')]
 
 
 def test_each_buffer_is_judged_by_its_own_past():
