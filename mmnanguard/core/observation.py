@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass
 from typing import Optional, Tuple
 
@@ -67,8 +68,12 @@ class Observation:
 
     @property
     def norm_is_bounded(self) -> bool:
-        """Written so that NaN counts as unbounded."""
-        return self.grad_norm <= NORM_LIMIT
+        """Written so that NaN counts as unbounded.
+
+        A clip norm that overflows would clip everything to zero.
+        """
+        clip_norm = 0.0 if self.clip_norm is None else self.clip_norm
+        return self.grad_norm <= NORM_LIMIT and clip_norm < math.inf
 
     @property
     def is_clean(self) -> bool:

@@ -26,6 +26,7 @@ class Snapshot:
 
     def __init__(self) -> None:
         self._slots: Dict[nn.Module, List[_Slot]] = {}
+        self._owners: Dict[nn.Module, List[Tuple[nn.Module, int]]] = {}
         self._by_key: Dict[Tuple[nn.Module, str], _Slot] = {}
         self._open: List[_Slot] = []
         self._changed: List[_Slot] = []
@@ -40,8 +41,9 @@ class Snapshot:
         Buffers that this window already remembers are left alone: their first
         copy is the one to go back to.
         """
-        if model not in self._slots:
-            self._slots[model] = self._find_slots(model)
+        owners = self._owners.get(model, [(model, -1)])
+        if any(len(owner._buffers) != number for owner, number in owners):
+            self._find_slots(model)
         new = [slot for slot in self._slots[model] if not slot.is_open]
         _copy([(slot.copy, slot.tensor) for slot in new if slot.needs_copy()])
         for slot in new:
@@ -116,12 +118,20 @@ class Snapshot:
         self._probed, self._judged = [], []
         self._num_windows += 1
 
-    def _find_slots(self, model: nn.Module) -> List['_Slot']:
-        return [
-            self._by_key.setdefault((owner, key), _Slot(owner, key))
-            for owner in model.modules()
-            for key in owner._buffers
+    def _find_slots(self, model: nn.Module) -> None:
+        """Anew whenever a module got or lost a buffer; one that was lost in
+        an earlier window keeps its slot.
+        """
+        self._owners[model] = [
+            (owner, len(owner._buffers)) for owner in model.modules()
         ]
+        slots = dict.fromkeys(self._slots.get(model, ()))
+        for owner, _ in self._owners[model]:
+            for key in owner._buffers:
+                if (owner, key) not in self._by_key:
+                    self._by_key[owner, key] = _Slot(owner, key)
+                slots[self._by_key[owner, key]] = None
+        self._slots[model] = list(slots)
 
 
 class _Slot:
@@ -149,12 +159,13 @@ class _Slot:
         self.tensor = self.current
         self.copy: Any = None
         self.version: Optional[int] = None
-        # What is made in forward had better be finite.
-        self.was_finite: Optional[bool] = True
+        # None: not known yet. What forward makes may be a mask of -inf: it
+        # is judged from the next window on.
+        self.was_finite: Optional[bool] = False
         self.is_uncounted = False
         if self.tensor is not None:
             self.copy = torch.empty_like(self.tensor)
-            self.was_finite = None
+            self.was_finite = None if _can_judge(self.tensor) else False
             self.is_uncounted = isinstance(
                 self.owner, _NormBase
             ) or not _can_compare(self.tensor)
@@ -166,12 +177,11 @@ class _Slot:
 
     @property
     def is_judged(self) -> bool:
-        """Can it be non-finite?"""
+        """Can it have become non-finite?"""
         return (
-            self.current is not None
-            and self.current.is_floating_point()
-            and self.current.numel() > 0
-            and _can_compare(self.current)
+            self.was_finite is not False
+            and self.current is not None
+            and _can_judge(self.current)
         )
 
     def needs_copy(self) -> bool:
@@ -203,6 +213,14 @@ def _can_compare(tensor: Tensor) -> bool:
     """False for the kinds that hardly any kernel knows (sparse, float8)."""
     return tensor.layout is torch.strided and not (
         tensor.is_floating_point() and tensor.dtype.itemsize < 2
+    )
+
+
+def _can_judge(tensor: Tensor) -> bool:
+    return (
+        tensor.is_floating_point()
+        and tensor.numel() > 0
+        and _can_compare(tensor)
     )
 
 

@@ -53,10 +53,13 @@ def build_clip(
         )
     if kind == 'value':
         return NoClip(), ValueClip(float(limit))
-    norm_type = float(values.get('norm_type', 2))
+    try:
+        norm_type = float(values.get('norm_type', 2))
+    except (TypeError, ValueError):
+        norm_type = 0.0
     if not norm_type > 0:
         raise GuardConfigError(
-            f"{WHERE}.norm_type is {norm_type}: it must be above 0; 'inf' is "
+            f"{WHERE}.norm_type is {values['norm_type']!r}: it must be above 0; 'inf' is "
             'the largest absolute element.'
         )
     return NormClip(float(limit), norm_type), None
