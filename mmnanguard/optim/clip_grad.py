@@ -59,7 +59,7 @@ def build_clip(
         norm_type = 0.0
     if not norm_type > 0:
         raise GuardConfigError(
-            f"{WHERE}.norm_type is {values['norm_type']!r}: it must be above 0; 'inf' is "
-            'the largest absolute element.'
+            f'{WHERE}.norm_type is {values["norm_type"]!r}: it must be above '
+            "0; 'inf' is the largest absolute element."
         )
     return NormClip(float(limit), norm_type), None
