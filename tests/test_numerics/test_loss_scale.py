@@ -142,6 +142,8 @@ def test_factors_reach_pytorch():
         # On the device the scale is a float32.
         (dict(init_scale=1e39), ['init_scale', '1e+39']),
         # Values that are no numbers.
+        (dict(init_scale=True), ['init_scale', 'True']),
+        (dict(growth_interval=True), ['growth_interval', 'True', 'integer']),
         (dict(init_scale='big'), ['init_scale', "'big'"]),
         (dict(init_scale=None), ['init_scale', 'None']),
         (dict(growth_factor='2'), ['growth_factor', "'2'"]),

@@ -113,9 +113,9 @@ def test_moderate_half_precision_gradients_have_a_norm():
 
 
 def test_high_powers_do_not_overflow_on_the_host():
-    grads = [torch.full((1,), 1e5) for _ in range(4)]
-    seen, _ = look(grads, norm_type=7.0)
-    assert seen.clip_norm == pytest.approx(1e5 * 4 ** (1 / 7), rel=1e-5)
+    grads = [torch.full((1,), 34.5) for _ in range(8)]
+    seen, _ = look(grads, norm_type=200.0)  # 34.5**200 is 4e307
+    assert seen.clip_norm == pytest.approx(34.5 * 8 ** (1 / 200), rel=1e-5)
     assert look([torch.zeros(3)], norm_type=7.0)[0].clip_norm == 0.0
 
 
@@ -131,6 +131,23 @@ def test_no_update_is_committed_with_a_coefficient_of_zero(norm_type, value):
     if verdict.action is Action.STEP:
         assert math.isfinite(seen.clip_norm)
         assert verdict.clip_coef > 0
+
+
+@pytest.mark.parametrize(
+    ('norm_type', 'num_reads'), [(2.0, 1), (1.0, 2), (INF, 2)]
+)
+def test_gradients_are_read_once_for_the_usual_norm(
+    norm_type, num_reads, monkeypatch
+):
+    reads, norm = [], torch._foreach_norm
+
+    def foreach_norm(tensors, norm_type):
+        reads.append(norm_type)
+        return norm(tensors, norm_type)
+
+    monkeypatch.setattr(torch, '_foreach_norm', foreach_norm)
+    look([ONE, ONE], norm_type=norm_type)
+    assert reads == [2.0, norm_type][:num_reads]
 
 
 # Bad gradients
@@ -156,7 +173,12 @@ def test_nan_wins_over_inf():
         seen, _ = look([torch.tensor([value]) for value in bad])
         assert math.isnan(seen.grad_norm)
         assert seen.num_bad_params == 2
-    seen, _ = look([torch.tensor([-INF]), ONE[None]], norm_type=INF)
+
+
+@pytest.mark.parametrize('norm_type', [1.0, 3.0, INF])
+def test_inf_stays_inf_in_any_norm(norm_type):
+    grads = [torch.tensor([-INF]), ONE[None], torch.tensor([INF])]
+    seen, _ = look(grads, norm_type=norm_type)
     assert seen.grad_norm == seen.clip_norm == INF
 
 

@@ -213,8 +213,9 @@ def test_a_buffer_registered_in_a_window_is_covered_from_then_on():
 )
 def test_a_buffer_that_changes_its_shape(grow):
     model, snapshot = Holder(buffer=torch.ones(2)), Snapshot()
-    reject(snapshot, model, lambda: grow(model.buffer))
-    assert model.buffer.tolist() == [1.0, 1.0]
+    for change in (grow, torch.Tensor.neg_):  # the copy is still good
+        reject(snapshot, model, lambda change=change: change(model.buffer))
+        assert model.buffer.tolist() == [1.0, 1.0]
     window(snapshot, model, lambda: grow(model.buffer))
     window(snapshot, model, nothing)
     assert model.buffer.shape == (5,)
@@ -291,8 +292,11 @@ def test_a_kind_that_few_kernels_know_stops_no_training(tensor, change):
 # Copying no more than needed
 
 
-def test_a_constant_buffer_is_copied_once_and_still_covered(copied):
-    model, snapshot = Holder(buffer=torch.zeros(2)), Snapshot()
+@pytest.mark.parametrize(
+    'dtype', [torch.float32, torch.float16, torch.bool, torch.uint8]
+)
+def test_a_constant_buffer_is_copied_once_and_still_covered(dtype, copied):
+    model, snapshot = Holder(buffer=torch.zeros(2, dtype=dtype)), Snapshot()
     for _ in range(6):
         reject(snapshot, model, nothing)
     assert copied == [[model.buffer]]
@@ -419,6 +423,13 @@ def test_a_mask_of_inf_is_not_judged():
         assert window(snapshot, model, change) == []
     bad = window(snapshot, model, lambda: (change(), model.other.fill_(INF)))
     assert bad == [(model, 'other')]
+
+
+def test_a_buffer_that_is_born_bad_is_told():
+    model, snapshot = Holder(buffer=None), Snapshot()
+    new = torch.tensor([0.0, NAN])
+    bad = reject(snapshot, model, lambda: setattr(model, 'buffer', new))
+    assert bad == [(model, 'buffer')]
 
 
 def test_a_mask_of_inf_that_is_born_in_a_window_is_not_judged():

@@ -24,6 +24,8 @@ pytestmark = pytest.mark.skipif(
     not PACKAGES.is_dir(),
     reason=f'needs requirements/mmpretrain.txt in {PACKAGES}',
 )
+MIM = PACKAGES / 'mmpretrain' / '.mim'
+CONFIG = 'resnet/resnet18_8xb32_in1k.py'
 BATCH_SIZE = 8
 NUM_ITERS = 8
 
@@ -71,8 +73,7 @@ def data_root(tmp_path):
     )
 
 
-def train(data_root, work_dir, options):
-    mim = PACKAGES / 'mmpretrain' / '.mim'
+def train(launch, data_root, work_dir, options):
     path = (TESTS / 'mmpretrain_env', PACKAGES, TESTS.parent)
     # One thread: tiny operations wait for one another on a busy machine.
     env = {
@@ -82,8 +83,7 @@ def train(data_root, work_dir, options):
     done = subprocess.run(
         [
             sys.executable,
-            mim / 'tools' / 'train.py',
-            mim / 'configs' / 'resnet' / 'resnet18_8xb32_in1k.py',
+            *launch,
             '--work-dir',
             work_dir,
             '--cfg-options',
@@ -140,6 +140,7 @@ def test_faults_are_skipped_and_told(
 ):
     work_dir = tmp_path / 'work_dir'
     train(
+        [MIM / 'tools' / 'train.py', MIM / 'configs' / CONFIG],
         data_root,
         work_dir,
         [f'optim_wrapper.{option}' for option in wrapper] + [*HOOKS],
@@ -172,3 +173,11 @@ def test_faults_are_skipped_and_told(
             (row['loss_scale']['before'], row['loss_scale']['after'])
             for row in updates
         ] == scales
+
+
+def test_the_launcher_here_takes_a_projects_config(data_root, tmp_path):
+    work_dir = tmp_path / 'work_dir'
+    tool = TESTS.parent / 'tools' / 'train.py'
+    launch = [tool, f'mmpretrain::{CONFIG}', '--guard', 'full']
+    train(launch, data_root, work_dir, HOOKS[2:])
+    assert [row['iter'] for row in read_updates(work_dir)] == [3, 5]
