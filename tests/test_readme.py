@@ -9,6 +9,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import HOOKS
 
+from mmnanguard import apply_guard
 from mmnanguard.core import Cause, GuardPolicy
 from mmnanguard.numerics import GuardedGradScaler
 from mmnanguard.optim import NanGuardAmpOptimWrapper
@@ -57,9 +58,17 @@ def test_the_config_builds(readme):
 
 
 def test_the_drill_builds(readme):
-    (text,) = blocks(readme, 'python')
-    cfg = Config.fromstring(text, '.py')
+    cfg = Config.fromstring(blocks(readme, 'python')[-1], '.py')
     assert len(HOOKS.build(cfg.default_hooks.fire_drill).faults) == 2
+
+
+def test_the_overlay_applies(readme, tmp_path):
+    path = tmp_path / 'overlay.py'
+    path.write_text(blocks(readme, 'python')[0])
+    cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=1))))
+    cfg = apply_guard(cfg, str(path))
+    assert cfg.optim_wrapper.guard.max_consecutive_skips == 50
+    assert 'nan_guard' in cfg.default_hooks
 
 
 def test_each_option_is_explained_with_its_default(readme):

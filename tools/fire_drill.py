@@ -107,7 +107,7 @@ def join(fault, events, window):
     for row in events:
         if row['kind'] == 'update' and 0 <= row['iter'] - fault.iter < window:
             blamed = [param['name'] for param in row['params']]
-            if not blamed or row['num_bad_params'] == row['num_params']:
+            if row['cause'] in ('loss_nonfinite', 'input_nonfinite'):
                 blamed = row['samples']  # no tensor stands out
             told.update(action=row['action'], cause=row['cause'])
             told['blamed'] = blamed
@@ -146,6 +146,10 @@ def main(argv=None):
             'A drill needs a guarded optim_wrapper (or --guard) and a '
             'FaultInjectionHook in the config.'
         )
+    # The events are what the drill reads.
+    for hook in ('NanGuardHook', 'EventLogHook'):
+        if hook not in str(hooks):
+            cfg.default_hooks[hook] = dict(type=f'mmnanguard.{hook}')
     if (cfg.get('randomness') or {}).get('seed') is None:
         cfg.randomness = dict(seed=0)  # the runs differ in nothing else
     for drill in drills:
@@ -163,18 +167,26 @@ def main(argv=None):
         drill['faults'] = []
     calm, _ = run('guarded, no faults', cfg, folder / 'no_faults')
     told = [join(fault, events, window) for fault in faults]
-    is_missed = any(
-        'action' not in row and not math.isfinite(float(row['value']))
+    failures = [
+        f'the guard saw nothing of {row}'
         for row in told
-    )
+        if 'action' not in row and not math.isfinite(float(row['value']))
+    ]
     # A mask may hold -inf by design: it does so without faults as well.
     spoilt = {*(guarded['bad_weights'] or ())} - {*(calm['bad_weights'] or ())}
-    crashed = guarded['exit'] or calm['exit']
-    passed = not (is_missed or spoilt or crashed)
+    failures += [f'{name} is not finite' for name in sorted(spoilt)]
+    # Halting is the right answer to weights that go bad between updates.
+    is_halted = any(row.get('cause') == 'weight_nonfinite' for row in told)
+    if calm['exit'] or (guarded['exit'] and not is_halted):
+        failures.append('a guarded run crashed, see above')
     runs = [guarded, calm, plain]
     show(told)
     show(runs)
-    print('drill passed' if passed else 'DRILL FAILED')
+    for failure in failures:
+        print(f'DRILL FAILED: {failure}')
+    passed = not failures
+    if passed:
+        print('drill passed')
     report = dict(passed=passed, faults=told, runs=runs)
     file = Path(cfg.work_dir, 'fire_drill.json')
     file.write_text(json.dumps(report, indent=2, allow_nan=False))

@@ -35,7 +35,7 @@ def parse_args(argv=None):
     parser.add_argument(
         '--guard',
         metavar='NAME|FILE',
-        help='fp32, bf16, fp16, full, or an overlay; merged last',
+        help='fp32, bf16, fp16, full, or the path of an overlay',
     )
     parser.add_argument(
         '--amp',
@@ -69,11 +69,11 @@ def load_config(args):
         if '::' in args.config
         else (Config.fromfile(args.config))
     )
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
     guard = 'fp16' if args.amp else args.guard
     if guard:
         cfg = apply_guard(cfg, guard)
+    if args.cfg_options:  # last, so that the command line has the last word
+        cfg.merge_from_dict(args.cfg_options)
     cfg.launcher = args.launcher
     name = Path(args.config.split('::')[-1]).stem
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
@@ -93,8 +93,10 @@ def load_config(args):
 def main(argv=None):
     # Configs of this project import their own modules from its root.
     sys.path[:0] = [str(ROOT)]
-    args = parse_args(argv)
-    cfg = load_config(args)
+    try:
+        cfg = load_config(parse_args(argv))
+    except ValueError as error:  # GuardConfigError says what to do
+        raise SystemExit(f'{type(error).__name__}: {error}') from None
 
     from mmnanguard.safe_load import allow_mmengine_checkpoints
 

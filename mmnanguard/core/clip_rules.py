@@ -14,6 +14,9 @@ class NoClip:
     def __call__(self, norm: float) -> float:
         return 1.0
 
+    def __str__(self) -> str:
+        return 'no clipping'
+
 
 @dataclass(frozen=True)
 class NormClip:
@@ -31,3 +34,6 @@ class NormClip:
         """A factor in (0, 1], for a finite unscaled norm."""
         # The 1e-6 is PyTorch's own, kept so that results agree with it.
         return min(1.0, self.max_norm / (norm + 1e-6))
+
+    def __str__(self) -> str:
+        return f'clip_grad max_norm={self.max_norm:g}'

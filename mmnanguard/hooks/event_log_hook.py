@@ -1,5 +1,6 @@
-import os.path as osp
+import json
 import platform
+from pathlib import Path
 from typing import Any, Mapping
 
 import mmengine
@@ -14,7 +15,9 @@ from mmnanguard.version import __version__
 
 from .find_guards import find_guards
 
-__all__ = ['EventLogHook']
+__all__ = ['EventLogHook', 'last_attempt']
+
+FILE = 'nanguard/events.jsonl'
 
 
 @HOOKS.register_module()
@@ -30,10 +33,9 @@ class EventLogHook(Hook):
     priority = 'NORMAL'
 
     def before_train(self, runner: Runner) -> None:
-        folder = osp.join(runner.log_dir, 'nanguard')
-        self.path = osp.join(folder, 'events.jsonl')
+        self.path = Path(runner.log_dir, FILE)
         if is_main_process():
-            mmengine.mkdir_or_exist(folder)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         guards = find_guards(runner)
         has_teller = any(
             type(hook).__name__ == 'NanGuardHook' for hook in runner.hooks
@@ -93,3 +95,16 @@ class EventLogHook(Hook):
                 f'mmnanguard: cannot write {self.path} ({error}); training '
                 'goes on, this row is lost'
             )
+
+
+def last_attempt(work_dir: str, run: str) -> int:
+    """The number of the run's newest start that left a row here, else 0.
+
+    A checkpoint alone cannot tell: two starts may resume from the same one.
+    """
+    last = 0
+    for path in Path(work_dir).glob(f'*/{FILE}'):
+        for line in path.read_text(encoding='utf-8').splitlines():
+            if '"kind": "start"' in line and f'"run": "{run}"' in line:
+                last = max(last, json.loads(line)['attempt'])
+    return last

@@ -6,7 +6,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmnanguard.core import NanGuardError
+from mmnanguard.core import GuardConfigError, NanGuardError
 from mmnanguard.registry import HOOKS
 
 from .fault import Fault, find_target
@@ -44,6 +44,11 @@ class FaultInjectionHook(Hook):
     def __init__(self, faults: Union[List[dict], Dict[str, dict]]) -> None:
         if isinstance(faults, Mapping):
             faults = list(faults.values())
+        if not isinstance(faults, (list, tuple)):
+            raise GuardConfigError(
+                f'FaultInjectionHook.faults is {faults!r}: it must be a list '
+                "such as [dict(iter=30, site='grad')]."
+            )
         self.faults = [Fault.from_config(fault) for fault in faults]
         self._targets: Dict[Fault, Tuple[str, Any]] = {}
         self._pending: List[Fault] = []

@@ -16,6 +16,7 @@ from mmnanguard.safe_load import allow_mmengine_checkpoints
 from mmnanguard.version import __version__
 
 from .batch_facts import input_ranges, sample_ids
+from .event_log_hook import last_attempt
 from .find_guards import find_guards, find_wrappers
 
 __all__ = ['NanGuardHook']
@@ -44,8 +45,8 @@ class NanGuardHook(Hook):
     =================================  =====================================
     ``train/guard/skipped``            updates rejected so far
     ``train/guard/routine_overflows``  overflows at a scale not yet proven
-    ``train/guard/amp_scale``          loss scale; with float16 only
-    ``train/guard/clip_coef``          clip factor of the last commit, (0, 1]
+    ``train/guard/amp_scale``          loss scale; float16 only
+    ``train/guard/clip_coef``          last factor of a norm clip, (0, 1]
     =================================  =====================================
 
     A non-finite value that the model logs stays out of MMEngine's smoothed
@@ -77,6 +78,9 @@ class NanGuardHook(Hook):
         for name, guard in self._guards.items():
             guard.name = name
             guard.run = guard.run or run
+            guard.attempt = max(
+                guard.attempt, last_attempt(runner.work_dir, guard.run) + 1
+            )
             guard.attach(self)
             runner.logger.info(
                 describe(name, find_wrappers(runner)[name], guard)
@@ -219,8 +223,9 @@ class NanGuardHook(Hook):
             scalars = {
                 'skipped': guard.state.total_skips,
                 'routine_overflows': guard.state.routine_overflows,
-                'clip_coef': guard.last_clip_coef,
             }
+            if guard.clips_norm:
+                scalars['clip_coef'] = guard.last_clip_coef
             if guard.scaler.is_enabled():
                 scalars['amp_scale'] = guard.scaler.get_scale()
             for key, value in scalars.items():

@@ -25,3 +25,6 @@ class ValueClip:
     def __call__(self, grads: List[Tensor]) -> None:
         torch._foreach_clamp_max_(grads, self.clip_value)
         torch._foreach_clamp_min_(grads, -self.clip_value)
+
+    def __str__(self) -> str:
+        return f'clip_grad clip_value={self.clip_value:g}'

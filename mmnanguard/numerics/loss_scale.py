@@ -126,6 +126,7 @@ class GuardedGradScaler(torch.amp.GradScaler):
         if isinstance(loss_scale, (int, float)) and not isinstance(
             loss_scale, bool
         ):
+            _check('a number', loss_scale, lambda v: v > 0, POSITIVE)
             # A scale below 1 is its own floor: the user asked for it.
             return cls(
                 device,

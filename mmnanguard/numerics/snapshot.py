@@ -225,8 +225,14 @@ def _can_judge(tensor: Tensor) -> bool:
 
 
 def _copy(pairs: List[Tuple[Tensor, Tensor]]) -> None:
-    if pairs:
-        targets, sources = zip(*pairs)
+    """In one kernel per dtype and device: a mixed list takes one a tensor."""
+    groups: Dict[Any, List[Tuple[Tensor, Tensor]]] = {}
+    for target, source in pairs:
+        groups.setdefault((target.dtype, target.device), []).append(
+            (target, source)
+        )
+    for group in groups.values():
+        targets, sources = zip(*group)
         torch._foreach_copy_(targets, sources)
 
 

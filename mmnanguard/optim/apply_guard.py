@@ -7,7 +7,7 @@ from typing import Any, Dict, Union
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
-from mmnanguard.core import GuardConfigError
+from mmnanguard.core import GuardConfigError, check_keys
 
 from .nan_guard_amp_optim_wrapper import NanGuardAmpOptimWrapper
 from .nan_guard_optim_wrapper import NanGuardOptimWrapper
@@ -30,8 +30,8 @@ def apply_guard(cfg: Config, guard: str = 'full') -> Config:
 
     Each dict below ``optim_wrapper`` that holds an ``optimizer`` (several in
     GAN-style configs) gets the guard's keys. What the new wrapper takes stays
-    as it was; what it does not take is dropped and listed in the log.
-    ``default_hooks`` merge by key, so that no hook is lost.
+    as it was; what it does not take is dropped and listed in the log. All
+    merges by key, as in ``_base_`` configs, so that nothing else is lost.
 
     Args:
         cfg: Left as it is.
@@ -58,6 +58,11 @@ def apply_guard(cfg: Config, guard: str = 'full') -> Config:
     cfg.optim_wrapper = guard_wrappers(
         cfg.optim_wrapper, changes, 'optim_wrapper'
     )
+    if 'mmnanguard.NanGuard' not in str(cfg.optim_wrapper):
+        raise GuardConfigError(
+            'no dict at or below optim_wrapper holds an `optimizer`, so '
+            f'guard {guard!r} has nothing to guard.'
+        )
     cfg.merge_from_dict(dict(default_hooks=overlay.get('default_hooks', {})))
     return cfg
 
@@ -100,20 +105,22 @@ def guard_wrapper(
     twin = guarded_twin(wrapper.get('type', 'OptimWrapper'), where)
     if 'type' in changes:
         twin = guarded_twin(changes['type'], 'overlay')
-    merged = {**wrapper, **changes, 'type': f'mmnanguard.{twin.__name__}'}
     taken = [*inspect.signature(twin).parameters, *BUILDER_KEYS]
-    dropped = sorted(set(merged) - set(taken))
+    check_keys(changes, taken, f'overlay for {twin.__name__}')
+    dropped = sorted(set(wrapper) - set(taken))
     if dropped:
         print_log(
             f'{where}: {twin.__name__} does not take '
-            f'{", ".join(f"{key}={merged[key]!r}" for key in dropped)}; '
+            f'{", ".join(f"{key}={wrapper[key]!r}" for key in dropped)}; '
             'dropped',
             logger='current',
             level=logging.WARNING,
         )
-    return ConfigDict(
-        {key: value for key, value in merged.items() if key in taken}
-    )
+    kept = {key: value for key, value in wrapper.items() if key in taken}
+    merged = Config(dict(wrapper=kept))
+    merged.merge_from_dict(dict(wrapper=changes))
+    merged.wrapper.type = f'mmnanguard.{twin.__name__}'
+    return merged.wrapper
 
 
 def guarded_twin(type_: Union[str, type], where: str) -> type:

@@ -12,6 +12,7 @@ from mmnanguard.core import (
     GuardEvent,
     GuardPolicy,
     GuardState,
+    NormClip,
     Observation,
     TrainingHalted,
     Verdict,
@@ -117,6 +118,10 @@ class Guard:
                 params.append(param)
                 grads.append(grad)
         return params, grads
+
+    @property
+    def clips_norm(self) -> bool:
+        return isinstance(self.clip_rule, NormClip)
 
     def weights(self) -> List[Tensor]:
         """All parameters, the optimizer's and those of the models."""

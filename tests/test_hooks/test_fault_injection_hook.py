@@ -51,6 +51,11 @@ def test_a_regex_without_match_is_an_error_before_the_first_iteration(
     assert runner.iter == 0
 
 
+def test_faults_that_are_no_list():
+    with pytest.raises(GuardConfigError, match=r'faults is 3.*a list'):
+        HOOKS.build(dict(type='mmnanguard.FaultInjectionHook', faults=3))
+
+
 def test_faults_by_number_as_the_command_line_makes_them():
     hook = HOOKS.build(
         dict(

@@ -225,6 +225,14 @@ def test_scalars_in_every_backend(tmp_path):
     assert log.Scalars('guard/amp_scale')[-1].value == 256.0
 
 
+def test_no_clip_no_coefficient(tmp_path):
+    runner = make_runner(tmp_path, GUARDED, default_hooks=guard_hooks())
+    runner.train()
+    assert 'guard/clip_coef' not in scalars_of(runner)[-1]
+    assert 'guard/amp_scale' not in scalars_of(runner)[-1]
+    assert ', no clipping, halts at' in log_of(runner)
+
+
 def test_the_guards_scalars_stay_short(tmp_path, monkeypatch):
     monkeypatch.setattr('mmnanguard.hooks.nan_guard_hook.SCALAR_LENGTH', 3)
     runner = make_runner(tmp_path, GUARDED, default_hooks=guard_hooks())

@@ -145,6 +145,29 @@ def test_an_overlay_of_the_users_own(tmp_path):
         guarded(AMP, str(path))
 
 
+def test_an_overlay_merges_by_key(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(
+        'optim_wrapper = dict(clip_grad=dict(norm_type=1), '
+        'optimizer=dict(lr=0.5))'
+    )
+    cfg = guarded(AMP, str(path))
+    assert cfg.optim_wrapper.clip_grad == dict(max_norm=35, norm_type=1)
+    assert cfg.optim_wrapper.optimizer == dict(type='SGD', lr=0.5)
+
+
+def test_a_typo_in_an_overlay_is_an_error(tmp_path):
+    path = tmp_path / 'typo.py'
+    path.write_text('optim_wrapper = dict(gaurd=dict(max_skip_rate=0.1))')
+    with pytest.raises(GuardConfigError, match=r"'gaurd'.*'guard'"):
+        guarded(AMP, str(path))
+
+
+def test_a_wrapper_without_optimizer():
+    with pytest.raises(GuardConfigError, match='nothing to guard'):
+        guarded(dict(type='OptimWrapper'), 'full')
+
+
 def test_an_unknown_guard_lists_the_known_ones():
     with pytest.raises(GuardConfigError, match='bf16, fp16, fp32, full'):
         guarded(AMP, 'fp8')

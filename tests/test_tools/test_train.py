@@ -4,7 +4,6 @@ import pytest
 import torch
 from toys import ToyNet  # registers what the config names
 
-from mmnanguard.core import GuardConfigError
 from tools.train import load_config, main, parse_args
 
 CONFIG = f"""
@@ -60,9 +59,10 @@ def test_resume(config, tmp_path):
     main([*args, '--resume', *options, 'experiment_name=second'])
     checkpoint = str(work_dir / 'epoch_1.pth')
     main([*args, '--resume', checkpoint, *options, 'experiment_name=third'])
+    main([*args, '--resume', checkpoint, *options, 'experiment_name=fourth'])
     starts = [row for row in read_events(work_dir) if row['kind'] == 'start']
-    assert [row['attempt'] for row in starts] == [1, 2, 2]
-    assert [row['iter'] for row in starts] == [1, 7, 7]
+    assert [row['attempt'] for row in starts] == [1, 2, 3, 4]
+    assert [row['iter'] for row in starts] == [1, 7, 7, 7]
     content = torch.load(work_dir / 'epoch_2.pth', weights_only=True)
     assert content['meta']['iter'] == 12
 
@@ -81,7 +81,7 @@ def test_without_guard_the_config_is_the_users(config):
 
 
 def test_errors(config):
-    with pytest.raises(GuardConfigError, match='fp8'):
+    with pytest.raises(SystemExit, match=r'GuardConfigError.*fp8'):
         main([config, '--guard', 'fp8'])
     with pytest.raises(SystemExit):
         parse_args([config, '--amp', '--guard', 'bf16'])
