@@ -94,7 +94,8 @@ class Snapshot:
         for slot, norm in zip(self._judged, read['buffers']):
             if slot.was_finite is None:
                 slot.was_finite = math.isfinite(next(baselines))
-            if slot.was_finite and not math.isfinite(norm):
+            became_bad = slot.was_finite and not math.isfinite(norm)
+            if became_bad or (slot.is_born and math.isnan(norm)):
                 bad.append((slot.owner, slot.key))
         return bad
 
@@ -159,8 +160,7 @@ class _Slot:
         self.tensor = self.current
         self.copy: Any = None
         self.version: Optional[int] = None
-        # None: not known yet. What forward makes may be a mask of -inf: it
-        # is judged from the next window on.
+        # None: not known yet.
         self.was_finite: Optional[bool] = False
         self.is_uncounted = False
         if self.tensor is not None:
@@ -176,10 +176,15 @@ class _Slot:
         return self.owner._buffers.get(self.key)
 
     @property
+    def is_born(self) -> bool:
+        """Made in this window: it may well be a mask of -inf, but not NaN."""
+        return self.tensor is None and self.current is not None
+
+    @property
     def is_judged(self) -> bool:
         """Can it have become non-finite?"""
         return (
-            self.was_finite is not False
+            (self.was_finite is not False or self.is_born)
             and self.current is not None
             and _can_judge(self.current)
         )
