@@ -158,8 +158,8 @@ def test_an_overlay_merges_by_key(tmp_path):
 
 def test_a_typo_in_an_overlay_is_an_error(tmp_path):
     path = tmp_path / 'typo.py'
-    path.write_text('optim_wrapper = dict(gard=dict(max_skip_rate=0.1))')
-    with pytest.raises(GuardConfigError, match=r"'gard'.*'guard'"):
+    path.write_text('optim_wrapper = dict(guards=dict(max_skip_rate=0.1))')
+    with pytest.raises(GuardConfigError, match=r"'guards'.*'guard'"):
         guarded(AMP, str(path))
 
 
