@@ -5,9 +5,12 @@ PIP = .venv/bin/pip install --quiet --disable-pip-version-check
 
 .PHONY: train test lint benchmark clean
 
-# One thread: operations as small as these wait for one another otherwise.
+# Operations as small as those of the digits and the tests wait for one another
+# with more threads.
+train test: export OMP_NUM_THREADS = 1
+
 train: .venv/train.done
-	OMP_NUM_THREADS=1 .venv/bin/python tools/fire_drill.py configs/digits/drill_fp16.py \
+	.venv/bin/python tools/fire_drill.py configs/digits/drill_fp16.py \
 		--work-dir work_dirs/digits
 
 test: .venv/test.done

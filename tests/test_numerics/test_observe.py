@@ -119,6 +119,13 @@ def test_high_powers_do_not_overflow_on_the_host():
     assert look([torch.zeros(3)], norm_type=7.0)[0].clip_norm == 0.0
 
 
+@pytest.mark.parametrize('norm_type', [1.5, 3.0, 5.0])
+def test_powers_beyond_float32_have_a_norm(norm_type):
+    seen, _ = look([torch.full((3,), 1e18)], norm_type=norm_type)
+    expected = 1e18 * 3 ** (1 / norm_type)
+    assert seen.clip_norm == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize('norm_type', [1.0, 3.0, 20.0, INF])
 @pytest.mark.parametrize('value', [1e13, 1e15, 1e18])
 def test_no_update_is_committed_with_a_coefficient_of_zero(norm_type, value):

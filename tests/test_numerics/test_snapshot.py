@@ -203,6 +203,14 @@ def test_a_buffer_registered_in_a_window_is_covered_from_then_on():
     assert model.late.tolist() == [1.0, 1.0]
 
 
+def test_a_buffer_registered_in_a_rejected_window_is_gone():
+    model, snapshot = Holder(early=torch.zeros(1)), Snapshot()
+    reject(
+        snapshot, model, lambda: model.register_buffer('late', torch.ones(2))
+    )
+    assert getattr(model, 'late', None) is None
+
+
 @pytest.mark.parametrize(
     'grow',
     [
@@ -458,19 +466,19 @@ def test_a_buffer_may_become_another_kind(first):
 
 
 def test_each_buffer_is_judged_by_its_own_past():
-    """Some were judged before, some begin to change now."""
-    model = Holder(
-        early=torch.zeros(1), mask=torch.tensor([INF]), late=torch.zeros(1)
-    )
+    """That of some is known, others come later."""
+    first = Holder(early=torch.zeros(1))
+    second = Holder(mask=torch.tensor([INF]), late=torch.zeros(1))
     snapshot = Snapshot()
-    window(snapshot, model, lambda: model.early.add_(1))
+    window(snapshot, first, lambda: first.early.add_(1))
 
     def change():
-        model.early.add_(1)
-        model.mask.neg_()
-        model.late.fill_(NAN)
+        first.early.add_(1)
+        second.mask.neg_()
+        second.late.fill_(NAN)
 
-    assert reject(snapshot, model, change) == [(model, 'late')]
+    snapshot.take(first)
+    assert reject(snapshot, second, change) == [(second, 'late')]
 
 
 @pytest.mark.parametrize(
