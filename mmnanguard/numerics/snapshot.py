@@ -28,6 +28,7 @@ class Snapshot:
         self._slots: Dict[nn.Module, List[_Slot]] = {}
         self._owners: Dict[nn.Module, List[Tuple[nn.Module, int]]] = {}
         self._by_key: Dict[Tuple[nn.Module, str], _Slot] = {}
+        self._models: List[nn.Module] = []
         self._open: List[_Slot] = []
         self._changed: List[_Slot] = []
         self._probed: List[_Slot] = []
@@ -49,6 +50,7 @@ class Snapshot:
         for slot in new:
             slot.is_open = True
         self._open += new
+        self._models.append(model)
 
     @torch.no_grad()
     def facts(self) -> Dict[str, Sequence[Tensor]]:
@@ -102,6 +104,11 @@ class Snapshot:
     @torch.no_grad()
     def restore(self) -> None:
         """Put back what changed since :meth:`take`, bit for bit."""
+        for model in self._models:
+            for owner, _ in self._owners[model]:
+                for key in list(owner._buffers):
+                    if (owner, key) not in self._by_key:
+                        del owner._buffers[key]  # registered since
         pairs = []
         for slot in self._changed:
             slot.owner._buffers[slot.key] = slot.tensor
@@ -115,7 +122,7 @@ class Snapshot:
         """End the window; the next :meth:`take` begins a new one."""
         for slot in self._open:
             slot.is_open = False
-        self._open, self._changed = [], []
+        self._models, self._open, self._changed = [], [], []
         self._probed, self._judged = [], []
         self._num_windows += 1
 

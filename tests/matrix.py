@@ -1,0 +1,213 @@
+"""The oracle matrix: every kind of update, struck at every place.
+
+A cell is one short training; windows 2 and 5 are struck. Run as a program, it
+tells what MMEngine's own wrappers leave behind in the same cells::
+
+    python tests/matrix.py
+"""
+
+import functools
+import itertools
+from collections import Counter
+from typing import NamedTuple, Optional
+
+import torch
+from baseline import CpuAmpOptimWrapper
+from mmengine.optim import OptimWrapper
+from torch import nn
+
+from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
+
+NUM_WINDOWS = 6
+STRUCK = (2, 5)
+SCALE = 64.0
+OPTIMIZERS = {
+    'sgd': lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    'adamw': lambda p: torch.optim.AdamW(p, lr=0.01),
+    'fused': lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+}
+CLIPS = {
+    'no clip': None,
+    'norm': dict(max_norm=0.1),
+    'value': dict(type='value', clip_value=0.01),
+}
+SITES = ('input', 'activation', 'loss', 'grad', 'buffer')
+VALUES = ('nan', 'inf', '1e38')
+
+
+class Kind(NamedTuple):
+    """Of update."""
+
+    precision: str
+    optimizer: str
+    clip: str
+    accumulation: int
+
+
+class Fault(NamedTuple):
+    site: str
+    value: str
+
+    def expected_cause(self, precision: str) -> Optional[str]:
+        """None where the fault does no harm."""
+        if self.site == 'grad':
+            is_huge = self.value == '1e38'
+            return 'norm_overflow' if is_huge else 'grad_nonfinite'
+        if self.site == 'buffer':
+            return 'buffer_nonfinite'
+        if self.value == '1e38':
+            if self.site == 'loss':
+                return None  # a finite loss whose gradients are as before
+            if precision != 'fp16':
+                # The batch norm swallows it, and keeps it.
+                return 'buffer_nonfinite'
+        return 'loss_nonfinite'
+
+
+KINDS = [
+    Kind(*parts)
+    for parts in itertools.product(
+        ('fp32', 'bf16', 'fp16'), OPTIMIZERS, CLIPS, (1, 3)
+    )
+]
+FAULTS = [
+    Fault(*parts)
+    for parts in itertools.product(SITES, VALUES)
+    if parts != ('buffer', '1e38')  # a finite number where one belongs
+]
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, bias=False)
+        self.bn = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, images, strike=None):
+        features = self.conv(images)
+        if strike is not None:
+            features = strike(features)
+        return self.head(self.bn(features).relu().mean((2, 3))).float()
+
+
+def build(kind, is_guarded):
+    torch.manual_seed(0)
+    model = Net()
+    keys = dict(
+        optimizer=OPTIMIZERS[kind.optimizer](model.parameters()),
+        accumulative_counts=kind.accumulation,
+        clip_grad=CLIPS[kind.clip] and dict(CLIPS[kind.clip]),
+    )
+    if is_guarded:
+        # Each overflow an anomaly, and a scale that does not move: float16
+        # gradients at another scale round otherwise.
+        keys['guard'] = dict(proven_after=0)
+    if kind.precision == 'fp32':
+        type_ = NanGuardOptimWrapper if is_guarded else OptimWrapper
+        return model, type_(**keys)
+    dtype = dict(bf16='bfloat16', fp16='float16')[kind.precision]
+    if not is_guarded:
+        return model, CpuAmpOptimWrapper(loss_scale=SCALE, dtype=dtype, **keys)
+    if kind.precision == 'fp16':
+        keys['loss_scale'] = dict(init_scale=SCALE, min_scale=SCALE)
+    return model, NanGuardAmpOptimWrapper(dtype=dtype, **keys)
+
+
+def run(kind, fault=None, leave_out=(), is_guarded=True):
+    """Train; returns the model, the wrapper and the causes told."""
+    model, wrapper = build(kind, is_guarded)
+    causes = []
+    if is_guarded:
+        wrapper.guard.attach(causes)
+    generator = torch.Generator().manual_seed(1)
+    for window in range(1, NUM_WINDOWS + 1):
+        for micro_batch in range(kind.accumulation):
+            images = torch.randn(4, 1, 5, 5, generator=generator)
+            if window in leave_out:
+                continue
+            # In the middle of an accumulation window, not at its end.
+            is_struck = (
+                fault is not None
+                and window in STRUCK
+                and micro_batch == kind.accumulation // 2
+            )
+            train_step(model, wrapper, images, fault if is_struck else None)
+    if is_guarded:
+        causes += [event.cause.value for event in wrapper.guard.take_events()]
+    return model, wrapper, causes
+
+
+def train_step(model, wrapper, images, fault):
+    site, value = fault or (None, '0')
+
+    def strike(tensor):
+        tensor = tensor.clone()
+        tensor.view(-1)[0] = float(value)
+        return tensor
+
+    if site == 'input':
+        images = strike(images)
+    with wrapper.optim_context(model):
+        logits = model(images, strike if site == 'activation' else None)
+        loss = nn.functional.cross_entropy(logits, torch.tensor([0, 1, 0, 1]))
+    if site == 'loss':
+        loss = loss + (float(value) - loss.detach())
+    # What update_params does, with room for a fault before the step.
+    wrapper.backward(wrapper.scale_loss(loss))
+    with torch.no_grad():
+        if site == 'grad':
+            model.head.weight.grad[0, 0] = float(value)
+        elif site == 'buffer':
+            model.bn.running_var[0] = float(value)
+    if wrapper.should_update():
+        wrapper.step()
+        wrapper.zero_grad()
+
+
+def everything(model, wrapper):
+    tensors = dict(model.state_dict())
+    for index, state in wrapper.optimizer.state_dict()['state'].items():
+        for key, value in state.items():
+            tensors[f'{index} {key}'] = torch.as_tensor(value)
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+@functools.lru_cache(maxsize=None)
+def oracle(kind):
+    """The same training with the struck windows left out."""
+    return everything(*run(kind, leave_out=STRUCK)[:2])
+
+
+@functools.lru_cache(maxsize=None)
+def unfaulted(kind):
+    return everything(*run(kind)[:2])
+
+
+def differing(left, right):
+    """Names of tensors that are not the same bit for bit."""
+    return [
+        name
+        for name, tensor in left.items()
+        if not torch.equal(
+            tensor.flatten().contiguous().view(torch.uint8),
+            right[name].flatten().contiguous().view(torch.uint8),
+        )
+    ]
+
+
+def main():
+    outcomes = {'fp32': Counter(), 'bf16': Counter(), 'fp16': Counter()}
+    for kind, fault in itertools.product(KINDS, FAULTS):
+        if fault.expected_cause(kind.precision) is None:
+            continue
+        model, wrapper, _ = run(kind, fault, is_guarded=False)
+        tensors = everything(model, wrapper).values()
+        is_finite = all(torch.isfinite(tensor).all() for tensor in tensors)
+        outcomes[kind.precision]['finite' if is_finite else 'not finite'] += 1
+    for precision, counts in outcomes.items():
+        print(precision, dict(counts))
+
+
+if __name__ == '__main__':
+    main()
