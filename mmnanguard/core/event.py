@@ -144,11 +144,13 @@ class GuardEvent:
         """Names the tensor, its kind and how many were bad."""
         name = f"'{self.params[0].name}'" if self.params else 'a parameter'
         kind = _KINDS[self.params[0].kind] if self.params else 'bad'
+        more = len(self.params) - 1
         of_all = f'{self.num_bad_params} of {self.num_params} tensors'
         if self.cause is Cause.WEIGHT_NONFINITE:
+            others = f' and {more} more are bad' if more else ''
             return (
-                f'weight {name} is {kind} ({len(self.params)} or more bad '
-                'weights), which happened outside any guarded update'
+                f'weight {name} is {kind}{others}, which happened outside '
+                'any guarded update'
             )
         if self.cause is Cause.INPUT_NONFINITE:
             return 'the input is not finite'
