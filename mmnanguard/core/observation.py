@@ -76,12 +76,19 @@ class Observation:
         return self.grad_norm <= NORM_LIMIT and clip_norm < math.inf
 
     @property
-    def is_clean(self) -> bool:
+    def forward_is_clean(self) -> bool:
+        """Nothing wrong before backward, where ranks share gradients."""
         return (
             self.loss_is_finite
-            and self.grad_is_finite
-            and self.norm_is_bounded
             and self.buffers_are_finite
             and self.input_is_finite
+        )
+
+    @property
+    def is_clean(self) -> bool:
+        return (
+            self.forward_is_clean
+            and self.grad_is_finite
+            and self.norm_is_bounded
             and self.weights_are_finite
         )

@@ -5,7 +5,7 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 from uuid import uuid4
 
 import torch
-from mmengine.dist import get_rank, get_world_size
+from mmengine.dist import broadcast_object_list, get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
@@ -104,6 +104,11 @@ class NanGuardHook(Hook):
         if events:
             context = self._context(runner, batch_idx, data_batch, outputs)
         for position, (guard, event) in enumerate(events):
+            if get_world_size() > 1:
+                # What the rank that did it knows of it, on all ranks.
+                told = [dict(context, params=event.params)]
+                broadcast_object_list(told, src=event.ranks[0])
+                context = told[0]
             event = event.replace(**context, id=self._new_id(runner, event))
             events[position] = guard, event
             runner.logger.log(
@@ -140,12 +145,6 @@ class NanGuardHook(Hook):
                     f'mmnanguard: the config has `{key}`, a 1.x key that '
                     f'MMEngine ignores. In 2.x write {cure}.'
                 )
-        if self._guards and get_world_size() > 1:
-            runner.logger.warning(
-                'mmnanguard: this version judges on each rank by itself, '
-                'which is safe only where all ranks see the same gradients '
-                '(DDP); a bad loss on one rank can part them.'
-            )
 
     def _context(
         self,
@@ -164,7 +163,6 @@ class NanGuardHook(Hook):
             iter=runner.iter + 1,
             epoch=runner.epoch + 1,
             batch_idx=batch_idx,
-            ranks=(get_rank(),),
             losses=losses,
             samples=tuple(
                 name

@@ -1,5 +1,6 @@
 """Ring 2: tensors in, facts out; torch and the core only."""
 
+from .agree import agree
 from .apply import apply_update
 from .blame import TensorNames, blame
 from .grad_rules import ValueClip
@@ -14,6 +15,7 @@ __all__ = [
     'Snapshot',
     'TensorNames',
     'ValueClip',
+    'agree',
     'apply_update',
     'blame',
     'look_closer',

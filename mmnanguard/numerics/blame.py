@@ -94,7 +94,7 @@ def blame(
         for index, norm in enumerate(reading.norms)
         if not math.isfinite(norm)
     ]
-    if cause is Cause.NORM_OVERFLOW and not bad:
+    if cause is Cause.NORM_OVERFLOW and grads and not bad:
         bad = [max(range(len(grads)), key=reading.norms.__getitem__)]
     return tuple(
         describe(

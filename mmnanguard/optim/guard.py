@@ -180,6 +180,7 @@ class Guard:
             cause=verdict.cause,
             iter=self.iter,
             optimizer=self.name,
+            ranks=seen.bad_ranks or (0,),
             loss=seen.loss,
             grad_norm=seen.grad_norm,
             lr=tuple(

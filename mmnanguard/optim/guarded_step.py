@@ -1,7 +1,13 @@
 from typing import Any, Tuple
 
 from mmnanguard.core import Action, BadTensor, Cause, decide
-from mmnanguard.numerics import apply_update, blame, look_closer, observe
+from mmnanguard.numerics import (
+    agree,
+    apply_update,
+    blame,
+    look_closer,
+    observe,
+)
 
 from .guard import Guard
 
@@ -14,7 +20,8 @@ def guarded_step(guard: Guard, **step_kwargs: Any) -> None:
     The window was opened by ``optim_context`` and ran forward and backward;
     now the gradients are there, still scaled and not clipped.
 
-    Syncs the device once; a rejected update costs a few syncs more.
+    Syncs the device once; a rejected update costs a few syncs more. With
+    several ranks it is collective, and all reach the same verdict.
 
     Raises:
         TrainingHalted: If the policy is exhausted or weights are bad, and no
@@ -23,8 +30,8 @@ def guarded_step(guard: Guard, **step_kwargs: Any) -> None:
     params, grads = guard.trained()
     scale = guard.scaler.read()
 
-    # Observe
-    seen, reading = observe(
+    # Observe, and agree with the other ranks
+    local, reading = observe(
         grads,
         guard.losses,
         guard.facts,
@@ -32,8 +39,9 @@ def guarded_step(guard: Guard, **step_kwargs: Any) -> None:
         scale,
         guard.clip_rule.norm_type,
     )
+    seen = agree(local)
     if not seen.is_clean:
-        seen = look_closer(seen, reading, grads, guard.weights())
+        seen = agree(look_closer(local, reading, grads, guard.weights()))
 
     # Decide
     verdict = decide(seen, guard.state, guard.policy, guard.clip_rule)

@@ -179,6 +179,8 @@ def test_a_removed_buffer_is_put_back(remove):
     window(snapshot, model, lambda: remove(model))
     window(snapshot, model, nothing)
     assert getattr(model, 'buffer', None) is None
+    reject(snapshot, model, lambda: model.register_buffer('buffer', tensor))
+    assert getattr(model, 'buffer', None) is None
 
 
 def test_a_buffer_born_in_a_window_is_unborn():
@@ -195,20 +197,25 @@ def test_a_buffer_born_late_is_covered_from_then_on():
 
 
 def test_a_buffer_registered_in_a_window_is_covered_from_then_on():
-    model, snapshot = Holder(), Snapshot()
+    model, snapshot = nn.Sequential(Holder(), nn.BatchNorm1d(2)), Snapshot()
+    inner = model[0]
     window(
-        snapshot, model, lambda: model.register_buffer('late', torch.ones(2))
+        snapshot, model, lambda: inner.register_buffer('late', torch.ones(2))
     )
-    reject(snapshot, model, lambda: model.late.add_(5))
-    assert model.late.tolist() == [1.0, 1.0]
+    reject(snapshot, model, lambda: inner.late.add_(5))
+    assert inner.late.tolist() == [1.0, 1.0]
 
 
 def test_a_buffer_registered_in_a_rejected_window_is_gone():
     model, snapshot = Holder(early=torch.zeros(1)), Snapshot()
-    reject(
-        snapshot, model, lambda: model.register_buffer('late', torch.ones(2))
-    )
-    assert getattr(model, 'late', None) is None
+    for other in (model, nn.Linear(2, 2)):  # entered beside it
+        snapshot.take(model)
+        reject(
+            snapshot,
+            other,
+            lambda: model.register_buffer('late', torch.ones(2)),
+        )
+        assert getattr(model, 'late', None) is None
 
 
 @pytest.mark.parametrize(
@@ -333,6 +340,20 @@ def test_a_window_copies_all_buffers_of_a_model_at_once(copied):
         assert [len(group) for group in copied] == [2, 1] * (index + 1)
 
 
+def test_modules_are_walked_once():
+    walks = []
+
+    class Counting(nn.BatchNorm1d):
+        def modules(self):
+            walks.append(self)
+            return super().modules()
+
+    model, snapshot = Counting(2), Snapshot()
+    for _ in range(5):
+        window(snapshot, model, lambda: model(torch.randn(4, 2)))
+    assert len(walks) == 1
+
+
 # Writing behind autograd's back
 
 
@@ -419,12 +440,13 @@ def test_a_rebound_buffer_is_judged_by_what_hangs_there():
     assert bad == [(model, 'buffer')]
 
 
-def test_a_mask_of_inf_is_not_judged():
-    model = Holder(mask=torch.tensor([0.0, -INF]), other=torch.zeros(1))
+@pytest.mark.parametrize('value', [-INF, NAN])
+def test_a_mask_that_was_not_finite_before_is_not_judged(value):
+    model = Holder(mask=torch.tensor([0.0, value]), other=torch.zeros(1))
     snapshot = Snapshot()
 
     def change():
-        model.mask.copy_(torch.tensor([-INF, 0.0]))
+        model.mask.copy_(torch.tensor([value, 0.0]))
         model.other.add_(1)
 
     for _ in range(5):
@@ -461,8 +483,11 @@ def test_a_buffer_may_become_another_kind(first):
     assert reject(snapshot, model, lambda: rebind(0.5)) == []
     assert model.buffer is first
     assert window(snapshot, model, lambda: rebind(0.5)) == []
-    bad = window(snapshot, model, lambda: rebind(NAN))
+    bad = reject(snapshot, model, lambda: rebind(NAN))
     assert bad == [(model, 'buffer')]
+    back = lambda: setattr(model, 'buffer', first)  # noqa: E731
+    assert window(snapshot, model, back) == []
+    assert model.buffer is first
 
 
 def test_each_buffer_is_judged_by_its_own_past():
