@@ -14,17 +14,24 @@ class ScaleReading:
     """The loss scale before the verdict; the defaults mean 'no scaler'.
 
     Attributes:
-        value: What the gradients are multiplied by.
+        value: What the loss is multiplied by.
         floor: ``value`` never goes below; at the floor an overflow cannot be
             cured by lowering the scale.
         lower_is_due: False at the floor, or while hysteresis is not used up.
         growth_is_due: This update, if committed, is the one that grows it.
+        is_unscaled: A user's own ``loss_scaler.unscale_`` came first.
     """
 
     value: float = 1.0
     floor: float = 1.0
     lower_is_due: bool = False
     growth_is_due: bool = False
+    is_unscaled: bool = False
+
+    @property
+    def carried(self) -> float:
+        """What the gradients still are multiplied by."""
+        return 1.0 if self.is_unscaled else self.value
 
 
 @dataclass(frozen=True)

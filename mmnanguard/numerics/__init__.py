@@ -7,6 +7,7 @@ from .grad_rules import ValueClip
 from .host_read import read_once
 from .loss_scale import GuardedGradScaler
 from .observe import Reading, look_closer, observe
+from .shards import local
 from .snapshot import Snapshot
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     'agree',
     'apply_update',
     'blame',
+    'local',
     'look_closer',
     'observe',
     'read_once',

@@ -3,6 +3,8 @@ import warnings
 from typing import Any, Callable, Dict, Optional, Tuple, Union
 
 import torch
+from torch.amp.grad_scaler import OptState
+from torch.optim import Optimizer
 
 from mmnanguard.core import (
     Action,
@@ -139,10 +141,15 @@ class GuardedGradScaler(torch.amp.GradScaler):
             f'a dict with keys of {", ".join(KEYS)}.'
         )
 
-    def read(self) -> ScaleReading:
-        """The facts that a verdict needs; no sync."""
+    def read(self, optimizer: Optional[Optimizer] = None) -> ScaleReading:
+        """The facts that a verdict needs; no sync.
+
+        Args:
+            optimizer: To know whether :meth:`unscale_` was called for it.
+        """
         if not self.is_enabled():
             return ScaleReading()
+        record = self._per_optimizer_states.get(id(optimizer), {})
         return ScaleReading(
             value=self._value,
             floor=self.min_scale,
@@ -154,6 +161,7 @@ class GuardedGradScaler(torch.amp.GradScaler):
                 self._value < self.max_scale
                 and self._num_clean + 1 >= self.get_growth_interval()
             ),
+            is_unscaled=record.get('stage') is OptState.UNSCALED,
         )
 
     def move(self, verdict: Verdict) -> Tuple[float, float]:

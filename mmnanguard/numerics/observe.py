@@ -61,11 +61,11 @@ def observe(
     num_bad = sum(not math.isfinite(norm) for norm in read['norms'])
     clip_norm = None
     if norm_type != 2.0:
-        clip_norm = combine(read['clip_norms'], norm_type) / scale.value
+        clip_norm = combine(read['clip_norms'], norm_type) / scale.carried
     seen = Observation(
         loss=sum(read['losses']) if losses else math.nan,
         loss_is_finite=all(map(math.isfinite, read['losses'])),
-        grad_norm=combine(read['norms'], 2.0) / scale.value,
+        grad_norm=combine(read['norms'], 2.0) / scale.carried,
         grad_is_finite=num_bad == 0,
         clip_norm=clip_norm,
         buffers_are_finite=not bad_buffers,

@@ -1,19 +1,33 @@
 import math
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+import warnings
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
+
+from .shards import local
+from .slot import Slot, can_compare
 
 __all__ = ['Snapshot']
 
-# Windows over which buffers are compared to find those that are changed
-# behind autograd's back.
+# Windows over which tensors are compared to find those that are changed
+# behind autograd's back, and the parameters among them.
 NUM_PROBED_WINDOWS = 3
 
 
 class Snapshot:
-    """Copies of the buffers that a forward pass changes.
+    """Copies of the buffers and parameters that a forward pass changes.
 
     A copy stays valid while the tensor's version counter stands still, so
     constant buffers are copied once, and a buffer that begins to change late
@@ -21,34 +35,72 @@ class Snapshot:
     statistics above all: norm layers are copied every window, other such
     buffers are found by comparing over the first windows.
 
-    Nothing here syncs the device.
+    Parameters can be gigabytes, and forward changes hardly any (momentum
+    encoders, prototypes that are kept normalized). Over the first windows
+    all are copied to the host and compared; from then on those that were
+    changed are treated like buffers, and of the others only the version
+    counter is looked at.
+
+    Nothing here syncs the device, but for the copies to the host.
+
+    Args:
+        own_params: Those of this window's optimizer. Others that are trained
+            belong to another optimizer, which may commit meanwhile: they are
+            left alone. None means that there is no other.
     """
 
-    def __init__(self) -> None:
-        self._slots: Dict[nn.Module, List[_Slot]] = {}
+    def __init__(self, own_params: Optional[Iterable[Tensor]] = None) -> None:
+        self._own_params = own_params
+        self._slots: Dict[nn.Module, List[Slot]] = {}
         self._owners: Dict[nn.Module, List[Tuple[nn.Module, int]]] = {}
-        self._by_key: Dict[Tuple[nn.Module, str], _Slot] = {}
+        self._by_key: Dict[Tuple[nn.Module, str, str], Slot] = {}
         self._models: List[nn.Module] = []
-        self._open: List[_Slot] = []
-        self._changed: List[_Slot] = []
-        self._probed: List[_Slot] = []
-        self._judged: List[_Slot] = []
+        self._open: List[Slot] = []
+        self._watched: List[Tuple[Slot, int]] = []
+        self._changed: List[Slot] = []
+        self._probed: List[Slot] = []
+        self._judged: List[Slot] = []
+        self._late: List[Slot] = []
         self._num_windows = 0
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self._models)
+
+    @property
+    def is_probing(self) -> bool:
+        return self._num_windows < NUM_PROBED_WINDOWS
 
     @torch.no_grad()
     def take(self, model: nn.Module) -> None:
-        """Remember the buffers of ``model`` as they are now.
+        """Remember what forward may change in ``model`` as it is now.
 
-        Buffers that this window already remembers are left alone: their first
-        copy is the one to go back to.
+        What this window already remembers is left alone: its first copy is
+        the one to go back to.
         """
         owners = self._owners.get(model, [(model, -1)])
-        if any(len(owner._buffers) != number for owner, number in owners):
+        if any(count(owner) != number for owner, number in owners):
             self._find_slots(model)
-        new = [slot for slot in self._slots[model] if not slot.is_open]
-        _copy([(slot.copy, slot.tensor) for slot in new if slot.needs_copy()])
-        for slot in new:
+        new = []
+        for slot in self._slots[model]:
+            if slot.is_open:
+                continue
             slot.is_open = True
+            if slot.is_changing or self.is_probing:
+                new.append(slot)
+            else:
+                self._watched.append((slot, slot.tensor._version))
+        _copy(
+            [
+                (slot.copy, local(slot.tensor))
+                for slot in new
+                if slot.needs_copy()
+            ]
+        )
+        if self.is_probing:
+            for slot in new:
+                if slot.tensor is not None and not slot.is_uncounted:
+                    slot.checksum = slot.sum_bits()
         self._open += new
         self._models.append(model)
 
@@ -56,13 +108,18 @@ class Snapshot:
     def facts(self) -> Dict[str, Sequence[Tensor]]:
         """Device scalars that :meth:`find_bad` wants to read back."""
         self._changed = [slot for slot in self._open if slot.has_changed()]
-        self._probed = []
-        if self._num_windows < NUM_PROBED_WINDOWS:
-            self._probed = [
-                slot
-                for slot in self._open
-                if slot.tensor is not None and not slot.has_changed()
-            ]
+        self._probed = [
+            slot
+            for slot in self._open
+            if slot.checksum is not None and not slot.has_changed()
+        ]
+        self._late = [
+            slot
+            for slot, version in self._watched
+            if slot.tensor._version != version
+        ]
+        for slot in self._late:
+            slot.is_changing = True
         self._judged = [
             slot for slot in self._changed + self._probed if slot.is_judged
         ]
@@ -72,7 +129,7 @@ class Snapshot:
                 [slot.copy for slot in self._judged if slot.was_finite is None]
             ),
             'moved': [
-                torch.ne(slot.current, slot.copy).any()
+                torch.ne(slot.sum_bits(), slot.checksum)
                 for slot in self._probed
             ],
         }
@@ -80,9 +137,9 @@ class Snapshot:
     def find_bad(
         self, read: Mapping[str, Sequence[float]]
     ) -> List[Tuple[nn.Module, str]]:
-        """Buffers that became non-finite in this window, as (owner, key).
+        """What became non-finite in this window, as (owner, key).
 
-        One that was non-finite before (a mask of -inf) is not judged.
+        A buffer that was non-finite before (a mask of -inf) is not judged.
 
         Args:
             read: The host's reading of :meth:`facts`.
@@ -91,6 +148,8 @@ class Snapshot:
             if moved:
                 slot.is_uncounted = True
                 self._changed.append(slot)
+        for slot in self._changed:
+            slot.is_changing = True
         baselines = iter(read['baselines'])
         bad = []
         for slot, norm in zip(self._judged, read['buffers']):
@@ -98,7 +157,9 @@ class Snapshot:
                 slot.was_finite = math.isfinite(next(baselines))
             became_bad = slot.was_finite and not math.isfinite(norm)
             if became_bad or (slot.is_born and math.isnan(norm)):
-                bad.append((slot.owner, slot.key))
+                if slot.is_changing:
+                    bad.append((slot.owner, slot.key))
+        self._num_windows += 1
         return bad
 
     @torch.no_grad()
@@ -107,146 +168,98 @@ class Snapshot:
         for model in self._models:
             for owner, _ in self._owners[model]:
                 for key in list(owner._buffers):
-                    if (owner, key) not in self._by_key:
+                    if (owner, '_buffers', key) not in self._by_key:
                         del owner._buffers[key]  # registered since
         pairs = []
         for slot in self._changed:
-            slot.owner._buffers[slot.key] = slot.tensor
+            getattr(slot.owner, slot.registry)[slot.key] = slot.tensor
             if slot.has_new_shape():
-                slot.tensor.data = slot.copy.clone()
+                slot.tensor.data = slot.copy.to(slot.tensor.device, copy=True)
             elif slot.has_new_content():
-                pairs.append((slot.tensor, slot.copy))
+                # Counted exactly if the change was: a graph that another
+                # optimizer still wants to run backward through is not
+                # broken by putting back what it never counted.
+                target = local(slot.tensor)
+                if slot.is_uncounted:
+                    target = target.data
+                pairs.append((target, slot.copy))
         _copy(pairs)
+        for slot in self._late:
+            warnings.warn(
+                f"forward changed the parameter '{slot.key}' of a "
+                f'{type(slot.owner).__name__}, which it had left alone in '
+                f'the first {NUM_PROBED_WINDOWS} updates: this one change '
+                'stays although the update was rejected. From now on such '
+                'changes are put back.',
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def close(self) -> None:
         """End the window; the next :meth:`take` begins a new one."""
+        for slot, _ in self._watched:
+            slot.is_open = False
         for slot in self._open:
             slot.is_open = False
-        self._models, self._open, self._changed = [], [], []
-        self._probed, self._judged = [], []
-        self._num_windows += 1
+            slot.checksum = None
+            if not (slot.is_changing or self.is_probing):
+                slot.drop_copy()
+        self._models, self._open, self._watched = [], [], []
+        self._changed, self._probed, self._judged = [], [], []
+        self._late = []
 
     def _find_slots(self, model: nn.Module) -> None:
         """Anew whenever a module got or lost a buffer; one that was lost in
         an earlier window keeps its slot.
         """
         self._owners[model] = [
-            (owner, len(owner._buffers)) for owner in model.modules()
+            (owner, count(owner)) for owner in model.modules()
         ]
+        foreign = self._foreign_params(model)
         slots = dict.fromkeys(self._slots.get(model, ()))
         for owner, _ in self._owners[model]:
-            for key in owner._buffers:
-                if (owner, key) not in self._by_key:
-                    self._by_key[owner, key] = _Slot(owner, key)
-                slots[self._by_key[owner, key]] = None
+            places = [('_buffers', key) for key in owner._buffers]
+            places += [
+                ('_parameters', key)
+                for key, param in owner._parameters.items()
+                if param is not None
+                and can_compare(param)
+                and not is_lazy(param)
+                and id(param) not in foreign
+            ]
+            for place in places:
+                if (owner, *place) not in self._by_key:
+                    self._by_key[(owner, *place)] = Slot(owner, *place)
+                slots[self._by_key[(owner, *place)]] = None
         self._slots[model] = list(slots)
 
-
-class _Slot:
-    """One buffer: where it hangs, its copy, and when the copy was made."""
-
-    __slots__ = (
-        'copy',
-        'is_open',
-        'is_uncounted',
-        'key',
-        'owner',
-        'tensor',
-        'version',
-        'was_finite',
-    )
-
-    def __init__(self, owner: nn.Module, key: str) -> None:
-        self.owner = owner
-        self.key = key
-        self.is_open = False
-        self._bind()
-
-    def _bind(self) -> None:
-        """Take what hangs there now, which may be None, for the original."""
-        self.tensor = self.current
-        self.copy: Any = None
-        self.version: Optional[int] = None
-        # None: not known yet.
-        self.was_finite: Optional[bool] = False
-        self.is_uncounted = False
-        if self.tensor is not None:
-            self.copy = torch.empty_like(self.tensor)
-            self.was_finite = None if _can_judge(self.tensor) else False
-            self.is_uncounted = isinstance(
-                self.owner, _NormBase
-            ) or not _can_compare(self.tensor)
-
-    @property
-    def current(self) -> Any:
-        """What hangs there now; in a window, maybe no longer ``tensor``."""
-        return self.owner._buffers.get(self.key)
-
-    @property
-    def is_born(self) -> bool:
-        """Made in this window: it may well be a mask of -inf, but not NaN."""
-        return self.tensor is None and self.current is not None
-
-    @property
-    def is_judged(self) -> bool:
-        """Can it have become non-finite?"""
-        return (
-            (self.was_finite is not False or self.is_born)
-            and self.current is not None
-            and _can_judge(self.current)
-        )
-
-    def needs_copy(self) -> bool:
-        if self.current is not self.tensor or self.has_new_shape():
-            self._bind()  # since the last window
-        if not self.has_new_content():
-            return False
-        self.version = self.tensor._version
-        return True
-
-    def has_changed(self) -> bool:
-        return (
-            self.current is not self.tensor
-            or self.has_new_shape()
-            or self.has_new_content()
-        )
-
-    def has_new_shape(self) -> bool:
-        return self.tensor is not None and self.tensor.shape != self.copy.shape
-
-    def has_new_content(self) -> bool:
-        """By the version counter, where it can be trusted."""
-        return self.tensor is not None and (
-            self.is_uncounted or self.version != self.tensor._version
-        )
+    def _foreign_params(self, model: nn.Module) -> Set[int]:
+        if self._own_params is None:
+            return set()
+        own = {id(param) for param in self._own_params}
+        trained = {id(p) for p in model.parameters() if p.requires_grad}
+        return trained - own
 
 
-def _can_compare(tensor: Tensor) -> bool:
-    """False for the kinds that hardly any kernel knows (sparse, float8)."""
-    return tensor.layout is torch.strided and not (
-        tensor.is_floating_point() and tensor.dtype.itemsize < 2
-    )
-
-
-def _can_judge(tensor: Tensor) -> bool:
-    return (
-        tensor.is_floating_point()
-        and tensor.numel() > 0
-        and _can_compare(tensor)
-    )
+def count(owner: nn.Module) -> int:
+    """Of what hangs on a module itself."""
+    return len(owner._buffers) + len(owner._parameters)
 
 
 def _copy(pairs: List[Tuple[Tensor, Tensor]]) -> None:
     """In one kernel per dtype and device: a mixed list takes one a tensor."""
     groups: Dict[Any, List[Tuple[Tensor, Tensor]]] = {}
     for target, source in pairs:
-        groups.setdefault((target.dtype, target.device), []).append(
-            (target, source)
-        )
+        key = (target.dtype, target.device, source.device)
+        groups.setdefault(key, []).append((target, source))
     for group in groups.values():
         targets, sources = zip(*group)
         torch._foreach_copy_(targets, sources)
 
 
 def _inf_norms(tensors: List[Tensor]) -> Sequence[Tensor]:
-    return torch._foreach_norm(tensors, math.inf) if tensors else []
+    return (
+        torch._foreach_norm([local(tensor) for tensor in tensors], math.inf)
+        if tensors
+        else []
+    )

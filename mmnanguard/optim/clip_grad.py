@@ -1,9 +1,13 @@
-from typing import Any, Callable, Mapping, Optional, Tuple, Union
+from dataclasses import dataclass
+from typing import Any, Callable, List, Mapping, Optional, Tuple, Union
+
+from mmengine.optim import OptimWrapper
+from torch import Tensor
 
 from mmnanguard.core import GuardConfigError, NoClip, NormClip, check_keys
 from mmnanguard.numerics import ValueClip
 
-__all__ = ['build_clip']
+__all__ = ['UserClip', 'build_clip']
 
 WHERE = 'optim_wrapper.clip_grad'
 # error_if_nonfinite and foreach are accepted and change nothing: no
@@ -63,3 +67,20 @@ def build_clip(
             "0; 'inf' is the largest absolute element."
         )
     return NormClip(float(limit), norm_type), None
+
+
+@dataclass(frozen=True)
+class UserClip:
+    """A subclass's own ``_clip_grad``, at the place of MMEngine's.
+
+    Attributes:
+        wrapper: The instance of the subclass.
+    """
+
+    wrapper: OptimWrapper
+
+    def __call__(self, grads: List[Tensor]) -> None:
+        self.wrapper._clip_grad()
+
+    def __str__(self) -> str:
+        return f'{type(self.wrapper).__name__}._clip_grad'

@@ -1,8 +1,9 @@
 import logging
 from collections import deque
-from typing import Any, Deque, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Deque, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from mmengine.logging import MessageHub, print_log
+from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -12,6 +13,7 @@ from mmnanguard.core import (
     GuardEvent,
     GuardPolicy,
     GuardState,
+    NoClip,
     NormClip,
     Observation,
     TrainingHalted,
@@ -21,7 +23,9 @@ from mmnanguard.core import (
 )
 from mmnanguard.numerics import GuardedGradScaler, Snapshot, TensorNames
 
-from .clip_grad import build_clip
+from .clip_grad import UserClip, build_clip
+from .gaps import Gaps
+from .guarded_params import GuardedParams, refuse_closure
 
 __all__ = ['Guard']
 
@@ -56,12 +60,14 @@ class Guard:
         clip_grad: Optional[Mapping[str, Any]] = None,
         scaler: Optional[GuardedGradScaler] = None,
     ) -> None:
-        self.optimizer = optimizer
+        self.params = GuardedParams(optimizer)
+        self.gaps = Gaps()
+        self.gaps.watch(optimizer)
         self.policy = GuardPolicy.from_config(config)
         self.state = GuardState(skip_rate_window=self.policy.skip_rate_window)
         self.clip_rule, self.grad_rule = build_clip(clip_grad)
         self.scaler = scaler or GuardedGradScaler(enabled=False)
-        self.snapshot = Snapshot()
+        self.snapshot = Snapshot(self.params)
         self.name = 'default'
         self.run = ''
         self.attempt = 1
@@ -69,6 +75,7 @@ class Guard:
         self.losses: List[Tensor] = []
         self.facts: Dict[str, List[Tensor]] = {}
         self._models: Dict[nn.Module, None] = {}  # an ordered set
+        self._has_contexts = False
         self._listener: Any = None
         self._events: List[GuardEvent] = []
         self._streak: Deque[GuardEvent] = deque(maxlen=MAX_STREAK)
@@ -76,8 +83,21 @@ class Guard:
 
     # The window, from its opening to its close
 
+    def bind(self, models: Iterable[nn.Module]) -> None:
+        """Open a window for a loop that enters no ``optim_context``; what a
+        context tells is more exact, and takes its place.
+        """
+        if not self._has_contexts:
+            for model in models:
+                self._models[model] = None
+                self.snapshot.take(model)
+
     def open(self, model: nn.Module) -> None:
         """Remember what a forward pass of ``model`` may change; no sync."""
+        if not self._has_contexts:
+            self._has_contexts = True
+            self._models.clear()
+            self.snapshot.close()
         self._models[model] = None
         self.snapshot.take(model)
 
@@ -99,25 +119,40 @@ class Guard:
         check_keys([name], ['input'], 'add_fact')
         self.facts.setdefault(name, []).append(flag)
 
+    def collect(
+        self, optimizer: Optimizer, closure: Any = None, **_: Any
+    ) -> Tuple[List[Tensor], List[Tensor]]:
+        """Parameters and gradients that the window ends with.
+
+        Args:
+            optimizer: The wrapper's; a strategy may have replaced it.
+            closure: Of ``optimizer.step``.
+
+        Raises:
+            GuardConfigError: For what cannot be guarded.
+        """
+        if closure is not None:
+            refuse_closure('a closure given to step()')
+        if optimizer is not self.params.optimizer:
+            self.params.optimizer = optimizer
+            self.gaps.watch(optimizer)
+        params, grads = self.params.trained()
+        if grads and not self.snapshot.is_open:
+            self.gaps.say('model')
+        if grads and not self.losses:
+            self.gaps.say('loss')
+        return params, grads
+
     def close(self) -> None:
         self.losses, self.facts = [], {}
         self.snapshot.close()
 
-    def trained(self) -> Tuple[List[Tensor], List[Tensor]]:
-        """Parameters that have a gradient, and these gradients' elements."""
-        params, grads = [], []
-        for group in self.optimizer.param_groups:
-            for param in group['params']:
-                grad = param.grad
-                if grad is None:
-                    continue
-                if grad.is_sparse:
-                    # Duplicate indices must be summed before they are judged.
-                    grad = param.grad = grad.coalesce()
-                    grad = grad._values()
-                params.append(param)
-                grads.append(grad)
-        return params, grads
+    def adopt_clip(self, wrapper: OptimWrapper) -> None:
+        """Let a subclass's own ``_clip_grad`` clip instead of a rule here."""
+        is_own = type(wrapper)._clip_grad is not OptimWrapper._clip_grad
+        if is_own and wrapper.clip_grad_kwargs:
+            self.clip_rule, self.grad_rule = NoClip(), UserClip(wrapper)
+            self.gaps.say('clip')
 
     @property
     def clips_norm(self) -> bool:
@@ -125,18 +160,10 @@ class Guard:
 
     def weights(self) -> List[Tensor]:
         """All parameters, the optimizer's and those of the models."""
-        weights = {
-            id(param): param
-            for group in self.optimizer.param_groups
-            for param in group['params']
-        }
-        for model in self._models:
-            for param in model.parameters():
-                weights.setdefault(id(param), param)
-        return list(weights.values())
+        return self.params.weights(self._models)
 
     def names(self) -> TensorNames:
-        return TensorNames(list(self._models), self.optimizer.param_groups)
+        return TensorNames(list(self._models), self.params.groups)
 
     # Telling
 
@@ -183,9 +210,7 @@ class Guard:
             ranks=seen.bad_ranks or (0,),
             loss=seen.loss,
             grad_norm=seen.grad_norm,
-            lr=tuple(
-                float(group['lr']) for group in self.optimizer.param_groups
-            ),
+            lr=self.params.lrs(),
             loss_scale=(
                 {'before': scale_before, 'after': scale_after}
                 if self.scaler.is_enabled()
@@ -235,10 +260,9 @@ class Guard:
     def describe(self) -> Dict[str, Any]:
         """What is guarded and by which rules; builtins only."""
         scale = self.scaler.read()
-        groups = self.optimizer.param_groups
         return {
-            'optimizer': type(self.optimizer).__name__,
-            'num_tensors': sum(len(group['params']) for group in groups),
+            'optimizer': type(self.params.optimizer).__name__,
+            'num_tensors': len(list(self.params)),
             'clip': str(self.grad_rule or self.clip_rule),
             'loss_scale': (
                 {'value': scale.value, 'floor': scale.floor}

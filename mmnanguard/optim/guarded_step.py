@@ -1,5 +1,7 @@
 from typing import Any, Tuple
 
+from torch.optim import Optimizer
+
 from mmnanguard.core import Action, BadTensor, Cause, decide
 from mmnanguard.numerics import (
     agree,
@@ -14,7 +16,9 @@ from .guard import Guard
 __all__ = ['guarded_step']
 
 
-def guarded_step(guard: Guard, **step_kwargs: Any) -> None:
+def guarded_step(
+    guard: Guard, optimizer: Optimizer, **step_kwargs: Any
+) -> None:
     """End a transaction: the update is committed, or leaves no trace.
 
     The window was opened by ``optim_context`` and ran forward and backward;
@@ -24,11 +28,13 @@ def guarded_step(guard: Guard, **step_kwargs: Any) -> None:
     several ranks it is collective, and all reach the same verdict.
 
     Raises:
+        GuardConfigError: For what cannot be guarded (a closure, parameters
+            in half precision).
         TrainingHalted: If the policy is exhausted or weights are bad, and no
             hook is attached that will raise it later.
     """
-    params, grads = guard.trained()
-    scale = guard.scaler.read()
+    params, grads = guard.collect(optimizer, **step_kwargs)
+    scale = guard.scaler.read(optimizer)
 
     # Observe, and agree with the other ranks
     local, reading = observe(
@@ -49,14 +55,15 @@ def guarded_step(guard: Guard, **step_kwargs: Any) -> None:
     # Apply, or put back
     bad: Tuple[BadTensor, ...] = ()
     if verdict.action is Action.STEP:
-        apply_update(
-            guard.optimizer,
-            grads,
-            scale.value,
-            verdict.clip_coef,
-            guard.grad_rule,
-            **step_kwargs,
-        )
+        with guard.gaps.stepping():
+            apply_update(
+                optimizer,
+                grads,
+                scale.carried,
+                verdict.clip_coef,
+                guard.grad_rule,
+                **step_kwargs,
+            )
     else:
         bad = blame(
             verdict.cause,
@@ -64,7 +71,7 @@ def guarded_step(guard: Guard, **step_kwargs: Any) -> None:
             grads,
             guard.weights(),
             reading,
-            scale.value,
+            scale.carried,
             guard.names(),
         )
         guard.snapshot.restore()

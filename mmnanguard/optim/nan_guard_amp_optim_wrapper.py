@@ -91,6 +91,7 @@ class NanGuardAmpOptimWrapper(AmpOptimWrapper):
         OptimWrapper.__init__(
             self, optimizer, accumulative_counts, clip_grad and dict(clip_grad)
         )
+        self.guard.adopt_clip(self)
         self._scale_update_param = None
 
     @contextmanager
@@ -107,7 +108,7 @@ class NanGuardAmpOptimWrapper(AmpOptimWrapper):
         super().backward(loss, **kwargs)
 
     def step(self, **kwargs: Any) -> None:
-        guarded_step(self.guard, **kwargs)
+        guarded_step(self.guard, self.optimizer, **kwargs)
 
     def add_fact(self, name: str, flag: Tensor) -> None:
         """See :meth:`Guard.add_fact`."""

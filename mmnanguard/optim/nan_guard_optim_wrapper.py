@@ -40,6 +40,7 @@ class NanGuardOptimWrapper(OptimWrapper):
         super().__init__(
             optimizer, accumulative_counts, clip_grad and dict(clip_grad)
         )
+        self.guard.adopt_clip(self)
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
@@ -52,7 +53,7 @@ class NanGuardOptimWrapper(OptimWrapper):
         super().backward(loss, **kwargs)
 
     def step(self, **kwargs: Any) -> None:
-        guarded_step(self.guard, **kwargs)
+        guarded_step(self.guard, self.optimizer, **kwargs)
 
     def add_fact(self, name: str, flag: Tensor) -> None:
         """See :meth:`Guard.add_fact`."""

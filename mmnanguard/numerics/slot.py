@@ -1,0 +1,150 @@
+from typing import Any, Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from .shards import local
+
+__all__ = ['Slot', 'can_compare', 'can_judge']
+
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Slot:
+    """One buffer or parameter of a module: its copy, and when it was made.
+
+    Attributes:
+        registry: '_buffers' or '_parameters'.
+        tensor: What hung there when the window began; None is possible.
+        copy: Of this rank's part of ``tensor``. A parameter's is on the
+            host while it is not known whether forward changes it.
+        version: Of ``tensor`` when the copy was made.
+        is_uncounted: The version counter cannot be trusted.
+        is_changing: A forward pass was seen to change it.
+        was_finite: Before any window; None means not known yet.
+        checksum: Of ``tensor`` when the window began, while that is probed.
+    """
+
+    __slots__ = (
+        'checksum',
+        'copy',
+        'is_changing',
+        'is_open',
+        'is_uncounted',
+        'key',
+        'owner',
+        'registry',
+        'tensor',
+        'version',
+        'was_finite',
+    )
+
+    def __init__(self, owner: nn.Module, registry: str, key: str) -> None:
+        self.owner = owner
+        self.registry = registry
+        self.key = key
+        self.is_open = False
+        self.is_changing = not self.is_param
+        self._bind()
+
+    def _bind(self) -> None:
+        """Take what hangs there now for the original."""
+        self.tensor = self.current
+        self.copy: Any = None
+        self.version: Optional[int] = None
+        self.checksum: Optional[Tensor] = None
+        self.was_finite: Optional[bool] = False
+        self.is_uncounted = False
+        if self.tensor is None:
+            return
+        if can_judge(self.tensor):
+            # Bad weights are found and halted by themselves.
+            self.was_finite = True if self.is_param else None
+        self.is_uncounted = not self.is_param and (
+            isinstance(self.owner, _NormBase) or not can_compare(self.tensor)
+        )
+
+    @property
+    def is_param(self) -> bool:
+        return self.registry == '_parameters'
+
+    @property
+    def current(self) -> Any:
+        """What hangs there now; in a window, maybe no longer ``tensor``."""
+        return getattr(self.owner, self.registry).get(self.key)
+
+    @property
+    def is_born(self) -> bool:
+        """Made in this window: it may well be a mask of -inf, but not NaN."""
+        return self.tensor is None and self.current is not None
+
+    @property
+    def is_judged(self) -> bool:
+        """Can it have become non-finite?"""
+        return (
+            (self.was_finite is not False or self.is_born)
+            and self.current is not None
+            and can_judge(self.current)
+        )
+
+    def needs_copy(self) -> bool:
+        """Also makes room for the copy."""
+        if self.current is not self.tensor or self.has_new_shape():
+            self._bind()  # since the last window
+        if not self.has_new_content():
+            return False
+        values = local(self.tensor)
+        device = values.device if self.is_changing else torch.device('cpu')
+        if self.copy is None or self.copy.device != device:
+            self.copy = torch.empty_like(values, device=device)
+        self.version = self.tensor._version
+        return True
+
+    def drop_copy(self) -> None:
+        self.copy = self.version = None
+
+    def has_changed(self) -> bool:
+        return (
+            self.current is not self.tensor
+            or self.has_new_shape()
+            or self.has_new_content()
+        )
+
+    def has_new_shape(self) -> bool:
+        if self.copy is None:
+            return False
+        tensor = local(self.tensor)
+        return (tensor.shape, tensor.dtype) != (
+            self.copy.shape,
+            self.copy.dtype,
+        )
+
+    def has_new_content(self) -> bool:
+        """By the version counter, where it can be trusted."""
+        return self.tensor is not None and (
+            self.is_uncounted or self.version != self.tensor._version
+        )
+
+    @torch.no_grad()
+    def sum_bits(self) -> Tensor:
+        """Another number whenever an element changes; no sync."""
+        values = local(self.tensor).detach()
+        if values.is_complex():
+            values = torch.view_as_real(values)
+        return values.view(BITS[values.dtype.itemsize]).sum()
+
+
+def can_compare(tensor: Tensor) -> bool:
+    """False for the kinds that hardly any kernel knows (sparse, float8)."""
+    return tensor.layout is torch.strided and not (
+        tensor.is_floating_point() and tensor.dtype.itemsize < 2
+    )
+
+
+def can_judge(tensor: Tensor) -> bool:
+    return (
+        tensor.is_floating_point()
+        and tensor.numel() > 0
+        and can_compare(tensor)
+    )

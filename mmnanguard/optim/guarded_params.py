@@ -1,0 +1,91 @@
+from typing import Any, Dict, Iterable, Iterator, List, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+
+from mmnanguard.core import GuardConfigError
+from mmnanguard.numerics import local
+
+__all__ = ['GuardedParams']
+
+
+class GuardedParams:
+    """The tensors that an update is about.
+
+    Args:
+        optimizer: Whose parameters these are.
+
+    Raises:
+        GuardConfigError: If its updates cannot be guarded.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        if isinstance(optimizer, LBFGS):
+            refuse_closure(type(optimizer).__name__)
+        for param in self:
+            if param.requires_grad:
+                check_dtype(param)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for group in self.groups:
+            yield from group['params']
+
+    @property
+    def groups(self) -> List[Dict[str, Any]]:
+        return self.optimizer.param_groups
+
+    def lrs(self) -> Tuple[float, ...]:
+        return tuple(float(group['lr']) for group in self.groups)
+
+    def trained(self) -> Tuple[List[Tensor], List[Tensor]]:
+        """Parameters that have a gradient, and these gradients' elements, of
+        a sharded one those on this rank.
+        """
+        params, grads = [], []
+        for param in self:
+            grad = param.grad
+            if grad is None:
+                continue
+            check_dtype(param)
+            if grad.is_sparse:
+                # Duplicate indices must be summed before they are judged.
+                grad = param.grad = grad.coalesce()
+                grad = grad._values()
+            params.append(param)
+            grads.append(local(grad))
+        return params, grads
+
+    def weights(self, models: Iterable[nn.Module]) -> List[Tensor]:
+        """All parameters, the optimizer's and those of the models."""
+        weights = {id(param): param for param in self}
+        for model in models:
+            for param in model.parameters():
+                weights.setdefault(id(param), param)
+        return list(weights.values())
+
+
+def check_dtype(param: Tensor) -> None:
+    """Refuse what can overflow in the step itself, behind every check.
+
+    Float32 cannot: a gradient whose float32 norm is finite keeps moments and
+    weights finite. Frozen parameters may be of any type.
+    """
+    if param.is_floating_point() and param.dtype.itemsize < 4:
+        raise GuardConfigError(
+            f'a parameter of shape {tuple(param.shape)} that is to be trained '
+            f'is {param.dtype}: its step can overflow although its gradient '
+            'is finite, which nothing could undo. Keep parameters in float32 '
+            'and train with NanGuardAmpOptimWrapper('
+            "dtype='bfloat16' or 'float16'), or set requires_grad=False."
+        )
+
+
+def refuse_closure(what: str) -> None:
+    raise GuardConfigError(
+        f'{what} evaluates the loss inside of its step, several times over: '
+        'there is no moment between backward and update at which the guard '
+        "could judge. Use an optimizer without a closure, or MMEngine's own "
+        'wrapper for this one.'
+    )
