@@ -5,7 +5,7 @@ from typing import Any, Dict, List
 import torch
 from torch import distributed as dist
 
-from mmnanguard.core import Observation
+from mmnanguard.core import NanGuardError, Observation
 
 __all__ = ['agree']
 
@@ -41,7 +41,11 @@ def agree(seen: Observation) -> Observation:
 
 
 def exchange(seen: Observation) -> List[Observation]:
-    """Every rank's observation, in the order of ranks."""
+    """Every rank's observation, in the order of ranks.
+
+    Raises:
+        NanGuardError: If another rank does not answer.
+    """
     device = 'cuda' if 'nccl' in dist.get_backend() else 'cpu'
     rows = torch.zeros(
         dist.get_world_size(), len(FIELDS), dtype=torch.float64, device=device
@@ -51,7 +55,17 @@ def exchange(seen: Observation) -> List[Observation]:
         [0.0 if number is None else float(number) for number in numbers],
         dtype=torch.float64,
     )
-    dist.all_reduce(rows)
+    try:
+        dist.all_reduce(rows)
+    except RuntimeError as error:  # the backend's
+        raise NanGuardError(
+            f'rank {dist.get_rank()} of {dist.get_world_size()}: the ranks '
+            'could not agree on this update, most likely because another '
+            'rank has died or left. Nothing of the update was applied: '
+            'weights and optimizer state are as before it. Look for the '
+            "first error in the other ranks' logs, then resume from the last "
+            'checkpoint.'
+        ) from error
     ranks = []
     for row in rows.tolist():
         changes: Dict[str, Any] = dict(zip(FIELDS, row))

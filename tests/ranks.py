@@ -1,0 +1,62 @@
+"""Jobs of several ranks on this machine, over gloo, under a deadline."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+DEADLINE = 120  # seconds
+
+
+def start(command, **environment):
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        env={
+            **os.environ,
+            'PYTHONPATH': os.pathsep.join([str(TESTS), str(TESTS.parent)]),
+            'PYTHONWARNINGS': 'ignore',
+            'OMP_NUM_THREADS': '1',
+            **environment,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def launch(job, *args, num_ranks=2, deadline=DEADLINE):
+    """Run a script of test_runs on all ranks; a hang ends at the deadline."""
+    process = start(
+        [
+            *('-m', 'torch.distributed.run', '--standalone'),
+            f'--nproc_per_node={num_ranks}',
+            *(TESTS / 'test_runs' / job, *args),
+        ]
+    )
+    try:
+        output, _ = process.communicate(timeout=deadline)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # the launcher then ends its ranks
+        output, _ = process.communicate(timeout=60)
+        raise AssertionError(f'hangs: {output[-3000:]}') from None
+    assert process.returncode == 0, output[-3000:]
+
+
+def start_by_hand(job, *args, num_ranks=2):
+    """One process per rank and no launcher that ends all when one ends."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = str(probe.getsockname()[1])
+    return [
+        start(
+            [TESTS / 'test_runs' / job, *args],
+            MASTER_ADDR='127.0.0.1',
+            MASTER_PORT=port,
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(num_ranks),
+        )
+        for rank in range(num_ranks)
+    ]
