@@ -118,8 +118,6 @@ class Snapshot:
             for slot, version in self._watched
             if slot.tensor._version != version
         ]
-        for slot in self._late:
-            slot.is_changing = True
         self._judged = [
             slot for slot in self._changed + self._probed if slot.is_judged
         ]
@@ -148,17 +146,19 @@ class Snapshot:
             if moved:
                 slot.is_uncounted = True
                 self._changed.append(slot)
-        for slot in self._changed:
+        for slot in self._changed + self._late:
             slot.is_changing = True
+            # What changes a parameter may do so in other ways, too.
+            slot.is_uncounted = slot.is_uncounted or slot.is_param
         baselines = iter(read['baselines'])
         bad = []
         for slot, norm in zip(self._judged, read['buffers']):
             if slot.was_finite is None:
                 slot.was_finite = math.isfinite(next(baselines))
             became_bad = slot.was_finite and not math.isfinite(norm)
-            if became_bad or (slot.is_born and math.isnan(norm)):
-                if slot.is_changing:
-                    bad.append((slot.owner, slot.key))
+            is_bad = became_bad or (slot.is_born and math.isnan(norm))
+            if is_bad and slot.is_changing:
+                bad.append((slot.owner, slot.key))
         self._num_windows += 1
         return bad
 

@@ -1,6 +1,5 @@
 from typing import Any, Dict, Iterable, Iterator, List, Tuple
 
-import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
