@@ -1,0 +1,244 @@
+"""Users' own loops and subclasses keep the guarantee, or are told."""
+
+import copy
+import math
+
+import pytest
+import torch
+from mmengine.optim import OptimWrapper
+from test_wrappers import FP16, amp, assert_equal, fp32, nan_grads, train
+from test_wrappers import model as model  # a fixture
+from test_wrappers import told as told
+from torch import nn
+from torch.optim import LBFGS, SGD, AdamW
+
+from mmnanguard.core import GuardConfigError
+from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
+
+BATCH = torch.ones(8, 3).cumsum(0) / 10
+
+
+def warnings_of(told):
+    return [text for level, text in told if text.startswith('mmnanguard: ')]
+
+
+def state_of(model, wrapper):
+    state = wrapper.optimizer.state_dict()['state']
+    return copy.deepcopy((model.state_dict(), state))
+
+
+# Subclasses
+
+
+def make(methods, model, type_=NanGuardOptimWrapper, **keys):
+    type_ = type('Own', (type_,), methods)
+    return type_(SGD(model.parameters(), lr=0.1, momentum=0.9), **keys)
+
+
+def test_own_update_params_keeps_the_guarantee(model, told):
+    def update_params(self, loss, step_kwargs=None, zero_kwargs=None):
+        self.backward(loss)
+        self.step()
+        self.zero_grad()
+
+    wrapper = make(dict(update_params=update_params), model)
+    train(wrapper, model)
+    before = state_of(model, wrapper)
+    train(wrapper, model, spoil=nan_grads)
+    assert_equal(state_of(model, wrapper)[0], before[0])
+    assert wrapper.guard.state.total_skips == 1
+    assert warnings_of(told) == []
+
+
+@pytest.mark.parametrize(
+    ('methods', 'words'),
+    [
+        (
+            dict(step=lambda self, **kwargs: self.optimizer.step()),
+            'THIS UPDATE WAS NOT GUARDED: SGD.step() was called past',
+        ),
+        (
+            dict(optim_context=lambda self, m: torch.enable_grad()),
+            'outside of optim_context',
+        ),
+        (
+            dict(backward=lambda self, loss, **kwargs: loss.backward()),
+            'its loss is not checked',
+        ),
+    ],
+    ids=['step', 'optim_context', 'backward'],
+)
+def test_what_a_subclass_switches_off_is_said_once(
+    model, told, methods, words
+):
+    wrapper = make(methods, model)
+    wrapper._inner_count = 1
+    train(wrapper, model)
+    train(wrapper, model)
+    (text,) = warnings_of(told)
+    assert words in text
+
+
+def test_a_step_past_the_wrapper_is_said(model, told):
+    wrapper = fp32(model)
+    with wrapper.optim_context(model):
+        loss = model(BATCH).square().mean()
+    loss.backward()
+    wrapper.optimizer.step()
+    (text,) = warnings_of(told)
+    assert 'THIS UPDATE WAS NOT GUARDED' in text
+
+
+def test_own_clip_grad_sees_unscaled_gradients(model):
+    norms = []
+
+    def _clip_grad(self):
+        for group in self.optimizer.param_groups:
+            norms.append(nn.utils.clip_grad_norm_(group['params'], 0.5))
+
+    wrapper = make(
+        dict(_clip_grad=_clip_grad),
+        model,
+        NanGuardAmpOptimWrapper,
+        clip_grad=dict(max_norm=9e9),
+        loss_scale=64.0,
+        **FP16,
+    )
+    train(wrapper, model)
+    assert 0 < norms[0] < 10
+
+
+def test_own_clip_grad_equals_mmengines(model, told):
+    def _clip_grad(self):
+        for group in self.optimizer.param_groups:
+            nn.utils.clip_grad_norm_(group['params'], 0.01)
+
+    results = []
+    for base in (OptimWrapper, NanGuardOptimWrapper):
+        twin = copy.deepcopy(model)
+        wrapper = make(
+            dict(_clip_grad=_clip_grad), twin, base, clip_grad=dict(max_norm=1)
+        )
+        for _ in range(3):
+            train(wrapper, twin)
+        results.append(twin.state_dict())
+    assert_equal(*results)
+    (text,) = warnings_of(told)
+    assert 'overrides _clip_grad' in text
+    train(wrapper, twin, spoil=nan_grads)
+    assert_equal(*results)
+
+
+# Loops by hand
+
+
+def test_own_unscale(model, told):
+    """``unscale_``, a clip by hand, then ``step``, as PyTorch teaches."""
+    results = []
+    for by_hand in (True, False):
+        twin = copy.deepcopy(model)
+        wrapper = amp(
+            twin,
+            loss_scale=64.0,
+            clip_grad=None if by_hand else dict(max_norm=0.05),
+            **FP16,
+        )
+        for number in range(6):
+            with wrapper.optim_context(twin):
+                loss = twin(BATCH).square().mean()
+            if number == 2:
+                loss = nan_grads(loss)
+            wrapper.backward(loss)
+            if by_hand:
+                wrapper.loss_scaler.unscale_(wrapper.optimizer)
+                nn.utils.clip_grad_norm_(twin.parameters(), 0.05)
+            wrapper.step()
+            wrapper.zero_grad()
+        results.append(twin.state_dict())
+        assert wrapper.loss_scaler.get_scale() == 32.0
+        assert wrapper.guard.state.routine_overflows == 1
+    for name, tensor in results[0].items():
+        torch.testing.assert_close(tensor, results[1][name])
+        assert torch.isfinite(tensor).all()
+
+
+def test_unscale_without_a_clip_is_exact(model):
+    results = []
+    for by_hand in (True, False):
+        twin = copy.deepcopy(model)
+        wrapper = amp(twin, loss_scale=64.0, **FP16)
+        for _ in range(3):
+            with wrapper.optim_context(twin):
+                loss = twin(BATCH).square().mean()
+            wrapper.backward(loss)
+            if by_hand:
+                wrapper.loss_scaler.unscale_(wrapper.optimizer)
+            wrapper.step()
+            wrapper.zero_grad()
+        results.append(twin.state_dict())
+    assert_equal(*results)
+
+
+@pytest.mark.parametrize('optimizer', [SGD, AdamW])
+def test_a_closure_is_refused_before_anything_happens(model, optimizer):
+    wrapper = NanGuardOptimWrapper(optimizer(model.parameters(), lr=0.1))
+    train(wrapper, model)
+    before = state_of(model, wrapper)[0]
+    with pytest.raises(GuardConfigError, match='a closure given to step'):
+        wrapper.step(closure=lambda: math.nan)
+    assert_equal(model.state_dict(), before)
+    wrapper.step(closure=None)
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused(model):
+    with pytest.raises(GuardConfigError, match='LBFGS evaluates the loss'):
+        NanGuardOptimWrapper(LBFGS(model.parameters()))
+
+
+# Half precision
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_trained_parameters_in_half_precision_are_refused(model, dtype):
+    with pytest.raises(GuardConfigError, match=f'to be trained is {dtype}'):
+        fp32(model.to(dtype))
+
+
+def test_frozen_ones_are_fine_and_thawing_them_is_refused(model):
+    model[0].bfloat16().requires_grad_(False)
+    wrapper = fp32(model)
+    head = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
+    train(wrapper, head)
+    model[0].requires_grad_(True)
+    model[0](BATCH.bfloat16()).sum().backward()
+    with pytest.raises(GuardConfigError, match='in float32'):
+        wrapper.step()
+
+
+# Bound by NanGuardHook, no context entered
+
+
+def test_a_bound_model_is_guarded_without_a_context(model, told):
+    wrapper = fp32(model)
+    for _ in range(2):
+        wrapper.guard.bind([model])
+        wrapper.update_params(model(BATCH).square().mean())
+    before = state_of(model, wrapper)[0]
+    wrapper.guard.bind([model])
+    wrapper.update_params(nan_grads(model(BATCH).square().mean()))
+    assert_equal(model.state_dict(), before)
+    assert warnings_of(told) == []
+    assert any("'2." in text for _, text in told)  # a parameter's name
+
+
+def test_a_context_takes_the_place_of_what_was_bound(model):
+    """What another wrapper does to the other part stays."""
+    mine, theirs = model[2], model[1]
+    wrapper = NanGuardOptimWrapper(SGD(mine.parameters(), lr=0.1))
+    for _ in range(3):
+        wrapper.guard.bind([model])
+        hidden = theirs(torch.randn(8, 4)).detach()
+        with wrapper.optim_context(mine):
+            loss = mine(hidden).square().mean()
+        wrapper.update_params(nan_grads(loss))
+    assert theirs.num_batches_tracked == 3
