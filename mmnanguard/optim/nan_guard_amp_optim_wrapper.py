@@ -94,22 +94,33 @@ class NanGuardAmpOptimWrapper(AmpOptimWrapper):
         self.guard.adopt_clip(self)
         self._scale_update_param = None
 
+    # Nothing of the guard is compiled: it goes by host numbers, which differ
+    # with each update.
+    update_params = torch.compiler.disable(OptimWrapper.update_params)
+
+    @torch.compiler.disable
+    def _open(self, model: nn.Module) -> None:
+        self.guard.open(model)
+
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        self.guard.open(model)
+        self._open(model)
         # Not AmpOptimWrapper's: MMEngine's autocast knows no float16 on a CPU.
         with OptimWrapper.optim_context(self, model), torch.autocast(
             self._device, dtype=self.cast_dtype
         ):
             yield
 
+    @torch.compiler.disable
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         self.guard.add_loss(loss)
         super().backward(loss, **kwargs)
 
+    @torch.compiler.disable
     def step(self, **kwargs: Any) -> None:
         guarded_step(self.guard, self.optimizer, **kwargs)
 
+    @torch.compiler.disable
     def add_fact(self, name: str, flag: Tensor) -> None:
         """See :meth:`Guard.add_fact`."""
         self.guard.add_fact(name, flag)

@@ -1,6 +1,7 @@
 from contextlib import contextmanager
 from typing import Any, Iterator, Optional
 
+import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -42,19 +43,30 @@ class NanGuardOptimWrapper(OptimWrapper):
         )
         self.guard.adopt_clip(self)
 
+    # Nothing of the guard is compiled: it goes by host numbers, which differ
+    # with each update.
+    update_params = torch.compiler.disable(OptimWrapper.update_params)
+
+    @torch.compiler.disable
+    def _open(self, model: nn.Module) -> None:
+        self.guard.open(model)
+
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        self.guard.open(model)
+        self._open(model)
         with super().optim_context(model):
             yield
 
+    @torch.compiler.disable
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         self.guard.add_loss(loss)
         super().backward(loss, **kwargs)
 
+    @torch.compiler.disable
     def step(self, **kwargs: Any) -> None:
         guarded_step(self.guard, self.optimizer, **kwargs)
 
+    @torch.compiler.disable
     def add_fact(self, name: str, flag: Tensor) -> None:
         """See :meth:`Guard.add_fact`."""
         self.guard.add_fact(name, flag)
