@@ -1,7 +1,8 @@
 """The oracle matrix: every kind of update, struck at every place.
 
-A cell is one short training; windows 2 and 5 are struck. Run as a program, it
-tells what MMEngine's own wrappers leave behind in the same cells::
+A cell is one short training; windows 2 and 5 are struck. With a process group,
+each rank trains on data of its own and DDP reduces. Run as a program, it tells
+what MMEngine's own wrappers leave behind in the same cells::
 
     python tests/matrix.py
 """
@@ -13,7 +14,9 @@ from typing import NamedTuple, Optional
 
 import torch
 from baseline import CpuAmpOptimWrapper
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
+from torch import distributed as dist
 from torch import nn
 
 from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
@@ -115,31 +118,45 @@ def build(kind, is_guarded):
 
 
 def run(kind, fault=None, leave_out=(), is_guarded=True):
-    """Train; returns the model, the wrapper and the causes told."""
-    model, wrapper = build(kind, is_guarded)
-    causes = []
+    """Train; returns the model, the wrapper and the events told.
+
+    Collective where there are ranks; ``fault`` strikes this one.
+    """
+    net, wrapper = build(kind, is_guarded)
+    model, rank = net, 0
+    if dist.is_initialized():
+        model = MMDistributedDataParallel(net, broadcast_buffers=False)
+        rank = dist.get_rank()
     if is_guarded:
-        wrapper.guard.attach(causes)
-    generator = torch.Generator().manual_seed(1)
+        wrapper.guard.attach(object())
+    generator = torch.Generator().manual_seed(1 + rank)
     for window in range(1, NUM_WINDOWS + 1):
         for micro_batch in range(kind.accumulation):
             images = torch.randn(4, 1, 5, 5, generator=generator)
             if window in leave_out:
                 continue
-            # In the middle of an accumulation window, not at its end.
             is_struck = (
                 fault is not None
                 and window in STRUCK
-                and micro_batch == kind.accumulation // 2
+                and micro_batch == struck_micro_batch(kind, fault)
             )
             train_step(model, wrapper, images, fault if is_struck else None)
-    if is_guarded:
-        causes += [event.cause.value for event in wrapper.guard.take_events()]
-    return model, wrapper, causes
+    events = wrapper.guard.take_events() if is_guarded else []
+    return net, wrapper, events
+
+
+def struck_micro_batch(kind, fault):
+    """In the middle of an accumulation window, not at its end; but what DDP
+    has not reduced yet would not stay on one rank.
+    """
+    if fault.site == 'grad' and dist.is_initialized():
+        return kind.accumulation - 1
+    return kind.accumulation // 2
 
 
 def train_step(model, wrapper, images, fault):
     site, value = fault or (None, '0')
+    net = getattr(model, 'module', model)
 
     def strike(tensor):
         tensor = tensor.clone()
@@ -157,9 +174,9 @@ def train_step(model, wrapper, images, fault):
     wrapper.backward(wrapper.scale_loss(loss))
     with torch.no_grad():
         if site == 'grad':
-            model.head.weight.grad[0, 0] = float(value)
+            net.head.weight.grad[0, 0] = float(value)
         elif site == 'buffer':
-            model.bn.running_var[0] = float(value)
+            net.bn.running_var[0] = float(value)
     if wrapper.should_update():
         wrapper.step()
         wrapper.zero_grad()

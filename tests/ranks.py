@@ -40,8 +40,8 @@ def launch(job, *args, num_ranks=2, deadline=DEADLINE):
     except subprocess.TimeoutExpired:
         process.terminate()  # the launcher then ends its ranks
         output, _ = process.communicate(timeout=60)
-        raise AssertionError(f'hangs: {output[-3000:]}') from None
-    assert process.returncode == 0, output[-3000:]
+        raise AssertionError(f'hangs: {output[-6000:]}') from None
+    assert process.returncode == 0, output[-6000:]
 
 
 def start_by_hand(job, *args, num_ranks=2):

@@ -9,7 +9,8 @@ import pytest
 )
 @pytest.mark.parametrize('fault', matrix.FAULTS, ids='-'.join)
 def test_leaves_no_trace(kind, fault):
-    model, wrapper, causes = matrix.run(kind, fault)
+    model, wrapper, events = matrix.run(kind, fault)
+    causes = [event.cause.value for event in events]
     cause = fault.expected_cause(kind.precision)
     if cause is None:
         assert causes == []

@@ -1,0 +1,92 @@
+"""The oracle matrix on two ranks, with the fault on either of them.
+
+One launch runs the cells in a minute; the ranks take turns at being struck.
+With ``MATRIX=all`` in the environment each cell runs for both, which takes
+twice as long.
+
+A cause is the one that a rank alone would have: what the struck rank did by
+itself stands above what the reduction then spread, and of what is wrong with
+its gradients after the reduction the other rank can only be told.
+"""
+
+import json
+import os
+
+import matrix
+import pytest
+from ranks import launch
+
+from mmnanguard.core import GuardState
+
+IS_WHOLE = os.environ.get('MATRIX') == 'all'
+
+
+@pytest.fixture(scope='module')
+def cells(tmp_path_factory):
+    """What each rank saw, by kind, fault and struck rank."""
+    work_dir = tmp_path_factory.mktemp('matrix')
+    launch('matrix_job.py', work_dir, IS_WHOLE, deadline=600)
+    seen = {}
+    for rank in range(2):
+        text = (work_dir / f'rank_{rank}.json').read_text()
+        for kind, fault, struck, cell in json.loads(text):
+            key = matrix.Kind(*kind), matrix.Fault(*fault), struck
+            seen.setdefault(key, []).append(cell)
+    return seen
+
+
+@pytest.mark.parametrize(
+    'kind', matrix.KINDS, ids=lambda kind: '-'.join(map(str, kind))
+)
+def test_all_ranks_leave_no_trace(cells, kind):
+    wrong = {}
+    for key in [key for key in cells if key[0] == kind]:
+        seen, due = cells[key], expected(*key)
+        for rank, cell in enumerate(seen):
+            differing = {k: cell[k] for k in due if cell[k] != due[k]}
+            if differing:
+                wrong[(*key[1:], rank)] = differing
+        if len({cell['shared'] for cell in seen}) != 1:
+            wrong[key[1:]] = 'the ranks are not at the same weights'
+    assert wrong == {}
+
+
+def expected(kind, fault, struck):
+    """On every rank."""
+    cause = fault.expected_cause(kind.precision)
+    is_skip = [
+        cause is not None and window in matrix.STRUCK
+        for window in range(1, matrix.NUM_WINDOWS + 1)
+    ]
+    num_steps = is_skip.count(False)
+    state = GuardState(
+        num_updates=matrix.NUM_WINDOWS,
+        num_steps=num_steps,
+        total_skips=is_skip.count(True),
+        commits_since_growth=num_steps,
+        recent_skips=is_skip,
+    )
+    return dict(
+        told=[
+            [window, cause, [struck]]
+            for window, is_skipped in enumerate(is_skip, 1)
+            if is_skipped
+        ],
+        state=state.to_dict(),
+        scale=matrix.SCALE if kind.precision == 'fp16' else 1.0,
+        differing=[],
+    )
+
+
+def test_the_matrix_is_whole(cells):
+    assert len(cells) == (1512 if IS_WHOLE else 756)
+    assert {len(seen) for seen in cells.values()} == {2}
+    for about in (
+        lambda kind: (),
+        lambda kind: kind.precision,
+        lambda kind: (kind.optimizer, kind.accumulation),
+        lambda kind: (kind.clip, kind.accumulation),
+    ):
+        met = {(about(kind), *rest) for kind, *rest in cells}
+        kinds = {about(kind) for kind in matrix.KINDS}
+        assert len(met) == len(kinds) * len(matrix.FAULTS) * 2
