@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import torch
+from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, LOOPS, MODELS
 from mmengine.runner import IterBasedTrainLoop, Runner
@@ -45,7 +46,7 @@ class LeaveOutLoop(IterBasedTrainLoop):
     """The oracle: iterations that are as if they had never been.
 
     The batch is drawn and hooks run, so that data order and schedulers go on,
-    but the model never sees it.
+    but neither the model nor its averaged copy ever sees it.
     """
 
     def __init__(self, *args, leave_out=(), **kwargs):
@@ -57,7 +58,9 @@ class LeaveOutLoop(IterBasedTrainLoop):
             return super().run_iter(data_batch)
         kwargs = dict(batch_idx=self._iter, data_batch=data_batch)
         self.runner.call_hook('before_train_iter', **kwargs)
-        self.runner.call_hook('after_train_iter', **kwargs, outputs={})
+        for hook in self.runner.hooks:
+            if not isinstance(hook, EMAHook):
+                hook.after_train_iter(self.runner, **kwargs, outputs={})
         self._iter += 1
         return None
 

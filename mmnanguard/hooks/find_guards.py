@@ -1,9 +1,10 @@
-from typing import Any, Dict
+from typing import Any, Dict, Iterator, List, Set
 
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
+from torch import nn
 
-__all__ = ['find_guards', 'find_wrappers']
+__all__ = ['find_guards', 'find_wrappers', 'own_modules']
 
 
 def find_wrappers(runner: Runner) -> Dict[str, Any]:
@@ -21,3 +22,34 @@ def find_guards(runner: Runner) -> Dict[str, Any]:
         for name, wrapper in find_wrappers(runner).items()
         if hasattr(wrapper, 'guard')
     }
+
+
+def own_modules(runner: Runner) -> Dict[str, List[nn.Module]]:
+    """The modules that each wrapper trains: a lone one's is the whole model,
+    of several each has the largest that hold no other's parameters.
+    """
+    wrappers = find_wrappers(runner)
+    if len(wrappers) == 1:
+        return dict.fromkeys(wrappers, [runner.model])
+    return {
+        name: list(
+            modules_within(
+                runner.model,
+                {
+                    id(param)
+                    for group in wrapper.optimizer.param_groups
+                    for param in group['params']
+                },
+            )
+        )
+        for name, wrapper in wrappers.items()
+    }
+
+
+def modules_within(model: nn.Module, params: Set[int]) -> Iterator[nn.Module]:
+    held = {id(param) for param in model.parameters()}
+    if held and held <= params:
+        yield model
+    elif held & params:
+        for child in model.children():
+            yield from modules_within(child, params)

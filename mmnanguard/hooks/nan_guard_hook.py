@@ -1,14 +1,13 @@
 import logging
-import math
 from datetime import datetime, timezone
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
 from uuid import uuid4
 
 import torch
 from mmengine.dist import broadcast_object_list, get_world_size
 from mmengine.hooks import Hook
-from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
+from torch import nn
 
 from mmnanguard.core import Action, GuardEvent
 from mmnanguard.registry import HOOKS
@@ -16,13 +15,14 @@ from mmnanguard.safe_load import allow_mmengine_checkpoints
 from mmnanguard.version import __version__
 
 from .batch_facts import input_ranges, sample_ids
+from .ema_freeze import EmaFreeze
 from .event_log_hook import last_attempt
-from .find_guards import find_guards, find_wrappers
+from .find_guards import find_guards, find_wrappers, own_modules
+from .guard_checkpoint import GuardCheckpoint
+from .run_scalars import drop_nonfinite, update_scalars
 
 __all__ = ['NanGuardHook']
 
-# MMEngine appends to a log scalar by copying it, so the guard's are short.
-SCALAR_LENGTH = 1000
 LEFTOVERS = {
     'fp16': "optim_wrapper=dict(type='mmnanguard.NanGuardAmpOptimWrapper', "
     'loss_scale=...)',
@@ -53,16 +53,28 @@ class NanGuardHook(Hook):
     scalars, where it would blank the loss for a whole window; it stands in
     the event instead.
 
+    Averages that an ``EMAHook`` keeps stay as they were before a rejected
+    window; a loop that enters no ``optim_context`` is guarded by the
+    runner's model.
+
     Runs after RuntimeInfoHook, which writes the model's log values, and
     before the hooks that average, log or save (ABOVE_NORMAL).
+
+    Args:
+        save_rng: Save and resume the random state of every rank, see
+            :class:`GuardCheckpoint`.
     """
 
     priority = 'ABOVE_NORMAL'
 
-    def __init__(self) -> None:
+    def __init__(self, save_rng: bool = False) -> None:
+        self._checkpoint = GuardCheckpoint(save_rng)
+        self._ema = EmaFreeze()
         self._guards: Dict[str, Any] = {}
+        self._modules: Dict[str, List[nn.Module]] = {}
         self._window: List[Tuple[int, Any]] = []
         self._num_updates = 0
+        self._num_steps = 0
         self._ids: Set[str] = set()
         self._left_out: Set[str] = set()
 
@@ -72,7 +84,10 @@ class NanGuardHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._guards = find_guards(runner)
-        self._num_updates = self._count_updates()
+        self._checkpoint.resume_guards(find_wrappers(runner))
+        self._num_updates = self._count('num_updates')
+        self._modules = own_modules(runner)
+        self._ema = EmaFreeze(runner.hooks)
         self._warn(runner)
         run = uuid4().hex[:8]  # not from the RNGs that training draws from
         for name, guard in self._guards.items():
@@ -85,6 +100,22 @@ class NanGuardHook(Hook):
             runner.logger.info(
                 describe(name, find_wrappers(runner)[name], guard)
             )
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self._checkpoint.resume_rng(runner)
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        if not any(guard.snapshot.is_open for guard in self._guards.values()):
+            self._num_steps = self._count('num_steps')
+            if any(
+                wrapper._accumulative_counts > 1
+                for wrapper in find_wrappers(runner).values()
+            ):
+                self._ema.begin_window()
+        for name, guard in self._guards.items():
+            guard.bind(self._modules[name])
 
     def after_train_iter(
         self,
@@ -99,8 +130,10 @@ class NanGuardHook(Hook):
             for guard in self._guards.values()
             for event in guard.take_events()
         ]
+        if events and self._count('num_steps') == self._num_steps:
+            self._ema.reject_window()
         self._keep_logs_finite(runner, outputs or {}, bool(events))
-        self._update_scalars(runner)
+        update_scalars(runner.message_hub, self._guards)
         if events:
             context = self._context(runner, batch_idx, data_batch, outputs)
         for position, (guard, event) in enumerate(events):
@@ -116,12 +149,34 @@ class NanGuardHook(Hook):
                 event.line(),
             )
             runner.call_hook('after_guard_event', event=event)
-        if self._count_updates() != self._num_updates:
-            self._num_updates = self._count_updates()
+        if self._count('num_updates') != self._num_updates:
+            self._num_updates = self._count('num_updates')
             self._window = []
         for guard, event in events:
             if event.action is Action.HALT:
                 raise guard.halted(event)
+        self._checkpoint.gather(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        self._checkpoint.gather(runner, is_due=True)
+
+    def before_val(self, runner: Runner) -> None:
+        self._checkpoint.before_val()
+
+    def after_val(self, runner: Runner) -> None:
+        self._checkpoint.after_val()
+
+    def after_val_epoch(
+        self, runner: Runner, metrics: Optional[Dict[str, float]] = None
+    ) -> None:
+        self._checkpoint.gather(runner, is_due=True)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        self._checkpoint.save(runner, checkpoint, find_wrappers(runner))
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if runner._resume:
+            self._checkpoint.load(checkpoint)
 
     def after_train(self, runner: Runner) -> None:
         for guard in self._guards.values():
@@ -185,52 +240,24 @@ class NanGuardHook(Hook):
         self._ids.add(unique)
         return unique
 
-    def _count_updates(self) -> int:
-        return sum(guard.state.num_updates for guard in self._guards.values())
+    def _count(self, counter: str) -> int:
+        """Of all guards together."""
+        return sum(
+            getattr(guard.state, counter) for guard in self._guards.values()
+        )
 
     def _keep_logs_finite(
-        self, runner: Runner, outputs: dict, is_told: bool
+        self, runner: Runner, outputs: Mapping[str, Any], is_told: bool
     ) -> None:
-        """Take the newest value back out of MMEngine's smoothed scalars if
-        it is not finite. They are host numbers by now: no sync.
-        """
-        scalars = runner.message_hub.log_scalars
-        for key in outputs:
-            buffer = scalars.get(f'train/{key}')
-            if buffer is None:
-                continue
-            values, counts = buffer.data
-            if len(values) == 0 or math.isfinite(values[-1]):
-                continue
-            scalars[f'train/{key}'] = HistoryBuffer(
-                values[:-1], counts[:-1], buffer.max_length
-            )
-            if len(values) == 1:  # an empty buffer cannot be logged
-                del scalars[f'train/{key}']
+        dropped = drop_nonfinite(runner.message_hub, list(outputs))
+        for key, value in dropped.items():
             if not is_told and key not in self._left_out:
                 self._left_out.add(key)
                 runner.logger.warning(
                     f"Iter {runner.iter + 1}: the model logs '{key}' as "
-                    f'{values[-1]}; such values of it are left out of the '
+                    f'{value}; such values of it are left out of the '
                     'smoothed log (said once)'
                 )
-
-    def _update_scalars(self, runner: Runner) -> None:
-        for name, guard in self._guards.items():
-            prefix = 'train/guard/' + ('' if name == 'default' else f'{name}/')
-            scalars = {
-                'skipped': guard.state.total_skips,
-                'routine_overflows': guard.state.routine_overflows,
-            }
-            if guard.clips_norm:
-                scalars['clip_coef'] = guard.last_clip_coef
-            if guard.scaler.is_enabled():
-                scalars['amp_scale'] = guard.scaler.get_scale()
-            for key, value in scalars.items():
-                runner.message_hub.update_scalar(prefix + key, value)
-                runner.message_hub.get_scalar(
-                    prefix + key
-                ).max_length = SCALAR_LENGTH
 
 
 def describe(name: str, wrapper: Any, guard: Any) -> str:

@@ -1,0 +1,118 @@
+"""A resumed run equals the uninterrupted one, what it draws included."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, MODELS
+from torch import nn
+from torch.utils.data import Dataset
+from toys import assert_same, guard_hooks, make_data, make_runner, wrapper
+
+
+@MODELS.register_module()
+class DropoutNet(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Flatten(), nn.Linear(192, 8), nn.Dropout(0.5), nn.Linear(8, 1)
+        )
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        if mode != 'loss':
+            return ['']
+        return dict(loss=self.net(torch.stack(list(inputs))).square().mean())
+
+
+@DATASETS.register_module()
+class NoisyData(Dataset):
+    """Each look at an item draws from all three generators."""
+
+    def __init__(self, size):
+        self.items = make_data(size)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        item = dict(self.items[index])
+        noise = random.random() + np.random.rand() + torch.rand(())
+        item['inputs'] = item['inputs'] + noise
+        return item
+
+
+class DrawSomething(Hook):
+    """As other hooks of a user may, from the main process's generators."""
+
+    def __init__(self):
+        self.drawn = []
+
+    def after_train_iter(
+        self, runner, batch_idx, data_batch=None, outputs=None
+    ):
+        self.drawn.append((random.random(), np.random.rand()))
+
+
+def loader(num_workers):
+    return dict(
+        dataset=dict(type='NoisyData', size=16),
+        sampler=dict(type='DefaultSampler', shuffle=True),
+        batch_size=4,
+        num_workers=num_workers,
+    )
+
+
+def train(
+    work_dir, by_epoch, stop=8, save_rng=True, resume=False, fault=5, workers=2
+):
+    hooks = guard_hooks(dict(iter=fault, site='loss'))
+    hooks['nan_guard']['save_rng'] = save_rng
+    hooks['checkpoint'] = dict(
+        type='CheckpointHook', by_epoch=by_epoch, interval=1 if by_epoch else 4
+    )
+    draw = DrawSomething()
+    loop = dict(type='IterBasedTrainLoop', max_iters=stop, val_interval=2)
+    if by_epoch:
+        loop = dict(type='EpochBasedTrainLoop', max_epochs=stop // 4)
+    runner = make_runner(
+        work_dir,
+        wrapper('NanGuardOptimWrapper', lr=0.01),
+        model=dict(type='DropoutNet'),
+        train_cfg=loop,
+        train_dataloader=loader(workers),
+        val_dataloader=loader(0),
+        val_cfg=dict(),
+        val_evaluator=[],
+        default_hooks=hooks,
+        custom_hooks=[draw],
+        resume=resume,
+    )
+    runner.train()
+    return runner, draw.drawn
+
+
+@pytest.mark.parametrize('by_epoch', [False, True], ids=['iters', 'epochs'])
+@pytest.mark.parametrize(('fault', 'workers'), [(2, 2), (6, 2), (6, 0)])
+def test_resume_equals_the_uninterrupted_run(
+    tmp_path, by_epoch, fault, workers
+):
+    keys = dict(by_epoch=by_epoch, fault=fault, workers=workers)
+    whole, drawn = train(tmp_path / 'whole', **keys)
+    train(tmp_path / 'parts', stop=4, **keys)
+    parts, drawn_later = train(tmp_path / 'parts', resume=True, **keys)
+    assert_same(whole, parts)
+    assert drawn[4:] == drawn_later
+    assert parts.optim_wrapper.guard.state == whole.optim_wrapper.guard.state
+
+
+def test_mmengine_draws_anew(tmp_path):
+    """So the option is needed, and the test above can fail."""
+    _, drawn = train(tmp_path / 'whole', False, save_rng=False)
+    train(tmp_path / 'parts', False, stop=4, save_rng=False)
+    _, drawn_later = train(
+        tmp_path / 'parts', False, save_rng=False, resume=True
+    )
+    assert drawn[4:] != drawn_later
