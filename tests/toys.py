@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, LOOPS, MODELS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.structures import BaseDataElement
@@ -58,6 +59,8 @@ class LeaveOutLoop(IterBasedTrainLoop):
             return super().run_iter(data_batch)
         kwargs = dict(batch_idx=self._iter, data_batch=data_batch)
         self.runner.call_hook('before_train_iter', **kwargs)
+        if isinstance(self.runner.optim_wrapper, OptimWrapper):
+            self.runner.optim_wrapper._inner_count += 1
         for hook in self.runner.hooks:
             if not isinstance(hook, EMAHook):
                 hook.after_train_iter(self.runner, **kwargs, outputs={})
@@ -92,11 +95,10 @@ class ToyData(Dataset):
         return self.items[index]
 
 
-def make_runner(work_dir, optim_wrapper, **changes):
-    """A Runner of 10 iterations; ``changes`` are its arguments."""
+def runner_config(work_dir, optim_wrapper, **changes):
+    """Arguments of a Runner of 10 iterations, and ``changes`` to them."""
     max_iters = changes.pop('max_iters', 10)
     leave_out = changes.pop('leave_out', ())
-    torch.manual_seed(0)
     config = dict(
         model=dict(type='ToyNet'),
         work_dir=str(work_dir),
@@ -118,7 +120,12 @@ def make_runner(work_dir, optim_wrapper, **changes):
     config.update(changes)
     defaults = dict(logger=dict(type='LoggerHook', interval=1))
     config['default_hooks'] = {**defaults, **config.get('default_hooks', {})}
-    return Runner(**config)
+    return config
+
+
+def make_runner(work_dir, optim_wrapper, **changes):
+    torch.manual_seed(0)
+    return Runner(**runner_config(work_dir, optim_wrapper, **changes))
 
 
 def wrapper(type_='NanGuardOptimWrapper', lr=0.1, optimizer='SGD', **keys):

@@ -30,7 +30,7 @@ def own_modules(runner: Runner) -> Dict[str, List[nn.Module]]:
     """
     wrappers = find_wrappers(runner)
     if len(wrappers) == 1:
-        return dict.fromkeys(wrappers, [runner.model])
+        return {name: [runner.model] for name in wrappers}
     return {
         name: list(
             modules_within(

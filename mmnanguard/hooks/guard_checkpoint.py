@@ -35,6 +35,7 @@ class GuardCheckpoint:
         """Before a checkpoint; collective, since only rank 0 saves.
 
         Args:
+            runner: The runner.
             is_due: None asks the runner's ``CheckpointHook``.
         """
         self._states = None

@@ -31,6 +31,7 @@ def drop_nonfinite(hub: MessageHub, keys: List[str]) -> Mapping[str, float]:
     not finite. They are host numbers by now: no sync.
 
     Args:
+        hub: Holds the scalars.
         keys: What the model returned in this iteration.
 
     Returns:

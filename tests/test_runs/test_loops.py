@@ -1,14 +1,25 @@
 """Loops other than one wrapper and one model."""
 
 import math
+from contextlib import nullcontext
 
+import pytest
 import torch
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapperDict
 from mmengine.registry import MODELS
+from mmengine.runner import FlexibleRunner
 from torch import nn
 from torch.optim import SGD, AdamW
-from toys import guard_hooks, make_runner, read_rows
+from toys import (
+    ToyNet,
+    assert_same,
+    guard_hooks,
+    make_runner,
+    read_rows,
+    runner_config,
+    wrapper,
+)
 
 from mmnanguard.optim import NanGuardOptimWrapper
 
@@ -21,9 +32,10 @@ class ToyGan(BaseModel):
     ``left_out`` to the network that is not trained there.
     """
 
-    def __init__(self, bad=(), left_out=()):
+    def __init__(self, bad=(), left_out=(), has_contexts=True):
         super().__init__()
         self.bad, self.left_out = dict(bad), dict(left_out)
+        self.has_contexts = has_contexts
         self.generator = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
         self.discriminator = nn.Sequential(
             nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)
@@ -42,7 +54,10 @@ class ToyGan(BaseModel):
             if self.left_out.get(self.num_iters) == name:
                 continue
             module = getattr(self, name)
-            with optim_wrapper[name].optim_context(module):
+            context = nullcontext()
+            if self.has_contexts:
+                context = optim_wrapper[name].optim_context(module)
+            with context:
                 if name == 'discriminator':
                     loss = self.discriminator(real).square().mean()
                 else:
@@ -77,10 +92,14 @@ def run_gan(work_dir, **model):
     return runner
 
 
-def test_a_rejection_does_not_undo_what_the_other_committed(tmp_path):
+@pytest.mark.parametrize('has_contexts', [True, False])
+def test_a_rejection_does_not_undo_what_the_other_committed(
+    tmp_path, has_contexts
+):
     bad = {3: 'discriminator', 5: 'generator', 6: 'generator'}
-    faulty = run_gan(tmp_path / 'faulty', bad=bad)
-    oracle = run_gan(tmp_path / 'oracle', left_out=bad)
+    keys = dict(has_contexts=has_contexts)
+    faulty = run_gan(tmp_path / 'faulty', bad=bad, **keys)
+    oracle = run_gan(tmp_path / 'oracle', left_out=bad, **keys)
     for name, tensor in faulty.model.state_dict().items():
         assert torch.equal(tensor, oracle.model.state_dict()[name]), name
     rows = read_rows(faulty)
@@ -123,3 +142,151 @@ def test_backward_step_and_zero_grad_by_hand():
     for index, state in momenta.items():
         buffer = others[index]['momentum_buffer']
         assert torch.equal(state['momentum_buffer'], buffer)
+
+
+@MODELS.register_module()
+class ByHand(ToyNet):
+    """Calls everything by itself, and knows of no ``optim_context``."""
+
+    def train_step(self, data, optim_wrapper):
+        data = self.data_preprocessor(data, True)
+        losses = self._run_forward(data, mode='loss')
+        loss, logged = self.parse_losses(losses)
+        optim_wrapper.backward(loss)
+        optim_wrapper.step()
+        optim_wrapper.zero_grad()
+        return logged
+
+
+def test_a_loop_by_hand_without_a_context(tmp_path):
+    """``NanGuardHook`` binds the runner's model."""
+    faults = [dict(iter=2, site='loss'), dict(iter=7, site='activation')]
+    faulty, oracle = (
+        make_runner(
+            tmp_path / name,
+            wrapper(),
+            model=dict(type='ByHand'),
+            default_hooks=guard_hooks(*hooks),
+            leave_out=left_out,
+        )
+        for name, hooks, left_out in (
+            ('faulty', faults, ()),
+            ('oracle', (), (2, 7)),
+        )
+    )
+    faulty.train()
+    oracle.train()
+    assert_same(faulty, oracle)
+    rows = read_rows(faulty)
+    assert [row['iter'] for row in rows] == [2, 7]
+    assert rows[1]['params'][0]['name'] == 'head.bias'
+
+
+def test_one_graph_for_both_optimizers():
+    """What one puts back does not break the other's backward."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    head = nn.Linear(2, 1)
+    first = NanGuardOptimWrapper(SGD(net.parameters(), lr=0.1))
+    second = NanGuardOptimWrapper(SGD(head.parameters(), lr=0.1))
+    with first.optim_context(net), second.optim_context(head):
+        loss = head(net(torch.randn(4, 2))).square().mean()
+    first.backward(loss * math.nan, retain_graph=True)
+    first.step()
+    assert net[1].num_batches_tracked == 0
+    second.zero_grad()
+    second.backward(loss)
+    second.step()
+    assert second.guard.state.num_steps == 1
+
+
+# Accumulation: windows that are cut short
+
+
+def accumulate(work_dir, type_, faults=(), leave_out=(), **changes):
+    hooks = guard_hooks(*(dict(iter=n, site='loss') for n in faults))
+    hooks['checkpoint'] = dict(
+        type='CheckpointHook', interval=1, by_epoch=False
+    )
+    runner = make_runner(
+        work_dir,
+        wrapper(type_, accumulative_counts=3),
+        default_hooks=hooks,
+        leave_out=leave_out,
+        **changes,
+    )
+    runner.train()
+    return runner
+
+
+@pytest.mark.parametrize(('fault', 'window'), [(2, (1, 2, 3)), (10, (10,))])
+def test_a_last_window_that_is_short(tmp_path, fault, window):
+    plain = accumulate(tmp_path / 'plain', 'OptimWrapper')
+    clean = accumulate(tmp_path / 'clean', 'NanGuardOptimWrapper')
+    assert_same(plain, clean)
+    # Ten iterations: the last window has one.
+    faulty = accumulate(
+        tmp_path / 'faulty', 'NanGuardOptimWrapper', faults=(fault,)
+    )
+    oracle = accumulate(
+        tmp_path / 'oracle', 'NanGuardOptimWrapper', leave_out=window
+    )
+    assert_same(faulty, oracle)
+    assert [row['iter'] for row in read_rows(faulty)] == [window[-1]]
+
+
+def test_resume_in_the_middle_of_a_window_is_as_in_mmengine(tmp_path):
+    """It loses the gradients of the window's beginning, and says so."""
+    data = accumulate(tmp_path / 'd', 'OptimWrapper').train_dataloader.dataset
+    ends = []
+    for type_ in ('OptimWrapper', 'NanGuardOptimWrapper'):
+        for keys in (dict(max_iters=5), dict(resume=True)):
+            runner = make_runner(
+                tmp_path / type_,
+                wrapper(type_, accumulative_counts=3),
+                default_hooks=dict(
+                    # Lets PyTorch load what MMEngine has saved.
+                    nan_guard=dict(type='mmnanguard.NanGuardHook'),
+                    checkpoint=dict(
+                        type='CheckpointHook', interval=1, by_epoch=False
+                    ),
+                ),
+                **keys,
+            )
+            runner._train_dataloader['dataset'] = data
+            runner.train()
+        ends.append(runner)
+    assert_same(*ends)
+
+
+# Other runners
+
+
+@pytest.mark.parametrize('type_', ['OptimWrapper', 'AmpOptimWrapper'])
+def test_flexible_runner(tmp_path, type_):
+    """With the strategy for one device."""
+
+    def train(name, faults=(), leave_out=()):
+        keys = dict(loss_scale=64.0, dtype='float16')
+        optim = wrapper(
+            f'NanGuard{type_}', **(keys if type_ != 'OptimWrapper' else {})
+        )
+        config = runner_config(
+            tmp_path / name, optim, leave_out=leave_out, max_iters=8
+        )
+        config['default_hooks'].update(
+            guard_hooks(*(dict(iter=n, site='loss') for n in faults))
+        )
+        torch.manual_seed(0)
+        seed = config.pop('randomness')
+        runner = FlexibleRunner(
+            **config,
+            strategy=dict(type='SingleDeviceStrategy'),
+            randomness=seed,
+        )
+        runner.train()
+        return runner
+
+    faulty = train('faulty', faults=(3, 6))
+    assert_same(faulty, train('oracle', leave_out=(3, 6)))
+    assert [row['iter'] for row in read_rows(faulty)] == [3, 6]
