@@ -11,7 +11,12 @@ from .observe import Reading, nonfinite_indices
 __all__ = ['MAX_BLAMED', 'TensorNames', 'blame']
 
 MAX_BLAMED = 5
-WRAPPERS = ('module', '_orig_mod')
+WRAPPERS = (
+    'module',
+    '_orig_mod',
+    '_checkpoint_wrapped_module',
+    '_fsdp_wrapped_module',
+)
 
 
 class TensorNames:
