@@ -40,8 +40,17 @@ def launch(job, *args, num_ranks=2, deadline=DEADLINE):
     except subprocess.TimeoutExpired:
         process.terminate()  # the launcher then ends its ranks
         output, _ = process.communicate(timeout=60)
-        raise AssertionError(f'hangs: {output[-6000:]}') from None
-    assert process.returncode == 0, output[-6000:]
+        raise AssertionError(f'hangs: {tail(output)}') from None
+    assert process.returncode == 0, tail(output)
+
+
+def tail(output):
+    """What the ranks said last, without the launcher's own long report."""
+    lines = output.splitlines()
+    is_report = ['torch/distributed/elastic' in line for line in lines]
+    if any(is_report):
+        lines = lines[: is_report.index(True)]
+    return '\n'.join(lines[-30:])
 
 
 def start_by_hand(job, *args, num_ranks=2):

@@ -1,99 +1,214 @@
-"""A fault on one of two ranks: all reject, alike, and none waits."""
+"""Faults on some of four ranks: all reject, alike, and none waits.
+
+One launch runs all situations, one after the other.
+"""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from ranks import launch
 
-TESTS = Path(__file__).parents[1]
+NUM_RANKS = 4
+# With a parameter that is each rank's own; rank 0 does not use it.
+OWN = dict(type='ExtraNet', ranks=[1, 2, 3], is_reduced=False)
+# What the ranks share, and how they train.
+CONFIGS = {
+    'plain': dict(),
+    'broadcast': dict(ddp=dict(broadcast_buffers=True)),
+    # no_sync, and a last window of two.
+    'windows': dict(accumulation=3, max_iters=11),
+    'broadcast windows': dict(
+        accumulation=3, max_iters=11, ddp=dict(broadcast_buffers=True)
+    ),
+    'unused': dict(
+        model=dict(type='ExtraNet', ranks=[1], is_reduced=True),
+        ddp=dict(find_unused_parameters=True),
+    ),
+    'own': dict(model=OWN),
+    'own norm 1': dict(model=OWN, norm_type=1),
+}
+# Iterations that are struck, the last ones of their windows, and all of these.
+# Not the first window: after it DDP fills its buckets in another order, in
+# which the gradients of four ranks add up to something else in the last bit.
+STRUCK = {
+    **{config: ([3, 5], [3, 5], [3, 5]) for config in CONFIGS},
+    'windows': ([5, 11], [6, 11], [4, 5, 6, 10, 11]),
+    'broadcast windows': ([5, 8], [6, 9], [4, 5, 6, 7, 8, 9]),
+}
+# Config, faults (site, rank), the agreed cause and the ranks that are named.
+CASES = [
+    # Finite gradients on all ranks: only the flag tells the others.
+    ('plain', [('loss', 1)], 'loss_nonfinite', [1]),
+    ('plain', [('buffer', 1)], 'buffer_nonfinite', [1]),
+    ('plain', [('input', 2)], 'input_nonfinite', [2]),
+    ('plain', [('grad', 2)], 'grad_nonfinite', [2]),
+    # DDP spreads bad gradients: only the loss tells whose they were.
+    ('plain', [('backward', 0)], 'loss_nonfinite', [0]),
+    ('plain', [('spread', 3)], 'grad_nonfinite', [0, 1, 2, 3]),
+    # Two at once.
+    ('plain', [('grad', 3), ('buffer', 1)], 'buffer_nonfinite', [1]),
+    ('plain', [('buffer', 3), ('loss', 2)], 'loss_nonfinite', [2, 3]),
+    ('broadcast', [('buffer', 3)], 'buffer_nonfinite', [3]),
+    ('broadcast', [('buffer', 0)], 'buffer_nonfinite', [0]),
+    ('windows', [('loss', 2)], 'loss_nonfinite', [2]),
+    ('broadcast windows', [('buffer', 2)], 'buffer_nonfinite', [2]),
+    ('unused', [('loss', 1)], 'loss_nonfinite', [1]),
+    ('unused', [('grad', 0)], 'grad_nonfinite', [0]),
+    ('own', [('grad', 3)], 'grad_nonfinite', [3]),
+    ('own', [('loss', 0)], 'loss_nonfinite', [0]),
+    ('own norm 1', [('grad', 3)], 'grad_nonfinite', [3]),
+]
 
 
-def launch(work_dir, site, rank=0, iters=(3, 5), limit=20, num_ranks=2):
-    """Every rank's results; a hang ends at the deadline."""
-    env = {
-        'PYTHONPATH': os.pathsep.join([str(TESTS), str(TESTS.parent)]),
-        'PYTHONWARNINGS': 'ignore',
-        'OMP_NUM_THREADS': '1',
-    }
-    done = subprocess.run(
-        [
-            *(sys.executable, '-m', 'torch.distributed.run'),
-            *('--standalone', f'--nproc_per_node={num_ranks}'),
-            TESTS / 'test_runs' / 'ddp_job.py',
-            *(work_dir, site, str(rank), ','.join(map(str, iters))),
-            str(limit),
-        ],
-        env={**os.environ, **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
+def name_case(config, faults, *_):
+    return '-'.join([config, *(f'{site} {rank}' for site, rank in faults)])
+
+
+SITUATIONS = {
+    **{
+        f'{config}-oracle': dict(keys, leave_out=STRUCK[config][2])
+        for config, keys in CONFIGS.items()
+    },
+    **{
+        name_case(config, faults): dict(
+            CONFIGS[config], faults=faults, iters=STRUCK[config][0]
+        )
+        for config, faults, _, _ in CASES
+    },
+    'scale': dict(
+        CONFIGS['own'],
+        faults=[('grad', 3)],
+        iters=[3, 5],
+        loss_scale=dict(init_scale=64, min_scale=16, growth_interval=3),
+    ),
+    'halt': dict(faults=[('loss', 1)], iters=[4, 5], limit=2),
+    'halt by a weight': dict(
+        CONFIGS['own'], faults=[('weight', 3)], iters=[4]
+    ),
+}
+
+
+@pytest.fixture(scope='module')
+def work_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp('ddp')
+    (path / 'situations.json').write_text(json.dumps(SITUATIONS))
+    launch('ddp_job.py', path, num_ranks=NUM_RANKS, deadline=300)
+    return path
+
+
+def load(work_dir, name):
+    """Every rank's results."""
     return [
-        torch.load(work_dir / f'rank_{rank}.pt', weights_only=True)
-        for rank in range(num_ranks)
+        torch.load(work_dir / name / f'rank_{rank}.pt', weights_only=True)
+        for rank in range(NUM_RANKS)
     ]
 
 
-def read_rows(work_dir):
-    (path,) = work_dir.glob('*/nanguard/events.jsonl')
+def read_rows(work_dir, name):
+    (path,) = (work_dir / name).glob('*/nanguard/events.jsonl')
     rows = map(json.loads, path.read_text().splitlines())
     return [row for row in rows if row['kind'] == 'update']
 
 
-def same(left, right):
-    """Bit for bit; statistics of batch norms are each rank's own."""
+def differing(left, right):
     assert left.keys() == right.keys()
-    for name, tensor in left.items():
-        if 'running' not in name:
-            assert torch.equal(tensor, right[name]), name
-
-
-@pytest.fixture(scope='module')
-def oracle(tmp_path_factory):
-    """The run without those iterations."""
-    return launch(tmp_path_factory.mktemp('oracle'), 'none')
+    return [
+        name
+        for name, tensor in left.items()
+        if not torch.equal(tensor, right[name])
+    ]
 
 
 @pytest.mark.parametrize(
-    ('site', 'rank', 'cause', 'scale', 'ranks'),
+    ('config', 'faults', 'cause', 'ranks'),
+    CASES,
+    ids=[name_case(*case) for case in CASES],
+)
+def test_a_fault_leaves_no_trace_on_any_rank(
+    work_dir, config, faults, cause, ranks
+):
+    name = name_case(config, faults)
+    oracle = load(work_dir, f'{config}-oracle')
+    for result, expected in zip(load(work_dir, name), oracle):
+        assert differing(result['tensors'], expected['tensors']) == []
+        assert result['norms'] == expected['norms']
+        assert result['state']['total_skips'] == 2
+    rows = read_rows(work_dir, name)
+    assert [row['iter'] for row in rows] == STRUCK[config][1]
+    assert [row['cause'] for row in rows] == [cause] * 2
+    assert [row['ranks'] for row in rows] == [ranks] * 2
+
+
+@pytest.mark.parametrize('name', SITUATIONS)
+def test_ranks_stay_alike(work_dir, name):
+    results = load(work_dir, name)
+    for result in results:
+        assert differing(shared(result, name), shared(results[0], name)) == []
+        for key in ('scale', 'state', 'halted'):
+            assert result[key] == results[0][key]
+    # One norm, the largest, and never a sum over ranks.
+    assert len(results[0]['norms']) == results[0]['state']['num_steps']
+    for norms in zip(*(result['norms'] for result in results)):
+        own, told = zip(*norms)
+        assert len(set(told)) == 1
+        assert told[0] == pytest.approx(max(own), rel=1e-5)
+
+
+def shared(result, name):
+    """Statistics of batch norms are each rank's own."""
+    own = ('running', 'extra') if is_own(name) else ('running',)
+    return {
+        name: tensor
+        for name, tensor in result['tensors'].items()
+        if not any(part in name for part in own)
+    }
+
+
+def is_own(name):
+    return SITUATIONS[name].get('model', {}).get('is_reduced') is False
+
+
+@pytest.mark.parametrize('config', ['own', 'own norm 1'])
+def test_ranks_have_something_of_their_own(work_dir, config):
+    """Else the situation would prove nothing."""
+    results = load(work_dir, f'{config}-oracle')
+    extra = [result['tensors']['head.extra'] for result in results]
+    assert len({tuple(tensor.tolist()) for tensor in extra}) == NUM_RANKS
+    norms = zip(*(result['norms'] for result in results))
+    assert all(len({own for own, _ in ranks}) == NUM_RANKS for ranks in norms)
+
+
+@pytest.mark.parametrize(
+    ('name', 'rank', 'tensor'),
     [
-        # Finite gradients on both ranks: only the flag tells the other.
-        ('loss', 1, 'loss_nonfinite', 64.0, [1]),
-        ('buffer', 1, 'buffer_nonfinite', 64.0, [1]),
-        # DDP has spread the bad gradients; the loss was finite.
-        ('grad', 0, 'loss_nonfinite', 64.0, [0]),
+        ('plain-buffer 1', 1, 'backbone.1.running_var'),
+        ('plain-grad 2', 2, 'head.bias'),
+        ('own-grad 3', 3, 'head.extra'),
     ],
 )
-def test_a_fault_on_one_rank(
-    tmp_path, oracle, site, rank, cause, scale, ranks
-):
-    faulty = launch(tmp_path, site, rank)
-    same(faulty[0]['tensors'], faulty[1]['tensors'])
-    for result, expected in zip(faulty, oracle):
-        for name, tensor in result['tensors'].items():
-            assert torch.equal(tensor, expected['tensors'][name]), name
-    assert [result['scale'] for result in faulty] == [scale, scale]
-    assert faulty[0]['state'] == faulty[1]['state']
-    rows = read_rows(tmp_path)
-    assert [row['iter'] for row in rows] == [3, 5]
-    assert {row['cause'] for row in rows} == {cause}
-    assert [row['ranks'] for row in rows] == [ranks, ranks]
-    # The sampler deals samples out: rank 1 has the odd ones.
-    for row in rows:
-        numbers = [int(name[6:12]) for name in row['samples']]
-        assert {number % 2 for number in numbers} == {rank}
-    if site == 'buffer':
-        (bad,) = rows[0]['params']
-        assert bad['name'] == 'backbone.1.running_var'
+def test_rows_are_those_of_the_bad_rank(work_dir, name, rank, tensor):
+    for row in read_rows(work_dir, name):
+        # The sampler deals samples out.
+        numbers = [int(sample[6:12]) for sample in row['samples']]
+        assert {number % NUM_RANKS for number in numbers} == {rank}
+        assert [bad['name'] for bad in row['params']] == [tensor]
 
 
-def test_all_ranks_halt_together(tmp_path):
-    results = launch(tmp_path, 'loss', rank=1, iters=(4, 5), limit=2)
-    for result in results:
-        assert 'halted at iteration 5' in result['halted']
+def test_the_scale_moves_alike(work_dir):
+    for result in load(work_dir, 'scale'):
+        # 64, lowered at 3 and at 5, grown after three commits.
+        assert result['scale'] == 32.0
+
+
+@pytest.mark.parametrize(
+    ('name', 'iteration', 'words'),
+    [
+        ('halt', 5, 'max_consecutive_skips=2'),
+        ('halt by a weight', 4, 'head.extra'),
+    ],
+)
+def test_all_ranks_halt_together(work_dir, name, iteration, words):
+    for result in load(work_dir, name):
+        assert f'halted at iteration {iteration}' in result['halted']
+        assert words in result['halted']
