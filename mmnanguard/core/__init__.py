@@ -5,7 +5,7 @@ from .decide import decide
 from .errors import GuardConfigError, NanGuardError, TrainingHalted, check_keys
 from .event import BadTensor, GuardEvent, to_json
 from .halt_story import tell_halt
-from .observation import NORM_LIMIT, Observation, ScaleReading
+from .observation import NORM_LIMIT, Observation, ScaleReading, Shard
 from .policy import GuardPolicy
 from .state import GuardState
 from .verdict import Action, Cause, ScaleMove, Verdict
@@ -25,6 +25,7 @@ __all__ = [
     'Observation',
     'ScaleMove',
     'ScaleReading',
+    'Shard',
     'TrainingHalted',
     'Verdict',
     'check_keys',

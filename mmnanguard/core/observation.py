@@ -2,7 +2,7 @@ import math
 from dataclasses import dataclass
 from typing import Optional, Tuple
 
-__all__ = ['NORM_LIMIT', 'Observation', 'ScaleReading']
+__all__ = ['NORM_LIMIT', 'Observation', 'ScaleReading', 'Shard']
 
 # The largest float32 whose square is a float32 too. A gradient norm within it
 # bounds the square of each element, so no second moment can overflow.
@@ -35,6 +35,21 @@ class ScaleReading:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """Norms of this rank's part of gradients that are spread over ranks.
+
+    Attributes:
+        group: Lowest of the ranks that share the whole.
+        norm: As ``Observation.grad_norm``.
+        clip_norm: As ``Observation.clip_norm``.
+    """
+
+    group: int
+    norm: float
+    clip_norm: Optional[float] = None
+
+
+@dataclass(frozen=True)
 class Observation:
     """What was seen of one update, in plain numbers.
 
@@ -54,6 +69,7 @@ class Observation:
         num_params: Gradients that were looked at.
         scale: The loss scale.
         bad_ranks: Ranks on which something was wrong.
+        shards: What the norms lack until ranks have agreed.
     """
 
     loss: float
@@ -68,6 +84,7 @@ class Observation:
     num_params: int = 0
     scale: ScaleReading = ScaleReading()
     bad_ranks: Tuple[int, ...] = ()
+    shards: Tuple[Shard, ...] = ()
 
     @property
     def loss_scale(self) -> float:
@@ -79,8 +96,12 @@ class Observation:
 
         A clip norm that overflows would clip everything to zero.
         """
-        clip_norm = 0.0 if self.clip_norm is None else self.clip_norm
-        return self.grad_norm <= NORM_LIMIT and clip_norm < math.inf
+        parts = [(self.grad_norm, self.clip_norm)]
+        parts += [(shard.norm, shard.clip_norm) for shard in self.shards]
+        return all(
+            norm <= NORM_LIMIT and (clip_norm is None or clip_norm < math.inf)
+            for norm, clip_norm in parts
+        )
 
     @property
     def forward_is_clean(self) -> bool:

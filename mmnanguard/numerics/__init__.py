@@ -7,12 +7,14 @@ from .grad_rules import ValueClip
 from .host_read import read_once
 from .loss_scale import GuardedGradScaler
 from .observe import Reading, look_closer, observe
-from .shards import local
+from .shards import Placement, Shards, local
 from .snapshot import Snapshot
 
 __all__ = [
     'GuardedGradScaler',
+    'Placement',
     'Reading',
+    'Shards',
     'Snapshot',
     'TensorNames',
     'ValueClip',

@@ -54,5 +54,10 @@ def apply_update(
 
 
 def _takes_grad_scale(optimizer: Optimizer) -> bool:
-    """True for PyTorch's fused optimizers (the mark GradScaler goes by)."""
-    return getattr(optimizer, '_step_supports_amp_scaling', False)
+    """True for PyTorch's fused optimizers (the mark GradScaler goes by),
+    but not where a plain scale would meet a DTensor.
+    """
+    if not getattr(optimizer, '_step_supports_amp_scaling', False):
+        return False
+    params = optimizer.param_groups[0]['params']
+    return not any(hasattr(param, 'to_local') for param in params[:1])

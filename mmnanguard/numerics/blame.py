@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from mmnanguard.core import BadTensor, Cause
 
 from .observe import Reading, nonfinite_indices
+from .shards import local
 
 __all__ = ['MAX_BLAMED', 'TensorNames', 'blame']
 
@@ -54,6 +55,25 @@ class TensorNames:
         """All names of a shared parameter, joined."""
         return ' = '.join(self._params[id(param)])
 
+    def split(self, param: Any, values: Tensor) -> List[Tuple[str, Tensor]]:
+        """Names, with what of ``values`` each stands for: one but for a flat
+        parameter of FSDP1, which holds several, or parts of them.
+        """
+        name, values = self.of_param(param), local(values)
+        try:
+            parts = zip(param._fqns, param._shard_param_infos)
+        except AttributeError:
+            return [(name, values)]
+        prefix = name[: -len(name.split('.')[-1])]
+        return [
+            (
+                prefix + part,
+                values.narrow(0, where.offset_in_shard, where.numel_in_shard),
+            )
+            for part, where in list(parts)[::-1]
+            if where.in_shard
+        ]
+
     def of_buffer(self, owner: nn.Module, key: str) -> str:
         return _strip(f'{self._owners.get(id(owner), "")}.{key}')
 
@@ -85,28 +105,35 @@ def blame(
     if cause is Cause.BUFFER_NONFINITE:
         return tuple(
             describe(
-                names.of_buffer(owner, key), 'buffer', owner.get_buffer(key)
+                names.of_buffer(owner, key), 'buffer', getattr(owner, key)
             )
             for owner, key in reading.bad_buffers[:MAX_BLAMED]
         )
     if cause is Cause.WEIGHT_NONFINITE:
-        return tuple(
-            describe(names.of_param(weights[index]), 'weight', weights[index])
-            for index in nonfinite_indices(weights)[:MAX_BLAMED]
-        )
-    bad = [
-        index
-        for index, norm in enumerate(reading.norms)
-        if not math.isfinite(norm)
-    ]
-    if cause is Cause.NORM_OVERFLOW and grads and not bad:
-        bad = [max(range(len(grads)), key=reading.norms.__getitem__)]
-    return tuple(
-        describe(
-            names.of_param(params[index]), 'gradient', grads[index], scale
-        )
-        for index in bad[::-1][:MAX_BLAMED]
-    )
+        bad = nonfinite_indices(weights)[:MAX_BLAMED]
+        parts = [
+            (name, 'weight', part, 1.0)
+            for index in bad
+            for name, part in names.split(weights[index], weights[index])
+        ]
+    else:
+        bad = [
+            index
+            for index, norm in enumerate(reading.norms)
+            if not math.isfinite(norm)
+        ]
+        if cause is Cause.NORM_OVERFLOW and grads and not bad:
+            bad = [max(range(len(grads)), key=reading.norms.__getitem__)]
+        parts = [
+            (name, 'gradient', part, scale)
+            for index in bad[::-1][:MAX_BLAMED]
+            for name, part in names.split(params[index], grads[index])
+        ]
+    found = [describe(*part) for part in parts]
+    if any(tensor.count for tensor in found):
+        # Of a flat parameter's parts, those that are bad.
+        found = [tensor for tensor in found if tensor.count]
+    return tuple(found[:MAX_BLAMED])
 
 
 @torch.no_grad()
@@ -114,7 +141,7 @@ def describe(
     name: str, tensor_kind: str, tensor: Tensor, scale: float = 1.0
 ) -> BadTensor:
     """Statistics of one tensor; syncs."""
-    values = tensor.detach()
+    values = local(tensor).detach()
     finite = values[torch.isfinite(values)].float() / scale
     count = values.numel() - finite.numel()
     is_nan = bool(torch.isnan(values).any())

@@ -1,13 +1,14 @@
 import math
 from dataclasses import replace
-from typing import Dict, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from mmnanguard.core import Observation, ScaleReading
+from mmnanguard.core import Observation, ScaleReading, Shard
 
 from .host_read import read_once
+from .shards import Placement, local
 from .snapshot import Snapshot
 
 __all__ = ['Reading', 'look_closer', 'observe']
@@ -33,6 +34,7 @@ def observe(
     snapshot: Snapshot,
     scale: ScaleReading,
     norm_type: float = 2.0,
+    placement: Placement = Placement(),
 ) -> Tuple[Observation, Reading]:
     """Look at one update: one read of each gradient, one host read.
 
@@ -45,6 +47,8 @@ def observe(
         snapshot: Holds the buffers as they were before the window.
         scale: Of the gradients.
         norm_type: Of the clip rule. Another one than 2 costs a second read.
+        placement: Which of the gradients are parts of ones that are spread
+            over ranks. The norms of those wait in ``Observation.shards``.
     """
     norms = gradient_norms(grads, 2.0)
     groups: Dict[str, Sequence[Tensor]] = {
@@ -59,15 +63,24 @@ def observe(
     read = read_once(groups)  # the one sync of a clean update
     bad_buffers = snapshot.find_bad(read)
     num_bad = sum(not math.isfinite(norm) for norm in read['norms'])
-    clip_norm = None
+    norm, *norms_of_parts = split_norms(
+        read['norms'], 2.0, scale.carried, placement
+    )
+    clip_norm: Any = None
+    clip_norms_of_parts: Sequence[Any] = [None] * len(placement.groups)
     if norm_type != 2.0:
-        clip_norm = combine(read['clip_norms'], norm_type) / scale.carried
+        clip_norm, *clip_norms_of_parts = split_norms(
+            read['clip_norms'], norm_type, scale.carried, placement
+        )
     seen = Observation(
         loss=sum(read['losses']) if losses else math.nan,
         loss_is_finite=all(map(math.isfinite, read['losses'])),
-        grad_norm=combine(read['norms'], 2.0) / scale.carried,
+        grad_norm=norm,
         grad_is_finite=num_bad == 0,
         clip_norm=clip_norm,
+        shards=tuple(
+            map(Shard, placement.groups, norms_of_parts, clip_norms_of_parts)
+        ),
         buffers_are_finite=not bad_buffers,
         input_is_finite=not any(read['flags']),
         num_bad_params=num_bad,
@@ -103,9 +116,9 @@ def look_closer(
 
 
 def nonfinite_indices(tensors: Sequence[Tensor]) -> List[int]:
-    """Which tensors have a NaN or Inf element; one host read."""
+    """Which tensors have a NaN or Inf element here; one host read."""
     flags = read_once(
-        {'bad': [~torch.isfinite(tensor).all() for tensor in tensors]}
+        {'bad': [~torch.isfinite(local(tensor)).all() for tensor in tensors]}
     )
     return [index for index, flag in enumerate(flags['bad']) if flag]
 
@@ -129,6 +142,21 @@ def gradient_norms(
             grad, norm_type, dtype=torch.promote_types(grad.dtype, dtype)
         )
         for grad in grads
+    ]
+
+
+def split_norms(
+    norms: Sequence[float],
+    norm_type: float,
+    carried: float,
+    placement: Placement,
+) -> List[float]:
+    """Unscaled norms: of the whole gradients, then of each group's parts."""
+    places = placement.places or (None,) * len(norms)
+    return [
+        combine([n for n, p in zip(norms, places) if p == place], norm_type)
+        / carried
+        for place in (None, *range(len(placement.groups)))
     ]
 
 

@@ -145,6 +145,6 @@ def can_compare(tensor: Tensor) -> bool:
 def can_judge(tensor: Tensor) -> bool:
     return (
         tensor.is_floating_point()
-        and tensor.numel() > 0
         and can_compare(tensor)
+        and local(tensor).numel() > 0
     )

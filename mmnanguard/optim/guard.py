@@ -21,7 +21,12 @@ from mmnanguard.core import (
     check_keys,
     tell_halt,
 )
-from mmnanguard.numerics import GuardedGradScaler, Snapshot, TensorNames
+from mmnanguard.numerics import (
+    GuardedGradScaler,
+    Placement,
+    Snapshot,
+    TensorNames,
+)
 
 from .clip_grad import UserClip, build_clip
 from .gaps import Gaps
@@ -134,7 +139,7 @@ class Guard:
         if closure is not None:
             refuse_closure('a closure given to step()')
         if optimizer is not self.params.optimizer:
-            self.params.optimizer = optimizer
+            self.params.use(optimizer)
             self.gaps.watch(optimizer)
         params, grads = self.params.trained()
         if grads and not self.snapshot.is_open:
@@ -157,6 +162,10 @@ class Guard:
     @property
     def clips_norm(self) -> bool:
         return isinstance(self.clip_rule, NormClip)
+
+    def place(self, params: List[Tensor]) -> Placement:
+        """Which of ``params`` are spread over ranks."""
+        return self.params.place(params, self._models)
 
     def weights(self) -> List[Tensor]:
         """All parameters, the optimizer's and those of the models."""

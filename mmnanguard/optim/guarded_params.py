@@ -1,10 +1,10 @@
-from typing import Any, Dict, Iterable, Iterator, List, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from mmnanguard.core import GuardConfigError
-from mmnanguard.numerics import local
+from mmnanguard.numerics import Placement, Shards, local
 
 __all__ = ['GuardedParams']
 
@@ -20,12 +20,16 @@ class GuardedParams:
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
+        self.use(optimizer)
         if isinstance(optimizer, LBFGS):
             refuse_closure(type(optimizer).__name__)
         for param in self:
             if param.requires_grad:
                 check_dtype(param)
+
+    def use(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self._shards: Optional[Shards] = None
 
     def __iter__(self) -> Iterator[Tensor]:
         for group in self.groups:
@@ -52,9 +56,19 @@ class GuardedParams:
                 # Duplicate indices must be summed before they are judged.
                 grad = param.grad = grad.coalesce()
                 grad = grad._values()
-            params.append(param)
-            grads.append(local(grad))
+            grad = local(grad)
+            if grad.numel() > 0:  # a small one may lie on other ranks
+                params.append(param)
+                grads.append(grad)
         return params, grads
+
+    def place(
+        self, params: List[Tensor], models: Iterable[nn.Module]
+    ) -> Placement:
+        """Which of ``params`` are spread over ranks."""
+        if self._shards is None:
+            self._shards = Shards(self, models)
+        return self._shards.place(params)
 
     def weights(self, models: Iterable[nn.Module]) -> List[Tensor]:
         """All parameters, the optimizer's and those of the models."""

@@ -35,6 +35,7 @@ def guarded_step(
     """
     params, grads = guard.collect(optimizer, **step_kwargs)
     scale = guard.scaler.read(optimizer)
+    norm_type = guard.clip_rule.norm_type
 
     # Observe, and agree with the other ranks
     local, reading = observe(
@@ -43,11 +44,13 @@ def guarded_step(
         guard.facts,
         guard.snapshot,
         scale,
-        guard.clip_rule.norm_type,
+        norm_type,
+        guard.place(params),
     )
-    seen = agree(local)
+    seen = agree(local, norm_type)
     if not seen.is_clean:
-        seen = agree(look_closer(local, reading, grads, guard.weights()))
+        local = look_closer(local, reading, grads, guard.weights())
+        seen = agree(local, norm_type)
 
     # Decide
     verdict = decide(seen, guard.state, guard.policy, guard.clip_rule)

@@ -8,7 +8,6 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmnanguard.core import GuardConfigError
 from mmnanguard.numerics import GuardedGradScaler
 from mmnanguard.registry import OPTIM_WRAPPERS
 
@@ -35,7 +34,8 @@ class NanGuardAmpOptimWrapper(AmpOptimWrapper):
             the scale starts and what it never passes, but it can be lowered.
         dtype: As in MMEngine, and 'auto': bfloat16 where the hardware has
             it, else float16. Only float16 has a scaler.
-        use_fsdp: Not supported in this version.
+        use_fsdp: As in MMEngine, and without effect: all ranks reach one
+            verdict with any scaler.
         accumulative_counts: As in MMEngine; the window is the transaction.
         clip_grad: As in MMEngine. Gradients are observed before it.
         guard: The rules, see :class:`mmnanguard.core.GuardPolicy`.
@@ -57,11 +57,6 @@ class NanGuardAmpOptimWrapper(AmpOptimWrapper):
         clip_grad: Optional[dict] = None,
         guard: Optional[dict] = None,
     ) -> None:
-        if use_fsdp:
-            raise GuardConfigError(
-                'optim_wrapper.use_fsdp=True: this version guards no sharded '
-                "gradients yet. Use DDP, or MMEngine's AmpOptimWrapper."
-            )
         self._device = optimizer.param_groups[0]['params'][0].device.type
         self.cast_dtype = choose_dtype(dtype, self._device)
         is_scaled = self.cast_dtype is torch.float16

@@ -120,6 +120,8 @@ def test_gradients_of_other_dtypes(dtype):
 class Recorder:
     """An optimizer that notes what it is given."""
 
+    param_groups = (dict(params=()),)
+
     def __init__(self, grads=(), fused=False, error=None):
         self.grads, self.error = grads, error
         self.calls = []
