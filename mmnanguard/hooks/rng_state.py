@@ -16,7 +16,7 @@ def read_rng() -> Dict[str, Any]:
         cuda=torch.cuda.get_rng_state_all()
         if torch.cuda.is_available()
         else [],
-        numpy=[kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        numpy=[kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
         python=[version, list(internal), gauss],
     )
 

@@ -13,6 +13,8 @@ from .snapshot import Snapshot
 
 __all__ = ['Reading', 'look_closer', 'observe']
 
+NOTHING_SHARDED = Placement()
+
 
 class Reading(NamedTuple):
     """What :func:`observe` read, per tensor, for those who ask who it was.
@@ -34,7 +36,7 @@ def observe(
     snapshot: Snapshot,
     scale: ScaleReading,
     norm_type: float = 2.0,
-    placement: Placement = Placement(),
+    placement: Placement = NOTHING_SHARDED,
 ) -> Tuple[Observation, Reading]:
     """Look at one update: one read of each gradient, one host read.
 

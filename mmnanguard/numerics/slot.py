@@ -53,7 +53,7 @@ class Slot:
         self.tensor = self.current
         self.copy: Any = None
         self.version: Optional[int] = None
-        self.checksum: Optional[Tensor] = None
+        self.checksum: Any = None
         self.was_finite: Optional[bool] = False
         self.is_uncounted = False
         if self.tensor is None:

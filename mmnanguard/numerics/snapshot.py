@@ -218,9 +218,9 @@ class Snapshot:
         foreign = self._foreign_params(model)
         slots = dict.fromkeys(self._slots.get(model, ()))
         for owner, _ in self._owners[model]:
-            places = [('_buffers', key) for key in owner._buffers]
+            places = [(owner, '_buffers', key) for key in owner._buffers]
             places += [
-                ('_parameters', key)
+                (owner, '_parameters', key)
                 for key, param in owner._parameters.items()
                 if param is not None
                 and can_compare(param)
@@ -228,9 +228,9 @@ class Snapshot:
                 and id(param) not in foreign
             ]
             for place in places:
-                if (owner, *place) not in self._by_key:
-                    self._by_key[(owner, *place)] = Slot(owner, *place)
-                slots[self._by_key[(owner, *place)]] = None
+                if place not in self._by_key:
+                    self._by_key[place] = Slot(*place)
+                slots[self._by_key[place]] = None
         self._slots[model] = list(slots)
 
     def _foreign_params(self, model: nn.Module) -> Set[int]:
