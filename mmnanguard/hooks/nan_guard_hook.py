@@ -89,13 +89,16 @@ class NanGuardHook(Hook):
         self._modules = own_modules(runner)
         self._ema = EmaFreeze(runner.hooks)
         self._warn(runner)
-        run = uuid4().hex[:8]  # not from the RNGs that training draws from
+        # Not from the RNGs that training draws from.
+        fresh = uuid4().hex[:8]
         for name, guard in self._guards.items():
             guard.name = name
-            guard.run = guard.run or run
-            guard.attempt = max(
-                guard.attempt, last_attempt(runner.work_dir, guard.run) + 1
-            )
+            guard.run = guard.run or fresh
+            last = last_attempt(runner.work_dir, guard.run)
+            # Rank 0 has the say: it writes the rows that are counted here.
+            told = [(guard.run, max(guard.attempt, last + 1))]
+            broadcast_object_list(told)
+            guard.run, guard.attempt = told[0]
             guard.attach(self)
             runner.logger.info(
                 describe(name, find_wrappers(runner)[name], guard)
