@@ -99,3 +99,14 @@ def test_paths_and_commands_exist(readme):
     makefile = (ROOT / 'Makefile').read_text()
     for target in re.findall(r'^make (\w+)', readme, re.M):
         assert f'\n{target}:' in makefile
+
+
+def test_each_row_of_the_guarantee_has_a_test():
+    text = (ROOT / 'docs' / 'guarantee.md').read_text()
+    rows = [line for line in text.splitlines() if line.startswith('| ')]
+    tests = re.findall(r'`(tests/[\w/]+\.py)(?:::(\w+))?` \|$', text, re.M)
+    heads = [row for row in rows if row.startswith(('| what', '| ---'))]
+    without = [row for row in rows if row.endswith('| |')]
+    assert len(tests) == len(rows) - len(heads) - len(without)
+    for path, name in tests:
+        assert f'def {name}' in (ROOT / path).read_text(), (path, name)
