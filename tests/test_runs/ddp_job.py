@@ -193,8 +193,10 @@ def main(path):
     path = Path(path)
     situations = json.loads((path / 'situations.json').read_text())
     for name, situation in situations.items():
-        print(name, flush=True)
-        result = run(path / name, **situation)
+        try:
+            result = run(path / name, **situation)
+        except RuntimeError as error:
+            raise RuntimeError(f'in the situation {name!r}') from error
         torch.save(result, path / name / f'rank_{dist.get_rank()}.pt')
     dist.destroy_process_group()
 

@@ -193,6 +193,7 @@ def test_rows_are_those_of_the_bad_rank(work_dir, name, rank, tensor):
         numbers = [int(sample[6:12]) for sample in row['samples']]
         assert {number % NUM_RANKS for number in numbers} == {rank}
         assert [bad['name'] for bad in row['params']] == [tensor]
+        assert row['num_bad_params'] == ('grad' in name)
 
 
 def test_the_scale_moves_alike(work_dir):

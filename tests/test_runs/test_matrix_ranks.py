@@ -41,13 +41,15 @@ def cells(tmp_path_factory):
 def test_all_ranks_leave_no_trace(cells, kind):
     wrong = {}
     for key in [key for key in cells if key[0] == kind]:
+        _, fault, struck = key
+        name = f'{fault.site} {fault.value} on rank {struck}'
         seen, due = cells[key], expected(*key)
         for rank, cell in enumerate(seen):
             differing = {k: cell[k] for k in due if cell[k] != due[k]}
             if differing:
-                wrong[(*key[1:], rank)] = differing
+                wrong[f'{name}, seen by rank {rank}'] = differing
         if len({cell['shared'] for cell in seen}) != 1:
-            wrong[key[1:]] = 'the ranks are not at the same weights'
+            wrong[name] = 'the ranks are not at the same weights'
     assert wrong == {}
 
 
