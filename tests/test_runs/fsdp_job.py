@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+from matrix import CLIPS, OPTIMIZERS
 from torch import distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -27,17 +28,7 @@ from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
 STRUCK = (2, 5)
 NUM_WINDOWS = 6
 SCALE = 64.0
-OPTIMIZERS = {
-    'sgd': lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
-    'adamw': lambda p: torch.optim.AdamW(p, lr=0.01),
-    'fused': lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
-}
-CLIPS = {
-    'none': None,
-    'norm': dict(max_norm=0.1),
-    'inf': dict(max_norm=0.05, norm_type='inf'),
-    'value': dict(type='value', clip_value=0.01),
-}
+CLIPS = {**CLIPS, 'inf': dict(max_norm=0.05, norm_type='inf')}
 
 
 def build():
