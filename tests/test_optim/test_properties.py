@@ -1,6 +1,5 @@
 """What holds for any sequence of updates, whatever strikes whenever."""
 
-import functools
 import itertools
 import json
 import math
@@ -10,7 +9,6 @@ import matrix
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.optim import SGD, AdamW
 
 from mmnanguard.core import (
     Action,
@@ -241,11 +239,6 @@ FAULTS = st.tuples(
     st.sampled_from(['nan', 'inf', '-inf', '1e38', '-3e38', '65504']),
     st.integers(0, 2),
 )
-OPTIMIZERS = {
-    'sgd': functools.partial(SGD, lr=0.1, momentum=0.9),
-    'adamw': functools.partial(AdamW, lr=0.01),
-    'fused': functools.partial(AdamW, lr=0.01, fused=True),
-}
 
 
 class Scale:
@@ -283,7 +276,7 @@ def build(optimizer, scale, policy, accumulation, clip):
     torch.manual_seed(0)
     model = matrix.Net()
     return model, NanGuardAmpOptimWrapper(
-        OPTIMIZERS[optimizer](model.parameters()),
+        matrix.OPTIMIZERS[optimizer](model.parameters()),
         dtype='float16',
         loss_scale=scale,
         accumulative_counts=accumulation,
@@ -323,7 +316,7 @@ def train_window(model, wrapper, accumulation, generator, fault):
     scale_configs(),
     POLICIES,
     st.integers(1, 3),
-    st.sampled_from(list(OPTIMIZERS)),
+    st.sampled_from(list(matrix.OPTIMIZERS)),
     st.sampled_from(list(matrix.CLIPS)),
 )
 def test_any_sequence_of_faults(
