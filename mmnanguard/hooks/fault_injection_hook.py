@@ -103,6 +103,7 @@ class FaultInjectionHook(Hook):
         self._pending = []
 
     def _output_hook(self, runner: Runner, fault: Fault) -> Callable:
+        @torch.compiler.disable
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             if fault not in self._pending:
                 return output
@@ -118,6 +119,7 @@ class FaultInjectionHook(Hook):
         """
         backward = wrapper.backward
 
+        @torch.compiler.disable
         def faulty_backward(loss: Tensor, **kwargs: Any) -> None:
             for fault in self._pending_at('loss'):
                 # The value changes, its gradient does not.

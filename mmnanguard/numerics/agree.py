@@ -102,7 +102,8 @@ def merge(
     bad = [rank for rank, seen in enumerate(ranks) if not seen.is_clean]
     # Reduced gradients are bad everywhere: what a rank did by itself tells.
     culprits = [rank for rank in bad if not ranks[rank].forward_is_clean]
-    shown = ranks[(culprits or bad or [0])[0]]
+    loud = [rank for rank in bad if not ranks[rank].loss_is_finite]
+    shown = ranks[(loud or culprits or bad or [0])[0]]
     grad_norm = whole_norm(
         [
             (seen.grad_norm, [(s.group, s.norm) for s in seen.shards])

@@ -205,16 +205,21 @@ class GuardedGradScaler(torch.amp.GradScaler):
             self._value = super().get_scale()
 
     def state_dict(self) -> Dict[str, Any]:
-        """The keys of PyTorch's scaler, from the host: no sync."""
+        """The keys of PyTorch's scaler, and with hysteresis its count; from
+        the host: no sync.
+        """
         if not self.is_enabled():
             return {}
-        return {
+        state: Dict[str, Any] = {
             'scale': self._value,
             'growth_factor': self.get_growth_factor(),
             'backoff_factor': self.get_backoff_factor(),
             'growth_interval': self.get_growth_interval(),
             '_growth_tracker': self._num_clean,
         }
+        if self.hysteresis > 1:
+            state['_overflow_tracker'] = self._num_overflows
+        return state
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         """Take over the scale; factors, interval and bounds stay as
@@ -239,6 +244,7 @@ class GuardedGradScaler(torch.amp.GradScaler):
             )
         self._set(scale)
         self._num_clean = int(state_dict.get('_growth_tracker', 0))
+        self._num_overflows = int(state_dict.get('_overflow_tracker', 0))
 
     def _set(self, value: float) -> None:
         self._value = value

@@ -488,3 +488,13 @@ def test_nothing_but_update_syncs(monkeypatch):
     scaler.get_scale()
     scaler.read()
     scaler.load_state_dict(scaler.state_dict())
+
+
+def test_a_resume_in_the_middle_of_hysteresis():
+    first = build(dict(init_scale=64.0, hysteresis=3))
+    overflow = Verdict(Action.SKIP, Cause.SCALE_OVERFLOW)
+    for _ in range(2):
+        first.move(overflow)
+    second = build(dict(init_scale=64.0, hysteresis=3))
+    second.load_state_dict(first.state_dict())
+    assert second.read().lower_is_due

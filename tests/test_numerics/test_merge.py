@@ -72,3 +72,13 @@ def test_what_is_exchanged_arrives(clip_norm):
         num_params=9,
     )
     assert from_row(to_row(sent), seen(clip_norm=clip_norm)) == sent
+
+
+def test_the_loss_that_is_told_is_the_bad_one():
+    """Rank 0 has a bad buffer, rank 1 the bad loss that goes before it."""
+    ranks = [
+        Observation(2.0, buffers_are_finite=False),
+        Observation(math.nan, loss_is_finite=False),
+    ]
+    for own in ranks:
+        assert math.isnan(merge(ranks, own).loss)

@@ -375,7 +375,6 @@ def test_a_scale_without_float16_is_said_to_have_no_effect(model, told):
         (amp, dict(loss_scale=-1), ['-1', 'above 0']),
         (amp, dict(loss_scale=True), ['True']),
         (amp, dict(dtype='fp16'), ["'fp16'", 'float16']),
-        (amp, dict(use_fsdp=True), ['use_fsdp']),
         (fp32, dict(clip_grad=dict(clip_value=1.0)), ["type='value'"]),
         (fp32, dict(clip_grad=dict(max_nrm=1.0)), ["'max_norm'"]),
     ],

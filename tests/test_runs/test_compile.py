@@ -281,3 +281,12 @@ def test_a_compiled_module_inside_of_a_model_that_is_not(tmp_path):
             'backbone.0.weight',
         ],
     ]
+
+
+@pytest.mark.parametrize('site', ['input', 'grad', 'buffer'])
+def test_a_fire_drill(tmp_path, site):
+    """Not at an activation: PyTorch calls no hook of a compiled module that
+    came later, and the drill says that it did not strike.
+    """
+    runner = run(tmp_path, faults=[dict(iter=3, site=site)])
+    assert [row['iter'] for row in read_rows(runner)] == [3]
