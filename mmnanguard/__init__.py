@@ -24,8 +24,9 @@ __all__ = ['__version__']
 
 # The core reads events wherever Python runs; the rest needs MMEngine.
 if find_spec('torch') and find_spec('mmengine'):
+    from .numerics import watch
     from .optim import apply_guard
     from .registry import register_bare_names
 
     register_bare_names()
-    __all__ += ['apply_guard']
+    __all__ += ['apply_guard', 'watch']

@@ -12,7 +12,14 @@ from mmnanguard import core
 from mmnanguard.core import GuardEvent, GuardPolicy
 
 WRAPPERS = ['NanGuardOptimWrapper', 'NanGuardAmpOptimWrapper']
-HOOK_NAMES = ['NanGuardHook', 'EventLogHook', 'FaultInjectionHook']
+HOOK_NAMES = [
+    'AutopsyHook',
+    'EventLogHook',
+    'FaultInjectionHook',
+    'Fp32ModulesHook',
+    'InputGuardHook',
+    'NanGuardHook',
+]
 
 
 @pytest.mark.parametrize('scope', ['', 'mmnanguard.'])
@@ -124,6 +131,6 @@ def test_event_keys():
 
 
 def test_exported_names():
-    assert mmnanguard.__all__ == ['__version__', 'apply_guard']
+    assert mmnanguard.__all__ == ['__version__', 'apply_guard', 'watch']
     for name in core.__all__:
         assert hasattr(core, name)

@@ -22,8 +22,8 @@ NUMBERS = itertools.count()  # MMEngine wants each run to have its name
 class ToyNet(BaseModel):
     """conv + BN, and a loss with two parts."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, data_preprocessor=None):
+        super().__init__(data_preprocessor)
         self.backbone = nn.Sequential(
             nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()
         )

@@ -1,5 +1,6 @@
 """Ring 1: facts, rules and records; the standard library only."""
 
+from .autopsy import Autopsy
 from .clip_rules import NoClip, NormClip
 from .decide import decide
 from .errors import GuardConfigError, NanGuardError, TrainingHalted, check_keys
@@ -13,6 +14,7 @@ from .verdict import Action, Cause, ScaleMove, Verdict
 __all__ = [
     'NORM_LIMIT',
     'Action',
+    'Autopsy',
     'BadTensor',
     'Cause',
     'GuardConfigError',

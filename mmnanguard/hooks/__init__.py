@@ -1,7 +1,17 @@
 """Ring 3, around the iteration: one consequence a file."""
 
+from .autopsy_hook import AutopsyHook
 from .event_log_hook import EventLogHook
 from .fault_injection_hook import FaultInjectionHook
+from .fp32_modules_hook import Fp32ModulesHook
+from .input_guard_hook import InputGuardHook
 from .nan_guard_hook import NanGuardHook
 
-__all__ = ['EventLogHook', 'FaultInjectionHook', 'NanGuardHook']
+__all__ = [
+    'AutopsyHook',
+    'EventLogHook',
+    'FaultInjectionHook',
+    'Fp32ModulesHook',
+    'InputGuardHook',
+    'NanGuardHook',
+]

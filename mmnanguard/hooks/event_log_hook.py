@@ -84,6 +84,10 @@ class EventLogHook(Hook):
                 },
             )
 
+    def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
+        """What another hook found out about an event."""
+        self._write(runner, row)
+
     def _write(self, runner: Runner, row: Mapping[str, Any]) -> None:
         if not is_main_process():
             return

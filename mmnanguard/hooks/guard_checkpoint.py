@@ -1,10 +1,10 @@
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, Iterator, List, Mapping, Optional
 
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
-from .rng_state import SetRngAfter, read_rng, set_rng
+from mmnanguard.numerics import read_rng, set_rng
 
 __all__ = ['GuardCheckpoint']
 
@@ -129,3 +129,29 @@ def is_due_now(hook: CheckpointHook, runner: Runner) -> bool:
     return hook.every_n_train_iters(
         runner, hook.interval, hook.save_begin
     ) or (hook.save_last and hook.is_last_train_iter(runner))
+
+
+class SetRngAfter:
+    """Stands in for a loop's data iterator until the skipped batches of a
+    resumed run are drawn: there is no hook at that moment.
+
+    Args:
+        loop: Whose ``dataloader_iterator`` it stands in for.
+        state: Of :func:`read_rng`.
+    """
+
+    def __init__(self, loop: Any, state: Dict[str, Any]) -> None:
+        self._loop, self._state = loop, state
+        self._iterator = loop.dataloader_iterator
+        self._num_skipped = loop.iter
+        loop.dataloader_iterator = self
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._num_skipped == 0:
+            set_rng(self._state)
+            self._loop.dataloader_iterator = self._iterator
+        self._num_skipped -= 1
+        return next(self._iterator)

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmnanguard.core import Action, GuardEvent
+from mmnanguard.numerics import forget_watched, read_watched
 from mmnanguard.registry import HOOKS
 from mmnanguard.safe_load import allow_mmengine_checkpoints
 from mmnanguard.version import __version__
@@ -112,6 +113,7 @@ class NanGuardHook(Hook):
     ) -> None:
         if not any(guard.snapshot.is_open for guard in self._guards.values()):
             self._num_steps = self._count('num_steps')
+            forget_watched()
             if any(
                 wrapper._accumulative_counts > 1
                 for wrapper in find_wrappers(runner).values()
@@ -228,6 +230,7 @@ class NanGuardHook(Hook):
                 for name in sample_ids(samples, index)
             ),
             inputs=input_ranges(data_batch),
+            watched=read_watched(),
             time=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         )
 

@@ -2,18 +2,26 @@
 
 from .agree import agree
 from .apply import apply_update
-from .blame import TensorNames, blame
+from .blame import TensorNames, blame, plain_name
 from .grad_rules import ValueClip
 from .host_read import read_once
 from .loss_scale import GuardedGradScaler
+from .module_probe import ModuleProbe, Origin
 from .observe import Reading, look_closer, observe
+from .replay import Pass, ReplayWrapper, run_pass
+from .rng_state import read_rng, set_rng
 from .shards import Placement, Shards, local
 from .snapshot import Snapshot
+from .watch import forget_watched, read_watched, watch
 
 __all__ = [
     'GuardedGradScaler',
+    'ModuleProbe',
+    'Origin',
+    'Pass',
     'Placement',
     'Reading',
+    'ReplayWrapper',
     'Shards',
     'Snapshot',
     'TensorNames',
@@ -21,8 +29,15 @@ __all__ = [
     'agree',
     'apply_update',
     'blame',
+    'forget_watched',
     'local',
     'look_closer',
     'observe',
+    'plain_name',
     'read_once',
+    'read_rng',
+    'read_watched',
+    'run_pass',
+    'set_rng',
+    'watch',
 ]

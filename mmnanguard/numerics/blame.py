@@ -9,7 +9,7 @@ from mmnanguard.core import BadTensor, Cause
 from .observe import Reading, nonfinite_indices
 from .shards import local
 
-__all__ = ['MAX_BLAMED', 'TensorNames', 'blame']
+__all__ = ['MAX_BLAMED', 'TensorNames', 'blame', 'plain_name']
 
 MAX_BLAMED = 5
 WRAPPERS = (
@@ -37,8 +37,8 @@ class TensorNames:
         for model in models:
             for name, param in model.named_parameters(remove_duplicate=False):
                 names = self._params.setdefault(id(param), [])
-                if _strip(name) not in names:
-                    names.append(_strip(name))
+                if plain_name(name) not in names:
+                    names.append(plain_name(name))
             for name, owner in model.named_modules():
                 self._owners.setdefault(id(owner), name)
         for index, group in enumerate(groups):
@@ -75,7 +75,7 @@ class TensorNames:
         ]
 
     def of_buffer(self, owner: nn.Module, key: str) -> str:
-        return _strip(f'{self._owners.get(id(owner), "")}.{key}')
+        return plain_name(f'{self._owners.get(id(owner), "")}.{key}')
 
 
 def blame(
@@ -157,6 +157,7 @@ def describe(
     )
 
 
-def _strip(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Without what DDP, FSDP, compilers and checkpointing wrap around."""
     parts = [part for part in name.split('.') if part not in WRAPPERS]
     return '.'.join(filter(None, parts))

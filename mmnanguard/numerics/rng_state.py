@@ -1,10 +1,10 @@
 import random
-from typing import Any, Dict, Iterator
+from typing import Any, Dict
 
 import numpy as np
 import torch
 
-__all__ = ['SetRngAfter', 'read_rng', 'set_rng']
+__all__ = ['read_rng', 'set_rng']
 
 
 def read_rng() -> Dict[str, Any]:
@@ -29,29 +29,3 @@ def set_rng(state: Dict[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss = state['python']
     random.setstate((version, tuple(internal), gauss))
-
-
-class SetRngAfter:
-    """Stands in for a loop's data iterator until the skipped batches of a
-    resumed run are drawn: there is no hook at that moment.
-
-    Args:
-        loop: Whose ``dataloader_iterator`` it stands in for.
-        state: Of :func:`read_rng`.
-    """
-
-    def __init__(self, loop: Any, state: Dict[str, Any]) -> None:
-        self._loop, self._state = loop, state
-        self._iterator = loop.dataloader_iterator
-        self._num_skipped = loop.iter
-        loop.dataloader_iterator = self
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        if self._num_skipped == 0:
-            set_rng(self._state)
-            self._loop.dataloader_iterator = self._iterator
-        self._num_skipped -= 1
-        return next(self._iterator)

@@ -1,0 +1,98 @@
+import math
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Dict, Mapping, Optional, Tuple
+
+__all__ = ['Autopsy']
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Autopsy:
+    """What a replay of a rejected update found; one row of the event log.
+
+    Attributes:
+        id: Of the event.
+        phase: 'input', 'weight', 'forward', 'loss' or 'backward'; '' if the
+            replay was clean.
+        module: Name of the first module that made a bad number of good ones.
+        module_type: Its class.
+        op: The operation, as ``aten.convolution``.
+        source: File and line that ran it, outside of PyTorch.
+        dtype: Of the operation's output.
+        input_absmax: Largest finite absolute value of its inputs.
+        output_absmax: The same of its output, NaN and inf inclusive.
+        dtype_max: The largest finite number of that dtype.
+        batch_rows: Rows of the batch that were bad there; empty if it does
+            not keep rows apart.
+        samples: Their names.
+        rank: On which it was seen.
+        repeats: The replay went bad again; else the fault is transient.
+        exact: The replay began with the very same batch.
+        fp32_is_finite: With autocast off; None if it was off anyway.
+        remedy: 'fp32', or '' where that does not cure it.
+        outputs: Range of the output of each top-level child.
+    """
+
+    id: str
+    phase: str = ''
+    module: str = ''
+    module_type: str = ''
+    op: str = ''
+    source: str = ''
+    dtype: str = ''
+    input_absmax: float = math.nan
+    output_absmax: float = math.nan
+    dtype_max: float = math.nan
+    batch_rows: Tuple[int, ...] = ()
+    samples: Tuple[str, ...] = ()
+    rank: int = 0
+    repeats: bool = False
+    exact: bool = True
+    fp32_is_finite: Optional[bool] = None
+    remedy: str = ''
+    outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def to_row(self) -> Dict[str, Any]:
+        row: Dict[str, Any] = {'schema': SCHEMA, 'kind': 'autopsy'}
+        row.update({f.name: getattr(self, f.name) for f in fields(self)})
+        return row
+
+    def replace(self, **changes: Any) -> 'Autopsy':
+        return replace(self, **changes)
+
+    def line(self, iteration: int) -> str:
+        """What the console shows; one line."""
+        start = f'Iter {iteration}: autopsy: '
+        if not self.repeats:
+            return (
+                f'{start}run again, the update is finite: the fault is '
+                'transient, and not in the batch, the weights or the model'
+            )
+        if not self.phase:
+            return f'{start}the fault repeats; where it begins was not seen'
+        parts = [self._culprit()]
+        if self.fp32_is_finite is not None:
+            cure = 'finite' if self.fp32_is_finite else 'no better'
+            parts.append(f'in float32 it is {cure}')
+        parts.append('it happens again when replayed')
+        return start + '; '.join(parts)
+
+    def _culprit(self) -> str:
+        who = 'the batch'
+        if self.samples:
+            more = len(self.samples) - 1
+            others = f' and {more} more' if more else ''
+            who = f"sample '{self.samples[0]}'{others}"
+        if self.phase == 'input':
+            return f'{who} is not finite to begin with'
+        if self.phase == 'weight':
+            return 'weights or buffers are not finite to begin with'
+        is_nan = math.isnan(self.output_absmax)
+        name = f"'{self.module}' " if self.module else ''
+        return (
+            f'{who} made {name}({self.module_type}, {self.op}, '
+            f'{self.source}) {"give NaN" if is_nan else "overflow"} in '
+            f'{self.dtype} in {self.phase}: its input was up to '
+            f'{self.input_absmax:.3g}, the limit is {self.dtype_max:.3g}'
+        )

@@ -1,0 +1,176 @@
+import difflib
+import re
+from functools import wraps
+from typing import Any, Callable, Dict, List, Mapping, Sequence
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from mmnanguard.core import GuardConfigError
+from mmnanguard.numerics import plain_name
+from mmnanguard.registry import HOOKS
+
+__all__ = ['Fp32ModulesHook']
+
+KEY = 'nanguard_fp32_modules'
+
+
+@HOOKS.register_module()
+class Fp32ModulesHook(Hook):
+    """Runs some modules in float32 while the rest is autocast.
+
+    Their inputs are cast to float32 and autocast is off inside, which is
+    where float16 overflows: at 65504.
+
+    Args:
+        modules: Patterns: a module's name ('backbone.patch_embed'), a regex
+            that must match the whole of it ('re:.*dwconvs.*'), a class name
+            ('type:DepthwiseConv'), or a module's method
+            ('decode_head.loss_by_feat'), since mm heads run ``loss`` and
+            not ``forward``.
+        auto: Add what an autopsy found to overflow and float32 to cure, from
+            the next iteration on. Kept in checkpoints. Needs AutopsyHook.
+        max_auto_modules: At most so many.
+
+    Raises:
+        GuardConfigError: At the start of training, for a pattern that
+            matches nothing; it lists near names.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(
+        self,
+        modules: Sequence[str] = (),
+        auto: bool = False,
+        max_auto_modules: int = 8,
+    ) -> None:
+        if isinstance(modules, str):
+            raise GuardConfigError(
+                f'Fp32ModulesHook.modules is {modules!r}: it must be a list '
+                f'such as [{modules!r}].'
+            )
+        self._patterns = list(modules)
+        self._auto = auto
+        self._max_auto_modules = max_auto_modules
+        self._added: List[str] = []
+        self._undo: Dict[str, Callable[[], None]] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        for pattern in [*self._patterns, *self._added]:
+            for name, owner, method in find_targets(runner.model, pattern):
+                self._wrap(name, owner, method)
+        if self._undo:
+            runner.logger.info(
+                f'mmnanguard: in float32 run {", ".join(sorted(self._undo))}'
+            )
+
+    def after_train(self, runner: Runner) -> None:
+        for undo in self._undo.values():
+            undo()
+        self._undo = {}
+
+    def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
+        """Add the module that an autopsy blames, if float32 cures it."""
+        if not self._auto or row['kind'] != 'autopsy':
+            return
+        if row['remedy'] != 'fp32' or not row['module']:
+            return
+        name = row['module']
+        if name in self._undo or len(self._added) >= self._max_auto_modules:
+            return
+        for found, owner, method in find_targets(runner.model, name):
+            self._wrap(found, owner, method)
+        self._added.append(name)
+        modules = [*self._patterns, *self._added]
+        config = (
+            "default_hooks=dict(fp32=dict(type='mmnanguard.Fp32ModulesHook', "
+            f'modules={modules!r}))'
+        )
+        runner.logger.warning(
+            f"mmnanguard: '{name}' runs in float32 from now on; to make that "
+            f'permanent: {config}'
+        )
+        runner.call_hook(
+            'after_guard_row',
+            row={
+                'schema': 1,
+                'kind': 'remedy',
+                'id': row['id'],
+                'remedy': 'fp32',
+                'module': name,
+                'config': config,
+            },
+        )
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if self._added:
+            checkpoint[KEY] = list(self._added)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if self._auto and runner._resume:
+            self._added = list(checkpoint.get(KEY, []))
+
+    def _wrap(self, name: str, owner: nn.Module, method: str) -> None:
+        if name in self._undo:
+            return
+        own = vars(owner).get(method)
+        setattr(owner, method, in_fp32(getattr(owner, method)))
+
+        def undo() -> None:
+            if own is None:
+                delattr(owner, method)
+            else:
+                setattr(owner, method, own)
+
+        self._undo[name] = undo
+
+
+def in_fp32(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tree_map(to_fp32, (args, kwargs))
+        devices = {
+            leaf.device.type for leaf in args if isinstance(leaf, Tensor)
+        }
+        device = next(iter(devices), 'cuda')
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return run
+
+
+def to_fp32(leaf: Any) -> Any:
+    is_half = isinstance(leaf, Tensor) and leaf.dtype in (
+        torch.float16,
+        torch.bfloat16,
+    )
+    return leaf.float() if is_half else leaf
+
+
+def find_targets(model: nn.Module, pattern: str) -> List[Any]:
+    """(name, owner, method) of what a pattern means."""
+    modules = {
+        plain_name(name): module for name, module in model.named_modules()
+    }
+    modules.pop('', None)
+    kind, _, rest = pattern.partition(':')
+    if kind == 're':
+        names = [name for name in modules if re.fullmatch(rest, name)]
+    elif kind == 'type':
+        names = [n for n, m in modules.items() if type(m).__name__ == rest]
+    else:
+        names = [pattern] if pattern in modules else []
+        owner, _, method = pattern.rpartition('.')
+        if not names and callable(getattr(modules.get(owner), method, None)):
+            return [(pattern, modules[owner], method)]
+    if not names:
+        near = difflib.get_close_matches(pattern, modules, n=5, cutoff=0.4)
+        raise GuardConfigError(
+            f'Fp32ModulesHook: {pattern!r} matches no module. '
+            f'Near names: {", ".join(near or list(modules)[:5])}.'
+        )
+    return [(name, modules[name], 'forward') for name in names]

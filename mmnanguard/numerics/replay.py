@@ -1,0 +1,135 @@
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional
+
+import torch
+from torch import Tensor, nn
+
+from .host_read import read_once
+from .module_probe import ModuleProbe, Origin
+from .observe import nonfinite_indices
+from .rng_state import read_rng, set_rng
+from .snapshot import Snapshot
+
+__all__ = ['Pass', 'ReplayWrapper', 'leave_no_trace', 'run_pass']
+
+
+class Pass(NamedTuple):
+    """What one replay of a window came to.
+
+    Attributes:
+        is_finite: Losses and gradients are.
+        origin: Where it began, if it was looked for and is not finite.
+    """
+
+    is_finite: bool
+    origin: Optional[Origin]
+
+
+class ReplayWrapper:
+    """Stands in for an optimizer wrapper while a window is run again: all
+    but the update.
+
+    Args:
+        wrapper: The real one, which still answers for the rest.
+        scale: What the loss is multiplied by.
+        dtype: Of autocast; None switches it off, whatever the model asks for
+            around it.
+        device: Type of the device.
+    """
+
+    def __init__(
+        self,
+        wrapper: Any,
+        scale: float,
+        dtype: Optional[torch.dtype],
+        device: str,
+    ) -> None:
+        self._wrapper = wrapper
+        self._scale = scale
+        self._dtype = dtype
+        self._device = device
+        self.losses: List[Tensor] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapper, name)
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        with torch.autocast(
+            self._device, dtype=self._dtype, enabled=self._dtype is not None
+        ):
+            yield
+
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        return loss / self._wrapper._accumulative_counts
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        self.losses.append(loss)
+        (loss * self._scale).backward(**kwargs)
+
+    def update_params(self, loss: Tensor, *_: Any, **__: Any) -> None:
+        self.backward(self.scale_loss(loss))
+
+    def step(self, **kwargs: Any) -> None:
+        pass
+
+    def zero_grad(self, **kwargs: Any) -> None:
+        pass
+
+
+@contextmanager
+def leave_no_trace(model: nn.Module) -> Iterator[None]:
+    """Put back gradients, buffers, random states and all that forward
+    changes; compiled code runs as written.
+    """
+    rng = read_rng()
+    grads = [(param, param.grad) for param in model.parameters()]
+    for param, _ in grads:
+        param.grad = None
+    snapshot = Snapshot()
+    snapshot.take(model)
+    try:
+        with torch.compiler.set_stance('force_eager'):
+            yield
+    finally:
+        snapshot.find_bad(read_once(snapshot.facts()))
+        snapshot.restore()
+        snapshot.close()
+        for param, grad in grads:
+            param.grad = grad
+        set_rng(rng)
+
+
+def run_pass(
+    model: nn.Module,
+    run: Callable[[], List[Tensor]],
+    inputs: List[Tensor],
+    looks: bool,
+) -> Pass:
+    """Run a window again; syncs, and is collective where the model is.
+
+    Args:
+        model: Whose gradients are looked at.
+        run: Forward and backward of all micro-batches; gives the losses.
+        inputs: What it begins with.
+        looks: For where it began, which takes long.
+    """
+    with leave_no_trace(model):
+        sound = [b for b in model.buffers() if not nonfinite_indices([b])]
+        probe = ModuleProbe(model, inputs) if looks else None
+        if probe is None:
+            losses = run()
+        else:
+            with probe:
+                losses = run()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        bad = [
+            tensors[index]
+            for tensors in (losses, sound, grads[::-1])
+            for index in nonfinite_indices(tensors)
+        ]
+        origin = None
+        if probe is not None:
+            found = [probe.origin_of(tensor) for tensor in bad]
+            origin = next((o for o in found if o is not None), None)
+    return Pass(not bad, origin)

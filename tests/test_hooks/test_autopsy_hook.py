@@ -1,0 +1,150 @@
+"""A rejected update is run again, and what went bad first is named."""
+
+import math
+
+import pytest
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import nn
+from toys import (
+    assert_same,
+    guard_hooks,
+    make_data,
+    make_runner,
+    read_rows,
+    wrapper,
+)
+
+POISON = 'train/000013.jpg'  # the second sample of the fourth iteration
+
+
+@MODELS.register_module()
+class Patient(BaseModel):
+    """CNN with attention, dropout and a mask of -inf; ``ill`` says where it
+    goes bad on inputs above 100.
+    """
+
+    def __init__(self, ill='nowhere'):
+        super().__init__()
+        self.ill = ill
+        self.conv = nn.Conv2d(3, 4, 3, bias=False)
+        nn.init.uniform_(self.conv.weight, 0.1, 0.3)
+        self.norm = nn.BatchNorm2d(4)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.dropout = nn.Dropout(0.5)
+        self.head = Head()
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        images = torch.stack(list(inputs))
+        signal = images.flatten(1).amax(1)
+        features = self.conv(images.clamp(max=10.0))
+        if self.ill == 'functional':
+            features = features / (signal < 100)[:, None, None, None]
+        elif self.ill == 'module':
+            huge = 1 + 3e35 * (signal > 100)
+            features = self.conv(images * huge[:, None, None, None])
+        elif self.ill == 'norm':  # its loss and gradients stay finite
+            huge = 1 + 1e27 * (signal > 100)
+            features = self.conv(images * huge[:, None, None, None])
+        tokens = self.norm(features).relu().flatten(2).transpose(1, 2)
+        mask = torch.full((36, 36), -math.inf).triu(1)
+        tokens, _ = self.attention(tokens, tokens, tokens, attn_mask=mask)
+        tokens = self.dropout(tokens).mean(1)
+        if self.ill == 'backward':
+            tokens = tokens + (tokens * (signal < 100)[:, None]).abs().sqrt()
+        logits = self.head(tokens)
+        return self.head.loss(logits, signal, self.ill == 'loss')
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 1)
+
+    def forward(self, tokens):
+        return self.fc(tokens)
+
+    def loss(self, logits, signal, is_ill):
+        errors = logits.square().mean(1)
+        if is_ill:
+            errors = errors + torch.log((signal < 100).float())
+        return dict(loss=errors.mean())
+
+
+def train(work_dir, ill='nowhere', value=1e3, hooks=(), **keys):
+    data = make_data(24)
+    data[13]['inputs'] += value
+    runner = make_runner(
+        work_dir,
+        keys.pop('optim_wrapper', wrapper(lr=0.01)),
+        model=dict(type='Patient', ill=ill),
+        train_dataloader=dict(
+            dataset=data,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            batch_size=4,
+            num_workers=0,
+        ),
+        default_hooks={
+            **guard_hooks(*keys.pop('faults', ())),
+            'autopsy': dict(type='mmnanguard.AutopsyHook'),
+            **dict(hooks),
+        },
+        max_iters=6,
+        **keys,
+    )
+    runner.train()
+    return runner
+
+
+@pytest.mark.parametrize(
+    ('ill', 'phase', 'module', 'op'),
+    [
+        ('functional', 'forward', '', 'aten.div'),
+        ('module', 'forward', 'conv', 'aten.convolution'),
+        ('norm', 'forward', 'norm', 'aten.native_batch_norm'),
+        ('loss', 'loss', 'head', 'aten.log'),
+        ('backward', 'backward', '', 'aten.div'),
+    ],
+)
+def test_the_culprit_is_named(tmp_path, ill, phase, module, op):
+    runner = train(tmp_path, ill)
+    (event,) = read_rows(runner)
+    (row,) = read_rows(runner, 'autopsy')
+    assert event['iter'] == 4
+    assert row['id'] == event['id']
+    assert (row['phase'], row['module'], row['op']) == (phase, module, op)
+    # A BatchNorm's statistics are of all samples.
+    assert row['samples'] == ([] if ill == 'norm' else [POISON])
+    assert row['repeats']
+    assert row['source'].startswith('test_autopsy_hook.py:')
+
+
+def test_a_bad_input(tmp_path):
+    (row,) = read_rows(train(tmp_path, value=math.nan), 'autopsy')
+    assert row['phase'] == 'input'
+
+
+def test_a_transient_fault(tmp_path):
+    runner = train(tmp_path, faults=[dict(iter=4, site='loss')], value=0.0)
+    (row,) = read_rows(runner, 'autopsy')
+    assert not row['repeats']
+
+
+def test_autopsies_leave_no_trace(tmp_path):
+    with_, without = (
+        train(
+            tmp_path / str(number),
+            'module',
+            hooks=dict(
+                autopsy=dict(
+                    type='mmnanguard.AutopsyHook', max_autopsies=number
+                )
+            ),
+            faults=[dict(iter=2, site='loss')],
+        )
+        for number in (9, 0)
+    )
+    assert len(read_rows(with_, 'autopsy')) == 2
+    assert read_rows(without, 'autopsy') == []
+    assert_same(with_, without)
