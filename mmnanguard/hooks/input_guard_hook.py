@@ -1,4 +1,4 @@
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
 from mmengine.hooks import Hook
@@ -58,7 +58,7 @@ class InputGuardHook(Hook):
             )
         self._action = action
         self._keys = keys
-        self._numbers = dict(nan=nan, posinf=posinf, neginf=neginf)
+        self._numbers: Any = dict(nan=nan, posinf=posinf, neginf=neginf)
         # Per micro-batch of the window: its index, the batch, and by key a
         # flag per sample.
         self._window: List[Any] = []
@@ -138,7 +138,7 @@ class InputGuardHook(Hook):
     ) -> Any:
         if isinstance(value, Tensor) and value.is_floating_point():
             return self._check(runner, key, value, in_list)
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             parts = {
                 name: self._visit(runner, join(key, name), item)
                 for name, item in value.items()
