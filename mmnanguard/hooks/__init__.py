@@ -1,6 +1,7 @@
 """Ring 3, around the iteration: one consequence a file."""
 
 from .autopsy_hook import AutopsyHook
+from .batch_dump_hook import BatchDumpHook
 from .event_log_hook import EventLogHook
 from .fault_injection_hook import FaultInjectionHook
 from .fp32_modules_hook import Fp32ModulesHook
@@ -9,6 +10,7 @@ from .nan_guard_hook import NanGuardHook
 
 __all__ = [
     'AutopsyHook',
+    'BatchDumpHook',
     'EventLogHook',
     'FaultInjectionHook',
     'Fp32ModulesHook',

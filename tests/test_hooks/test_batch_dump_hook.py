@@ -1,0 +1,117 @@
+"""All that it takes to run a rejected update again stands in one file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.structures import BaseDataElement, InstanceData
+from toys import guard_hooks, make_runner, read_rows, wrapper
+
+from mmnanguard.core import GuardConfigError
+from mmnanguard.hooks.plain_batch import from_plain, to_plain
+
+
+def train(work_dir, faults=(3,), accumulation=1, **hook):
+    hooks = guard_hooks(*(dict(iter=n, site='loss') for n in faults))
+    hooks['dump'] = dict(type='mmnanguard.BatchDumpHook', **hook)
+    runner = make_runner(
+        work_dir,
+        wrapper(accumulative_counts=accumulation),
+        default_hooks=hooks,
+        cfg=dict(model=dict(type='ToyNet')),
+    )
+    runner.train()
+    return runner
+
+
+def dumps(runner):
+    return sorted(Path(runner.log_dir, 'nanguard/dumps').glob('*'))
+
+
+def test_a_dump_holds_the_window(tmp_path):
+    runner = train(tmp_path, faults=(5,), accumulation=3, save_weights=True)
+    (path,) = dumps(runner)
+    assert path.name == 'iter_6_rank0.pt'
+    dump = torch.load(path, weights_only=True)
+    (event,) = read_rows(runner)
+    assert dump['event']['id'] == event['id']
+    batches = from_plain(dump['batches'])
+    data = runner.train_dataloader.dataset
+    assert len(batches) == len(dump['rng']) == 3
+    for number, batch in enumerate(batches):
+        for index, image in enumerate(batch['inputs']):
+            expected = data[(3 + number) * 4 + index]
+            assert torch.equal(image, expected['inputs'])
+            sample = batch['data_samples'][index]
+            assert type(sample) is BaseDataElement
+            assert sample.img_path == expected['data_samples'].img_path
+            assert sample.label == expected['data_samples'].label
+    assert dump['weights'].keys() == runner.model.state_dict().keys()
+    assert "type='ToyNet'" in dump['config']
+    (row,) = read_rows(runner, 'dump')
+    assert row['id'] == event['id']
+    assert row['path'] == str(path)
+    assert row['bytes'] == path.stat().st_size
+
+
+def test_no_more_than_wanted(tmp_path):
+    runner = train(tmp_path, faults=(2, 4, 6), max_dumps=2)
+    assert [path.name for path in dumps(runner)] == [
+        'iter_2_rank0.pt',
+        'iter_4_rank0.pt',
+    ]
+
+
+def test_one_that_is_too_large_is_not_kept(tmp_path):
+    runner = train(tmp_path, max_megabytes=1e-3)
+    assert dumps(runner) == []
+    assert read_rows(runner, 'dump') == []
+    assert runner.iter == 10
+
+
+def test_a_disk_that_is_full_costs_the_dump_only(tmp_path, monkeypatch):
+    save = torch.save
+
+    def full(obj, file):
+        if 'event' not in obj:
+            return save(obj, file)
+        Path(file).write_bytes(b'half')
+        raise RuntimeError('PytorchStreamWriter failed writing file')
+
+    monkeypatch.setattr(torch, 'save', full)
+    runner = train(tmp_path)
+    assert runner.iter == 10
+    assert dumps(runner) == []
+    (log,) = Path(runner.log_dir).glob('*.log')
+    assert 'this dump is lost' in log.read_text()
+
+
+@pytest.mark.parametrize('key', ['max_dumps', 'max_megabytes'])
+def test_bad_limits(tmp_path, key):
+    with pytest.raises(GuardConfigError, match=key):
+        train(tmp_path, **{key: 0})
+
+
+def test_what_a_batch_can_hold_comes_back():
+    boxes = InstanceData(boxes=torch.rand(2, 4), names=['a', 'b'])
+    batch = dict(
+        inputs=(torch.rand(2), np.arange(3.0)),
+        number=np.float32(1.5),
+        sample=BaseDataElement(metainfo=dict(shape=(3, 4)), boxes=boxes),
+    )
+    code, lost = to_plain(batch)
+    back = from_plain(code)
+    assert lost == []
+    assert torch.equal(back['inputs'][0], batch['inputs'][0])
+    assert np.array_equal(back['inputs'][1], batch['inputs'][1])
+    assert back['number'] == 1.5
+    assert back['sample'].shape == (3, 4)
+    assert type(back['sample'].boxes) is InstanceData
+    assert torch.equal(back['sample'].boxes.boxes, boxes.boxes)
+
+
+def test_what_it_cannot_is_named():
+    code, lost = to_plain(dict(thing=Path('x')))
+    assert lost == ['pathlib.PosixPath']
+    assert from_plain(code) == dict(thing="PosixPath('x')")
