@@ -1,8 +1,8 @@
 """The oracle matrix on two ranks, with the fault on either of them.
 
-One launch runs the cells in a minute; the ranks take turns at being struck.
-With ``MATRIX=all`` in the environment each cell runs for both, which takes
-twice as long.
+One launch runs the cells in one to two minutes; the ranks take turns at being
+struck. With ``MATRIX=all`` in the environment each cell runs for both, which
+takes longer.
 
 A cause is the one that a rank alone would have: what the struck rank did by
 itself stands above what the reduction then spread, and of what is wrong with
