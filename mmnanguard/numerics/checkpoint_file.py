@@ -1,6 +1,7 @@
 import inspect
 import re
 import zipfile
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -14,6 +15,7 @@ from .scan import (
     scan_checkpoint,
     settle_masks,
 )
+from .stand_in import stand_in_for_shards
 
 __all__ = ['CheckpointFile', 'look_at', 'settle']
 
@@ -73,7 +75,7 @@ def look_at(path: Path, limit: float = ABSURD) -> CheckpointFile:
         seen = replace(seen, time=path.stat().st_mtime)
         scans = []
         for file in rank_files(path) if path.is_dir() else [path]:
-            content = load(file)
+            content = load(file, is_sharded=path.is_dir())
             scans.append(scan_checkpoint(content, limit))
             meta = content.get('meta')
             count = meta.get('iter') if isinstance(meta, Mapping) else None
@@ -90,7 +92,7 @@ def look_at(path: Path, limit: float = ABSURD) -> CheckpointFile:
         return replace(seen, reason=reason_of(error))
 
 
-def load(file: Path) -> Mapping[str, Any]:
+def load(file: Path, is_sharded: bool) -> Mapping[str, Any]:
     with file.open('rb') as stream:
         head = stream.read(4)
     is_zip = zipfile.is_zipfile(file)
@@ -104,7 +106,9 @@ def load(file: Path) -> Mapping[str, Any]:
     # Not for PyTorch before 2.1, nor for files of before 1.6.
     if 'mmap' in inspect.signature(torch.load).parameters:
         keys['mmap'] = is_zip
-    content = torch.load(str(file), **keys)
+    is_sharded = is_sharded and is_zip
+    with stand_in_for_shards(file) if is_sharded else nullcontext():
+        content = torch.load(str(file), **keys)
     if not isinstance(content, Mapping) or not isinstance(
         content.get('state_dict'), Mapping
     ):

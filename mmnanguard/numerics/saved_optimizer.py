@@ -14,6 +14,7 @@ from typing import (
 from torch import Tensor
 
 from .shards import local
+from .stand_in import STAND_INS
 
 __all__ = ['optimizer_tensors', 'optimizers_of', 'running_stats', 'walk']
 
@@ -171,7 +172,12 @@ def running_stats(weights: Mapping[str, Any]) -> FrozenSet[str]:
 
 
 def walk(node: Any, name: str = '') -> Iterator[Tuple[str, Any]]:
-    """All tensors and floats at or below a node, with their paths."""
+    """All tensors and floats at or below a node, with their paths; those of
+    a sharded tensor by its own name.
+    """
+    if isinstance(node, STAND_INS):
+        shards = [v for _, v in walk(node.content) if isinstance(v, Tensor)]
+        node = shards[0] if len(shards) == 1 else shards
     if isinstance(node, (list, tuple)):
         node = dict(enumerate(node))
     if isinstance(node, Mapping):
