@@ -3,13 +3,17 @@
 import importlib
 import json
 import os
+import pickle
 import shutil
+import struct
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict
+from ranks import launch
 from torch.optim import SGD
 from toys import ToyNet, guard_hooks, make_runner, wrapper
 
@@ -313,6 +317,39 @@ def test_a_file_a_rank(tool, run, capsys):
     (folder / 'rank0.pth').unlink()
     _, report, _ = scan(tool, capsys, folder)
     assert 'ranks [1]' in report['checkpoints'][0]['reason']
+
+
+def poison_in_place(file, size):
+    """NaN into the first element of a storage of so many bytes."""
+    with zipfile.ZipFile(file) as archive:
+        (info,) = [
+            each for each in archive.infolist() if each.file_size == size
+        ]
+    content = bytearray(file.read_bytes())
+    # The lengths of the name and of what follows it come before the data.
+    lengths = struct.unpack_from('<HH', content, info.header_offset + 26)
+    start = info.header_offset + 30 + sum(lengths)
+    struct.pack_into('<f', content, start, NAN)
+    file.write_bytes(content)
+
+
+def test_shards_of_fsdp(tool, tmp_path, capsys):
+    launch('strategy_job.py', tmp_path, 'local')
+    folder = tmp_path / 'parts'
+    status, report, _ = scan(tool, capsys, folder)
+    assert statuses(report) == {'iter_4.pth': 'clean', 'iter_8.pth': 'clean'}
+    assert [row['iter'] for row in report['checkpoints']] == [4, 8]
+    # Its half of 193 * 8 + 9 parameters, padded.
+    poison_in_place(folder / 'iter_8.pth' / 'rank1.pth', 777 * 4)
+    status, report, _ = scan(tool, capsys, folder)
+    assert status == 1
+    assert findings(report, 'iter_8.pth')[-1] == (
+        ('weight', 'rank 1: _flat_param', 'nan')
+    )
+    assert report['newest_clean'] == str(folder / 'iter_4.pth')
+    # What is allowed for those files is forgotten after them.
+    with pytest.raises(pickle.UnpicklingError, match='ShardedTensor'):
+        torch.load(folder / 'iter_4.pth' / 'rank0.pth', weights_only=True)
 
 
 class Gan(ToyNet):
