@@ -28,7 +28,7 @@ class Autopsy:
         samples: Their names.
         rank: On which it was seen.
         repeats: The replay went bad again; else the fault is transient.
-        exact: The replay began with the very same batch.
+        exact: As far as is known, the replay did the very same.
         fp32_is_finite: With autocast off; None if it was off anyway.
         remedy: 'fp32', or '' where that does not cure it.
         outputs: Range of the output of each top-level child.
@@ -61,9 +61,20 @@ class Autopsy:
     def replace(self, **changes: Any) -> 'Autopsy':
         return replace(self, **changes)
 
-    def line(self, iteration: int) -> str:
-        """What the console shows; one line."""
+    def line(self, iteration: int, is_compiled: bool = False) -> str:
+        """What the console shows; one line.
+
+        Args:
+            iteration: From 1.
+            is_compiled: Training runs compiled code; a replay never does.
+        """
         start = f'Iter {iteration}: autopsy: '
+        if not self.repeats and is_compiled:
+            return (
+                f'{start}eager did not reproduce it: run again without '
+                'torch.compile, the update is finite; either the fault is '
+                'transient or the compiled code makes it'
+            )
         if not self.repeats:
             return (
                 f'{start}run again, the update is finite: the fault is '

@@ -1,15 +1,20 @@
 import logging
-from typing import Any, Dict, List, Optional, Set, Tuple
+import math
+from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
 import torch
-from mmengine.dist import broadcast_object_list, get_rank, get_world_size
+from mmengine.dist import (
+    all_gather_object,
+    broadcast_object_list,
+    get_rank,
+    get_world_size,
+)
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmnanguard.core import Autopsy, GuardConfigError, GuardEvent
 from mmnanguard.numerics import (
-    Origin,
     Pass,
     ReplayWrapper,
     read_rng,
@@ -19,7 +24,7 @@ from mmnanguard.numerics import (
 from mmnanguard.registry import HOOKS
 
 from .batch_facts import sample_ids
-from .batch_keeper import BatchKeeper, KeptBatch, tensors_in
+from .batch_keeper import BatchKeeper, KeptBatch, tensors_of_samples
 from .find_guards import find_guards, find_wrappers
 
 __all__ = ['AutopsyHook']
@@ -38,11 +43,12 @@ class AutopsyHook(Hook):
     each iteration, and a few forward and backward passes an autopsy. Nothing
     is hooked into the model, and a replay leaves no trace.
 
-    On several ranks all run the same passes; what is reported is what the
-    rank saw on which the update went bad.
+    On several ranks all run the same passes, since a model may communicate
+    in forward; what is reported is what the rank saw on which the update
+    went bad.
 
     Args:
-        max_autopsies: In this process.
+        max_autopsies: In this process; one for each culprit.
         overflows: Also look into routine overflows of the loss scale.
 
     Raises:
@@ -69,6 +75,7 @@ class AutopsyHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
         if self._num_left == 0:
+            self._window = []
             return
         guards = find_guards(runner).values()
         if not any(guard.losses for guard in guards):
@@ -88,21 +95,38 @@ class AutopsyHook(Hook):
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
         culprit = (event.cause.value, *(bad.name for bad in event.params[:1]))
-        if (
-            self._num_left == 0
-            or culprit in self._culprits
-            or (event.is_routine and not self._overflows)
-            or not self._window
-        ):
+        is_due = (
+            self._num_left > 0
+            and culprit not in self._culprits
+            and (self._overflows or not event.is_routine)
+            and bool(self._window)
+        )
+        # All or none: a pass may communicate.
+        told = [is_due]
+        broadcast_object_list(told)
+        if not told[0]:
             return
         self._num_left -= 1
         self._culprits.add(culprit)
-        found = self._examine(runner, event)
-        told = [found]
-        if get_world_size() > 1:
-            broadcast_object_list(told, src=event.ranks[0])
-        runner.logger.log(logging.WARNING, told[0].line(event.iter))
-        runner.call_hook('after_guard_row', row=told[0].to_row())
+        try:
+            found = self._examine(runner, event)
+        except Exception:
+            if get_world_size() > 1:
+                raise  # the others may wait for this rank
+            runner.logger.exception(
+                f'mmnanguard: the autopsy of {event.id} failed; training '
+                'goes on'
+            )
+            return
+        found = choose(all_gather_object(found), event)
+        if not found.exact:
+            runner.logger.warning(
+                f'mmnanguard: the replay of {event.id} is not exact: its '
+                'loss is not that of training, or the batch has changed'
+            )
+        is_compiled = any(map(is_compiled_module, runner.model.modules()))
+        runner.logger.log(logging.WARNING, found.line(event.iter, is_compiled))
+        runner.call_hook('after_guard_row', row=found.to_row())
 
     def _examine(self, runner: Runner, event: GuardEvent) -> Autopsy:
         wrapper = find_wrappers(runner)[event.optimizer]
@@ -111,7 +135,14 @@ class AutopsyHook(Hook):
         in_fp32 = None
         if dtype is not None:
             in_fp32 = self._run(runner, event, None, looks=False).is_finite
-        return describe(event, first, in_fp32, self._samples(first.origin))
+        found = describe(event, first, in_fp32)
+        if first.origin is not None:
+            rows, samples = self._name(first.origin.samples)
+            found = found.replace(batch_rows=rows, samples=samples)
+        return found.replace(
+            exact=all(kept.is_exact for _, kept, _ in self._window)
+            and is_same_loss(event.loss, first.losses[event.optimizer])
+        )
 
     def _run(
         self,
@@ -129,7 +160,7 @@ class AutopsyHook(Hook):
         }
         batches = [kept.fresh() for _, kept, _ in self._window]
 
-        def run() -> List[Tensor]:
+        def run() -> Dict[str, List[Tensor]]:
             for batch, (_, _, rng) in zip(batches, self._window):
                 set_rng(rng)
                 runner.model.train_step(
@@ -138,30 +169,40 @@ class AutopsyHook(Hook):
                     if len(stand_ins) > 1
                     else stand_ins['default'],
                 )
-            return [
-                loss.detach()
-                for stand_in in stand_ins.values()
-                for loss in stand_in.losses
-            ]
+            return {name: one.losses for name, one in stand_ins.items()}
 
-        return run_pass(runner.model, run, tensors_in(batches), looks)
+        inputs = [
+            (tensor, tuple(start + row for row in rows))
+            for batch, (start, names) in zip(batches, self._names())
+            for tensor, rows in tensors_of_samples(batch, len(names))
+        ]
+        return run_pass(runner.model, run, inputs, looks)
 
-    def _samples(self, origin: Optional[Origin]) -> Tuple[str, ...]:
-        """Names of the bad rows, if rows are samples there."""
-        if origin is None:
-            return ()
-        index, kept, _ = self._window[-1]
-        names = sample_ids(kept.data, index)
-        if origin.num_rows != len(names):
-            return ()
-        return tuple(names[row] for row in origin.rows)
+    def _names(self) -> Iterator[Tuple[int, List[str]]]:
+        """Of each micro-batch, the number of its first sample in the window
+        and the names of all.
+        """
+        start = 0
+        for index, kept, _ in self._window:
+            names = sample_ids(kept.data, index)
+            yield start, names
+            start += len(names)
+
+    def _name(
+        self, samples: Tuple[int, ...]
+    ) -> Tuple[Tuple[int, ...], Tuple[str, ...]]:
+        """Rows and names, but not of all of a batch at once."""
+        rows, names = [], []
+        for start, batch in self._names():
+            own = [s - start for s in samples if 0 <= s - start < len(batch)]
+            if len(own) < max(len(batch), 2):
+                rows += own
+                names += [batch[row] for row in own]
+        return tuple(rows), tuple(names)
 
 
 def describe(
-    event: GuardEvent,
-    first: Pass,
-    in_fp32: Optional[bool],
-    samples: Tuple[str, ...],
+    event: GuardEvent, first: Pass, in_fp32: Optional[bool]
 ) -> Autopsy:
     found = Autopsy(
         id=event.id,
@@ -169,6 +210,7 @@ def describe(
         repeats=not first.is_finite,
         fp32_is_finite=in_fp32,
         remedy='fp32' if in_fp32 and not first.is_finite else '',
+        outputs=first.outputs,
     )
     origin = first.origin
     if origin is None:
@@ -183,6 +225,36 @@ def describe(
         input_absmax=origin.input_absmax,
         output_absmax=origin.output_absmax,
         dtype_max=torch.finfo(getattr(torch, origin.dtype)).max,
-        batch_rows=origin.rows if samples else (),
-        samples=samples,
+    )
+
+
+def choose(found: List[Autopsy], event: GuardEvent) -> Autopsy:
+    """Of the ranks' autopsies, one that saw the fault begin and did not get
+    it from another rank.
+    """
+    return min(
+        found,
+        key=lambda one: (
+            not one.phase,
+            one.op.startswith('c10d'),
+            one.rank not in event.ranks,
+            one.rank,
+        ),
+    )
+
+
+def is_same_loss(trained: float, replayed: float) -> bool:
+    """A fault that did not happen again says nothing about the batch."""
+    if math.isfinite(trained) and math.isfinite(replayed):
+        return trained == replayed
+    return True
+
+
+def is_compiled_module(module: nn.Module) -> bool:
+    return (
+        hasattr(module, '_orig_mod')
+        or getattr(module, '_compiled_call_impl', None) is not None
+        or hasattr(
+            vars(module).get('train_step'), '_torchdynamo_orig_callable'
+        )
     )

@@ -1,14 +1,25 @@
 import copy
-from typing import Any, Callable, Dict, List, NamedTuple, Set, Tuple
+import pickle
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    NamedTuple,
+    Optional,
+    Set,
+    Tuple,
+)
 
-import numpy as np
 import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-__all__ = ['BatchKeeper', 'KeptBatch']
+__all__ = ['BatchKeeper', 'KeptBatch', 'tensors_of_samples']
 
 NUM_COMPARED = 3
+# What is never changed in place.
+CONSTANT = (str, bytes, int, float, complex, bool, type(None), type)
 Path = Tuple[Any, ...]
 
 
@@ -33,23 +44,33 @@ class BatchKeeper:
 
     Preprocessors, augments and heads change some batches in place. Over the
     first iterations everything is copied and compared afterwards; later on
-    only containers, and those tensors that were seen to change.
+    only containers, and what was seen to change.
     """
 
     def __init__(self) -> None:
         self._num_compared = 0
         self._changing: Set[Path] = set()
+        self._lost: Set[Path] = set()  # nor can it be copied or compared
 
     def keep(self, batch: Any) -> KeptBatch:
         """Before training sees it; no sync."""
         is_learning = self._num_compared < NUM_COMPARED
 
         def keep_leaf(path: Path, leaf: Any) -> Any:
-            if is_learning or general(path) in self._changing:
-                return leaf.clone() if torch.is_tensor(leaf) else leaf.copy()
-            return leaf
+            path = general(path)
+            is_copied = is_learning or path in self._changing
+            if path in self._lost or not is_copied:
+                return leaf
+            if isinstance(leaf, Tensor):
+                return leaf.detach().clone()
+            try:
+                return copy.deepcopy(leaf)
+            except Exception:  # a user's object: whatever it raises
+                self._lost.add(path)
+                return leaf
 
-        return KeptBatch(walk(batch, keep_leaf))
+        data = walk(batch, keep_leaf)
+        return KeptBatch(data, not self._lost)
 
     def compare(self, batch: Any, kept: KeptBatch) -> None:
         """After training has seen it; syncs, in the first iterations only."""
@@ -60,8 +81,12 @@ class BatchKeeper:
         walk(kept.data, lambda path, leaf: before.setdefault(path, leaf))
 
         def compare_leaf(path: Path, leaf: Any) -> Any:
-            if path in before and not same(before[path], leaf):
-                self._changing.add(general(path))
+            if path in before and general(path) not in self._lost:
+                try:
+                    if not same(before[path], leaf):
+                        self._changing.add(general(path))
+                except Exception:  # as above
+                    self._lost.add(general(path))
             return leaf
 
         walk(batch, compare_leaf)
@@ -73,48 +98,72 @@ def general(path: Path) -> Path:
 
 
 def walk(value: Any, leaf: Callable[[Path, Any], Any], path: Path = ()) -> Any:
-    """Rebuild containers, with leaves (tensors, arrays) as ``leaf`` says."""
-    if isinstance(value, (Tensor, np.ndarray)):
-        return leaf(path, value)
+    """Rebuild containers, with leaves (tensors, arrays, objects) as ``leaf``
+    says.
+    """
     if isinstance(value, BaseDataElement):
-        data = {
-            key: walk(item, leaf, (*path, key)) for key, item in value.items()
-        }
         new = copy.copy(value)
-        new.__dict__ = dict(value.__dict__)
-        new.__dict__.update(data)
-        for name in ('_metainfo_fields', '_data_fields'):
-            new.__dict__[name] = set(getattr(value, name))
+        for key, item in vars(value).items():
+            vars(new)[key] = walk(item, leaf, (*path, key))
         return new
-    if isinstance(value, dict):
-        items = {k: walk(v, leaf, (*path, k)) for k, v in value.items()}
-        return items if type(value) is dict else type(value)(items)
-    if isinstance(value, (list, tuple)):
+    if type(value) is dict:
+        return {k: walk(v, leaf, (*path, k)) for k, v in value.items()}
+    if isinstance(value, tuple) and hasattr(value, '_fields'):
         parts = [walk(v, leaf, (*path, i)) for i, v in enumerate(value)]
-        if hasattr(value, '_fields'):
-            return type(value)(*parts)
+        return type(value)(*parts)
+    if type(value) in (list, tuple):
+        parts = [walk(v, leaf, (*path, i)) for i, v in enumerate(value)]
         return type(value)(parts)
-    return value
+    if type(value) is set:
+        return set(value)
+    return value if isinstance(value, CONSTANT) else leaf(path, value)
 
 
 def same(left: Any, right: Any) -> bool:
     """Bit for bit, NaN included."""
-    if torch.is_tensor(left):
-        return (
-            left.shape == right.shape
-            and left.dtype == right.dtype
-            and torch.equal(
-                left.cpu().contiguous().flatten().view(torch.uint8),
-                right.cpu().contiguous().flatten().view(torch.uint8),
-            )
-        )
-    return left.shape == right.shape and left.tobytes() == right.tobytes()
-
-
-def tensors_in(batch: Any) -> List[Tensor]:
-    found: List[Tensor] = []
-    walk(
-        batch,
-        lambda path, leaf: found.append(leaf) if torch.is_tensor(leaf) else 0,
+    if not isinstance(left, Tensor):
+        return pickle.dumps(left) == pickle.dumps(right)
+    if (left.shape, left.dtype) != (right.shape, right.dtype):
+        return False
+    return torch.equal(
+        left.cpu().contiguous().flatten().view(torch.uint8),
+        right.cpu().contiguous().flatten().view(torch.uint8),
     )
-    return found
+
+
+def tensors_of_samples(
+    value: Any, num_samples: int, sample: Optional[int] = None
+) -> Iterator[Tuple[Tensor, Tuple[int, ...]]]:
+    """Each tensor of a batch, and its samples: one for all of it, one for
+    each row, or none if that is not clear.
+
+    Args:
+        value: The batch.
+        num_samples: Of the batch.
+        sample: To which all of ``value`` belongs.
+    """
+    if isinstance(value, Tensor):
+        if sample is not None:
+            yield value, (sample,)
+        elif value.dim() > 0 and len(value) == num_samples:
+            yield value, tuple(range(num_samples))
+        else:
+            yield value, ()
+    elif isinstance(value, BaseDataElement):
+        for item in vars(value).values():
+            yield from tensors_of_samples(item, num_samples, sample)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_of_samples(item, num_samples, sample)
+    elif isinstance(value, (list, tuple)):
+        is_list = sample is None and len(value) == num_samples
+        if is_list and all(map(is_batch, value)):
+            is_list = False  # as many views as samples, perhaps
+        for index, item in enumerate(value):
+            owner = index if is_list else sample
+            yield from tensors_of_samples(item, num_samples, owner)
+
+
+def is_batch(value: Any) -> bool:
+    """Rather than one sample."""
+    return isinstance(value, Tensor) and value.dim() >= 4

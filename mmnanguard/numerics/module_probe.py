@@ -6,18 +6,33 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .blame import plain_name
+from .sample_tracker import SampleTracker, key_of
+from .slot import can_compare
 
-__all__ = ['ModuleProbe', 'Origin']
+__all__ = ['InputTensor', 'ModuleProbe', 'Origin']
 
-TORCH = str(Path(torch.__file__).parent)
+# Whose lines are no one's fault: torch's, and what stands around a module.
+SKIPPED = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 # Their outputs are whatever was in memory.
-UNFILLED = ('empty', 'new_empty')
+UNFILLED = (
+    *('empty', 'empty_like', 'empty_strided', 'new_empty', 'resize'),
+    'new_empty_strided',
+)
 # They write a number that someone asked for: a mask of -inf is no fault.
-FILLS = ('fill', 'full', 'masked_fill', 'scalar_tensor', 'where', 'lift')
+FILLS = (
+    *('fill', 'full', 'full_like', 'new_full', 'masked_fill', 'where'),
+    *('scalar_tensor', 'lift', 'lift_fresh', 'constant_pad_nd'),
+)
+Place = Tuple[str, str, str, str]  # phase, module, its type, line
+
+# A tensor of the batch, and the numbers of its samples: one, one in each
+# row, or none if that is not known.
+InputTensor = Tuple[Tensor, Tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -34,8 +49,7 @@ class Origin:
         dtype: Of the output.
         input_absmax: Largest finite absolute value among the inputs.
         output_absmax: The same of the output: 'inf' or 'nan' inclusive.
-        rows: Indices along the first dimension of the output that are bad.
-        num_rows: Length of that dimension.
+        samples: Numbers of those in the bad elements; empty if not known.
         is_fill: The number was written on purpose.
     """
 
@@ -47,8 +61,7 @@ class Origin:
     dtype: str
     input_absmax: float
     output_absmax: float
-    rows: Tuple[int, ...] = ()
-    num_rows: int = 0
+    samples: Tuple[int, ...] = ()
     is_fill: bool = False
 
 
@@ -67,7 +80,7 @@ class ModuleProbe(TorchDispatchMode):
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Iterable[Tensor] = ()
+        self, model: nn.Module, inputs: Iterable[InputTensor] = ()
     ) -> None:
         super().__init__()
         self._names = {
@@ -75,17 +88,27 @@ class ModuleProbe(TorchDispatchMode):
             for name, module in model.named_modules()
         }
         self._origins: Dict[int, Origin] = {}  # by storage
-        self._forward: Dict[int, Tuple[str, str, str]] = {}  # by autograd node
-        self._kept: List[Any] = []  # a storage is not reused while replaying
-        for tensor in inputs:
+        self._senders: Dict[int, Tuple[Place, str]] = {}  # by storage
+        self._refs: Dict[int, StorageWeakRef] = {}  # keep addresses unique
+        self._forward: Dict[int, Place] = {}  # by autograd node
+        self._tracker = SampleTracker()
+        for tensor, samples in inputs:
+            if samples:
+                self._tracker.add(tensor, samples)
+        for tensor, _ in inputs:
             self._add_leaf(tensor, 'input')
         for tensor in [*model.parameters(), *model.buffers()]:
             self._add_leaf(tensor, 'weight')
-        self._buffers = {storage_of(buffer) for buffer in model.buffers()}
+        self._buffers = {key_of(buffer) for buffer in model.buffers()}
 
     def origin_of(self, tensor: Tensor) -> Optional[Origin]:
-        """Where the bad elements of ``tensor`` began; None if it has none."""
-        return self._origins.get(storage_of(tensor))
+        """Where the bad elements of ``tensor`` began, if it has any."""
+        origin = self._origins.get(key_of(tensor))
+        if origin is None or origin.phase != 'input':
+            return origin
+        every = [o.samples for o in self._origins.values() if o.op == '']
+        samples = {sample for some in every for sample in some}
+        return replace(origin, samples=tuple(sorted(samples)))
 
     def __torch_dispatch__(
         self,
@@ -96,65 +119,119 @@ class ModuleProbe(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         where = self._locate()
-        before = [
-            (tensor, self.origin_of(tensor))
-            for tensor in floats(tree_leaves((args, kwargs)))
-        ]
-        absmax = max((finite_absmax(t) for t, _ in before), default=0.0)
+        inputs = floats((args, kwargs))
+        bad_inputs = [tensor for tensor in inputs if not is_finite(tensor)]
+        absmax = max(map(finite_absmax, inputs), default=0.0)
         outputs = func(*args, **kwargs)
         name = func._schema.name.split('::')[-1].rstrip('_')
-        self._kept.append(outputs)
+        self._tracker.follow(func, args, kwargs, outputs)
+        if func.namespace == 'c10d':
+            # What it brings from other ranks is not there yet.
+            for tensor in floats((args, outputs)):
+                self._hold(tensor)
+                self._senders[key_of(tensor)] = where, str(func)
+            return outputs
         # BatchNorm writes its statistics besides.
-        written = [t for t, _ in before if storage_of(t) in self._buffers]
-        for output in [*floats(tree_leaves(outputs)), *written]:
-            bad = ~torch.isfinite(output)
-            if name in UNFILLED or not bad.any():
-                self._origins.pop(storage_of(output), None)
+        written = [t for t in inputs if key_of(t) in self._buffers]
+        for output in [*floats(outputs), *written]:
+            if name in UNFILLED or is_finite(output):
+                self._clear(output)
                 continue
-            known = [origin for _, origin in before if origin is not None]
+            known = [self._known(tensor, where) for tensor in bad_inputs]
             only_fills = all(origin.is_fill for origin in known)
             if known and not (only_fills and output.isnan().any()):
                 # A fault stands above a mask.
                 origin = min(known, key=lambda origin: origin.is_fill)
             else:
-                origin = make_origin(
-                    where, str(func), output, bad, absmax, name in FILLS
+                origin = self._make_origin(
+                    where, str(func), output, absmax, name in FILLS
                 )
-                if storage_of(output) in self._buffers:
-                    origin = replace(origin, rows=(), num_rows=0)
-            self._origins[storage_of(output)] = origin
+                if key_of(output) in self._buffers:
+                    origin = replace(origin, samples=())
+            self._hold(output)
+            self._origins[key_of(output)] = origin
         return outputs
 
+    def _known(self, bad: Tensor, where: Place) -> Origin:
+        """Where a bad input of an operation comes from."""
+        key = key_of(bad)
+        if key not in self._origins:
+            # Not made by any operation seen: by another rank, or by NumPy.
+            place, op = self._senders.get(key, (where, ''))
+            self._hold(bad)
+            self._origins[key] = self._make_origin(place, op, bad, 0.0, False)
+        return self._origins[key]
+
+    def _clear(self, tensor: Tensor) -> None:
+        """Forget what was written over; a sound view of bad numbers leaves
+        them where they are.
+        """
+        num_bytes = tensor.numel() * tensor.element_size()
+        if num_bytes >= tensor.untyped_storage().nbytes():
+            self._origins.pop(key_of(tensor), None)
+            self._senders.pop(key_of(tensor), None)
+
+    def _hold(self, tensor: Tensor) -> None:
+        """Let no other storage get this address; its memory is not kept."""
+        if key_of(tensor) not in self._refs:
+            self._refs[key_of(tensor)] = StorageWeakRef(
+                tensor.untyped_storage()
+            )
+
     def _add_leaf(self, tensor: Tensor, phase: str) -> None:
-        if not tensor.is_floating_point() or tensor.isfinite().all():
+        if not floats(tensor) or is_finite(tensor):
             return
         # A mask that a model keeps as a buffer.
-        is_mask = phase == 'weight' and not tensor.isnan().any()
-        self._origins[storage_of(tensor)] = make_origin(
-            (phase, '', '', ''), '', tensor, ~tensor.isfinite(), 0.0, is_mask
+        is_mask = phase == 'weight' and not bool(tensor.isnan().any())
+        self._hold(tensor)
+        self._origins[key_of(tensor)] = self._make_origin(
+            (phase, '', '', ''), '', tensor, 0.0, is_mask
         )
 
-    def _locate(self) -> Tuple[str, str, str, str]:
+    def _make_origin(
+        self,
+        where: Place,
+        op: str,
+        output: Tensor,
+        input_absmax: float,
+        is_fill: bool,
+    ) -> Origin:
+        is_nan = bool(output.isnan().any())
+        samples = self._tracker.samples_of(output, ~torch.isfinite(output))
+        return Origin(
+            *where[:3],
+            op=op.rsplit('.', 1)[0] if op.count('.') > 1 else op,
+            source=where[3],
+            dtype=str(output.dtype).replace('torch.', ''),
+            input_absmax=input_absmax,
+            output_absmax=float('nan') if is_nan else float('inf'),
+            samples=samples,
+            is_fill=is_fill,
+        )
+
+    def _locate(self) -> Place:
         """Phase, module, its type and the line that runs now."""
         node: Any = torch._C._current_autograd_node()
         place = self._walk(sys._getframe(2))
-        if node is None:
-            # The node of the operation to come was made just before it.
+        # What a checkpoint runs again in backward is forward.
+        if node is None or torch.is_grad_enabled():
+            # The node of the operation to come was made just before it. An
+            # operation without one (a counter's) finds the last one's.
             number = torch._C._autograd._get_sequence_nr() - 1
-            self._forward[number] = place[1:]
+            self._forward.setdefault(number, place)
             return place
         known = self._forward.get(node._sequence_nr())
-        return ('backward', *(known or place[1:]))
+        return ('backward', *(known or place)[1:])
 
-    def _walk(self, frame: Optional[FrameType]) -> Tuple[str, str, str, str]:
+    def _walk(self, frame: Optional[FrameType]) -> Place:
         """The innermost module whose code runs, and the innermost line that
-        is not torch's. By frames, not by hooks: mm heads run ``head.loss()``,
-        which no hook sees.
+        is of neither torch nor this package. By frames, not by hooks: mm
+        heads run ``head.loss()``, which no hook sees.
         """
         source, module = '', None
         while frame is not None and not (source and module):
             code = frame.f_code
-            if not source and not code.co_filename.startswith(TORCH):
+            if not source and not code.co_filename.startswith(SKIPPED):
                 source = f'{Path(code.co_filename).name}:{frame.f_lineno}'
             if module is None and code.co_argcount:
                 owner = frame.f_locals.get(code.co_varnames[0])
@@ -170,51 +247,22 @@ class ModuleProbe(TorchDispatchMode):
         return (*(module or ('loss', '', '')), source)
 
 
-def make_origin(
-    where: Tuple[str, str, str, str],
-    op: str,
-    output: Tensor,
-    bad: Tensor,
-    input_absmax: float,
-    is_fill: bool,
-) -> Origin:
-    rows: Tuple[int, ...] = ()
-    if output.dim() > 0:
-        flat = bad.reshape(len(bad), -1).any(1)
-        rows = tuple(flat.nonzero().flatten().tolist())
-    return Origin(
-        *where[:3],
-        op=op.rsplit('.', 1)[0] if op.count('.') > 1 else op,
-        source=where[3],
-        dtype=str(output.dtype).replace('torch.', ''),
-        input_absmax=input_absmax,
-        output_absmax=float('nan')
-        if output.isnan().any()
-        else float(output.abs().max()),
-        rows=rows,
-        num_rows=len(output) if output.dim() > 0 else 0,
-        is_fill=is_fill,
-    )
-
-
-def floats(leaves: Iterable[Any]) -> List[Tensor]:
+def floats(tree: Any) -> List[Tensor]:
+    """Its tensors that can be bad."""
     return [
         leaf
-        for leaf in leaves
+        for leaf in tree_leaves(tree)
         if isinstance(leaf, Tensor)
         and leaf.is_floating_point()
+        and can_compare(leaf)
         and leaf.numel() > 0
+        and not leaf.is_meta
     ]
 
 
-def storage_of(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
 
 
 def finite_absmax(tensor: Tensor) -> float:
-    values = tensor.detach().float().abs()
-    return (
-        float(values[torch.isfinite(values)].max())
-        if bool(torch.isfinite(values).any())
-        else 0.0
-    )
+    return float(tensor.detach().abs().nan_to_num(0.0, 0.0, 0.0).max())

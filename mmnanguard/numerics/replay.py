@@ -1,12 +1,22 @@
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, List, NamedTuple, Optional
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+)
 
 import torch
 from torch import Tensor, nn
 
 from .host_read import read_once
-from .module_probe import ModuleProbe, Origin
+from .module_probe import InputTensor, ModuleProbe, Origin
 from .observe import nonfinite_indices
+from .output_ranges import record_outputs
 from .rng_state import read_rng, set_rng
 from .snapshot import Snapshot
 
@@ -18,11 +28,15 @@ class Pass(NamedTuple):
 
     Attributes:
         is_finite: Losses and gradients are.
+        losses: Sum of what went into ``backward``, by optimizer.
         origin: Where it began, if it was looked for and is not finite.
+        outputs: Range of what each top-level child put out, if looked for.
     """
 
     is_finite: bool
-    origin: Optional[Origin]
+    losses: Mapping[str, float]
+    origin: Optional[Origin] = None
+    outputs: Mapping[str, Mapping[str, Any]] = {}
 
 
 class ReplayWrapper:
@@ -64,7 +78,8 @@ class ReplayWrapper:
         return loss / self._wrapper._accumulative_counts
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        self.losses.append(loss)
+        value = loss.detach()
+        self.losses.append(value if value.dim() == 0 else value.sum())
         (loss * self._scale).backward(**kwargs)
 
     def update_params(self, loss: Tensor, *_: Any, **__: Any) -> None:
@@ -102,34 +117,48 @@ def leave_no_trace(model: nn.Module) -> Iterator[None]:
 
 def run_pass(
     model: nn.Module,
-    run: Callable[[], List[Tensor]],
-    inputs: List[Tensor],
+    run: Callable[[], Dict[str, List[Tensor]]],
+    inputs: List[InputTensor],
     looks: bool,
 ) -> Pass:
     """Run a window again; syncs, and is collective where the model is.
 
     Args:
         model: Whose gradients are looked at.
-        run: Forward and backward of all micro-batches; gives the losses.
+        run: Forward and backward of all micro-batches; gives the losses, by
+            optimizer.
         inputs: What it begins with.
         looks: For where it began, which takes long.
     """
     with leave_no_trace(model):
         sound = [b for b in model.buffers() if not nonfinite_indices([b])]
-        probe = ModuleProbe(model, inputs) if looks else None
-        if probe is None:
+        if not looks:
             losses = run()
-        else:
-            with probe:
-                losses = run()
-        grads = [p.grad for p in model.parameters() if p.grad is not None]
-        bad = [
-            tensors[index]
-            for tensors in (losses, sound, grads[::-1])
-            for index in nonfinite_indices(tensors)
-        ]
-        origin = None
-        if probe is not None:
-            found = [probe.origin_of(tensor) for tensor in bad]
-            origin = next((o for o in found if o is not None), None)
-    return Pass(not bad, origin)
+            return Pass(not find_bad(model, losses, sound), sums(losses))
+        probe = ModuleProbe(model, inputs)
+        with record_outputs(model) as outputs, probe:
+            losses = run()
+        bad = find_bad(model, losses, sound)
+        found = [probe.origin_of(tensor) for tensor in bad]
+        origin = next((o for o in found if o is not None), None)
+    return Pass(not bad, sums(losses), origin, outputs)
+
+
+def find_bad(
+    model: nn.Module, losses: Mapping[str, List[Tensor]], sound: List[Tensor]
+) -> List[Tensor]:
+    """The earliest first: losses, buffers, gradients from the last layer."""
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = [loss for several in losses.values() for loss in several]
+    return [
+        tensors[index]
+        for tensors in (flat, sound, grads[::-1])
+        for index in nonfinite_indices(tensors)
+    ]
+
+
+def sums(losses: Mapping[str, List[Tensor]]) -> Dict[str, float]:
+    return {
+        name: sum(read_once({'': several})[''])
+        for name, several in losses.items()
+    }

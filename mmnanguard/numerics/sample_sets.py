@@ -1,0 +1,86 @@
+from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Set
+
+import torch
+from torch import Tensor
+
+__all__ = ['SampleSets', 'compact']
+
+NOBODY: FrozenSet[int] = frozenset()
+MAX_TOGETHER = 4  # samples that share an element; more are nobody
+MAX_FOLDED = 4096
+
+
+class SampleSets:
+    """Sets of samples as numbers, elementwise in tensors of integers.
+
+    Those tensors, codes, have size 1 along dimensions over which they are
+    the same. 0 is nobody; so is None in place of codes.
+    """
+
+    def __init__(self) -> None:
+        self._sets: List[FrozenSet[int]] = [NOBODY]
+        self._numbers: Dict[FrozenSet[int], int] = {NOBODY: 0}
+
+    def number(self, samples: Any) -> int:
+        samples = frozenset(samples)
+        if len(samples) > MAX_TOGETHER:
+            return 0
+        if samples not in self._numbers:
+            self._numbers[samples] = len(self._sets)
+            self._sets.append(samples)
+        return self._numbers[samples]
+
+    def union(self, codes: Set[int]) -> FrozenSet[int]:
+        return NOBODY.union(*(self._sets[code] for code in codes))
+
+    def combine(self, many: Sequence[Optional[Tensor]]) -> Optional[Tensor]:
+        """Of elements that come from all of these."""
+        result: Optional[Tensor] = None
+        for codes in many:
+            if result is None or codes is None:
+                result = codes if result is None else result
+                continue
+            base = len(self._sets)
+            pairs = compact(result) * base + compact(codes)
+            values, places = pairs.unique(return_inverse=True)
+            numbers = [
+                self.number(self._sets[pair // base] | self._sets[pair % base])
+                for pair in values.tolist()
+            ]
+            result = torch.tensor(numbers)[places]
+        return result
+
+    def fold(self, codes: Optional[Tensor], dim: int) -> Optional[Tensor]:
+        """Union along one dimension, which is left with size 1."""
+        if codes is None or codes.shape[dim] == 1:
+            return codes
+        first = codes.narrow(dim, 0, 1)
+        if codes.shape[dim] > MAX_FOLDED:
+            return torch.zeros_like(first)
+        rows = codes.movedim(dim, -1)
+        flat, places = rows.reshape(-1, rows.shape[-1]).unique(
+            dim=0, return_inverse=True
+        )
+        numbers = [self.number(self.union(set(r))) for r in flat.tolist()]
+        return (
+            torch.tensor(numbers)[places]
+            .reshape(rows.shape[:-1])
+            .unsqueeze(dim if dim >= 0 else codes.dim() + dim)
+        )
+
+    def fold_rows(self, codes: Tensor, num_dims: int) -> Optional[Tensor]:
+        flat = codes.reshape(len(codes), -1)
+        folded = self.fold(flat, 1)
+        if folded is None:
+            return None
+        return folded.reshape(-1, *[1] * (num_dims - 1))
+
+
+def compact(codes: Tensor) -> Tensor:
+    """With size 1 wherever a dimension makes no difference."""
+    for dim, size in enumerate(codes.shape):
+        if size > 1:
+            first = codes.narrow(dim, 0, 1)
+            if codes.stride(dim) == 0 or bool((codes == first).all()):
+                codes = first
+    return codes.clone() if codes.numel() == 1 else codes.contiguous()

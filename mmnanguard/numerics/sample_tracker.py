@@ -1,0 +1,283 @@
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .sample_sets import SampleSets, compact
+
+__all__ = ['SampleTracker', 'key_of']
+
+# Operations whose output elements each come from one input element.
+MOVES = (
+    *('cat', 'constant_pad_nd', 'flip', 'gather', 'index', 'index_select'),
+    *('repeat', 'roll', 'select_backward', 'slice_backward', 'stack'),
+)
+RESHAPES = ('view', '_unsafe_view', 'reshape', '_reshape_alias')
+# Elementwise, though not all of them are tagged so.
+POINTWISE = (
+    *('_to_copy', 'clone', 'native_dropout', 'native_dropout_backward'),
+    *('nll_loss2d_backward', 'mse_loss', 'smooth_l1_loss', 'huber_loss'),
+    *('binary_cross_entropy', 'binary_cross_entropy_with_logits'),
+)
+# Elementwise but for one dimension, which they mix.
+ALONG = (
+    *('_softmax', '_log_softmax', '_softmax_backward_data', 'cumsum', 'sort'),
+    *('_log_softmax_backward_data', 'topk', 'glu', 'logcumsumexp', 'cumprod'),
+)
+REDUCTIONS = (
+    *('sum', 'mean', 'amax', 'amin', 'max', 'min', 'var', 'std', 'prod'),
+    *('logsumexp', 'linalg_vector_norm', 'norm', 'any', 'all', 'var_mean'),
+)
+# The first dimension of the first output is that of the inputs.
+ROWS = (
+    *('convolution', 'convolution_backward', 'im2col', 'col2im', 'nll_loss'),
+    *('batch_norm', 'group_norm', 'pool', 'upsample', 'grid_sampler'),
+    *('scaled_dot_product', 'pixel', 'mkldnn'),
+)
+Layout = Tuple[int, Tuple[int, ...], Tuple[int, ...]]
+
+
+class SampleTracker:
+    """Follows through a replay which samples each number is made of.
+
+    Each tensor gets the numbers of its samples, elementwise, and of size 1
+    along dimensions over which they are the same; each operation is followed
+    by what it does to them: moves, combines, reduces. So rows are still
+    known after Swin's windows or Mixup, and a dimension that merely happens
+    to be as long as the batch is not taken for it. What it does not know is
+    nobody's: no name rather than a wrong one.
+
+    Statistics over a batch are nobody's, too: a normalized row is its own.
+    """
+
+    def __init__(self) -> None:
+        self._sets = SampleSets()
+        self._codes: Dict[int, Dict[Layout, Tensor]] = {}  # by storage
+        self._refs: Dict[int, StorageWeakRef] = {}  # keep addresses unique
+
+    def add(self, tensor: Tensor, samples: Sequence[int]) -> None:
+        """Begin with ``tensor``: of one sample, or with one in each row."""
+        codes = torch.tensor([self._sets.number({s}) for s in samples])
+        if tensor.dim() == 0:
+            codes = codes.reshape(())
+        else:
+            codes = codes.reshape(-1, *[1] * (tensor.dim() - 1))
+        self._store(tensor, codes)
+
+    def samples_of(self, tensor: Tensor, bad: Tensor) -> Tuple[int, ...]:
+        """Those of the elements that ``bad`` marks; empty if not known.
+
+        Where samples are mixed, one that is also part of something good is
+        not to blame.
+        """
+        codes = self._codes_of(tensor)
+        if codes is None:
+            return ()
+        codes = codes.expand(tensor.shape)
+        bad_codes = set(codes[bad.cpu()].unique().tolist())
+        if 0 in bad_codes:
+            return ()
+        suspects = self._sets.union(bad_codes)
+        cleared = self._sets.union(set(codes.unique().tolist()) - bad_codes)
+        return tuple(sorted(suspects - cleared or suspects))
+
+    def follow(
+        self,
+        func: Any,
+        args: Tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        outputs: Any,
+    ) -> None:
+        """After one operation has run."""
+        inputs = tensors((args, kwargs))
+        written = tensors(outputs)
+        is_known = any(self._codes_of(tensor) is not None for tensor in inputs)
+        if not is_known and not any(key_of(t) in self._codes for t in written):
+            return
+        try:
+            derived = self._derive(func, args, kwargs, inputs, written)
+        except (RuntimeError, IndexError):
+            derived = []  # of other shapes than thought: nobody's
+        derived += [None] * (len(written) - len(derived))
+        for output, codes in zip(written, derived):
+            if codes is not None and not fits(codes, output):
+                codes = None
+            try:
+                if func._schema.is_mutable:
+                    self._rewrite(output, codes)
+                self._store(output, codes)
+            except RuntimeError:  # memory that overlaps itself
+                self._codes.pop(key_of(output), None)
+
+    def _derive(
+        self,
+        func: Any,
+        args: Tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        inputs: List[Tensor],
+        outputs: List[Tensor],
+    ) -> List[Optional[Tensor]]:
+        name = func._schema.name.split('::')[-1]
+        plain = name.rstrip('_')
+        codes = [self._codes_of(tensor) for tensor in inputs]
+        if plain in ('copy', 'fill', 'zero'):
+            source = codes[1] if plain == 'copy' and len(codes) > 1 else None
+            return [source]
+        if plain in RESHAPES:
+            full = self._full(inputs[0])
+            return [None if full is None else full.reshape(outputs[0].shape)]
+        if plain == 'as_strided':
+            return []
+        if func.is_view or plain in MOVES:
+            return list(tensors(func(*self._coded(args), **kwargs)))
+        if plain == 'embedding':
+            return [None if codes[1] is None else codes[1].unsqueeze(-1)]
+        if plain in ('mm', 'bmm', 'addmm', 'baddbmm'):
+            *bias, left, right = codes
+            factors = self._sets.fold(left, -1), self._sets.fold(right, -2)
+            return [self._sets.combine([*bias, *factors])]
+        if 'layer_norm' in plain:
+            given = next(a for a in args if isinstance(a, (list, tuple)))
+            both = codes[: 2 if 'backward' in plain else 1]
+            mixed = self._sets.combine(both)
+            for dim in range(len(given)):
+                mixed = self._sets.fold(mixed, -1 - dim)
+            return [mixed] if 'backward' in plain else [mixed] * 3
+        if plain in ALONG:
+            dim = bound(func, args, kwargs).get('dim', -1)
+            return [self._sets.fold(self._sets.combine(codes), dim)] * len(
+                outputs
+            )
+        if plain in REDUCTIONS and len(inputs) == 1:
+            return [self._reduce(func, args, kwargs, codes[0])] * len(outputs)
+        if any(part in plain for part in ROWS):
+            num = len(outputs[0]) if outputs[0].dim() else 0
+            rows = [
+                self._sets.fold_rows(code, outputs[0].dim())
+                for code, tensor in zip(codes, inputs)
+                if code is not None and tensor.dim() and len(tensor) == num
+            ]
+            return [self._sets.combine(rows)] if num else []
+        if torch.Tag.pointwise in func.tags or plain in POINTWISE:
+            return [self._sets.combine(codes)] * len(outputs)
+        return []
+
+    def _reduce(
+        self,
+        func: Any,
+        args: Tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        codes: Optional[Tensor],
+    ) -> Optional[Tensor]:
+        if codes is None:
+            return None
+        given = bound(func, args, kwargs)
+        dims = given.get('dim')
+        if isinstance(dims, int):
+            dims = [dims]
+        dims = [dim % codes.dim() for dim in dims or range(codes.dim())]
+        for dim in dims:
+            codes = self._sets.fold(codes, dim)
+        if codes is None or given.get('keepdim'):
+            return codes
+        keep = [s for d, s in enumerate(codes.shape) if d not in dims]
+        return codes.reshape(keep)
+
+    def _coded(self, args: Tuple[Any, ...]) -> Tuple[Any, ...]:
+        """The arguments, the data among them replaced by its codes."""
+
+        def replace(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            full = self._full(leaf)
+            return (
+                torch.zeros(1).long().expand(leaf.shape)
+                if (full is None)
+                else full
+            )
+
+        data = tree_map(replace, args[0])
+        rest = tree_map(
+            lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf,
+            args[1:],
+        )
+        return (data, *rest)
+
+    def _full(self, tensor: Tensor) -> Optional[Tensor]:
+        codes = self._codes_of(tensor)
+        return None if codes is None else codes.expand(tensor.shape)
+
+    def _codes_of(self, tensor: Tensor) -> Optional[Tensor]:
+        return self._codes.get(key_of(tensor), {}).get(layout_of(tensor))
+
+    def _store(self, tensor: Tensor, codes: Optional[Tensor]) -> None:
+        key = key_of(tensor)
+        if codes is None:
+            self._codes.get(key, {}).pop(layout_of(tensor), None)
+            return
+        if key not in self._refs:
+            self._refs[key] = StorageWeakRef(tensor.untyped_storage())
+        views = self._codes.setdefault(key, {})
+        views[layout_of(tensor)] = compact(codes)
+
+    def _rewrite(self, tensor: Tensor, codes: Optional[Tensor]) -> None:
+        """What other views show of it once ``tensor`` was written."""
+        if codes is None:
+            codes = torch.zeros([1] * tensor.dim(), dtype=torch.long)
+        layout = layout_of(tensor)
+        views = self._codes.get(key_of(tensor), {})
+        for other, known in views.items():
+            if other != layout:
+                views[other] = rewritten(tensor, other, known, layout, codes)
+
+
+def rewritten(
+    tensor: Tensor, other: Layout, known: Tensor, layout: Layout, codes: Tensor
+) -> Tensor:
+    """What ``other`` shows once ``codes`` are written in ``layout``."""
+    size = tensor.untyped_storage().nbytes() // tensor.element_size()
+    flat = torch.zeros(size, dtype=torch.long)
+    for (offset, shape, stride), values in ((other, known), (layout, codes)):
+        # Of an expanded dimension, one.
+        shape = tuple(n if step else 1 for n, step in zip(shape, stride))
+        for dim, size in enumerate(shape):
+            values = values.narrow(dim, 0, min(size, values.shape[dim]))
+        flat.as_strided(shape, stride, offset).copy_(values)
+    offset, shape, stride = other
+    return compact(flat.as_strided(shape, stride, offset))
+
+
+def fits(codes: Tensor, tensor: Tensor) -> bool:
+    return codes.dim() == tensor.dim() and all(
+        left in (1, right) for left, right in zip(codes.shape, tensor.shape)
+    )
+
+
+def bound(
+    func: Any, args: Tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Dict[str, Any]:
+    """Arguments by their names."""
+    names = [argument.name for argument in func._schema.arguments]
+    return {**dict(zip(names, args)), **kwargs}
+
+
+def tensors(tree: Any) -> List[Tensor]:
+    return [
+        leaf
+        for leaf in tree_leaves(tree)
+        if isinstance(leaf, Tensor) and leaf.layout is torch.strided
+    ]
+
+
+def key_of(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def layout_of(tensor: Tensor) -> Layout:
+    return (
+        int(tensor.storage_offset()),
+        tuple(tensor.shape),
+        tuple(tensor.stride()),
+    )
