@@ -148,8 +148,10 @@ class GuardEvent:
         of_all = f'{self.num_bad_params} of {self.num_params} tensors'
         if self.cause is Cause.WEIGHT_NONFINITE:
             others = f' and {more} more are bad' if more else ''
+            is_buffer = self.params and self.params[0].tensor == 'buffer'
+            what = 'buffer' if is_buffer else 'weight'
             return (
-                f'weight {name} is {kind}{others}, which happened outside '
+                f'{what} {name} is {kind}{others}, which happened outside '
                 'any guarded update'
             )
         if self.cause is Cause.INPUT_NONFINITE:

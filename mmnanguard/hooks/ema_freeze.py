@@ -1,8 +1,8 @@
-from typing import Any, Iterable, List
+from typing import Any, Callable, Dict, Iterable, List
 
 import torch
 from mmengine.hooks import EMAHook
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = ['EmaFreeze']
 
@@ -11,50 +11,77 @@ class EmaFreeze:
     """Keeps averaged weights as they were before a rejected window.
 
     ``EMAHook`` averages in each iteration, whatever became of the update. In
-    the iteration of a rejection it is passed over; with gradient
-    accumulation the averages of the window's earlier iterations are undone
-    from a copy, which costs one copy of the averaged model a window.
+    one in which updates were rejected and none was committed it is passed
+    over; with gradient accumulation the averages of the window's earlier
+    iterations are undone from a copy, which costs one copy of the averaged
+    model a window. With several optimizers that is the copy of the
+    iteration in which the latest of their windows began.
 
     Args:
-        hooks: Of the runner; those that are an ``EMAHook`` count.
+        hooks: Of the runner; those that are an ``EMAHook`` count, wherever
+            they stand among the others.
+        guards: Whose updates are looked at.
+        accumulates: A window can have more than one iteration.
     """
 
-    def __init__(self, hooks: Iterable[Any] = ()) -> None:
+    def __init__(
+        self,
+        hooks: Iterable[Any] = (),
+        guards: Iterable[Any] = (),
+        accumulates: bool = False,
+    ) -> None:
         self._hooks = [hook for hook in hooks if isinstance(hook, EMAHook)]
+        self._guards = list(guards)
+        self._accumulates = accumulates
         self._copies: List[Tensor] = []
-
-    @torch.no_grad()
-    def begin_window(self) -> None:
-        """Remember the averages as they are now; no sync."""
-        self._copies = [
-            tensor.detach().clone()
-            for hook in self._hooks
-            for tensor in tensors_of(hook.ema_model)
-        ]
-
-    @torch.no_grad()
-    def reject_window(self) -> None:
-        """Must come before ``EMAHook`` in the same iteration; no sync."""
-        if self._copies:
-            tensors = [
-                tensor
-                for hook in self._hooks
-                for tensor in tensors_of(hook.ema_model)
-            ]
-            for tensor, copy in zip(tensors, self._copies):
-                tensor.copy_(copy)
+        self._before: Dict[str, int] = {}
         for hook in self._hooks:
-            pass_over(hook)
+            hook.after_train_iter = self._unless_rejected(
+                hook.after_train_iter
+            )
 
+    def detach(self) -> None:
+        """Give the hooks their own method back."""
+        for hook in self._hooks:
+            del hook.after_train_iter
 
-def tensors_of(model: nn.Module) -> List[Tensor]:
-    return [*model.parameters(), *model.buffers()]
+    @torch.no_grad()
+    def begin_iter(self) -> None:
+        """Before an iteration; no sync."""
+        self._before = {
+            name: self._count(name) for name in ('num_updates', 'num_steps')
+        }
+        begins = any(not guard.losses for guard in self._guards)
+        if self._hooks and self._accumulates and begins:
+            self._copies = [tensor.clone() for tensor in self._tensors()]
 
+    def _unless_rejected(self, average: Callable[..., None]) -> Callable:
+        def after_train_iter(*args: Any, **kwargs: Any) -> None:
+            was_judged = self._has_moved('num_updates')
+            if was_judged and not self._has_moved('num_steps'):
+                self._put_back()
+            else:
+                average(*args, **kwargs)
 
-def pass_over(hook: EMAHook) -> None:
-    """Let the next ``after_train_iter`` do nothing, and only that one."""
+        return after_train_iter
 
-    def nothing(*_: Any, **__: Any) -> None:
-        del hook.after_train_iter  # the class's own comes forth again
+    def _has_moved(self, counter: str) -> bool:
+        return self._count(counter) != self._before.get(counter)
 
-    hook.after_train_iter = nothing
+    def _count(self, counter: str) -> int:
+        return sum(getattr(guard.state, counter) for guard in self._guards)
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        for tensor, copy in zip(self._tensors(), self._copies):
+            tensor.copy_(copy)
+
+    def _tensors(self) -> List[Tensor]:
+        return [
+            tensor.detach()
+            for hook in self._hooks
+            for tensor in (
+                *hook.ema_model.parameters(),
+                *hook.ema_model.buffers(),
+            )
+        ]

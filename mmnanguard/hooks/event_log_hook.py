@@ -13,7 +13,7 @@ from mmnanguard.core import Action, GuardEvent, to_json
 from mmnanguard.registry import HOOKS
 from mmnanguard.version import __version__
 
-from .find_guards import find_guards
+from .find_guards import find_guards, guard_facts
 
 __all__ = ['EventLogHook', 'last_attempt']
 
@@ -63,7 +63,7 @@ class EventLogHook(Hook):
                     'python': platform.python_version(),
                 },
                 'guards': {
-                    name: guard.describe() for name, guard in guards.items()
+                    name: guard_facts(guard) for name, guard in guards.items()
                 },
             },
         )

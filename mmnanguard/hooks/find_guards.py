@@ -4,7 +4,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 
-__all__ = ['find_guards', 'find_wrappers', 'own_modules']
+__all__ = ['find_guards', 'find_wrappers', 'guard_facts', 'own_modules']
 
 
 def find_wrappers(runner: Runner) -> Dict[str, Any]:
@@ -21,6 +21,22 @@ def find_guards(runner: Runner) -> Dict[str, Any]:
         name: wrapper.guard
         for name, wrapper in find_wrappers(runner).items()
         if hasattr(wrapper, 'guard')
+    }
+
+
+def guard_facts(guard: Any) -> Dict[str, Any]:
+    """What is guarded and by which rules; builtins only."""
+    scale = guard.scaler.read()
+    return {
+        'optimizer': type(guard.params.optimizer).__name__,
+        'num_tensors': len(list(guard.params)),
+        'clip': str(guard.grad_rule or guard.clip_rule),
+        'loss_scale': (
+            {'value': scale.value, 'floor': scale.floor}
+            if guard.scaler.is_enabled()
+            else None
+        ),
+        'policy': guard.policy.to_dict(),
     }
 
 

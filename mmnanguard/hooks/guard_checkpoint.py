@@ -54,12 +54,9 @@ class GuardCheckpoint:
         self, runner: Runner, checkpoint: dict, wrappers: Mapping[str, Any]
     ) -> None:
         saved: Dict[str, Any] = {}
-        optimizer = checkpoint.get('optimizer', {})
-        if len(wrappers) > 1:
-            is_complete = all('guard' in part for part in optimizer.values())
-        else:
-            is_complete = 'guard' in optimizer
-        if not is_complete:
+        optimizer = checkpoint.get('optimizer', {'guard': 'not wanted'})
+        parts = optimizer.values() if len(wrappers) > 1 else [optimizer]
+        if not any('guard' in part for part in parts):
             saved['guards'] = {
                 name: dict(
                     guard=wrapper.guard.state_dict(),
@@ -85,7 +82,12 @@ class GuardCheckpoint:
         """Keep what was saved until the run is set up."""
         self._loaded = checkpoint.get(KEY, {})
 
-    def resume_guards(self, wrappers: Mapping[str, Any]) -> None:
+    def resume_guards(
+        self, runner: Runner, wrappers: Mapping[str, Any]
+    ) -> None:
+        """Does nothing for a checkpoint that was loaded to begin anew."""
+        if runner.iter == 0:
+            self._loaded = {}
         for name, saved in self._loaded.get('guards', {}).items():
             if name in wrappers and hasattr(wrappers[name], 'guard'):
                 guard = wrappers[name].guard

@@ -1,6 +1,8 @@
 import logging
+from collections import deque
 from datetime import datetime, timezone
-from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
+from functools import partial
+from typing import Any, Deque, Dict, List, Mapping, Optional, Set, Tuple
 from uuid import uuid4
 
 import torch
@@ -18,7 +20,7 @@ from mmnanguard.version import __version__
 from .batch_facts import input_ranges, sample_ids
 from .ema_freeze import EmaFreeze
 from .event_log_hook import last_attempt
-from .find_guards import find_guards, find_wrappers, own_modules
+from .find_guards import find_guards, find_wrappers, guard_facts, own_modules
 from .guard_checkpoint import GuardCheckpoint
 from .run_scalars import drop_nonfinite, update_scalars
 
@@ -73,9 +75,8 @@ class NanGuardHook(Hook):
         self._ema = EmaFreeze()
         self._guards: Dict[str, Any] = {}
         self._modules: Dict[str, List[nn.Module]] = {}
-        self._window: List[Tuple[int, Any]] = []
+        self._window: Deque[Tuple[int, Any]] = deque(maxlen=1)
         self._num_updates = 0
-        self._num_steps = 0
         self._ids: Set[str] = set()
         self._left_out: Set[str] = set()
 
@@ -85,10 +86,13 @@ class NanGuardHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._guards = find_guards(runner)
-        self._checkpoint.resume_guards(find_wrappers(runner))
+        self._checkpoint.resume_guards(runner, find_wrappers(runner))
         self._num_updates = self._count('num_updates')
         self._modules = own_modules(runner)
-        self._ema = EmaFreeze(runner.hooks)
+        wrappers = find_wrappers(runner).values()
+        longest = max(wrapper._accumulative_counts for wrapper in wrappers)
+        self._window = deque(maxlen=longest)
+        self._ema = EmaFreeze(runner.hooks, self._guards.values(), longest > 1)
         self._warn(runner)
         # Not from the RNGs that training draws from.
         fresh = uuid4().hex[:8]
@@ -111,16 +115,14 @@ class NanGuardHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
-        if not any(guard.snapshot.is_open for guard in self._guards.values()):
-            self._num_steps = self._count('num_steps')
+        if not any(guard.losses for guard in self._guards.values()):
             forget_watched()
-            if any(
-                wrapper._accumulative_counts > 1
-                for wrapper in find_wrappers(runner).values()
-            ):
-                self._ema.begin_window()
+        self._ema.begin_iter()
+        whole = runner.model if len(self._guards) > 1 else None
         for name, guard in self._guards.items():
-            guard.bind(self._modules[name])
+            guard.bind(
+                self._modules[name], whole, partial(self._count, 'num_steps')
+            )
 
     def after_train_iter(
         self,
@@ -135,8 +137,6 @@ class NanGuardHook(Hook):
             for guard in self._guards.values()
             for event in guard.take_events()
         ]
-        if events and self._count('num_steps') == self._num_steps:
-            self._ema.reject_window()
         self._keep_logs_finite(runner, outputs or {}, bool(events))
         update_scalars(runner.message_hub, self._guards)
         if events:
@@ -156,7 +156,7 @@ class NanGuardHook(Hook):
             runner.call_hook('after_guard_event', event=event)
         if self._count('num_updates') != self._num_updates:
             self._num_updates = self._count('num_updates')
-            self._window = []
+            self._window.clear()
         for guard, event in events:
             if event.action is Action.HALT:
                 raise guard.halted(event)
@@ -180,10 +180,10 @@ class NanGuardHook(Hook):
         self._checkpoint.save(runner, checkpoint, find_wrappers(runner))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        if runner._resume:
-            self._checkpoint.load(checkpoint)
+        self._checkpoint.load(checkpoint)
 
     def after_train(self, runner: Runner) -> None:
+        self._ema.detach()
         for guard in self._guards.values():
             guard.detach()
 
@@ -268,7 +268,7 @@ class NanGuardHook(Hook):
 
 def describe(name: str, wrapper: Any, guard: Any) -> str:
     """The one line that says what is guarded."""
-    about = guard.describe()
+    about = guard_facts(guard)
     policy = about['policy']
     dtype = str(getattr(wrapper, 'cast_dtype', 'float32'))
     scale = about['loss_scale']

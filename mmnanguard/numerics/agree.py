@@ -54,7 +54,9 @@ def agree(seen: Observation, norm_type: float = 2.0) -> Observation:
 def exchange(seen: Observation) -> List[Observation]:
     """Every rank's observation, in the order of ranks."""
     own = to_row(seen)
-    device = 'cuda' if 'nccl' in dist.get_backend() else 'cpu'
+    device = torch.device('cpu')
+    if 'gloo' not in dist.get_backend():
+        device = torch.accelerator.current_accelerator() or device
     rows = torch.zeros(
         dist.get_world_size(), len(own), dtype=torch.float64, device=device
     )

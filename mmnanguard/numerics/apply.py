@@ -59,5 +59,8 @@ def _takes_grad_scale(optimizer: Optimizer) -> bool:
     """
     if not getattr(optimizer, '_step_supports_amp_scaling', False):
         return False
-    params = optimizer.param_groups[0]['params']
-    return not any(hasattr(param, 'to_local') for param in params[:1])
+    return not any(
+        hasattr(param, 'to_local')
+        for group in optimizer.param_groups
+        for param in group['params'][:1]
+    )

@@ -102,14 +102,17 @@ def blame(
         scale: Of ``grads``.
         names: For the names.
     """
-    if cause is Cause.BUFFER_NONFINITE:
+    is_weight = cause is Cause.WEIGHT_NONFINITE
+    if cause is Cause.BUFFER_NONFINITE or (is_weight and reading.lost_buffers):
         return tuple(
             describe(
                 names.of_buffer(owner, key), 'buffer', getattr(owner, key)
             )
-            for owner, key in reading.bad_buffers[:MAX_BLAMED]
+            for owner, key in (
+                reading.lost_buffers if is_weight else reading.bad_buffers
+            )[:MAX_BLAMED]
         )
-    if cause is Cause.WEIGHT_NONFINITE:
+    if is_weight:
         bad = nonfinite_indices(weights)[:MAX_BLAMED]
         parts = [
             (name, 'weight', part, 1.0)

@@ -24,7 +24,11 @@ def read_once(
     flat = [value for group in groups.values() for value in group]
     if not flat:
         return {name: [] for name in groups}
-    device = flat[0].device
+    # A device, if any value is on one: a copy to the host that does not block
+    # could be read before it has arrived.
+    device = next(
+        (v.device for v in flat if v.device.type != 'cpu'), flat[0].device
+    )
     numbers = torch.stack(
         [
             value

@@ -22,10 +22,12 @@ class Reading(NamedTuple):
     Attributes:
         norms: L2 norm of each gradient, still scaled, NaN and inf included.
         bad_buffers: (owner, key) of buffers that became non-finite.
+        lost_buffers: The same of those that were so before the window.
     """
 
     norms: List[float]
     bad_buffers: List[Tuple[nn.Module, str]]
+    lost_buffers: Sequence[Tuple[nn.Module, str]] = ()
 
 
 @torch.no_grad()
@@ -84,12 +86,13 @@ def observe(
             map(Shard, placement.groups, norms_of_parts, clip_norms_of_parts)
         ),
         buffers_are_finite=not bad_buffers,
+        weights_are_finite=not snapshot.lost,
         input_is_finite=not any(read['flags']),
         num_bad_params=num_bad,
         num_params=len(grads),
         scale=scale,
     )
-    return seen, Reading(read['norms'], bad_buffers)
+    return seen, Reading(read['norms'], bad_buffers, tuple(snapshot.lost))
 
 
 @torch.no_grad()
@@ -113,7 +116,9 @@ def look_closer(
         seen,
         grad_is_finite=not nonfinite_indices(suspects),
         num_bad_params=max(seen.num_bad_params, int(not seen.norm_is_bounded)),
-        weights_are_finite=not nonfinite_indices(weights),
+        weights_are_finite=not (
+            reading.lost_buffers or nonfinite_indices(weights)
+        ),
     )
 
 

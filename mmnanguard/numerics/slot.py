@@ -9,6 +9,7 @@ from .shards import local
 __all__ = ['Slot', 'can_compare', 'can_judge']
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+WIDTH = 1024
 
 
 class Slot:
@@ -21,6 +22,7 @@ class Slot:
             host while it is not known whether forward changes it.
         version: Of ``tensor`` when the copy was made.
         is_uncounted: The version counter cannot be trusted.
+        is_shared: Other optimizers' forward passes may change it, too.
         is_changing: A forward pass was seen to change it.
         was_finite: Before any window; None means not known yet.
         checksum: Of ``tensor`` when the window began, while that is probed.
@@ -31,6 +33,7 @@ class Slot:
         'copy',
         'is_changing',
         'is_open',
+        'is_shared',
         'is_uncounted',
         'key',
         'owner',
@@ -44,7 +47,7 @@ class Slot:
         self.owner = owner
         self.registry = registry
         self.key = key
-        self.is_open = False
+        self.is_open = self.is_shared = False
         self.is_changing = not self.is_param
         self._bind()
 
@@ -88,11 +91,15 @@ class Slot:
             and can_judge(self.current)
         )
 
-    def needs_copy(self) -> bool:
-        """Also makes room for the copy."""
+    def needs_copy(self, is_probing: bool) -> bool:
+        """Also makes room for the copy. While it is not known whether the
+        version counter can be trusted, it is not.
+        """
         if self.current is not self.tensor or self.has_new_shape():
             self._bind()  # since the last window
-        if not self.has_new_content():
+        if self.tensor is None:
+            return False
+        if not (is_probing or self.has_new_content()):
             return False
         values = local(self.tensor)
         device = values.device if self.is_changing else torch.device('cpu')
@@ -128,17 +135,57 @@ class Slot:
 
     @torch.no_grad()
     def sum_bits(self) -> Tensor:
-        """Another number whenever an element changes; no sync."""
+        """A checksum, in which each element counts by its place; no sync."""
         values = local(self.tensor).detach()
         if values.is_complex():
-            values = torch.view_as_real(values)
-        return values.view(BITS[values.dtype.itemsize]).sum()
+            values = torch.view_as_real(values.resolve_conj())
+        flat = values.view(BITS[values.dtype.itemsize]).reshape(-1)
+        size = flat.numel() - flat.numel() % WIDTH
+        # By rows and by columns, so that no large ramp is needed.
+        body = flat[:size].view(-1, WIDTH)
+        return (
+            ramp_sum(body.sum(1))
+            + 31 * ramp_sum(body.sum(0))
+            + ramp_sum(flat[size:])
+        )
+
+    def is_bad(self) -> bool:
+        """Is it now what it was not when the window began; syncs."""
+        return (
+            self.current is not None
+            and can_judge(self.current)
+            and not bool(local(self.current).isfinite().all())
+            and not self.went_bad_before()
+        )
+
+    def went_bad_before(self) -> bool:
+        """Was it bad when the window began, by the copy; syncs."""
+        is_norm = isinstance(self.owner, _NormBase)
+        if self.copy is None:
+            return False
+        bad = ~self.copy.isfinite() if is_norm else self.copy.isnan()
+        return bool(bad.any())
+
+    def is_mask(self) -> bool:
+        """Re-bound or resized, to what has -inf and nothing worse; syncs."""
+        is_other = self.current is not self.tensor or self.has_new_shape()
+        values = local(self.current)
+        return is_other and not bool(
+            (values.isnan() | values.isposinf()).any()
+        )
+
+
+def ramp_sum(values: Tensor) -> Tensor:
+    ramp = torch.arange(1, len(values) + 1, device=values.device)
+    return (values.long() * ramp).sum()
 
 
 def can_compare(tensor: Tensor) -> bool:
     """False for the kinds that hardly any kernel knows (sparse, float8)."""
-    return tensor.layout is torch.strided and not (
-        tensor.is_floating_point() and tensor.dtype.itemsize < 2
+    return (
+        tensor.layout is torch.strided
+        and not tensor.is_meta
+        and not (tensor.is_floating_point() and tensor.dtype.itemsize < 2)
     )
 
 

@@ -1,21 +1,12 @@
 import math
 import warnings
-from typing import (
-    Any,
-    Dict,
-    Iterable,
-    List,
-    Mapping,
-    Optional,
-    Sequence,
-    Set,
-    Tuple,
-)
+from typing import Any, Callable, Dict, List, Mapping, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .layout import Layout
 from .shards import local
 from .slot import Slot, can_compare
 
@@ -44,15 +35,14 @@ class Snapshot:
     Nothing here syncs the device, but for the copies to the host.
 
     Args:
-        own_params: Those of this window's optimizer. Others that are trained
-            belong to another optimizer, which may commit meanwhile: they are
-            left alone. None means that there is no other.
+        foreign: Gives the ids of parameters that other optimizers train.
+            They may commit meanwhile, so these are left alone.
     """
 
-    def __init__(self, own_params: Optional[Iterable[Tensor]] = None) -> None:
-        self._own_params = own_params
+    def __init__(self, foreign: Callable[[], Set[int]] = set) -> None:
+        self._foreign = foreign
         self._slots: Dict[nn.Module, List[Slot]] = {}
-        self._owners: Dict[nn.Module, List[Tuple[nn.Module, int]]] = {}
+        self._layouts: Dict[nn.Module, List[Layout]] = {}
         self._by_key: Dict[Tuple[nn.Module, str, str], Slot] = {}
         self._models: List[nn.Module] = []
         self._open: List[Slot] = []
@@ -62,6 +52,8 @@ class Snapshot:
         self._judged: List[Slot] = []
         self._late: List[Slot] = []
         self._num_windows = 0
+        # (owner, key) of buffers found bad that were so before the window.
+        self.lost: List[Tuple[nn.Module, str]] = []
 
     @property
     def is_open(self) -> bool:
@@ -72,20 +64,25 @@ class Snapshot:
         return self._num_windows < NUM_PROBED_WINDOWS
 
     @torch.no_grad()
-    def take(self, model: nn.Module) -> None:
+    def take(self, model: nn.Module, is_shared: bool = False) -> None:
         """Remember what forward may change in ``model`` as it is now.
 
         What this window already remembers is left alone: its first copy is
         the one to go back to.
+
+        Args:
+            model: Module.
+            is_shared: Other optimizers' forward passes go through it, too.
         """
-        owners = self._owners.get(model, [(model, -1)])
-        if any(count(owner) != number for owner, number in owners):
+        layouts = self._layouts.get(model)
+        if layouts is None or any(layout.is_outdated() for layout in layouts):
             self._find_slots(model)
         new = []
         for slot in self._slots[model]:
             if slot.is_open:
+                slot.is_shared = slot.is_shared and is_shared
                 continue
-            slot.is_open = True
+            slot.is_open, slot.is_shared = True, is_shared
             if slot.is_changing or self.is_probing:
                 new.append(slot)
             else:
@@ -94,7 +91,7 @@ class Snapshot:
             [
                 (slot.copy, local(slot.tensor))
                 for slot in new
-                if slot.needs_copy()
+                if slot.needs_copy(self.is_probing)
             ]
         )
         if self.is_probing:
@@ -157,21 +154,33 @@ class Snapshot:
                 slot.was_finite = math.isfinite(next(baselines))
             became_bad = slot.was_finite and not math.isfinite(norm)
             is_bad = became_bad or (slot.is_born and math.isnan(norm))
-            if is_bad and slot.is_changing:
+            if not (is_bad and slot.is_changing):
+                continue
+            # Cold from here on.
+            if slot.went_bad_before():
+                self.lost.append((slot.owner, slot.key))
+            elif slot.is_mask():
+                slot.was_finite = False
+            else:
                 bad.append((slot.owner, slot.key))
         self._num_windows += 1
         return bad
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Put back what changed since :meth:`take`, bit for bit."""
+    def restore(self, others_committed: bool = False) -> None:
+        """Put back what changed since :meth:`take`, bit for bit.
+
+        Args:
+            others_committed: Another optimizer has stepped since: what is
+                shared stays as it is, unless it became non-finite.
+        """
         for model in self._models:
-            for owner, _ in self._owners[model]:
-                for key in list(owner._buffers):
-                    if (owner, '_buffers', key) not in self._by_key:
-                        del owner._buffers[key]  # registered since
+            for layout in self._layouts[model]:
+                layout.restore()
         pairs = []
         for slot in self._changed:
+            if others_committed and slot.is_shared and not slot.is_bad():
+                continue
             getattr(slot.owner, slot.registry)[slot.key] = slot.tensor
             if slot.has_new_shape():
                 slot.tensor.data = slot.copy.to(slot.tensor.device, copy=True)
@@ -202,22 +211,26 @@ class Snapshot:
         for slot in self._open:
             slot.is_open = False
             slot.checksum = None
-            if not (slot.is_changing or self.is_probing):
-                slot.drop_copy()
+        if self._num_windows == NUM_PROBED_WINDOWS:
+            for slot in self._by_key.values():
+                if not slot.is_changing:
+                    slot.drop_copy()  # the host's
+        self.lost = []
         self._models, self._open, self._watched = [], [], []
         self._changed, self._probed, self._judged = [], [], []
         self._late = []
 
     def _find_slots(self, model: nn.Module) -> None:
-        """Anew whenever a module got or lost a buffer; one that was lost in
+        """Anew whenever a module got or lost a part; one that was lost in
         an earlier window keeps its slot.
         """
-        self._owners[model] = [
-            (owner, count(owner)) for owner in model.modules()
-        ]
-        foreign = self._foreign_params(model)
-        slots = dict.fromkeys(self._slots.get(model, ()))
-        for owner, _ in self._owners[model]:
+        owners = list(model.modules())
+        self._layouts[model] = [Layout(owner) for owner in owners]
+        foreign = self._foreign()
+        slots = dict.fromkeys(
+            slot for slot in self._slots.get(model, ()) if slot.owner in owners
+        )
+        for owner in owners:
             places = [(owner, '_buffers', key) for key in owner._buffers]
             places += [
                 (owner, '_parameters', key)
@@ -232,18 +245,6 @@ class Snapshot:
                     self._by_key[place] = Slot(*place)
                 slots[self._by_key[place]] = None
         self._slots[model] = list(slots)
-
-    def _foreign_params(self, model: nn.Module) -> Set[int]:
-        if self._own_params is None:
-            return set()
-        own = {id(param) for param in self._own_params}
-        trained = {id(p) for p in model.parameters() if p.requires_grad}
-        return trained - own
-
-
-def count(owner: nn.Module) -> int:
-    """Of what hangs on a module itself."""
-    return len(owner._buffers) + len(owner._parameters)
 
 
 def _copy(pairs: List[Tuple[Tensor, Tensor]]) -> None:

@@ -1,6 +1,5 @@
 import logging
-from collections import deque
-from typing import Any, Deque, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from mmengine.logging import MessageHub, print_log
 from mmengine.optim import OptimWrapper
@@ -19,7 +18,6 @@ from mmnanguard.core import (
     TrainingHalted,
     Verdict,
     check_keys,
-    tell_halt,
 )
 from mmnanguard.numerics import (
     GuardedGradScaler,
@@ -31,11 +29,9 @@ from mmnanguard.numerics import (
 from .clip_grad import UserClip, build_clip
 from .gaps import Gaps
 from .guarded_params import GuardedParams, refuse_closure
+from .streak import Streak
 
 __all__ = ['Guard']
-
-# Rejected updates kept in memory for the story of a halt.
-MAX_STREAK = 1000
 
 
 class Guard:
@@ -61,8 +57,8 @@ class Guard:
     def __init__(
         self,
         optimizer: Optimizer,
-        config: Optional[Mapping[str, Any]] = None,
-        clip_grad: Optional[Mapping[str, Any]] = None,
+        config: Optional[Dict[str, Any]] = None,
+        clip_grad: Optional[Dict[str, Any]] = None,
         scaler: Optional[GuardedGradScaler] = None,
     ) -> None:
         self.params = GuardedParams(optimizer)
@@ -72,7 +68,7 @@ class Guard:
         self.state = GuardState(skip_rate_window=self.policy.skip_rate_window)
         self.clip_rule, self.grad_rule = build_clip(clip_grad)
         self.scaler = scaler or GuardedGradScaler(enabled=False)
-        self.snapshot = Snapshot(self.params)
+        self.snapshot = Snapshot(self.params.foreign)
         self.name = 'default'
         self.run = ''
         self.attempt = 1
@@ -81,21 +77,36 @@ class Guard:
         self.facts: Dict[str, List[Tensor]] = {}
         self._models: Dict[nn.Module, None] = {}  # an ordered set
         self._has_contexts = False
+        self._surroundings: Optional[nn.Module] = None
+        self._count_steps: Callable[[], int] = int
+        self._steps_before = 0
         self._listener: Any = None
         self._events: List[GuardEvent] = []
-        self._streak: Deque[GuardEvent] = deque(maxlen=MAX_STREAK)
+        self._streak = Streak()
         self._message_hub = MessageHub.get_current_instance()
 
     # The window, from its opening to its close
 
-    def bind(self, models: Iterable[nn.Module]) -> None:
+    def bind(
+        self,
+        models: List[nn.Module],
+        surroundings: Optional[nn.Module] = None,
+        count_steps: Callable[[], int] = int,
+    ) -> None:
         """Open a window for a loop that enters no ``optim_context``; what a
         context tells is more exact, and takes its place.
+
+        Args:
+            models: What this optimizer trains.
+            surroundings: Of several optimizers: the whole model, through
+                which a forward pass may go further (a generator's through
+                the discriminator).
+            count_steps: Commits of all of them so far.
         """
+        self._surroundings, self._count_steps = surroundings, count_steps
         if not self._has_contexts:
             for model in models:
-                self._models[model] = None
-                self.snapshot.take(model)
+                self._take(model)
 
     def open(self, model: nn.Module) -> None:
         """Remember what a forward pass of ``model`` may change; no sync."""
@@ -103,8 +114,19 @@ class Guard:
             self._has_contexts = True
             self._models.clear()
             self.snapshot.close()
+        self._take(model)
+
+    def _take(self, model: nn.Module) -> None:
+        if not self.snapshot.is_open:
+            self._steps_before = self._count_steps()
         self._models[model] = None
         self.snapshot.take(model)
+        if self._surroundings is not None:
+            self.snapshot.take(self._surroundings, is_shared=True)
+
+    def put_back(self) -> None:
+        """Undo the window."""
+        self.snapshot.restore(self._count_steps() != self._steps_before)
 
     def add_loss(self, loss: Tensor) -> None:
         """Note the loss of one micro-batch; no sync."""
@@ -131,10 +153,7 @@ class Guard:
 
         Args:
             optimizer: The wrapper's; a strategy may have replaced it.
-            closure: Of ``optimizer.step``.
-
-        Raises:
-            GuardConfigError: For what cannot be guarded.
+            closure: Of ``optimizer.step``; refused with GuardConfigError.
         """
         if closure is not None:
             refuse_closure('a closure given to step()')
@@ -184,7 +203,8 @@ class Guard:
 
     def log_norm(self, norm: float) -> None:
         """Report a committed update's norm under MMEngine's own name."""
-        self._message_hub.update_scalar('train/grad_norm', norm)
+        if not isinstance(self.grad_rule, UserClip):  # which has done so
+            self._message_hub.update_scalar('train/grad_norm', norm)
 
     def attach(self, listener: Any) -> None:
         """Let ``listener`` fetch events, tell them, and halt."""
@@ -236,9 +256,7 @@ class Guard:
             attempt=self.attempt,
         )
         if not event.is_routine:
-            if event.consecutive_skips == 1:
-                self._streak.clear()
-            self._streak.append(event)
+            self._streak.add(event)
         if self._listener is not None:
             self._events.append(event)
             return
@@ -252,34 +270,14 @@ class Guard:
 
     def halted(self, event: GuardEvent) -> TrainingHalted:
         """The exception that tells the whole story."""
-        self._streak[-1] = event
-        return TrainingHalted(
-            event, tell_halt(event, self._streak, self.policy)
-        )
+        return self._streak.halted(event, self.policy)
 
     @property
     def since(self) -> Optional[int]:
         """Iteration at which the present streak of skips began."""
         if self.state.consecutive_skips == 0:
             return None
-        if self.state.consecutive_skips == 1 or not self._streak:
-            return self.iter
-        return self._streak[0].iter
-
-    def describe(self) -> Dict[str, Any]:
-        """What is guarded and by which rules; builtins only."""
-        scale = self.scaler.read()
-        return {
-            'optimizer': type(self.params.optimizer).__name__,
-            'num_tensors': len(list(self.params)),
-            'clip': str(self.grad_rule or self.clip_rule),
-            'loss_scale': (
-                {'value': scale.value, 'floor': scale.floor}
-                if self.scaler.is_enabled()
-                else None
-            ),
-            'policy': self.policy.to_dict(),
-        }
+        return self._streak.since(self.state.consecutive_skips, self.iter)
 
     # Checkpoints
 
@@ -291,7 +289,7 @@ class Guard:
             'attempt': self.attempt,
         }
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+    def load_state_dict(self, saved: Dict[str, Any]) -> None:
         """Go on where a checkpoint ends; the policy is the config's."""
         self.state = GuardState.from_dict(
             saved.get('state', {}), self.policy.skip_rate_window

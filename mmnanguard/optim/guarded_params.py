@@ -1,4 +1,5 @@
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple
+from weakref import WeakSet
 
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
@@ -7,6 +8,9 @@ from mmnanguard.core import GuardConfigError
 from mmnanguard.numerics import Placement, Shards, local
 
 __all__ = ['GuardedParams']
+
+# To tell whose a parameter is; those of wrappers that are gone drop out.
+_ALIVE: 'WeakSet[GuardedParams]' = WeakSet()
 
 
 class GuardedParams:
@@ -21,6 +25,7 @@ class GuardedParams:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.use(optimizer)
+        _ALIVE.add(self)
         if isinstance(optimizer, LBFGS):
             refuse_closure(type(optimizer).__name__)
         for param in self:
@@ -41,6 +46,11 @@ class GuardedParams:
 
     def lrs(self) -> Tuple[float, ...]:
         return tuple(float(group['lr']) for group in self.groups)
+
+    def foreign(self) -> Set[int]:
+        """Ids of what other guarded optimizers train."""
+        others = {id(p) for params in list(_ALIVE) for p in params}
+        return others - {id(param) for param in self}
 
     def trained(self) -> Tuple[List[Tensor], List[Tensor]]:
         """Parameters that have a gradient, and these gradients' elements, of

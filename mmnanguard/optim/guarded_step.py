@@ -77,7 +77,7 @@ def guarded_step(
             scale.carried,
             guard.names(),
         )
-        guard.snapshot.restore()
+        guard.put_back()
     guard.close()
 
     # Move the scale

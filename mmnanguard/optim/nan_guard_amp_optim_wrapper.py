@@ -57,7 +57,8 @@ class NanGuardAmpOptimWrapper(AmpOptimWrapper):
         clip_grad: Optional[dict] = None,
         guard: Optional[dict] = None,
     ) -> None:
-        self._device = optimizer.param_groups[0]['params'][0].device.type
+        params = [p for g in optimizer.param_groups for p in g['params']]
+        self._device = params[0].device.type
         self.cast_dtype = choose_dtype(dtype, self._device)
         is_scaled = self.cast_dtype is torch.float16
         if dtype == 'auto':

@@ -33,8 +33,13 @@ def assert_same(left, right):
 
 @pytest.mark.parametrize(
     'ema',
-    [{}, dict(update_buffers=True), dict(begin_iter=6)],
-    ids=['plain', 'update_buffers', 'begins late'],
+    [
+        {},
+        dict(update_buffers=True),
+        dict(begin_iter=6),
+        dict(priority='HIGH'),
+    ],
+    ids=['plain', 'update_buffers', 'begins late', 'before the guard'],
 )
 def test_a_rejected_update_moves_no_average(tmp_path, ema):
     faulty = train(tmp_path, faults=(1, 4, 8), **ema)

@@ -103,6 +103,6 @@ def test_two_events_of_one_iteration_have_two_ids(tmp_path):
     guard = runner.optim_wrapper.guard
     (row,) = read_rows(runner)
     assert row['id'] == f'{guard.run}-3'
-    event = guard._streak[-1]
+    event = guard._streak._events[-1]
     runner.train_loop._iter = 2
     assert hook._new_id(runner, event) == f'{guard.run}-3.2'

@@ -3,6 +3,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
@@ -297,3 +298,29 @@ def test_after_training_the_wrapper_stands_alone_again(tmp_path):
     runner = make_runner(tmp_path, GUARDED, default_hooks=guard_hooks())
     runner.train()
     assert runner.optim_wrapper.guard._listener is None
+
+
+def test_beside_an_unguarded_wrapper_no_batch_is_kept(tmp_path):
+    runner = make_runner(
+        tmp_path, wrapper('OptimWrapper'), default_hooks=guard_hooks()
+    )
+    runner.train()
+    (hook,) = [h for h in runner.hooks if type(h).__name__ == 'NanGuardHook']
+    assert len(hook._window) <= 1
+
+
+@pytest.mark.parametrize('save_optimizer', [True, False])
+def test_a_checkpoint_has_the_guard_where_it_has_the_optimizer(
+    tmp_path, save_optimizer
+):
+    hooks = guard_hooks()
+    hooks['checkpoint'] = dict(
+        type='CheckpointHook',
+        by_epoch=False,
+        interval=10,
+        save_optimizer=save_optimizer,
+    )
+    make_runner(tmp_path, wrapper(), default_hooks=hooks).train()
+    saved = torch.load(tmp_path / 'iter_10.pth', weights_only=True)
+    assert 'nanguard' not in saved
+    assert ('guard' in saved.get('optimizer', {})) is save_optimizer

@@ -126,7 +126,7 @@ def test_another_optimizers_parameters_are_left_alone():
     model = Encoder()
     theirs = nn.Parameter(torch.ones(2))
     model.theirs = theirs
-    snapshot = Snapshot(own_params=[model.query])
+    snapshot = Snapshot(lambda: {id(theirs)})
     for change in (in_place, through_data):
         window(snapshot, model, lambda: change(theirs), commit=False)  # noqa: B023
     assert theirs.tolist() == [4.0, 4.0]
@@ -180,3 +180,15 @@ def test_putting_statistics_back_breaks_no_graph_that_is_still_wanted():
     snapshot.restore()
     assert norm.running_mean.tolist() == [0.0] * 3
     loss.backward()
+
+
+def test_a_late_look_at_what_is_changed_behind_autograd():
+    """An optimizer that writes through ``data`` counts nothing, so that a
+    copy of an earlier window would undo what it committed since.
+    """
+    model, snapshot = Encoder(), Snapshot()
+    window(snapshot, model, nothing, step=lambda: through_data(model.query))
+    window(
+        snapshot, model, lambda: behind_autograd(model.query), commit=False
+    )
+    assert model.query.tolist() == [2.0] * 3

@@ -12,7 +12,7 @@ from test_wrappers import told as told
 from torch import nn
 from torch.optim import LBFGS, SGD, AdamW
 
-from mmnanguard.core import GuardConfigError
+from mmnanguard.core import GuardConfigError, TrainingHalted
 from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
 
 BATCH = torch.ones(8, 3).cumsum(0) / 10
@@ -242,3 +242,60 @@ def test_a_context_takes_the_place_of_what_was_bound(model):
             loss = mine(hidden).square().mean()
         wrapper.update_params(nan_grads(loss))
     assert theirs.num_batches_tracked == 3
+
+
+# Whose a parameter is
+
+
+def test_a_target_that_no_optimizer_owns_is_put_back(model):
+    """Written by hand, and nobody set ``requires_grad`` to False."""
+    target = copy.deepcopy(model)
+    both = nn.ModuleList([model, target])
+    wrapper = fp32(model)
+    for spoil in (None, nan_grads):
+        before = copy.deepcopy(target.state_dict())
+        with wrapper.optim_context(both), torch.no_grad():
+            for own, other in zip(target.parameters(), model.parameters()):
+                own.lerp_(other + 1, 0.1)
+        loss = model(BATCH).square().mean()
+        wrapper.update_params(spoil(loss) if spoil else loss)
+    assert_equal(target.state_dict(), before)
+
+
+@pytest.mark.parametrize('is_frozen', [False, True])
+def test_what_another_optimizer_committed_stays(model, is_frozen):
+    mine, theirs = model[2], model[0]
+    wrapper = NanGuardOptimWrapper(
+        SGD(mine.parameters(), lr=0.1), accumulative_counts=2
+    )
+    other = NanGuardOptimWrapper(SGD(theirs.parameters(), lr=0.1))
+    for _ in range(2):
+        theirs.requires_grad_(not is_frozen)
+        with wrapper.optim_context(model):
+            loss = model(BATCH).square().mean()
+        wrapper.backward(wrapper.scale_loss(nan_grads(loss)))
+        theirs.requires_grad_(True)
+        with other.optim_context(theirs):
+            loss = theirs(BATCH).square().mean()
+        other.update_params(loss)
+    committed = copy.deepcopy(theirs.state_dict())
+    wrapper.step()
+    assert wrapper.guard.state.total_skips == 1
+    assert_equal(theirs.state_dict(), committed)
+
+
+def test_an_empty_parameter_group(model):
+    groups = [dict(params=[]), dict(params=list(model.parameters()))]
+    wrapper = NanGuardAmpOptimWrapper(
+        AdamW(groups, lr=0.1, fused=True), loss_scale=4.0, **FP16
+    )
+    train(wrapper, model)
+    assert wrapper.guard.state.num_steps == 1
+
+
+def test_a_buffer_that_went_bad_outside_any_update_halts(model):
+    wrapper = fp32(model)
+    train(wrapper, model)
+    model[1].running_var.data[0] = math.nan
+    with pytest.raises(TrainingHalted, match='1.running_var'):
+        train(wrapper, model)

@@ -73,7 +73,7 @@ def run_gan(work_dir, **model):
     runner = make_runner(
         work_dir,
         None,
-        model=dict(type='ToyGan', **model),
+        model=dict(dict(type='ToyGan'), **model),
         train_dataloader=None,
         train_cfg=None,
     )
@@ -109,6 +109,59 @@ def test_a_rejection_does_not_undo_what_the_other_committed(
     scalar = faulty.message_hub.get_scalar
     assert scalar('train/guard/generator/skipped').current() == 2
     assert scalar('train/guard/discriminator/skipped').current() == 1
+
+
+@MODELS.register_module()
+class Adversarial(ToyGan):
+    """Each network's forward goes through the other: a bad latent vector of
+    one phase reaches the statistics of both.
+    """
+
+    def __init__(self, is_struck=True, **keys):
+        super().__init__(**keys)
+        self.is_struck = is_struck
+        self.average = nn.BatchNorm1d(1, affine=False)  # nobody's own
+
+    def train_step(self, data, optim_wrapper):
+        self.num_iters += 1
+        images = torch.stack(data['inputs']).mean((2, 3))
+        losses = {}
+        for name in ('discriminator', 'generator'):
+            latent = images.clone()
+            if self.bad.get(self.num_iters) == name:
+                if not self.is_struck:
+                    continue
+                latent[0] = math.nan
+            optim_wrapper[name].zero_grad()  # of the other's backward
+            context = nullcontext()
+            if self.has_contexts:
+                module = getattr(self, name)
+                context = optim_wrapper[name].optim_context(module)
+            with context:
+                fake = self.generator(latent)
+                if name == 'discriminator':
+                    fake = fake.detach()
+                score = self.average(self.discriminator(fake))
+                loss = score.mean() + fake.square().mean()
+                if name == 'discriminator':
+                    loss = loss.square()
+            optim_wrapper[name].update_params(loss)
+            losses[f'loss_{name}'] = loss.detach()
+        return losses
+
+
+@pytest.mark.parametrize('has_contexts', [True, False])
+def test_a_gan_whose_networks_see_each_other(tmp_path, has_contexts):
+    bad = {3: 'discriminator', 5: 'generator', 6: 'generator'}
+    keys = dict(bad=bad, has_contexts=has_contexts, type='Adversarial')
+    faulty = run_gan(tmp_path / 'faulty', **keys)
+    oracle = run_gan(tmp_path / 'oracle', is_struck=False, **keys)
+    for name, tensor in faulty.model.state_dict().items():
+        if has_contexts or name.startswith(('generator', 'disc')):
+            assert torch.isfinite(tensor).all(), name
+        if has_contexts:
+            assert torch.equal(tensor, oracle.model.state_dict()[name]), name
+    assert [row['iter'] for row in read_rows(faulty)] == [3, 5, 6]
 
 
 def test_backward_step_and_zero_grad_by_hand():

@@ -1,0 +1,37 @@
+from collections import deque
+from typing import Deque
+
+from mmnanguard.core import GuardEvent, GuardPolicy, TrainingHalted, tell_halt
+
+__all__ = ['Streak']
+
+MAX_KEPT = 1000
+
+
+class Streak:
+    """Rejected updates in a row, kept for the story of a halt."""
+
+    def __init__(self) -> None:
+        self._events: Deque[GuardEvent] = deque(maxlen=MAX_KEPT)
+        self._start = 0
+
+    def add(self, event: GuardEvent) -> None:
+        if event.consecutive_skips == 1:
+            self._events.clear()
+            self._start = event.iter
+        self._events.append(event)
+
+    def since(self, num_skips: int, now: int) -> int:
+        """Iteration of the first of ``num_skips``, the last of them now."""
+        is_first = num_skips == 1 or not self._events
+        return now if is_first else self._start
+
+    def halted(self, event: GuardEvent, policy: GuardPolicy) -> TrainingHalted:
+        """The exception that tells the whole story.
+
+        Args:
+            event: The last of them, with its context.
+            policy: That was exhausted.
+        """
+        self._events[-1] = event
+        return TrainingHalted(event, tell_halt(event, self._events, policy))
