@@ -33,12 +33,7 @@ def assert_same(left, right):
 
 @pytest.mark.parametrize(
     'ema',
-    [
-        {},
-        dict(update_buffers=True),
-        dict(begin_iter=6),
-        dict(priority='HIGH'),
-    ],
+    [{}, dict(update_buffers=True), dict(begin_iter=6), dict(priority='HIGH')],
     ids=['plain', 'update_buffers', 'begins late', 'before the guard'],
 )
 def test_a_rejected_update_moves_no_average(tmp_path, ema):

@@ -297,5 +297,5 @@ def test_a_buffer_that_went_bad_outside_any_update_halts(model):
     wrapper = fp32(model)
     train(wrapper, model)
     model[1].running_var.data[0] = math.nan
-    with pytest.raises(TrainingHalted, match='1.running_var'):
+    with pytest.raises(TrainingHalted, match=r'1\.running_var'):
         train(wrapper, model)
