@@ -188,7 +188,5 @@ def test_a_late_look_at_what_is_changed_behind_autograd():
     """
     model, snapshot = Encoder(), Snapshot()
     window(snapshot, model, nothing, step=lambda: through_data(model.query))
-    window(
-        snapshot, model, lambda: behind_autograd(model.query), commit=False
-    )
+    window(snapshot, model, lambda: behind_autograd(model.query), commit=False)
     assert model.query.tolist() == [2.0] * 3
