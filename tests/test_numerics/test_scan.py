@@ -208,6 +208,48 @@ def test_a_shared_parameter_counts_once():
     ]
 
 
+def two_layers(make_groups):
+    model = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(2)))
+    optimizer = SGD(make_groups(model), lr=0.1, momentum=0.9)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    checkpoint = checkpoint_of(model, optimizer)
+    index = max(checkpoint['optimizer']['state'])
+    checkpoint['optimizer']['state'][index]['momentum_buffer'].fill_(NAN)
+    ((_, name, _),) = told(scan_checkpoint(checkpoint))
+    return name
+
+
+def test_a_shared_parameter_has_one_name():
+    def share(model):
+        model[1].weight = model[0].weight
+        return model.parameters()
+
+    assert two_layers(share) == '0.weight momentum_buffer'
+
+
+def test_a_frozen_parameter_takes_its_place():
+    def freeze(model):
+        model[0].weight.requires_grad_(False)
+        return model.parameters()
+
+    assert two_layers(freeze) == '1.weight momentum_buffer'
+
+
+def test_groups_of_several_give_no_names():
+    """They may have been made in any order, even where the shapes fit."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    groups = [dict(params=model[i].parameters()) for i in (1, 0)]
+    optimizer = SGD(groups, lr=0.1, momentum=0.9)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    checkpoint = checkpoint_of(model, optimizer)
+    checkpoint['optimizer']['state'][0]['momentum_buffer'].fill_(NAN)
+    assert told(scan_checkpoint(checkpoint)) == [
+        ('optimizer', 'state 0 momentum_buffer', 'nan')
+    ]
+
+
 def test_names_that_are_saved(checkpoint):
     optimizer = checkpoint['optimizer']
     optimizer['param_groups'][0]['param_names'] = list('abcde')
