@@ -139,10 +139,11 @@ class AutopsyHook(Hook):
         if first.origin is not None:
             rows, samples = self._name(first.origin.samples)
             found = found.replace(batch_rows=rows, samples=samples)
-        return found.replace(
-            exact=all(kept.is_exact for _, kept, _ in self._window)
-            and is_same_loss(event.loss, first.losses[event.optimizer])
-        )
+        is_exact = all(kept.is_exact for _, kept, _ in self._window)
+        if get_rank() == event.ranks[0]:  # whose loss the event tells
+            replayed = first.losses[event.optimizer]
+            is_exact = is_exact and is_same_loss(event.loss, replayed)
+        return found.replace(exact=is_exact)
 
     def _run(
         self,
@@ -232,7 +233,7 @@ def choose(found: List[Autopsy], event: GuardEvent) -> Autopsy:
     """Of the ranks' autopsies, one that saw the fault begin and did not get
     it from another rank.
     """
-    return min(
+    chosen = min(
         found,
         key=lambda one: (
             not one.phase,
@@ -241,6 +242,7 @@ def choose(found: List[Autopsy], event: GuardEvent) -> Autopsy:
             one.rank,
         ),
     )
+    return chosen.replace(exact=all(one.exact for one in found))
 
 
 def is_same_loss(trained: float, replayed: float) -> bool:
