@@ -33,7 +33,6 @@ class BatchDumpHook(Hook):
     and by option the weights. Loads with ``weights_only=True``; what cannot
     be written that way is named in the log. A file appears whole or not at
     all, and a disk that is full costs the dump, not the run.
-    ``tools/replay.py`` reads it.
 
     Args:
         max_dumps: In this process, on each rank.
@@ -114,8 +113,7 @@ class BatchDumpHook(Hook):
             )
             return
         runner.logger.warning(
-            f'mmnanguard: dumped to {path} ({size / 2**20:.1f} MiB); look '
-            f'into it with: python tools/replay.py {path}'
+            f'mmnanguard: dumped to {path} ({size / 2**20:.1f} MiB)'
         )
         runner.call_hook(
             'after_guard_row',
