@@ -99,7 +99,9 @@ def test_without_auto_each_update_is_skipped(tmp_path):
 
 def test_a_remedy_survives_a_resume(tmp_path):
     train(tmp_path, auto=True, max_iters=4)
-    assert read_rows(train(tmp_path, auto=True, resume=True)) == []
+    resumed = train(tmp_path, auto=True, resume=True)
+    # Both starts write to one folder if they fall in one second.
+    assert [r for r in read_rows(resumed) if r['attempt'] == 2] == []
 
 
 @pytest.mark.parametrize(
