@@ -2,7 +2,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Set, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,7 @@ class ModuleProbe(TorchDispatchMode):
         self._refs: Dict[int, StorageWeakRef] = {}  # keep addresses unique
         self._forward: Dict[int, Place] = {}  # by autograd node
         self._tracker = SampleTracker()
+        self._bad_inputs: Set[int] = set()
         for tensor, samples in inputs:
             if samples:
                 self._tracker.add(tensor, samples)
@@ -106,9 +107,7 @@ class ModuleProbe(TorchDispatchMode):
         origin = self._origins.get(key_of(tensor))
         if origin is None or origin.phase != 'input':
             return origin
-        every = [o.samples for o in self._origins.values() if o.op == '']
-        samples = {sample for some in every for sample in some}
-        return replace(origin, samples=tuple(sorted(samples)))
+        return replace(origin, samples=tuple(sorted(self._bad_inputs)))
 
     def __torch_dispatch__(
         self,
@@ -183,10 +182,12 @@ class ModuleProbe(TorchDispatchMode):
             return
         # A mask that a model keeps as a buffer.
         is_mask = phase == 'weight' and not bool(tensor.isnan().any())
-        self._hold(tensor)
-        self._origins[key_of(tensor)] = self._make_origin(
+        origin = self._make_origin(
             (phase, '', '', ''), '', tensor, 0.0, is_mask
         )
+        self._bad_inputs.update(origin.samples)
+        self._hold(tensor)
+        self._origins[key_of(tensor)] = origin
 
     def _make_origin(
         self,

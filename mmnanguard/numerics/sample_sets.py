@@ -6,7 +6,8 @@ from torch import Tensor
 __all__ = ['SampleSets', 'compact']
 
 NOBODY: FrozenSet[int] = frozenset()
-MAX_TOGETHER = 4  # samples that share an element; more are nobody
+# Samples that share an element, as in the gradient of Mixup; more are nobody.
+MAX_TOGETHER = 3
 MAX_FOLDED = 4096
 
 

@@ -36,7 +36,8 @@ ROWS = (
     *('batch_norm', 'group_norm', 'pool', 'upsample', 'grid_sampler'),
     *('scaled_dot_product', 'pixel', 'mkldnn'),
 )
-Layout = Tuple[int, Tuple[int, ...], Tuple[int, ...]]
+# Offset, shape, strides, bytes of an element.
+Layout = Tuple[int, Tuple[int, ...], Tuple[int, ...], int]
 
 
 class SampleTracker:
@@ -210,7 +211,17 @@ class SampleTracker:
         return None if codes is None else codes.expand(tensor.shape)
 
     def _codes_of(self, tensor: Tensor) -> Optional[Tensor]:
-        return self._codes.get(key_of(tensor), {}).get(layout_of(tensor))
+        views = self._codes.get(key_of(tensor))
+        if not views:
+            return None
+        layout = layout_of(tensor)
+        if layout not in views:
+            # A view that no operation was seen to make.
+            try:
+                views[layout] = read_through(tensor, views, layout)
+            except RuntimeError:  # memory that overlaps itself
+                return None
+        return views[layout]
 
     def _store(self, tensor: Tensor, codes: Optional[Tensor]) -> None:
         key = key_of(tensor)
@@ -230,22 +241,26 @@ class SampleTracker:
         views = self._codes.get(key_of(tensor), {})
         for other, known in views.items():
             if other != layout:
-                views[other] = rewritten(tensor, other, known, layout, codes)
+                both = {other: known, layout: codes}
+                views[other] = read_through(tensor, both, other)
 
 
-def rewritten(
-    tensor: Tensor, other: Layout, known: Tensor, layout: Layout, codes: Tensor
+def read_through(
+    tensor: Tensor, views: Mapping[Layout, Tensor], wanted: Layout
 ) -> Tensor:
-    """What ``other`` shows once ``codes`` are written in ``layout``."""
+    """What one view of a memory shows if the others show this, the last of
+    them above all.
+    """
     size = tensor.untyped_storage().nbytes() // tensor.element_size()
     flat = torch.zeros(size, dtype=torch.long)
-    for (offset, shape, stride), values in ((other, known), (layout, codes)):
-        # Of an expanded dimension, one.
-        shape = tuple(n if step else 1 for n, step in zip(shape, stride))
-        for dim, size in enumerate(shape):
-            values = values.narrow(dim, 0, min(size, values.shape[dim]))
-        flat.as_strided(shape, stride, offset).copy_(values)
-    offset, shape, stride = other
+    for (offset, shape, stride, itemsize), codes in views.items():
+        if itemsize == tensor.element_size():
+            # Of an expanded dimension, one.
+            shape = tuple(n if step else 1 for n, step in zip(shape, stride))
+            for dim, length in enumerate(shape):
+                codes = codes.narrow(dim, 0, min(length, codes.shape[dim]))
+            flat.as_strided(shape, stride, offset).copy_(codes)
+    offset, shape, stride, _ = wanted
     return compact(flat.as_strided(shape, stride, offset))
 
 
@@ -280,4 +295,5 @@ def layout_of(tensor: Tensor) -> Layout:
         int(tensor.storage_offset()),
         tuple(tensor.shape),
         tuple(tensor.stride()),
+        tensor.element_size(),
     )

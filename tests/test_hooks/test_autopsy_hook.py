@@ -1,6 +1,7 @@
 """A rejected update is run again, and what went bad first is named."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,7 +75,8 @@ class Head(nn.Module):
 
 def train(work_dir, ill='nowhere', value=1e3, hooks=(), **keys):
     data = make_data(24)
-    data[13]['inputs'] += value
+    for index in (13, 15)[: keys.pop('num_ill', 1)]:
+        data[index]['inputs'] += value
     runner = make_runner(
         work_dir,
         keys.pop('optim_wrapper', wrapper(lr=0.01)),
@@ -124,11 +126,97 @@ def test_a_bad_input(tmp_path):
     (row,) = read_rows(train(tmp_path, value=math.nan), 'autopsy')
     assert row['phase'] == 'input'
 
+    assert row['samples'] == [POISON]
+    assert row['batch_rows'] == [1]
+
+
+def test_all_bad_inputs_are_named(tmp_path):
+    (row,) = read_rows(train(tmp_path, value=math.nan, num_ill=2), 'autopsy')
+    assert row['samples'] == [POISON, 'train/000015.jpg']
+
+
+def test_the_micro_batch_is_told(tmp_path):
+    runner = train(
+        tmp_path,
+        'module',
+        optim_wrapper=wrapper(lr=0.01, accumulative_counts=3),
+    )
+    (event,) = read_rows(runner)
+    (row,) = read_rows(runner, 'autopsy')
+    assert event['iter'] == 6
+    assert row['samples'] == [POISON]
+    assert row['batch_rows'] == [1]
+
 
 def test_a_transient_fault(tmp_path):
     runner = train(tmp_path, faults=[dict(iter=4, site='loss')], value=0.0)
     (row,) = read_rows(runner, 'autopsy')
     assert not row['repeats']
+    assert row['exact']  # the batch is, whatever became of it
+    assert row['phase'] == row['remedy'] == ''
+
+
+def test_outputs_of_the_children(tmp_path):
+    runner = train(tmp_path, 'functional')
+    (row,) = read_rows(runner, 'autopsy')
+    outputs = row['outputs']
+    assert set(outputs) == {
+        'data_preprocessor',
+        'conv',
+        'norm',
+        'attention',
+        'dropout',
+        'head',
+    }
+    assert outputs['conv']['is_finite']
+    assert outputs['conv']['min'] < outputs['conv']['max'] < 100
+    assert not outputs['norm']['is_finite']
+    # Nothing stays in the place of a method.
+    assert all('forward' not in vars(m) for m in runner.model.modules())
+
+
+def test_no_more_than_asked_for(tmp_path):
+    hook = dict(type='mmnanguard.AutopsyHook', max_autopsies=1)
+    runner = train(
+        tmp_path,
+        'module',
+        hooks=dict(autopsy=hook),
+        faults=[dict(iter=2, site='loss')],
+    )
+    assert len(read_rows(runner)) == 2
+    assert [row['repeats'] for row in read_rows(runner, 'autopsy')] == [False]
+
+
+def test_a_culprit_is_examined_once(tmp_path):
+    faults = [dict(iter=number, site='loss') for number in (2, 3, 5)]
+    runner = train(tmp_path, faults=faults, value=0.0)
+    assert len(read_rows(runner)) == 3
+    assert len(read_rows(runner, 'autopsy')) == 1
+
+
+def test_an_autopsy_that_fails_costs_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        'mmnanguard.hooks.autopsy_hook.run_pass', lambda *args: 1 / 0
+    )
+    runner = train(tmp_path, 'module')
+    assert runner.iter == 6
+    assert read_rows(runner, 'autopsy') == []
+
+
+@pytest.mark.filterwarnings('ignore:The .grad attribute of a')
+@pytest.mark.parametrize('is_compiled', [False, True])
+def test_compiled_code_is_not_replayed(tmp_path, is_compiled):
+    runner = train(
+        tmp_path,
+        faults=[dict(iter=4, site='loss')],
+        value=0.0,
+        cfg=dict(compile=dict(backend='eager')) if is_compiled else {},
+    )
+    (path,) = Path(runner.log_dir).glob('*.log')
+    (line,) = (
+        one for one in path.read_text().splitlines() if 'autopsy:' in one
+    )
+    assert ('eager did not reproduce it' in line) == is_compiled
 
 
 def test_autopsies_leave_no_trace(tmp_path):

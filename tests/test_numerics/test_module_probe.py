@@ -1,0 +1,194 @@
+"""The first operation that makes bad numbers of good ones is named."""
+
+import gc
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from mmnanguard.numerics import ModuleProbe
+
+
+class Net(nn.Module):
+    def __init__(self, run):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        self.counted = nn.BatchNorm1d(4)
+        self.run = run
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+class Root(nn.Module):
+    """sqrt in a module of its own."""
+
+    def forward(self, x):
+        return (x * 0).sqrt()
+
+
+def probe(run, x=None, inputs=True, net=None):
+    """Origin of what is bad in the output, else in the gradients."""
+    torch.manual_seed(0)
+    net = net or Net(run)
+    x = torch.randn(3, 4) if x is None else x
+    probe = ModuleProbe(net, [(x, (0, 1, 2))] if inputs else [])
+    with probe:
+        output = net(x)
+        output.sum().backward()
+    if not torch.isfinite(output).all():
+        return probe.origin_of(output)
+    bad = [
+        param.grad
+        for param in net.parameters()
+        if param.grad is not None and not torch.isfinite(param.grad).all()
+    ]
+    return probe.origin_of(bad[-1]) if bad else None
+
+
+def marked(x, row=1):
+    return (torch.arange(3) == row).float()[:, None]
+
+
+def sound_rows_of_bad(net, x):
+    x = x / (1 - marked(x))
+    return (net.first(x[2:]) * 0).reciprocal()
+
+
+def sound_view_before_bad_is_used(net, x):
+    x = x / (1 - marked(x))
+    x[2:].relu()
+    return net.first(x)
+
+
+def mask_and_fault(net, x):
+    mask = torch.full((4, 4), -math.inf).triu(1)
+    scores = x @ x.t()
+    scores = F.pad(scores, (0, 1, 0, 1)) + mask
+    return net.first(scores.softmax(-1) / 0)
+
+
+def all_masked(net, x):
+    return net.first(x.masked_fill(marked(x) > 0, -math.inf).softmax(-1))
+
+
+def log_where(net, x):
+    return net.first(torch.where(x > 0, x.clamp(min=0).log(), 0.0))
+
+
+def cleaned(net, x):
+    x = x / (1 - marked(x))
+    x.nan_to_num_(0.0, 0.0, 0.0)
+    return net.first(x) / (1 - marked(x, 2))
+
+
+def from_numpy(net, x):
+    x = x + torch.from_numpy(np.array([1, math.nan, 1, 1], np.float32))
+    return net.first(x)
+
+
+@pytest.mark.parametrize(
+    ('run', 'op', 'module', 'samples', 'is_fill'),
+    [
+        (sound_view_before_bad_is_used, 'aten.div', '', (1,), False),
+        (sound_rows_of_bad, 'aten.reciprocal', '', (2,), False),
+        (mask_and_fault, 'aten.div', '', (), False),
+        (all_masked, 'aten._softmax', '', (1,), False),
+        (cleaned, 'aten.div', '', (2,), False),
+        (from_numpy, '', '', (), False),
+    ],
+)
+def test_forward(run, op, module, samples, is_fill):
+    origin = probe(run)
+    assert (origin.op, origin.module) == (op, module)
+    assert origin.phase == 'forward'
+    assert origin.samples == samples
+    assert origin.is_fill == is_fill
+    if op:
+        assert origin.source.startswith('test_module_probe.py:')
+
+
+def test_a_log_that_where_leaves_out():
+    assert probe(log_where) is None
+
+
+def test_numbers():
+    net = Net(lambda net, x: net.first(x.half() * 3e4).float())
+    net.first.half()
+    with torch.no_grad():
+        net.first.weight.fill_(1.0)
+    origin = probe(None, torch.full((3, 4), 1.5), net=net)
+    assert origin.module == 'first'
+    assert origin.dtype == 'float16'
+    assert origin.input_absmax == 44992.0  # nearest to 45000
+    assert origin.output_absmax == math.inf
+
+
+def test_weights():
+    net = Net(lambda net, x: net.first(x))
+    net.first.weight.data[0, 0] = math.nan
+    assert probe(None, net=net).phase == 'weight'
+
+
+def test_a_mask_in_a_buffer_is_no_bad_weight():
+    net = Net(lambda net, x: net.first((x + net.mask).softmax(-1)) / 0)
+    net.register_buffer('mask', torch.tensor([0.0, 0.0, 0.0, -math.inf]))
+    assert probe(None, net=net).op == 'aten.div'
+
+
+# The module is that whose forward the gradient belongs to, wherever
+# operations without a gradient come in between, or a checkpoint.
+def plain(net, x):
+    return net.root(net.first(x))
+
+
+def with_counters(net, x):
+    y = net.root(net.counted(net.first(x)))
+    with torch.no_grad():
+        net.second(x).sum()
+    net.counted(x)
+    return y
+
+
+def checkpointed(net, x):
+    return checkpoint(lambda x: plain(net, x), x, use_reentrant=False)
+
+
+def reentrant(net, x):
+    return checkpoint(
+        lambda x: plain(net, x), x.requires_grad_(), use_reentrant=True
+    )
+
+
+@pytest.mark.parametrize(
+    'run', [plain, with_counters, checkpointed, reentrant]
+)
+def test_backward(run):
+    net = Net(run)
+    net.root = Root()
+    origin = probe(None, net=net)
+    assert origin.phase == 'backward'
+    assert (origin.module, origin.op) == ('root', 'aten.div')
+
+
+def test_a_replay_keeps_no_activations():
+    net = Net(lambda net, x: net.first(x))
+    probe = ModuleProbe(net)
+    big = []
+
+    with probe, torch.no_grad():
+        for _ in range(3):
+            y = torch.full((1000,), math.nan) + 1
+            big.append(
+                torch.multiprocessing.reductions.StorageWeakRef(
+                    y.untyped_storage()
+                )
+            )
+            del y
+    gc.collect()
+    assert all(ref.expired() for ref in big)
