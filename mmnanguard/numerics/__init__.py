@@ -3,6 +3,7 @@
 from .agree import agree
 from .apply import apply_update
 from .blame import TensorNames, blame, plain_name
+from .checkpoint_file import CheckpointFile, look_at, settle
 from .grad_rules import ValueClip
 from .host_read import read_once
 from .loss_scale import GuardedGradScaler
@@ -10,11 +11,15 @@ from .module_probe import ModuleProbe, Origin
 from .observe import Reading, look_closer, observe
 from .replay import Pass, ReplayWrapper, run_pass
 from .rng_state import read_rng, set_rng
+from .scan import CheckpointScan, Finding, scan_checkpoint, settle_masks
 from .shards import Placement, Shards, local
 from .snapshot import Snapshot
 from .watch import forget_watched, read_watched, watch
 
 __all__ = [
+    'CheckpointFile',
+    'CheckpointScan',
+    'Finding',
     'GuardedGradScaler',
     'ModuleProbe',
     'Origin',
@@ -31,6 +36,7 @@ __all__ = [
     'blame',
     'forget_watched',
     'local',
+    'look_at',
     'look_closer',
     'observe',
     'plain_name',
@@ -38,6 +44,9 @@ __all__ = [
     'read_rng',
     'read_watched',
     'run_pass',
+    'scan_checkpoint',
     'set_rng',
+    'settle',
+    'settle_masks',
     'watch',
 ]
