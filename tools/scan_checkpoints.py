@@ -88,7 +88,7 @@ def show(files):
 def main(argv=None):
     sys.path[:0] = [str(ROOT)]
     args = parse_args(argv)
-    from mmnanguard.numerics.checkpoint_file import look_at, settle
+    from mmnanguard.numerics import look_at, settle
     from mmnanguard.safe_load import allow_mmengine_checkpoints
 
     allow_mmengine_checkpoints()
