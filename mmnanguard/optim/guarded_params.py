@@ -1,6 +1,7 @@
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 from weakref import WeakSet
 
+import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
@@ -34,6 +35,7 @@ class GuardedParams:
 
     def use(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
+        self._has_parts = any(map(is_part, self))
         self._shards: Optional[Shards] = None
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -61,15 +63,18 @@ class GuardedParams:
             grad = param.grad
             if grad is None:
                 continue
-            check_dtype(param)
+            if grad.dtype is not torch.float32:
+                check_dtype(param)
             if grad.is_sparse:
                 # Duplicate indices must be summed before they are judged.
                 grad = param.grad = grad.coalesce()
                 grad = grad._values()
-            grad = local(grad)
-            if grad.numel() > 0:  # a small one may lie on other ranks
-                params.append(param)
-                grads.append(grad)
+            if self._has_parts:
+                grad = local(grad)
+                if grad.numel() == 0:  # a small one may lie on other ranks
+                    continue
+            params.append(param)
+            grads.append(grad)
         return params, grads
 
     def place(
@@ -87,6 +92,15 @@ class GuardedParams:
             for param in model.parameters():
                 weights.setdefault(id(param), param)
         return list(weights.values())
+
+
+def is_part(param: Tensor) -> bool:
+    """Does this rank hold a part of it only, or nothing?"""
+    return (
+        hasattr(param, 'to_local')
+        or hasattr(param, '_fsdp_flattened')
+        or param.numel() == 0
+    )
 
 
 def check_dtype(param: Tensor) -> None:

@@ -114,9 +114,7 @@ def run(work_dir, ill, samples, max_autopsies):
     dist.all_gather_object(everyone, weights)
     return dict(
         updates=read_rows(runner) if dist.get_rank() == 0 else [],
-        autopsies=read_rows(runner, 'autopsy')
-        if dist.get_rank() == 0
-        else [],
+        autopsies=read_rows(runner, 'autopsy') if dist.get_rank() == 0 else [],
         weights=everyone,
     )
 
