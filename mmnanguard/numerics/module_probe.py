@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .blame import plain_name
-from .sample_tracker import SampleTracker, key_of
+from .sample_tracker import SampleTracker
 from .slot import can_compare
+from .storage_views import key_of
 
 __all__ = ['InputTensor', 'ModuleProbe', 'Origin']
 
@@ -145,8 +146,6 @@ class ModuleProbe(TorchDispatchMode):
                 origin = self._make_origin(
                     where, str(func), output, absmax, name in FILLS
                 )
-                if key_of(output) in self._buffers:
-                    origin = replace(origin, samples=())
             self._hold(output)
             self._origins[key_of(output)] = origin
         return outputs

@@ -6,8 +6,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .sample_sets import SampleSets, compact
+from .storage_views import Layout, key_of, layout_of, read_through
 
-__all__ = ['SampleTracker', 'key_of']
+__all__ = ['SampleTracker']
 
 # Operations whose output elements each come from one input element.
 MOVES = (
@@ -36,8 +37,6 @@ ROWS = (
     *('batch_norm', 'group_norm', 'pool', 'upsample', 'grid_sampler'),
     *('scaled_dot_product', 'pixel', 'mkldnn'),
 )
-# Offset, shape, strides, bytes of an element.
-Layout = Tuple[int, Tuple[int, ...], Tuple[int, ...], int]
 
 
 class SampleTracker:
@@ -131,7 +130,7 @@ class SampleTracker:
             return [None if full is None else full.reshape(outputs[0].shape)]
         if plain == 'as_strided':
             return []
-        if func.is_view or plain in MOVES:
+        if is_view(func) or plain in MOVES:
             return list(tensors(func(*self._coded(args), **kwargs)))
         if plain == 'embedding':
             return [None if codes[1] is None else codes[1].unsqueeze(-1)]
@@ -245,23 +244,12 @@ class SampleTracker:
                 views[other] = read_through(tensor, both, other)
 
 
-def read_through(
-    tensor: Tensor, views: Mapping[Layout, Tensor], wanted: Layout
-) -> Tensor:
-    """What one view of a memory shows if the others show this, the last of
-    them above all.
-    """
-    size = tensor.untyped_storage().nbytes() // tensor.element_size()
-    flat = torch.zeros(size, dtype=torch.long)
-    for (offset, shape, stride, itemsize), codes in views.items():
-        if itemsize == tensor.element_size():
-            # Of an expanded dimension, one.
-            shape = tuple(n if step else 1 for n, step in zip(shape, stride))
-            for dim, length in enumerate(shape):
-                codes = codes.narrow(dim, 0, min(length, codes.shape[dim]))
-            flat.as_strided(shape, stride, offset).copy_(codes)
-    offset, shape, stride, _ = wanted
-    return compact(flat.as_strided(shape, stride, offset))
+def is_view(func: Any) -> bool:
+    """Its output is the memory of an input, which it only reads."""
+    return any(
+        value.alias_info is not None and not value.alias_info.is_write
+        for value in func._schema.returns
+    )
 
 
 def fits(codes: Tensor, tensor: Tensor) -> bool:
@@ -284,16 +272,3 @@ def tensors(tree: Any) -> List[Tensor]:
         for leaf in tree_leaves(tree)
         if isinstance(leaf, Tensor) and leaf.layout is torch.strided
     ]
-
-
-def key_of(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
-def layout_of(tensor: Tensor) -> Layout:
-    return (
-        int(tensor.storage_offset()),
-        tuple(tensor.shape),
-        tuple(tensor.stride()),
-        tensor.element_size(),
-    )
