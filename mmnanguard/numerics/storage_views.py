@@ -12,7 +12,7 @@ Layout = Tuple[int, Tuple[int, ...], Tuple[int, ...], int]
 
 
 def key_of(tensor: Tensor) -> int:
-    """Of its memory; taken again once that is free, if nothing refers to it."""
+    """Of its memory; another takes it once nothing refers to it."""
     return tensor.untyped_storage()._cdata
 
 
