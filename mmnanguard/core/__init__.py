@@ -8,6 +8,7 @@ from .event import BadTensor, GuardEvent, to_json
 from .halt_story import tell_halt
 from .observation import NORM_LIMIT, Observation, ScaleReading, Shard
 from .policy import GuardPolicy
+from .smallest_subset import smallest_subset
 from .state import GuardState
 from .verdict import Action, Cause, ScaleMove, Verdict
 
@@ -32,6 +33,7 @@ __all__ = [
     'Verdict',
     'check_keys',
     'decide',
+    'smallest_subset',
     'tell_halt',
     'to_json',
 ]

@@ -1,8 +1,6 @@
 import logging
-import math
-from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
+from typing import Any, List, Optional, Set, Tuple
 
-import torch
 from mmengine.dist import (
     all_gather_object,
     broadcast_object_list,
@@ -11,21 +9,14 @@ from mmengine.dist import (
 )
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 
 from mmnanguard.core import Autopsy, GuardConfigError, GuardEvent
-from mmnanguard.numerics import (
-    Pass,
-    ReplayWrapper,
-    read_rng,
-    run_pass,
-    set_rng,
-)
 from mmnanguard.registry import HOOKS
 
-from .batch_facts import sample_ids
-from .batch_keeper import BatchKeeper, KeptBatch, tensors_of_samples
-from .find_guards import find_guards, find_wrappers
+from .examination import Examination, settings_of
+from .find_guards import find_wrappers
+from .window import Window, window_of
 
 __all__ = ['AutopsyHook']
 
@@ -68,20 +59,16 @@ class AutopsyHook(Hook):
         self._num_left = max_autopsies
         self._overflows = overflows
         self._culprits: Set[Tuple[str, ...]] = set()
-        self._keeper = BatchKeeper()
-        self._window: List[Tuple[int, KeptBatch, Dict[str, Any]]] = []
+        self._window: Optional[Window] = None
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
         if self._num_left == 0:
-            self._window = []
+            self._window = None
             return
-        guards = find_guards(runner).values()
-        if not any(guard.losses for guard in guards):
-            self._window = []
-        kept = self._keeper.keep(data_batch)
-        self._window.append((batch_idx, kept, read_rng()))
+        self._window = window_of(runner)
+        self._window.keep(runner, batch_idx, data_batch)
 
     def after_train_iter(
         self,
@@ -91,7 +78,7 @@ class AutopsyHook(Hook):
         outputs: Optional[dict] = None,
     ) -> None:
         if self._window:
-            self._keeper.compare(data_batch, self._window[-1][1])
+            self._window.compare(data_batch)
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
         culprit = (event.cause.value, *(bad.name for bad in event.params[:1]))
@@ -99,7 +86,7 @@ class AutopsyHook(Hook):
             self._num_left > 0
             and culprit not in self._culprits
             and (self._overflows or not event.is_routine)
-            and bool(self._window)
+            and self._window is not None
         )
         # All or none: a pass may communicate.
         told = [is_due]
@@ -129,104 +116,18 @@ class AutopsyHook(Hook):
         runner.call_hook('after_guard_row', row=found.to_row())
 
     def _examine(self, runner: Runner, event: GuardEvent) -> Autopsy:
-        wrapper = find_wrappers(runner)[event.optimizer]
-        dtype = getattr(wrapper, 'cast_dtype', None)
-        first = self._run(runner, event, dtype, looks=True)
-        in_fp32 = None
-        if dtype is not None:
-            in_fp32 = self._run(runner, event, None, looks=False).is_finite
-        found = describe(event, first, in_fp32)
-        if first.origin is not None:
-            rows, samples = self._name(first.origin.samples)
-            found = found.replace(batch_rows=rows, samples=samples)
-        is_exact = all(kept.is_exact for _, kept, _ in self._window)
-        if get_rank() == event.ranks[0]:  # whose loss the event tells
-            replayed = first.losses[event.optimizer]
-            is_exact = is_exact and is_same_loss(event.loss, replayed)
-        return found.replace(exact=is_exact)
-
-    def _run(
-        self,
-        runner: Runner,
-        event: GuardEvent,
-        dtype: Optional[torch.dtype],
-        looks: bool,
-    ) -> Pass:
-        """The same passes on every rank, whatever becomes of them."""
-        scale = (event.loss_scale or {'before': 1.0})['before']
-        device = next(runner.model.parameters()).device.type
-        stand_ins = {
-            name: ReplayWrapper(wrapper, scale, dtype, device)
-            for name, wrapper in find_wrappers(runner).items()
-        }
-        batches = [kept.fresh() for _, kept, _ in self._window]
-
-        def run() -> Dict[str, List[Tensor]]:
-            for batch, (_, _, rng) in zip(batches, self._window):
-                set_rng(rng)
-                runner.model.train_step(
-                    batch,
-                    optim_wrapper=stand_ins
-                    if len(stand_ins) > 1
-                    else stand_ins['default'],
-                )
-            return {name: one.losses for name, one in stand_ins.items()}
-
-        inputs = [
-            (tensor, tuple(start + row for row in rows))
-            for batch, (start, names) in zip(batches, self._names())
-            for tensor, rows in tensors_of_samples(batch, len(names))
-        ]
-        return run_pass(runner.model, run, inputs, looks)
-
-    def _names(self) -> Iterator[Tuple[int, List[str]]]:
-        """Of each micro-batch, the number of its first sample in the window
-        and the names of all.
-        """
-        start = 0
-        for index, kept, _ in self._window:
-            names = sample_ids(kept.data, index)
-            yield start, names
-            start += len(names)
-
-    def _name(
-        self, samples: Tuple[int, ...]
-    ) -> Tuple[Tuple[int, ...], Tuple[str, ...]]:
-        """Rows and names, but not of all of a batch at once."""
-        rows, names = [], []
-        for start, batch in self._names():
-            own = [s - start for s in samples if 0 <= s - start < len(batch)]
-            if len(own) < max(len(batch), 2):
-                rows += own
-                names += [batch[row] for row in own]
-        return tuple(rows), tuple(names)
-
-
-def describe(
-    event: GuardEvent, first: Pass, in_fp32: Optional[bool]
-) -> Autopsy:
-    found = Autopsy(
-        id=event.id,
-        rank=get_rank(),
-        repeats=not first.is_finite,
-        fp32_is_finite=in_fp32,
-        remedy='fp32' if in_fp32 and not first.is_finite else '',
-        outputs=first.outputs,
-    )
-    origin = first.origin
-    if origin is None:
-        return found
-    return found.replace(
-        phase=origin.phase,
-        module=origin.module,
-        module_type=origin.module_type,
-        op=origin.op,
-        source=origin.source,
-        dtype=origin.dtype,
-        input_absmax=origin.input_absmax,
-        output_absmax=origin.output_absmax,
-        dtype_max=torch.finfo(getattr(torch, origin.dtype)).max,
-    )
+        wrappers = find_wrappers(runner)
+        examination = Examination(
+            runner.model,
+            wrappers,
+            settings_of(wrappers, event),
+            self._window.batches if self._window else [],
+        )
+        # The event tells the loss of that rank.
+        is_own = get_rank() == event.ranks[0]
+        return examination.autopsy(
+            event.id, event.optimizer, event.loss if is_own else None
+        )
 
 
 def choose(found: List[Autopsy], event: GuardEvent) -> Autopsy:
@@ -243,13 +144,6 @@ def choose(found: List[Autopsy], event: GuardEvent) -> Autopsy:
         ),
     )
     return chosen.replace(exact=all(one.exact for one in found))
-
-
-def is_same_loss(trained: float, replayed: float) -> bool:
-    """A fault that did not happen again says nothing about the batch."""
-    if math.isfinite(trained) and math.isfinite(replayed):
-        return trained == replayed
-    return True
 
 
 def is_compiled_module(module: nn.Module) -> bool:

@@ -1,22 +1,16 @@
-import os
-import platform
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Optional
 
-import mmengine
-import torch
-from mmengine.dist import get_rank
+from mmengine.dist import all_gather_object, get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmnanguard.core import GuardConfigError, GuardEvent
-from mmnanguard.numerics import read_rng
+from mmnanguard.numerics import Shards
 from mmnanguard.registry import HOOKS
-from mmnanguard.version import __version__
 
-from .batch_keeper import BatchKeeper, KeptBatch
-from .find_guards import find_guards, find_wrappers
-from .plain_batch import to_plain
+from .batch_dump import collect, save_whole, weights_of
+from .window import Window, window_of
 
 __all__ = ['BatchDumpHook']
 
@@ -30,18 +24,20 @@ class BatchDumpHook(Hook):
 
     Of each rank on which the update went bad: the window's batches as the
     data loader gave them, random states, the event, the config, versions,
-    and by option the weights. Loads with ``weights_only=True``; what cannot
-    be written that way is named in the log. A file appears whole or not at
-    all, and a disk that is full costs the dump, not the run.
+    and by option the weights. ``tools/replay.py`` runs it again. The file
+    loads with ``weights_only=True``; objects that are neither tensors, arrays
+    nor data elements are in it as pickles, and named in the log. It appears
+    whole or not at all, and a disk that is full costs the dump, not the run.
 
     Args:
         max_dumps: In this process, on each rank.
-        max_megabytes: Of one file; a larger one is not kept.
+        max_megabytes: Of one file's tensors; a larger one is not written.
         save_weights: Also the model's weights and buffers, as they were.
         overflows: Also of routine overflows of the loss scale.
 
     Raises:
-        GuardConfigError: If a limit is no positive number.
+        GuardConfigError: If a limit is no positive number; at the start of
+            training, if weights are asked for that are spread over ranks.
     """
 
     priority = 'LOWEST'  # the last word before the batch is trained on
@@ -66,18 +62,26 @@ class BatchDumpHook(Hook):
         self._max_bytes = max_megabytes * 2**20
         self._save_weights = save_weights
         self._overflows = overflows
-        self._keeper = BatchKeeper()
-        self._window: List[Tuple[int, KeptBatch, Dict[str, Any]]] = []
+        self._window: Optional[Window] = None
+
+    def before_train(self, runner: Runner) -> None:
+        params = list(runner.model.parameters())
+        is_spread = Shards(params, [runner.model]).place(params).groups
+        if self._save_weights and is_spread:
+            raise GuardConfigError(
+                'BatchDumpHook.save_weights: the weights are spread over '
+                'ranks, and a dump is of one rank. Leave it out, and give '
+                'tools/replay.py a --checkpoint.'
+            )
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
         if self._num_left == 0:
+            self._window = None
             return
-        if not any(guard.losses for guard in find_guards(runner).values()):
-            self._window = []
-        kept = self._keeper.keep(data_batch)
-        self._window.append((batch_idx, kept, read_rng()))
+        self._window = window_of(runner)
+        self._window.keep(runner, batch_idx, data_batch)
 
     def after_train_iter(
         self,
@@ -87,100 +91,51 @@ class BatchDumpHook(Hook):
         outputs: Optional[dict] = None,
     ) -> None:
         if self._window:
-            self._keeper.compare(data_batch, self._window[-1][1])
+            self._window.compare(data_batch)
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
+        """Collective, for the rows."""
         if event.is_routine and not self._overflows:
             return
-        if get_rank() not in event.ranks or self._num_left == 0:
-            return
-        self._num_left -= 1
+        row = None
+        if get_rank() in event.ranks and self._window and self._num_left:
+            self._num_left -= 1
+            row = self._write(runner, event, self._window)
+        for written in all_gather_object(row):
+            if written is not None:
+                runner.call_hook('after_guard_row', row=written)
+
+    def _write(
+        self, runner: Runner, event: GuardEvent, window: Window
+    ) -> Optional[Dict[str, Any]]:
+        """Gives the row that tells of it."""
         name = f'iter_{event.iter}_rank{get_rank()}.pt'
         path = Path(runner.log_dir, FOLDER, name)
-        dump, lost = self._collect(runner, event)
-        if lost:
-            runner.logger.warning(
-                f'mmnanguard: {path} keeps only the text of '
-                f'{", ".join(lost)}, which no file could hold that loads '
-                'with weights_only=True'
-            )
         try:
+            dump, pickled, lost = collect(runner, event, window)
+            if self._save_weights:
+                dump['weights'] = weights_of(runner.model)
             size = save_whole(dump, path, self._max_bytes)
-        except OSError as error:
+        except Exception as error:
+            # OSError as a rule, but no dump is worth a run, nor ranks that
+            # wait for this one.
             runner.logger.error(
-                f'mmnanguard: cannot write {path} ({error}); training goes '
-                'on, this dump is lost'
+                f'mmnanguard: cannot write {path} '
+                f'({type(error).__name__}: {error}); training goes on, this '
+                'dump is lost'
             )
-            return
-        runner.logger.warning(
-            f'mmnanguard: dumped to {path} ({size / 2**20:.1f} MiB)'
-        )
-        runner.call_hook(
-            'after_guard_row',
-            row={
-                'schema': 1,
-                'kind': 'dump',
-                'id': event.id,
-                'rank': get_rank(),
-                'path': str(path),
-                'bytes': size,
-            },
-        )
-
-    def _collect(
-        self, runner: Runner, event: GuardEvent
-    ) -> Tuple[Dict[str, Any], List[str]]:
-        batches, lost = to_plain([kept.data for _, kept, _ in self._window])
-        wrapper = find_wrappers(runner)[event.optimizer]
-        dtype = getattr(wrapper, 'cast_dtype', None)
-        model = getattr(runner.model, 'module', runner.model)
-        dump = {
+            return None
+        story = f'mmnanguard: dumped to {path} ({size / 2**20:.1f} MiB)'
+        if pickled:
+            story += f'; to read its {", ".join(pickled)} takes --allow-pickle'
+        if lost:
+            story += f'; of {", ".join(lost)}, only the text could be kept'
+        runner.logger.warning(f'{story}; run it: tools/replay.py {path}')
+        return {
             'schema': 1,
-            'event': event.to_row(),
-            'batches': batches,
-            'batch_idx': [index for index, _, _ in self._window],
-            'rng': [rng for _, _, rng in self._window],
-            'is_exact': all(k.is_exact for _, k, _ in self._window),
-            'dtype': dtype and str(dtype).replace('torch.', ''),
-            'loss_scale': (event.loss_scale or {'before': 1.0})['before'],
-            'accumulation': wrapper._accumulative_counts,
-            'config': runner.cfg.pretty_text,
-            'versions': {
-                'mmnanguard': __version__,
-                'mmengine': mmengine.__version__,
-                'torch': str(torch.__version__),
-                'python': platform.python_version(),
-            },
+            'kind': 'dump',
+            'id': event.id,
+            'rank': get_rank(),
+            'path': str(path),
+            'bytes': size,
         }
-        if self._save_weights:
-            dump['weights'] = {
-                name: tensor.detach().cpu()
-                for name, tensor in model.state_dict().items()
-                if isinstance(tensor, torch.Tensor)
-            }
-        return dump, lost
-
-
-def save_whole(dump: Dict[str, Any], path: Path, max_bytes: float) -> int:
-    """Write beside and rename, so that no reader sees half a file.
-
-    Raises:
-        OSError: If it cannot be written, or is too large.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix('.tmp')
-    try:
-        try:
-            torch.save(dump, aside)
-        except RuntimeError as error:  # PyTorch's, for a disk that is full
-            raise OSError(str(error)) from error
-        size = aside.stat().st_size
-        if size > max_bytes:
-            raise OSError(
-                f'{size / 2**20:.0f} MiB are more than max_megabytes='
-                f'{max_bytes / 2**20:g}'
-            )
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return size

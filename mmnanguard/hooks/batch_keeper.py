@@ -1,21 +1,12 @@
 import copy
 import pickle
-from typing import (
-    Any,
-    Callable,
-    Dict,
-    Iterator,
-    NamedTuple,
-    Optional,
-    Set,
-    Tuple,
-)
+from typing import Any, Callable, Dict, NamedTuple, Set, Tuple
 
 import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-__all__ = ['BatchKeeper', 'KeptBatch', 'tensors_of_samples']
+__all__ = ['BatchKeeper', 'KeptBatch']
 
 NUM_COMPARED = 3
 # What is never changed in place.
@@ -129,41 +120,3 @@ def same(left: Any, right: Any) -> bool:
         left.cpu().contiguous().flatten().view(torch.uint8),
         right.cpu().contiguous().flatten().view(torch.uint8),
     )
-
-
-def tensors_of_samples(
-    value: Any, num_samples: int, sample: Optional[int] = None
-) -> Iterator[Tuple[Tensor, Tuple[int, ...]]]:
-    """Each tensor of a batch, and its samples: one for all of it, one for
-    each row, or none if that is not clear.
-
-    Args:
-        value: The batch.
-        num_samples: Of the batch.
-        sample: To which all of ``value`` belongs.
-    """
-    if isinstance(value, Tensor):
-        if sample is not None:
-            yield value, (sample,)
-        elif value.dim() > 0 and len(value) == num_samples:
-            yield value, tuple(range(num_samples))
-        else:
-            yield value, ()
-    elif isinstance(value, BaseDataElement):
-        for item in vars(value).values():
-            yield from tensors_of_samples(item, num_samples, sample)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_of_samples(item, num_samples, sample)
-    elif isinstance(value, (list, tuple)):
-        is_list = sample is None and len(value) == num_samples
-        if is_list and all(map(is_batch, value)):
-            is_list = False  # as many views as samples, perhaps
-        for index, item in enumerate(value):
-            owner = index if is_list else sample
-            yield from tensors_of_samples(item, num_samples, owner)
-
-
-def is_batch(value: Any) -> bool:
-    """Rather than one sample."""
-    return isinstance(value, Tensor) and value.dim() >= 4

@@ -59,8 +59,13 @@ class Fp32ModulesHook(Hook):
         self._added: List[str] = []
         self._undo: Dict[str, Callable[[], None]] = {}
 
+    @property
+    def patterns(self) -> List[str]:
+        """Those of the config, and those that were added."""
+        return [*self._patterns, *self._added]
+
     def before_train(self, runner: Runner) -> None:
-        for pattern in [*self._patterns, *self._added]:
+        for pattern in self.patterns:
             for name, owner, method in find_targets(runner.model, pattern):
                 self._wrap(name, owner, method)
         if self._undo:
@@ -85,10 +90,9 @@ class Fp32ModulesHook(Hook):
         for found, owner, method in find_targets(runner.model, name):
             self._wrap(found, owner, method)
         self._added.append(name)
-        modules = [*self._patterns, *self._added]
         config = (
             "default_hooks=dict(fp32=dict(type='mmnanguard.Fp32ModulesHook', "
-            f'modules={modules!r}))'
+            f'modules={self.patterns!r}))'
         )
         runner.logger.warning(
             f"mmnanguard: '{name}' runs in float32 from now on; to make that "

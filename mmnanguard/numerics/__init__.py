@@ -9,7 +9,7 @@ from .host_read import read_once
 from .loss_scale import GuardedGradScaler
 from .module_probe import ModuleProbe, Origin
 from .observe import Reading, look_closer, observe
-from .replay import Pass, ReplayWrapper, run_pass
+from .replay import Pass, ReplayWrapper, Setting, run_pass
 from .rng_state import read_rng, set_rng
 from .scan import CheckpointScan, Finding, scan_checkpoint, settle_masks
 from .shards import Placement, Shards, local
@@ -27,6 +27,7 @@ __all__ = [
     'Placement',
     'Reading',
     'ReplayWrapper',
+    'Setting',
     'Shards',
     'Snapshot',
     'TensorNames',

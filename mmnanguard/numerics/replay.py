@@ -20,7 +20,22 @@ from .output_ranges import record_outputs
 from .rng_state import read_rng, set_rng
 from .snapshot import Snapshot
 
-__all__ = ['Pass', 'ReplayWrapper', 'leave_no_trace', 'run_pass']
+__all__ = ['Pass', 'ReplayWrapper', 'Setting', 'leave_no_trace', 'run_pass']
+
+
+class Setting(NamedTuple):
+    """How one optimizer's losses were made and scaled in training.
+
+    Attributes:
+        dtype: Of autocast; None switches it off, whatever the model asks for
+            around it.
+        loss_scale: What a loss is multiplied by.
+        accumulation: Micro-batches that a loss is divided by.
+    """
+
+    dtype: Optional[torch.dtype] = None
+    loss_scale: float = 1.0
+    accumulation: int = 1
 
 
 class Pass(NamedTuple):
@@ -45,22 +60,13 @@ class ReplayWrapper:
 
     Args:
         wrapper: The real one, which still answers for the rest.
-        scale: What the loss is multiplied by.
-        dtype: Of autocast; None switches it off, whatever the model asks for
-            around it.
+        setting: Of that one.
         device: Type of the device.
     """
 
-    def __init__(
-        self,
-        wrapper: Any,
-        scale: float,
-        dtype: Optional[torch.dtype],
-        device: str,
-    ) -> None:
+    def __init__(self, wrapper: Any, setting: Setting, device: str) -> None:
         self._wrapper = wrapper
-        self._scale = scale
-        self._dtype = dtype
+        self._setting = setting
         self._device = device
         self.losses: List[Tensor] = []
 
@@ -69,18 +75,19 @@ class ReplayWrapper:
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
+        dtype = self._setting.dtype
         with torch.autocast(
-            self._device, dtype=self._dtype, enabled=self._dtype is not None
+            self._device, dtype=dtype, enabled=dtype is not None
         ):
             yield
 
     def scale_loss(self, loss: Tensor) -> Tensor:
-        return loss / self._wrapper._accumulative_counts
+        return loss / self._setting.accumulation
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         value = loss.detach()
         self.losses.append(value if value.dim() == 0 else value.sum())
-        (loss * self._scale).backward(**kwargs)
+        (loss * self._setting.loss_scale).backward(**kwargs)
 
     def update_params(self, loss: Tensor, *_: Any, **__: Any) -> None:
         self.backward(self.scale_loss(loss))

@@ -1,6 +1,8 @@
 """All that it takes to run a rejected update again stands in one file."""
 
+from collections import namedtuple
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pytest
@@ -100,9 +102,9 @@ def test_what_a_batch_can_hold_comes_back():
         number=np.float32(1.5),
         sample=BaseDataElement(metainfo=dict(shape=(3, 4)), boxes=boxes),
     )
-    code, lost = to_plain(batch)
+    code, pickled, lost = to_plain(batch)
     back = from_plain(code)
-    assert lost == []
+    assert pickled == lost == []
     assert torch.equal(back['inputs'][0], batch['inputs'][0])
     assert np.array_equal(back['inputs'][1], batch['inputs'][1])
     assert back['number'] == 1.5
@@ -111,7 +113,30 @@ def test_what_a_batch_can_hold_comes_back():
     assert torch.equal(back['sample'].boxes.boxes, boxes.boxes)
 
 
-def test_what_it_cannot_is_named():
-    code, lost = to_plain(dict(thing=Path('x')))
-    assert lost == ['pathlib.PosixPath']
-    assert from_plain(code) == dict(thing="PosixPath('x')")
+Pair = namedtuple('Pair', ['left', 'right'])
+
+
+@pytest.mark.parametrize('thing', [Path('x'), Pair(1, 2)])
+def test_other_objects_are_pickled_and_open_on_demand_only(thing):
+    code, pickled, lost = to_plain(dict(thing=thing))
+    name = f'{type(thing).__module__}.{type(thing).__qualname__}'
+    assert pickled == [name]
+    assert lost == []
+    with pytest.raises(ValueError, match=f'holds a pickled {name}'):
+        from_plain(code)
+    (back,) = from_plain(code, allow_pickle=True).values()
+    assert type(back) is type(thing)
+    assert back == thing
+
+
+def test_what_cannot_be_kept_is_named():
+    code, pickled, lost = to_plain(dict(thing=Lock()))
+    assert pickled == []
+    assert lost == ['_thread.lock']
+    with pytest.raises(ValueError, match=r'holds no _thread\.lock: <unlocked'):
+        from_plain(code, allow_pickle=True)
+
+
+def test_a_view_does_not_bring_its_whole_memory():
+    code, _, _ = to_plain(torch.zeros(10**6)[:2])
+    assert code.untyped_storage().nbytes() == 8

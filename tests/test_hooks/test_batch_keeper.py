@@ -13,7 +13,8 @@ from torch import nn
 from toys import guard_hooks, make_data, make_runner, read_rows, wrapper
 
 from mmnanguard.hooks import batch_keeper
-from mmnanguard.hooks.batch_keeper import BatchKeeper, same, tensors_of_samples
+from mmnanguard.hooks.batch_keeper import BatchKeeper, same
+from mmnanguard.hooks.batch_samples import tensors_of_samples
 
 ILL = 17  # the second sample of the fifth iteration
 

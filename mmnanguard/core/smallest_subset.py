@@ -1,0 +1,38 @@
+from typing import Callable, List, Sequence
+
+__all__ = ['smallest_subset']
+
+
+def smallest_subset(
+    items: Sequence[int], fails: Callable[[List[int]], bool]
+) -> List[int]:
+    """A set of which no one item can be left out: it fails, and would not.
+
+    Args:
+        items: Together they fail.
+        fails: Of a set, in the order of ``items``; asked about
+            ``len(items) ** 2`` times at worst, some ``2 * log2`` for one
+            culprit.
+
+    References:
+        Zeller and Hildebrandt, "Simplifying and Isolating Failure-Inducing
+        Input", 2002, https://doi.org/10.1109/32.988498
+    """
+    items, num_parts = list(items), 2
+    while len(items) > 1:
+        edges = [len(items) * i // num_parts for i in range(num_parts + 1)]
+        parts = [items[a:b] for a, b in zip(edges, edges[1:])]
+        rests = [items[:a] + items[b:] for a, b in zip(edges, edges[1:])]
+        part = next(filter(fails, parts), None)
+        if part is not None:
+            items, num_parts = part, 2
+            continue
+        # Of two parts, each is the other's rest.
+        rest = next(filter(fails, rests), None) if num_parts > 2 else None
+        if rest is not None:
+            items, num_parts = rest, num_parts - 1
+        elif num_parts == len(items):
+            break
+        else:
+            num_parts = min(2 * num_parts, len(items))
+    return items

@@ -1,0 +1,199 @@
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from uuid import uuid4
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import nn
+
+from mmnanguard.core import Autopsy, NanGuardError
+from mmnanguard.numerics import Setting
+from mmnanguard.safe_load import allow_mmengine_checkpoints
+
+from .batch_dump import SCHEMA, versions
+from .batch_keeper import KeptBatch
+from .examination import Examination
+from .find_guards import find_wrappers
+from .plain_batch import from_plain
+from .window import MicroBatch
+
+__all__ = ['DumpReplay', 'open_dump', 'versions']
+
+# What of a config a pass needs, and the hooks that change one.
+KEYS = ('model', 'data_preprocessor', 'env_cfg', 'default_scope')
+HOOKS_INSIDE = ('Fp32ModulesHook', 'InputGuardHook')
+
+
+class DumpReplay(NamedTuple):
+    """A dumped window on a model that was built anew for it.
+
+    Attributes:
+        dump: All that the file holds.
+        examination: Of the window, to be run again.
+        doubts: What is not as it was in training, in words.
+    """
+
+    dump: Dict[str, Any]
+    examination: Examination
+    doubts: Tuple[str, ...]
+
+    def autopsy(self) -> Autopsy:
+        event = self.dump['event']
+        is_own = self.dump['rank'] == event['ranks'][0]
+        found = self.examination.autopsy(
+            event['id'],
+            event['optimizer'],
+            float(event['loss']) if is_own else None,
+        )
+        return found.replace(
+            rank=self.dump['rank'], exact=found.exact and not self.doubts
+        )
+
+
+def open_dump(
+    path: Path,
+    config: Optional[str] = None,
+    checkpoint: Optional[str] = None,
+    device: str = 'cpu',
+    allow_pickle: bool = False,
+) -> DumpReplay:
+    """Build all that it takes to run a dumped window again.
+
+    Args:
+        path: What BatchDumpHook wrote.
+        config: A file, in place of the dump's own.
+        checkpoint: A file with the weights, in place of the dump's own.
+        device: To run on.
+        allow_pickle: Open pickled objects, which can run any code.
+
+    Raises:
+        NanGuardError: If something cannot be read, does not fit, or misses.
+    """
+    dump = load(path, 'dump')
+    if not isinstance(dump, dict) or dump.get('schema') != SCHEMA:
+        raise NanGuardError(
+            f'{path} is no dump of schema {SCHEMA}, as BatchDumpHook writes '
+            'it in this version.'
+        )
+    cfg = read_config(dump, config)
+    runner = build(cfg)
+    doubts = [
+        *ask_for_ranks(cfg, dump['world_size']),
+        *put_weights(runner.model, dump, checkpoint),
+    ]
+    add_hooks(runner, cfg, dump['fp32_modules'])
+    runner.model.to(device)
+    settings = {
+        name: Setting(
+            setting['dtype'] and getattr(torch, setting['dtype']),
+            setting['loss_scale'],
+            setting['accumulation'],
+        )
+        for name, setting in dump['settings'].items()
+    }
+    try:
+        batches = from_plain(dump['batches'], allow_pickle)
+    except ValueError as error:
+        raise NanGuardError(
+            f'{path} {error}. If you trust the file, allow it with '
+            '--allow-pickle.'
+        ) from None
+    window = [
+        MicroBatch(index, KeptBatch(batch, dump['is_exact']), rng)
+        for index, batch, rng in zip(dump['batch_idx'], batches, dump['rng'])
+    ]
+    examination = Examination(
+        runner.model, find_wrappers(runner), settings, window
+    )
+    return DumpReplay(dump, examination, tuple(doubts))
+
+
+def load(path: Any, what: str) -> Any:
+    allow_mmengine_checkpoints()
+    try:
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # of many kinds
+        raise NanGuardError(
+            f'{path} cannot be read as a {what}: {error}'
+        ) from error
+
+
+def read_config(dump: Dict[str, Any], path: Optional[str]) -> Config:
+    if path is None and not dump['config'].strip():
+        raise NanGuardError(
+            'The dump has no config, since its Runner was built without one. '
+            'Give --config, with `model` and `optim_wrapper`.'
+        )
+    if path is not None:
+        return Config.fromfile(path)
+    # MMEngine writes such numbers as words that mean nothing in Python.
+    words = "nan, inf = float('nan'), float('inf')\n"
+    return Config.fromstring(words + dump['config'], '.py')
+
+
+def build(cfg: Config) -> Runner:
+    """A Runner as far as a pass needs one."""
+    runner = Runner(
+        **{key: cfg[key] for key in KEYS if key in cfg},
+        work_dir=tempfile.mkdtemp(),
+        log_level='WARNING',
+        experiment_name=f'replay_{uuid4().hex}',
+    )
+    runner.model.train()
+    runner.optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
+    return runner
+
+
+def ask_for_ranks(cfg: Config, world_size: int) -> List[str]:
+    """Runner makes plain BatchNorm of SyncBN where there is one rank."""
+    asks = f'{cfg.model} {"sync_bn" if cfg.get("sync_bn") else ""}'
+    if world_size == 1 or not re.search('sync_?(bn|batchnorm)', asks.lower()):
+        return []
+    return [f"SyncBN had the statistics of {world_size} ranks, here of one's"]
+
+
+def add_hooks(runner: Runner, cfg: Config, fp32_modules: List[str]) -> None:
+    """Those that change what a pass computes."""
+    hooks = [*(cfg.get('default_hooks') or {}).values()]
+    for hook in [*hooks, *(cfg.get('custom_hooks') or [])]:
+        name = str(hook['type'] if hook else '').split('.')[-1]
+        if name == 'Fp32ModulesHook':
+            hook = dict(hook, modules=fp32_modules)
+        if name in HOOKS_INSIDE:
+            HOOKS.build(hook).before_train(runner)
+
+
+def put_weights(
+    model: nn.Module, dump: Dict[str, Any], path: Optional[str]
+) -> List[str]:
+    """Load the weights; says where they are not those of that moment."""
+    event = dump['event']
+    saved = load(path, 'checkpoint') if path else {}
+    state = saved.get('state_dict', saved) or dump.get('weights')
+    if not state:
+        raise NanGuardError(
+            'The dump holds no weights. Give --checkpoint, best the last one '
+            f'before iteration {event["iter"]}; or dump with '
+            'BatchDumpHook(save_weights=True).'
+        )
+    if 'ema_state_dict' in saved:  # EMAHook saves the two crosswise
+        state = {
+            name[len('module.') :]: tensor
+            for name, tensor in saved['ema_state_dict'].items()
+            if name.startswith('module.')
+        }
+    missing = model.load_state_dict(state, strict=False).missing_keys
+    if missing:
+        raise NanGuardError(
+            f'{path or "The dump"} lacks {len(missing)} tensors of the model, '
+            f'such as {missing[0]}. Is it of this config?'
+        )
+    before = event['iter'] - len(dump['batches'])
+    found = saved.get('meta', {}).get('iter')
+    if not path or found == before:
+        return []
+    return [f'{path} is of iteration {found}, the update began after {before}']

@@ -1,0 +1,40 @@
+"""A set of which no one item can be left out."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmnanguard.core import smallest_subset
+
+NUMBERS = range(20)
+SETS = st.sets(st.sampled_from(NUMBERS), min_size=1)
+
+
+@given(SETS)
+def test_what_fails_together_is_found(culprits):
+    found = smallest_subset(NUMBERS, lambda items: culprits <= {*items})
+    assert found == sorted(culprits)
+
+
+@given(st.lists(SETS, min_size=1, max_size=4), st.integers(0, 3))
+def test_no_item_can_be_left_out(reasons, num_needed):
+    def fails(items):
+        # Not monotone: too many hide it again, as in a mean.
+        is_in = any(reason <= {*items} for reason in reasons)
+        return is_in and (len(items) > 15 or len(items) >= num_needed)
+
+    found = smallest_subset(NUMBERS, fails)
+    assert fails(found)
+    for item in found:
+        rest = [one for one in found if one != item]
+        assert not rest or not fails(rest)
+
+
+def test_one_culprit_takes_few_tries():
+    tries = []
+
+    def fails(items):
+        tries.append(items)
+        return 777 in items
+
+    assert smallest_subset(range(1024), fails) == [777]
+    assert len(tries) <= 20
