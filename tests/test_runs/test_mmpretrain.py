@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def data_root(tmp_path):
     )
 
 
-def train(launch, data_root, work_dir, options):
+def run(*command):
     path = (TESTS / 'mmpretrain_env', PACKAGES, TESTS.parent)
     # One thread: tiny operations wait for one another on a busy machine.
     env = {
@@ -81,18 +82,8 @@ def train(launch, data_root, work_dir, options):
         'OMP_NUM_THREADS': '1',
     }
     done = subprocess.run(
-        [
-            sys.executable,
-            *launch,
-            '--work-dir',
-            work_dir,
-            '--cfg-options',
-            *SMALL,
-            f'train_dataloader.dataset.data_root={data_root}',
-            f'val_dataloader.dataset.data_root={data_root}',
-            *options,
-        ],
-        cwd=work_dir.parent,
+        [sys.executable, *command],
+        cwd=tempfile.gettempdir(),
         env={**os.environ, **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -102,14 +93,25 @@ def train(launch, data_root, work_dir, options):
     assert done.returncode == 0, done.stdout[-4000:]
 
 
-def read_updates(work_dir):
+def train(launch, data_root, work_dir, options):
+    run(
+        *launch,
+        *('--work-dir', work_dir, '--cfg-options'),
+        *SMALL,
+        f'train_dataloader.dataset.data_root={data_root}',
+        f'val_dataloader.dataset.data_root={data_root}',
+        *options,
+    )
+
+
+def read_rows(work_dir, kind='update'):
     (file,) = work_dir.glob('*/nanguard/events.jsonl')
     # Bare NaN and Infinity are not JSON: the callback is called for them.
     rows = [
         json.loads(line, parse_constant=pytest.fail)
         for line in file.read_text().splitlines()
     ]
-    return [row for row in rows if row['kind'] == 'update']
+    return [row for row in rows if row['kind'] == kind]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,7 @@ def test_faults_are_skipped_and_told(
         name for name, tensor in weights.items() if not tensor.isfinite().all()
     ] == []
 
-    updates = read_updates(work_dir)
+    updates = read_rows(work_dir)
     assert [(row['iter'], row['action'], row['cause']) for row in updates] == [
         (3, 'skip', first_cause),
         (5, 'skip', 'loss_nonfinite'),
@@ -175,9 +177,20 @@ def test_faults_are_skipped_and_told(
         ] == scales
 
 
-def test_the_launcher_here_takes_a_projects_config(data_root, tmp_path):
+def test_all_hooks_and_a_replay_in_another_process(data_root, tmp_path):
+    """The dump alone leads to the loss of training, bit for bit."""
     work_dir = tmp_path / 'work_dir'
     tool = TESTS.parent / 'tools' / 'train.py'
     launch = [tool, f'mmpretrain::{CONFIG}', '--guard', 'full']
-    train(launch, data_root, work_dir, HOOKS[2:])
-    assert [row['iter'] for row in read_updates(work_dir)] == [3, 5]
+    options = [*HOOKS[2:], 'default_hooks.dump.save_weights=True']
+    train(launch, data_root, work_dir, options)
+    assert [row['iter'] for row in read_rows(work_dir)] == [3, 5]
+
+    (path,) = work_dir.glob('*/nanguard/dumps/iter_3_rank0.pt')
+    run(TESTS.parent / 'tools' / 'replay.py', path, '--device', 'cpu')
+    row = json.loads(path.with_suffix('.json').read_text())
+    live, _ = read_rows(work_dir, 'autopsy')
+    assert {key: row[key] for key in live} == live
+    assert row['exact']
+    assert not row['repeats']
+    assert row['outputs']['backbone']['is_finite']
