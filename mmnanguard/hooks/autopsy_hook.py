@@ -20,6 +20,8 @@ from .window import Window, window_of
 
 __all__ = ['AutopsyHook']
 
+KEY = 'nanguard_autopsies'
+
 
 @HOOKS.register_module()
 class AutopsyHook(Hook):
@@ -39,7 +41,7 @@ class AutopsyHook(Hook):
     went bad.
 
     Args:
-        max_autopsies: In this process; one for each culprit.
+        max_autopsies: In the run, resumes included; one for each culprit.
         overflows: Also look into routine overflows of the loss scale.
 
     Raises:
@@ -56,7 +58,8 @@ class AutopsyHook(Hook):
                 f'AutopsyHook.max_autopsies is {max_autopsies!r}: it must be '
                 'an integer of at least 0.'
             )
-        self._num_left = max_autopsies
+        self._max_autopsies = max_autopsies
+        self._num_done = 0
         self._overflows = overflows
         self._culprits: Set[Tuple[str, ...]] = set()
         self._window: Optional[Window] = None
@@ -64,7 +67,7 @@ class AutopsyHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
-        if self._num_left == 0:
+        if self._num_done >= self._max_autopsies:
             self._window = None
             return
         self._window = window_of(runner)
@@ -83,7 +86,7 @@ class AutopsyHook(Hook):
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
         culprit = (event.cause.value, *(bad.name for bad in event.params[:1]))
         is_due = (
-            self._num_left > 0
+            self._num_done < self._max_autopsies
             and culprit not in self._culprits
             and (self._overflows or not event.is_routine)
             and self._window is not None
@@ -93,7 +96,7 @@ class AutopsyHook(Hook):
         broadcast_object_list(told)
         if not told[0]:
             return
-        self._num_left -= 1
+        self._num_done += 1
         self._culprits.add(culprit)
         try:
             found = self._examine(runner, event)
@@ -114,6 +117,16 @@ class AutopsyHook(Hook):
         is_compiled = any(map(is_compiled_module, runner.model.modules()))
         runner.logger.log(logging.WARNING, found.line(event.iter, is_compiled))
         runner.call_hook('after_guard_row', row=found.to_row())
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        checkpoint[KEY] = dict(
+            num_done=self._num_done, culprits=sorted(self._culprits)
+        )
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if runner._resume and KEY in checkpoint:
+            self._num_done = checkpoint[KEY]['num_done']
+            self._culprits = set(map(tuple, checkpoint[KEY]['culprits']))
 
     def _examine(self, runner: Runner, event: GuardEvent) -> Autopsy:
         wrappers = find_wrappers(runner)

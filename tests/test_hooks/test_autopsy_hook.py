@@ -92,7 +92,7 @@ def train(work_dir, ill='nowhere', value=1e3, hooks=(), **keys):
             'autopsy': dict(type='mmnanguard.AutopsyHook'),
             **dict(hooks),
         },
-        max_iters=6,
+        max_iters=keys.pop('max_iters', 6),
         **keys,
     )
     runner.train()
@@ -192,6 +192,23 @@ def test_a_culprit_is_examined_once(tmp_path):
     runner = train(tmp_path, faults=faults, value=0.0)
     assert len(read_rows(runner)) == 3
     assert len(read_rows(runner, 'autopsy')) == 1
+
+
+def test_a_culprit_is_examined_once_though_resumed(tmp_path):
+    hooks = dict(
+        checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1)
+    )
+    faults = [dict(iter=number, site='loss') for number in (2, 5)]
+    keys = dict(hooks=hooks, faults=faults, value=0.0)
+    first = train(tmp_path, max_iters=3, **keys)
+    assert len(read_rows(first, 'autopsy')) == 1
+    resumed = train(tmp_path, resume=True, **keys)
+    assert resumed.iter == 6
+    # Both starts write to one folder if they fall in one second.
+    rows = [r for r in read_rows(resumed) if r['attempt'] == 2]
+    assert [row['iter'] for row in rows] == [5]
+    told = {row['id'] for row in read_rows(resumed, 'autopsy')}
+    assert rows[0]['id'] not in told
 
 
 def test_an_autopsy_that_fails_costs_no_run(tmp_path, monkeypatch):

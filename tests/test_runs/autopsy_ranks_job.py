@@ -92,6 +92,7 @@ def run(work_dir, ill, samples, max_autopsies):
             'autopsy': dict(
                 type='mmnanguard.AutopsyHook', max_autopsies=max_autopsies
             ),
+            'dump': dict(type='mmnanguard.BatchDumpHook', max_dumps=1),
         },
         max_iters=MAX_ITERS,
         launcher='pytorch',
@@ -115,6 +116,7 @@ def run(work_dir, ill, samples, max_autopsies):
     return dict(
         updates=read_rows(runner) if dist.get_rank() == 0 else [],
         autopsies=read_rows(runner, 'autopsy') if dist.get_rank() == 0 else [],
+        dumps=read_rows(runner, 'dump') if dist.get_rank() == 0 else [],
         weights=everyone,
     )
 

@@ -5,6 +5,7 @@ replay in lockstep, and the rank that did it is named.
 import json
 
 import pytest
+import torch
 from ranks import launch
 
 # Of iteration 3, the batches of rank 0 are 16, 18, ... and of rank 1 17, ...
@@ -46,6 +47,27 @@ def test_the_rank_is_named(results, name, rank, phase, module, sample):
     assert row['batch_rows'] == [(sample - 16 - rank) // 2]
     assert row['repeats']
     assert row['exact']
+
+
+@pytest.mark.parametrize('name', ['forward 1', 'both', 'twice'])
+def test_ranks_that_went_bad_dump(results, name):
+    # The model has carried the fault to all ranks; each dumps once.
+    events = {row['id']: row for row in results[name]['updates']}
+    dumps = results[name]['dumps']
+    assert [row['rank'] for row in dumps] == [0, 1]
+    for row in dumps:
+        dump = torch.load(row['path'], weights_only=True)
+        assert dump['event']['id'] == row['id']
+        assert dump['rank'] == row['rank']
+        # Every second sample is of the rank.
+        first = (events[row['id']]['iter'] - 1) * 8 + row['rank']
+        names = [s['metainfo']['img_path'] for s in samples_of(dump)]
+        assert names == [f'train/{first + 2 * i:06d}.jpg' for i in range(4)]
+
+
+def samples_of(dump):
+    (batch,) = dump['batches']
+    return batch['data_samples']
 
 
 def test_training_goes_on_as_without(results):
