@@ -22,7 +22,7 @@ def record_outputs(model: nn.Module) -> Iterator[Ranges]:
     NaN counts for ``is_finite`` alone. Syncs.
 
     Args:
-        model: Wrappers around it (DDP) are looked through.
+        model: Wrappers around it (DDP, FSDP) are looked through.
     """
     ranges: Ranges = {}
     replaced = []
@@ -40,9 +40,15 @@ def record_outputs(model: nn.Module) -> Iterator[Ranges]:
 
 def children(model: nn.Module) -> Dict[str, nn.Module]:
     found = dict(model.named_children())
-    while list(found) == ['module']:
-        found = dict(found['module'].named_children())
+    while len(found) == 1 and is_wrapped(*found):
+        (model,) = found.values()
+        found = dict(model.named_children())
     return {plain_name(name): child for name, child in found.items()}
+
+
+def is_wrapped(name: str) -> bool:
+    """By DDP, FSDP and the like, whose only child has such a name."""
+    return name == 'module' or not plain_name(name)
 
 
 def recorded(

@@ -10,16 +10,17 @@ import sys
 from pathlib import Path
 
 import torch
+from mmengine.dist import is_main_process
 from mmengine.runner import FlexibleRunner, Runner
 from test_resume import DropoutNet  # noqa: F401  (registers)
 from torch import distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel
-from toys import everything, guard_hooks, runner_config, wrapper
+from toys import everything, guard_hooks, read_rows, runner_config, wrapper
 
 FAULTS = (2, 6)
 
 
-def make(work_dir, way, stop, resume=False):
+def make(work_dir, way, stop, resume=False, autopsy=False):
     config = runner_config(
         work_dir,
         wrapper(
@@ -47,6 +48,10 @@ def make(work_dir, way, stop, resume=False):
         experiment_name=f'{way}_{Path(work_dir).name}_{stop}_{resume}',
     )
     config['default_hooks']['nan_guard']['save_rng'] = True
+    if autopsy:
+        config['default_hooks']['autopsy'] = dict(
+            type='mmnanguard.AutopsyHook'
+        )
     config['default_hooks']['checkpoint'] = dict(
         type='CheckpointHook', by_epoch=False, interval=4
     )
@@ -112,6 +117,14 @@ def here(tensor):
     return tensor.local_tensor() if is_sharded else tensor
 
 
+def differing(left, right):
+    return [
+        name
+        for name, tensor in left.items()
+        if not torch.equal(here(tensor), here(right[name]))
+    ]
+
+
 def main(work_dir, way):
     dist.init_process_group('gloo')
     mend_mmengine()
@@ -119,16 +132,16 @@ def main(work_dir, way):
     whole, uninterrupted = see(make(work_dir / 'whole', way, 8))
     _, first = see(make(work_dir / 'parts', way, 4))
     parts, resumed = see(make(work_dir / 'parts', way, 8, resume=True))
-    differing = [
-        name
-        for name, tensor in whole.items()
-        if not torch.equal(here(tensor), here(parts[name]))
-    ]
+    looked_at = make(work_dir / 'looked_at', way, 8, autopsy=True)
+    traces, _ = see(looked_at)
+    autopsies = read_rows(looked_at, 'autopsy') if is_main_process() else []
     path = work_dir / f'rank_{dist.get_rank()}.json'
     path.write_text(
         json.dumps(
             dict(
-                differing=differing,
+                differing=differing(whole, parts),
+                traces=differing(whole, traces),
+                autopsies=autopsies,
                 num_tensors=len(whole),
                 uninterrupted=uninterrupted,
                 first=first,

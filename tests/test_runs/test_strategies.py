@@ -1,4 +1,6 @@
-"""Two ranks stop and resume: nothing tells it from a run that did not."""
+"""Two ranks stop and resume, or run updates again: nothing tells it from a run
+that did not.
+"""
 
 import json
 
@@ -24,3 +26,7 @@ def test_resume_equals_the_uninterrupted_run(tmp_path, way):
         assert resumed['run'] == seen['first']['run']
         assert resumed['attempt'] == 2
         assert whole['state']['total_skips'] == 2
+        assert seen['traces'] == []  # of autopsies
+    (autopsy,) = ranks[0]['autopsies']
+    assert autopsy['exact']
+    assert set(autopsy['outputs']) == {'data_preprocessor', 'net'}
