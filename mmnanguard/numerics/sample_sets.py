@@ -8,6 +8,8 @@ __all__ = ['SampleSets', 'compact']
 NOBODY: FrozenSet[int] = frozenset()
 # Samples that share an element, as in the gradient of Mixup; more are nobody.
 MAX_TOGETHER = 3
+# What is folded in reasonable time: few rows, or short ones.
+MAX_ROWS = 256
 MAX_FOLDED = 4096
 
 
@@ -56,13 +58,17 @@ class SampleSets:
         if codes is None or codes.shape[dim] == 1:
             return codes
         first = codes.narrow(dim, 0, 1)
-        if codes.shape[dim] > MAX_FOLDED:
-            return torch.zeros_like(first)
         rows = codes.movedim(dim, -1)
-        flat, places = rows.reshape(-1, rows.shape[-1]).unique(
-            dim=0, return_inverse=True
-        )
-        numbers = [self.number(self.union(set(r))) for r in flat.tolist()]
+        flat = rows.reshape(-1, rows.shape[-1])
+        if len(flat) <= MAX_ROWS:
+            places = torch.arange(len(flat))
+            sets = [set(row.unique().tolist()) for row in flat]
+        elif codes.shape[dim] <= MAX_FOLDED:
+            flat, places = flat.unique(dim=0, return_inverse=True)
+            sets = list(map(set, flat.tolist()))
+        else:
+            return torch.zeros_like(first)
+        numbers = [self.number(self.union(one)) for one in sets]
         return (
             torch.tensor(numbers)[places]
             .reshape(rows.shape[:-1])

@@ -26,8 +26,7 @@ from mmnanguard.numerics import read_rng
 
 BATCH_SIZE = 4
 STRUCK = 3  # iteration
-ILL = 9  # its second sample
-POISON = f'train/{ILL:06d}.jpg'
+ILL = 1  # row of its batch
 MARK = 1e4
 
 
@@ -184,6 +183,16 @@ PATIENTS = {
     'swin': (swin, *SWIN),
     'swin with CutMix': (lambda: swin('CutMix'), *SWIN),
     'swin with checkpoints': (lambda: swin(with_cp=True), *SWIN),
+    # As large as they come.
+    'resnet in full': (
+        lambda: from_mmpretrain('resnet/resnet50_8xb32_in1k.py'),
+        *('backbone.layer2.0', 'backbone.layer2.1.conv2'),
+        'backbone.layer3.0.bn1',
+    ),
+    'swin in full': (
+        lambda: from_mmpretrain('swin_transformer/swin-tiny_16xb64_in1k.py'),
+        *SWIN,
+    ),
 }
 
 
@@ -325,20 +334,28 @@ FAULTS = {
 
 
 VARIANTS = ('input', 'functional', 'leaf', 'sqrt at 0')
+# They take half a minute each.
+IN_FULL = {'resnet in full': ['sqrt at 0'], 'swin in full': ['functional']}
 
 
 def faults_of(patient):
+    if patient in IN_FULL:
+        return IN_FULL[patient]
     return VARIANTS if 'with' in patient else FAULTS
 
 
-def make_samples(size):
+def struck_of(patient):
+    return 1 if patient in IN_FULL else STRUCK
+
+
+def make_samples(size, image_size=32):
     generator = torch.Generator().manual_seed(1)
     kind = BaseDataElement
     if 'mmpretrain' in sys.modules:
         from mmpretrain.structures import DataSample as kind
     samples = []
     for index in range(size):
-        image = torch.randn(3, 32, 32, generator=generator)
+        image = torch.randn(3, image_size, image_size, generator=generator)
         sample = kind(metainfo=dict(img_path=f'train/{index:06d}.jpg'))
         sample.gt_label = torch.tensor([index % 4])
         samples.append(dict(inputs=image, data_samples=sample))
@@ -349,11 +366,15 @@ def train(patient, fault, work_dir, max_autopsies):
     build, *places = PATIENTS[patient]
     site, change, dtype, *_ = FAULTS[fault]
     model = build()
-    data = make_samples(BATCH_SIZE * (STRUCK + 1))
+    struck = struck_of(patient)
+    ill = BATCH_SIZE * (struck - 1) + ILL
+    data = make_samples(
+        BATCH_SIZE * (struck + 1), 224 if patient in IN_FULL else 32
+    )
     if change is None:
-        data[ILL]['inputs'][1, 5:9] = math.nan
+        data[ill]['inputs'][1, 5:9] = math.nan
     else:
-        data[ILL]['inputs'] += MARK
+        data[ill]['inputs'] += MARK
     options = dict(dtype=dtype, loss_scale=8.0) if dtype else {}
     runner = make_runner(
         work_dir,
@@ -377,7 +398,7 @@ def train(patient, fault, work_dir, max_autopsies):
             ),
         },
         custom_hooks=[Amplify(places[1])],
-        max_iters=STRUCK + 1,
+        max_iters=struck + 1,
     )
     if change is not None:
         mark = Mark(runner.model)
@@ -414,7 +435,9 @@ def diagnose(patient, fault):
             events = read_rows(runner)
     (told, nothing) = results
     wrong = {}
-    if [event['iter'] for event in events] != [STRUCK]:
+    struck = struck_of(patient)
+    poison = f'train/{BATCH_SIZE * (struck - 1) + ILL:06d}.jpg'
+    if [event['iter'] for event in events] != [struck]:
         wrong['events'] = [(e['iter'], e['cause']) for e in events]
     if nothing or len(told) != 1:
         return dict(wrong, rows=len(told))
@@ -423,8 +446,8 @@ def diagnose(patient, fault):
     expected = dict(
         phase=phase,
         module=module,
-        samples=[] if is_batch_norm else [POISON],
-        batch_rows=[] if is_batch_norm else [ILL % BATCH_SIZE],
+        samples=[] if is_batch_norm else [poison],
+        batch_rows=[] if is_batch_norm else [ILL],
         fp32_is_finite=in_fp32,
         remedy='fp32' if in_fp32 else '',
         repeats=True,

@@ -36,7 +36,7 @@ def wrong(request):
         },
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return patients, json.loads(done.stdout.splitlines()[-1])
