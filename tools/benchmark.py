@@ -158,13 +158,23 @@ def measure_update(kind, repeat, device):
     return row
 
 
-def describe_machine(device):
+def describe_machine(device, cpu_note=CPU_NOTE):
     file = Path('/proc/cpuinfo')
     info = file.read_text() if file.exists() else ''
     cpu = re.search('model name.*: (.*)|$', info)[1] or platform.machine()
-    gpu = CPU_NOTE if device == 'cpu' else torch.cuda.get_device_name()
+    gpu = cpu_note if device == 'cpu' else torch.cuda.get_device_name()
     versions = f'torch {torch.__version__}, mmengine {mmengine.__version__}'
     return f'{cpu}, {torch.get_num_threads()} threads, {gpu}, {versions}'
+
+
+def show(machine, rows, is_markdown, file):
+    table = Table(*rows[0], box=box.MARKDOWN if is_markdown else box.ROUNDED)
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    Console(width=150).print(machine, table, sep='\n')
+    if file:
+        report = dict(machine=machine, rows=rows)
+        file.write_text(json.dumps(report, indent=2))
 
 
 def main(argv=None):
@@ -182,17 +192,12 @@ def main(argv=None):
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     random.seed(args.seed)
-    report = dict(machine=describe_machine(args.device), rows=[])
+    rows = []
     for kind in product(args.params, ['fp32', 'fp16'], OPTIMIZERS, args.clips):
         row = measure_update(kind, args.repeat, args.device)
-        report['rows'].append(row)
+        rows.append(row)
         print(*kind, row['ratio'], sep=', ', file=sys.stderr)
-    table = Table(*row, box=box.MARKDOWN if args.markdown else box.ROUNDED)
-    for row in report['rows']:
-        table.add_row(*map(str, row.values()))
-    Console(width=150).print(report['machine'], table, sep='\n')
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=2))
+    show(describe_machine(args.device), rows, args.markdown, args.json)
     return 0
 
 

@@ -1,0 +1,200 @@
+"""What does each hook cost a training iteration in which all is well?
+
+An iteration: hooks, ``train_step``, hooks, as MMEngine's loop does it; loading
+the batch is left out. Each row is a Runner of its own, all with the same
+weights and batches. They take turns in random order and are compared within a
+round. A hook is alone with the guard; EventLogHook needs NanGuardHook. Its
+milliseconds stand out of the noise with ``--model small --repeat 300``.
+
+Example:
+    python tools/benchmark_hooks.py --threads 1 --markdown --json hooks.json
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from benchmark import describe_machine, show
+from mmengine.device import get_device
+from mmengine.model import BaseModel
+from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.structures import BaseDataElement
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+# The guard and its hooks compare tensors and batches in the first three.
+NUM_WARM_UPS = 6
+NAN_GUARD = dict(type='mmnanguard.NanGuardHook')
+EVENT_LOG = dict(type='mmnanguard.EventLogHook')
+AUTOPSY = dict(type='mmnanguard.AutopsyHook')
+BATCH_DUMP = dict(type='mmnanguard.BatchDumpHook')
+REJECT = dict(type='mmnanguard.InputGuardHook', action='reject')
+SANITIZE = dict(type='mmnanguard.InputGuardHook', action='sanitize')
+# In float32 it finds nothing to cast, but it looks.
+FP32 = dict(type='mmnanguard.Fp32ModulesHook', modules=['backbone.0'])
+SIDES = {
+    "MMEngine's wrapper": None,
+    'guard alone': [],
+    'NanGuardHook': [NAN_GUARD],
+    'NanGuardHook, EventLogHook': [NAN_GUARD, EVENT_LOG],
+    'AutopsyHook': [AUTOPSY],
+    'BatchDumpHook': [BATCH_DUMP],
+    'InputGuardHook, reject': [REJECT],
+    'InputGuardHook, sanitize': [SANITIZE],
+    'Fp32ModulesHook': [FP32],
+    'all': [NAN_GUARD, EVENT_LOG, AUTOPSY, BATCH_DUMP, REJECT, FP32],
+}
+MODELS = {  # channels of each block
+    'resnet18': (64, 64, 128, 128, 256, 256, 512, 512),
+    'small': (8, 16),
+}
+
+
+def conv_norm(inputs, outputs, size, stride):
+    conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
+    return conv, nn.BatchNorm2d(outputs)
+
+
+class Block(nn.Module):
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        first = conv_norm(inputs, outputs, 3, stride)
+        second = conv_norm(outputs, outputs, 3, 1)
+        self.branch = nn.Sequential(*first, nn.ReLU(), *second)
+        shortcut = conv_norm(inputs, outputs, 1, stride) if stride > 1 else ()
+        self.shortcut = nn.Sequential(*shortcut)
+
+    def forward(self, features):
+        return F.relu(self.branch(features) + self.shortcut(features))
+
+
+class ResNet(BaseModel):
+    """For small images: a stem of 3 x 3 and stride 1, and no pooling."""
+
+    def __init__(self, widths):
+        pixels = dict(mean=[127.5] * 3, std=[127.5] * 3)
+        super().__init__(dict(type='ImgDataPreprocessor', **pixels))
+        layers, inputs = [*conv_norm(3, widths[0], 3, 1), nn.ReLU()], widths[0]
+        for width in widths:
+            layers.append(Block(inputs, width, 1 + (width > inputs)))
+            inputs = width
+        self.backbone = nn.Sequential(*layers)
+        self.head = nn.Linear(inputs, 10)
+
+    def forward(self, inputs, data_samples, mode):
+        scores = self.head(self.backbone(inputs).mean((2, 3)))
+        labels = torch.stack([sample.gt_label for sample in data_samples])
+        return dict(loss=F.cross_entropy(scores, labels.to(scores.device)))
+
+
+class Images(Dataset):
+    """Noise, packed as mm pipelines pack images."""
+
+    def __init__(self, num_images, size):
+        self.images = torch.randint(0, 256, (num_images, 3, size, size))
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        image = self.images[index].byte()
+        path, label = f'images/{index:06d}.jpg', index % 10
+        about = dict(img_path=path, img_shape=tuple(image.shape[1:]))
+        sample = BaseDataElement(metainfo=about, gt_label=torch.tensor(label))
+        return dict(inputs=image, data_samples=sample)
+
+
+class SteppedLoop(IterBasedTrainLoop):
+    """Begins as MMEngine's does; ``run_iter`` is for others to call."""
+
+    def run(self):
+        self.runner.call_hook('before_train')
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+
+
+def make_runner(name, args, dataset, folder):
+    """A runner that is about to train its first batch."""
+    is_plain = SIDES[name] is None
+    wrapper = 'OptimWrapper' if is_plain else 'mmnanguard.NanGuardOptimWrapper'
+    sgd = dict(type='SGD', lr=1e-9, momentum=0.9)
+    sampler = dict(type='InfiniteSampler', seed=0)
+    runner = Runner(
+        model=dict(type=ResNet, widths=MODELS[args.model]),
+        work_dir=f'{folder}/{name}',
+        train_dataloader=dict(
+            dataset=dataset, sampler=sampler, batch_size=args.batch_size
+        ),
+        train_cfg=dict(type=SteppedLoop, max_iters=10**6),
+        optim_wrapper=dict(type=wrapper, optimizer=sgd),
+        default_hooks=dict(checkpoint=None),
+        custom_hooks=SIDES[name],
+        experiment_name=name,
+        log_processor=dict(by_epoch=False),
+        log_level='ERROR',
+        randomness=dict(seed=0),
+    )
+    runner.train()
+    return runner
+
+
+def measure(runners, repeat, wait=lambda: None):
+    """Milliseconds of iterations by round and runner; a GPU is waited for."""
+    times = np.empty((NUM_WARM_UPS + repeat, len(runners)))
+    for row in track(times, 'rounds', console=Console(stderr=True)):
+        for index in random.sample(range(len(runners)), len(runners)):
+            loop = runners[index].train_loop
+            batch = next(loop.dataloader_iterator)
+            wait()
+            start = time.perf_counter()
+            loop.run_iter(batch)
+            wait()
+            row[index] = 1e3 * (time.perf_counter() - start)
+    return times[NUM_WARM_UPS:]
+
+
+def make_rows(times):
+    plain, guard = times.T[:2]
+    for name, own in zip(SIDES, times.T):
+        row = dict(ms=np.median(own), more_ms=np.median(own - guard))
+        for key, other in (('to_mmengine', plain), ('to_guard', guard)):
+            ratios = np.percentile(own / other, (50, 10, 90))
+            row.update(zip((key, f'{key}_p10', f'{key}_p90'), ratios))
+        yield dict(hooks=name, **{k: round(x, 3) for k, x in row.items()})
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    add = parser.add_argument
+    add('--model', choices=MODELS, default='resnet18')
+    add('--batch-size', type=int, default=8)
+    add('--image-size', type=int, default=32)
+    add('--repeat', type=int, default=30)
+    add('--threads', type=int, default=torch.get_num_threads())
+    add('--markdown', action='store_true')
+    add('--json', type=Path, metavar='FILE')
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    device, num, size = get_device(), args.batch_size, args.image_size
+    dataset = Images(4 * num, size)
+    with tempfile.TemporaryDirectory() as folder:
+        runners = [make_runner(name, args, dataset, folder) for name in SIDES]
+        wait = [] if device == 'cpu' else [torch.cuda.synchronize]
+        rows = [*make_rows(measure(runners, args.repeat, *wait))]
+    machine = describe_machine(device, cpu_note='no GPU')
+    machine += f', {args.model}, {num} images of {size} x {size}'
+    show(machine, rows, args.markdown, args.json)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
