@@ -78,6 +78,26 @@ class PackDigits:
         return dict(inputs=inputs.contiguous(), data_samples=sample)
 
 
+class Depthwise(nn.Module):
+    """A depthwise convolution with large weights, then a norm in float32.
+
+    With a gain of 1e5, sums of its weights times ordinary numbers leave
+    float16, weights and numbers do not.
+    """
+
+    def __init__(self, channels: int, gain: float) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            channels, channels, 3, groups=channels, bias=False
+        )
+        with torch.no_grad():
+            self.conv.weight *= gain
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.norm(self.conv(features).float()).relu()
+
+
 @MODELS.register_module()
 class DigitsNet(BaseModel):
     """Blocks of convolution, norm and ReLU, then a linear head.
@@ -88,6 +108,8 @@ class DigitsNet(BaseModel):
     Args:
         channels: Output channels of each block.
         norm_cfg: Norm layer of each block.
+        depthwise_gain: Not 0: a :class:`Depthwise` of this gain follows the
+            first block.
         **kwargs: To :class:`mmengine.model.BaseModel`.
     """
 
@@ -95,6 +117,7 @@ class DigitsNet(BaseModel):
         self,
         channels: Sequence[int] = (16, 16),
         norm_cfg: Optional[dict] = None,
+        depthwise_gain: float = 0.0,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
@@ -106,6 +129,8 @@ class DigitsNet(BaseModel):
                 for before, after in zip(widths, channels)
             )
         )
+        if depthwise_gain:
+            self.backbone.insert(1, Depthwise(channels[0], depthwise_gain))
         self.head = nn.Linear(widths[-1], 10)
 
     def forward(

@@ -130,7 +130,9 @@ class BatchDumpHook(Hook):
             story += f'; to read its {", ".join(pickled)} takes --allow-pickle'
         if lost:
             story += f'; of {", ".join(lost)}, only the text could be kept'
-        runner.logger.warning(f'{story}; run it: tools/replay.py {path}')
+        runner.logger.warning(
+            f'{story}; run it: python tools/replay.py {path}'
+        )
         return {
             'schema': 1,
             'kind': 'dump',

@@ -57,6 +57,7 @@ class Fp32ModulesHook(Hook):
         self._auto = auto
         self._max_auto_modules = max_auto_modules
         self._added: List[str] = []
+        self._due: List[Mapping[str, Any]] = []
         self._undo: Dict[str, Callable[[], None]] = {}
 
     @property
@@ -79,13 +80,20 @@ class Fp32ModulesHook(Hook):
         self._undo = {}
 
     def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
-        """Add the module that an autopsy blames, if float32 cures it."""
-        if not self._auto or row['kind'] != 'autopsy':
-            return
-        if row['remedy'] != 'fp32' or not row['module']:
-            return
-        name = row['module']
-        if name in self._undo or len(self._added) >= self._max_auto_modules:
+        """Note the module that an autopsy blames, if float32 cures it."""
+        is_cured = row['kind'] == 'autopsy' and row['remedy'] == 'fp32'
+        if self._auto and is_cured and row['module']:
+            self._due.append(row)
+
+    def after_train_iter(self, runner: Runner, **_: Any) -> None:
+        """Not before: others may still look at the window as it was."""
+        for row in self._due:
+            if len(self._added) < self._max_auto_modules:
+                self._add(runner, row['module'], row['id'])
+        self._due = []
+
+    def _add(self, runner: Runner, name: str, event_id: str) -> None:
+        if name in self._undo:
             return
         for found, owner, method in find_targets(runner.model, name):
             self._wrap(found, owner, method)
@@ -103,7 +111,7 @@ class Fp32ModulesHook(Hook):
             row={
                 'schema': 1,
                 'kind': 'remedy',
-                'id': row['id'],
+                'id': event_id,
                 'remedy': 'fp32',
                 'module': name,
                 'config': config,

@@ -12,8 +12,9 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
-from torch import nn
 from toys import NUMBERS, read_rows
+
+from mmnanguard.hooks.dump_replay import open_dump
 
 ROOT = Path(__file__).parents[2]
 CONV = 'backbone.1.conv'
@@ -25,49 +26,32 @@ NUM_UPDATES = 45 * NUM_EPOCHS
 TOLERANCE = 1.5
 
 
-class Depthwise(nn.Module):
-    """Weights of up to 33,000 are well within float16, their sums are not."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.conv = nn.Conv2d(
-            channels, channels, 3, groups=channels, bias=False
-        )
-        with torch.no_grad():
-            self.conv.weight *= 1e5
-        self.norm = nn.BatchNorm2d(channels)
-
-    def forward(self, features):
-        return self.norm(self.conv(features).float()).relu()
-
-
 class Trained(NamedTuple):
     runner: Runner
     accuracy: Tuple[float, ...]  # after each epoch
     start: dict  # the weights and buffers before training
 
 
-def train(work_dir, name, overlay=None):
-    """A run of configs/digits with the depthwise conv put in."""
+def train(work_dir, name, **hooks):
+    """A run of configs/digits, with these hooks added, or None for removed."""
     cfg = Config.fromfile(ROOT / 'configs' / 'digits' / f'{name}.py')
+    cfg.model.depthwise_gain = 1e5
     cfg.work_dir = str(work_dir)
     cfg.experiment_name = f'healing_{next(NUMBERS)}'
     cfg.train_cfg.max_epochs = cfg.param_scheduler[1].end = NUM_EPOCHS
     cfg.default_hooks.checkpoint = None
-    cfg.merge_from_dict(overlay or {})
+    cfg.optim_wrapper.guard = dict(max_consecutive_skips=None)
+    if name.startswith('plain'):
+        del cfg.optim_wrapper['guard']
+    for key, hook in hooks.items():
+        cfg.default_hooks.pop(key, None)
+        if hook is not None:
+            cfg.default_hooks[key] = hook
     runner = Runner.from_cfg(cfg)
-    runner.model.backbone.insert(1, Depthwise(16))
     start = {k: v.clone() for k, v in runner.model.state_dict().items()}
     runner.train()
     accuracy = runner.message_hub.get_scalar('val/accuracy').data[0]
     return Trained(runner, tuple(map(float, accuracy)), start)
-
-
-def train_fp16(work_dir, **hooks):
-    hooks['autopsy'] = dict(type='mmnanguard.AutopsyHook')
-    guard = dict(max_consecutive_skips=None)  # or it halts after 20
-    overlay = dict(default_hooks=hooks, optim_wrapper=dict(guard=guard))
-    return train(work_dir, 'guarded_fp16', overlay)
 
 
 @pytest.fixture(scope='module')
@@ -77,8 +61,7 @@ def in_float32(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def healed(tmp_path_factory):
-    fp32 = dict(type='mmnanguard.Fp32ModulesHook', auto=True)
-    return train_fp16(tmp_path_factory.mktemp('healed'), fp32=fp32)
+    return train(tmp_path_factory.mktemp('healed'), 'unstable_fp16')
 
 
 def assert_learnt_as_well(run, other):
@@ -87,7 +70,7 @@ def assert_learnt_as_well(run, other):
 
 
 def test_float16_alone_learns_nothing(tmp_path):
-    run = train_fp16(tmp_path)
+    run = train(tmp_path, 'unstable_fp16', fp32=None)
 
     assert len(read_rows(run.runner)) == NUM_UPDATES
     (autopsy,) = read_rows(run.runner, 'autopsy')
@@ -114,13 +97,20 @@ def test_the_first_skip_heals_it(healed, in_float32):
     assert_learnt_as_well(healed, in_float32)
 
 
+def test_the_dump_is_of_the_time_before(healed):
+    (path,) = Path(healed.runner.log_dir).glob('nanguard/dumps/*.pt')
+    (live,) = read_rows(healed.runner, 'autopsy')
+    found = open_dump(path).autopsy()
+    assert (found.module, found.remedy) == (live['module'], 'fp32')
+
+
 def test_the_line_that_it_prints_prevents_it(tmp_path, healed, in_float32):
     (log,) = Path(healed.runner.log_dir).glob('*.log')
     (line,) = re.findall('to make that permanent: (.*)', log.read_text())
     hooks = Config.fromstring(line, '.py').default_hooks
     assert hooks.fp32.modules == [CONV]
 
-    mended = train_fp16(tmp_path, **hooks)
+    mended = train(tmp_path, 'unstable_fp16', **hooks)
 
     assert read_rows(mended.runner) == []
     assert read_rows(mended.runner, 'autopsy') == []

@@ -1,0 +1,12 @@
+# guarded_fp16.py with a convolution that overflows float16 on ordinary images,
+# and all that finds and cures it. Unguarded, or without the cure, it learns
+# nothing.
+_base_ = ['guarded_fp16.py']
+
+model = dict(depthwise_gain=1e5)
+default_hooks = dict(
+    autopsy=dict(type='mmnanguard.AutopsyHook'),
+    fp32=dict(type='mmnanguard.Fp32ModulesHook', auto=True),
+    input_guard=dict(type='mmnanguard.InputGuardHook', action='reject'),
+    dump=dict(type='mmnanguard.BatchDumpHook', save_weights=True),
+)
