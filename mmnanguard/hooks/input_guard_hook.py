@@ -1,195 +1,237 @@
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
+from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmnanguard.core import Cause, GuardConfigError, GuardEvent, TrainingHalted
-from mmnanguard.numerics import read_once
 from mmnanguard.registry import HOOKS
 
-from .batch_facts import sample_ids
+from .bad_inputs import gather_bad_inputs
 from .find_guards import find_guards
+from .input_look import InputFlags, InputLook, bad_samples
+from .input_policy import InputPolicy
 
 __all__ = ['InputGuardHook']
-
-ACTIONS = ('reject', 'sanitize', 'halt')
 
 
 @HOOKS.register_module()
 class InputGuardHook(Hook):
     """Looks at the inputs after the data preprocessor, before the model.
 
-    Flags stay on the device until the update's one host read; a rejected
-    update's row then has the cause 'input_nonfinite', and a row of kind
-    'input' names the samples and keys.
+    In training only. Flags stay on the device until the update's one host
+    read. If they are bad anywhere, the update is rejected on all ranks with
+    the cause 'input_nonfinite', and a row of kind 'input' and a console line
+    name the samples of all ranks, and the keys. A window of gradient
+    accumulation is rejected as a whole; the samples of its bad micro-batches
+    are named. The model does see what is rejected: one that raises when it
+    meets NaN, as Hungarian matchers do, needs 'sanitize'.
+
+    'sanitize' trains on and needs no guard; what it mended is told every
+    ``interval`` iterations and after the last.
+
+    What is looked at and how samples are named: :class:`InputLook`.
 
     Args:
         action: 'reject' the update; 'sanitize' the numbers and train on
-            them; 'halt' the run.
-        keys: Parts of the preprocessor's output that are looked at, by
-            name; None means all. Float fields of ``data_samples`` are
-            'data_samples.<field>'.
+            them; 'halt' the run, on all ranks.
+        keys: Parts of the preprocessor's output to look at, such as
+            'inputs' or 'data_samples.gt_instances.bboxes', with all that is
+            below them; None means all. Leave out what may be infinite on
+            purpose, such as the depth of the sky.
         nan: What 'sanitize' puts for NaN.
-        posinf: For Inf; None means the largest number of the dtype.
-        neginf: For -Inf; None means the smallest.
+        posinf: For Inf. None means the largest number of the dtype, as in
+            ``torch.nan_to_num``: such an input overflows in the first
+            convolution.
+        neginf: For -Inf. None means the most negative number of the dtype.
+        interval: In iterations, from one report of 'sanitize' to the next.
+            Flags and names of samples are kept for so long.
 
     Raises:
-        GuardConfigError: For an unknown action, or, at the start of
-            training, a model without a data preprocessor.
+        GuardConfigError: For an argument that is not allowed. At the start
+            of training: for a model without a data preprocessor, and where
+            'reject' and 'halt' have no guard or no ``NanGuardHook``. In the
+            first iteration: for keys that nothing has.
     """
 
-    priority = 'NORMAL'
+    # After the hooks of a fire drill, before the replays of an autopsy.
+    priority = 'BELOW_NORMAL'
 
     def __init__(
         self,
         action: str = 'reject',
         keys: Optional[Sequence[str]] = None,
-        nan: float = 0.0,
-        posinf: Optional[float] = None,
-        neginf: Optional[float] = None,
+        nan: float = InputPolicy.nan,
+        posinf: Optional[float] = InputPolicy.posinf,
+        neginf: Optional[float] = InputPolicy.neginf,
+        interval: int = InputPolicy.interval,
     ) -> None:
-        if action not in ACTIONS:
-            raise GuardConfigError(
-                f'InputGuardHook.action is {action!r}: it must be one of '
-                f'{", ".join(ACTIONS)}.'
-            )
-        self._action = action
-        self._keys = keys
-        self._numbers: Any = dict(nan=nan, posinf=posinf, neginf=neginf)
-        # Per micro-batch of the window: its index, the batch, and by key a
-        # flag per sample.
-        self._window: List[Any] = []
-        self._now: Dict[str, Tensor] = {}
+        self._policy = InputPolicy(action, keys, nan, posinf, neginf, interval)
+        # Of the open window of each guard, with the facts that it was told.
+        self._windows: Dict[str, List[Tuple[InputFlags, Tensor]]] = {}
+        self._mended: List[InputFlags] = []  # of the interval
         self._halt: Optional[TrainingHalted] = None
-        self._undo: Callable[[], None] = lambda: None
+        self._has_looked = False
 
     def before_train(self, runner: Runner) -> None:
-        model = getattr(runner.model, 'module', runner.model)
-        preprocessor = getattr(model, 'data_preprocessor', None)
+        self._model = getattr(runner.model, 'module', runner.model)
+        preprocessor = getattr(self._model, 'data_preprocessor', None)
         if not isinstance(preprocessor, nn.Module):
             raise GuardConfigError(
-                f'InputGuardHook: {type(model).__name__} has no '
+                f'InputGuardHook: {type(self._model).__name__} has no '
                 'data_preprocessor whose output could be looked at.'
             )
-        forward = preprocessor.forward
-
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            return self._look(runner, forward(*args, **kwargs))
-
-        # Not a module hook: those are not traced once a model is compiled.
-        preprocessor.forward = guarded
-        self._undo = lambda: delattr(preprocessor, 'forward')
-
-    def after_train(self, runner: Runner) -> None:
-        self._undo()
+        if not self._policy.mends:
+            check_guarded(runner, self._policy.action)
+        remove_leftovers(preprocessor)
+        self._preprocessor = preprocessor
+        self._guards = find_guards(runner)
+        self._windows, self._mended, self._halt = {}, [], None
+        self._iter, self._since = runner.iter, runner.iter + 1
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
-        if not any(guard.losses for guard in find_guards(runner).values()):
-            self._window = []
-        self._now = {}
-        self._window.append((batch_idx, data_batch, self._now))
+        for name, guard in self._guards.items():
+            if not guard.losses:  # its window is over, or has not begun
+                self._forget(name, guard)
+        self._iter = runner.iter + 1
+        self._batch_idx, self._batch = batch_idx, data_batch
+        self._is_on = True
+        # Anew each time, to come after those that are there for one
+        # iteration, and to be gone in a validation.
+        self._handle = self._preprocessor.register_forward_hook(self._look)
+
+    @torch.compiler.disable
+    def _look(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Flag, or mend, what the model is about to get; no sync."""
+        policy = self._policy
+        if not self._model.training or not (self._is_on or policy.mends):
+            return output
+        look = InputLook(
+            output,
+            args[0] if args else self._batch,
+            self._batch_idx,
+            policy,
+            get_rank() if get_world_size() > 1 else None,
+        )
+        if not self._has_looked:
+            self._has_looked = True
+            policy.check_found(look.keys)
+        if look.flags is None or not self._is_on:
+            return look.output
+        if policy.mends:
+            self._mended.append(look.flags)
+            return look.output
+        flag = look.flags.is_bad.any()
+        for name, guard in self._guards.items():
+            guard.add_fact('input', flag)
+            self._windows.setdefault(name, []).append((look.flags, flag))
+        return output
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
-        """Name the samples; syncs."""
+        """Name the samples; syncs, and is collective."""
+        self._is_on = False  # what comes now is a replay
         if event.cause is not Cause.INPUT_NONFINITE:
             return
-        found = self._read()
-        samples = sorted({name for names in found.values() for name in names})
+        window = self._windows.get(event.optimizer, [])
+        bad = gather_bad_inputs(bad_samples([flags for flags, _ in window]))
+        if bad is None:  # flagged by somebody else
+            return
         runner.logger.warning(
-            f'Iter {event.iter}: input is not finite: '
-            + '; '.join(f'{key}: {", ".join(n)}' for key, n in found.items())
+            f'Iter {event.iter}: input is not finite in {bad.say()}'
         )
-        runner.call_hook(
-            'after_guard_row',
-            row={
-                'schema': 1,
-                'kind': 'input',
-                'id': event.id,
-                'samples': samples,
-                'keys': found,
-            },
-        )
-        if self._action == 'halt':
+        self._write(runner, event.id, event.iter, bad.to_row())
+        if self._policy.action == 'halt':
             self._halt = TrainingHalted(
                 event,
-                f'mmnanguard: halted at iteration {event.iter}: the input of '
-                f'{", ".join(samples) or "another rank"} is not finite and '
-                "InputGuardHook has action='halt'. Nothing was updated. Mend "
-                "the samples, or set action='reject' or 'sanitize'.",
+                f'mmnanguard: halted at iteration {event.iter}: the input is '
+                f'not finite in {bad.say()}; InputGuardHook has '
+                "action='halt'. Nothing was updated. Mend the samples, or "
+                "set action='reject' or 'sanitize'.",
             )
 
-    def after_train_iter(self, runner: Runner, **_: Any) -> None:
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Optional[dict] = None,
+    ) -> None:
+        self._handle.remove()
+        self._is_on, self._batch = False, None
+        if not self._has_looked and outputs:
+            self._has_looked = True
+            runner.logger.error(
+                f'mmnanguard: InputGuardHook: {type(self._model).__name__}.'
+                'train_step does not call the data preprocessor, so that no '
+                'input is looked at'
+            )
+        if self._policy.mends and self._iter % self._policy.interval == 0:
+            self._report(runner)
         if self._halt is not None:  # after all consequences
             raise self._halt
 
-    def _look(self, runner: Runner, data: Any) -> Any:
-        """Flag, or mend, what the model is about to get; no sync."""
-        if not runner.model.training:
-            return data
-        return self._visit(runner, '', data)
+    def after_train(self, runner: Runner) -> None:
+        if self._policy.mends:
+            self._report(runner)
 
-    def _visit(
-        self, runner: Runner, key: str, value: Any, in_list: bool = False
-    ) -> Any:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return self._check(runner, key, value, in_list)
-        if isinstance(value, dict):
-            parts = {
-                name: self._visit(runner, join(key, name), item)
-                for name, item in value.items()
-            }
-            return parts if type(value) is dict else type(value)(parts)
-        if isinstance(value, (list, tuple)) and not hasattr(value, '_fields'):
-            return type(value)(
-                self._visit(runner, key, part, True) for part in value
-            )
-        if isinstance(value, BaseDataElement):
-            for name, item in value.items():
-                new = self._visit(runner, join(key, name), item, in_list)
-                if new is not item:
-                    value.set_data({name: new})
-        return value
-
-    def _check(
-        self, runner: Runner, key: str, value: Tensor, in_list: bool
-    ) -> Tensor:
-        if self._keys is not None and key not in self._keys:
-            return value
-        if self._action == 'sanitize':
-            return torch.nan_to_num(value, **self._numbers)
-        bad = ~torch.isfinite(value)
-        # A list has a tensor a sample, a batch has a row a sample.
-        is_batch = value.dim() > 0 and not in_list
-        rows = (
-            bad.reshape(len(bad), -1).any(1) if is_batch else bad.any()[None]
+    def _report(self, runner: Runner) -> None:
+        """Tell what was mended since the last time; syncs, and is
+        collective: all ranks are at the same iteration.
+        """
+        bad = gather_bad_inputs(bad_samples(self._mended))
+        since, self._since, self._mended = self._since, self._iter + 1, []
+        if bad is None:
+            return
+        runner.logger.warning(
+            f'Iter {since} to {self._iter}: input was not finite in '
+            f'{bad.say()}; mended and trained on'
         )
-        seen = self._now.get(key)
-        self._now[key] = rows if seen is None else torch.cat([seen, rows])
-        for guard in find_guards(runner).values():
-            guard.add_fact('input', rows.any())
-        return value
+        run = next((guard.run for guard in self._guards.values()), '')
+        row = dict(since=since, **bad.to_row())
+        self._write(runner, f'{run}-{self._iter}-input', self._iter, row)
 
-    def _read(self) -> Dict[str, List[str]]:
-        """Names of the bad samples, by key."""
-        found: Dict[str, List[str]] = {}
-        for index, batch, flags in self._window:
-            names = sample_ids(batch, index)
-            for key, rows in flags.items():
-                bad = read_once({key: list(rows)})[key]
-                # Where rows are not samples, the batch is named.
-                is_named = len(bad) == len(names)
-                found.setdefault(key, []).extend(
-                    names[row] if is_named else f'batch {index}'
-                    for row, flag in enumerate(bad)
-                    if flag
-                )
-        return {key: names for key, names in found.items() if names}
+    def _write(
+        self, runner: Runner, id_: str, iter_: int, row: Dict[str, Any]
+    ) -> None:
+        first = dict(
+            schema=1, kind='input', id=id_, action=self._policy.action
+        )
+        runner.call_hook(
+            'after_guard_row', row={**first, 'iter': iter_, **row}
+        )
+
+    def _forget(self, name: str, guard: Any) -> None:
+        """Take back what was no update's: that guard has trained nothing on
+        those inputs.
+        """
+        own = {id(flag) for _, flag in self._windows.pop(name, ())}
+        if own and 'input' in guard.facts:
+            guard.facts['input'] = [
+                flag for flag in guard.facts['input'] if id(flag) not in own
+            ]
 
 
-def join(key: str, name: Any) -> str:
-    return f'{key}.{name}' if key else str(name)
+def remove_leftovers(module: nn.Module) -> None:
+    """Of a run that ended with an exception: MMEngine calls no hook then."""
+    for key, hook in list(module._forward_hooks.items()):
+        if getattr(hook, '__module__', None) == __name__:
+            del module._forward_hooks[key]
+
+
+def check_guarded(runner: Runner, action: str) -> None:
+    if not find_guards(runner):
+        raise GuardConfigError(
+            f'InputGuardHook: action={action!r} needs an optimizer wrapper '
+            'that can reject an update, mmnanguard.NanGuardOptimWrapper or '
+            "mmnanguard.NanGuardAmpOptimWrapper; action='sanitize' needs none."
+        )
+    if not any(type(hook).__name__ == 'NanGuardHook' for hook in runner.hooks):
+        raise GuardConfigError(
+            f'InputGuardHook: action={action!r} needs NanGuardHook, which '
+            'hands out the events. Add default_hooks=dict(nan_guard=dict('
+            "type='mmnanguard.NanGuardHook'))."
+        )
