@@ -445,8 +445,9 @@ class Break(Hook):
             raise ArithmeticError
 
 
-def test_a_run_after_one_that_was_broken_off(tmp_path, monkeypatch):
-    """MMEngine tells no hook of an exception."""
+@pytest.fixture
+def looks(monkeypatch):
+    """One item a look."""
     looks = []
 
     class Counted(input_guard_hook.InputLook):
@@ -455,6 +456,11 @@ def test_a_run_after_one_that_was_broken_off(tmp_path, monkeypatch):
             super().__init__(*args)
 
     monkeypatch.setattr(input_guard_hook, 'InputLook', Counted)
+    return looks
+
+
+def test_a_run_after_one_that_was_broken_off(tmp_path, looks):
+    """MMEngine tells no hook of an exception."""
     hook = dict(action='sanitize')
     broken = train(
         tmp_path / 'a', hook=hook, custom_hooks=[Break(2)], run=False
@@ -493,7 +499,7 @@ def test_two_of_them(tmp_path):
 # Together with others
 
 
-def test_a_replay_raises_no_flags(tmp_path):
+def test_a_replay_is_not_looked_at(tmp_path, looks):
     """An autopsy runs the batch again; the next update is another one."""
     runner = train(
         tmp_path,
@@ -502,6 +508,7 @@ def test_a_replay_raises_no_flags(tmp_path):
     )
     assert causes(runner) == {3: 'input_nonfinite'}
     assert len(read_rows(runner, 'autopsy')) == 1
+    assert len(looks) == 6
 
 
 def test_a_replay_of_what_was_mended_is_exact(tmp_path):

@@ -224,7 +224,7 @@ OUTPUTS = {
         {'inputs': ['batch 5']},
     ),
     'parts that do not agree': (
-        dict(inputs=bad(3, 2, 4, 4), anchors=clean(9, 4)),
+        dict(inputs=bad(3, 2, 4, 4), anchors=clean(4, 4)),
         {'inputs': ['batch 5']},
     ),
     'nothing to look at': (
