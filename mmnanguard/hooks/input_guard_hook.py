@@ -26,8 +26,10 @@ class InputGuardHook(Hook):
     the cause 'input_nonfinite', and a row of kind 'input' and a console line
     name the samples of all ranks, and the keys. A window of gradient
     accumulation is rejected as a whole; the samples of its bad micro-batches
-    are named. The model does see what is rejected: one that raises when it
-    meets NaN, as Hungarian matchers do, needs 'sanitize'.
+    are named, and all samples into which the preprocessor mixed a bad one.
+    The model does see what is rejected: one that raises when it meets NaN,
+    as Hungarian matchers do, needs 'sanitize'. With several optimizers all
+    reject that train in that iteration.
 
     'sanitize' trains on and needs no guard; what it mended is told every
     ``interval`` iterations and after the last.

@@ -313,11 +313,11 @@ def test_keys_take_all_below_them():
             dict(gt_instances=boxes(2), gt_depth=pixels()), {}
         ),
     )
-    below = ['data_samples.gt_instances.bboxes', 'data_samples.gt_depth.data']
+    below = ['data_samples.gt_depth.data', 'data_samples.gt_instances.bboxes']
     for keys, expected in {
         ('inputs',): ['inputs'],
         ('data_samples',): below,
-        ('data_samples.gt_instances', 'inputs'): ['inputs', below[0]],
+        ('data_samples.gt_instances', 'inputs'): ['inputs', below[1]],
         ('data_samples.gt',): [],  # not a part, but the beginning of one
     }.items():
         assert list(found_in(output, keys=keys)) == expected
