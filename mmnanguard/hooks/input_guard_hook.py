@@ -53,9 +53,10 @@ class InputGuardHook(Hook):
 
     Raises:
         GuardConfigError: For an argument that is not allowed. At the start
-            of training: for a model without a data preprocessor, and where
-            'reject' and 'halt' have no guard or no ``NanGuardHook``. In the
-            first iteration: for keys that nothing has.
+            of training: for a model without a data preprocessor, for
+            'reject' and 'halt' without a guard, and for 'halt' without
+            ``NanGuardHook``. In the first iteration: for keys that nothing
+            has.
     """
 
     # After the hooks of a fire drill, before the replays of an autopsy.
@@ -75,7 +76,13 @@ class InputGuardHook(Hook):
         self._windows: Dict[str, List[Tuple[InputFlags, Tensor]]] = {}
         self._mended: List[InputFlags] = []  # of the interval
         self._halt: Optional[TrainingHalted] = None
-        self._has_looked = False
+        self._has_looked = self._is_on = False
+
+    def before_run(self, runner: Runner) -> None:
+        if not self._policy.mends and not any(
+            type(hook).__name__ == 'NanGuardHook' for hook in runner.hooks
+        ):
+            self._miss_events(runner)
 
     def before_train(self, runner: Runner) -> None:
         self._model = getattr(runner.model, 'module', runner.model)
@@ -85,13 +92,21 @@ class InputGuardHook(Hook):
                 f'InputGuardHook: {type(self._model).__name__} has no '
                 'data_preprocessor whose output could be looked at.'
             )
-        if not self._policy.mends:
-            check_guarded(runner, self._policy.action)
-        remove_leftovers(preprocessor)
-        self._preprocessor = preprocessor
         self._guards = find_guards(runner)
+        if not self._guards and not self._policy.mends:
+            raise GuardConfigError(
+                f'InputGuardHook: action={self._policy.action!r} needs an '
+                'optimizer wrapper that can reject an update, '
+                'mmnanguard.NanGuardOptimWrapper or '
+                "mmnanguard.NanGuardAmpOptimWrapper; action='sanitize' needs "
+                'none.'
+            )
         self._windows, self._mended, self._halt = {}, [], None
         self._iter, self._since = runner.iter, runner.iter + 1
+        self._batch_idx, self._batch, self._is_on = 0, None, False
+        self._runner, self._preprocessor = runner, preprocessor
+        self._remove_leftovers()
+        self._handle = preprocessor.register_forward_hook(self._look)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
@@ -102,8 +117,8 @@ class InputGuardHook(Hook):
         self._iter = runner.iter + 1
         self._batch_idx, self._batch = batch_idx, data_batch
         self._is_on = True
-        # Anew each time, to come after those that are there for one
-        # iteration, and to be gone in a validation.
+        # Anew, to come after those that are there for one iteration.
+        self._handle.remove()
         self._handle = self._preprocessor.register_forward_hook(self._look)
 
     @torch.compiler.disable
@@ -162,7 +177,6 @@ class InputGuardHook(Hook):
         data_batch: Any = None,
         outputs: Optional[dict] = None,
     ) -> None:
-        self._handle.remove()
         self._is_on, self._batch = False, None
         if not self._has_looked and outputs:
             self._has_looked = True
@@ -177,6 +191,7 @@ class InputGuardHook(Hook):
             raise self._halt
 
     def after_train(self, runner: Runner) -> None:
+        self._handle.remove()
         if self._policy.mends:
             self._report(runner)
 
@@ -206,6 +221,28 @@ class InputGuardHook(Hook):
             'after_guard_row', row={**first, 'iter': iter_, **row}
         )
 
+    def _remove_leftovers(self) -> None:
+        """Of a run that an exception ended: MMEngine calls no hook then."""
+        looks = self._preprocessor._forward_hooks
+        for key, look in list(looks.items()):
+            hook = getattr(look, '__self__', None)
+            if isinstance(hook, InputGuardHook) and (
+                hook is self or hook._runner is not self._runner
+            ):
+                del looks[key]
+
+    def _miss_events(self, runner: Runner) -> None:
+        cure = (
+            'without NanGuardHook, which hands out the events. Add '
+            "default_hooks=dict(nan_guard=dict(type='mmnanguard."
+            "NanGuardHook'))."
+        )
+        if self._policy.action == 'halt':
+            raise GuardConfigError(f'InputGuardHook cannot halt {cure}')
+        runner.logger.error(
+            f'mmnanguard: InputGuardHook names no samples {cure}'
+        )
+
     def _forget(self, name: str, guard: Any) -> None:
         """Take back what was no update's: that guard has trained nothing on
         those inputs.
@@ -215,25 +252,3 @@ class InputGuardHook(Hook):
             guard.facts['input'] = [
                 flag for flag in guard.facts['input'] if id(flag) not in own
             ]
-
-
-def remove_leftovers(module: nn.Module) -> None:
-    """Of a run that ended with an exception: MMEngine calls no hook then."""
-    for key, hook in list(module._forward_hooks.items()):
-        if getattr(hook, '__module__', None) == __name__:
-            del module._forward_hooks[key]
-
-
-def check_guarded(runner: Runner, action: str) -> None:
-    if not find_guards(runner):
-        raise GuardConfigError(
-            f'InputGuardHook: action={action!r} needs an optimizer wrapper '
-            'that can reject an update, mmnanguard.NanGuardOptimWrapper or '
-            "mmnanguard.NanGuardAmpOptimWrapper; action='sanitize' needs none."
-        )
-    if not any(type(hook).__name__ == 'NanGuardHook' for hook in runner.hooks):
-        raise GuardConfigError(
-            f'InputGuardHook: action={action!r} needs NanGuardHook, which '
-            'hands out the events. Add default_hooks=dict(nan_guard=dict('
-            "type='mmnanguard.NanGuardHook'))."
-        )

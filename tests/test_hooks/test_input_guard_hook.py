@@ -23,7 +23,7 @@ from toys import (
 )
 
 from mmnanguard.core import GuardConfigError, TrainingHalted
-from mmnanguard.hooks import input_guard_hook
+from mmnanguard.hooks import InputGuardHook, input_guard_hook
 from mmnanguard.optim import NanGuardOptimWrapper
 
 BAD = 'train/000009.jpg'  # the second sample of the third iteration
@@ -341,16 +341,23 @@ def test_keys_that_nothing_has(tmp_path, action):
 
 
 @pytest.mark.parametrize('action', ['reject', 'halt'])
-@pytest.mark.parametrize(
-    ('keys', 'said'),
-    [
-        (dict(optim=wrapper('OptimWrapper')), 'NanGuardOptimWrapper'),
-        (dict(without=['nan_guard']), "type='mmnanguard.NanGuardHook'"),
-    ],
-)
-def test_nothing_that_rejects_or_tells(tmp_path, action, keys, said):
-    with pytest.raises(GuardConfigError, match=f"action='{action}' .*{said}"):
-        train(tmp_path, hook=dict(action=action), **keys)
+def test_nothing_that_rejects(tmp_path, action):
+    said = f"action='{action}' needs .* mmnanguard.NanGuardOptimWrapper"
+    with pytest.raises(GuardConfigError, match=said):
+        train(
+            tmp_path, hook=dict(action=action), optim=wrapper('OptimWrapper')
+        )
+
+
+def test_nothing_that_hands_out_events(tmp_path):
+    cure = "nan_guard=dict(type='mmnanguard.NanGuardHook')"
+    runner = train(tmp_path / 'a', hook={}, without=['nan_guard'])
+    assert 'names no samples without NanGuardHook' in log(runner)
+    assert cure in log(runner)
+    assert_finite(runner)
+    assert runner.optim_wrapper.guard.state.total_skips == 1
+    with pytest.raises(GuardConfigError, match='cannot halt without'):
+        train(tmp_path / 'b', hook=dict(action='halt'), without=['nan_guard'])
 
 
 @MODELS.register_module()
@@ -497,6 +504,31 @@ def test_two_of_them(tmp_path):
 
 
 # Together with others
+
+
+def test_a_model_that_runs_a_dump_again(tmp_path):
+    """It gets no more than ``before_train``, and needs what it trained on."""
+    runner = train(tmp_path, hook={}, run=False)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    hooks = [
+        InputGuardHook(action='reject'),
+        InputGuardHook(action='sanitize', keys=['inputs'], nan=0.5),
+        InputGuardHook(action='sanitize', keys=['data_samples']),
+        InputGuardHook(action='halt'),
+    ]
+    for hook in hooks:
+        hook.before_train(runner)
+    assert num_hooks(runner) == 4
+    (sample,) = make_data(1)
+    sample['inputs'][0, 0, 0] = math.nan
+    sample['data_samples'].weight = torch.tensor(math.inf)
+    batch = dict(
+        inputs=[sample['inputs']], data_samples=[sample['data_samples']]
+    )
+    output = runner.model.data_preprocessor(batch, True)
+    assert output['inputs'][0, 0, 0, 0] == 0.5
+    assert output['data_samples'][0].weight == 0.0
+    assert runner.optim_wrapper.guard.facts == {}
 
 
 def test_a_replay_is_not_looked_at(tmp_path, looks):
