@@ -466,20 +466,59 @@ def looks(monkeypatch):
     return looks
 
 
-def test_a_run_after_one_that_was_broken_off(tmp_path, looks):
+def break_off(work_dir):
     """MMEngine tells no hook of an exception."""
-    hook = dict(action='sanitize')
-    broken = train(
-        tmp_path / 'a', hook=hook, custom_hooks=[Break(2)], run=False
+    runner = train(
+        work_dir,
+        hook=dict(action='sanitize'),
+        custom_hooks=[Break(2)],
+        run=False,
+        data=make_data(60),
     )
-    broken.hooks.sort(key=lambda one: not isinstance(one, Break))
+    runner.hooks.sort(key=lambda one: not isinstance(one, Break))
     with pytest.raises(ArithmeticError):
-        broken.train()
-    assert (len(looks), num_hooks(broken)) == (2, 1)
+        runner.train()
+    assert num_hooks(runner) == 1
+    return runner
+
+
+def test_a_run_after_one_that_was_broken_off(tmp_path, looks):
+    broken = break_off(tmp_path / 'a')
+    assert len(looks) == 2
+    hook = dict(action='sanitize')
     runner = train(tmp_path / 'b', hook=hook, model=broken.model)
     assert (len(looks), num_hooks(runner)) == (2 + 6, 0)
     train(tmp_path / 'c', model=broken.model)
     assert len(looks) == 2 + 6
+
+
+def test_a_run_that_goes_on_after_it_was_broken_off(tmp_path, looks):
+    runner = break_off(tmp_path)
+    del runner.hooks[0]
+    runner.train()  # again from its second iteration
+    assert (len(looks), num_hooks(runner)) == (2 + 5, 0)
+
+
+@pytest.mark.parametrize('action', ['reject', 'sanitize'])
+def test_what_is_not_trained_on_is_not_told(tmp_path, action):
+    class Extra(Hook):
+        """Goes through data in training mode, as PreciseBN does."""
+
+        priority = 'LOWEST'
+
+        def after_train_iter(self, runner, batch_idx, **_):
+            batch = dict(inputs=[torch.full((3, 8, 8), math.nan)] * 4)
+            runner.model.data_preprocessor(batch, True)
+
+    runner = train(
+        tmp_path,
+        bad=(),
+        hook=dict(action=action),
+        custom_hooks=[Extra()],
+        optim=wrapper(accumulative_counts=2),
+    )
+    assert causes(runner) == {}
+    assert read_rows(runner, 'input') == []
 
 
 def test_two_of_them(tmp_path):

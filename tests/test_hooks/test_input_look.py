@@ -328,6 +328,16 @@ def test_keys_take_all_below_them():
         }
 
 
+def test_keys_come_in_the_same_order_in_every_process():
+    names = 'ecafdb'
+    element = BaseDataElement(**{name: bad(2) for name in names})
+    found = found_in(dict(inputs=bad(1, 3), data_samples=[element]))
+    assert list(found) == [
+        'inputs',
+        *(f'data_samples.{name}' for name in sorted(names)),
+    ]
+
+
 def test_keys_decide_what_is_mended():
     output = dict(inputs=bad(2, 3), data_samples=samples(dict(x=bad(2)), {}))
     mended = look(output, action='sanitize', keys=['data_samples']).output
