@@ -47,7 +47,7 @@ SIDES = {
     'NanGuardHook, EventLogHook': [NAN_GUARD, EVENT_LOG],
     'AutopsyHook': [AUTOPSY],
     'BatchDumpHook': [BATCH_DUMP],
-    'InputGuardHook, reject': [REJECT],
+    'NanGuardHook, InputGuardHook': [NAN_GUARD, REJECT],
     'InputGuardHook, sanitize': [SANITIZE],
     'Fp32ModulesHook': [FP32],
     'all': [NAN_GUARD, EVENT_LOG, AUTOPSY, BATCH_DUMP, REJECT, FP32],

@@ -8,7 +8,12 @@ from torch import Tensor
 
 from .batch_facts import sample_ids
 
-__all__ = ['sample_names', 'take_samples', 'tensors_of_samples']
+__all__ = [
+    'count_samples',
+    'sample_names',
+    'take_samples',
+    'tensors_of_samples',
+]
 
 
 def sample_names(data_batch: Any, batch_idx: int) -> List[str]:

@@ -7,6 +7,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from .batch_facts import sample_ids
+from .batch_samples import count_samples
 from .input_policy import InputPolicy
 
 __all__ = ['InputFlags', 'InputLook', 'bad_samples']
@@ -38,8 +39,7 @@ class InputLook:
 
     A part belongs to a sample if it stands in a list with an item a sample.
     Else the rows of a tensor are samples if there are as many. There are as
-    many samples as ``batch`` names; of one without names, as all parts that
-    can tell agree on.
+    many samples as ``batch`` names; of one without names, as in 'inputs'.
 
     Args:
         output: What the preprocessor has put out; never changed.
@@ -209,36 +209,6 @@ def join_flags(flags: Sequence[Tensor]) -> Tensor:
         flags[0].device,
     )
     return torch.cat([one.to(device, non_blocking=True) for one in flags])
-
-
-def count_samples(output: Any) -> int:
-    """On which all parts of a batch agree that can tell; 0 if they do not."""
-    told, lists = set(), set()
-    parts = [output]
-    while parts:
-        part = parts.pop()
-        if isinstance(part, dict):
-            parts += part.values()
-        elif isinstance(part, (list, tuple)) and (
-            part is output or hasattr(part, '_fields')
-        ):
-            parts += part
-        elif isinstance(part, (list, tuple)) and part:
-            is_telling = not any(
-                isinstance(item, (Tensor, list, tuple)) for item in part
-            )
-            # Tensors of four dimensions may be views of a batch.
-            is_rows = all(
-                isinstance(item, Tensor) and item.dim() < 4 for item in part
-            )
-            if is_telling:
-                told.add(len(part))
-            elif is_rows:
-                lists.add(len(part))
-        elif isinstance(part, Tensor) and part.dim() > 0:
-            told.add(len(part))
-    counts = told or lists
-    return counts.pop() if len(counts) == 1 else 0
 
 
 def with_items(value: Any, changes: Dict[str, Any]) -> Any:

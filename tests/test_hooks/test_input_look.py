@@ -221,11 +221,11 @@ OUTPUTS = {
     ),
     'views without names': (
         dict(inputs=[bad(3, 2, 4, 4), clean(3, 2, 4, 4)]),
-        {'inputs': ['batch 5']},
+        {'inputs': ['batch 5, row 0']},
     ),
     'parts that do not agree': (
         dict(inputs=bad(3, 2, 4, 4), anchors=clean(4, 4)),
-        {'inputs': ['batch 5']},
+        {'inputs': ['batch 5, row 0']},
     ),
     'nothing to look at': (
         dict(
