@@ -104,6 +104,8 @@ def main(argv=None):
     )
     found = case.autopsy()
     print(found.line(event['iter']))
+    if event['spike']:
+        print('(a spike: finite numbers, of which an autopsy knows nothing)')
     doubts = [*case.doubts]
     if not found.exact and not doubts:
         doubts = ['the loss is not that of training, or the batch has changed']

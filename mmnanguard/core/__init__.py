@@ -6,9 +6,12 @@ from .decide import decide
 from .errors import GuardConfigError, NanGuardError, TrainingHalted, check_keys
 from .event import BadTensor, GuardEvent, to_json
 from .halt_story import tell_halt
+from .lr_backoff import LrBackoff
 from .observation import NORM_LIMIT, Observation, ScaleReading, Shard
 from .policy import GuardPolicy
+from .report import report
 from .smallest_subset import smallest_subset
+from .spike import Spike, SpikePolicy
 from .state import GuardState
 from .verdict import Action, Cause, ScaleMove, Verdict
 
@@ -22,6 +25,7 @@ __all__ = [
     'GuardEvent',
     'GuardPolicy',
     'GuardState',
+    'LrBackoff',
     'NanGuardError',
     'NoClip',
     'NormClip',
@@ -29,10 +33,13 @@ __all__ = [
     'ScaleMove',
     'ScaleReading',
     'Shard',
+    'Spike',
+    'SpikePolicy',
     'TrainingHalted',
     'Verdict',
     'check_keys',
     'decide',
+    'report',
     'smallest_subset',
     'tell_halt',
     'to_json',

@@ -3,6 +3,7 @@ from typing import Callable
 from .clip_rules import NoClip
 from .observation import Observation
 from .policy import GuardPolicy
+from .spike import Spike
 from .state import GuardState
 from .verdict import Action, Cause, ScaleMove, Verdict
 
@@ -25,14 +26,48 @@ def decide(
     """
     cause = find_cause(seen, state, policy)
     if cause is Cause.NONE:
-        norm = seen.grad_norm if seen.clip_norm is None else seen.clip_norm
-        move = ScaleMove.GROW if seen.scale.growth_is_due else ScaleMove.KEEP
-        return Verdict(Action.STEP, cause, move, clip(norm))
+        return judge_finite(seen, state, policy, clip)
     lowers = cause.is_scaled and seen.scale.lower_is_due
     return Verdict(
         choose_action(cause, state, policy),
         cause,
         ScaleMove.LOWER if lowers else ScaleMove.KEEP,
+    )
+
+
+def judge_finite(
+    seen: Observation,
+    state: GuardState,
+    policy: GuardPolicy,
+    clip: Callable[[float], float],
+) -> Verdict:
+    """Commit a clean update, unless it is a spike that is skipped."""
+    spike = None
+    if policy.spike is not None:
+        spike = policy.spike.find(
+            seen, state.recent_norms, state.recent_losses
+        )
+        if spike is not None and policy.spike.action == 'skip':
+            action = choose_action(Cause.SPIKE, state, policy)
+            return Verdict(action, Cause.SPIKE, spike=spike)
+    norm = seen.grad_norm if seen.clip_norm is None else seen.clip_norm
+    coef = clip(norm)
+    if spike is not None and seen.grad_norm > 0:
+        usual = sum(state.recent_norms) / len(state.recent_norms)
+        coef = min(coef, usual / seen.grad_norm)
+    backoff = state.lr_factor, state.lr_return
+    if policy.lr_backoff is not None:
+        above = policy.lr_backoff.above
+        backoff = policy.lr_backoff.after(seen.grad_norm, backoff)
+        if spike is None and backoff[0] < state.lr_factor:
+            spike = Spike('grad_norm', seen.grad_norm, above)
+    return Verdict(
+        Action.STEP,
+        Cause.NONE if spike is None else Cause.SPIKE,
+        ScaleMove.GROW if seen.scale.growth_is_due else ScaleMove.KEEP,
+        coef,
+        spike,
+        *backoff,
     )
 
 

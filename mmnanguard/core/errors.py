@@ -11,12 +11,19 @@ new one without the traceback.
 """
 
 import difflib
-from typing import TYPE_CHECKING, Iterable
+import math
+from typing import TYPE_CHECKING, Any, Iterable
 
 if TYPE_CHECKING:
     from .event import GuardEvent
 
-__all__ = ['GuardConfigError', 'NanGuardError', 'TrainingHalted', 'check_keys']
+__all__ = [
+    'GuardConfigError',
+    'NanGuardError',
+    'TrainingHalted',
+    'check_keys',
+    'is_number',
+]
 
 
 class NanGuardError(RuntimeError):
@@ -38,6 +45,12 @@ class TrainingHalted(NanGuardError):
 
 class GuardConfigError(NanGuardError, ValueError):
     """A config that cannot mean what its author wanted."""
+
+
+def is_number(value: Any) -> bool:
+    """A finite one; True and False are none."""
+    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)
 
 
 def check_keys(

@@ -63,6 +63,9 @@ class GuardEvent:
         inputs: Range of each tensor of the batch, as the data loader gave it.
         watched: Range of each watched tensor.
         since: Iteration at which the present streak of skips began.
+        spike: What was too large, its value, limit and usual mean.
+        clip_coef: Of a spike that was committed; in (0, 1].
+        lr_factor: By which that update's learning rates were multiplied.
     """
 
     action: Action
@@ -87,6 +90,9 @@ class GuardEvent:
     total_skips: int = 0
     routine_overflows: int = 0
     since: Optional[int] = None
+    spike: Optional[Mapping[str, Any]] = None
+    clip_coef: float = 1.0
+    lr_factor: float = 1.0
     run: str = ''
     attempt: int = 1
     id: str = ''
@@ -154,6 +160,14 @@ class GuardEvent:
                 f'{what} {name} is {kind}{others}, which happened outside '
                 'any guarded update'
             )
+        if self.spike is not None:
+            what = str(self.spike['what']).replace('grad_', 'gradient ')
+            mean = self.spike['mean']
+            usual = '' if math.isnan(mean) else f', its mean {mean:.4g}'
+            return (
+                f'{what} {self.spike["value"]:.4g} is a spike: the limit is '
+                f'{self.spike["limit"]:.4g}{usual}'
+            )
         if self.cause is Cause.INPUT_NONFINITE:
             return 'the input is not finite'
         if self.cause is Cause.LOSS_NONFINITE:
@@ -172,6 +186,11 @@ class GuardEvent:
 
     def _done(self) -> str:
         """Says what became of the update and the scale."""
+        if self.action is Action.STEP:
+            return (
+                f'update committed, gradients x {self.clip_coef:.4g}, '
+                f'learning rate x {self.lr_factor:.4g}'
+            )
         parts = [
             'training halts, nothing was updated'
             if self.action is Action.HALT

@@ -34,6 +34,10 @@ ADVICE = {
         'Gradients explode: lower the learning rate, lengthen warm-up, or '
         'set optim_wrapper.clip_grad=dict(max_norm=...).'
     ),
+    Cause.SPIKE: (
+        'Norm or loss stay above what they were: lower the learning rate, or '
+        "let spikes pass, clipped: optim_wrapper.guard.spike.action='clip'."
+    ),
 }
 
 

@@ -1,11 +1,14 @@
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Dict, Mapping, Optional, Tuple
 
-from .errors import GuardConfigError, check_keys
+from .errors import GuardConfigError, check_keys, is_number
+from .lr_backoff import LrBackoff
+from .spike import SpikePolicy
 
 __all__ = ['GuardPolicy']
 
 WHERE = 'optim_wrapper.guard'
+NESTED = {'spike': SpikePolicy, 'lr_backoff': LrBackoff}
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class GuardPolicy:
             proven scale is an anomaly, below that it is routine.
         when_exhausted: What happens at a limit.
         accumulation: What is rejected when a micro-batch is bad.
+        spike: See :class:`SpikePolicy`; None judges no spikes.
+        lr_backoff: See :class:`LrBackoff`; None leaves learning rates alone.
     """
 
     max_consecutive_skips: Optional[int] = 20
@@ -35,6 +40,8 @@ class GuardPolicy:
     proven_after: int = 100
     when_exhausted: str = 'halt'
     accumulation: str = 'window'
+    spike: Optional[SpikePolicy] = None
+    lr_backoff: Optional[LrBackoff] = None
 
     def __post_init__(self) -> None:
         _check_count('max_consecutive_skips', self.max_consecutive_skips, 1)
@@ -47,7 +54,7 @@ class GuardPolicy:
                 'max_consecutive_skips=None or max_skip_rate=None.'
             )
         rate = self.max_skip_rate
-        if rate is not None and not (_is_number(rate) and 0 <= rate < 1):
+        if rate is not None and not (is_number(rate) and 0 <= rate < 1):
             raise GuardConfigError(
                 f'{WHERE}.max_skip_rate is {rate!r}: it must be a share in '
                 '[0, 1), or None for no limit.'
@@ -73,14 +80,33 @@ class GuardPolicy:
                 'dict(max_consecutive_skips=50).'
             )
         check_keys(config, (field.name for field in fields(cls)), WHERE)
-        return cls(**config)
+        nested = {
+            key: build(key, kind, config[key])
+            for key, kind in NESTED.items()
+            if config.get(key) is not None
+        }
+        return cls(**{**config, **nested})
 
     def to_dict(self) -> Dict[str, Any]:
         return asdict(self)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def build(key: str, kind: Any, config: Any) -> Any:
+    """A part of the policy that is a dict of its own."""
+    where = f'{WHERE}.{key}'
+    if not isinstance(config, Mapping):
+        raise GuardConfigError(
+            f'{where} is {config!r}: it must be None or a dict.'
+        )
+    check_keys(config, (field.name for field in fields(kind)), where)
+    missing = [
+        field.name
+        for field in fields(kind)
+        if field.default is MISSING and field.name not in config
+    ]
+    if missing:
+        raise GuardConfigError(f'{where} lacks {missing[0]}=...')
+    return kind(**config)
 
 
 def _check_count(key: str, value: Any, least: int) -> None:

@@ -1,7 +1,8 @@
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Dict, Mapping, Optional, Tuple
 
 from .observation import Observation
+from .spike import Spike
 from .verdict import Action, Cause, ScaleMove, Verdict
 
 __all__ = ['GuardState']
@@ -22,6 +23,12 @@ class GuardState:
             the present scale or above.
         recent_skips: Was it a skip, oldest first; routine overflows left out.
         skip_rate_window: The most that ``recent_skips`` keeps.
+        recent_norms: Of committed updates, oldest first; of a clipped spike,
+            its limit.
+        recent_losses: The same.
+        spike_window: The most that these two keep.
+        lr_factor: Of the last committed update, in (0, 1].
+        lr_return: By how much it grows with the next.
     """
 
     num_updates: int = 0
@@ -32,12 +39,18 @@ class GuardState:
     commits_since_growth: int = 0
     recent_skips: Tuple[bool, ...] = ()
     skip_rate_window: int = 200
+    recent_norms: Tuple[float, ...] = ()
+    recent_losses: Tuple[float, ...] = ()
+    spike_window: int = 0
+    lr_factor: float = 1.0
+    lr_return: float = 0.0
 
     def after(self, seen: Observation, verdict: Verdict) -> 'GuardState':
         """The next state; ``seen`` is what ``verdict`` was reached on."""
         num_updates = self.num_updates + 1
         if verdict.action is Action.STEP:
             grew = verdict.scale_move is ScaleMove.GROW
+            spike = verdict.spike
             return replace(
                 self,
                 num_updates=num_updates,
@@ -47,6 +60,14 @@ class GuardState:
                     0 if grew else self.commits_since_growth + 1
                 ),
                 recent_skips=self.with_skip(False),
+                recent_norms=self._with(
+                    'grad_norm', self.recent_norms, seen.grad_norm, spike
+                ),
+                recent_losses=self._with(
+                    'loss', self.recent_losses, seen.loss, spike
+                ),
+                lr_factor=verdict.lr_factor,
+                lr_return=verdict.lr_return,
             )
         if verdict.cause is Cause.SCALE_OVERFLOW:
             return replace(
@@ -65,19 +86,39 @@ class GuardState:
     def with_skip(self, skipped: bool) -> Tuple[bool, ...]:
         return (*self.recent_skips, skipped)[-self.skip_rate_window :]
 
+    def _with(
+        self,
+        what: str,
+        past: Tuple[float, ...],
+        value: float,
+        spike: Optional[Spike],
+    ) -> Tuple[float, ...]:
+        if self.spike_window == 0:
+            return ()
+        if spike and spike.what == what and not spike.limit_is_fixed:
+            value = min(value, spike.limit)
+        return (*past, value)[-self.spike_window :]
+
     def to_dict(self) -> Dict[str, Any]:
         """Builtins only, so that a checkpoint loads with weights_only."""
-        return {**asdict(self), 'recent_skips': list(self.recent_skips)}
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
 
     @classmethod
     def from_dict(
-        cls, saved: Mapping[str, Any], skip_rate_window: int
+        cls,
+        saved: Mapping[str, Any],
+        skip_rate_window: int,
+        spike_window: int = 0,
     ) -> 'GuardState':
         """Read ``to_dict``; missing keys keep defaults, others are ignored.
 
         Args:
             saved: From this or another version.
             skip_rate_window: Of the present config, which sets the policy.
+            spike_window: The same.
         """
         names = {field.name for field in fields(cls)}
         known = {key: value for key, value in saved.items() if key in names}
@@ -85,4 +126,8 @@ class GuardState:
             map(bool, known.get('recent_skips', ()))
         )[-skip_rate_window:]
         known['skip_rate_window'] = skip_rate_window
+        for name in ('recent_norms', 'recent_losses'):
+            past = tuple(map(float, known.get(name, ())))
+            known[name] = past[-spike_window:] if spike_window else ()
+        known['spike_window'] = spike_window
         return cls(**known)

@@ -1,5 +1,8 @@
 import enum
 from dataclasses import dataclass
+from typing import Optional
+
+from .spike import Spike
 
 __all__ = ['Action', 'Cause', 'ScaleMove', 'Verdict']
 
@@ -57,9 +60,16 @@ class Verdict:
             gradients: a skip for another reason must not grow the scale.
         clip_coef: Factor in (0, 1] for the unscaled gradients; 1 means that
             nothing is clipped. Only read when the action is STEP.
+        spike: What is far above the usual.
+        lr_factor: For learning rates, in (0, 1]. Only read when the action
+            is STEP.
+        lr_return: By how much ``lr_factor`` grows with the next update.
     """
 
     action: Action
     cause: Cause = Cause.NONE
     scale_move: ScaleMove = ScaleMove.KEEP
     clip_coef: float = 1.0
+    spike: Optional[Spike] = None
+    lr_factor: float = 1.0
+    lr_return: float = 0.0

@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
-from mmnanguard.core import Autopsy, GuardConfigError, GuardEvent
+from mmnanguard.core import Autopsy, Cause, GuardConfigError, GuardEvent
 from mmnanguard.registry import HOOKS
 
 from .examination import Examination, settings_of
@@ -89,6 +89,7 @@ class AutopsyHook(Hook):
             self._num_done < self._max_autopsies
             and culprit not in self._culprits
             and (self._overflows or not event.is_routine)
+            and event.cause is not Cause.SPIKE  # nothing to look for
             and self._window is not None
         )
         # All or none: a pass may communicate.

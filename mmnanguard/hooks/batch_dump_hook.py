@@ -5,7 +5,7 @@ from mmengine.dist import all_gather_object, get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmnanguard.core import GuardConfigError, GuardEvent
+from mmnanguard.core import Action, GuardConfigError, GuardEvent
 from mmnanguard.numerics import Shards
 from mmnanguard.registry import HOOKS
 
@@ -95,6 +95,8 @@ class BatchDumpHook(Hook):
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
         """Collective, for the rows."""
+        if event.action is Action.STEP:  # weights are no longer those
+            return
         if event.is_routine and not self._overflows:
             return
         row = None

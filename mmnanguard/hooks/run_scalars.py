@@ -19,6 +19,8 @@ def update_scalars(hub: MessageHub, guards: Mapping[str, Any]) -> None:
         }
         if guard.clips_norm:
             scalars['clip_coef'] = guard.last_clip_coef
+        if guard.policy.lr_backoff is not None:
+            scalars['lr_factor'] = guard.state.lr_factor
         if guard.scaler.is_enabled():
             scalars['amp_scale'] = guard.scaler.get_scale()
         for key, value in scalars.items():

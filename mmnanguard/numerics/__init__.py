@@ -1,7 +1,7 @@
 """Ring 2: tensors in, facts out; torch and the core only."""
 
 from .agree import agree
-from .apply import apply_update
+from .apply import apply_update, scaled_lr
 from .blame import TensorNames, blame, plain_name
 from .checkpoint_file import CheckpointFile, look_at, settle
 from .grad_rules import ValueClip
@@ -45,6 +45,7 @@ __all__ = [
     'read_rng',
     'read_watched',
     'run_pass',
+    'scaled_lr',
     'scan_checkpoint',
     'set_rng',
     'settle',

@@ -135,7 +135,8 @@ def merge(
         own,
         **flags,
         **counts,
-        loss=shown.loss,
+        # Each rank has its own; what is judged is one number.
+        loss=shown.loss if bad else sum(r.loss for r in ranks) / len(ranks),
         grad_norm=grad_norm,
         clip_norm=clip_norm,
         bad_ranks=tuple(culprits or bad),

@@ -1,10 +1,11 @@
-from typing import Any, Callable, List, Optional
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, List, Optional
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ['apply_update']
+__all__ = ['apply_update', 'scaled_lr']
 
 
 @torch.no_grad()
@@ -51,6 +52,24 @@ def apply_update(
         if grad_rule is not None:
             grad_rule(grads)
         optimizer.step(**step_kwargs)
+
+
+@contextmanager
+def scaled_lr(optimizer: Optimizer, factor: float) -> Iterator[None]:
+    """Learning rates times ``factor``, for the length of one step; nobody
+    else ever sees them.
+    """
+    if factor == 1.0:
+        yield
+        return
+    before = [group['lr'] for group in optimizer.param_groups]
+    for group, lr in zip(optimizer.param_groups, before):
+        group['lr'] = lr * factor
+    try:
+        yield
+    finally:
+        for group, lr in zip(optimizer.param_groups, before):
+            group['lr'] = lr
 
 
 def _takes_grad_scale(optimizer: Optimizer) -> bool:

@@ -125,7 +125,8 @@ def blame(
             for index, norm in enumerate(reading.norms)
             if not math.isfinite(norm)
         ]
-        if cause is Cause.NORM_OVERFLOW and grads and not bad:
+        is_large = cause in (Cause.NORM_OVERFLOW, Cause.SPIKE)
+        if is_large and grads and not bad:
             bad = [max(range(len(grads)), key=reading.norms.__getitem__)]
         parts = [
             (name, 'gradient', part, scale)

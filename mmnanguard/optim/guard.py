@@ -18,6 +18,7 @@ from mmnanguard.core import (
     TrainingHalted,
     Verdict,
     check_keys,
+    report,
 )
 from mmnanguard.numerics import (
     GuardedGradScaler,
@@ -65,7 +66,7 @@ class Guard:
         self.gaps = Gaps()
         self.gaps.watch(optimizer)
         self.policy = GuardPolicy.from_config(config)
-        self.state = GuardState(skip_rate_window=self.policy.skip_rate_window)
+        self.state = self._restored({})
         self.clip_rule, self.grad_rule = build_clip(clip_grad)
         self.scaler = scaler or GuardedGradScaler(enabled=False)
         self.snapshot = Snapshot(self.params.foreign)
@@ -231,31 +232,24 @@ class Guard:
         Raises:
             TrainingHalted: On HALT, if nothing is attached.
         """
-        event = GuardEvent(
-            action=verdict.action,
-            cause=verdict.cause,
+        event = report(
+            seen,
+            verdict,
+            self.state,
             iter=self.iter,
             optimizer=self.name,
-            ranks=seen.bad_ranks or (0,),
-            loss=seen.loss,
-            grad_norm=seen.grad_norm,
             lr=self.params.lrs(),
             loss_scale=(
                 {'before': scale_before, 'after': scale_after}
                 if self.scaler.is_enabled()
                 else None
             ),
-            num_bad_params=seen.num_bad_params,
-            num_params=seen.num_params,
             params=bad,
-            consecutive_skips=self.state.consecutive_skips,
-            total_skips=self.state.total_skips,
-            routine_overflows=self.state.routine_overflows,
             since=self.since,
             run=self.run,
             attempt=self.attempt,
         )
-        if not event.is_routine:
+        if event.action is not Action.STEP and not event.is_routine:
             self._streak.add(event)
         if self._listener is not None:
             self._events.append(event)
@@ -291,8 +285,13 @@ class Guard:
 
     def load_state_dict(self, saved: Dict[str, Any]) -> None:
         """Go on where a checkpoint ends; the policy is the config's."""
-        self.state = GuardState.from_dict(
-            saved.get('state', {}), self.policy.skip_rate_window
-        )
+        self.state = self._restored(saved.get('state', {}))
         self.run = saved.get('run', '')
         self.attempt = saved.get('attempt', 0) + 1
+
+    def _restored(self, saved: Dict[str, Any]) -> GuardState:
+        """The windows are the config's."""
+        spike = self.policy.spike
+        return GuardState.from_dict(
+            saved, self.policy.skip_rate_window, spike.window if spike else 0
+        )

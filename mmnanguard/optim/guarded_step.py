@@ -9,6 +9,7 @@ from mmnanguard.numerics import (
     blame,
     look_closer,
     observe,
+    scaled_lr,
 )
 
 from .guard import Guard
@@ -57,17 +58,7 @@ def guarded_step(
 
     # Apply, or put back
     bad: Tuple[BadTensor, ...] = ()
-    if verdict.action is Action.STEP:
-        with guard.gaps.stepping():
-            apply_update(
-                optimizer,
-                grads,
-                scale.carried,
-                verdict.clip_coef,
-                guard.grad_rule,
-                **step_kwargs,
-            )
-    else:
+    if verdict.cause is not Cause.NONE:
         bad = blame(
             verdict.cause,
             params,
@@ -77,6 +68,17 @@ def guarded_step(
             scale.carried,
             guard.names(),
         )
+    if verdict.action is Action.STEP:
+        with guard.gaps.stepping(), scaled_lr(optimizer, verdict.lr_factor):
+            apply_update(
+                optimizer,
+                grads,
+                scale.carried,
+                verdict.clip_coef,
+                guard.grad_rule,
+                **step_kwargs,
+            )
+    else:
         guard.put_back()
     guard.close()
 
@@ -85,10 +87,10 @@ def guarded_step(
     guard.state = guard.state.after(seen, verdict)
 
     # Tell
-    if verdict.cause is Cause.NONE:
+    if verdict.action is Action.STEP:
         guard.last_clip_coef = verdict.clip_coef
         guard.log_norm(
             seen.grad_norm if seen.clip_norm is None else seen.clip_norm
         )
-    else:
+    if verdict.cause is not Cause.NONE:
         guard.tell(seen, verdict, bad, before, after)

@@ -1,0 +1,65 @@
+from dataclasses import dataclass
+from typing import Tuple
+
+from .errors import GuardConfigError, is_number
+
+__all__ = ['LrBackoff']
+
+
+@dataclass(frozen=True)
+class LrBackoff:
+    """``optim_wrapper.guard.lr_backoff=dict(...)``: above a gradient norm,
+    this and the next updates use a smaller learning rate.
+
+    The factor is on the learning rates during the optimizer's step only:
+    schedulers, logs and checkpoints never see it.
+
+    Attributes:
+        above: Gradient norm, before clipping, exclusive.
+        factor: By which the present factor is multiplied then.
+        floor: The factor never goes below.
+        recovery: Committed updates in which it comes back to 1, in equal
+            steps.
+
+    Raises:
+        GuardConfigError: For a value out of range.
+    """
+
+    above: float
+    factor: float = 0.1
+    floor: float = 0.01
+    recovery: int = 100
+
+    def __post_init__(self) -> None:
+        if not (is_number(self.above) and self.above > 0):
+            self._refuse('above', 'a number above 0')
+        if not (is_number(self.factor) and 0 < self.factor < 1):
+            self._refuse('factor', 'a number between 0 and 1')
+        if not (is_number(self.floor) and 0 < self.floor <= self.factor):
+            self._refuse('floor', 'a number above 0, at most factor')
+        if type(self.recovery) is not int or self.recovery < 1:
+            self._refuse('recovery', 'an integer of at least 1')
+
+    def _refuse(self, key: str, allowed: str) -> None:
+        raise GuardConfigError(
+            f'optim_wrapper.guard.lr_backoff: {key} is '
+            f'{getattr(self, key)!r}, it must be {allowed}.'
+        )
+
+    def after(self, norm: float, now: 'Backoff') -> 'Backoff':
+        """What an update uses.
+
+        Args:
+            norm: Of its gradients.
+            now: What the committed update before it used.
+        """
+        if norm > self.above:
+            factor = max(self.floor, now[0] * self.factor)
+            return factor, (1 - factor) / self.recovery
+        factor, step = now
+        factor = min(1.0, factor + step)
+        return factor, step if factor < 1.0 else 0.0
+
+
+# The factor, and by how much it comes back an update.
+Backoff = Tuple[float, float]

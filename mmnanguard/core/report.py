@@ -1,0 +1,37 @@
+from typing import Any
+
+from .event import GuardEvent
+from .observation import Observation
+from .state import GuardState
+from .verdict import Verdict
+
+__all__ = ['report']
+
+
+def report(
+    seen: Observation, verdict: Verdict, state: GuardState, **facts: Any
+) -> GuardEvent:
+    """The event of an update that was not a plain step.
+
+    Args:
+        seen: What ``verdict`` was reached on.
+        verdict: What was done.
+        state: After it.
+        facts: What else the event tells, by field.
+    """
+    return GuardEvent(
+        action=verdict.action,
+        cause=verdict.cause,
+        ranks=seen.bad_ranks or (0,),
+        loss=seen.loss,
+        grad_norm=seen.grad_norm,
+        num_bad_params=seen.num_bad_params,
+        num_params=seen.num_params,
+        consecutive_skips=state.consecutive_skips,
+        total_skips=state.total_skips,
+        routine_overflows=state.routine_overflows,
+        spike=verdict.spike and verdict.spike._asdict(),
+        clip_coef=verdict.clip_coef,
+        lr_factor=verdict.lr_factor,
+        **facts,
+    )
