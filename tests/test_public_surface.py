@@ -20,6 +20,7 @@ HOOK_NAMES = [
     'Fp32ModulesHook',
     'InputGuardHook',
     'NanGuardHook',
+    'RollbackHook',
 ]
 
 
@@ -94,6 +95,8 @@ def test_policy_keys():
         'proven_after',
         'when_exhausted',
         'accumulation',
+        'spike',
+        'lr_backoff',
     ]
 
 
@@ -128,6 +131,9 @@ def test_event_keys():
         'total_skips',
         'routine_overflows',
         'since',
+        'spike',
+        'clip_coef',
+        'lr_factor',
     ]
 
 

@@ -3,7 +3,13 @@
 from .autopsy import Autopsy
 from .clip_rules import NoClip, NormClip
 from .decide import decide
-from .errors import GuardConfigError, NanGuardError, TrainingHalted, check_keys
+from .errors import (
+    GuardConfigError,
+    NanGuardError,
+    RollbackUnavailable,
+    TrainingHalted,
+    check_keys,
+)
 from .event import BadTensor, GuardEvent, to_json
 from .halt_story import tell_halt
 from .lr_backoff import LrBackoff
@@ -30,6 +36,7 @@ __all__ = [
     'NoClip',
     'NormClip',
     'Observation',
+    'RollbackUnavailable',
     'ScaleMove',
     'ScaleReading',
     'Shard',

@@ -1,6 +1,7 @@
 from typing import Callable
 
 from .clip_rules import NoClip
+from .lr_backoff import recover
 from .observation import Observation
 from .policy import GuardPolicy
 from .spike import Spike
@@ -55,12 +56,12 @@ def judge_finite(
     if spike is not None and seen.grad_norm > 0:
         usual = sum(state.recent_norms) / len(state.recent_norms)
         coef = min(coef, usual / seen.grad_norm)
-    backoff = state.lr_factor, state.lr_return
-    if policy.lr_backoff is not None:
-        above = policy.lr_backoff.above
-        backoff = policy.lr_backoff.after(seen.grad_norm, backoff)
+    backoff = recover(state.lr_factor, state.lr_return)
+    rule = policy.lr_backoff
+    if rule is not None and seen.grad_norm > rule.above:
+        backoff = rule.lower(state.lr_factor)
         if spike is None and backoff[0] < state.lr_factor:
-            spike = Spike('grad_norm', seen.grad_norm, above)
+            spike = Spike('grad_norm', seen.grad_norm, rule.above)
     return Verdict(
         Action.STEP,
         Cause.NONE if spike is None else Cause.SPIKE,
@@ -101,10 +102,11 @@ def choose_action(
 ) -> Action:
     if cause is Cause.SCALE_OVERFLOW:
         return Action.SKIP
-    if cause is Cause.WEIGHT_NONFINITE:
-        # Whatever is put back, the next forward pass meets the same weights.
-        return Action.HALT
-    return Action.HALT if is_exhausted(state, policy) else Action.SKIP
+    # Whatever is put back, the next forward pass meets the same weights.
+    is_over = cause is Cause.WEIGHT_NONFINITE or is_exhausted(state, policy)
+    if not is_over:
+        return Action.SKIP
+    return Action(policy.when_exhausted)
 
 
 def is_exhausted(state: GuardState, policy: GuardPolicy) -> bool:

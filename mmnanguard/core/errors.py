@@ -4,6 +4,7 @@
 
     NanGuardError (RuntimeError)
     |-- TrainingHalted      the policy is exhausted, or weights are bad
+    |   `-- RollbackUnavailable    and there is nothing to go back to
     `-- GuardConfigError    (also a ValueError) a config that cannot work
 
 None derives from TypeError: ``Runner.call_hook`` replaces a TypeError by a
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     'GuardConfigError',
     'NanGuardError',
+    'RollbackUnavailable',
     'TrainingHalted',
     'check_keys',
     'is_number',
@@ -41,6 +43,10 @@ class TrainingHalted(NanGuardError):
     def __init__(self, event: 'GuardEvent', story: str) -> None:
         super().__init__(story)
         self.event = event
+
+
+class RollbackUnavailable(TrainingHalted):
+    """No earlier state is left to which training could go back."""
 
 
 class GuardConfigError(NanGuardError, ValueError):

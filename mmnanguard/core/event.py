@@ -192,9 +192,10 @@ class GuardEvent:
                 f'learning rate x {self.lr_factor:.4g}'
             )
         parts = [
-            'training halts, nothing was updated'
-            if self.action is Action.HALT
-            else 'update skipped'
+            {
+                Action.HALT: 'training halts, nothing was updated',
+                Action.ROLLBACK: 'training goes back to an earlier state',
+            }.get(self.action, 'update skipped')
         ]
         if self.loss_scale is not None:
             before, after = (

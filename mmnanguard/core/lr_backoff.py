@@ -3,7 +3,7 @@ from typing import Tuple
 
 from .errors import GuardConfigError, is_number
 
-__all__ = ['LrBackoff']
+__all__ = ['LrBackoff', 'recover']
 
 
 @dataclass(frozen=True)
@@ -46,20 +46,13 @@ class LrBackoff:
             f'{getattr(self, key)!r}, it must be {allowed}.'
         )
 
-    def after(self, norm: float, now: 'Backoff') -> 'Backoff':
-        """What an update uses.
-
-        Args:
-            norm: Of its gradients.
-            now: What the committed update before it used.
-        """
-        if norm > self.above:
-            factor = max(self.floor, now[0] * self.factor)
-            return factor, (1 - factor) / self.recovery
-        factor, step = now
-        factor = min(1.0, factor + step)
-        return factor, step if factor < 1.0 else 0.0
+    def lower(self, factor: float) -> Tuple[float, float]:
+        """The next factor, and by how much it then comes back an update."""
+        factor = max(self.floor, factor * self.factor)
+        return factor, (1 - factor) / self.recovery
 
 
-# The factor, and by how much it comes back an update.
-Backoff = Tuple[float, float]
+def recover(factor: float, step: float) -> Tuple[float, float]:
+    """The same, where nothing is lowered."""
+    factor = min(1.0, factor + step)
+    return factor, step if factor < 1.0 else 0.0

@@ -28,7 +28,8 @@ class GuardPolicy:
         proven_after: A loss scale that this many commits were made at, or
             above, since it started or last grew, is proven: an overflow at a
             proven scale is an anomaly, below that it is routine.
-        when_exhausted: What happens at a limit.
+        when_exhausted: What happens at a limit, or where weights are bad:
+            'halt', or 'rollback', which takes a ``RollbackHook``.
         accumulation: What is rejected when a micro-batch is bad.
         spike: See :class:`SpikePolicy`; None judges no spikes.
         lr_backoff: See :class:`LrBackoff`; None leaves learning rates alone.
@@ -59,7 +60,9 @@ class GuardPolicy:
                 f'{WHERE}.max_skip_rate is {rate!r}: it must be a share in '
                 '[0, 1), or None for no limit.'
             )
-        _check_choice('when_exhausted', self.when_exhausted, ('halt',))
+        _check_choice(
+            'when_exhausted', self.when_exhausted, ('halt', 'rollback')
+        )
         _check_choice('accumulation', self.accumulation, ('window',))
 
     @classmethod

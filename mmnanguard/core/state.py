@@ -29,6 +29,7 @@ class GuardState:
         spike_window: The most that these two keep.
         lr_factor: Of the last committed update, in (0, 1].
         lr_return: By how much it grows with the next.
+        num_rollbacks: Returns to an earlier state.
     """
 
     num_updates: int = 0
@@ -44,6 +45,7 @@ class GuardState:
     spike_window: int = 0
     lr_factor: float = 1.0
     lr_return: float = 0.0
+    num_rollbacks: int = 0
 
     def after(self, seen: Observation, verdict: Verdict) -> 'GuardState':
         """The next state; ``seen`` is what ``verdict`` was reached on."""
@@ -81,6 +83,24 @@ class GuardState:
             total_skips=self.total_skips + 1,
             consecutive_skips=self.consecutive_skips + 1,
             recent_skips=self.with_skip(True),
+        )
+
+    def rolled_back(
+        self, to: 'GuardState', lr_factor: float, lr_return: float
+    ) -> 'GuardState':
+        """Counters go on, and limits are counted anew; what is known of
+        norms and losses is that of ``to``.
+        """
+        return replace(
+            self,
+            consecutive_skips=0,
+            recent_skips=(),
+            recent_norms=to.recent_norms,
+            recent_losses=to.recent_losses,
+            commits_since_growth=0,
+            lr_factor=lr_factor,
+            lr_return=lr_return,
+            num_rollbacks=self.num_rollbacks + 1,
         )
 
     def with_skip(self, skipped: bool) -> Tuple[bool, ...]:

@@ -7,6 +7,7 @@ from .fault_injection_hook import FaultInjectionHook
 from .fp32_modules_hook import Fp32ModulesHook
 from .input_guard_hook import InputGuardHook
 from .nan_guard_hook import NanGuardHook
+from .rollback_hook import RollbackHook
 
 __all__ = [
     'AutopsyHook',
@@ -16,4 +17,5 @@ __all__ = [
     'Fp32ModulesHook',
     'InputGuardHook',
     'NanGuardHook',
+    'RollbackHook',
 ]

@@ -4,7 +4,17 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 
-__all__ = ['find_guards', 'find_wrappers', 'guard_facts', 'own_modules']
+from mmnanguard.core import GuardConfigError
+from mmnanguard.version import __version__
+
+__all__ = [
+    'check_rollback',
+    'describe',
+    'find_guards',
+    'find_wrappers',
+    'guard_facts',
+    'own_modules',
+]
 
 
 def find_wrappers(runner: Runner) -> Dict[str, Any]:
@@ -38,6 +48,47 @@ def guard_facts(guard: Any) -> Dict[str, Any]:
         ),
         'policy': guard.policy.to_dict(),
     }
+
+
+def describe(name: str, wrapper: Any, guard: Any) -> str:
+    """The one line that says what is guarded."""
+    about = guard_facts(guard)
+    policy = about['policy']
+    dtype = str(getattr(wrapper, 'cast_dtype', 'float32'))
+    scale = about['loss_scale']
+    scale = (
+        f'loss scale {scale["value"]:g}, floor {scale["floor"]:g}'
+        if scale
+        else 'no loss scale'
+    )
+    return (
+        f"mmnanguard {__version__} guards optimizer '{name}': "
+        f'{type(wrapper).__name__} ({dtype.replace("torch.", "")}, {scale}), '
+        f'{about["optimizer"]} with {about["num_tensors"]} tensors, '
+        f'{about["clip"]}, halts at '
+        f'max_consecutive_skips={policy["max_consecutive_skips"]}, '
+        f'max_skip_rate={policy["max_skip_rate"]} of '
+        f'{policy["skip_rate_window"]}; run {guard.run}, attempt '
+        f'{guard.attempt}'
+    )
+
+
+def check_rollback(runner: Runner) -> None:
+    """Refuse guards that count on a RollbackHook which is not there.
+
+    Raises:
+        GuardConfigError: If so.
+    """
+    is_there = any(
+        type(hook).__name__ == 'RollbackHook' for hook in runner.hooks
+    )
+    for name, guard in find_guards(runner).items():
+        if guard.policy.when_exhausted == 'rollback' and not is_there:
+            raise GuardConfigError(
+                f"optim_wrapper.guard.when_exhausted is 'rollback' (optimizer "
+                f"'{name}'), which takes default_hooks=dict(rollback=dict("
+                "type='mmnanguard.RollbackHook'))."
+            )
 
 
 def own_modules(runner: Runner) -> Dict[str, List[nn.Module]]:

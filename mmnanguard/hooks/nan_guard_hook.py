@@ -15,12 +15,17 @@ from mmnanguard.core import Action, GuardEvent
 from mmnanguard.numerics import forget_watched, read_watched
 from mmnanguard.registry import HOOKS
 from mmnanguard.safe_load import allow_mmengine_checkpoints
-from mmnanguard.version import __version__
 
 from .batch_facts import input_ranges, sample_ids
 from .ema_freeze import EmaFreeze
 from .event_log_hook import last_attempt
-from .find_guards import find_guards, find_wrappers, guard_facts, own_modules
+from .find_guards import (
+    check_rollback,
+    describe,
+    find_guards,
+    find_wrappers,
+    own_modules,
+)
 from .guard_checkpoint import GuardCheckpoint
 from .run_scalars import drop_nonfinite, update_scalars
 
@@ -86,6 +91,7 @@ class NanGuardHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._guards = find_guards(runner)
+        check_rollback(runner)
         self._checkpoint.resume_guards(runner, find_wrappers(runner))
         self._num_updates = self._count('num_updates')
         self._modules = own_modules(runner)
@@ -264,29 +270,6 @@ class NanGuardHook(Hook):
                     f'{value}; such values of it are left out of the '
                     'smoothed log (said once)'
                 )
-
-
-def describe(name: str, wrapper: Any, guard: Any) -> str:
-    """The one line that says what is guarded."""
-    about = guard_facts(guard)
-    policy = about['policy']
-    dtype = str(getattr(wrapper, 'cast_dtype', 'float32'))
-    scale = about['loss_scale']
-    scale = (
-        f'loss scale {scale["value"]:g}, floor {scale["floor"]:g}'
-        if scale
-        else 'no loss scale'
-    )
-    return (
-        f"mmnanguard {__version__} guards optimizer '{name}': "
-        f'{type(wrapper).__name__} ({dtype.replace("torch.", "")}, {scale}), '
-        f'{about["optimizer"]} with {about["num_tensors"]} tensors, '
-        f'{about["clip"]}, halts at '
-        f'max_consecutive_skips={policy["max_consecutive_skips"]}, '
-        f'max_skip_rate={policy["max_skip_rate"]} of '
-        f'{policy["skip_rate_window"]}; run {guard.run}, attempt '
-        f'{guard.attempt}'
-    )
 
 
 def _samples_only(data_batch: Any) -> Any:

@@ -19,7 +19,7 @@ def update_scalars(hub: MessageHub, guards: Mapping[str, Any]) -> None:
         }
         if guard.clips_norm:
             scalars['clip_coef'] = guard.last_clip_coef
-        if guard.policy.lr_backoff is not None:
+        if guard.policy.lr_backoff or guard.state.lr_factor < 1.0:
             scalars['lr_factor'] = guard.state.lr_factor
         if guard.scaler.is_enabled():
             scalars['amp_scale'] = guard.scaler.get_scale()

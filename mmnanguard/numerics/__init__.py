@@ -8,12 +8,13 @@ from .grad_rules import ValueClip
 from .host_read import read_once
 from .loss_scale import GuardedGradScaler
 from .module_probe import ModuleProbe, Origin
-from .observe import Reading, look_closer, observe
+from .observe import Reading, look_closer, nonfinite_indices, observe
 from .replay import Pass, ReplayWrapper, Setting, run_pass
 from .rng_state import read_rng, set_rng
 from .scan import CheckpointScan, Finding, scan_checkpoint, settle_masks
 from .shards import Placement, Shards, local
 from .snapshot import Snapshot
+from .state_copy import StateCopy, floats_of
 from .watch import forget_watched, read_watched, watch
 
 __all__ = [
@@ -30,15 +31,18 @@ __all__ = [
     'Setting',
     'Shards',
     'Snapshot',
+    'StateCopy',
     'TensorNames',
     'ValueClip',
     'agree',
     'apply_update',
     'blame',
+    'floats_of',
     'forget_watched',
     'local',
     'look_at',
     'look_closer',
+    'nonfinite_indices',
     'observe',
     'plain_name',
     'read_once',

@@ -230,7 +230,7 @@ class Guard:
         """Hand on one rejected update, or log it and halt by oneself.
 
         Raises:
-            TrainingHalted: On HALT, if nothing is attached.
+            TrainingHalted: On HALT and ROLLBACK, if nothing is attached.
         """
         event = report(
             seen,
@@ -259,7 +259,7 @@ class Guard:
             logger='current',
             level=logging.INFO if event.is_routine else logging.WARNING,
         )
-        if event.action is Action.HALT:
+        if event.action in (Action.HALT, Action.ROLLBACK):
             raise self.halted(event)
 
     def halted(self, event: GuardEvent) -> TrainingHalted:

@@ -1,0 +1,296 @@
+from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
+
+from mmengine.dist import all_gather_object
+from mmengine.hooks import EMAHook, Hook
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from mmnanguard.core import (
+    Action,
+    GuardConfigError,
+    GuardEvent,
+    RollbackUnavailable,
+    TrainingHalted,
+)
+from mmnanguard.numerics import (
+    StateCopy,
+    floats_of,
+    nonfinite_indices,
+    read_rng,
+    set_rng,
+)
+from mmnanguard.registry import HOOKS
+
+from .find_guards import find_guards, find_wrappers
+
+__all__ = ['RollbackHook']
+
+
+class Kept(NamedTuple):
+    """One earlier state.
+
+    Attributes:
+        iter: The last iteration that it knows of; from 1, 0 is the start.
+        copy: Weights, buffers, averages, optimizer states.
+        rules: Of each guard: its state and its clip rule, which are frozen.
+        rng: Of this rank.
+    """
+
+    iter: int
+    copy: StateCopy
+    rules: Dict[str, Tuple[Any, Any]]
+    rng: Dict[str, Any]
+
+
+@HOOKS.register_module()
+class RollbackHook(Hook):
+    """Goes back to an earlier state where skipping does not help.
+
+    With ``optim_wrapper.guard=dict(when_exhausted='rollback')``: at the limit
+    of skips, or where weights went bad outside any update, the newest state
+    that is older than the trouble comes back: weights, buffers, optimizer
+    state, averages of an ``EMAHook``, statistics of the guard's rules. Time
+    goes on: iteration, learning rate schedule, data order, loss scale and
+    random numbers are not put back, so that what did the harm is passed.
+
+    States are kept in memory, on the host (pinned, where there is a GPU):
+    each takes as much as weights, optimizer state and averages together. One
+    is taken at the start of training, then every ``interval`` iterations,
+    outside of windows and of streaks of skips, if all of it is finite: one
+    pass and one read, and one small collective.
+
+    Where the same trouble comes back before a newer state was kept, the next
+    rollback goes further back.
+
+    Args:
+        interval: In iterations.
+        num_kept: States.
+        max_rollbacks: In the run, resumes included; then training halts.
+        lr_factor: In (0, 1]: learning rates are multiplied by it after a
+            rollback, behind the schedulers' backs.
+        lr_recovery: Committed updates until they are back; None means never.
+        scale_factor: In (0, 1], for the loss scale.
+        restore_rng: Also random states: the same numbers are drawn again.
+
+    Raises:
+        GuardConfigError: For an argument out of range.
+    """
+
+    # After EMAHook, whose averages belong to a state; before CheckpointHook.
+    priority = 'BELOW_NORMAL'
+
+    def __init__(
+        self,
+        interval: int = 500,
+        num_kept: int = 2,
+        max_rollbacks: int = 3,
+        lr_factor: float = 1.0,
+        lr_recovery: Optional[int] = None,
+        scale_factor: float = 1.0,
+        restore_rng: bool = False,
+    ) -> None:
+        counts = dict(
+            interval=interval, num_kept=num_kept, max_rollbacks=max_rollbacks
+        )
+        if lr_recovery is not None:
+            counts['lr_recovery'] = lr_recovery
+        for name, value in counts.items():
+            if type(value) is not int or value < 1:
+                refuse(name, value, 'an integer of at least 1')
+        for name, factor in (
+            ('lr_factor', lr_factor),
+            ('scale_factor', scale_factor),
+        ):
+            if not (isinstance(factor, (int, float)) and 0 < factor <= 1):
+                refuse(name, factor, 'a number above 0, at most 1')
+        self._interval = interval
+        self._num_kept = num_kept
+        self._max_rollbacks = max_rollbacks
+        self._lr_factor = float(lr_factor)
+        self._lr_recovery = lr_recovery
+        self._scale_factor = scale_factor
+        self._restore_rng = restore_rng
+        self._kept: List[Kept] = []
+        self._used: Optional[Kept] = None
+        self._event: Optional[GuardEvent] = None
+        self._masks: Set[str] = set()
+
+    def before_train(self, runner: Runner) -> None:
+        tensors = self._tensors(runner)
+        buffers = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if tensor.is_floating_point()
+            and not isinstance(tensor, nn.Parameter)
+        }
+        # Non-finite by design, such as a mask of -inf.
+        bad = nonfinite_indices(list(buffers.values()))
+        self._masks = {list(buffers)[index] for index in bad}
+        self._kept, self._used, self._event = [], None, None
+        self._keep(runner, runner.iter)
+
+    def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
+        if event.action is Action.ROLLBACK:
+            self._event = event  # others still look at things as they were
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Optional[dict] = None,
+    ) -> None:
+        event, self._event = self._event, None
+        if event is not None:
+            self._roll_back(runner, event)
+            return
+        guards = find_guards(runner).values()
+        is_quiet = all(
+            guard.state.consecutive_skips == 0 and not guard.losses
+            for guard in guards
+        )
+        if is_quiet and (
+            self._kept[-1].iter + self._interval <= runner.iter + 1
+            if self._kept
+            else True
+        ):
+            self._keep(runner, runner.iter + 1)
+
+    def _keep(self, runner: Runner, iteration: int) -> None:
+        tensors = self._tensors(runner)
+        optimizers = find_optimizers(runner)
+        floats = [
+            tensor
+            for name, tensor in tensors.items()
+            if tensor.is_floating_point() and name not in self._masks
+        ]
+        floats += floats_of(optimizers)
+        is_finite = not nonfinite_indices(floats)
+        if not all(all_gather_object(is_finite)):
+            runner.logger.error(
+                f'mmnanguard: iteration {iteration}: weights, buffers, '
+                'averages or optimizer state are not finite: not kept as a '
+                'state to go back to'
+            )
+            return
+        rules = {
+            name: (guard.state, guard.clip_rule)
+            for name, guard in find_guards(runner).items()
+        }
+        copy = StateCopy(tensors, optimizers)
+        self._kept.append(Kept(iteration, copy, rules, read_rng()))
+        del self._kept[: -self._num_kept]
+
+    def _roll_back(self, runner: Runner, event: GuardEvent) -> None:
+        guards = find_guards(runner)
+        guard = guards[event.optimizer]
+        halted = event.replace(action=Action.HALT)
+        story = str(guard.halted(halted))
+        if guard.state.num_rollbacks >= self._max_rollbacks:
+            raise self._halt(
+                runner,
+                TrainingHalted(
+                    halted,
+                    f'{story}\n  Rolled back {self._max_rollbacks} times, '
+                    'which is max_rollbacks.',
+                ),
+            )
+        kept = self._choose(event)
+        if kept is None:
+            raise self._halt(
+                runner,
+                RollbackUnavailable(
+                    halted,
+                    f'{story}\n  No state is kept that is older than the '
+                    'trouble; see RollbackHook.interval and num_kept.',
+                ),
+            )
+        kept.copy.restore(self._tensors(runner), find_optimizers(runner))
+        factor = self._lr_factor * guard.state.lr_factor
+        step = (1 - factor) / self._lr_recovery if self._lr_recovery else 0.0
+        for name, one in guards.items():
+            state, one.clip_rule = kept.rules[name]
+            one.state = one.state.rolled_back(state, factor, step)
+            self._lower(one.scaler)
+        if self._restore_rng:
+            set_rng(kept.rng)
+        self._used = kept
+        runner.logger.warning(
+            f'Iter {event.iter}: went back to the state after iteration '
+            f'{kept.iter} (rollback {guard.state.num_rollbacks} of '
+            f'{self._max_rollbacks}); learning rate x {factor:g}, loss scale '
+            f'{guard.scaler.get_scale():g}; data and schedule go on'
+        )
+        runner.call_hook(
+            'after_guard_row',
+            row={
+                'schema': 1,
+                'kind': 'rollback',
+                'id': event.id,
+                'iter': event.iter,
+                'to': kept.iter,
+                'num_rollbacks': guard.state.num_rollbacks,
+                'lr_factor': factor,
+                'loss_scale': guard.scaler.get_scale(),
+            },
+        )
+
+    def _choose(self, event: GuardEvent) -> Optional[Kept]:
+        """The newest that is older than the trouble, and not the one that
+        led back to it, unless it is all there is.
+        """
+        trouble = event.since or event.iter
+        older = [kept for kept in self._kept if kept.iter < trouble]
+        if len(older) > 1 and older[-1] is self._used:
+            older.pop()
+        self._kept = older
+        return older[-1] if older else None
+
+    def _lower(self, scaler: Any) -> None:
+        if scaler.is_enabled():
+            scale = scaler.get_scale() * self._scale_factor
+            scale = max(scale, scaler.min_scale)
+            scaler.load_state_dict(dict(scale=scale))
+
+    def _halt(self, runner: Runner, error: TrainingHalted) -> TrainingHalted:
+        runner.call_hook(
+            'after_guard_row',
+            row={
+                'schema': 1,
+                'kind': 'halt',
+                'id': error.event.id,
+                'iter': error.event.iter,
+                'story': str(error),
+            },
+        )
+        return error
+
+    def _tensors(self, runner: Runner) -> Dict[str, Tensor]:
+        """Weights, buffers and averages, by name."""
+        tensors: Dict[str, Tensor] = {}
+        averages = [
+            hook.ema_model
+            for hook in runner.hooks
+            if isinstance(hook, EMAHook)
+        ]
+        for index, model in enumerate([runner.model, *averages]):
+            prefix = f'average {index}: ' if index else ''
+            for name, tensor in [
+                *model.named_parameters(),
+                *model.named_buffers(),
+            ]:
+                tensors[prefix + name] = tensor
+        return tensors
+
+
+def find_optimizers(runner: Runner) -> Dict[str, Any]:
+    return {
+        name: wrapper.optimizer
+        for name, wrapper in find_wrappers(runner).items()
+    }
+
+
+def refuse(name: str, value: Any, allowed: str) -> None:
+    raise GuardConfigError(
+        f'RollbackHook.{name} is {value!r}: it must be {allowed}.'
+    )

@@ -1,0 +1,101 @@
+import copy
+from typing import Any, Dict, Iterator, List, Mapping
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+from .shards import local
+
+__all__ = ['StateCopy']
+
+
+class StateCopy:
+    """What a run has trained, on the host; nothing of it is shared.
+
+    Of tensors that are spread over ranks, this rank's parts.
+
+    Args:
+        tensors: Weights and buffers, by name.
+        optimizers: By name; their state, not their learning rates.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        optimizers: Mapping[str, Optimizer],
+    ) -> None:
+        self._tensors = {name: to_host(t) for name, t in tensors.items()}
+        self._states = {
+            name: [
+                tree_map(to_host, dict(optimizer.state.get(param, {})))
+                for param in params_of(optimizer)
+            ]
+            for name, optimizer in optimizers.items()
+        }
+
+    @torch.no_grad()
+    def restore(
+        self,
+        tensors: Mapping[str, Tensor],
+        optimizers: Mapping[str, Optimizer],
+    ) -> None:
+        """Write it into the present ones, in place.
+
+        Raises:
+            KeyError: If one is not there any more.
+            RuntimeError: If one has another shape now.
+        """
+        for name, saved in self._tensors.items():
+            local(tensors[name]).copy_(saved)
+        for name, states in self._states.items():
+            optimizer = optimizers[name]
+            for param, saved in zip(params_of(optimizer), states):
+                restore_state(optimizer, param, saved)
+
+
+def restore_state(
+    optimizer: Optimizer, param: Tensor, saved: Dict[str, Any]
+) -> None:
+    if not saved:
+        optimizer.state.pop(param, None)
+        return
+    state = optimizer.state[param]
+    for key in set(state) - set(saved):
+        del state[key]
+    for key, value in saved.items():
+        now = state.get(key)
+        if isinstance(now, Tensor) and local(now).shape == value.shape:
+            local(now).copy_(value)
+        else:
+            state[key] = copy.deepcopy(value)
+            if isinstance(value, Tensor) and value.dim() > 0:
+                state[key] = value.to(param.device, copy=True)
+
+
+def params_of(optimizer: Optimizer) -> Iterator[Tensor]:
+    for group in optimizer.param_groups:
+        yield from group['params']
+
+
+def to_host(leaf: Any) -> Any:
+    """A copy; of a tensor on a GPU in pinned memory, complete once the
+    stream that it was asked for in has come to it.
+    """
+    if not isinstance(leaf, Tensor):
+        return copy.deepcopy(leaf)
+    leaf = local(leaf).detach()
+    host = torch.empty_like(leaf, device='cpu', pin_memory=leaf.is_cuda)
+    return host.copy_(leaf, non_blocking=True)
+
+
+def floats_of(optimizers: Mapping[str, Optimizer]) -> List[Tensor]:
+    """All floating-point tensors of their states."""
+    return [
+        local(value)
+        for optimizer in optimizers.values()
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    ]

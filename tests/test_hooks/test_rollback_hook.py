@@ -1,0 +1,316 @@
+"""Back to an earlier state, while time goes on."""
+
+import math
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from toys import (
+    assert_finite,
+    everything,
+    guard_hooks,
+    make_runner,
+    read_rows,
+    wrapper,
+)
+
+from mmnanguard.core import (
+    GuardConfigError,
+    RollbackUnavailable,
+    TrainingHalted,
+)
+
+POLICY = dict(
+    max_consecutive_skips=3, max_skip_rate=None, when_exhausted='rollback'
+)
+
+
+class Remember(Hook):
+    """Everything after some iterations; 0 is the start."""
+
+    priority = 'LOWEST'
+
+    def __init__(self):
+        self.states = {}
+        self.batches = []
+        self.rates = []
+
+    def before_train(self, runner):
+        self.states[0] = clone(everything(runner))
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.batches.append(data_batch['data_samples'][0].img_path)
+        self.rates.append(runner.optim_wrapper.get_lr()['lr'][0])
+
+    def after_train_iter(
+        self, runner, batch_idx, data_batch=None, outputs=None
+    ):
+        self.states[runner.iter + 1] = clone(everything(runner))
+        for hook in runner.hooks:
+            if hasattr(hook, 'ema_model'):
+                self.states[runner.iter + 1].update(
+                    ('ema ' + name, tensor.clone())
+                    for name, tensor in hook.ema_model.state_dict().items()
+                )
+
+
+class SpoilWeights(Hook):
+    """On a path that no update goes through."""
+
+    def __init__(self, iterations, what='head.weight'):
+        self.iterations, self.what = iterations, what
+
+    def after_train_iter(self, runner, **kwargs):
+        if runner.iter + 1 in self.iterations:
+            tensor = dict(runner.model.named_parameters())[self.what]
+            tensor.data[0] = math.nan
+
+
+def clone(tensors):
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def train(work_dir, faults, hooks=(), custom=(), **keys):
+    rollback = dict(type='mmnanguard.RollbackHook', interval=4, num_kept=2)
+    rollback.update(keys.pop('rollback', {}))
+    remember = Remember()
+    runner = make_runner(
+        work_dir,
+        keys.pop('optim_wrapper', None)
+        or wrapper(
+            *keys.pop('type', ()),
+            lr=0.01,
+            optimizer='AdamW',
+            guard=dict(POLICY, **keys.pop('guard', {})),
+            **keys.pop('wrapper', {}),
+        ),
+        default_hooks={
+            **guard_hooks(
+                *(dict(iter=number, site='loss') for number in faults)
+            ),
+            'rollback': rollback,
+            **dict(hooks),
+        },
+        custom_hooks=[remember, *custom],
+        max_iters=keys.pop('max_iters', 16),
+        **keys,
+    )
+    try:
+        runner.train()
+    finally:
+        runner.remembered = remember
+    return runner
+
+
+def assert_equal(left, right):
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+
+
+def test_the_newest_state_before_the_trouble_comes_back(tmp_path):
+    runner = train(tmp_path, faults=(10, 11, 12))
+    (row,) = read_rows(runner, 'rollback')
+    assert (row['iter'], row['to']) == (12, 8)
+    updates = read_rows(runner)
+    assert [r['action'] for r in updates] == ['skip', 'skip', 'rollback']
+    assert row['id'] == updates[-1]['id']
+    states = runner.remembered.states
+    assert_equal(states[12], states[8])
+    # and it trains on from there
+    assert not torch.equal(states[13]['head.weight'], states[8]['head.weight'])
+    guard = runner.optim_wrapper.guard
+    assert guard.state.num_rollbacks == 1
+    assert guard.state.consecutive_skips == 0
+    assert guard.state.total_skips == 3
+    assert runner.iter == 16
+
+
+def test_time_goes_on(tmp_path):
+    schedule = dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=16)
+    keys = dict(param_scheduler=schedule)
+    runner = train(tmp_path / 'a', faults=(10, 11, 12), **keys)
+    plain = train(tmp_path / 'b', faults=(), **keys)
+    assert runner.remembered.batches == plain.remembered.batches
+    assert runner.remembered.rates == plain.remembered.rates
+
+
+def test_what_follows_equals_a_run_from_that_state(tmp_path):
+    """The oracle: load that state by hand before the next iteration."""
+
+    class LoadByHand(Hook):
+        priority = 'LOWEST'
+
+        def after_train_iter(self, runner, **kwargs):
+            if runner.iter + 1 == 8:
+                self.model = clone(runner.model.state_dict())
+                self.optimizer = _copy(runner.optim_wrapper)
+            elif runner.iter + 1 == 12:
+                runner.model.load_state_dict(self.model)
+                runner.optim_wrapper.optimizer.load_state_dict(self.optimizer)
+
+    runner = train(tmp_path / 'a', faults=(10, 11, 12))
+    by_hand = train(
+        tmp_path / 'b',
+        faults=(10, 11, 12),
+        guard=dict(max_consecutive_skips=None, when_exhausted='halt'),
+        custom=[LoadByHand()],
+    )
+    assert_equal(everything(runner), everything(by_hand))
+
+
+def _copy(wrapper_):
+    import copy
+
+    return copy.deepcopy(wrapper_.optimizer.state_dict())
+
+
+def test_weights_that_went_bad_outside_any_update_come_back(tmp_path):
+    spoil = SpoilWeights([9])
+    runner = train(tmp_path, faults=(), custom=[spoil])
+    (row,) = read_rows(runner, 'rollback')
+    (update,) = read_rows(runner)
+    assert update['cause'] == 'weight_nonfinite'
+    assert (row['iter'], row['to']) == (10, 8)
+    assert_finite(runner)
+    states = runner.remembered.states
+    assert_equal(states[10], states[8])
+
+
+def test_bad_states_are_not_kept(tmp_path):
+    # Bad as the state of iteration 8 is due, seen by the update after it.
+    runner = train(tmp_path, faults=(), custom=[SpoilWeights([8])])
+    (row,) = read_rows(runner, 'rollback')
+    assert (row['iter'], row['to']) == (9, 4)
+    assert_finite(runner)
+
+
+def test_the_same_trouble_again_goes_further_back(tmp_path):
+    runner = train(
+        tmp_path,
+        faults=(10, 11, 12, 13, 14, 15),
+        rollback=dict(interval=4, num_kept=3),
+    )
+    rows = read_rows(runner, 'rollback')
+    assert [(row['iter'], row['to']) for row in rows] == [(12, 8), (15, 4)]
+    assert [row['num_rollbacks'] for row in rows] == [1, 2]
+
+
+def test_enough_is_enough(tmp_path):
+    with pytest.raises(TrainingHalted, match='which is max_rollbacks'):
+        train(tmp_path, faults=range(5, 15), rollback=dict(max_rollbacks=2))
+
+
+def test_nothing_to_go_back_to(tmp_path, monkeypatch):
+    class SpoilAll(SpoilWeights):
+        def before_train(self, runner):
+            next(runner.model.parameters()).data[0] = math.nan
+
+        priority = 'VERY_HIGH'
+
+    with pytest.raises(RollbackUnavailable, match='No state is kept'):
+        train(tmp_path, faults=(), custom=[SpoilAll([])])
+
+
+def test_averages_come_back_and_raw_weights_stay_raw(tmp_path):
+    runner = train(
+        tmp_path,
+        faults=(10, 11, 12),
+        hooks=dict(ema=dict(type='EMAHook', momentum=0.1)),
+    )
+    states = runner.remembered.states
+    assert_equal(states[12], states[8])
+    ema = states[8]['ema module.head.weight']
+    assert not torch.equal(ema, states[8]['head.weight'])
+
+
+@pytest.mark.parametrize('accumulation', [1, 2])
+def test_float16_with_a_lower_scale_and_learning_rate(tmp_path, accumulation):
+    runner = train(
+        tmp_path,
+        faults=range(9, 9 + 3 * accumulation),
+        type=('NanGuardAmpOptimWrapper',),
+        wrapper=dict(
+            dtype='float16',
+            loss_scale=dict(init_scale=64.0, min_scale=20.0),
+            accumulative_counts=accumulation,
+        ),
+        rollback=dict(lr_factor=0.5, lr_recovery=2, scale_factor=0.25),
+        max_iters=20,
+    )
+    (row,) = read_rows(runner, 'rollback')
+    assert row['to'] == 8
+    assert row['loss_scale'] == 20.0
+    assert row['lr_factor'] == 0.5
+    assert runner.optim_wrapper.guard.state.lr_factor == 1.0
+    assert_finite(runner)
+
+
+def test_the_factor_is_for_good_unless_told(tmp_path):
+    runner = train(tmp_path, faults=(10, 11, 12), rollback=dict(lr_factor=0.5))
+    assert runner.optim_wrapper.guard.state.lr_factor == 0.5
+
+
+def test_random_numbers_on_request(tmp_path):
+    class Draw(Hook):
+        priority = 'LOWEST'
+
+        def __init__(self):
+            self.drawn = {}
+
+        def after_train_iter(self, runner, **kwargs):
+            self.drawn[runner.iter + 1] = torch.rand(()).item()
+
+    for restore in (False, True):
+        draw = Draw()
+        train(
+            tmp_path / str(restore),
+            faults=(10, 11, 12),
+            custom=[draw],
+            rollback=dict(restore_rng=restore),
+        )
+        assert (draw.drawn[12] == draw.drawn[8]) == restore
+
+
+def test_rollbacks_are_counted_over_resumes(tmp_path):
+    save = dict(type='CheckpointHook', by_epoch=False, interval=6)
+    keys = dict(hooks=dict(checkpoint=save), rollback=dict(max_rollbacks=1))
+    train(tmp_path, faults=(3, 4, 5), max_iters=6, **keys)
+    with pytest.raises(TrainingHalted, match='Rolled back 1 times'):
+        train(tmp_path, faults=(8, 9, 10), resume=True, **keys)
+
+
+def test_a_clean_run_is_the_plain_one(tmp_path):
+    runner = train(tmp_path / 'a', faults=())
+    plain = make_runner(
+        tmp_path / 'b',
+        wrapper(lr=0.01, optimizer='AdamW'),
+        default_hooks=guard_hooks(),
+        max_iters=16,
+    )
+    plain.train()
+    assert_equal(everything(runner), everything(plain))
+
+
+def test_the_guard_needs_the_hook(tmp_path):
+    runner = make_runner(
+        tmp_path, wrapper(guard=POLICY), default_hooks=guard_hooks()
+    )
+    with pytest.raises(GuardConfigError, match='RollbackHook'):
+        runner.train()
+
+
+@pytest.mark.parametrize(
+    'bad',
+    [
+        dict(interval=0),
+        dict(num_kept=True),
+        dict(max_rollbacks=0.5),
+        dict(lr_factor=0),
+        dict(scale_factor=2),
+        dict(lr_recovery=0),
+    ],
+)
+def test_bad_arguments(tmp_path, bad):
+    with pytest.raises(GuardConfigError, match=next(iter(bad))):
+        train(tmp_path, faults=(), rollback=bad)
