@@ -20,7 +20,7 @@ from toys import everything, guard_hooks, read_rows, runner_config, wrapper
 FAULTS = (2, 6)
 
 
-def make(work_dir, way, stop, resume=False, autopsy=False):
+def make(work_dir, way, stop, resume=False, hooks=(), faults=FAULTS, guard=()):
     config = runner_config(
         work_dir,
         wrapper(
@@ -29,12 +29,12 @@ def make(work_dir, way, stop, resume=False, autopsy=False):
             lr=0.01,
             dtype='float16',
             loss_scale=dict(init_scale=64, growth_interval=3),
-            guard=dict(proven_after=0),
+            guard=dict(proven_after=0, **dict(guard)),
         ),
         max_iters=stop,
         model=dict(type='DropoutNet'),
         default_hooks=guard_hooks(
-            *(dict(iter=n, site='loss') for n in FAULTS)
+            *(dict(iter=n, site='loss') for n in faults)
         ),
         train_dataloader=dict(
             dataset=dict(type='NoisyData', size=64),
@@ -48,10 +48,7 @@ def make(work_dir, way, stop, resume=False, autopsy=False):
         experiment_name=f'{way}_{Path(work_dir).name}_{stop}_{resume}',
     )
     config['default_hooks']['nan_guard']['save_rng'] = True
-    if autopsy:
-        config['default_hooks']['autopsy'] = dict(
-            type='mmnanguard.AutopsyHook'
-        )
+    config['default_hooks'].update(dict(hooks))
     config['default_hooks']['checkpoint'] = dict(
         type='CheckpointHook', by_epoch=False, interval=4
     )
@@ -132,7 +129,10 @@ def main(work_dir, way):
     whole, uninterrupted = see(make(work_dir / 'whole', way, 8))
     _, first = see(make(work_dir / 'parts', way, 4))
     parts, resumed = see(make(work_dir / 'parts', way, 8, resume=True))
-    looked_at = make(work_dir / 'looked_at', way, 8, autopsy=True)
+    autopsy = dict(type='mmnanguard.AutopsyHook')
+    looked_at = make(
+        work_dir / 'looked_at', way, 8, hooks=dict(autopsy=autopsy)
+    )
     traces, _ = see(looked_at)
     autopsies = read_rows(looked_at, 'autopsy') if is_main_process() else []
     path = work_dir / f'rank_{dist.get_rank()}.json'

@@ -1,0 +1,22 @@
+"""All ranks go back together, though only one has seen the trouble."""
+
+import json
+
+import pytest
+from ranks import launch
+
+
+@pytest.mark.parametrize('way', ['ddp', 'local'])
+def test_all_ranks_go_back(tmp_path, way):
+    launch('rollback_job.py', tmp_path, way)
+    ranks = [
+        json.loads((tmp_path / f'rank_{rank}.json').read_text())
+        for rank in range(2)
+    ]
+    for seen in ranks:
+        assert seen['back'] == [True, True]
+        assert seen['moved']
+        assert seen['finite']
+        assert seen['rollbacks'] == 2
+    rows = [(row['iter'], row['to']) for row in ranks[0]['rows']]
+    assert rows == [(6, 4), (10, 8)]
