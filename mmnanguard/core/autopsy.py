@@ -17,6 +17,7 @@ class Autopsy:
             replay was clean.
         module: Name of the first module that made a bad number of good ones.
         module_type: Its class.
+        method: Of it, that ran; many heads run ``loss``.
         op: The operation, as ``aten.convolution``.
         source: File and line that ran it, outside of PyTorch.
         dtype: Of the operation's output.
@@ -30,7 +31,8 @@ class Autopsy:
         repeats: The replay went bad again; else the fault is transient.
         exact: As far as is known, the replay did the very same.
         fp32_is_finite: With autocast off; None if it was off anyway.
-        remedy: 'fp32', or '' where that does not cure it.
+        remedy: 'fp32' if nothing begins there once the module is in float32,
+            which was tried; else ''.
         outputs: Range of the output of each top-level child.
     """
 
@@ -38,6 +40,7 @@ class Autopsy:
     phase: str = ''
     module: str = ''
     module_type: str = ''
+    method: str = ''
     op: str = ''
     source: str = ''
     dtype: str = ''
@@ -78,13 +81,16 @@ class Autopsy:
         if not self.repeats:
             return (
                 f'{start}run again, the update is finite: the fault is '
-                'transient, and not in the batch, the weights or the model'
+                'transient, or in what a replay does not have (Python state, '
+                'hooks that change the batch)'
             )
         if not self.phase:
             return f'{start}the fault repeats; where it begins was not seen'
         parts = [self._culprit()]
         if self.fp32_is_finite is not None:
             cure = 'finite' if self.fp32_is_finite else 'no better'
+            if self.fp32_is_finite and not self.remedy:
+                cure = 'finite, but not by this module alone'
             parts.append(f'in float32 it is {cure}')
         parts.append('it happens again when replayed')
         return start + '; '.join(parts)

@@ -1,5 +1,5 @@
 import logging
-from typing import Any, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
 
 from mmengine.dist import (
     all_gather_object,
@@ -21,6 +21,7 @@ from .window import Window, window_of
 __all__ = ['AutopsyHook']
 
 KEY = 'nanguard_autopsies'
+MAX_LOOKS = 3
 
 
 @HOOKS.register_module()
@@ -34,7 +35,8 @@ class AutopsyHook(Hook):
 
     Costs a copy of the random states and of the containers of a batch in
     each iteration, and a few forward and backward passes an autopsy. Nothing
-    is hooked into the model, and a replay leaves no trace.
+    is hooked into the model. A replay leaves no trace but in plain Python
+    state: attributes, generators of a model's own, gradient hooks.
 
     On several ranks all run the same passes, since a model may communicate
     in forward; what is reported is what the rank saw on which the update
@@ -62,6 +64,7 @@ class AutopsyHook(Hook):
         self._num_done = 0
         self._overflows = overflows
         self._culprits: Set[Tuple[str, ...]] = set()
+        self._looks: Dict[Tuple[str, ...], int] = {}
         self._window: Optional[Window] = None
 
     def before_train_iter(
@@ -84,23 +87,16 @@ class AutopsyHook(Hook):
             self._window.compare(data_batch)
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
-        culprit = (event.cause.value, *(bad.name for bad in event.params[:1]))
-        is_due = (
-            self._num_done < self._max_autopsies
-            and culprit not in self._culprits
-            and (self._overflows or not event.is_routine)
-            and event.cause is not Cause.SPIKE  # nothing to look for
-            and self._window is not None
-        )
+        about = event.cause.value, *(bad.name for bad in event.params[:1])
         # All or none: a pass may communicate.
-        told = [is_due]
+        told = [self._is_due(event, about)]
         broadcast_object_list(told)
-        if not told[0]:
+        if not told[0] or self._window is None:
             return
         self._num_done += 1
-        self._culprits.add(culprit)
+        self._looks[about] = self._looks.get(about, 0) + 1
         try:
-            found = self._examine(runner, event)
+            found = self._examine(runner, event, self._window)
         except Exception:
             if get_world_size() > 1:
                 raise  # the others may wait for this rank
@@ -109,39 +105,80 @@ class AutopsyHook(Hook):
                 'goes on'
             )
             return
-        found = choose(all_gather_object(found), event)
+        culprit = found.phase, found.module, found.op
+        if culprit in self._culprits:
+            runner.logger.info(
+                f'mmnanguard: the autopsy of {event.id} found what an earlier '
+                'one has found'
+            )
+            return
+        self._culprits.add(culprit)
         if not found.exact:
             runner.logger.warning(
-                f'mmnanguard: the replay of {event.id} is not exact: its '
-                'loss is not that of training, or the batch has changed'
+                f'mmnanguard: the replay of {event.id} is not exact: another '
+                'optimizer has moved since, the batch has changed, or the '
+                'loss is not that of training'
             )
         is_compiled = any(map(is_compiled_module, runner.model.modules()))
         runner.logger.log(logging.WARNING, found.line(event.iter, is_compiled))
         runner.call_hook('after_guard_row', row=found.to_row())
 
+    def _is_due(self, event: GuardEvent, about: Tuple[str, ...]) -> bool:
+        """A streak is looked into at its start, and what looks the same a
+        few times: the culprit may be another one.
+        """
+        num_looks = self._looks.get(about, 0)
+        is_new = num_looks == 0 or (
+            num_looks < MAX_LOOKS and event.consecutive_skips <= 1
+        )
+        return (
+            is_new
+            and self._num_done < self._max_autopsies
+            and (self._overflows or not event.is_routine)
+            and event.cause is not Cause.SPIKE  # nothing to look for
+            and self._window is not None
+        )
+
+    def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
+        """What goes bad after a remedy has another culprit."""
+        if row['kind'] == 'remedy':
+            self._looks = {}
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         checkpoint[KEY] = dict(
-            num_done=self._num_done, culprits=sorted(self._culprits)
+            num_done=self._num_done,
+            culprits=sorted(self._culprits),
+            looks=sorted(self._looks.items()),
         )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if runner._resume and KEY in checkpoint:
             self._num_done = checkpoint[KEY]['num_done']
             self._culprits = set(map(tuple, checkpoint[KEY]['culprits']))
+            self._looks = {
+                tuple(about): num for about, num in checkpoint[KEY]['looks']
+            }
 
-    def _examine(self, runner: Runner, event: GuardEvent) -> Autopsy:
+    def _examine(
+        self, runner: Runner, event: GuardEvent, window: Window
+    ) -> Autopsy:
+        """Collective: as many passes on each rank."""
         wrappers = find_wrappers(runner)
         examination = Examination(
             runner.model,
             wrappers,
             settings_of(wrappers, event),
-            self._window.batches if self._window else [],
+            window.batches,
         )
         # The event tells the loss of that rank.
         is_own = get_rank() == event.ranks[0]
-        return examination.autopsy(
+        found = examination.autopsy(
             event.id, event.optimizer, event.loss if is_own else None
         )
+        exact = found.exact and window.is_exact(runner)
+        found = choose(all_gather_object(found.replace(exact=exact)), event)
+        remedies = all_gather_object(examination.confirm(found).remedy)
+        return found.replace(remedy=min(remedies))  # '' on any is enough
 
 
 def choose(found: List[Autopsy], event: GuardEvent) -> Autopsy:

@@ -38,7 +38,8 @@ def collect(
         'batches': batches,
         'batch_idx': [batch.batch_idx for batch in window.batches],
         'rng': [batch.rng for batch in window.batches],
-        'is_exact': window.is_exact,
+        'is_exact': window.is_exact(runner),
+        'iter': [batch.iter for batch in window.batches],
         'settings': {
             name: dict(
                 setting._asdict(),

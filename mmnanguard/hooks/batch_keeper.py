@@ -26,8 +26,15 @@ class KeptBatch(NamedTuple):
     is_exact: bool = True
 
     def fresh(self) -> Any:
-        """A copy that may be spoilt."""
-        return copy.deepcopy(self.data)
+        """A copy that may be spoilt, but for what cannot be copied."""
+
+        def copied(_: Path, leaf: Any) -> Any:
+            try:
+                return copy.deepcopy(leaf)
+            except Exception:  # a user's object: whatever it raises
+                return leaf
+
+        return walk(self.data, copied)
 
 
 class BatchKeeper:

@@ -1,6 +1,16 @@
 """Which part of a batch belongs to which of its samples."""
 
-from typing import Any, Iterator, List, Optional, Sequence, Tuple
+import copy
+from typing import (
+    Any,
+    Iterator,
+    List,
+    Mapping,
+    MutableMapping,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import numpy as np
 from mmengine.structures import BaseDataElement
@@ -27,7 +37,7 @@ def sample_names(data_batch: Any, batch_idx: int) -> List[str]:
 
 def count_samples(value: Any) -> int:
     """Of a batch; 0 if that is not clear."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         fields = list(value.values())
         return count_samples(value.get('inputs', fields[0] if fields else 0))
     if is_sequence(value) and value:
@@ -57,7 +67,7 @@ def tensors_of_samples(
     elif isinstance(value, BaseDataElement):
         for item in vars(value).values():
             yield from tensors_of_samples(item, num_samples, sample)
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):
         for item in value.values():
             yield from tensors_of_samples(item, num_samples, sample)
     elif is_sequence(value):
@@ -78,11 +88,11 @@ def take_samples(value: Any, num_samples: int, rows: Sequence[int]) -> Any:
     if isinstance(value, (Tensor, np.ndarray)):
         is_batched = value.ndim > 0 and len(value) == num_samples
         return value[list(rows)] if is_batched else value
-    if isinstance(value, dict):
-        return {
-            key: take_samples(item, num_samples, rows)
-            for key, item in value.items()
-        }
+    if isinstance(value, MutableMapping):
+        new = copy.copy(value)
+        for key, item in value.items():
+            new[key] = take_samples(item, num_samples, rows)
+        return new
     if not is_sequence(value):
         return value
     if is_per_sample(value, num_samples):

@@ -49,7 +49,7 @@ class DumpReplay(NamedTuple):
             event['optimizer'],
             float(event['loss']) if is_own else None,
         )
-        return found.replace(
+        return self.examination.confirm(found).replace(
             rank=self.dump['rank'], exact=found.exact and not self.doubts
         )
 
@@ -103,8 +103,10 @@ def open_dump(
             '--allow-pickle.'
         ) from None
     window = [
-        MicroBatch(index, KeptBatch(batch, dump['is_exact']), rng)
-        for index, batch, rng in zip(dump['batch_idx'], batches, dump['rng'])
+        MicroBatch(index, KeptBatch(batch, dump['is_exact']), rng, number)
+        for index, batch, rng, number in zip(
+            dump['batch_idx'], batches, dump['rng'], dump['iter']
+        )
     ]
     examination = Examination(
         runner.model, find_wrappers(runner), settings, window

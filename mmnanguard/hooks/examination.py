@@ -3,13 +3,15 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import torch
 from mmengine.dist import get_rank
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
 
 from mmnanguard.core import Autopsy, GuardEvent
 from mmnanguard.numerics import Pass, ReplayWrapper, Setting, run_pass, set_rng
 
 from .batch_samples import sample_names, take_samples, tensors_of_samples
+from .fp32_modules_hook import in_fp32, target_of
+from .quiet_hub import quiet_hub
 from .window import MicroBatch
 
 __all__ = ['Examination', 'settings_of']
@@ -50,7 +52,10 @@ class Examination:
         first = self.run(looks=True)
         in_fp32 = None
         if self._settings[optimizer].dtype is not None:
-            in_fp32 = self.run(in_fp32=optimizer).is_finite
+            try:
+                in_fp32 = self.run(in_fp32=optimizer).is_finite
+            except Exception:  # the model's code may insist on half precision
+                in_fp32 = None
         found = describe(event_id, first, in_fp32)
         if first.origin is not None:
             rows, samples = self._name(first.origin.samples)
@@ -60,6 +65,25 @@ class Examination:
             replayed = first.losses[optimizer]
             is_exact = is_exact and is_same_loss(loss, replayed)
         return found.replace(exact=is_exact)
+
+    def confirm(self, found: Autopsy) -> Autopsy:
+        """Try the remedy by one more pass, with that module in float32:
+        nothing may begin there any more, and its outputs must fit where
+        half precision was.
+        """
+        if not (found.remedy and found.module):
+            return found
+        try:
+            with in_fp32(self._model, target_of(found.to_row())):
+                tried = self.run(looks=True)
+            cures = tried.is_finite or (
+                tried.origin is not None
+                and (tried.origin.module, tried.origin.method)
+                != (found.module, found.method)
+            )
+        except Exception:  # of the model's own code: whatever it raises
+            cures = False
+        return found if cures else found.replace(remedy='')
 
     def run(self, looks: bool = False, in_fp32: str = '') -> Pass:
         """Run the window once, the same on every rank.
@@ -78,15 +102,15 @@ class Examination:
         }
         batches = [batch.kept.fresh() for batch in self._batches]
 
+        wrapper: Any = stand_ins.get('default')
+        if set(stand_ins) != {'default'}:
+            wrapper = OptimWrapperDict(**stand_ins)
+
         def train() -> Dict[str, List[Tensor]]:
             for data, batch in zip(batches, self._batches):
                 set_rng(batch.rng)
-                self._model.train_step(
-                    data,
-                    optim_wrapper=stand_ins
-                    if len(stand_ins) > 1
-                    else stand_ins['default'],
-                )
+                with quiet_hub(batch.iter):
+                    self._model.train_step(data, optim_wrapper=wrapper)
             return {name: one.losses for name, one in stand_ins.items()}
 
         inputs = [
@@ -180,6 +204,7 @@ def describe(event_id: str, first: Pass, in_fp32: Optional[bool]) -> Autopsy:
         phase=origin.phase,
         module=origin.module,
         module_type=origin.module_type,
+        method=origin.method,
         op=origin.op,
         source=origin.source,
         dtype=origin.dtype,

@@ -1,7 +1,7 @@
 import difflib
 import re
-from functools import wraps
-from typing import Any, Callable, Dict, List, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence
 
 import torch
 from mmengine.hooks import Hook
@@ -13,7 +13,7 @@ from mmnanguard.core import GuardConfigError
 from mmnanguard.numerics import plain_name
 from mmnanguard.registry import HOOKS
 
-__all__ = ['Fp32ModulesHook']
+__all__ = ['Fp32ModulesHook', 'in_fp32']
 
 KEY = 'nanguard_fp32_modules'
 
@@ -31,8 +31,9 @@ class Fp32ModulesHook(Hook):
             ('type:DepthwiseConv'), or a module's method
             ('decode_head.loss_by_feat'), since mm heads run ``loss`` and
             not ``forward``.
-        auto: Add what an autopsy found to overflow and float32 to cure, from
-            the next iteration on. Kept in checkpoints. Needs AutopsyHook.
+        auto: Add what an autopsy found to overflow and float32 to cure,
+            which it has tried, from the next iteration on. Kept in
+            checkpoints. Needs AutopsyHook.
         max_auto_modules: At most so many.
 
     Raises:
@@ -66,9 +67,14 @@ class Fp32ModulesHook(Hook):
         return [*self._patterns, *self._added]
 
     def before_train(self, runner: Runner) -> None:
-        for pattern in self.patterns:
-            for name, owner, method in find_targets(runner.model, pattern):
-                self._wrap(name, owner, method)
+        for pattern in self._patterns:
+            self._wrap(runner, pattern)
+        for name in list(self._added):
+            try:
+                self._wrap(runner, name)
+            except GuardConfigError as error:  # the model has changed since
+                self._added.remove(name)
+                runner.logger.warning(f'{error} It is left out.')
         if self._undo:
             runner.logger.info(
                 f'mmnanguard: in float32 run {", ".join(sorted(self._undo))}'
@@ -89,14 +95,13 @@ class Fp32ModulesHook(Hook):
         """Not before: others may still look at the window as it was."""
         for row in self._due:
             if len(self._added) < self._max_auto_modules:
-                self._add(runner, row['module'], row['id'])
+                self._add(runner, target_of(row), row['id'])
         self._due = []
 
     def _add(self, runner: Runner, name: str, event_id: str) -> None:
         if name in self._undo:
             return
-        for found, owner, method in find_targets(runner.model, name):
-            self._wrap(found, owner, method)
+        self._wrap(runner, name)
         self._added.append(name)
         config = (
             "default_hooks=dict(fp32=dict(type='mmnanguard.Fp32ModulesHook', "
@@ -126,33 +131,72 @@ class Fp32ModulesHook(Hook):
         if self._auto and runner._resume:
             self._added = list(checkpoint.get(KEY, []))
 
-    def _wrap(self, name: str, owner: nn.Module, method: str) -> None:
-        if name in self._undo:
-            return
-        own = vars(owner).get(method)
-        setattr(owner, method, in_fp32(getattr(owner, method)))
-
-        def undo() -> None:
-            if own is None:
-                delattr(owner, method)
-            else:
-                setattr(owner, method, own)
-
-        self._undo[name] = undo
+    def _wrap(self, runner: Runner, pattern: str) -> None:
+        for name, owner, method in find_targets(runner.model, pattern):
+            if name not in self._undo:
+                device = device_of(runner.model)
+                self._undo[name] = put_in_fp32(owner, method, device)
 
 
-def in_fp32(function: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
+class InFp32:
+    """A method of a module that runs in float32; a copy of the module has a
+    copy of its own.
+    """
+
+    def __init__(self, owner: nn.Module, method: str, device: str) -> None:
+        self._owner = owner
+        self._method = method
+        self._device = device
+        self._own = vars(owner).get(method)  # somebody else's
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = tree_map(to_fp32, (args, kwargs))
-        devices = {
-            leaf.device.type for leaf in args if isinstance(leaf, Tensor)
-        }
-        device = next(iter(devices), 'cuda')
-        with torch.autocast(device, enabled=False):
+        function = self._own
+        if function is None:
+            kind = type(self._owner)
+            function = getattr(kind, self._method).__get__(self._owner)
+        with torch.autocast(self._device, enabled=False):
             return function(*args, **kwargs)
 
-    return run
+
+def put_in_fp32(
+    owner: nn.Module, method: str, device: str
+) -> Callable[[], None]:
+    """Gives what undoes it."""
+    own = vars(owner).get(method)
+    setattr(owner, method, InFp32(owner, method, device))
+
+    def undo() -> None:
+        if own is None:
+            delattr(owner, method)
+        else:
+            setattr(owner, method, own)
+
+    return undo
+
+
+@contextmanager
+def in_fp32(model: nn.Module, pattern: str) -> Iterator[None]:
+    """What ``pattern`` means, for a while; see :class:`Fp32ModulesHook`."""
+    undo = [
+        put_in_fp32(owner, method, device_of(model))
+        for _, owner, method in find_targets(model, pattern)
+    ]
+    try:
+        yield
+    finally:
+        for one in undo:
+            one()
+
+
+def target_of(row: Mapping[str, Any]) -> str:
+    """The pattern for what an autopsy blames."""
+    is_forward = row['method'] in ('', 'forward')
+    return row['module'] if is_forward else f'{row["module"]}.{row["method"]}'
+
+
+def device_of(model: nn.Module) -> str:
+    return next(model.parameters()).device.type
 
 
 def to_fp32(leaf: Any) -> Any:

@@ -18,11 +18,13 @@ class MicroBatch(NamedTuple):
         batch_idx: In its epoch, from 0.
         kept: As the data loader gave it.
         rng: States of the generators before it.
+        iter: From 0, as MMEngine counts.
     """
 
     batch_idx: int
     kept: KeptBatch
     rng: Dict[str, Any]
+    iter: int = 0
 
 
 class Window:
@@ -34,21 +36,30 @@ class Window:
         self.batches: List[MicroBatch] = []
         self._keeper = BatchKeeper()
         self._iter: Optional[int] = None
+        self._num_steps = 0
         self._is_compared = False
 
-    @property
-    def is_exact(self) -> bool:
-        return all(batch.kept.is_exact for batch in self.batches)
+    def is_exact(self, runner: Runner) -> bool:
+        """Batches are as they were, and no optimizer has moved since."""
+        guards = find_guards(runner).values()
+        num_steps = sum(guard.state.num_steps for guard in guards)
+        return num_steps == self._num_steps and all(
+            batch.kept.is_exact for batch in self.batches
+        )
 
     def keep(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
         """Before an iteration; of several calls the first counts."""
         if self._iter == runner.iter:
             return
         self._iter, self._is_compared = runner.iter, False
-        if not any(guard.losses for guard in find_guards(runner).values()):
+        guards = find_guards(runner).values()
+        if not any(guard.losses for guard in guards):
             self.batches = []
+            self._num_steps = sum(guard.state.num_steps for guard in guards)
         kept = self._keeper.keep(data_batch)
-        self.batches.append(MicroBatch(batch_idx, kept, read_rng()))
+        self.batches.append(
+            MicroBatch(batch_idx, kept, read_rng(), runner.iter)
+        )
 
     def compare(self, data_batch: Any) -> None:
         """After an iteration; see :meth:`BatchKeeper.compare`."""

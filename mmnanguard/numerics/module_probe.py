@@ -1,7 +1,7 @@
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Set, Tuple
 
 import torch
@@ -29,7 +29,8 @@ FILLS = (
     *('fill', 'full', 'full_like', 'new_full', 'masked_fill', 'where'),
     *('scalar_tensor', 'lift', 'lift_fresh', 'constant_pad_nd'),
 )
-Place = Tuple[str, str, str, str]  # phase, module, its type, line
+# phase, module, its type, method, line
+Place = Tuple[str, str, str, str, str]
 
 # A tensor of the batch, and the numbers of its samples: one, one in each
 # row, or none if that is not known.
@@ -44,6 +45,7 @@ class Origin:
         phase: 'input', 'weight', 'forward', 'loss' or 'backward'.
         module: Name of the module that ran; '' is the model itself.
         module_type: Its class.
+        method: Of the module, that ran.
         op: The operation, as ``aten.convolution``; '' for a tensor that was
             bad to begin with.
         source: File and line of the innermost code outside of torch.
@@ -57,6 +59,7 @@ class Origin:
     phase: str
     module: str
     module_type: str
+    method: str
     op: str
     source: str
     dtype: str
@@ -182,7 +185,7 @@ class ModuleProbe(TorchDispatchMode):
         # A mask that a model keeps as a buffer.
         is_mask = phase == 'weight' and not bool(tensor.isnan().any())
         origin = self._make_origin(
-            (phase, '', '', ''), '', tensor, 0.0, is_mask
+            (phase, '', '', '', ''), '', tensor, 0.0, is_mask
         )
         self._bad_inputs.update(origin.samples)
         self._hold(tensor)
@@ -199,9 +202,9 @@ class ModuleProbe(TorchDispatchMode):
         is_nan = bool(output.isnan().any())
         samples = self._tracker.samples_of(output, ~torch.isfinite(output))
         return Origin(
-            *where[:3],
+            *where[:4],
             op=op.rsplit('.', 1)[0] if op.count('.') > 1 else op,
-            source=where[3],
+            source=where[4],
             dtype=str(output.dtype).replace('torch.', ''),
             input_absmax=input_absmax,
             output_absmax=float('nan') if is_nan else float('inf'),
@@ -242,9 +245,17 @@ class ModuleProbe(TorchDispatchMode):
                         'loss' if is_loss else 'forward',
                         self._names[id(owner)],
                         kind,
+                        method_of(owner, code),
                     )
             frame = frame.f_back
-        return (*(module or ('loss', '', '')), source)
+        return (*(module or ('loss', '', '', '')), source)
+
+
+def method_of(owner: nn.Module, code: CodeType) -> str:
+    """The method that runs; of PyTorch's own modules only one is called."""
+    is_own = not code.co_filename.startswith(SKIPPED)
+    is_method = callable(getattr(type(owner), code.co_name, None))
+    return code.co_name if is_own and is_method else 'forward'
 
 
 def floats(tree: Any) -> List[Tensor]:

@@ -1,3 +1,4 @@
+import copy
 from contextlib import contextmanager, nullcontext
 from typing import (
     Any,
@@ -69,6 +70,18 @@ class ReplayWrapper:
         self._setting = setting
         self._device = device
         self.losses: List[Tensor] = []
+        self.optimizer = stand_in_for(wrapper.optimizer)
+        # A user's own unscale_ is noted in it.
+        self.loss_scaler = copy.deepcopy(getattr(wrapper, 'loss_scaler', None))
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """For code that asks what it was given."""
+        return type(self._wrapper)
+
+    @property
+    def param_groups(self) -> List[Dict[str, Any]]:
+        return self.optimizer.param_groups
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._wrapper, name)
@@ -87,6 +100,8 @@ class ReplayWrapper:
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         value = loss.detach()
         self.losses.append(value if value.dim() == 0 else value.sum())
+        if self.loss_scaler is not None:
+            self.loss_scaler.scale(value)  # or it knows of no scale yet
         (loss * self._setting.loss_scale).backward(**kwargs)
 
     def update_params(self, loss: Tensor, *_: Any, **__: Any) -> None:
@@ -97,6 +112,22 @@ class ReplayWrapper:
 
     def zero_grad(self, **kwargs: Any) -> None:
         pass
+
+
+def stand_in_for(optimizer: Any) -> Any:
+    """One that neither steps nor forgets gradients, with settings of its
+    own: a user's code may change learning rates in ``train_step``.
+    """
+    stand_in = copy.copy(optimizer)
+    stand_in.param_groups = [
+        {
+            key: value if key == 'params' else copy.deepcopy(value)
+            for key, value in group.items()
+        }
+        for group in optimizer.param_groups
+    ]
+    stand_in.step = stand_in.zero_grad = lambda *args, **kwargs: None
+    return stand_in
 
 
 @contextmanager

@@ -2,6 +2,7 @@ from typing import Any, Dict, Tuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 from .host_read import read_once
 
@@ -22,13 +23,18 @@ def watch(name: str, tensor: Tensor) -> Tensor:
 
     Args:
         name: Key in the event's ``watched``.
-        tensor: Anything of a floating-point type; an empty one is ignored.
+        tensor: Of a floating-point type; what has no range (empty, sparse,
+            complex, float8, under ``vmap``) is ignored.
 
     Returns:
         ``tensor``, so that a call fits into an expression.
     """
-    if tensor.numel() > 0:
+    try:
         low, high = torch.aminmax(tensor.detach())
+        is_known = low.is_floating_point() and not is_batchedtensor(low)
+    except (AttributeError, RuntimeError):  # a diagnosis is worth no run
+        is_known = False
+    if is_known:
         if name in _WATCHED:
             before = _WATCHED[name]
             low = torch.minimum(low, before[0])

@@ -14,7 +14,11 @@ from toys import guard_hooks, make_data, make_runner, read_rows, wrapper
 
 from mmnanguard.hooks import batch_keeper
 from mmnanguard.hooks.batch_keeper import BatchKeeper, same
-from mmnanguard.hooks.batch_samples import tensors_of_samples
+from mmnanguard.hooks.batch_samples import (
+    sample_names,
+    take_samples,
+    tensors_of_samples,
+)
 
 ILL = 17  # the second sample of the fifth iteration
 
@@ -181,6 +185,10 @@ images = torch.zeros(2, 3, 4, 4)
             *(1, [(0,)]),
             id='data samples',
         ),
+        pytest.param(
+            collections.UserDict(inputs=images), 2, [(0, 1)], id='like a dict'
+        ),
+        pytest.param([images, torch.zeros(2)], 2, [(0, 1)] * 2, id='fields'),
         # A batch of three is not the three channels of an image.
         pytest.param(list(torch.zeros(3, 3, 4, 4)), 3, [(0,), (1,), (2,)]),
     ],
@@ -266,3 +274,57 @@ def test_another_loss_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(batch_keeper, 'NUM_COMPARED', 0)
     row = autopsy(tmp_path)
     assert not row['exact']
+
+
+def test_what_cannot_be_copied_is_replayed_as_it_is():
+    lock = threading.Lock()
+    kept = BatchKeeper().keep(dict(inputs=torch.zeros(1), lock=lock))
+    fresh = kept.fresh()
+    assert fresh['lock'] is lock
+    assert fresh['inputs'] is not kept.data['inputs']
+
+
+ROWS = ['batch 5, row 0', 'batch 5, row 1']
+Pair = collections.namedtuple('Pair', 'left right')
+
+
+@pytest.mark.parametrize(
+    ('batch', 'names'),
+    [
+        (dict(inputs=images), ROWS),
+        (dict(inputs=[images, images]), ['batch 5, row 0', 'batch 5, row 1']),
+        ([images, torch.zeros(2)], ['batch 5, row 0', 'batch 5, row 1']),
+        (
+            [[images[0], images[1]], [0, 1]],
+            ['batch 5, row 0', 'batch 5, row 1'],
+        ),
+        (dict(inputs=None), ['batch 5']),
+        (
+            dict(data_samples=[BaseDataElement(metainfo=dict(img_path='x'))]),
+            ['x'],
+        ),
+    ],
+)
+def test_names(batch, names):
+    assert sample_names(batch, 5) == names
+
+
+def test_some_of_the_samples():
+    pair = Pair(images, (1, 'a'))
+    batch = dict(
+        inputs=list(images),
+        stacked=images,
+        views=[images, images],
+        labels=np.arange(2),
+        pair=pair,
+        scale=torch.ones(()),
+    )
+    some = take_samples(batch, 2, [1])
+    assert len(some['inputs']) == len(some['stacked']) == 1
+    assert some['inputs'][0] is batch['inputs'][1]
+    assert [len(view) for view in some['views']] == [1, 1]
+    assert some['labels'].tolist() == [1]
+    assert type(some['pair']) is Pair
+    assert len(some['pair'].left) == 1
+    assert some['scale'] is batch['scale']
+    assert len(batch['inputs']) == 2

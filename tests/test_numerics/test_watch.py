@@ -73,3 +73,25 @@ def test_the_row_has_its_own_windows_range(tmp_path):
         max=float(torch.stack(window).max()),
         is_finite=True,
     )
+
+
+@pytest.mark.parametrize(
+    'value',
+    [
+        torch.zeros(0),
+        torch.ones(2, dtype=torch.cfloat),
+        torch.eye(2).to_sparse(),
+        torch.ones(2).to(torch.float8_e4m3fn),
+        torch.ones(2, dtype=torch.long),
+        1.5,
+    ],
+    ids=str,
+)
+def test_what_has_no_range_is_ignored(value):
+    assert watch('thing', value) is value
+    assert read_watched() == {}
+
+
+def test_under_vmap_nothing_is_kept():
+    torch.vmap(lambda x: watch('thing', x) * 2)(torch.ones(3, 2))
+    assert read_watched() == {}
