@@ -1,3 +1,4 @@
+import shlex
 from pathlib import Path
 from typing import Any, Dict, Optional
 
@@ -10,6 +11,7 @@ from mmnanguard.numerics import Shards
 from mmnanguard.registry import HOOKS
 
 from .batch_dump import collect, save_whole, weights_of
+from .plain_config import parse_config
 from .window import Window, window_of
 
 __all__ = ['BatchDumpHook']
@@ -132,9 +134,13 @@ class BatchDumpHook(Hook):
             story += f'; to read its {", ".join(pickled)} takes --allow-pickle'
         if lost:
             story += f'; of {", ".join(lost)}, only the text could be kept'
-        runner.logger.warning(
-            f'{story}; run it: python tools/replay.py {path}'
-        )
+        command = f'python tools/replay.py {shlex.quote(str(path))}'
+        try:
+            parse_config(dump['config'])
+        except ValueError as error:
+            command += ' --config FILE'
+            story += f'; its config {error}, so it takes another'
+        runner.logger.warning(f'{story}; run it: {command}')
         return {
             'schema': 1,
             'kind': 'dump',

@@ -1,5 +1,7 @@
 import re
+import shutil
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from uuid import uuid4
@@ -19,13 +21,10 @@ from .batch_keeper import KeptBatch
 from .examination import Examination
 from .find_guards import find_wrappers
 from .plain_batch import from_plain
+from .replay_config import IMPORT_HINT, KEYS, hooks_inside, read_config
 from .window import MicroBatch
 
 __all__ = ['DumpReplay', 'open_dump', 'versions']
-
-# What of a config a pass needs, and the hooks that change one.
-KEYS = ('model', 'data_preprocessor', 'env_cfg', 'default_scope')
-HOOKS_INSIDE = ('Fp32ModulesHook', 'InputGuardHook')
 
 
 class DumpReplay(NamedTuple):
@@ -42,13 +41,26 @@ class DumpReplay(NamedTuple):
     doubts: Tuple[str, ...]
 
     def autopsy(self) -> Autopsy:
+        """Run it.
+
+        Raises:
+            NanGuardError: If the model cannot run on the batches.
+        """
         event = self.dump['event']
         is_own = self.dump['rank'] == event['ranks'][0]
-        found = self.examination.autopsy(
-            event['id'],
-            event['optimizer'],
-            float(event['loss']) if is_own else None,
-        )
+        try:
+            found = self.examination.autopsy(
+                event['id'],
+                event['optimizer'],
+                float(event['loss']) if is_own else None,
+            )
+        except Exception as error:  # of the user's model
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise NanGuardError(
+                f'The window cannot be run again: {place.filename}:'
+                f'{place.lineno} raised {type(error).__name__}: {error}. Do '
+                'config, weights and device fit the batch?'
+            ) from error
         return self.examination.confirm(found).replace(
             rank=self.dump['rank'], exact=found.exact and not self.doubts
         )
@@ -68,7 +80,8 @@ def open_dump(
         config: A file, in place of the dump's own.
         checkpoint: A file with the weights, in place of the dump's own.
         device: To run on.
-        allow_pickle: Open pickled objects, which can run any code.
+        allow_pickle: Trust the file: open pickled objects, and build what
+            its config names, which can run any code.
 
     Raises:
         NanGuardError: If something cannot be read, does not fit, or misses.
@@ -79,8 +92,9 @@ def open_dump(
             f'{path} is no dump of schema {SCHEMA}, as BatchDumpHook writes '
             'it in this version.'
         )
-    cfg = read_config(dump, config)
-    runner = build(cfg)
+    check_device(device)
+    cfg = read_config(path, dump, config, is_trusted=allow_pickle)
+    runner = build(cfg, config or path)
     doubts = [
         *ask_for_ranks(cfg, dump['world_size']),
         *put_weights(runner.model, dump, checkpoint),
@@ -124,29 +138,36 @@ def load(path: Any, what: str) -> Any:
         ) from error
 
 
-def read_config(dump: Dict[str, Any], path: Optional[str]) -> Config:
-    if path is None and not dump['config'].strip():
+def check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # of many kinds
+        told = str(error).splitlines()[0]
         raise NanGuardError(
-            'The dump has no config, since its Runner was built without one. '
-            'Give --config, with `model` and `optim_wrapper`.'
-        )
-    if path is not None:
-        return Config.fromfile(path)
-    # MMEngine writes such numbers as words that mean nothing in Python.
-    words = "nan, inf = float('nan'), float('inf')\n"
-    return Config.fromstring(words + dump['config'], '.py')
+            f'--device {device} cannot be used here ({told}). Without '
+            '--device, it is the GPU where there is one, else the CPU.'
+        ) from error
 
 
-def build(cfg: Config) -> Runner:
+def build(cfg: Config, where: Any) -> Runner:
     """A Runner as far as a pass needs one."""
-    runner = Runner(
-        **{key: cfg[key] for key in KEYS if key in cfg},
-        work_dir=tempfile.mkdtemp(),
-        log_level='WARNING',
-        experiment_name=f'replay_{uuid4().hex}',
-    )
+    folder = tempfile.mkdtemp()
+    try:
+        runner = Runner(
+            **{key: cfg[key] for key in KEYS if key in cfg},
+            work_dir=folder,
+            log_level='WARNING',
+            experiment_name=f'replay_{uuid4().hex}',
+        )
+        runner.optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
+    except Exception as error:  # of the user's classes
+        raise NanGuardError(
+            f'The model cannot be built from the config of {where} '
+            f'({type(error).__name__}: {error}). {IMPORT_HINT}'
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     runner.model.train()
-    runner.optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
     return runner
 
 
@@ -160,13 +181,10 @@ def ask_for_ranks(cfg: Config, world_size: int) -> List[str]:
 
 def add_hooks(runner: Runner, cfg: Config, fp32_modules: List[str]) -> None:
     """Those that change what a pass computes."""
-    hooks = [*(cfg.get('default_hooks') or {}).values()]
-    for hook in [*hooks, *(cfg.get('custom_hooks') or [])]:
-        name = str(hook['type'] if hook else '').split('.')[-1]
+    for name, hook in hooks_inside(cfg):
         if name == 'Fp32ModulesHook':
             hook = dict(hook, modules=fp32_modules)
-        if name in HOOKS_INSIDE:
-            HOOKS.build(hook).before_train(runner)
+        HOOKS.build(hook).before_train(runner)
 
 
 def put_weights(
@@ -175,7 +193,15 @@ def put_weights(
     """Load the weights; says where they are not those of that moment."""
     event = dump['event']
     saved = load(path, 'checkpoint') if path else {}
-    state = saved.get('state_dict', saved) or dump.get('weights')
+    state = (
+        saved.get('state_dict', saved) if isinstance(saved, dict) else saved
+    )
+    if not isinstance(state, dict):
+        raise NanGuardError(
+            f'{path} holds a {type(state).__name__}, where a checkpoint has '
+            'a dict of tensors by name. Give one that training has saved.'
+        )
+    state = state or dump.get('weights')
     if not state:
         raise NanGuardError(
             'The dump holds no weights. Give --checkpoint, best the last one '
@@ -188,7 +214,13 @@ def put_weights(
             for name, tensor in saved['ema_state_dict'].items()
             if name.startswith('module.')
         }
-    missing = model.load_state_dict(state, strict=False).missing_keys
+    try:
+        missing = model.load_state_dict(state, strict=False).missing_keys
+    except RuntimeError as error:
+        raise NanGuardError(
+            f'{path or "The dump"} does not fit the model '
+            f'({" ".join(str(error).split())}). Is it of this config?'
+        ) from error
     if missing:
         raise NanGuardError(
             f'{path or "The dump"} lacks {len(missing)} tensors of the model, '

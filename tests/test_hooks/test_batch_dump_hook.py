@@ -13,15 +13,17 @@ from toys import guard_hooks, make_runner, read_rows, wrapper
 from mmnanguard.core import GuardConfigError
 from mmnanguard.hooks.plain_batch import from_plain, to_plain
 
+CFG = dict(model=dict(type='ToyNet'))
 
-def train(work_dir, faults=(3,), accumulation=1, **hook):
+
+def train(work_dir, faults=(3,), accumulation=1, cfg=CFG, **hook):
     hooks = guard_hooks(*(dict(iter=n, site='loss') for n in faults))
     hooks['dump'] = dict(type='mmnanguard.BatchDumpHook', **hook)
     runner = make_runner(
         work_dir,
         wrapper(accumulative_counts=accumulation),
         default_hooks=hooks,
-        cfg=dict(model=dict(type='ToyNet')),
+        cfg=cfg,
     )
     runner.train()
     return runner
@@ -140,3 +142,22 @@ def test_what_cannot_be_kept_is_named():
 def test_a_view_does_not_bring_its_whole_memory():
     code, _, _ = to_plain(torch.zeros(10**6)[:2])
     assert code.untyped_storage().nbytes() == 8
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'told'),
+    [
+        (dict(optim_wrapper=dict(type='X')), ''),
+        (dict(), 'has no `optim_wrapper`'),
+        (
+            dict(optim_wrapper=dict(dtype=torch.float16)),
+            'cannot be read back as data (line 2 has torch.float16)',
+        ),
+    ],
+)
+def test_it_is_said_where_a_replay_takes_another_config(tmp_path, cfg, told):
+    runner = train(tmp_path, cfg=dict(model=dict(type='ToyNet'), **cfg))
+    (log,) = Path(runner.log_dir).glob('*.log')
+    (line,) = [x for x in log.read_text().splitlines() if 'run it: ' in x]
+    assert told in line
+    assert line.endswith('--config FILE') == bool(told)
