@@ -222,6 +222,7 @@ def test_bisect(tool, tmp_path, ill, num_needed, accumulation):
     _, row = replay(tool, path, '--bisect')
     expected = [f'train/{number:06d}.jpg' for number in ill]
     assert row['smallest'] in (expected[:num_needed], expected[-num_needed:])
+    assert row['not_run'] == 0
 
 
 def test_bisect_goes_on_where_a_model_cannot_run(
@@ -230,7 +231,8 @@ def test_bisect_goes_on_where_a_model_cannot_run(
     forward = SickNet.forward
 
     def needs_two(self, inputs, *args, **kwargs):
-        assert len(inputs) > 1, 'too few'
+        if len(inputs) < 2:
+            raise ValueError('too few')
         return forward(self, inputs, *args, **kwargs)
 
     _, path = train(tmp_path)
@@ -238,7 +240,10 @@ def test_bisect_goes_on_where_a_model_cannot_run(
     _, row = replay(tool, path, '--bisect')
     assert len(row['smallest']) == 2
     assert f'train/{ILL:06d}.jpg' in row['smallest']
-    assert '1 of 4 samples: too few' in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert '1 of 4 samples: too few' in told
+    assert row['not_run'] == 2
+    assert '2 sets could not be run (too few): the set may be larger' in told
 
 
 def test_modules_in_float32_are_so_here(tool, tmp_path):

@@ -1,0 +1,220 @@
+"""An ordinary mistake costs tools/replay.py one message and exit status 1."""
+
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from test_replay import ROOT, SickNet, replay, tool, train
+
+__all__ = ['tool']
+
+
+@pytest.fixture(scope='module')
+def dumped(tmp_path_factory):
+    return train(tmp_path_factory.mktemp('work dir'))[1]
+
+
+@pytest.fixture
+def dump(dumped, tmp_path):
+    path = tmp_path / 'x.pt'
+    path.write_bytes(dumped.read_bytes())
+    return path
+
+
+def edit(path, **keys):
+    torch.save({**torch.load(path), **keys}, path)
+
+
+def add(path, line):
+    edit(path, config=torch.load(path)['config'] + f'\n{line}\n')
+
+
+def rename(path, name):
+    config = torch.load(path)['config']
+    edit(path, config=config.replace("'SickNet'", f"'{name}'"))
+
+
+def assert_one_message(status, row, told, *expected):
+    assert (status, row) == (1, None)
+    for part in expected:
+        assert part in told
+    assert 'Traceback' not in told
+
+
+def test_no_code_of_the_config_runs(tool, dump, capsys, tmp_path):
+    add(dump, f"x = open({str(tmp_path / 'ran')!r}, 'w')")
+    told = replay(tool, dump), capsys.readouterr().err
+    assert_one_message(*told[0], told[1], 'x.pt', "has open('", '--config')
+    assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize(
+    'name', ['os.system', 'subprocess.Popen', 'torch.hub.load']
+)
+def test_a_type_is_no_way_to_call_anything(tool, dump, capsys, name):
+    rename(dump, name)
+    status = replay(tool, dump)
+    told = capsys.readouterr().err
+    assert_one_message(*status, told, name, 'in no registry', '--config')
+
+
+def test_a_type_may_be_named_by_its_place(tool, dump):
+    """As in the text of lazy configs."""
+    rename(dump, f'{SickNet.__module__}.SickNet')
+    text = torch.load(dump)['config']
+    assert "'SGD'" in text
+    text = text.replace("'SGD'", "'torch.optim.sgd.SGD'").replace(
+        "'mmnanguard.NanGuardOptimWrapper'",
+        "'mmnanguard.optim.NanGuardOptimWrapper'",
+    )
+    edit(dump, config=text)
+    status, row = replay(tool, dump)
+    assert status == 0
+    assert row['module'] == 'conv'
+
+
+def test_own_modules_are_imported(tool, dump, tmp_path, monkeypatch):
+    (tmp_path / 'own_net.py').write_text(
+        'from mmengine.registry import MODELS\n'
+        'from test_replay import SickNet\n'
+        '@MODELS.register_module()\n'
+        'class OwnNet(SickNet):\n    pass\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    rename(dump, 'OwnNet')
+    add(dump, "custom_imports = dict(imports=['own_net'])")
+    status, row = replay(tool, dump)
+    assert status == 0
+    assert row['module'] == 'conv'
+
+
+@pytest.mark.parametrize('name', ['nowhere.Net', 'Nobody'])
+def test_a_type_that_is_not_there(tool, dump, capsys, name):
+    rename(dump, name)
+    status = replay(tool, dump)
+    told = capsys.readouterr().err
+    assert_one_message(*status, told, name, str(dump), 'PYTHONPATH')
+
+
+def test_a_module_that_is_not_there(tool, dump, capsys):
+    add(dump, "custom_imports = dict(imports=['nowhere'])")
+    status = replay(tool, dump)
+    told = capsys.readouterr().err
+    assert_one_message(
+        *status, told, "No module named 'nowhere'", 'PYTHONPATH'
+    )
+
+
+@pytest.mark.parametrize(
+    ('text', 'told'),
+    [
+        (None, 'cannot be read (FileNotFoundError'),
+        ('x = (', 'cannot be read (SyntaxError'),
+        ("custom_imports = dict(imports=['nowhere'])", 'PYTHONPATH'),
+        ("model = dict(type='SickNet')", 'has no `optim_wrapper`'),
+        ("optim_wrapper = dict(type='OptimWrapper')", 'has no `model`'),
+    ],
+)
+def test_configs(tool, dump, capsys, tmp_path, text, told):
+    path = tmp_path / 'config.py'
+    if text is not None:
+        path.write_text(text)
+    status = replay(tool, dump, '--config', path)
+    assert_one_message(*status, capsys.readouterr().err, str(path), told)
+
+
+@pytest.mark.parametrize(
+    ('checkpoint', 'told'),
+    [
+        ([1, 2], 'holds a list'),
+        (dict(state_dict=[1, 2]), 'holds a list'),
+        (dict(state_dict={'head.bias': torch.ones(7)}), 'size mismatch for'),
+    ],
+)
+def test_checkpoints(tool, dump, capsys, tmp_path, checkpoint, told):
+    path = tmp_path / 'x.pth'
+    torch.save(checkpoint, path)
+    status = replay(tool, dump, '--checkpoint', path)
+    assert_one_message(*status, capsys.readouterr().err, str(path), told)
+
+
+def test_a_model_that_cannot_run(tool, dump, capsys, monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError('wants 4 channels')
+
+    monkeypatch.setattr(SickNet, 'forward', fails)
+    status = replay(tool, dump)
+    told = capsys.readouterr().err
+    assert_one_message(*status, told, 'RuntimeError: wants 4', __file__)
+
+
+@pytest.mark.parametrize('device', ['xpu', 'nonsense'])
+def test_devices(tool, dump, capsys, device):
+    status = replay(tool, dump, '--device', device)
+    told = capsys.readouterr().err
+    assert_one_message(*status, told, f'--device {device} cannot be used')
+
+
+def test_a_dump_that_is_not_there(tool, tmp_path, capsys):
+    status = replay(tool, tmp_path / 'no' / 'x.pt')
+    assert_one_message(*status, capsys.readouterr().err, 'x.pt is no file')
+    assert not (tmp_path / 'no').exists()
+
+
+def test_json_goes_to_a_new_folder(tool, dump, tmp_path):
+    path = tmp_path / 'a' / 'b' / 'x.json'
+    assert replay(tool, dump, '--json', path)[0] == 0
+    assert path.exists()
+
+
+def test_json_that_cannot_be_written_is_told_before_the_work(
+    tool, dump, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(SickNet, 'forward', None)
+    for path in (tmp_path, dump / 'x.json'):
+        status = replay(tool, dump, '--json', path)
+        told = capsys.readouterr().err
+        assert_one_message(*status, told, f'{path} cannot be written')
+
+
+def test_a_failure_leaves_no_json(tool, dump, tmp_path):
+    path = tmp_path / 'x.json'
+    edit(dump, schema=7)
+    assert replay(tool, dump, '--json', path) == (1, None)
+
+
+def test_a_dump_of_before_spikes(tool, dump):
+    event = torch.load(dump)['event']
+    edit(dump, event={k: v for k, v in event.items() if k != 'spike'})
+    assert replay(tool, dump)[0] == 0
+
+
+def test_nothing_stays_in_the_temporary_folder(
+    tool, dump, tmp_path, monkeypatch
+):
+    folder = tmp_path / 'temporary'
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, 'tempdir', str(folder))
+    assert replay(tool, dump)[0] == 0
+    assert list(folder.iterdir()) == []
+
+
+def test_the_command_in_the_log_is_one_for_a_shell(dumped):
+    (log,) = Path(dumped).parents[2].glob('*.log')
+    (line,) = [x for x in log.read_text().splitlines() if 'run it: ' in x]
+    command = shlex.split(line.split('run it: ')[1])
+    assert command == ['python', 'tools/replay.py', str(dumped)]
+
+
+def test_help_says_what_is_imported():
+    told = subprocess.run(
+        [sys.executable, ROOT / 'tools' / 'replay.py', '--help'],
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout
+    assert 'custom_imports, are imported by name' in ' '.join(told.split())
