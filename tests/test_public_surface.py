@@ -21,6 +21,7 @@ HOOK_NAMES = [
     'InputGuardHook',
     'NanGuardHook',
     'RollbackHook',
+    'StateAuditHook',
 ]
 
 

@@ -7,7 +7,9 @@ from .fault_injection_hook import FaultInjectionHook
 from .fp32_modules_hook import Fp32ModulesHook
 from .input_guard_hook import InputGuardHook
 from .nan_guard_hook import NanGuardHook
+from .pointers import choose_resume
 from .rollback_hook import RollbackHook
+from .state_audit_hook import StateAuditHook
 
 __all__ = [
     'AutopsyHook',
@@ -18,4 +20,6 @@ __all__ = [
     'InputGuardHook',
     'NanGuardHook',
     'RollbackHook',
+    'StateAuditHook',
+    'choose_resume',
 ]

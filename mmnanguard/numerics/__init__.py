@@ -2,6 +2,7 @@
 
 from .agree import agree
 from .apply import apply_update, scaled_lr
+from .audit import Found, KeptTensor, StateAudit
 from .blame import TensorNames, blame, plain_name
 from .checkpoint_file import CheckpointFile, look_at, settle
 from .grad_rules import ValueClip
@@ -11,6 +12,7 @@ from .module_probe import ModuleProbe, Origin
 from .observe import Reading, look_closer, nonfinite_indices, observe
 from .replay import Pass, ReplayWrapper, Setting, run_pass
 from .rng_state import read_rng, set_rng
+from .saved_optimizer import running_stats, walk
 from .scan import CheckpointScan, Finding, scan_checkpoint, settle_masks
 from .shards import Placement, Shards, local
 from .snapshot import Snapshot
@@ -21,7 +23,9 @@ __all__ = [
     'CheckpointFile',
     'CheckpointScan',
     'Finding',
+    'Found',
     'GuardedGradScaler',
+    'KeptTensor',
     'ModuleProbe',
     'Origin',
     'Pass',
@@ -31,6 +35,7 @@ __all__ = [
     'Setting',
     'Shards',
     'Snapshot',
+    'StateAudit',
     'StateCopy',
     'TensorNames',
     'ValueClip',
@@ -49,10 +54,12 @@ __all__ = [
     'read_rng',
     'read_watched',
     'run_pass',
+    'running_stats',
     'scaled_lr',
     'scan_checkpoint',
     'set_rng',
     'settle',
     'settle_masks',
+    'walk',
     'watch',
 ]
