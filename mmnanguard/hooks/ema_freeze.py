@@ -1,8 +1,10 @@
-from typing import Any, Callable, Dict, Iterable, List
+from typing import Any, Callable, Dict, Iterable, List, Optional
 
 import torch
 from mmengine.hooks import EMAHook
-from torch import Tensor
+from torch import Tensor, nn
+
+from .kept_state import is_mean_teacher, teacher_of
 
 __all__ = ['EmaFreeze']
 
@@ -10,18 +12,20 @@ __all__ = ['EmaFreeze']
 class EmaFreeze:
     """Keeps averaged weights as they were before a rejected window.
 
-    ``EMAHook`` averages in each iteration, whatever became of the update. In
-    one in which updates were rejected and none was committed it is passed
-    over; with gradient accumulation the averages of the window's earlier
-    iterations are undone from a copy, which costs one copy of the averaged
-    model a window. With several optimizers that is the copy of the
-    iteration in which the latest of their windows began.
+    ``EMAHook`` and mmdet's ``MeanTeacherHook`` average in each iteration,
+    whatever became of the update. In one in which updates were rejected and
+    none was committed they are passed over; with gradient accumulation the
+    averages of the window's earlier iterations are undone from a copy, which
+    costs one copy of the averaged model a window. With several optimizers
+    that is the copy of the iteration in which the latest of their windows
+    began.
 
     Args:
-        hooks: Of the runner; those that are an ``EMAHook`` count, wherever
-            they stand among the others.
+        hooks: Of the runner; those that average count, wherever they stand
+            among the others.
         guards: Whose updates are looked at.
         accumulates: A window can have more than one iteration.
+        model: The runner's, in which a ``MeanTeacherHook`` has its average.
     """
 
     def __init__(
@@ -29,8 +33,14 @@ class EmaFreeze:
         hooks: Iterable[Any] = (),
         guards: Iterable[Any] = (),
         accumulates: bool = False,
+        model: Optional[nn.Module] = None,
     ) -> None:
-        self._hooks = [hook for hook in hooks if isinstance(hook, EMAHook)]
+        self._hooks = [
+            hook
+            for hook in hooks
+            if isinstance(hook, EMAHook) or is_mean_teacher(hook)
+        ]
+        self._model = model
         self._guards = list(guards)
         self._accumulates = accumulates
         self._copies: List[Tensor] = []
@@ -80,8 +90,11 @@ class EmaFreeze:
         return [
             tensor.detach()
             for hook in self._hooks
-            for tensor in (
-                *hook.ema_model.parameters(),
-                *hook.ema_model.buffers(),
-            )
+            for average in [self._average(hook)]
+            for tensor in (*average.parameters(), *average.buffers())
         ]
+
+    def _average(self, hook: Any) -> nn.Module:
+        if is_mean_teacher(hook):
+            return teacher_of(self._model)
+        return hook.ema_model

@@ -61,9 +61,9 @@ class NanGuardHook(Hook):
     scalars, where it would blank the loss for a whole window; it stands in
     the event instead.
 
-    Averages that an ``EMAHook`` keeps stay as they were before a rejected
-    window; a loop that enters no ``optim_context`` is guarded by the
-    runner's model.
+    Averages that an ``EMAHook`` or mmdet's ``MeanTeacherHook`` keeps stay as
+    they were before a rejected window; a loop that enters no
+    ``optim_context`` is guarded by the runner's model.
 
     Runs after RuntimeInfoHook, which writes the model's log values, and
     before the hooks that average, log or save (ABOVE_NORMAL).
@@ -98,7 +98,9 @@ class NanGuardHook(Hook):
         wrappers = find_wrappers(runner).values()
         longest = max(wrapper._accumulative_counts for wrapper in wrappers)
         self._window = deque(maxlen=longest)
-        self._ema = EmaFreeze(runner.hooks, self._guards.values(), longest > 1)
+        self._ema = EmaFreeze(
+            runner.hooks, self._guards.values(), longest > 1, runner.model
+        )
         self._warn(runner)
         # Not from the RNGs that training draws from.
         fresh = uuid4().hex[:8]
