@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hub import get_config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -30,7 +31,8 @@ def parse_args(argv=None):
         '--resume',
         nargs='?',
         const='auto',
-        help='a checkpoint; alone: the newest one in the work dir',
+        help='a checkpoint; alone: the newest one in the work dir, or the '
+        'last clean one if that is bad',
     )
     parser.add_argument(
         '--guard',
@@ -90,11 +92,25 @@ def load_config(args):
     return cfg
 
 
+def resume_from_clean(runner):
+    """Rank 0 reads the checkpoints, for all."""
+    from mmnanguard.hooks import choose_resume
+
+    told = [choose_resume(runner.work_dir) if is_main_process() else None]
+    broadcast_object_list(told)
+    path, story = told[0]
+    if story:
+        runner.logger.warning(story)
+    if path:
+        runner._load_from = path
+
+
 def main(argv=None):
     # Configs of this project import their own modules from its root.
     sys.path[:0] = [str(ROOT)]
     try:
-        cfg = load_config(parse_args(argv))
+        args = parse_args(argv)
+        cfg = load_config(args)
     except ValueError as error:  # GuardConfigError says what to do
         raise SystemExit(f'{type(error).__name__}: {error}') from None
 
@@ -105,6 +121,8 @@ def main(argv=None):
         runner = RUNNERS.build(cfg)
     else:
         runner = Runner.from_cfg(cfg)
+    if args.resume == 'auto':
+        resume_from_clean(runner)
     runner.train()
     return 0
 

@@ -7,4 +7,5 @@ default_hooks = dict(
     fp32=dict(type='mmnanguard.Fp32ModulesHook', auto=True),
     input_guard=dict(type='mmnanguard.InputGuardHook', action='reject'),
     dump=dict(type='mmnanguard.BatchDumpHook'),
+    audit=dict(type='mmnanguard.StateAuditHook'),
 )

@@ -57,7 +57,10 @@ def choose_resume(work_dir: str) -> Tuple[Optional[str], str]:
         why = f"'{first.name}' ({first.part}) is {first.kind}"
     story = f'the newest checkpoint, {last}, is {newest.status} ({why})'
     if clean == last or seen[str(Path(clean))].status != 'clean':
-        return None, f'{story}, and no other is known to be clean'
+        return None, (
+            f'{story}, and no other is known to be clean; '
+            f'tools/scan_checkpoints.py {work_dir} looks at all'
+        )
     return clean, f'{story}: resuming from the last clean one, {clean}'
 
 

@@ -52,6 +52,9 @@ def make(work_dir, way, stop, resume=False, hooks=(), faults=FAULTS, guard=()):
     config['default_hooks']['checkpoint'] = dict(
         type='CheckpointHook', by_epoch=False, interval=4
     )
+    config['default_hooks']['audit'] = dict(
+        type='mmnanguard.StateAuditHook', interval=3
+    )
     torch.manual_seed(0)
     if way == 'ddp':
         config['cfg'] = dict(

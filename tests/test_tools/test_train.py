@@ -53,7 +53,7 @@ def test_guard_and_options(config, tmp_path):
 def test_resume(config, tmp_path):
     work_dir = tmp_path / 'work'
     args = [config, '--work-dir', str(work_dir), '--guard', 'full']
-    options = ['--cfg-options', 'train_cfg.max_epochs=2']
+    options = ['--cfg-options', 'train_cfg.max_epochs=2', 'randomness.seed=0']
     main(args)
     # MMEngine wants another name for each start within a second.
     main([*args, '--resume', *options, 'experiment_name=second'])
@@ -65,6 +65,60 @@ def test_resume(config, tmp_path):
     assert [row['iter'] for row in starts] == [1, 7, 7, 7]
     content = torch.load(work_dir / 'epoch_2.pth', weights_only=True)
     assert content['meta']['iter'] == 12
+
+
+def start_two_epochs(config, work_dir):
+    """A run with a checkpoint after each, to be resumed by what it returns."""
+    args = [config, '--work-dir', str(work_dir), '--guard', 'full']
+    options = ['--cfg-options', 'train_cfg.max_epochs=2', 'randomness.seed=0']
+    main([*args, *options, f'experiment_name={work_dir.name}_first'])
+    options[1] = 'train_cfg.max_epochs=3'
+    options += [f'experiment_name={work_dir.name}_second']
+    return [*args, '--resume', *options]
+
+
+def damage(kind, path):
+    if kind == 'gone':
+        path.unlink()
+    elif kind == 'truncated':
+        path.write_bytes(path.read_bytes()[:1000])
+    elif kind == 'bad':
+        content = torch.load(path, weights_only=True)
+        content['state_dict']['head.weight'][0, 0] = float('nan')
+        torch.save(content, path)
+
+
+@pytest.mark.parametrize('kind', ['none', 'bad', 'truncated', 'gone'])
+def test_resume_takes_the_last_clean_one(config, tmp_path, kind):
+    work_dir = tmp_path / kind
+    again = start_two_epochs(config, work_dir)
+    damage(kind, work_dir / 'epoch_2.pth')
+    pointer = work_dir / 'last_clean_checkpoint'
+    assert pointer.read_text() == str(work_dir / 'epoch_2.pth')
+    pointer.write_text(str(work_dir / 'epoch_1.pth'))
+
+    main(again)
+
+    *_, start = [r for r in read_events(work_dir) if r['kind'] == 'start']
+    assert start['iter'] == (13 if kind == 'none' else 7)
+    log = ''.join(path.read_text() for path in work_dir.glob('*/*.log'))
+    assert ('resuming from the last clean one' in log) == (kind != 'none')
+    left = torch.load(work_dir / 'epoch_3.pth', weights_only=True)
+    whole = tmp_path / 'whole'
+    main(start_two_epochs(config, whole))
+    right = torch.load(whole / 'epoch_3.pth', weights_only=True)
+    for name, tensor in right['state_dict'].items():
+        assert torch.equal(tensor, left['state_dict'][name]), name
+
+
+def test_resume_is_mmengines_without_a_clean_one(config, tmp_path):
+    work_dir = tmp_path / 'bad'
+    again = start_two_epochs(config, work_dir)
+    (work_dir / 'last_clean_checkpoint').unlink()
+    (work_dir / 'epoch_1.pth').unlink()
+    main(again)
+    *_, start = [r for r in read_events(work_dir) if r['kind'] == 'start']
+    assert start['iter'] == 13
 
 
 def test_amp_is_the_guarded_one(config):
