@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.registry import METRICS
 from toys import (
     BATCH_SIZE,
@@ -325,10 +325,14 @@ def test_the_best_one_is_not_replaced_by_a_bad_one(tmp_path):
 def test_a_best_one_that_takes_its_own_place_stays(tmp_path):
     class Validate(Hook):
         def after_train_iter(self, runner, *args, **kwargs):
+            (saver,) = (
+                hook
+                for hook in runner.hooks
+                if isinstance(hook, CheckpointHook)
+            )
             if runner.iter + 1 == 6:
                 for score in (1.0, 2.0):
-                    metrics = dict(acc=score)
-                    runner.call_hook('after_val_epoch', metrics=metrics)
+                    saver.after_val_epoch(runner, dict(acc=score))
 
     keys = dict(checkpoint=dict(save_best='acc', rule='greater'))
     build(tmp_path, {}, [Validate()], **keys).train()
