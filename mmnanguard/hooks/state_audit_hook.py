@@ -1,4 +1,4 @@
-from typing import Any, Optional
+from typing import Any, Dict, Optional
 
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import Hook
@@ -142,7 +142,7 @@ class StateAuditHook(Hook):
         return False
 
     def _describe(
-        self, runner: Runner, found: 'dict[int, Found]', checkpoint: Any
+        self, runner: Runner, found: Dict[int, Found], checkpoint: Any
     ) -> Audit:
         """One story of what the ranks found, by rank."""
         bad = {rank: each for rank, each in found.items() if each.names}
