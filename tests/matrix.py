@@ -34,6 +34,15 @@ CLIPS = {
     'norm': dict(max_norm=0.1),
     'value': dict(type='value', clip_value=0.01),
 }
+# Beside the matrix; as small as its norms, so that each of them clips.
+ADAPTIVE = {
+    'tiered': dict(type='TieredClip', tiers=[(0.2, 0.02), (0, 0.1)]),
+    'auto': dict(type='AutoClip', percentile=50, window=3),
+    'z': dict(
+        type='ZClip', alpha=0.5, z_threshold=0.1, warmup=2, max_norm=None
+    ),
+    'unit': dict(type='AdaptiveGradClip', exclude=['head']),
+}
 SITES = ('input', 'activation', 'loss', 'grad', 'buffer')
 VALUES = ('nan', 'inf', '1e38')
 
@@ -97,10 +106,11 @@ class Net(nn.Module):
 def build(kind, is_guarded):
     torch.manual_seed(0)
     model = Net()
+    clip = {**CLIPS, **ADAPTIVE}[kind.clip]
     keys = dict(
         optimizer=OPTIMIZERS[kind.optimizer](model.parameters()),
         accumulative_counts=kind.accumulation,
-        clip_grad=CLIPS[kind.clip] and dict(CLIPS[kind.clip]),
+        clip_grad=clip and dict(clip),
     )
     if is_guarded:
         # Each overflow an anomaly, and a scale that does not move: float16

@@ -1,7 +1,7 @@
 """Ring 1: facts, rules and records; the standard library only."""
 
 from .autopsy import Autopsy
-from .clip_rules import NoClip, NormClip
+from .clip_rules import AutoClip, ClipRule, NoClip, NormClip, TieredClip, ZClip
 from .decide import decide
 from .errors import (
     GuardConfigError,
@@ -24,9 +24,11 @@ from .verdict import Action, Cause, ScaleMove, Verdict
 __all__ = [
     'NORM_LIMIT',
     'Action',
+    'AutoClip',
     'Autopsy',
     'BadTensor',
     'Cause',
+    'ClipRule',
     'GuardConfigError',
     'GuardEvent',
     'GuardPolicy',
@@ -42,8 +44,10 @@ __all__ = [
     'Shard',
     'Spike',
     'SpikePolicy',
+    'TieredClip',
     'TrainingHalted',
     'Verdict',
+    'ZClip',
     'check_keys',
     'decide',
     'report',

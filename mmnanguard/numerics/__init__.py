@@ -5,7 +5,7 @@ from .apply import apply_update, scaled_lr
 from .audit import Found, KeptTensor, StateAudit
 from .blame import TensorNames, blame, plain_name
 from .checkpoint_file import CheckpointFile, look_at, settle
-from .grad_rules import ValueClip
+from .grad_rules import AdaptiveGradClip, ValueClip
 from .host_read import read_once
 from .loss_scale import GuardedGradScaler
 from .module_probe import ModuleProbe, Origin
@@ -20,6 +20,7 @@ from .state_copy import StateCopy, floats_of
 from .watch import forget_watched, read_watched, watch
 
 __all__ = [
+    'AdaptiveGradClip',
     'CheckpointFile',
     'CheckpointScan',
     'Finding',

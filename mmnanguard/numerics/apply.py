@@ -11,10 +11,11 @@ __all__ = ['apply_update', 'scaled_lr']
 @torch.no_grad()
 def apply_update(
     optimizer: Optimizer,
+    params: List[Tensor],
     grads: List[Tensor],
     scale: float,
     clip_coef: float,
-    grad_rule: Optional[Callable[[List[Tensor]], None]] = None,
+    grad_rule: Optional[Callable[[List[Tensor], List[Tensor]], None]] = None,
     **step_kwargs: Any,
 ) -> None:
     """Unscale, clip and step; no sync.
@@ -25,10 +26,11 @@ def apply_update(
 
     Args:
         optimizer: Steps exactly once.
-        grads: Its gradients, scaled and finite; changed in place.
+        params: Those of its parameters that have a gradient.
+        grads: Their gradients, scaled and finite; changed in place.
         scale: The loss scale that they carry.
         clip_coef: In (0, 1].
-        grad_rule: Changes unscaled gradients in place.
+        grad_rule: Changes unscaled gradients in place, by ``params``.
         step_kwargs: For ``optimizer.step``.
     """
     factor = clip_coef / scale
@@ -50,7 +52,7 @@ def apply_update(
         if factor != 1.0:
             torch._foreach_mul_(grads, factor)
         if grad_rule is not None:
-            grad_rule(grads)
+            grad_rule(params, grads)
         optimizer.step(**step_kwargs)
 
 

@@ -13,7 +13,6 @@ from mmnanguard.core import (
     GuardPolicy,
     GuardState,
     NoClip,
-    NormClip,
     Observation,
     TrainingHalted,
     Verdict,
@@ -27,7 +26,7 @@ from mmnanguard.numerics import (
     TensorNames,
 )
 
-from .clip_grad import UserClip, build_clip
+from .clip_grad import UserClip, build_clip, load_clip
 from .gaps import Gaps
 from .guarded_params import GuardedParams, refuse_closure
 from .streak import Streak
@@ -181,7 +180,7 @@ class Guard:
 
     @property
     def clips_norm(self) -> bool:
-        return isinstance(self.clip_rule, NormClip)
+        return not isinstance(self.clip_rule, NoClip)
 
     def place(self, params: List[Tensor]) -> Placement:
         """Which of ``params`` are spread over ranks."""
@@ -281,6 +280,7 @@ class Guard:
             'state': self.state.to_dict(),
             'run': self.run,
             'attempt': self.attempt,
+            'clip': self.clip_rule.to_dict(),
         }
 
     def load_state_dict(self, saved: Dict[str, Any]) -> None:
@@ -288,6 +288,7 @@ class Guard:
         self.state = self._restored(saved.get('state', {}))
         self.run = saved.get('run', '')
         self.attempt = saved.get('attempt', 0) + 1
+        self.clip_rule = load_clip(self.clip_rule, saved.get('clip', {}))
 
     def _restored(self, saved: Dict[str, Any]) -> GuardState:
         """The windows are the config's."""

@@ -13,6 +13,7 @@ from mmnanguard.numerics import (
 )
 
 from .guard import Guard
+from .settle_clip import settle_clip
 
 __all__ = ['guarded_step']
 
@@ -35,6 +36,7 @@ def guarded_step(
             hook is attached that will raise it later.
     """
     params, grads = guard.collect(optimizer, **step_kwargs)
+    settle_clip(guard, params)
     scale = guard.scaler.read(optimizer)
     norm_type = guard.clip_rule.norm_type
 
@@ -72,6 +74,7 @@ def guarded_step(
         with guard.gaps.stepping(), scaled_lr(optimizer, verdict.lr_factor):
             apply_update(
                 optimizer,
+                params,
                 grads,
                 scale.carried,
                 verdict.clip_coef,
@@ -88,9 +91,10 @@ def guarded_step(
 
     # Tell
     if verdict.action is Action.STEP:
+        norm = seen.grad_norm if seen.clip_norm is None else seen.clip_norm
         guard.last_clip_coef = verdict.clip_coef
-        guard.log_norm(
-            seen.grad_norm if seen.clip_norm is None else seen.clip_norm
-        )
-    if verdict.cause is not Cause.NONE:
+        guard.log_norm(norm)
+    if verdict.cause is Cause.NONE:
+        guard.clip_rule = guard.clip_rule.after(norm)
+    else:
         guard.tell(seen, verdict, bad, before, after)

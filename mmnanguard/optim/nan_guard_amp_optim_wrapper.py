@@ -12,6 +12,7 @@ from mmnanguard.numerics import GuardedGradScaler
 from mmnanguard.registry import OPTIM_WRAPPERS
 
 from .autocast_dtype import choose_dtype
+from .clip_grad import mmengines_clip
 from .guard import Guard
 from .guarded_step import guarded_step
 
@@ -37,7 +38,8 @@ class NanGuardAmpOptimWrapper(AmpOptimWrapper):
         use_fsdp: As in MMEngine, and without effect: all ranks reach one
             verdict with any scaler.
         accumulative_counts: As in MMEngine; the window is the transaction.
-        clip_grad: As in MMEngine. Gradients are observed before it.
+        clip_grad: As in MMEngine, or one of mmnanguard's, as in
+            docs/clipping.md. Gradients are observed before it.
         guard: The rules, see :class:`mmnanguard.core.GuardPolicy`.
 
     Attributes:
@@ -85,7 +87,7 @@ class NanGuardAmpOptimWrapper(AmpOptimWrapper):
         # Not AmpOptimWrapper's: it refuses a CPU and builds a scaler that
         # needs CUDA, even for bfloat16.
         OptimWrapper.__init__(
-            self, optimizer, accumulative_counts, clip_grad and dict(clip_grad)
+            self, optimizer, accumulative_counts, mmengines_clip(clip_grad)
         )
         self.guard.adopt_clip(self)
         self._scale_update_param = None

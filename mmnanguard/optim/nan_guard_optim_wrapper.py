@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from mmnanguard.registry import OPTIM_WRAPPERS
 
+from .clip_grad import mmengines_clip
 from .guard import Guard
 from .guarded_step import guarded_step
 
@@ -21,7 +22,8 @@ class NanGuardOptimWrapper(OptimWrapper):
     Args:
         optimizer: As in MMEngine.
         accumulative_counts: As in MMEngine; the window is the transaction.
-        clip_grad: As in MMEngine. Gradients are observed before it.
+        clip_grad: As in MMEngine, or one of mmnanguard's, as in
+            docs/clipping.md. Gradients are observed before it.
         guard: The rules, see :class:`mmnanguard.core.GuardPolicy`.
 
     Raises:
@@ -35,11 +37,10 @@ class NanGuardOptimWrapper(OptimWrapper):
         clip_grad: Optional[dict] = None,
         guard: Optional[dict] = None,
     ) -> None:
-        # Before super, for its better errors; a copy, because MMEngine pops
-        # 'type' out of the caller's dict.
+        # Before super, for its better errors.
         self.guard = Guard(optimizer, guard, clip_grad)
         super().__init__(
-            optimizer, accumulative_counts, clip_grad and dict(clip_grad)
+            optimizer, accumulative_counts, mmengines_clip(clip_grad)
         )
         self.guard.adopt_clip(self)
 

@@ -63,7 +63,8 @@ def train(name, scale, max_norm=None, grad_rule=None):
             norm = torch.nn.utils.get_total_norm(exact).item()
             coef = NormClip(max_norm)(norm)
             assert (coef < 1) is (max_norm < 1)
-        apply_update(optimizer, grads, scale, coef, grad_rule)
+        params = list(model.parameters())
+        apply_update(optimizer, params, grads, scale, coef, grad_rule)
     return everything(model, optimizer)
 
 
@@ -113,7 +114,7 @@ def test_gradients_of_other_dtypes(dtype):
     param = nn.Parameter(torch.ones(3, dtype=dtype))
     param.grad = torch.full((3,), 64.0, dtype=dtype)
     optimizer = torch.optim.SGD([param], lr=0.5)
-    apply_update(optimizer, [param.grad], 128.0, 0.5)
+    apply_update(optimizer, [param], [param.grad], 128.0, 0.5)
     assert param.tolist() == [0.875] * 3
 
 
@@ -145,7 +146,7 @@ class Recorder:
 def seen_by_step(fused, scale, coef, grad_rule=None, **kwargs):
     grads = [torch.tensor([8.0, -2.0])]
     optimizer = Recorder(grads, fused)
-    apply_update(optimizer, grads, scale, coef, grad_rule, **kwargs)
+    apply_update(optimizer, grads, grads, scale, coef, grad_rule, **kwargs)
     assert not hasattr(optimizer, 'grad_scale')
     assert not hasattr(optimizer, 'found_inf')
     (call,) = optimizer.calls
@@ -183,10 +184,10 @@ def test_arguments_reach_the_step(fused, scale, grad_rule):
     assert rest['closure'] == 'x'
 
 
-@pytest.mark.parametrize('grad_rule', [None, lambda grads: None])
+@pytest.mark.parametrize('grad_rule', [None, lambda params, grads: None])
 def test_nothing_is_touched_without_need(grad_rule):
     grads = [torch.ones(2)]
-    apply_update(Recorder(), grads, 1.0, 1.0, grad_rule)
+    apply_update(Recorder(), grads, grads, 1.0, 1.0, grad_rule)
     assert grads[0]._version == 0
 
 
@@ -201,7 +202,7 @@ def test_the_fused_kernel_takes_the_whole_factor(monkeypatch):
 @pytest.mark.parametrize('grad_rule', [None, ValueClip(1.0)])
 def test_no_gradients(fused, scale, grad_rule):
     optimizer = Recorder(fused=fused)
-    apply_update(optimizer, [], scale, 1.0, grad_rule, closure='x')
+    apply_update(optimizer, [], [], scale, 1.0, grad_rule, closure='x')
     (call,) = optimizer.calls
     assert call == dict(grads=[], grad_scale=None, found_inf=None, closure='x')
 
@@ -210,7 +211,7 @@ def test_no_marks_are_left_after_an_error():
     grads = [torch.ones(2)]
     optimizer = Recorder(grads, fused=True, error=KeyError('step'))
     with pytest.raises(KeyError, match='step'):
-        apply_update(optimizer, grads, 4.0, 1.0)
+        apply_update(optimizer, grads, grads, 4.0, 1.0)
     assert optimizer.calls[0]['grad_scale'] == 4.0
     assert not hasattr(optimizer, 'grad_scale')
     assert not hasattr(optimizer, 'found_inf')
@@ -220,7 +221,7 @@ def test_no_marks_are_left_after_an_error():
 def test_no_marks_are_left_on_a_real_optimizer(name):
     model, optimizer = build(name)
     grads = backward(model, optimizer, 0, 4.0)
-    apply_update(optimizer, grads, 4.0, 1.0)
+    apply_update(optimizer, grads, grads, 4.0, 1.0)
     assert not hasattr(optimizer, 'grad_scale')
     assert not hasattr(optimizer, 'found_inf')
 
@@ -231,6 +232,6 @@ def test_another_default_dtype():
     grads = backward(model, optimizer, 0, 4.0)
     torch.set_default_dtype(torch.float64)
     try:
-        apply_update(optimizer, grads, 4.0, 1.0)
+        apply_update(optimizer, grads, grads, 4.0, 1.0)
     finally:
         torch.set_default_dtype(torch.float32)

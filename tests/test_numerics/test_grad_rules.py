@@ -14,7 +14,7 @@ from mmnanguard.numerics import ValueClip
 )
 def test_both_sides_are_limited_in_place(grad, expected):
     grad = torch.tensor(grad)
-    ValueClip(2.0)([grad])
+    ValueClip(2.0)([], [grad])
     assert grad.tolist() == expected
 
 
@@ -31,7 +31,7 @@ def test_it_is_pytorchs_clip_grad_value(dtypes):
     for param in params:
         param.grad = torch.randn(9).to(param.dtype) * 3
     grads = [param.grad.clone() for param in params]
-    ValueClip(0.7)(grads)
+    ValueClip(0.7)(params, grads)
     torch.nn.utils.clip_grad_value_(params, 0.7)
     for grad, param in zip(grads, params):
         assert torch.equal(grad, param.grad)

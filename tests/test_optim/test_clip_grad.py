@@ -5,10 +5,18 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.optim import OptimWrapper
+from test_wrappers import told as told  # a fixture
 
-from mmnanguard.core import GuardConfigError, NoClip, NormClip
-from mmnanguard.numerics import ValueClip
-from mmnanguard.optim.clip_grad import build_clip
+from mmnanguard.core import (
+    AutoClip,
+    GuardConfigError,
+    NoClip,
+    NormClip,
+    TieredClip,
+    ZClip,
+)
+from mmnanguard.numerics import AdaptiveGradClip, ValueClip
+from mmnanguard.optim.clip_grad import build_clip, load_clip, mmengines_clip
 
 
 @pytest.mark.parametrize(
@@ -32,6 +40,27 @@ from mmnanguard.optim.clip_grad import build_clip
             NoClip(),
             ValueClip(0.5),
         ),
+        (
+            dict(type='TieredClip', tiers=[[10, 1], [0, 5]], norm_type='inf'),
+            TieredClip(((10, 1), (0, 5)), math.inf),
+            None,
+        ),
+        (dict(type='AutoClip'), AutoClip(), None),
+        (
+            dict(type='mmnanguard.AutoClip', percentile=5, warmup=9),
+            AutoClip(percentile=5, warmup=9),
+            None,
+        ),
+        (
+            dict(type=ZClip, alpha=0.9, max_norm=None),
+            ZClip(alpha=0.9, max_norm=None),
+            None,
+        ),
+        (
+            dict(type='AdaptiveGradClip', clip_factor=0.1, exclude=['head']),
+            NoClip(),
+            AdaptiveGradClip(0.1, exclude=('head',)),
+        ),
     ],
 )
 def test_forms(config, number_rule, tensor_rule):
@@ -43,7 +72,18 @@ def test_forms(config, number_rule, tensor_rule):
     [
         ({}, ['{}', 'None', 'max_norm=35']),
         (35, ['35', 'dict(max_norm=35, norm_type=2)']),
-        (dict(type='agc'), ['type', "'agc'", "'norm'", "'value'"]),
+        (dict(type='agc'), ['type', "'agc'", "'norm'", "'value'", "'ZClip'"]),
+        (dict(type='mmcv.ZClip'), ["'mmcv.ZClip'", "'AdaptiveGradClip'"]),
+        (dict(type='AutoClip', percentil=1), ["'percentil'", "'percentile'"]),
+        (dict(type='AutoClip', past=1), ["'past'", 'AutoClip', 'window']),
+        (dict(type='AutoClip', norm_type=0), ['norm_type', '0']),
+        (dict(type='ZClip', max_norm=0), ['max_norm', '0', 'None']),
+        (dict(type='TieredClip'), ['tiers', 'above 10 clip to 1']),
+        (
+            dict(type='AdaptiveGradClip', norm_type=2),
+            ["'norm_type'", 'AdaptiveGradClip', 'exclude'],
+        ),
+        (dict(type='AdaptiveGradClip', known=1), ["'known'"]),
         (dict(clip_value=1.0), ['clip_value', "type='value'"]),
         (dict(max_nrom=1), ["'max_nrom'", "'max_norm'"]),
         (dict(type='value', max_norm=1), ["'max_norm'", 'clip_value']),
@@ -73,7 +113,13 @@ def test_errors_name_the_key_the_value_and_what_is_allowed(config, words):
 
 
 @pytest.mark.parametrize(
-    'config', [dict(type='norm', max_norm=1), dict(type='value', clip_value=1)]
+    'config',
+    [
+        dict(type='norm', max_norm=1),
+        dict(type='value', clip_value=1),
+        dict(type='TieredClip', tiers=[(0, 5), (10, 1)], norm_type='inf'),
+        dict(type='AdaptiveGradClip', exclude=['head']),
+    ],
 )
 @pytest.mark.parametrize('kind', [dict, ConfigDict])
 def test_the_config_stays_as_it_was(config, kind):
@@ -105,5 +151,54 @@ def test_the_meaning_is_mmengines(config):
     norm = torch.linalg.vector_norm(grad, number_rule.norm_type).item()
     grad *= number_rule(norm)
     if tensor_rule is not None:
-        tensor_rule([grad])
+        tensor_rule([param], [grad])
     torch.testing.assert_close(grad, param.grad, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ('config', 'seen'),
+    [
+        (None, None),
+        (dict(max_norm=1), dict(max_norm=1)),
+        (dict(type='value', clip_value=1), dict(type='value', clip_value=1)),
+        (dict(type='AutoClip'), None),
+        (dict(type='mmnanguard.ZClip', alpha=0.5), None),
+        (dict(type=AdaptiveGradClip), None),
+    ],
+)
+def test_what_mmengine_sees_of_it(config, seen):
+    got = mmengines_clip(config)
+    assert got == seen
+    assert got is None or got is not config
+
+
+def test_tiers_that_make_a_larger_norm_keep_more_are_warned_of(told):
+    build_clip(dict(type='TieredClip', tiers=[(10, 5), (5, 2), (0, 1)]))
+    assert [level for level, _ in told] == ['WARNING'] * 2
+    assert 'just above 10 to 5, but one of 10 to 2' in told[0][1]
+    assert 'just above 5 to 2, but one of 5 to 1' in told[1][1]
+    build_clip(dict(type='TieredClip', tiers=[(10, 1), (5, 2), (0, 5)]))
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize(
+    ('saved', 'words'),
+    [
+        ({}, 'no statistics of AutoClip (its clip_grad: not saved)'),
+        (ZClip().after(2.0).to_dict(), '(its clip_grad: ZClip)'),
+        (NormClip(1.0).to_dict(), '(its clip_grad: NormClip)'),
+    ],
+)
+def test_a_checkpoint_without_its_statistics(told, saved, words):
+    rule = AutoClip(percentile=7).after(3.0)
+    assert load_clip(rule, saved) == AutoClip(percentile=7)
+    ((level, text),) = told
+    assert level == 'INFO'
+    assert words in text
+
+
+@pytest.mark.parametrize('rule', [NoClip(), NormClip(1.0)])
+@pytest.mark.parametrize('saved', [{}, AutoClip().after(1.0).to_dict()])
+def test_rules_that_remember_nothing_say_nothing(told, rule, saved):
+    assert load_clip(rule, saved) == rule
+    assert told == []

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mmnanguard.core import (
     Action,
+    AutoClip,
     Cause,
     GuardPolicy,
     GuardState,
@@ -21,8 +22,10 @@ from mmnanguard.core import (
     ScaleMove,
     ScaleReading,
     Shard,
+    TieredClip,
     TrainingHalted,
     Verdict,
+    ZClip,
     decide,
 )
 from mmnanguard.numerics.agree import from_row, merge, to_row
@@ -148,12 +151,24 @@ def observations(draw, scales=SCALES, clip_norms=CLIP_NORMS):
     return replace(seen, grad_norm=draw(NORMS), **dict.fromkeys(bad, False))
 
 
-@often
-@given(
-    st.lists(observations(), min_size=8, max_size=20),
-    POLICIES,
-    st.just(NoClip()) | st.builds(NormClip, st.floats(1e-6, 1e6)),
+LIMITS = st.floats(1e-6, 1e6)
+CLIPS = (
+    st.just(NoClip())
+    | st.builds(NormClip, LIMITS)
+    | st.builds(TieredClip, st.just([(1e9, 1.0)]))
+    | st.builds(AutoClip, st.floats(0, 99), st.integers(2, 5))
+    | st.builds(
+        ZClip,
+        st.floats(0.01, 0.99),
+        LIMITS,
+        st.integers(2, 4),
+        st.none() | LIMITS,
+    )
 )
+
+
+@often
+@given(st.lists(observations(), min_size=8, max_size=20), POLICIES, CLIPS)
 def test_any_sequence_of_observations(sequence, policy, clip):
     state = GuardState(skip_rate_window=policy.skip_rate_window)
     verdicts = []
@@ -165,6 +180,11 @@ def test_any_sequence_of_observations(sequence, policy, clip):
         check_state(state, verdicts, policy)
         saved = json.loads(json.dumps(state.to_dict(), allow_nan=False))
         assert GuardState.from_dict(saved, policy.skip_rate_window) == state
+        if verdict.action is Action.STEP:
+            norm = seen.grad_norm if seen.clip_norm is None else seen.clip_norm
+            clip = clip.after(norm)
+            saved = json.loads(json.dumps(clip.to_dict(), allow_nan=False))
+            assert clip.with_state(saved) == clip
 
 
 # On several ranks
@@ -280,7 +300,7 @@ def build(optimizer, scale, policy, accumulation, clip):
         dtype='float16',
         loss_scale=scale,
         accumulative_counts=accumulation,
-        clip_grad=matrix.CLIPS[clip],
+        clip_grad={**matrix.CLIPS, **matrix.ADAPTIVE}[clip],
         guard=policy.to_dict(),
     )
 
@@ -317,7 +337,7 @@ def train_window(model, wrapper, accumulation, generator, fault):
     POLICIES,
     st.integers(1, 3),
     st.sampled_from(list(matrix.OPTIMIZERS)),
-    st.sampled_from(list(matrix.CLIPS)),
+    st.sampled_from([*matrix.CLIPS, *matrix.ADAPTIVE]),
 )
 def test_any_sequence_of_faults(
     faults, scale, policy, accumulation, optimizer, clip
@@ -329,6 +349,7 @@ def test_any_sequence_of_faults(
     verdicts = []
     for fault in faults:
         before = matrix.everything(model, wrapper)
+        rule = guard.clip_rule
         verdict = train_window(model, wrapper, accumulation, generator, fault)
         after = matrix.everything(model, wrapper)
 
@@ -341,6 +362,7 @@ def test_any_sequence_of_faults(
         else:
             assert before.keys() == after.keys()
             assert matrix.differing(before, after) == []
+            assert guard.clip_rule is rule
         move = expected.move(verdict)
         assert wrapper.loss_scaler.get_scale() == expected.value
         assert scale['min_scale'] <= expected.value <= scale['max_scale']
@@ -352,6 +374,7 @@ def test_any_sequence_of_faults(
         _, resumed = build(*parts)
         resumed.load_state_dict(wrapper.state_dict())
         assert resumed.guard.state == guard.state
+        assert resumed.guard.clip_rule == guard.clip_rule
         assert resumed.loss_scaler.get_scale() == expected.value
         if verdict.action is Action.HALT:
             return

@@ -1,0 +1,52 @@
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Dict, Mapping, Optional, Tuple
+
+__all__ = ['NormMoments']
+
+
+@dataclass(frozen=True)
+class NormMoments:
+    """Running mean and variance of norms.
+
+    Attributes:
+        first: Norms of the warm-up, until there is a mean.
+        mean: None during the warm-up, then positive.
+        var: Exponentially weighted, about the mean of its time.
+    """
+
+    first: Tuple[float, ...] = ()
+    mean: Optional[float] = None
+    var: float = 0.0
+
+    def after(self, norm: float, alpha: float, warmup: int) -> 'NormMoments':
+        """With one norm more.
+
+        Args:
+            norm: Positive and finite.
+            alpha: Weight of the past.
+            warmup: Norms that the first mean is taken of.
+        """
+        if self.mean is not None:
+            mean = alpha * self.mean + (1 - alpha) * norm
+            # About the new mean, as the authors' code has it.
+            var = alpha * self.var + (1 - alpha) * (norm - mean) ** 2
+            return replace(self, mean=mean, var=var)
+        first = (*self.first, norm)
+        if len(first) < warmup:
+            return replace(self, first=first)
+        mean = math.fsum(first) / len(first)
+        var = math.fsum((norm - mean) ** 2 for norm in first) / len(first)
+        return NormMoments((), mean, var)
+
+    def to_dict(self) -> Dict[str, Any]:
+        return {'first': list(self.first), 'mean': self.mean, 'var': self.var}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> 'NormMoments':
+        """Read ``to_dict``; missing keys keep defaults, others are ignored."""
+        return cls(
+            tuple(saved.get('first', ())),
+            saved.get('mean'),
+            saved.get('var', 0.0),
+        )
