@@ -126,7 +126,7 @@ def test_one_nan_does_not_poison_the_later_updates(model, make, clip):
         train(wrapper, model, spoil=spoil)
     rule = wrapper.guard.clip_rule
     train(wrapper, model, spoil=lambda loss: loss * 100)
-    assert wrapper.guard.last_clip_coef < 0.1
+    assert wrapper.guard.last_clip_coef < 0.5
     assert wrapper.guard.state.num_steps == 6
     assert all(torch.isfinite(t).all() for t in model.state_dict().values())
     norms = rule.past.row if isinstance(rule, AutoClip) else [rule.past.mean]
