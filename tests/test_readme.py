@@ -11,8 +11,9 @@ from mmengine.registry import HOOKS
 
 from mmnanguard import apply_guard
 from mmnanguard.core import Cause, GuardPolicy
-from mmnanguard.numerics import GuardedGradScaler
+from mmnanguard.numerics import AdaptiveGradClip, GuardedGradScaler
 from mmnanguard.optim import NanGuardAmpOptimWrapper
+from mmnanguard.optim.clip_grad import MEMORY, RULES, build_clip
 
 ROOT = Path(__file__).parents[1]
 READMES = ['README.md', 'README_zh-CN.md']
@@ -81,6 +82,31 @@ def test_each_option_is_explained_with_its_default(readme):
         if key in ('device', 'enabled'):
             continue
         assert rows[key].strip() == f'{parameter.default}'.replace('.0', '')
+
+
+@pytest.mark.parametrize('rule', RULES.values())
+def test_each_option_of_a_clip_is_explained_with_its_default(rule):
+    text = (ROOT / 'docs' / 'clipping.md').read_text()
+    (part,) = re.findall(
+        rf'^## {rule.__name__}\n(.*?)(?=^## |\Z)', text, re.M | re.S
+    )
+    (config,) = blocks(part, 'python')
+    clip_grad = Config.fromstring(config, '.py').clip_grad
+    assert isinstance(build_clip(clip_grad)[rule is AdaptiveGradClip], rule)
+    rows = re.findall(r'^\| `(\w+)` \| ([^|]+) \|', part, re.M)
+    fields = [f for f in dataclasses.fields(rule) if f.name not in MEMORY]
+    defaults = {f.name: f'{f.default!r}' for f in fields}
+    defaults.update(norm_type='2', tiers='needed', exclude='[]')
+    defaults = {f.name: defaults[f.name].replace('10.0', '10') for f in fields}
+    assert dict(rows) == defaults
+
+
+def test_each_clip_is_in_the_readme(readme):
+    rows = re.findall(r"^\| `('\w+', .*?)` \|", readme, re.M)
+    kinds = [eval(f'dict(type={row})') for row in rows]
+    assert [kind['type'] for kind in kinds] == list(RULES)
+    for kind in kinds:
+        build_clip(kind)
 
 
 def test_each_cause_is_explained(readme):
