@@ -151,7 +151,7 @@ def test_norms_near_the_largest_that_is_committed():
 
 
 def test_the_statistics_are_of_unscaled_norms_before_clipping(model):
-    clip = dict(type='AutoClip', percentile=0)
+    clip = dict(type='ZClip', max_norm=1e-3)
     rows = []
     for scale in (1.0, 1024.0):
         twin = copy.deepcopy(model)
@@ -162,7 +162,8 @@ def test_the_statistics_are_of_unscaled_norms_before_clipping(model):
             train(wrapper, twin)
             told = wrapper.message_hub.get_scalar('train/grad_norm')
             norms.append(told.current())
-        assert wrapper.guard.clip_rule.past.row == tuple(norms)
+        assert wrapper.guard.last_clip_coef < 0.1
+        assert wrapper.guard.clip_rule.past.first == tuple(norms)
         rows.append(norms)
     assert rows[0] == pytest.approx(rows[1], rel=0.02)
 
@@ -173,8 +174,6 @@ def test_the_norm_may_be_another_one(model, clip):
     train(wrapper, model)
     past = wrapper.guard.clip_rule.past
     (norm,) = past.row if clip['type'] == 'AutoClip' else past.first
-    grads = [param.grad for param in model.parameters()]
-    assert grads == [None] * 6  # set to none by zero_grad
     told = wrapper.message_hub.get_scalar('train/grad_norm').current()
     assert norm == told > 0
 
