@@ -1,9 +1,9 @@
-from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from mmengine.dist import all_gather_object
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmnanguard.core import (
     Action,
@@ -12,16 +12,12 @@ from mmnanguard.core import (
     RollbackUnavailable,
     TrainingHalted,
 )
-from mmnanguard.numerics import (
-    StateCopy,
-    floats_of,
-    nonfinite_indices,
-    read_rng,
-    set_rng,
-)
+from mmnanguard.numerics import StateAudit, StateCopy, read_rng, set_rng
 from mmnanguard.registry import HOOKS
 
+from .audit import Audit
 from .find_guards import find_guards, find_wrappers
+from .kept_state import kept_state
 
 __all__ = ['RollbackHook']
 
@@ -47,7 +43,8 @@ class RollbackHook(Hook):
     """Goes back to an earlier state where skipping does not help.
 
     With ``optim_wrapper.guard=dict(when_exhausted='rollback')``: at the limit
-    of skips, or where weights went bad outside any update, the newest state
+    of skips, or where weights went bad outside any update (an update or a
+    ``StateAuditHook`` finds that), the newest state
     that is older than the trouble comes back: weights, buffers, optimizer
     state, averages of an ``EMAHook``, statistics of the guard's rules. Time
     goes on: iteration, learning rate schedule, data order, loss scale and
@@ -113,25 +110,30 @@ class RollbackHook(Hook):
         self._kept: List[Kept] = []
         self._used: Optional[Kept] = None
         self._event: Optional[GuardEvent] = None
-        self._masks: Set[str] = set()
 
     def before_train(self, runner: Runner) -> None:
-        tensors = self._tensors(runner)
-        buffers = {
-            name: tensor
-            for name, tensor in tensors.items()
-            if tensor.is_floating_point()
-            and not isinstance(tensor, nn.Parameter)
-        }
-        # Non-finite by design, such as a mask of -inf.
-        bad = nonfinite_indices(list(buffers.values()))
-        self._masks = {list(buffers)[index] for index in bad}
+        self._audit = StateAudit(
+            kept_state(runner), is_fresh=not runner._has_loaded
+        )
         self._kept, self._used, self._event = [], None, None
         self._keep(runner, runner.iter)
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
         if event.action is Action.ROLLBACK:
             self._event = event  # others still look at things as they were
+
+    def after_audit(self, runner: Runner, audit: Audit) -> None:
+        """What an audit found is mended at once."""
+        guards = find_guards(runner)
+        if not guards or not all(map(rolls_back, guards.values())):
+            return
+        event = audit.to_event().replace(optimizer=next(iter(guards)))
+        try:
+            self._roll_back(runner, event)
+        except TrainingHalted as error:
+            runner.logger.error(f'mmnanguard: no rollback: {error}')
+            return
+        audit.is_handled = True
 
     def after_train_iter(
         self,
@@ -142,7 +144,14 @@ class RollbackHook(Hook):
     ) -> None:
         event, self._event = self._event, None
         if event is not None:
-            self._roll_back(runner, event)
+            try:
+                self._roll_back(runner, event)
+            except TrainingHalted as error:
+                row = dict(schema=1, kind='halt', id=event.id, iter=event.iter)
+                runner.call_hook(
+                    'after_guard_row', row=dict(row, story=str(error))
+                )
+                raise
             return
         guards = find_guards(runner).values()
         is_quiet = all(
@@ -157,15 +166,7 @@ class RollbackHook(Hook):
             self._keep(runner, runner.iter + 1)
 
     def _keep(self, runner: Runner, iteration: int) -> None:
-        tensors = self._tensors(runner)
-        optimizers = find_optimizers(runner)
-        floats = [
-            tensor
-            for name, tensor in tensors.items()
-            if tensor.is_floating_point() and name not in self._masks
-        ]
-        floats += floats_of(optimizers)
-        is_finite = not nonfinite_indices(floats)
+        is_finite = not self._audit.look(kept_state(runner)).names
         if not all(all_gather_object(is_finite)):
             runner.logger.error(
                 f'mmnanguard: iteration {iteration}: weights, buffers, '
@@ -177,7 +178,7 @@ class RollbackHook(Hook):
             name: (guard.state, guard.clip_rule)
             for name, guard in find_guards(runner).items()
         }
-        copy = StateCopy(tensors, optimizers)
+        copy = StateCopy(self._tensors(runner), find_optimizers(runner))
         self._kept.append(Kept(iteration, copy, rules, read_rng()))
         del self._kept[: -self._num_kept]
 
@@ -187,23 +188,17 @@ class RollbackHook(Hook):
         halted = event.replace(action=Action.HALT)
         story = str(guard.halted(halted))
         if guard.state.num_rollbacks >= self._max_rollbacks:
-            raise self._halt(
-                runner,
-                TrainingHalted(
-                    halted,
-                    f'{story}\n  Rolled back {self._max_rollbacks} times, '
-                    'which is max_rollbacks.',
-                ),
+            raise TrainingHalted(
+                halted,
+                f'{story}\n  Rolled back {self._max_rollbacks} times, which '
+                'is max_rollbacks.',
             )
         kept = self._choose(event)
         if kept is None:
-            raise self._halt(
-                runner,
-                RollbackUnavailable(
-                    halted,
-                    f'{story}\n  No state is kept that is older than the '
-                    'trouble; see RollbackHook.interval and num_kept.',
-                ),
+            raise RollbackUnavailable(
+                halted,
+                f'{story}\n  No state is kept that is older than the trouble; '
+                'see RollbackHook.interval and num_kept.',
             )
         kept.copy.restore(self._tensors(runner), find_optimizers(runner))
         factor = self._lr_factor * guard.state.lr_factor
@@ -252,19 +247,6 @@ class RollbackHook(Hook):
             scale = max(scale, scaler.min_scale)
             scaler.load_state_dict(dict(scale=scale))
 
-    def _halt(self, runner: Runner, error: TrainingHalted) -> TrainingHalted:
-        runner.call_hook(
-            'after_guard_row',
-            row={
-                'schema': 1,
-                'kind': 'halt',
-                'id': error.event.id,
-                'iter': error.event.iter,
-                'story': str(error),
-            },
-        )
-        return error
-
     def _tensors(self, runner: Runner) -> Dict[str, Tensor]:
         """Weights, buffers and averages, by name."""
         tensors: Dict[str, Tensor] = {}
@@ -281,6 +263,10 @@ class RollbackHook(Hook):
             ]:
                 tensors[prefix + name] = tensor
         return tensors
+
+
+def rolls_back(guard: Any) -> bool:
+    return guard.policy.when_exhausted == 'rollback'
 
 
 def find_optimizers(runner: Runner) -> Dict[str, Any]:

@@ -16,7 +16,7 @@ from .saved_optimizer import running_stats, walk
 from .scan import CheckpointScan, Finding, scan_checkpoint, settle_masks
 from .shards import Placement, Shards, local
 from .snapshot import Snapshot
-from .state_copy import StateCopy, floats_of
+from .state_copy import StateCopy
 from .watch import forget_watched, read_watched, watch
 
 __all__ = [
@@ -43,7 +43,6 @@ __all__ = [
     'agree',
     'apply_update',
     'blame',
-    'floats_of',
     'forget_watched',
     'local',
     'look_at',

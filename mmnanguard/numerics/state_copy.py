@@ -1,5 +1,5 @@
 import copy
-from typing import Any, Dict, Iterator, List, Mapping
+from typing import Any, Dict, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -88,14 +88,3 @@ def to_host(leaf: Any) -> Any:
     leaf = local(leaf).detach()
     host = torch.empty_like(leaf, device='cpu', pin_memory=leaf.is_cuda)
     return host.copy_(leaf, non_blocking=True)
-
-
-def floats_of(optimizers: Mapping[str, Optimizer]) -> List[Tensor]:
-    """All floating-point tensors of their states."""
-    return [
-        local(value)
-        for optimizer in optimizers.values()
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, Tensor) and value.is_floating_point()
-    ]

@@ -33,5 +33,7 @@ class Streak:
             event: The last of them, with its context.
             policy: That was exhausted.
         """
-        self._events[-1] = event
+        if self._events and self._events[-1].iter == event.iter:
+            self._events.pop()  # the same, without its context
+        self._events.append(event)
         return TrainingHalted(event, tell_halt(event, self._events, policy))

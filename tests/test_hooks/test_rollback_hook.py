@@ -177,6 +177,36 @@ def test_weights_that_went_bad_outside_any_update_come_back(tmp_path):
     assert_equal(states[10], states[8])
 
 
+@pytest.mark.parametrize('action', ['halt', 'warn'])
+def test_what_an_audit_finds_is_mended_at_once(tmp_path, action):
+    audit = dict(type='mmnanguard.StateAuditHook', interval=3, action=action)
+    runner = train(
+        tmp_path,
+        faults=(),
+        custom=[SpoilWeights([9])],
+        hooks=dict(audit=audit),
+    )
+    (row,) = read_rows(runner, 'rollback')
+    (audit,) = read_rows(runner, 'audit')
+    assert (row['iter'], row['to']) == (9, 8)
+    assert row['id'] == audit['id']
+    assert read_rows(runner) == []  # no update has met it
+    states = runner.remembered.states
+    assert_equal(states[9], states[8])
+
+
+def test_an_audit_halts_where_nothing_is_left(tmp_path):
+    audit = dict(type='mmnanguard.StateAuditHook', interval=3)
+    with pytest.raises(TrainingHalted, match='the state of the run is bad'):
+        train(
+            tmp_path,
+            faults=(),
+            custom=[SpoilWeights([3, 9])],
+            hooks=dict(audit=audit),
+            rollback=dict(max_rollbacks=1),
+        )
+
+
 def test_bad_states_are_not_kept(tmp_path):
     # Bad as the state of iteration 8 is due, seen by the update after it.
     runner = train(tmp_path, faults=(), custom=[SpoilWeights([8])])
