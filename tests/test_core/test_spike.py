@@ -151,7 +151,7 @@ def test_the_state_survives_a_round_trip():
 @pytest.mark.parametrize(
     ('spike', 'words'),
     [
-        (dict(treshold=3), ["'treshold'", "'threshold'"]),
+        (dict(thresh=3), ["'thresh'", "'threshold'"]),
         (dict(threshold=0), ['threshold', '0']),
         (dict(threshold=math.nan), ['nan']),
         (dict(window=1), ['window', 'at least 2']),

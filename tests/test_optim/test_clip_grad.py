@@ -74,7 +74,7 @@ def test_forms(config, number_rule, tensor_rule):
         (35, ['35', 'dict(max_norm=35, norm_type=2)']),
         (dict(type='agc'), ['type', "'agc'", "'norm'", "'value'", "'ZClip'"]),
         (dict(type='mmcv.ZClip'), ["'mmcv.ZClip'", "'AdaptiveGradClip'"]),
-        (dict(type='AutoClip', percentil=1), ["'percentil'", "'percentile'"]),
+        (dict(type='AutoClip', percent=1), ["'percent'", "'percentile'"]),
         (dict(type='AutoClip', past=1), ["'past'", 'AutoClip', 'window']),
         (dict(type='AutoClip', norm_type=0), ['norm_type', '0']),
         (dict(type='ZClip', max_norm=0), ['max_norm', '0', 'None']),

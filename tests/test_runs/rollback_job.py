@@ -59,8 +59,8 @@ def main(work_dir, way):
     runner.train()
     states = remember.states
     result = dict(
-        back=[same(states[6], states[4]), same(states[10], states[8])],
-        moved=not same(states[11], states[10]),
+        back=[same(states[6], states[4]), same(states[9], states[8])],
+        moved=not same(states[10], states[9]),
         finite=all(t.isfinite().all().item() for t in states[12].values()),
         rollbacks=runner.optim_wrapper.guard.state.num_rollbacks,
         rows=read_rows(runner, 'rollback') if is_main_process() else [],
