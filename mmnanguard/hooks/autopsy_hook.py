@@ -105,7 +105,9 @@ class AutopsyHook(Hook):
                 'goes on'
             )
             return
-        culprit = found.phase, found.module, found.op
+        culprit: Tuple[str, ...] = found.phase, found.module, found.op
+        if found.phase == 'input':
+            culprit += found.samples
         if culprit in self._culprits:
             runner.logger.info(
                 f'mmnanguard: the autopsy of {event.id} found what an earlier '

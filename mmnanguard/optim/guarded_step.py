@@ -93,8 +93,7 @@ def guarded_step(
     if verdict.action is Action.STEP:
         norm = seen.grad_norm if seen.clip_norm is None else seen.clip_norm
         guard.last_clip_coef = verdict.clip_coef
-        guard.log_norm(norm)
-    if verdict.cause is Cause.NONE:
         guard.clip_rule = guard.clip_rule.after(norm)
-    else:
+        guard.log_norm(norm)
+    if verdict.cause is not Cause.NONE:
         guard.tell(seen, verdict, bad, before, after)
