@@ -7,7 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmnanguard.core import Action, GuardConfigError, GuardEvent
-from mmnanguard.numerics import Shards
+from mmnanguard.numerics import is_spread
 from mmnanguard.registry import HOOKS
 
 from .batch_dump import collect, save_whole, weights_of
@@ -67,9 +67,7 @@ class BatchDumpHook(Hook):
         self._window: Optional[Window] = None
 
     def before_train(self, runner: Runner) -> None:
-        params = list(runner.model.parameters())
-        is_spread = Shards(params, [runner.model]).place(params).groups
-        if self._save_weights and is_spread:
+        if self._save_weights and is_spread(runner.model):
             raise GuardConfigError(
                 'BatchDumpHook.save_weights: the weights are spread over '
                 'ranks, and a dump is of one rank. Leave it out, and give '

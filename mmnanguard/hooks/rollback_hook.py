@@ -1,9 +1,8 @@
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, List, Optional
 
 from mmengine.dist import all_gather_object
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import Tensor
 
 from mmnanguard.core import (
     Action,
@@ -12,30 +11,15 @@ from mmnanguard.core import (
     RollbackUnavailable,
     TrainingHalted,
 )
-from mmnanguard.numerics import StateAudit, StateCopy, read_rng, set_rng
+from mmnanguard.numerics import StateAudit
 from mmnanguard.registry import HOOKS
 
 from .audit import Audit
-from .find_guards import find_guards, find_wrappers
+from .earlier_state import EarlierState, newest_clean_state, present_state
+from .find_guards import find_guards
 from .kept_state import kept_state
 
 __all__ = ['RollbackHook']
-
-
-class Kept(NamedTuple):
-    """One earlier state.
-
-    Attributes:
-        iter: The last iteration that it knows of; from 1, 0 is the start.
-        copy: Weights, buffers, averages, optimizer states.
-        rules: Of each guard: its state and its clip rule, which are frozen.
-        rng: Of this rank.
-    """
-
-    iter: int
-    copy: StateCopy
-    rules: Dict[str, Tuple[Any, Any]]
-    rng: Dict[str, Any]
 
 
 @HOOKS.register_module()
@@ -57,7 +41,8 @@ class RollbackHook(Hook):
     pass and one read, and one small collective.
 
     Where the same trouble comes back before a newer state was kept, the next
-    rollback goes further back.
+    rollback goes further back. Where none is kept, the newest clean checkpoint
+    in the work dir takes its place, but not under FSDP.
 
     Args:
         interval: In iterations.
@@ -107,8 +92,8 @@ class RollbackHook(Hook):
         self._lr_recovery = lr_recovery
         self._scale_factor = scale_factor
         self._restore_rng = restore_rng
-        self._kept: List[Kept] = []
-        self._used: Optional[Kept] = None
+        self._kept: List[EarlierState] = []
+        self._used: Optional[EarlierState] = None
         self._event: Optional[GuardEvent] = None
 
     def before_train(self, runner: Runner) -> None:
@@ -174,12 +159,7 @@ class RollbackHook(Hook):
                 'state to go back to'
             )
             return
-        rules = {
-            name: (guard.state, guard.clip_rule)
-            for name, guard in find_guards(runner).items()
-        }
-        copy = StateCopy(self._tensors(runner), find_optimizers(runner))
-        self._kept.append(Kept(iteration, copy, rules, read_rng()))
+        self._kept.append(present_state(runner, iteration))
         del self._kept[: -self._num_kept]
 
     def _roll_back(self, runner: Runner, event: GuardEvent) -> None:
@@ -193,26 +173,24 @@ class RollbackHook(Hook):
                 f'{story}\n  Rolled back {self._max_rollbacks} times, which '
                 'is max_rollbacks.',
             )
-        kept = self._choose(event)
+        kept = self._choose(runner, event)
         if kept is None:
             raise RollbackUnavailable(
                 halted,
-                f'{story}\n  No state is kept that is older than the trouble; '
-                'see RollbackHook.interval and num_kept.',
+                f'{story}\n  No state is kept that is older than the trouble '
+                '(see RollbackHook.interval and num_kept), and the work dir '
+                'has no clean checkpoint of before.',
             )
-        kept.copy.restore(self._tensors(runner), find_optimizers(runner))
         factor = self._lr_factor * guard.state.lr_factor
         step = (1 - factor) / self._lr_recovery if self._lr_recovery else 0.0
-        for name, one in guards.items():
-            state, one.clip_rule = kept.rules[name]
-            one.state = one.state.rolled_back(state, factor, step)
+        kept.restore(runner, factor, step, self._restore_rng)
+        for one in guards.values():
             self._lower(one.scaler)
-        if self._restore_rng:
-            set_rng(kept.rng)
         self._used = kept
+        of_path = f', from {kept.path}' if kept.path else ''
         runner.logger.warning(
             f'Iter {event.iter}: went back to the state after iteration '
-            f'{kept.iter} (rollback {guard.state.num_rollbacks} of '
+            f'{kept.iter}{of_path} (rollback {guard.state.num_rollbacks} of '
             f'{self._max_rollbacks}); learning rate x {factor:g}, loss scale '
             f'{guard.scaler.get_scale():g}; data and schedule go on'
         )
@@ -224,22 +202,25 @@ class RollbackHook(Hook):
                 'id': event.id,
                 'iter': event.iter,
                 'to': kept.iter,
+                'path': kept.path,
                 'num_rollbacks': guard.state.num_rollbacks,
                 'lr_factor': factor,
                 'loss_scale': guard.scaler.get_scale(),
             },
         )
 
-    def _choose(self, event: GuardEvent) -> Optional[Kept]:
+    def _choose(
+        self, runner: Runner, event: GuardEvent
+    ) -> Optional[EarlierState]:
         """The newest that is older than the trouble, and not the one that
-        led back to it, unless it is all there is.
+        led back to it, unless it is all there is; else one on disk.
         """
         trouble = event.since or event.iter
         older = [kept for kept in self._kept if kept.iter < trouble]
         if len(older) > 1 and older[-1] is self._used:
             older.pop()
         self._kept = older
-        return older[-1] if older else None
+        return older[-1] if older else newest_clean_state(runner, trouble)
 
     def _lower(self, scaler: Any) -> None:
         if scaler.is_enabled():
@@ -247,33 +228,9 @@ class RollbackHook(Hook):
             scale = max(scale, scaler.min_scale)
             scaler.load_state_dict(dict(scale=scale))
 
-    def _tensors(self, runner: Runner) -> Dict[str, Tensor]:
-        """Weights, buffers and averages, by name."""
-        tensors: Dict[str, Tensor] = {}
-        averages = [
-            hook.ema_model
-            for hook in runner.hooks
-            if isinstance(hook, EMAHook)
-        ]
-        for index, model in enumerate([runner.model, *averages]):
-            prefix = f'average {index}: ' if index else ''
-            for name, tensor in [
-                *model.named_parameters(),
-                *model.named_buffers(),
-            ]:
-                tensors[prefix + name] = tensor
-        return tensors
-
 
 def rolls_back(guard: Any) -> bool:
     return guard.policy.when_exhausted == 'rollback'
-
-
-def find_optimizers(runner: Runner) -> Dict[str, Any]:
-    return {
-        name: wrapper.optimizer
-        for name, wrapper in find_wrappers(runner).items()
-    }
 
 
 def refuse(name: str, value: Any, allowed: str) -> None:

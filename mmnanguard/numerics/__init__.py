@@ -14,7 +14,7 @@ from .replay import Pass, ReplayWrapper, Setting, run_pass
 from .rng_state import read_rng, set_rng
 from .saved_optimizer import running_stats, walk
 from .scan import CheckpointScan, Finding, scan_checkpoint, settle_masks
-from .shards import Placement, Shards, local
+from .shards import Placement, Shards, is_spread, local
 from .snapshot import Snapshot
 from .state_copy import StateCopy
 from .watch import forget_watched, read_watched, watch
@@ -44,6 +44,7 @@ __all__ = [
     'apply_update',
     'blame',
     'forget_watched',
+    'is_spread',
     'local',
     'look_at',
     'look_closer',

@@ -3,7 +3,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ['Placement', 'Shards', 'local']
+__all__ = ['Placement', 'Shards', 'is_spread', 'local']
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -57,6 +57,12 @@ class Shards:
         return Placement(
             tuple(self._index.get(id(param)) for param in params), self._groups
         )
+
+
+def is_spread(model: nn.Module) -> bool:
+    """Does any rank hold but a part of some parameter?"""
+    params = list(model.parameters())
+    return bool(Shards(params, [model]).place(params).groups)
 
 
 def shard_ranks(param: Any) -> Tuple[int, ...]:

@@ -1,5 +1,5 @@
 import copy
-from typing import Any, Dict, Iterator, Mapping
+from typing import Any, Dict, Iterator, List, Mapping
 
 import torch
 from torch import Tensor
@@ -18,22 +18,33 @@ class StateCopy:
 
     Args:
         tensors: Weights and buffers, by name.
-        optimizers: By name; their state, not their learning rates.
+        states: Of each optimizer by name, those of its parameters, in the
+            order of its groups.
     """
 
     def __init__(
         self,
         tensors: Mapping[str, Tensor],
-        optimizers: Mapping[str, Optimizer],
+        states: Mapping[str, List[Dict[str, Any]]],
     ) -> None:
-        self._tensors = {name: to_host(t) for name, t in tensors.items()}
-        self._states = {
-            name: [
-                tree_map(to_host, dict(optimizer.state.get(param, {})))
-                for param in params_of(optimizer)
-            ]
-            for name, optimizer in optimizers.items()
-        }
+        self._tensors = tensors
+        self._states = states
+
+    @classmethod
+    def of(
+        cls, tensors: Mapping[str, Tensor], optimizers: Mapping[str, Optimizer]
+    ) -> 'StateCopy':
+        """A copy of what is there; of optimizers without learning rates."""
+        return cls(
+            {name: to_host(tensor) for name, tensor in tensors.items()},
+            {
+                name: [
+                    tree_map(to_host, dict(optimizer.state.get(param, {})))
+                    for param in params_of(optimizer)
+                ]
+                for name, optimizer in optimizers.items()
+            },
+        )
 
     @torch.no_grad()
     def restore(
@@ -51,8 +62,8 @@ class StateCopy:
             local(tensors[name]).copy_(saved)
         for name, states in self._states.items():
             optimizer = optimizers[name]
-            for param, saved in zip(params_of(optimizer), states):
-                restore_state(optimizer, param, saved)
+            for param, state in zip(params_of(optimizer), states):
+                restore_state(optimizer, param, state)
 
 
 def restore_state(

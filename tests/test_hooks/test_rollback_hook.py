@@ -242,6 +242,41 @@ def test_nothing_to_go_back_to(tmp_path, monkeypatch):
         train(tmp_path, faults=(), custom=[SpoilAll([])])
 
 
+@pytest.mark.parametrize('has_ema', [False, True])
+def test_else_the_newest_clean_checkpoint(tmp_path, has_ema):
+    class ForgetAndSpoil(Hook):
+        """No state is left in memory, and the newest file is bad."""
+
+        priority = 'LOWEST'
+
+        def after_train_iter(self, runner, **kwargs):
+            if runner.iter + 1 != 9:
+                return
+            path = tmp_path / 'iter_8.pth'
+            saved = torch.load(path, weights_only=True)
+            saved['state_dict']['head.weight'][0] = math.nan
+            torch.save(saved, path)
+            for hook in runner.hooks:
+                if type(hook).__name__ == 'RollbackHook':
+                    hook._kept = []
+                    hook._keep = lambda *args: None
+
+    hooks = dict(
+        checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=4)
+    )
+    if has_ema:
+        hooks['ema'] = dict(type='EMAHook', momentum=0.1)
+    runner = train(
+        tmp_path, (10, 11, 12), hooks=hooks, custom=[ForgetAndSpoil()]
+    )
+    (row,) = read_rows(runner, 'rollback')
+    assert (row['iter'], row['to']) == (12, 4)
+    assert row['path'].endswith('iter_4.pth')
+    states = runner.remembered.states
+    assert_equal(states[12], states[4])
+    assert ('ema steps' in states[4]) == has_ema
+
+
 def test_averages_come_back_and_raw_weights_stay_raw(tmp_path):
     runner = train(
         tmp_path,
