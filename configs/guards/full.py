@@ -1,5 +1,13 @@
 # Everything that this version has, at the precision that the config has: the
-# wrapper's type is replaced by its guarded twin.
+# wrapper's type is replaced by its guarded twin. What happens, rung by rung:
+#   a routine overflow     the loss scale comes down
+#   any other bad update   it is skipped, the first of its kind looked into,
+#                          and its batch dumped
+#   a module overflows     it runs in float32 from then on
+#   20 skips in a row, or half of the last 200 updates, or bad weights
+#                          back to an earlier state, three times at most
+#   after that             training halts
+optim_wrapper = dict(guard=dict(when_exhausted='rollback'))
 default_hooks = dict(
     nan_guard=dict(type='mmnanguard.NanGuardHook'),
     event_log=dict(type='mmnanguard.EventLogHook'),
@@ -8,4 +16,5 @@ default_hooks = dict(
     input_guard=dict(type='mmnanguard.InputGuardHook', action='reject'),
     dump=dict(type='mmnanguard.BatchDumpHook'),
     audit=dict(type='mmnanguard.StateAuditHook'),
+    rollback=dict(type='mmnanguard.RollbackHook', lr_factor=0.5),
 )

@@ -189,7 +189,7 @@ def test_all_hooks_and_a_replay_in_another_process(data_root, tmp_path):
     (path,) = work_dir.glob('*/nanguard/dumps/iter_3_rank0.pt')
     run(TESTS.parent / 'tools' / 'replay.py', path, '--device', 'cpu')
     row = json.loads(path.with_suffix('.json').read_text())
-    live, _ = read_rows(work_dir, 'autopsy')
+    live = read_rows(work_dir, 'autopsy')[0]
     assert {key: row[key] for key in live} == live
     assert row['exact']
     assert not row['repeats']
