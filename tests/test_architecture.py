@@ -17,12 +17,14 @@ OWN = {
     'numerics': {'core', 'numerics'},
     'optim': {'core', 'numerics', 'optim', 'registry', 'safe_load', 'version'},
     'hooks': {'core', 'numerics', 'hooks', 'registry', 'safe_load', 'version'},
+    'report': {'core', 'report'},
 }
 FORBIDDEN = {
     'core': {'torch', 'numpy', 'mmengine', 'mmcv'},
     'numerics': {'mmengine', 'mmcv'},
     'optim': {'mmcv'},
     'hooks': {'mmcv'},
+    'report': {'torch', 'numpy', 'mmengine', 'mmcv'},
 }
 
 

@@ -80,7 +80,8 @@ def test_core_needs_neither_torch_nor_mmengine():
         'importlib.util.find_spec = lambda name, *args: (\n'
         "    None if name in ('torch', 'mmengine') else find(name, *args))\n"
         'import mmnanguard.core as core\n'
-        'print(core.GuardPolicy())\n'
+        'from mmnanguard.report import read_events\n'
+        "print(core.GuardPolicy(), read_events('nowhere'))\n"
     )
     done = subprocess.run(
         [sys.executable, '-c', code], capture_output=True, text=True

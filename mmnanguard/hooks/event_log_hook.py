@@ -1,7 +1,8 @@
 import json
+import os
 import platform
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, BinaryIO, Mapping
 
 import mmengine
 import torch
@@ -92,13 +93,23 @@ class EventLogHook(Hook):
         if not is_main_process():
             return
         try:
-            with open(self.path, 'a', encoding='utf-8') as file:
-                file.write(to_json(row) + '\n')
+            with open(self.path, 'a+b') as file:
+                file.write(line_end(file) + to_json(row).encode() + b'\n')
         except OSError as error:
             runner.logger.error(
                 f'mmnanguard: cannot write {self.path} ({error}); training '
                 'goes on, this row is lost'
             )
+
+
+def line_end(file: BinaryIO) -> bytes:
+    """What a killed process left out of its last line: the file may be that
+    of an attempt that started in the same second.
+    """
+    if file.seek(0, os.SEEK_END) == 0:
+        return b''
+    file.seek(-1, os.SEEK_END)
+    return b'' if file.read(1) == b'\n' else b'\n'
 
 
 def last_attempt(work_dir: str, run: str) -> int:
@@ -108,7 +119,13 @@ def last_attempt(work_dir: str, run: str) -> int:
     """
     last = 0
     for path in Path(work_dir).glob(f'*/{FILE}'):
-        for line in path.read_text(encoding='utf-8').splitlines():
-            if '"kind": "start"' in line and f'"run": "{run}"' in line:
-                last = max(last, json.loads(line)['attempt'])
+        for line in path.read_bytes().split(b'\n'):
+            if b'"kind": "start"' not in line:
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:  # half-written by a process that was killed
+                continue
+            if row['run'] == run:
+                last = max(last, row['attempt'])
     return last

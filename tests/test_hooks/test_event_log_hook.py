@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from toys import guard_hooks, make_runner, read_rows, wrapper
 
+from mmnanguard.report import read_events
+
 TESTS = Path(__file__).parents[1]
 
 
@@ -106,3 +108,33 @@ def test_two_events_of_one_iteration_have_two_ids(tmp_path):
     event = guard._streak._events[-1]
     runner.train_loop._iter = 2
     assert hook._new_id(runner, event) == f'{guard.run}-3.2'
+
+
+@pytest.mark.parametrize('kept', [75, -1, None])
+def test_a_half_written_start_does_not_stop_the_next(
+    tmp_path, monkeypatch, kept
+):
+    """Killed while it wrote its start; the next begins in that second."""
+    monkeypatch.setattr('time.strftime', lambda *_: 'one_second')
+    save = dict(type='CheckpointHook', by_epoch=False, interval=4)
+    faults = [dict(iter=i, site='loss', value='nan') for i in (3, 7)]
+    hooks = {**guard_hooks(*faults), 'checkpoint': save}
+    optim = wrapper('NanGuardOptimWrapper')
+    keys = dict(default_hooks=hooks, max_iters=8)
+    make_runner(tmp_path, optim, **keys).train()
+    (path,) = tmp_path.glob('*/nanguard/events.jsonl')
+    start = path.read_text().split('\n')[0]
+    start = start.replace('pt": 1,', 'pt": 2,').replace('er": 1,', 'er": 5,')
+    with open(path, 'a') as file:
+        file.write(start[:kept])
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_4.pth'))
+    make_runner(tmp_path, optim, resume=True, **keys).train()
+
+    told = [
+        (row['kind'], row['iter'], row['attempt'])
+        for row in read_events(str(tmp_path))
+    ]
+    attempt = 3 if kept is None else 2  # a whole start counts
+    assert told[:2] == [('start', 1, 1), ('update', 3, 1)]
+    assert told[-2:] == [('start', 5, attempt), ('update', 7, attempt)]
+    assert len(told) == attempt + 2
