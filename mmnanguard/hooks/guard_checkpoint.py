@@ -23,6 +23,8 @@ class GuardCheckpoint:
             run draws what the uninterrupted one would have drawn: dropout,
             and augmentation, whose workers MMEngine seeds anew in each
             process. The run then draws the same with and without validation.
+            Not what workers draw that outlive an epoch, see
+            :func:`draws_anew`.
     """
 
     def __init__(self, save_rng: bool = False) -> None:
@@ -30,6 +32,7 @@ class GuardCheckpoint:
         self._loaded: Mapping[str, Any] = {}
         self._states: Optional[List[Dict[str, Any]]] = None
         self._before_val: Optional[Dict[str, Any]] = None
+        self._is_told = False
 
     def gather(self, runner: Runner, is_due: Optional[bool] = None) -> None:
         """Before a checkpoint; collective, since only rank 0 saves.
@@ -96,6 +99,14 @@ class GuardCheckpoint:
 
     def resume_rng(self, runner: Runner) -> None:
         """Before an epoch; only the first after a resume does anything."""
+        if self._save_rng and not self._is_told and draws_anew(runner):
+            runner.logger.warning(
+                'mmnanguard: save_rng cannot save the random state of '
+                'workers that outlive an epoch: after a resume augmentation '
+                'is drawn anew. Set train_dataloader.persistent_workers='
+                'False if it is to be the same.'
+            )
+        self._is_told = True
         states = self._loaded.get('rng')
         self._loaded = {}
         if states is None:
@@ -131,6 +142,20 @@ def is_due_now(hook: CheckpointHook, runner: Runner) -> bool:
     return hook.every_n_train_iters(
         runner, hook.interval, hook.save_begin
     ) or (hook.save_last and hook.is_last_train_iter(runner))
+
+
+def draws_anew(runner: Runner) -> bool:
+    """Does a resumed run draw other augmentation whatever was saved?
+
+    Persistent workers are seeded once and draw on from epoch to epoch, while
+    a run that resumes at an epoch has new ones. A loop of iterations draws
+    all batches again, from the first.
+    """
+    loop = runner.train_loop
+    loader = getattr(loop, 'dataloader', None)
+    return not hasattr(loop, 'dataloader_iterator') and getattr(
+        loader, 'persistent_workers', False
+    )
 
 
 class SetRngAfter:

@@ -56,8 +56,9 @@ class DrawSomething(Hook):
         self.drawn.append((random.random(), np.random.rand()))
 
 
-def loader(num_workers):
+def loader(num_workers, **changes):
     return dict(
+        **changes,
         dataset=dict(type='NoisyData', size=16),
         sampler=dict(type='DefaultSampler', shuffle=True),
         batch_size=4,
@@ -66,7 +67,14 @@ def loader(num_workers):
 
 
 def train(
-    work_dir, by_epoch, stop=8, save_rng=True, resume=False, fault=5, workers=2
+    work_dir,
+    by_epoch,
+    stop=8,
+    save_rng=True,
+    resume=False,
+    fault=5,
+    workers=2,
+    is_persistent=False,
 ):
     hooks = guard_hooks(dict(iter=fault, site='loss'))
     hooks['nan_guard']['save_rng'] = save_rng
@@ -82,7 +90,7 @@ def train(
         wrapper('NanGuardOptimWrapper', lr=0.01),
         model=dict(type='DropoutNet'),
         train_cfg=loop,
-        train_dataloader=loader(workers),
+        train_dataloader=loader(workers, persistent_workers=is_persistent),
         val_dataloader=loader(0),
         val_cfg=dict(),
         val_evaluator=[],
@@ -116,3 +124,20 @@ def test_mmengine_draws_anew(tmp_path):
         tmp_path / 'parts', False, save_rng=False, resume=True
     )
     assert drawn[4:] != drawn_later
+
+
+@pytest.mark.parametrize('by_epoch', [False, True], ids=['iters', 'epochs'])
+def test_persistent_workers(tmp_path, by_epoch):
+    """What they would draw in a later epoch nobody else can know."""
+    keys = dict(by_epoch=by_epoch, is_persistent=True)
+    whole, _ = train(tmp_path / 'whole', **keys)
+    train(tmp_path / 'parts', stop=4, **keys)
+    parts, _ = train(tmp_path / 'parts', resume=True, **keys)
+    logs = [path.read_text() for path in tmp_path.glob('*/*/*.log')]
+    told = [log.count('workers that outlive an epoch') for log in logs]
+    if not by_epoch:
+        assert_same(whole, parts)
+    else:
+        with pytest.raises(AssertionError):
+            assert_same(whole, parts)
+    assert told == [int(by_epoch)] * 3
