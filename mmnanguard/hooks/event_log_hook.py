@@ -92,9 +92,12 @@ class EventLogHook(Hook):
     def _write(self, runner: Runner, row: Mapping[str, Any]) -> None:
         if not is_main_process():
             return
+        # The name of a file may hold bytes that are no UTF-8; what they are
+        # replaced by is JSON's own escape.
+        line = to_json(row).encode('utf-8', 'backslashreplace') + b'\n'
         try:
             with open(self.path, 'a+b') as file:
-                file.write(line_end(file) + to_json(row).encode() + b'\n')
+                file.write(line_end(file) + line)
         except OSError as error:
             runner.logger.error(
                 f'mmnanguard: cannot write {self.path} ({error}); training '
