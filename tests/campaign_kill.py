@@ -34,7 +34,7 @@ from toys import BATCH_SIZE, everything, guard_hooks, make_data, make_runner
 from toys import wrapper as toy_wrapper
 
 from mmnanguard.hooks import choose_resume
-from mmnanguard.numerics import look_at, read_rng
+from mmnanguard.numerics import look_at
 from mmnanguard.report import read_events
 from mmnanguard.safe_load import allow_mmengine_checkpoints
 
@@ -163,7 +163,6 @@ def train(work_dir, by_epoch, num_workers):
         averages=dict(ema.ema_model.state_dict()),
         scaler=runner.optim_wrapper.loss_scaler.state_dict(),
         schedulers=[each.state_dict() for each in runner.param_schedulers],
-        random=read_rng(),
         guard={
             key: value
             for key, value in runner.optim_wrapper.guard.state_dict().items()
