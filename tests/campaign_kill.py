@@ -55,7 +55,7 @@ FAULTS = [
 ]
 # By which an interrupted run's rows may differ; the beginning of a streak is
 # as the process has seen it.
-OWN_KEYS = ('id', 'run', 'attempt', 'time', 'since')
+OWN_KEYS = ('id', 'run', 'attempt', 'time')
 
 
 @MODELS.register_module()

@@ -280,6 +280,7 @@ class Guard:
             'state': self.state.to_dict(),
             'run': self.run,
             'attempt': self.attempt,
+            'since': self._streak.start,
             'clip': self.clip_rule.to_dict(),
         }
 
@@ -288,6 +289,7 @@ class Guard:
         self.state = self._restored(saved.get('state', {}))
         self.run = saved.get('run', '')
         self.attempt = saved.get('attempt', 0) + 1
+        self._streak.start = saved.get('since', 0)
         self.clip_rule = load_clip(self.clip_rule, saved.get('clip', {}))
 
     def _restored(self, saved: Dict[str, Any]) -> GuardState:

@@ -9,22 +9,25 @@ MAX_KEPT = 1000
 
 
 class Streak:
-    """Rejected updates in a row, kept for the story of a halt."""
+    """Rejected updates in a row, kept for the story of a halt.
+
+    Attributes:
+        start: Iteration of the first.
+    """
 
     def __init__(self) -> None:
         self._events: Deque[GuardEvent] = deque(maxlen=MAX_KEPT)
-        self._start = 0
+        self.start = 0
 
     def add(self, event: GuardEvent) -> None:
         if event.consecutive_skips == 1:
             self._events.clear()
-            self._start = event.iter
+            self.start = event.iter
         self._events.append(event)
 
     def since(self, num_skips: int, now: int) -> int:
         """Iteration of the first of ``num_skips``, the last of them now."""
-        is_first = num_skips == 1 or not self._events
-        return now if is_first else self._start
+        return now if num_skips == 1 else self.start or now
 
     def halted(self, event: GuardEvent, policy: GuardPolicy) -> TrainingHalted:
         """The exception that tells the whole story.

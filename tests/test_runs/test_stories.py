@@ -275,3 +275,20 @@ def test_tensors_stay_what_they_are(tmp_path):
     assert not any(
         math.isnan(t.float().sum()) for t in everything(runner).values()
     )
+
+
+def test_a_streak_goes_on_over_a_resume(tmp_path):
+    hooks = guard_hooks(*(dict(iter=n, site='loss') for n in (4, 5, 6)))
+    hooks['checkpoint'] = dict(
+        type='CheckpointHook', by_epoch=False, interval=4
+    )
+    keys = dict(default_hooks=hooks)
+    first = make_runner(tmp_path, wrapper(), max_iters=4, **keys)
+    first.train()
+    resumed = make_runner(tmp_path, wrapper(), resume=True, **keys)
+    resumed.train()
+    rows = read_rows(resumed)
+    assert [(r['iter'], r['since']) for r in rows if r['iter'] > 4] == [
+        (5, 4),
+        (6, 4),
+    ]
