@@ -118,7 +118,8 @@ def show_outputs(outputs):
 
 def run(args):
     from mmnanguard.core import to_json
-    from mmnanguard.hooks.dump_replay import open_dump, versions
+    from mmnanguard.hooks.dump_replay import open_dump
+    from mmnanguard.hooks.versions import versions
 
     json_path = place_of_json(args)
     case = open_dump(

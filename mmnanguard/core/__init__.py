@@ -9,6 +9,9 @@ from .errors import (
     RollbackUnavailable,
     TrainingHalted,
     check_keys,
+    check_value,
+    is_count,
+    is_finite_number,
 )
 from .event import BadTensor, GuardEvent, to_json
 from .halt_story import tell_halt
@@ -49,7 +52,10 @@ __all__ = [
     'Verdict',
     'ZClip',
     'check_keys',
+    'check_value',
     'decide',
+    'is_count',
+    'is_finite_number',
     'report',
     'smallest_subset',
     'tell_halt',

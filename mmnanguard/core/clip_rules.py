@@ -9,8 +9,8 @@ from .clip_checks import (
     check_count,
     check_norm_type,
     check_positive,
-    is_number,
 )
+from .errors import is_finite_number, is_number
 from .norm_moments import NormMoments
 from .sorted_window import SortedWindow
 
@@ -103,8 +103,8 @@ class TieredClip(ClipRule):
         try:
             tiers = sorted(((a, b) for a, b in self.tiers), reverse=True)
             is_right = bool(tiers) and all(
-                is_number(above)
-                and 0 <= above < math.inf
+                is_finite_number(above)
+                and above >= 0
                 and is_number(max_norm)
                 and max_norm > 0
                 for above, max_norm in tiers

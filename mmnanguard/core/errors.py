@@ -13,7 +13,7 @@ new one without the traceback.
 
 import difflib
 import math
-from typing import TYPE_CHECKING, Any, Iterable
+from typing import TYPE_CHECKING, Any, Dict, Iterable
 
 if TYPE_CHECKING:
     from .event import GuardEvent
@@ -24,6 +24,9 @@ __all__ = [
     'RollbackUnavailable',
     'TrainingHalted',
     'check_keys',
+    'check_value',
+    'is_count',
+    'is_finite_number',
     'is_number',
 ]
 
@@ -44,6 +47,16 @@ class TrainingHalted(NanGuardError):
         super().__init__(story)
         self.event = event
 
+    def to_row(self) -> Dict[str, Any]:
+        """The last row of an event log."""
+        return {
+            'schema': 1,
+            'kind': 'halt',
+            'id': self.event.id,
+            'iter': self.event.iter,
+            'story': str(self),
+        }
+
 
 class RollbackUnavailable(TrainingHalted):
     """No earlier state is left to which training could go back."""
@@ -54,9 +67,34 @@ class GuardConfigError(NanGuardError, ValueError):
 
 
 def is_number(value: Any) -> bool:
-    """A finite one; True and False are none."""
-    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_real and math.isfinite(value)
+    """True and False are none; NaN and Inf are."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_finite_number(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value)
+
+
+def is_count(value: Any, least: int) -> bool:
+    """An integer of at least ``least``; True and False are none."""
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    return is_int and value >= least
+
+
+def check_value(is_right: bool, key: str, value: Any, allowed: str) -> None:
+    """Refuse a value that a config has.
+
+    Args:
+        is_right: May it pass?
+        key: Where it stands, such as 'RollbackHook.interval'.
+        value: What it is.
+        allowed: What it must be.
+
+    Raises:
+        GuardConfigError: If it may not.
+    """
+    if not is_right:
+        raise GuardConfigError(f'{key} is {value!r}: it must be {allowed}.')
 
 
 def check_keys(

@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 from typing import Tuple
 
-from .errors import GuardConfigError, is_number
+from .errors import check_value, is_count, is_finite_number
 
 __all__ = ['LrBackoff', 'recover']
 
@@ -31,20 +31,20 @@ class LrBackoff:
     recovery: int = 100
 
     def __post_init__(self) -> None:
-        if not (is_number(self.above) and self.above > 0):
-            self._refuse('above', 'a number above 0')
-        if not (is_number(self.factor) and 0 < self.factor < 1):
-            self._refuse('factor', 'a number between 0 and 1')
-        if not (is_number(self.floor) and 0 < self.floor <= self.factor):
-            self._refuse('floor', 'a number above 0, at most factor')
-        if type(self.recovery) is not int or self.recovery < 1:
-            self._refuse('recovery', 'an integer of at least 1')
-
-    def _refuse(self, key: str, allowed: str) -> None:
-        raise GuardConfigError(
-            f'optim_wrapper.guard.lr_backoff: {key} is '
-            f'{getattr(self, key)!r}, it must be {allowed}.'
+        is_norm = is_finite_number(self.above) and self.above > 0
+        self._check(is_norm, 'above', 'a number above 0')
+        is_share = is_finite_number(self.factor) and 0 < self.factor < 1
+        self._check(is_share, 'factor', 'a number between 0 and 1')
+        is_below = is_finite_number(self.floor) and (
+            0 < self.floor <= self.factor
         )
+        self._check(is_below, 'floor', 'a number above 0, at most factor')
+        is_long = is_count(self.recovery, least=1)
+        self._check(is_long, 'recovery', 'an integer of at least 1')
+
+    def _check(self, is_right: bool, key: str, allowed: str) -> None:
+        where = f'optim_wrapper.guard.lr_backoff.{key}'
+        check_value(is_right, where, getattr(self, key), allowed)
 
     def lower(self, factor: float) -> Tuple[float, float]:
         """The next factor, and by how much it then comes back an update."""

@@ -1,7 +1,13 @@
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Dict, Mapping, Optional, Tuple
 
-from .errors import GuardConfigError, check_keys, is_number
+from .errors import (
+    GuardConfigError,
+    check_keys,
+    check_value,
+    is_count,
+    is_number,
+)
 from .lr_backoff import LrBackoff
 from .spike import SpikePolicy
 
@@ -55,11 +61,12 @@ class GuardPolicy:
                 'max_consecutive_skips=None or max_skip_rate=None.'
             )
         rate = self.max_skip_rate
-        if rate is not None and not (is_number(rate) and 0 <= rate < 1):
-            raise GuardConfigError(
-                f'{WHERE}.max_skip_rate is {rate!r}: it must be a share in '
-                '[0, 1), or None for no limit.'
-            )
+        check_value(
+            rate is None or (is_number(rate) and 0 <= rate < 1),
+            f'{WHERE}.max_skip_rate',
+            rate,
+            'a share in [0, 1), or None for no limit',
+        )
         _check_choice(
             'when_exhausted', self.when_exhausted, ('halt', 'rollback')
         )
@@ -113,13 +120,9 @@ def build(key: str, kind: Any, config: Any) -> Any:
 
 
 def _check_count(key: str, value: Any, least: int) -> None:
-    if value is not None and (
-        not isinstance(value, int) or isinstance(value, bool) or value < least
-    ):
-        raise GuardConfigError(
-            f'{WHERE}.{key} is {value!r}: it must be an integer of at least '
-            f'{least}.'
-        )
+    is_right = value is None or is_count(value, least)
+    allowed = f'an integer of at least {least}'
+    check_value(is_right, f'{WHERE}.{key}', value, allowed)
 
 
 def _check_choice(key: str, value: Any, choices: Tuple[str, ...]) -> None:

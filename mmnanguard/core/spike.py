@@ -2,7 +2,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple, Optional, Sequence
 
-from .errors import GuardConfigError, is_number
+from .errors import check_value, is_count, is_finite_number
 from .observation import Observation
 
 __all__ = ['Spike', 'SpikePolicy']
@@ -60,22 +60,21 @@ class SpikePolicy:
     action: str = 'skip'
 
     def __post_init__(self) -> None:
-        if not (is_number(self.threshold) and self.threshold > 0):
-            self._refuse('threshold', 'a number above 0')
-        if type(self.window) is not int or self.window < 2:
-            self._refuse('window', 'an integer of at least 2')
-        if self.warmup is not None and (
-            type(self.warmup) is not int or not 2 <= self.warmup <= self.window
-        ):
-            self._refuse('warmup', 'None, or an integer from 2 to window')
-        if self.action not in ACTIONS:
-            self._refuse('action', f'one of {", ".join(ACTIONS)}')
-
-    def _refuse(self, key: str, allowed: str) -> None:
-        raise GuardConfigError(
-            f'optim_wrapper.guard.spike: {key} is {getattr(self, key)!r}, it '
-            f'must be {allowed}.'
+        is_limit = is_finite_number(self.threshold) and self.threshold > 0
+        self._check(is_limit, 'threshold', 'a number above 0')
+        is_long = is_count(self.window, least=2)
+        self._check(is_long, 'window', 'an integer of at least 2')
+        is_within = self.warmup is None or (
+            is_count(self.warmup, least=2) and self.warmup <= self.window
         )
+        allowed = 'None, or an integer from 2 to window'
+        self._check(is_within, 'warmup', allowed)
+        is_known = self.action in ACTIONS
+        self._check(is_known, 'action', f'one of {", ".join(ACTIONS)}')
+
+    def _check(self, is_right: bool, key: str, allowed: str) -> None:
+        where = f'optim_wrapper.guard.spike.{key}'
+        check_value(is_right, where, getattr(self, key), allowed)
 
     def find(
         self,

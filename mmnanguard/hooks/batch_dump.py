@@ -1,9 +1,6 @@
-import os
-import platform
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
-import mmengine
 import torch
 from mmengine.dist import get_rank, get_world_size
 from mmengine.runner import Runner
@@ -11,15 +8,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mmnanguard.core import GuardEvent
-from mmnanguard.version import __version__
 
 from .examination import settings_of
 from .find_guards import find_wrappers
 from .fp32_modules_hook import Fp32ModulesHook
 from .plain_batch import to_plain
+from .versions import versions
+from .whole_files import written_aside
 from .window import Window
 
-__all__ = ['collect', 'save_whole', 'versions', 'weights_of']
+__all__ = ['collect', 'save_whole', 'weights_of']
 
 SCHEMA = 1
 
@@ -59,16 +57,6 @@ def collect(
     return dump, pickled, lost
 
 
-def versions() -> Dict[str, str]:
-    """Of what a pass depends on, here and now."""
-    return {
-        'mmnanguard': __version__,
-        'mmengine': mmengine.__version__,
-        'torch': str(torch.__version__),
-        'python': platform.python_version(),
-    }
-
-
 def weights_of(model: nn.Module) -> Dict[str, Tensor]:
     """Weights and buffers; of this rank."""
     model = getattr(model, 'module', model)
@@ -97,10 +85,6 @@ def save_whole(dump: Dict[str, Any], path: Path, max_bytes: float) -> int:
             f'{max_bytes / 2**20:g}'
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix('.tmp')
-    try:
+    with written_aside(path) as aside:
         torch.save(dump, aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
     return path.stat().st_size

@@ -16,7 +16,7 @@ from mmnanguard.core import Autopsy, NanGuardError
 from mmnanguard.numerics import Setting
 from mmnanguard.safe_load import allow_mmengine_checkpoints
 
-from .batch_dump import SCHEMA, versions
+from .batch_dump import SCHEMA
 from .batch_keeper import KeptBatch
 from .examination import Examination
 from .find_guards import find_wrappers
@@ -24,7 +24,7 @@ from .plain_batch import from_plain
 from .replay_config import IMPORT_HINT, KEYS, hooks_inside, read_config
 from .window import MicroBatch
 
-__all__ = ['DumpReplay', 'open_dump', 'versions']
+__all__ = ['DumpReplay', 'open_dump']
 
 
 class DumpReplay(NamedTuple):

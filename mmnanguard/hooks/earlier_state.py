@@ -84,10 +84,9 @@ def newest_clean_state(runner: Runner, before: int) -> Optional[EarlierState]:
         return None
     path, iteration = told[0]
     saved = torch.load(path, map_location='cpu', weights_only=True)
+    present = tensors_of(runner)
     tensors = {
-        name: tensor
-        for name, tensor in tensors_in(saved)
-        if name in tensors_of(runner)
+        name: tensor for name, tensor in tensors_in(saved) if name in present
     }
     names = list(find_wrappers(runner))
     wrappers = saved['optimizer']

@@ -1,20 +1,17 @@
 import json
 import os
-import platform
 from pathlib import Path
 from typing import Any, BinaryIO, Mapping
 
-import mmengine
-import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmnanguard.core import Action, GuardEvent, to_json
 from mmnanguard.registry import HOOKS
-from mmnanguard.version import __version__
 
-from .find_guards import find_guards, guard_facts
+from .find_guards import find_guards, guard_facts, has_hook
+from .versions import versions
 
 __all__ = ['EventLogHook', 'last_attempt']
 
@@ -38,10 +35,7 @@ class EventLogHook(Hook):
         if is_main_process():
             self.path.parent.mkdir(parents=True, exist_ok=True)
         guards = find_guards(runner)
-        has_teller = any(
-            type(hook).__name__ == 'NanGuardHook' for hook in runner.hooks
-        )
-        if not has_teller:
+        if not has_hook(runner, 'NanGuardHook'):
             runner.logger.error(
                 'mmnanguard: EventLogHook gets no events without '
                 'NanGuardHook. Add default_hooks=dict(nan_guard=dict('
@@ -57,12 +51,7 @@ class EventLogHook(Hook):
                 'attempt': first.attempt if first else 1,
                 'iter': runner.iter + 1,
                 'max_iters': runner.max_iters,
-                'versions': {
-                    'mmnanguard': __version__,
-                    'mmengine': mmengine.__version__,
-                    'torch': torch.__version__,
-                    'python': platform.python_version(),
-                },
+                'versions': versions(),
                 'guards': {
                     name: guard_facts(guard) for name, guard in guards.items()
                 },
@@ -72,18 +61,8 @@ class EventLogHook(Hook):
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
         self._write(runner, event.to_row())
         if event.action is Action.HALT:
-            self._write(
-                runner,
-                {
-                    'schema': 1,
-                    'kind': 'halt',
-                    'id': event.id,
-                    'iter': event.iter,
-                    'story': str(
-                        find_guards(runner)[event.optimizer].halted(event)
-                    ),
-                },
-            )
+            guard = find_guards(runner)[event.optimizer]
+            self._write(runner, guard.halted(event).to_row())
 
     def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
         """What another hook found out about an event."""

@@ -13,6 +13,7 @@ __all__ = [
     'find_guards',
     'find_wrappers',
     'guard_facts',
+    'has_hook',
     'own_modules',
 ]
 
@@ -73,15 +74,18 @@ def describe(name: str, wrapper: Any, guard: Any) -> str:
     )
 
 
+def has_hook(runner: Runner, name: str) -> bool:
+    """By the name of its class."""
+    return any(type(hook).__name__ == name for hook in runner.hooks)
+
+
 def check_rollback(runner: Runner) -> None:
     """Refuse guards that count on a RollbackHook which is not there.
 
     Raises:
         GuardConfigError: If so.
     """
-    is_there = any(
-        type(hook).__name__ == 'RollbackHook' for hook in runner.hooks
-    )
+    is_there = has_hook(runner, 'RollbackHook')
     for name, guard in find_guards(runner).items():
         if guard.policy.when_exhausted == 'rollback' and not is_there:
             raise GuardConfigError(

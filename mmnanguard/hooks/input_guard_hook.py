@@ -10,7 +10,7 @@ from mmnanguard.core import Cause, GuardConfigError, GuardEvent, TrainingHalted
 from mmnanguard.registry import HOOKS
 
 from .bad_inputs import gather_bad_inputs
-from .find_guards import find_guards
+from .find_guards import find_guards, has_hook
 from .input_look import InputFlags, InputLook, bad_samples
 from .input_policy import InputPolicy
 
@@ -79,9 +79,7 @@ class InputGuardHook(Hook):
         self._has_looked = self._is_on = False
 
     def before_run(self, runner: Runner) -> None:
-        if not self._policy.mends and not any(
-            type(hook).__name__ == 'NanGuardHook' for hook in runner.hooks
-        ):
+        if not self._policy.mends and not has_hook(runner, 'NanGuardHook'):
             self._miss_events(runner)
 
     def before_train(self, runner: Runner) -> None:

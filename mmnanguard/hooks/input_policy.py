@@ -1,11 +1,15 @@
-import math
 from dataclasses import dataclass
 from typing import Any, Collection, Optional, Sequence
 
 import torch
 from torch import Tensor
 
-from mmnanguard.core import GuardConfigError
+from mmnanguard.core import (
+    GuardConfigError,
+    check_value,
+    is_count,
+    is_finite_number,
+)
 
 __all__ = ['InputPolicy', 'is_part']
 
@@ -46,7 +50,7 @@ class InputPolicy:
                     name,
                     'a finite number, or None for the extreme of the dtype',
                 )
-        if type(self.interval) is not int or self.interval < 1:
+        if not is_count(self.interval, least=1):
             self._refuse('interval', 'a number of iterations, 1 or more')
         for name in ('nan', 'posinf', 'neginf', 'interval'):
             value = getattr(self, name)
@@ -58,10 +62,8 @@ class InputPolicy:
                 )
 
     def _refuse(self, name: str, allowed: str) -> None:
-        raise GuardConfigError(
-            f'InputGuardHook.{name} is {getattr(self, name)!r}: it must be '
-            f'{allowed}.'
-        )
+        key = f'InputGuardHook.{name}'
+        check_value(False, key, getattr(self, name), allowed)
 
     @property
     def mends(self) -> bool:
@@ -105,11 +107,6 @@ class InputPolicy:
 def is_part(key: str, wholes: Sequence[str]) -> bool:
     """Whether it is one of ``wholes``, or below one."""
     return any(f'{key}.'.startswith(f'{whole}.') for whole in wholes)
-
-
-def is_finite_number(value: Any) -> bool:
-    is_number = isinstance(value, (int, float)) and type(value) is not bool
-    return is_number and math.isfinite(value)
 
 
 def is_list_of_names(value: Any) -> bool:

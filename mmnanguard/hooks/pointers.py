@@ -6,6 +6,8 @@ from mmengine.fileio import LocalBackend, get_file_backend
 
 from mmnanguard.numerics import CheckpointFile, look_at, settle
 
+from .whole_files import written_aside
+
 __all__ = ['LAST_CLEAN', 'choose_resume', 'read_pointer', 'write_pointer']
 
 LAST = 'last_checkpoint'  # MMEngine's
@@ -16,11 +18,8 @@ def write_pointer(work_dir: str, name: str, target: str) -> None:
     """Let a file of the work dir name a checkpoint, as MMEngine's
     'last_checkpoint' does; it is never seen half-written.
     """
-    path = os.path.join(work_dir, name)
-    aside = path + '.partial'
-    with open(aside, 'w') as file:
-        file.write(target)
-    os.replace(aside, path)
+    with written_aside(os.path.join(work_dir, name)) as aside:
+        Path(aside).write_text(target)
 
 
 def read_pointer(work_dir: str, name: str) -> Optional[str]:

@@ -1,4 +1,4 @@
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Tuple
 
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
@@ -6,10 +6,12 @@ from mmengine.runner import Runner
 
 from mmnanguard.core import (
     Action,
-    GuardConfigError,
     GuardEvent,
     RollbackUnavailable,
     TrainingHalted,
+    check_value,
+    is_count,
+    is_finite_number,
 )
 from mmnanguard.numerics import StateAudit
 from mmnanguard.registry import HOOKS
@@ -28,11 +30,11 @@ class RollbackHook(Hook):
 
     With ``optim_wrapper.guard=dict(when_exhausted='rollback')``: at the limit
     of skips, or where weights went bad outside any update (an update or a
-    ``StateAuditHook`` finds that), the newest state
-    that is older than the trouble comes back: weights, buffers, optimizer
-    state, averages of an ``EMAHook``, statistics of the guard's rules. Time
-    goes on: iteration, learning rate schedule, data order, loss scale and
-    random numbers are not put back, so that what did the harm is passed.
+    ``StateAuditHook`` finds that), the newest state that is older than the
+    trouble comes back: weights, buffers, optimizer state, averages of an
+    ``EMAHook``, statistics of the guard's rules. Time goes on: iteration,
+    learning rate schedule, data order, loss scale and random numbers are not
+    put back, so that what did the harm is passed.
 
     States are kept in memory, on the host (pinned, where there is a GPU):
     each takes as much as weights, optimizer state and averages together. One
@@ -76,15 +78,21 @@ class RollbackHook(Hook):
         )
         if lr_recovery is not None:
             counts['lr_recovery'] = lr_recovery
-        for name, value in counts.items():
-            if type(value) is not int or value < 1:
-                refuse(name, value, 'an integer of at least 1')
-        for name, factor in (
-            ('lr_factor', lr_factor),
-            ('scale_factor', scale_factor),
-        ):
-            if not (isinstance(factor, (int, float)) and 0 < factor <= 1):
-                refuse(name, factor, 'a number above 0, at most 1')
+        for name, count in counts.items():
+            check_value(
+                is_count(count, least=1),
+                f'RollbackHook.{name}',
+                count,
+                'an integer of at least 1',
+            )
+        factors = dict(lr_factor=lr_factor, scale_factor=scale_factor)
+        for name, factor in factors.items():
+            check_value(
+                is_finite_number(factor) and 0 < factor <= 1,
+                f'RollbackHook.{name}',
+                factor,
+                'a number above 0, at most 1',
+            )
         self._interval = interval
         self._num_kept = num_kept
         self._max_rollbacks = max_rollbacks
@@ -132,10 +140,7 @@ class RollbackHook(Hook):
             try:
                 self._roll_back(runner, event)
             except TrainingHalted as error:
-                row = dict(schema=1, kind='halt', id=event.id, iter=event.iter)
-                runner.call_hook(
-                    'after_guard_row', row=dict(row, story=str(error))
-                )
+                runner.call_hook('after_guard_row', row=error.to_row())
                 raise
             return
         guards = find_guards(runner).values()
@@ -143,12 +148,10 @@ class RollbackHook(Hook):
             guard.state.consecutive_skips == 0 and not guard.losses
             for guard in guards
         )
-        if is_quiet and (
-            self._kept[-1].iter + self._interval <= runner.iter + 1
-            if self._kept
-            else True
-        ):
-            self._keep(runner, runner.iter + 1)
+        now = runner.iter + 1
+        is_due = not self._kept or self._kept[-1].iter + self._interval <= now
+        if is_quiet and is_due:
+            self._keep(runner, now)
 
     def _keep(self, runner: Runner, iteration: int) -> None:
         is_finite = not self._audit.look(kept_state(runner)).names
@@ -165,21 +168,25 @@ class RollbackHook(Hook):
     def _roll_back(self, runner: Runner, event: GuardEvent) -> None:
         guards = find_guards(runner)
         guard = guards[event.optimizer]
-        halted = event.replace(action=Action.HALT)
-        story = str(guard.halted(halted))
         if guard.state.num_rollbacks >= self._max_rollbacks:
             raise TrainingHalted(
-                halted,
-                f'{story}\n  Rolled back {self._max_rollbacks} times, which '
-                'is max_rollbacks.',
+                *tell_end(
+                    guard,
+                    event,
+                    f'Rolled back {self._max_rollbacks} times, which is '
+                    'max_rollbacks.',
+                )
             )
         kept = self._choose(runner, event)
         if kept is None:
             raise RollbackUnavailable(
-                halted,
-                f'{story}\n  No state is kept that is older than the trouble '
-                '(see RollbackHook.interval and num_kept), and the work dir '
-                'has no clean checkpoint of before.',
+                *tell_end(
+                    guard,
+                    event,
+                    'No state is kept that is older than the trouble (see '
+                    'RollbackHook.interval and num_kept), and the work dir '
+                    'has no clean checkpoint of before.',
+                )
             )
         factor = self._lr_factor * guard.state.lr_factor
         step = (1 - factor) / self._lr_recovery if self._lr_recovery else 0.0
@@ -229,11 +236,13 @@ class RollbackHook(Hook):
             scaler.load_state_dict(dict(scale=scale))
 
 
+def tell_end(
+    guard: Any, event: GuardEvent, why: str
+) -> Tuple[GuardEvent, str]:
+    """Event and story of a halt in place of a rollback."""
+    halted = event.replace(action=Action.HALT)
+    return halted, f'{guard.halted(halted)}\n  {why}'
+
+
 def rolls_back(guard: Any) -> bool:
     return guard.policy.when_exhausted == 'rollback'
-
-
-def refuse(name: str, value: Any, allowed: str) -> None:
-    raise GuardConfigError(
-        f'RollbackHook.{name} is {value!r}: it must be {allowed}.'
-    )

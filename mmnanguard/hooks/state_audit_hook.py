@@ -136,9 +136,9 @@ class StateAuditHook(Hook):
         if self._action == 'halt' and not audit.is_handled:
             last_clean = read_pointer(runner.work_dir, LAST_CLEAN)
             story = audit.halt_story(last_clean, bool(find_guards(runner)))
-            row = dict(schema=1, kind='halt', id=audit.id, iter=audit.iter)
-            runner.call_hook('after_guard_row', row=dict(row, story=story))
-            raise TrainingHalted(audit.to_event(), story)
+            halted = TrainingHalted(audit.to_event(), story)
+            runner.call_hook('after_guard_row', row=halted.to_row())
+            raise halted
         return False
 
     def _describe(

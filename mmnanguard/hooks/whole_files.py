@@ -4,7 +4,21 @@ from typing import Any, Iterator
 
 from mmengine.fileio import LocalBackend
 
-__all__ = ['whole_files']
+__all__ = ['whole_files', 'written_aside']
+
+
+@contextmanager
+def written_aside(path: Any) -> Iterator[str]:
+    """A name to write to, renamed to ``path`` at the end: no reader ever sees
+    half a file there, and an error leaves none.
+    """
+    aside = f'{path}.partial'
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        if os.path.exists(aside):
+            os.unlink(aside)
 
 
 @contextmanager
@@ -16,9 +30,8 @@ def whole_files() -> Iterator[None]:
     put = LocalBackend.put
 
     def put_whole(self: Any, obj: bytes, filepath: Any) -> None:
-        aside = f'{filepath}.partial'
-        put(self, obj, aside)
-        os.replace(aside, filepath)
+        with written_aside(filepath) as aside:
+            put(self, obj, aside)
 
     LocalBackend.put = put_whole
     try:

@@ -1,0 +1,19 @@
+import platform
+from typing import Dict
+
+import mmengine
+import torch
+
+from mmnanguard.version import __version__
+
+__all__ = ['versions']
+
+
+def versions() -> Dict[str, str]:
+    """Of what a run depends on, here and now."""
+    return {
+        'mmnanguard': __version__,
+        'mmengine': mmengine.__version__,
+        'torch': str(torch.__version__),
+        'python': platform.python_version(),
+    }
