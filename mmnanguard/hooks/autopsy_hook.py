@@ -1,5 +1,5 @@
 import logging
-from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
+from typing import Any, Dict, List, Mapping, Set, Tuple
 
 from mmengine.dist import (
     all_gather_object,
@@ -7,16 +7,15 @@ from mmengine.dist import (
     get_rank,
     get_world_size,
 )
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
-from mmnanguard.core import Autopsy, Cause, GuardConfigError, GuardEvent
+from mmnanguard.core import Autopsy, Cause, GuardEvent, check_value, is_count
 from mmnanguard.registry import HOOKS
 
 from .examination import Examination, settings_of
 from .find_guards import find_wrappers
-from .window import Window, window_of
+from .window import Window, WindowHook
 
 __all__ = ['AutopsyHook']
 
@@ -25,7 +24,7 @@ MAX_LOOKS = 3
 
 
 @HOOKS.register_module()
-class AutopsyHook(Hook):
+class AutopsyHook(WindowHook):
     """Finds out where a rejected update went bad, by running it again.
 
     The rejection has left everything as it was, so the same batch, random
@@ -50,41 +49,24 @@ class AutopsyHook(Hook):
         GuardConfigError: If ``max_autopsies`` is negative.
     """
 
-    priority = 'LOWEST'  # the last word before the batch is trained on
-
     def __init__(
         self, max_autopsies: int = 10, overflows: bool = False
     ) -> None:
-        if not isinstance(max_autopsies, int) or max_autopsies < 0:
-            raise GuardConfigError(
-                f'AutopsyHook.max_autopsies is {max_autopsies!r}: it must be '
-                'an integer of at least 0.'
-            )
+        check_value(
+            is_count(max_autopsies, least=0),
+            'AutopsyHook.max_autopsies',
+            max_autopsies,
+            'an integer of at least 0',
+        )
         self._max_autopsies = max_autopsies
         self._num_done = 0
         self._overflows = overflows
         self._culprits: Set[Tuple[str, ...]] = set()
         self._looks: Dict[Tuple[str, ...], int] = {}
-        self._window: Optional[Window] = None
 
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
-    ) -> None:
-        if self._num_done >= self._max_autopsies:
-            self._window = None
-            return
-        self._window = window_of(runner)
-        self._window.keep(runner, batch_idx, data_batch)
-
-    def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: Optional[dict] = None,
-    ) -> None:
-        if self._window:
-            self._window.compare(data_batch)
+    @property
+    def is_spent(self) -> bool:
+        return self._num_done >= self._max_autopsies
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
         about = event.cause.value, *(bad.name for bad in event.params[:1])
@@ -135,7 +117,7 @@ class AutopsyHook(Hook):
         )
         return (
             is_new
-            and self._num_done < self._max_autopsies
+            and not self.is_spent
             and (self._overflows or not event.is_routine)
             and event.cause is not Cause.SPIKE  # nothing to look for
             and self._window is not None

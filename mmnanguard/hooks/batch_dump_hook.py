@@ -3,7 +3,6 @@ from pathlib import Path
 from typing import Any, Dict, Optional
 
 from mmengine.dist import all_gather_object, get_rank
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmnanguard.core import Action, GuardConfigError, GuardEvent
@@ -12,7 +11,7 @@ from mmnanguard.registry import HOOKS
 
 from .batch_dump import collect, save_whole, weights_of
 from .plain_config import parse_config
-from .window import Window, window_of
+from .window import Window, WindowHook
 
 __all__ = ['BatchDumpHook']
 
@@ -20,7 +19,7 @@ FOLDER = 'nanguard/dumps'
 
 
 @HOOKS.register_module()
-class BatchDumpHook(Hook):
+class BatchDumpHook(WindowHook):
     """Writes all that it takes to run a rejected update again elsewhere, to
     ``<runner.log_dir>/nanguard/dumps/iter_<iteration>_rank<rank>.pt``.
 
@@ -42,8 +41,6 @@ class BatchDumpHook(Hook):
             training, if weights are asked for that are spread over ranks.
     """
 
-    priority = 'LOWEST'  # the last word before the batch is trained on
-
     def __init__(
         self,
         max_dumps: int = 5,
@@ -64,7 +61,6 @@ class BatchDumpHook(Hook):
         self._max_bytes = max_megabytes * 2**20
         self._save_weights = save_weights
         self._overflows = overflows
-        self._window: Optional[Window] = None
 
     def before_train(self, runner: Runner) -> None:
         if self._save_weights and is_spread(runner.model):
@@ -74,24 +70,9 @@ class BatchDumpHook(Hook):
                 'tools/replay.py a --checkpoint.'
             )
 
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
-    ) -> None:
-        if self._num_left == 0:
-            self._window = None
-            return
-        self._window = window_of(runner)
-        self._window.keep(runner, batch_idx, data_batch)
-
-    def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: Optional[dict] = None,
-    ) -> None:
-        if self._window:
-            self._window.compare(data_batch)
+    @property
+    def is_spent(self) -> bool:
+        return self._num_left == 0
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
         """Collective, for the rows."""

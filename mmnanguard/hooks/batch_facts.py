@@ -6,7 +6,7 @@ from typing import Any, Dict, Iterator, List
 import torch
 from torch import Tensor
 
-__all__ = ['input_ranges', 'sample_ids']
+__all__ = ['input_ranges', 'own_names', 'sample_ids']
 
 # Most telling first; the first one that a sample has is its name.
 ID_KEYS = ('img_path', 'img_id', 'sample_idx')
@@ -14,6 +14,11 @@ ID_KEYS = ('img_path', 'img_id', 'sample_idx')
 
 def sample_ids(data_batch: Any, batch_idx: int) -> List[str]:
     """Names of the samples, from their metainfo; else the batch's index."""
+    return own_names(data_batch) or [f'batch {batch_idx}']
+
+
+def own_names(data_batch: Any) -> List[str]:
+    """Of the samples that have some."""
     names = []
     for metainfo in _metainfos(data_batch):
         for key in ID_KEYS:
@@ -23,7 +28,7 @@ def sample_ids(data_batch: Any, batch_idx: int) -> List[str]:
                     str(value) if key == 'img_path' else f'{key} {value}'
                 )
                 break
-    return names or [f'batch {batch_idx}']
+    return names
 
 
 def input_ranges(data_batch: Any) -> Dict[str, Dict[str, Any]]:

@@ -16,7 +16,7 @@ import numpy as np
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from .batch_facts import sample_ids
+from .batch_facts import own_names, sample_ids
 
 __all__ = [
     'count_samples',
@@ -28,11 +28,10 @@ __all__ = [
 
 def sample_names(data_batch: Any, batch_idx: int) -> List[str]:
     """A name for each sample; those that have none are told by their row."""
-    names = sample_ids(data_batch, batch_idx)
     size = count_samples(data_batch)
-    if names == sample_ids(None, batch_idx) and size > 1:
-        names = [f'{names[0]}, row {row}' for row in range(size)]
-    return names
+    if size > 1 and not own_names(data_batch):
+        return [f'batch {batch_idx}, row {row}' for row in range(size)]
+    return sample_ids(data_batch, batch_idx)
 
 
 def count_samples(value: Any) -> int:

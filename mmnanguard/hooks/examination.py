@@ -1,4 +1,5 @@
 import math
+from contextlib import suppress
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import torch
@@ -50,13 +51,12 @@ class Examination:
             loss: In training, on this rank; None if that is not known.
         """
         first = self.run(looks=True)
-        in_fp32 = None
+        is_cured = None
         if self._settings[optimizer].dtype is not None:
-            try:
-                in_fp32 = self.run(in_fp32=optimizer).is_finite
-            except Exception:  # the model's code may insist on half precision
-                in_fp32 = None
-        found = describe(event_id, first, in_fp32)
+            # The model's code may insist on half precision.
+            with suppress(Exception):
+                is_cured = self.run(without_autocast=optimizer).is_finite
+        found = describe(event_id, first, is_cured)
         if first.origin is not None:
             rows, samples = self._name(first.origin.samples)
             found = found.replace(batch_rows=rows, samples=samples)
@@ -85,17 +85,18 @@ class Examination:
             cures = False
         return found if cures else found.replace(remedy='')
 
-    def run(self, looks: bool = False, in_fp32: str = '') -> Pass:
+    def run(self, looks: bool = False, without_autocast: str = '') -> Pass:
         """Run the window once, the same on every rank.
 
         Args:
             looks: For where it goes bad, which takes long.
-            in_fp32: Name of the optimizer for which autocast is off.
+            without_autocast: Name of the optimizer for which it is off.
         """
         device = next(self._model.parameters()).device.type
         settings = dict(self._settings)
-        if in_fp32:
-            settings[in_fp32] = settings[in_fp32]._replace(dtype=None)
+        if without_autocast:
+            setting = settings[without_autocast]
+            settings[without_autocast] = setting._replace(dtype=None)
         stand_ins = {
             name: ReplayWrapper(wrapper, settings[name], device)
             for name, wrapper in self._wrappers.items()
@@ -188,13 +189,13 @@ def accumulation_of(wrapper: OptimWrapper) -> int:
     return rest if is_rest else wrapper._accumulative_counts
 
 
-def describe(event_id: str, first: Pass, in_fp32: Optional[bool]) -> Autopsy:
+def describe(event_id: str, first: Pass, is_cured: Optional[bool]) -> Autopsy:
     found = Autopsy(
         id=event_id,
         rank=get_rank(),
         repeats=not first.is_finite,
-        fp32_is_finite=in_fp32,
-        remedy='fp32' if in_fp32 and not first.is_finite else '',
+        fp32_is_finite=is_cured,
+        remedy='fp32' if is_cured and not first.is_finite else '',
         outputs=first.outputs,
     )
     origin = first.origin

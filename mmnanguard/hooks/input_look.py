@@ -6,7 +6,7 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from .batch_facts import sample_ids
+from .batch_facts import own_names
 from .batch_samples import count_samples
 from .input_policy import InputPolicy
 
@@ -162,12 +162,10 @@ class InputLook:
             if isinstance(source, dict) and name in source:
                 source = source[name]
         if id(source) not in self._names:
-            names = sample_ids(source, self._batch_idx)
-            if names == [f'batch {self._batch_idx}']:  # it has none
-                names = [
-                    f'{self._batch_name}, row {row}'
-                    for row in range(count_samples(self._given))
-                ]
+            names = own_names(source) or [
+                f'{self._batch_name}, row {row}'
+                for row in range(count_samples(self._given))
+            ]
             self._names[id(source)] = tuple(names)
         return self._names[id(source)]
 

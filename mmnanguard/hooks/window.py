@@ -1,6 +1,7 @@
 from typing import Any, Dict, List, NamedTuple, Optional
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmnanguard.numerics import read_rng
@@ -8,7 +9,7 @@ from mmnanguard.numerics import read_rng
 from .batch_keeper import BatchKeeper, KeptBatch
 from .find_guards import find_guards
 
-__all__ = ['MicroBatch', 'Window', 'window_of']
+__all__ = ['MicroBatch', 'Window', 'WindowHook']
 
 
 class MicroBatch(NamedTuple):
@@ -82,3 +83,32 @@ def window_of(runner: Runner) -> Window:
         window = Window()
         _WINDOWS[runner] = ref(window)
     return window
+
+
+class WindowHook(Hook):
+    """Base of hooks that may run a window again."""
+
+    priority = 'LOWEST'  # the last word before the batch is trained on
+    _window: Optional[Window] = None
+
+    @property
+    def is_spent(self) -> bool:
+        """Need nothing be kept any more?"""
+        return False
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
+        self._window = None if self.is_spent else window_of(runner)
+        if self._window:
+            self._window.keep(runner, batch_idx, data_batch)
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Optional[dict] = None,
+    ) -> None:
+        if self._window:
+            self._window.compare(data_batch)
