@@ -1,6 +1,7 @@
 """A run that is killed halfway through the writing of one file."""
 
 import builtins
+import io
 import os
 import re
 import signal
@@ -54,7 +55,7 @@ def main(work_dir, pattern, time, is_audited):
     runner = make_runner(
         work_dir, wrapper(), default_hooks=hooks, max_iters=12
     )
-    builtins.open = dying_open
+    builtins.open = io.open = dying_open  # the latter is pathlib's
     runner.train()
 
 
