@@ -95,6 +95,16 @@ class ToyData(Dataset):
         return self.items[index]
 
 
+def loader(dataset):
+    """Batches in the order of the data."""
+    return dict(
+        dataset=dataset,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        batch_size=BATCH_SIZE,
+        num_workers=0,
+    )
+
+
 def runner_config(work_dir, optim_wrapper, **changes):
     """Arguments of a Runner of 10 iterations, and ``changes`` to them."""
     max_iters = changes.pop('max_iters', 10)
@@ -102,12 +112,7 @@ def runner_config(work_dir, optim_wrapper, **changes):
     config = dict(
         model=dict(type='ToyNet'),
         work_dir=str(work_dir),
-        train_dataloader=dict(
-            dataset=make_data(max_iters * BATCH_SIZE),
-            sampler=dict(type='DefaultSampler', shuffle=False),
-            batch_size=BATCH_SIZE,
-            num_workers=0,
-        ),
+        train_dataloader=loader(make_data(max_iters * BATCH_SIZE)),
         train_cfg=dict(
             type='LeaveOutLoop', max_iters=max_iters, leave_out=leave_out
         ),

@@ -11,6 +11,7 @@ from torch import nn
 from toys import (
     assert_same,
     guard_hooks,
+    loader,
     make_data,
     make_runner,
     read_rows,
@@ -81,12 +82,7 @@ def train(work_dir, ill='nowhere', value=1e3, hooks=(), **keys):
         work_dir,
         keys.pop('optim_wrapper', wrapper(lr=0.01)),
         model=dict(type='Patient', ill=ill),
-        train_dataloader=dict(
-            dataset=data,
-            sampler=dict(type='DefaultSampler', shuffle=False),
-            batch_size=4,
-            num_workers=0,
-        ),
+        train_dataloader=loader(data),
         default_hooks={
             **guard_hooks(*keys.pop('faults', ())),
             'autopsy': dict(type='mmnanguard.AutopsyHook'),

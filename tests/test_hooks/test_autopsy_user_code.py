@@ -7,7 +7,14 @@ from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODELS
 from torch import nn
-from toys import assert_same, guard_hooks, make_data, make_runner, read_rows
+from toys import (
+    assert_same,
+    guard_hooks,
+    loader,
+    make_data,
+    make_runner,
+    read_rows,
+)
 from toys import wrapper as make_wrapper
 
 BAD = 13  # the second sample of the fourth iteration
@@ -110,12 +117,7 @@ def train(work_dir, way, keys=('default',), max_autopsies=9, **changes):
         work_dir,
         optim_wrapper,
         model=model,
-        train_dataloader=dict(
-            dataset=data,
-            sampler=dict(type='DefaultSampler', shuffle=False),
-            batch_size=4,
-            num_workers=0,
-        ),
+        train_dataloader=loader(data),
         default_hooks=dict(**guard_hooks(), autopsy=autopsy),
         max_iters=6,
     )

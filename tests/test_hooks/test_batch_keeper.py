@@ -10,7 +10,14 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import nn
-from toys import guard_hooks, make_data, make_runner, read_rows, wrapper
+from toys import (
+    guard_hooks,
+    loader,
+    make_data,
+    make_runner,
+    read_rows,
+    wrapper,
+)
 
 from mmnanguard.hooks import batch_keeper
 from mmnanguard.hooks.batch_keeper import BatchKeeper, same
@@ -244,12 +251,7 @@ def autopsy(tmp_path):
         tmp_path,
         wrapper(lr=0.01),
         model=dict(type='DroppingNet'),
-        train_dataloader=dict(
-            dataset=data,
-            sampler=dict(type='DefaultSampler', shuffle=False),
-            batch_size=4,
-            num_workers=0,
-        ),
+        train_dataloader=loader(data),
         default_hooks={
             **guard_hooks(),
             'autopsy': dict(type='mmnanguard.AutopsyHook'),

@@ -6,7 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from toys import guard_hooks, make_data, make_runner, read_rows, wrapper
+from toys import (
+    guard_hooks,
+    loader,
+    make_data,
+    make_runner,
+    read_rows,
+    wrapper,
+)
 
 from mmnanguard.report import read_events
 
@@ -145,12 +152,7 @@ def test_a_file_name_that_is_no_utf8(tmp_path):
     name = 'train/\udcff 漢.jpg'
     data = make_data(40)
     data[8]['data_samples'].set_metainfo(dict(img_path=name))
-    loader = dict(
-        dataset=data,
-        sampler=dict(type='DefaultSampler', shuffle=False),
-        batch_size=4,
-    )
     fault = dict(iter=3, site='loss', value='nan')
-    runner = run(tmp_path, fault, train_dataloader=loader)
+    runner = run(tmp_path, fault, train_dataloader=loader(data))
     (row,) = read_rows(runner)
     assert row['samples'][0] == name

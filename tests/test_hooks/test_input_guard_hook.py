@@ -16,6 +16,7 @@ from toys import (
     assert_finite,
     assert_same,
     guard_hooks,
+    loader,
     make_data,
     make_runner,
     read_rows,
@@ -72,12 +73,7 @@ def train(
         work_dir,
         wrapper() if optim is None else optim,
         model=model,
-        train_dataloader=dict(
-            dataset=data,
-            sampler=dict(type='DefaultSampler', shuffle=False),
-            batch_size=4,
-            num_workers=0,
-        ),
+        train_dataloader=loader(data),
         default_hooks=default_hooks,
         max_iters=max_iters,
         **changes,
@@ -404,13 +400,8 @@ class Validated(ToyNet):
 
 @pytest.mark.parametrize('action', ['reject', 'sanitize', 'halt'])
 def test_validation_is_left_alone(tmp_path, action):
-    loader = dict(
-        dataset=make_data(4),
-        sampler=dict(type='DefaultSampler', shuffle=False),
-        batch_size=4,
-        num_workers=0,
-    )
-    loader['dataset'][1]['inputs'][0, 0, 0] = math.nan
+    validation = loader(make_data(4))
+    validation['dataset'][1]['inputs'][0, 0, 0] = math.nan
     model = Validated(Stack())
     runner = train(
         tmp_path,
@@ -418,7 +409,7 @@ def test_validation_is_left_alone(tmp_path, action):
         hook=dict(action=action),
         model=model,
         train_cfg=dict(type='LeaveOutLoop', max_iters=6, val_interval=2),
-        val_dataloader=loader,
+        val_dataloader=validation,
         val_cfg=dict(),
         val_evaluator=[],
     )

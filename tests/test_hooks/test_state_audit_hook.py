@@ -12,6 +12,7 @@ from toys import (
     BATCH_SIZE,
     assert_same,
     guard_hooks,
+    loader,
     make_data,
     make_runner,
     read_rows,
@@ -149,12 +150,7 @@ def by_epoch():
 def validated():
     return dict(
         val_cfg=dict(),
-        val_dataloader=dict(
-            dataset=make_data(BATCH_SIZE),
-            sampler=dict(type='DefaultSampler', shuffle=False),
-            batch_size=BATCH_SIZE,
-            num_workers=0,
-        ),
+        val_dataloader=loader(make_data(BATCH_SIZE)),
         val_evaluator=dict(type='Score'),
     )
 

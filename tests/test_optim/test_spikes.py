@@ -9,6 +9,7 @@ from toys import (
     ToyData,
     assert_same,
     guard_hooks,
+    loader,
     make_runner,
     read_rows,
     wrapper,
@@ -56,11 +57,8 @@ def train(work_dir, loud=STRUCK, max_iters=20, data=20, **keys):
             guard=guard,
             **keys.pop('wrapper', {}),
         ),
-        train_dataloader=dict(
-            dataset=dict(type='LoudData', size=4 * data, loud=loud),
-            sampler=dict(type='DefaultSampler', shuffle=False),
-            batch_size=4,
-            num_workers=0,
+        train_dataloader=loader(
+            dict(type='LoudData', size=4 * data, loud=loud)
         ),
         default_hooks=dict(
             checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=8),

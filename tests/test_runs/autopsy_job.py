@@ -20,7 +20,14 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import nn
-from toys import everything, guard_hooks, make_runner, read_rows, wrapper
+from toys import (
+    everything,
+    guard_hooks,
+    loader,
+    make_runner,
+    read_rows,
+    wrapper,
+)
 
 from mmnanguard.numerics import read_rng
 
@@ -385,12 +392,7 @@ def train(patient, fault, work_dir, max_autopsies):
             **options,
         ),
         model=model,
-        train_dataloader=dict(
-            dataset=data,
-            sampler=dict(type='DefaultSampler', shuffle=False),
-            batch_size=BATCH_SIZE,
-            num_workers=0,
-        ),
+        train_dataloader=loader(data),
         default_hooks={
             **guard_hooks(),
             'autopsy': dict(

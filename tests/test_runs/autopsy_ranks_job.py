@@ -13,7 +13,14 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import distributed as dist
 from torch import nn
-from toys import BATCH_SIZE, guard_hooks, make_data, make_runner, read_rows
+from toys import (
+    BATCH_SIZE,
+    guard_hooks,
+    loader,
+    make_data,
+    make_runner,
+    read_rows,
+)
 from toys import wrapper as make_wrapper
 
 MAX_ITERS = 5
@@ -81,12 +88,7 @@ def run(work_dir, ill, samples, max_autopsies):
         work_dir,
         make_wrapper(lr=0.01),
         model=dict(type='SyncedNet', ill=ill),
-        train_dataloader=dict(
-            dataset=data,
-            sampler=dict(type='DefaultSampler', shuffle=False),
-            batch_size=BATCH_SIZE,
-            num_workers=0,
-        ),
+        train_dataloader=loader(data),
         default_hooks={
             **guard_hooks(),
             'autopsy': dict(

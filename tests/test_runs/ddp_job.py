@@ -18,6 +18,7 @@ from toys import (
     BATCH_SIZE,
     ToyNet,
     guard_hooks,
+    loader,
     make_data,
     make_runner,
     wrapper,
@@ -157,11 +158,8 @@ def run(
         leave_out=leave_out,
         max_iters=max_iters,
         # Enough for all: MMEngine sleeps 2 s before it goes through it again.
-        train_dataloader=dict(
-            dataset=make_data(max_iters * BATCH_SIZE * dist.get_world_size()),
-            sampler=dict(type='DefaultSampler', shuffle=False),
-            batch_size=BATCH_SIZE,
-            num_workers=0,
+        train_dataloader=loader(
+            make_data(max_iters * BATCH_SIZE * dist.get_world_size())
         ),
         launcher='pytorch',
         experiment_name=work_dir.name,

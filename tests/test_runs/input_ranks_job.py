@@ -13,7 +13,14 @@ import torch
 from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import MODELS
 from torch import distributed as dist
-from toys import BATCH_SIZE, guard_hooks, make_data, make_runner, read_rows
+from toys import (
+    BATCH_SIZE,
+    guard_hooks,
+    loader,
+    make_data,
+    make_runner,
+    read_rows,
+)
 from toys import wrapper as make_wrapper
 
 from mmnanguard.core import TrainingHalted
@@ -53,12 +60,7 @@ def run(
             optimizer='AdamW', lr=0.01, accumulative_counts=accumulation
         ),
         model=dict(type='ToyNet', data_preprocessor=dict(type='Stack')),
-        train_dataloader=dict(
-            dataset=data,
-            sampler=dict(type='DefaultSampler', shuffle=False),
-            batch_size=BATCH_SIZE,
-            num_workers=0,
-        ),
+        train_dataloader=loader(data),
         default_hooks=hooks,
         leave_out=leave_out,
         max_iters=MAX_ITERS,

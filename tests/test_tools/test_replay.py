@@ -12,7 +12,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
 from torch import nn
-from toys import NUMBERS, ToyData, guard_hooks, read_rows, wrapper
+from toys import NUMBERS, ToyData, guard_hooks, loader, read_rows, wrapper
 
 ROOT = Path(__file__).parents[2]
 ILL = 13  # the second sample of the fourth iteration
@@ -84,17 +84,14 @@ def train(
             dict(
                 model=dict(type='SickNet', largest=size, **model),
                 work_dir=str(work_dir),
-                train_dataloader=dict(
-                    dataset=dict(
+                train_dataloader=loader(
+                    dict(
                         type='SickData',
                         size=24,
                         ill=list(ill),
                         value=1e3,
                         has_boxes=has_boxes,
-                    ),
-                    sampler=dict(type='DefaultSampler', shuffle=False),
-                    batch_size=4,
-                    num_workers=0,
+                    )
                 ),
                 train_cfg=dict(type='IterBasedTrainLoop', max_iters=6),
                 optim_wrapper=wrapper(
