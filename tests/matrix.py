@@ -103,7 +103,7 @@ class Net(nn.Module):
         return self.head(self.bn(features).relu().mean((2, 3))).float()
 
 
-def build(kind, is_guarded):
+def build(kind, is_guarded, **policy):
     torch.manual_seed(0)
     model = Net()
     clip = {**CLIPS, **ADAPTIVE}[kind.clip]
@@ -115,7 +115,7 @@ def build(kind, is_guarded):
     if is_guarded:
         # Each overflow an anomaly, and a scale that does not move: float16
         # gradients at another scale round otherwise.
-        keys['guard'] = dict(proven_after=0)
+        keys['guard'] = dict(proven_after=0, **policy)
     if kind.precision == 'fp32':
         type_ = NanGuardOptimWrapper if is_guarded else OptimWrapper
         return model, type_(**keys)

@@ -1,8 +1,9 @@
 """Ring 1: facts, rules and records; the standard library only."""
 
 from .autopsy import Autopsy
+from .bad_tensor import BadTensor
 from .clip_rules import AutoClip, ClipRule, NoClip, NormClip, TieredClip, ZClip
-from .decide import decide
+from .decide import decide, find_cause
 from .errors import (
     GuardConfigError,
     NanGuardError,
@@ -13,10 +14,10 @@ from .errors import (
     is_count,
     is_finite_number,
 )
-from .event import BadTensor, GuardEvent, to_json
+from .event import GuardEvent, to_json
 from .halt_story import tell_halt
 from .lr_backoff import LrBackoff
-from .observation import NORM_LIMIT, Observation, ScaleReading, Shard
+from .observation import NORM_LIMIT, LeftOut, Observation, ScaleReading, Shard
 from .policy import GuardPolicy
 from .report import report
 from .smallest_subset import smallest_subset
@@ -36,6 +37,7 @@ __all__ = [
     'GuardEvent',
     'GuardPolicy',
     'GuardState',
+    'LeftOut',
     'LrBackoff',
     'NanGuardError',
     'NoClip',
@@ -54,6 +56,7 @@ __all__ = [
     'check_keys',
     'check_value',
     'decide',
+    'find_cause',
     'is_count',
     'is_finite_number',
     'report',

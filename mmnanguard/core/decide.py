@@ -1,14 +1,15 @@
+from dataclasses import replace
 from typing import Callable
 
 from .clip_rules import NoClip
 from .lr_backoff import recover
-from .observation import Observation
+from .observation import LeftOut, Observation
 from .policy import GuardPolicy
 from .spike import Spike
 from .state import GuardState
 from .verdict import Action, Cause, ScaleMove, Verdict
 
-__all__ = ['decide']
+__all__ = ['decide', 'find_cause']
 
 
 def decide(
@@ -27,7 +28,10 @@ def decide(
     """
     cause = find_cause(seen, state, policy)
     if cause is Cause.NONE:
-        return judge_finite(seen, state, policy, clip)
+        verdict = judge_finite(seen, state, policy, clip)
+        if seen.left_out is None or verdict.action is not Action.STEP:
+            return verdict
+        return committed_without(seen.left_out, verdict, state, policy)
     lowers = cause.is_scaled and seen.scale.lower_is_due
     return Verdict(
         choose_action(cause, state, policy),
@@ -70,6 +74,18 @@ def judge_finite(
         spike,
         *backoff,
     )
+
+
+def committed_without(
+    left_out: LeftOut, verdict: Verdict, state: GuardState, policy: GuardPolicy
+) -> Verdict:
+    """The scale moves by what was left out, which a lower one may cure."""
+    cause = find_cause(left_out.seen, state, policy)
+    move = verdict.scale_move
+    if cause.is_scaled:
+        lowers = left_out.seen.scale.lower_is_due
+        move = ScaleMove.LOWER if lowers else ScaleMove.KEEP
+    return replace(verdict, cause=cause, scale_move=move)
 
 
 def find_cause(

@@ -3,37 +3,12 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Dict, Mapping, Optional, Tuple
 
+from .bad_tensor import BadTensor
 from .verdict import Action, Cause
 
-__all__ = ['BadTensor', 'GuardEvent', 'to_json']
+__all__ = ['GuardEvent', 'to_json']
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class BadTensor:
-    """One tensor that was not as it should be.
-
-    Attributes:
-        name: As in the model, without wrapper prefixes; all names of a shared
-            parameter, joined by ' = '.
-        tensor: 'gradient', 'weight' or 'buffer'.
-        kind: 'nan' if any element is NaN, else 'inf', else 'huge'.
-        count: Number of non-finite elements.
-        numel: Number of elements.
-        min: Smallest finite element; gradients are unscaled. NaN if none.
-        max: Largest finite element; gradients are unscaled. NaN if none.
-        dtype: Such as 'float32'.
-    """
-
-    name: str
-    tensor: str
-    kind: str
-    count: int
-    numel: int
-    min: float
-    max: float
-    dtype: str
 
 
 @dataclass(frozen=True)
@@ -59,13 +34,16 @@ class GuardEvent:
         loss_scale: ``{'before': ..., 'after': ...}``; None without a scaler.
         num_bad_params: Of ``num_params`` gradients that were looked at.
         params: A few of the bad tensors, nearest to the loss first.
-        samples: Of the whole window, on this rank.
+        samples: Of the whole window, or of what was left out of it.
         inputs: Range of each tensor of the batch, as the data loader gave it.
         watched: Range of each watched tensor.
         since: Iteration at which the present streak of skips began.
         spike: What was too large, its value, limit and usual mean.
         clip_coef: Of a spike that was committed; in (0, 1].
         lr_factor: By which that update's learning rates were multiplied.
+        micro_batches: ``{'total': ..., 'left_out': [{'rank': ..., 'number':
+            ...}]}`` of a window, on all ranks, numbers from 1; the rest of
+            the event is then about those. None if none was left out.
     """
 
     action: Action
@@ -93,6 +71,7 @@ class GuardEvent:
     spike: Optional[Mapping[str, Any]] = None
     clip_coef: float = 1.0
     lr_factor: float = 1.0
+    micro_batches: Optional[Mapping[str, Any]] = None
     run: str = ''
     attempt: int = 1
     id: str = ''
@@ -160,7 +139,7 @@ class GuardEvent:
                 f'{what} {name} is {kind}{others}, which happened outside '
                 'any guarded update'
             )
-        if self.spike is not None:
+        if self.cause is Cause.SPIKE and self.spike is not None:
             what = str(self.spike['what']).replace('grad_', 'gradient ')
             mean = self.spike['mean']
             usual = '' if math.isnan(mean) else f', its mean {mean:.4g}'
@@ -186,17 +165,22 @@ class GuardEvent:
 
     def _done(self) -> str:
         """Says what became of the update and the scale."""
-        if self.action is Action.STEP:
+        if self.cause is Cause.SPIKE and self.action is Action.STEP:
             return (
                 f'update committed, gradients x {self.clip_coef:.4g}, '
                 f'learning rate x {self.lr_factor:.4g}'
             )
         parts = [
             {
+                Action.STEP: 'the others made the update',
                 Action.HALT: 'training halts, nothing was updated',
                 Action.ROLLBACK: 'training goes back to an earlier state',
             }.get(self.action, 'update skipped')
         ]
+        if self.micro_batches is not None:
+            num = len(self.micro_batches['left_out'])
+            total = self.micro_batches['total']
+            parts.insert(0, f'{num} of {total} micro-batches left out')
         if self.loss_scale is not None:
             before, after = (
                 self.loss_scale['before'],
@@ -207,6 +191,8 @@ class GuardEvent:
                 if before == after
                 else f'loss scale {before:g} -> {after:g}'
             )
+        if self.action is Action.STEP:
+            return ', '.join(parts)
         if self.is_routine:
             parts.append(
                 f'routine for a new scale, {self.routine_overflows} so far'

@@ -1,8 +1,10 @@
 import math
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
-__all__ = ['NORM_LIMIT', 'Observation', 'ScaleReading', 'Shard']
+from .bad_tensor import BadTensor
+
+__all__ = ['NORM_LIMIT', 'LeftOut', 'Observation', 'ScaleReading', 'Shard']
 
 # The largest float32 whose square is a float32 too. A gradient norm within it
 # bounds the square of each element, so no second moment can overflow.
@@ -20,6 +22,8 @@ class ScaleReading:
         lower_is_due: False at the floor, or while hysteresis is not used up.
         growth_is_due: This update, if committed, is the one that grows it.
         is_unscaled: A user's own ``loss_scaler.unscale_`` came first.
+        share: Of the window's micro-batches, those that the gradients are
+            of, in (0, 1].
     """
 
     value: float = 1.0
@@ -27,11 +31,12 @@ class ScaleReading:
     lower_is_due: bool = False
     growth_is_due: bool = False
     is_unscaled: bool = False
+    share: float = 1.0
 
     @property
     def carried(self) -> float:
         """What the gradients still are multiplied by."""
-        return 1.0 if self.is_unscaled else self.value
+        return self.share * (1.0 if self.is_unscaled else self.value)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,36 @@ class Shard:
     group: int
     norm: float
     clip_norm: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """The micro-batches that were not to join their window.
+
+    Attributes:
+        seen: What was wrong with them, all together.
+        places: Of each its rank, and its number in the window, from 1.
+        total: Micro-batches of the window, on all ranks.
+        params: A few of their bad tensors.
+    """
+
+    seen: 'Observation'
+    places: Tuple[Tuple[int, int], ...]
+    total: int
+    params: Tuple[BadTensor, ...] = ()
+
+    @property
+    def is_all(self) -> bool:
+        return len(self.places) == self.total
+
+    def to_dict(self) -> Dict[str, Any]:
+        return {
+            'total': self.total,
+            'left_out': [
+                {'rank': rank, 'number': number}
+                for rank, number in self.places
+            ],
+        }
 
 
 @dataclass(frozen=True)
@@ -70,6 +105,7 @@ class Observation:
         scale: The loss scale.
         bad_ranks: Ranks on which something was wrong.
         shards: What the norms lack until ranks have agreed.
+        left_out: What the rest is not about, unless all was left out.
     """
 
     loss: float
@@ -85,6 +121,7 @@ class Observation:
     scale: ScaleReading = ScaleReading()
     bad_ranks: Tuple[int, ...] = ()
     shards: Tuple[Shard, ...] = ()
+    left_out: Optional[LeftOut] = None
 
     @property
     def loss_scale(self) -> float:

@@ -36,7 +36,8 @@ class GuardPolicy:
             proven scale is an anomaly, below that it is routine.
         when_exhausted: What happens at a limit, or where weights are bad:
             'halt', or 'rollback', which takes a ``RollbackHook``.
-        accumulation: What is rejected when a micro-batch is bad.
+        accumulation: What is rejected when a micro-batch is bad: the
+            'window', or that 'microbatch', if there are others.
         spike: See :class:`SpikePolicy`; None judges no spikes.
         lr_backoff: See :class:`LrBackoff`; None leaves learning rates alone.
     """
@@ -70,7 +71,9 @@ class GuardPolicy:
         _check_choice(
             'when_exhausted', self.when_exhausted, ('halt', 'rollback')
         )
-        _check_choice('accumulation', self.accumulation, ('window',))
+        _check_choice(
+            'accumulation', self.accumulation, ('window', 'microbatch')
+        )
 
     @classmethod
     def from_config(cls, config: Optional[Mapping[str, Any]]) -> 'GuardPolicy':

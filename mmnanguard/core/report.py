@@ -3,7 +3,7 @@ from typing import Any
 from .event import GuardEvent
 from .observation import Observation
 from .state import GuardState
-from .verdict import Verdict
+from .verdict import Action, Verdict
 
 __all__ = ['report']
 
@@ -19,6 +19,11 @@ def report(
         state: After it.
         facts: What else the event tells, by field.
     """
+    left_out = seen.left_out
+    if left_out and (verdict.action is Action.STEP or left_out.is_all):
+        seen = left_out.seen
+        facts['params'] = left_out.params
+        facts['micro_batches'] = left_out.to_dict()
     return GuardEvent(
         action=verdict.action,
         cause=verdict.cause,

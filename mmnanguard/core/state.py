@@ -30,6 +30,7 @@ class GuardState:
         lr_factor: Of the last committed update, in (0, 1].
         lr_return: By how much it grows with the next.
         num_rollbacks: Returns to an earlier state.
+        num_left_out: Micro-batches that did not join a committed update.
     """
 
     num_updates: int = 0
@@ -46,6 +47,7 @@ class GuardState:
     lr_factor: float = 1.0
     lr_return: float = 0.0
     num_rollbacks: int = 0
+    num_left_out: int = 0
 
     def after(self, seen: Observation, verdict: Verdict) -> 'GuardState':
         """The next state; ``seen`` is what ``verdict`` was reached on."""
@@ -58,9 +60,15 @@ class GuardState:
                 num_updates=num_updates,
                 num_steps=self.num_steps + 1,
                 consecutive_skips=0,
+                # An update that had to leave out an overflow proves no scale.
                 commits_since_growth=(
-                    0 if grew else self.commits_since_growth + 1
+                    0
+                    if grew
+                    else self.commits_since_growth
+                    + (not verdict.cause.is_scaled)
                 ),
+                num_left_out=self.num_left_out
+                + (len(seen.left_out.places) if seen.left_out else 0),
                 recent_skips=self.with_skip(False),
                 recent_norms=self._with(
                     'grad_norm', self.recent_norms, seen.grad_norm, spike

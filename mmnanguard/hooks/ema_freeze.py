@@ -61,7 +61,8 @@ class EmaFreeze:
         self._before = {
             name: self._count(name) for name in ('num_updates', 'num_steps')
         }
-        begins = any(not guard.losses for guard in self._guards)
+        self._num_left_out = self._count_left_out()
+        begins = any(not guard.is_open for guard in self._guards)
         if self._hooks and self._accumulates and begins:
             self._copies = [tensor.clone() for tensor in self._tensors()]
 
@@ -70,7 +71,7 @@ class EmaFreeze:
             was_judged = self._has_moved('num_updates')
             if was_judged and not self._has_moved('num_steps'):
                 self._put_back()
-            else:
+            elif was_judged or self._num_left_out == self._count_left_out():
                 average(*args, **kwargs)
 
         return after_train_iter
@@ -80,6 +81,10 @@ class EmaFreeze:
 
     def _count(self, counter: str) -> int:
         return sum(getattr(guard.state, counter) for guard in self._guards)
+
+    def _count_left_out(self) -> int:
+        """Micro-batches that are as if they had never been."""
+        return sum(guard.accumulation.num_left_out for guard in self._guards)
 
     @torch.no_grad()
     def _put_back(self) -> None:

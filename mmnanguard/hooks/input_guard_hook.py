@@ -6,7 +6,13 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmnanguard.core import Cause, GuardConfigError, GuardEvent, TrainingHalted
+from mmnanguard.core import (
+    Action,
+    Cause,
+    GuardConfigError,
+    GuardEvent,
+    TrainingHalted,
+)
 from mmnanguard.registry import HOOKS
 
 from .bad_inputs import gather_bad_inputs
@@ -110,7 +116,7 @@ class InputGuardHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
         for name, guard in self._guards.items():
-            if not guard.losses:  # its window is over, or has not begun
+            if not guard.is_open:  # its window is over, or has not begun
                 self._forget(name, guard)
         self._iter = runner.iter + 1
         self._batch_idx, self._batch = batch_idx, data_batch
@@ -160,11 +166,13 @@ class InputGuardHook(Hook):
         )
         self._write(runner, event.id, event.iter, bad.to_row())
         if self._policy.action == 'halt':
+            is_left_out = event.action is Action.STEP
             self._halt = TrainingHalted(
                 event,
                 f'mmnanguard: halted at iteration {event.iter}: the input is '
                 f'not finite in {bad.say()}; InputGuardHook has '
-                "action='halt'. Nothing was updated. Mend the samples, or "
+                "action='halt'. Nothing was updated"
+                f'{" from it" if is_left_out else ""}. Mend the samples, or '
                 "set action='reject' or 'sanitize'.",
             )
 

@@ -6,7 +6,7 @@ from typing import Any, Deque, Dict, List, Mapping, Optional, Set, Tuple
 from uuid import uuid4
 
 import torch
-from mmengine.dist import broadcast_object_list, get_world_size
+from mmengine.dist import broadcast_object_list, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
@@ -55,6 +55,8 @@ class NanGuardHook(Hook):
     ``train/guard/routine_overflows``  overflows at a scale not yet proven
     ``train/guard/amp_scale``          loss scale; float16 only
     ``train/guard/clip_coef``          last factor of a norm clip, (0, 1]
+    ``train/guard/left_out``           micro-batches left out of commits;
+                                       ``accumulation='microbatch'`` only
     =================================  =====================================
 
     A non-finite value that the model logs stays out of MMEngine's smoothed
@@ -123,7 +125,7 @@ class NanGuardHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
-        if not any(guard.losses for guard in self._guards.values()):
+        if not any(guard.is_open for guard in self._guards.values()):
             forget_watched()
         self._ema.begin_iter()
         whole = runner.model if len(self._guards) > 1 else None
@@ -139,6 +141,8 @@ class NanGuardHook(Hook):
         data_batch: Any = None,
         outputs: Optional[dict] = None,
     ) -> None:
+        for guard in self._guards.values():
+            guard.accumulation.settle()
         self._window.append((batch_idx, _samples_only(data_batch)))
         events = [
             (guard, event)
@@ -150,12 +154,13 @@ class NanGuardHook(Hook):
         if events:
             context = self._context(runner, batch_idx, data_batch, outputs)
         for position, (guard, event) in enumerate(events):
+            about = dict(context, samples=self._samples(event))
             if get_world_size() > 1:
                 # What the rank that did it knows of it, on all ranks.
-                told = [dict(context, params=event.params)]
+                told = [dict(about, params=event.params)]
                 broadcast_object_list(told, src=event.ranks[0])
-                context = told[0]
-            event = event.replace(**context, id=self._new_id(runner, event))
+                about = told[0]
+            event = event.replace(**about, id=self._new_id(runner, event))
             events[position] = guard, event
             runner.logger.log(
                 logging.INFO if event.is_routine else logging.WARNING,
@@ -232,14 +237,25 @@ class NanGuardHook(Hook):
             epoch=runner.epoch + 1,
             batch_idx=batch_idx,
             losses=losses,
-            samples=tuple(
-                name
-                for index, samples in self._window
-                for name in sample_ids(samples, index)
-            ),
             inputs=input_ranges(data_batch),
             watched=read_watched(),
             time=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        )
+
+    def _samples(self, event: GuardEvent) -> Tuple[str, ...]:
+        """Of the window, or of what this rank has left out of it."""
+        window = list(self._window)
+        if event.micro_batches is not None:
+            own = {
+                place['number']
+                for place in event.micro_batches['left_out']
+                if place['rank'] == get_rank()
+            }
+            window = [b for number, b in enumerate(window, 1) if number in own]
+        return tuple(
+            name
+            for index, samples in window
+            for name in sample_ids(samples, index)
         )
 
     def _new_id(self, runner: Runner, event: GuardEvent) -> str:

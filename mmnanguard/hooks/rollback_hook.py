@@ -145,7 +145,7 @@ class RollbackHook(Hook):
             return
         guards = find_guards(runner).values()
         is_quiet = all(
-            guard.state.consecutive_skips == 0 and not guard.losses
+            guard.state.consecutive_skips == 0 and not guard.is_open
             for guard in guards
         )
         now = runner.iter + 1

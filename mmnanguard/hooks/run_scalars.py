@@ -17,6 +17,8 @@ def update_scalars(hub: MessageHub, guards: Mapping[str, Any]) -> None:
             'skipped': guard.state.total_skips,
             'routine_overflows': guard.state.routine_overflows,
         }
+        if guard.policy.accumulation == 'microbatch':
+            scalars['left_out'] = guard.state.num_left_out
         if guard.clips_norm:
             scalars['clip_coef'] = guard.last_clip_coef
         if guard.policy.lr_backoff or guard.state.lr_factor < 1.0:

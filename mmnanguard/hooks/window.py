@@ -54,7 +54,7 @@ class Window:
             return
         self._iter, self._is_compared = runner.iter, False
         guards = find_guards(runner).values()
-        if not any(guard.losses for guard in guards):
+        if not any(guard.is_open for guard in guards):
             self.batches = []
             self._num_steps = sum(guard.state.num_steps for guard in guards)
         kept = self._keeper.keep(data_batch)

@@ -1,11 +1,12 @@
 """Ring 2: tensors in, facts out; torch and the core only."""
 
-from .agree import agree
+from .agree import agree, merge
 from .apply import apply_update, scaled_lr
 from .audit import Found, KeptTensor, StateAudit
 from .blame import TensorNames, blame, plain_name
 from .checkpoint_file import CheckpointFile, look_at, settle
 from .grad_rules import AdaptiveGradClip, ValueClip
+from .grad_sum import GradSum, find_ddp, reduced_params
 from .host_read import read_once
 from .loss_scale import GuardedGradScaler
 from .module_probe import ModuleProbe, Origin
@@ -25,6 +26,7 @@ __all__ = [
     'CheckpointScan',
     'Finding',
     'Found',
+    'GradSum',
     'GuardedGradScaler',
     'KeptTensor',
     'ModuleProbe',
@@ -43,17 +45,20 @@ __all__ = [
     'agree',
     'apply_update',
     'blame',
+    'find_ddp',
     'forget_watched',
     'is_spread',
     'local',
     'look_at',
     'look_closer',
+    'merge',
     'nonfinite_indices',
     'observe',
     'plain_name',
     'read_once',
     'read_rng',
     'read_watched',
+    'reduced_params',
     'run_pass',
     'running_stats',
     'scaled_lr',

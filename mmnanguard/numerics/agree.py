@@ -3,13 +3,14 @@ from dataclasses import replace
 from typing import Any, List, Tuple
 
 import torch
+from torch import Tensor
 from torch import distributed as dist
 
 from mmnanguard.core import NanGuardError, Observation, Shard
 
 from .observe import combine
 
-__all__ = ['agree']
+__all__ = ['add_up', 'agree', 'merge']
 
 FLAGS = (
     'loss_is_finite',
@@ -61,8 +62,18 @@ def exchange(seen: Observation) -> List[Observation]:
         dist.get_world_size(), len(own), dtype=torch.float64, device=device
     )
     rows[dist.get_rank()] = torch.tensor(own, dtype=torch.float64)
+    add_up(rows)
+    return [from_row(row, seen) for row in rows.tolist()]
+
+
+def add_up(tensor: Tensor) -> None:
+    """Sum over all ranks, in place; collective.
+
+    Raises:
+        NanGuardError: If another rank does not answer.
+    """
     try:
-        dist.all_reduce(rows)
+        dist.all_reduce(tensor)
     except RuntimeError as error:  # the backend's
         raise NanGuardError(
             f'rank {dist.get_rank()} of {dist.get_world_size()}: the ranks '
@@ -72,7 +83,6 @@ def exchange(seen: Observation) -> List[Observation]:
             "first error in the other ranks' logs, then resume from the last "
             'checkpoint.'
         ) from error
-    return [from_row(row, seen) for row in rows.tolist()]
 
 
 def to_row(seen: Observation) -> List[float]:

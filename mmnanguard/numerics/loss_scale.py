@@ -141,14 +141,17 @@ class GuardedGradScaler(torch.amp.GradScaler):
             f'a dict with keys of {", ".join(KEYS)}.'
         )
 
-    def read(self, optimizer: Optional[Optimizer] = None) -> ScaleReading:
+    def read(
+        self, optimizer: Optional[Optimizer] = None, share: float = 1.0
+    ) -> ScaleReading:
         """The facts that a verdict needs; no sync.
 
         Args:
             optimizer: To know whether :meth:`unscale_` was called for it.
+            share: See :class:`ScaleReading`.
         """
         if not self.is_enabled():
-            return ScaleReading()
+            return ScaleReading(share=share)
         record = self._per_optimizer_states.get(id(optimizer), {})
         return ScaleReading(
             value=self._value,
@@ -162,6 +165,7 @@ class GuardedGradScaler(torch.amp.GradScaler):
                 and self._num_clean + 1 >= self.get_growth_interval()
             ),
             is_unscaled=record.get('stage') is OptState.UNSCALED,
+            share=share,
         )
 
     def move(self, verdict: Verdict) -> Tuple[float, float]:
@@ -176,15 +180,15 @@ class GuardedGradScaler(torch.amp.GradScaler):
         before = self._value
         if not self.is_enabled():
             return before, before
-        if verdict.action is Action.STEP:
+        if verdict.cause.is_scaled:  # also of what a commit left out
+            self._num_clean = 0
+            self._num_overflows += 1
+        elif verdict.action is Action.STEP:
             # At the ceiling, too, each interval begins anew, as in PyTorch.
             self._num_clean = (
                 self._num_clean + 1
             ) % self.get_growth_interval()
             self._num_overflows = 0
-        elif verdict.cause.is_scaled:
-            self._num_clean = 0
-            self._num_overflows += 1
         if verdict.scale_move is ScaleMove.GROW:
             self._set(min(before * self.get_growth_factor(), self.max_scale))
         elif verdict.scale_move is ScaleMove.LOWER:

@@ -19,17 +19,14 @@ from mmnanguard.core import (
     check_keys,
     report,
 )
-from mmnanguard.numerics import (
-    GuardedGradScaler,
-    Placement,
-    Snapshot,
-    TensorNames,
-)
+from mmnanguard.numerics import GuardedGradScaler, Placement, TensorNames
 
+from .accumulation import MicroBatches, WholeWindow
 from .clip_grad import UserClip, build_clip, load_clip
 from .gaps import Gaps
 from .guarded_params import GuardedParams, refuse_closure
 from .streak import Streak
+from .undo import Undo
 
 __all__ = ['Guard']
 
@@ -68,7 +65,7 @@ class Guard:
         self.state = self._restored({})
         self.clip_rule, self.grad_rule = build_clip(clip_grad)
         self.scaler = scaler or GuardedGradScaler(enabled=False)
-        self.snapshot = Snapshot(self.params.foreign)
+        self.undo = Undo(self.params.foreign)
         self.name = 'default'
         self.run = ''
         self.attempt = 1
@@ -77,13 +74,13 @@ class Guard:
         self.facts: Dict[str, List[Tensor]] = {}
         self._models: Dict[nn.Module, None] = {}  # an ordered set
         self._has_contexts = False
-        self._surroundings: Optional[nn.Module] = None
-        self._count_steps: Callable[[], int] = int
-        self._steps_before = 0
         self._listener: Any = None
         self._events: List[GuardEvent] = []
         self._streak = Streak()
         self._message_hub = MessageHub.get_current_instance()
+        self.accumulation = WholeWindow()
+        if self.policy.accumulation == 'microbatch':
+            self.accumulation = MicroBatches(self)
 
     # The window, from its opening to its close
 
@@ -103,7 +100,8 @@ class Guard:
                 the discriminator).
             count_steps: Commits of all of them so far.
         """
-        self._surroundings, self._count_steps = surroundings, count_steps
+        self.undo.bind(surroundings, count_steps)
+        self.accumulation.bind(surroundings, count_steps)
         if not self._has_contexts:
             for model in models:
                 self._take(model)
@@ -113,20 +111,18 @@ class Guard:
         if not self._has_contexts:
             self._has_contexts = True
             self._models.clear()
-            self.snapshot.close()
+            self.undo.snapshot.close()
+        self.accumulation.begin(model)
         self._take(model)
 
     def _take(self, model: nn.Module) -> None:
-        if not self.snapshot.is_open:
-            self._steps_before = self._count_steps()
         self._models[model] = None
-        self.snapshot.take(model)
-        if self._surroundings is not None:
-            self.snapshot.take(self._surroundings, is_shared=True)
+        self.undo.take(model)
 
-    def put_back(self) -> None:
-        """Undo the window."""
-        self.snapshot.restore(self._count_steps() != self._steps_before)
+    @property
+    def is_open(self) -> bool:
+        """Is a window under way, of which a backward pass was seen?"""
+        return bool(self.losses or self.accumulation.num_batches)
 
     def add_loss(self, loss: Tensor) -> None:
         """Note the loss of one micro-batch; no sync."""
@@ -161,7 +157,7 @@ class Guard:
             self.params.use(optimizer)
             self.gaps.watch(optimizer)
         params, grads = self.params.trained()
-        if grads and not self.snapshot.is_open:
+        if grads and not self.undo.snapshot.is_open:
             self.gaps.say('model')
         if grads and not self.losses:
             self.gaps.say('loss')
@@ -169,7 +165,8 @@ class Guard:
 
     def close(self) -> None:
         self.losses, self.facts = [], {}
-        self.snapshot.close()
+        self.undo.snapshot.close()
+        self.accumulation.close()
 
     def adopt_clip(self, wrapper: OptimWrapper) -> None:
         """Let a subclass's own ``_clip_grad`` clip instead of a rule here."""

@@ -35,9 +35,10 @@ def guarded_step(
         TrainingHalted: If the policy is exhausted or weights are bad, and no
             hook is attached that will raise it later.
     """
+    share = guard.accumulation.end()
     params, grads = guard.collect(optimizer, **step_kwargs)
     settle_clip(guard, params)
-    scale = guard.scaler.read(optimizer)
+    scale = guard.scaler.read(optimizer, share)
     norm_type = guard.clip_rule.norm_type
 
     # Observe, and agree with the other ranks
@@ -45,7 +46,7 @@ def guarded_step(
         grads,
         guard.losses,
         guard.facts,
-        guard.snapshot,
+        guard.undo.snapshot,
         scale,
         norm_type,
         guard.place(params),
@@ -54,6 +55,7 @@ def guarded_step(
     if not seen.is_clean:
         local = look_closer(local, reading, grads, guard.weights())
         seen = agree(local, norm_type)
+    seen = guard.accumulation.complete(seen)
 
     # Decide
     verdict = decide(seen, guard.state, guard.policy, guard.clip_rule)
@@ -82,7 +84,7 @@ def guarded_step(
                 **step_kwargs,
             )
     else:
-        guard.put_back()
+        guard.undo.put_back()
     guard.close()
 
     # Move the scale

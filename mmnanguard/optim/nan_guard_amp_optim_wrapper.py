@@ -94,7 +94,10 @@ class NanGuardAmpOptimWrapper(AmpOptimWrapper):
 
     # Nothing of the guard is compiled: it goes by host numbers, which differ
     # with each update.
-    update_params = torch.compiler.disable(OptimWrapper.update_params)
+    @torch.compiler.disable
+    def update_params(self, *args: Any, **kwargs: Any) -> None:
+        super().update_params(*args, **kwargs)
+        self.guard.accumulation.settle()
 
     @torch.compiler.disable
     def _open(self, model: nn.Module) -> None:
@@ -108,6 +111,10 @@ class NanGuardAmpOptimWrapper(AmpOptimWrapper):
             self._device, dtype=self.cast_dtype
         ):
             yield
+
+    def should_sync(self) -> bool:
+        """Does DDP average the gradients of this backward pass?"""
+        return not self.guard.accumulation.is_local and super().should_sync()
 
     @torch.compiler.disable
     def backward(self, loss: Tensor, **kwargs: Any) -> None:

@@ -46,7 +46,10 @@ class NanGuardOptimWrapper(OptimWrapper):
 
     # Nothing of the guard is compiled: it goes by host numbers, which differ
     # with each update.
-    update_params = torch.compiler.disable(OptimWrapper.update_params)
+    @torch.compiler.disable
+    def update_params(self, *args: Any, **kwargs: Any) -> None:
+        super().update_params(*args, **kwargs)
+        self.guard.accumulation.settle()
 
     @torch.compiler.disable
     def _open(self, model: nn.Module) -> None:
@@ -57,6 +60,10 @@ class NanGuardOptimWrapper(OptimWrapper):
         self._open(model)
         with super().optim_context(model):
             yield
+
+    def should_sync(self) -> bool:
+        """Does DDP average the gradients of this backward pass?"""
+        return not self.guard.accumulation.is_local and super().should_sync()
 
     @torch.compiler.disable
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
