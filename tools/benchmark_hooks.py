@@ -1,10 +1,12 @@
-"""What does each hook cost a training iteration in which all is well?
+"""What does each hook or rule cost an iteration in which all is well?
 
 An iteration: hooks, ``train_step``, hooks, as MMEngine's loop does it; loading
 the batch is left out. Each row is a Runner of its own, all with the same
 weights and batches. They take turns in random order and are compared within a
-round. A hook is alone with the guard; EventLogHook needs NanGuardHook. Its
-milliseconds stand out of the noise with ``--model small --repeat 300``.
+round. A hook is alone with the guard; EventLogHook needs NanGuardHook. What is
+done every so many iterations is done in each one here, so that its price can
+be read off. Milliseconds stand out of the noise with ``--model small --repeat
+300``.
 
 Example:
     python tools/benchmark_hooks.py --threads 1 --markdown --json hooks.json
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
@@ -40,17 +43,44 @@ REJECT = dict(type='mmnanguard.InputGuardHook', action='reject')
 SANITIZE = dict(type='mmnanguard.InputGuardHook', action='sanitize')
 # In float32 it finds nothing to cast, but it looks.
 FP32 = dict(type='mmnanguard.Fp32ModulesHook', modules=['backbone.0'])
+AUDIT = dict(type='mmnanguard.StateAuditHook', interval=1)
+ROLLBACK = dict(type='mmnanguard.RollbackHook', interval=1)
+SPIKE = dict(spike=dict(window=128, warmup=2, action='skip'))
+BACKOFF = dict(lr_backoff=dict(above=1e6))
+BACK = dict(when_exhausted='rollback')
+MICRO_BATCH = dict(accumulation='microbatch')
+
+
+class Side(NamedTuple):
+    hooks: Sequence[dict] = ()
+    guard: Optional[dict] = None
+    clip: Optional[dict] = None
+
+
+PLAIN = "MMEngine's wrapper"
 SIDES = {
-    "MMEngine's wrapper": None,
-    'guard alone': [],
-    'NanGuardHook': [NAN_GUARD],
-    'NanGuardHook, EventLogHook': [NAN_GUARD, EVENT_LOG],
-    'AutopsyHook': [AUTOPSY],
-    'BatchDumpHook': [BATCH_DUMP],
-    'NanGuardHook, InputGuardHook': [NAN_GUARD, REJECT],
-    'InputGuardHook, sanitize': [SANITIZE],
-    'Fp32ModulesHook': [FP32],
-    'all': [NAN_GUARD, EVENT_LOG, AUTOPSY, BATCH_DUMP, REJECT, FP32],
+    PLAIN: Side(),
+    'guard alone': Side(),
+    'NanGuardHook': Side([NAN_GUARD]),
+    'NanGuardHook, EventLogHook': Side([NAN_GUARD, EVENT_LOG]),
+    'AutopsyHook': Side([AUTOPSY]),
+    'BatchDumpHook': Side([BATCH_DUMP]),
+    'NanGuardHook, InputGuardHook': Side([NAN_GUARD, REJECT]),
+    'InputGuardHook, sanitize': Side([SANITIZE]),
+    'Fp32ModulesHook': Side([FP32]),
+    'these six': Side(
+        [NAN_GUARD, EVENT_LOG, AUTOPSY, BATCH_DUMP, REJECT, FP32]
+    ),
+    'StateAuditHook, each iteration': Side([AUDIT]),
+    'RollbackHook, each iteration': Side([NAN_GUARD, ROLLBACK], BACK),
+    'guard.spike': Side(guard=SPIKE),
+    'guard.lr_backoff': Side(guard=BACKOFF),
+    "guard.accumulation='microbatch'": Side(guard=MICRO_BATCH),
+    'clip_grad, max_norm': Side(clip=dict(max_norm=35.0)),
+    'TieredClip': Side(clip=dict(type='TieredClip', tiers=[(0, 35.0)])),
+    'AutoClip': Side(clip=dict(type='AutoClip', percentile=10)),
+    'ZClip': Side(clip=dict(type='ZClip')),
+    'AdaptiveGradClip': Side(clip=dict(type='AdaptiveGradClip')),
 }
 MODELS = {  # channels of each block
     'resnet18': (64, 64, 128, 128, 256, 256, 512, 512),
@@ -123,9 +153,13 @@ class SteppedLoop(IterBasedTrainLoop):
 
 def make_runner(name, args, dataset, folder):
     """A runner that is about to train its first batch."""
-    is_plain = SIDES[name] is None
-    wrapper = 'OptimWrapper' if is_plain else 'mmnanguard.NanGuardOptimWrapper'
+    side = SIDES[name]
     sgd = dict(type='SGD', lr=1e-9, momentum=0.9)
+    wrapper = dict(type='OptimWrapper', optimizer=sgd, clip_grad=side.clip)
+    if name != PLAIN:
+        wrapper.update(
+            type='mmnanguard.NanGuardOptimWrapper', guard=side.guard
+        )
     sampler = dict(type='InfiniteSampler', seed=0)
     runner = Runner(
         model=dict(type=ResNet, widths=MODELS[args.model]),
@@ -134,9 +168,9 @@ def make_runner(name, args, dataset, folder):
             dataset=dataset, sampler=sampler, batch_size=args.batch_size
         ),
         train_cfg=dict(type=SteppedLoop, max_iters=10**6),
-        optim_wrapper=dict(type=wrapper, optimizer=sgd),
+        optim_wrapper=wrapper,
         default_hooks=dict(checkpoint=None),
-        custom_hooks=SIDES[name],
+        custom_hooks=[dict(hook) for hook in side.hooks],
         experiment_name=name,
         log_processor=dict(by_epoch=False),
         log_level='ERROR',

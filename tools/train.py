@@ -1,5 +1,8 @@
 """Train any mm config, guarded.
 
+The exit status is 0 after the last iteration, 3 if the guard has halted
+training, 2 for a wrong command line, and another one for a crash.
+
 Example:
     python tools/train.py configs/digits/plain_fp32.py --guard fp16
 """
@@ -15,6 +18,7 @@ from mmengine.hub import get_config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+HALTED = 3  # the exit status; 1 is a crash, 2 a wrong command line
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -114,6 +118,7 @@ def main(argv=None):
     except ValueError as error:  # GuardConfigError says what to do
         raise SystemExit(f'{type(error).__name__}: {error}') from None
 
+    from mmnanguard.core import TrainingHalted
     from mmnanguard.safe_load import allow_mmengine_checkpoints
 
     allow_mmengine_checkpoints()
@@ -123,7 +128,10 @@ def main(argv=None):
         runner = Runner.from_cfg(cfg)
     if args.resume == 'auto':
         resume_from_clean(runner)
-    runner.train()
+    try:
+        runner.train()
+    except TrainingHalted:  # its story is in the log
+        return HALTED
     return 0
 
 

@@ -7,7 +7,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmnanguard.core import Action, GuardEvent, to_json
+from mmnanguard.core import GuardEvent, to_json
 from mmnanguard.registry import HOOKS
 
 from .find_guards import find_guards, guard_facts, has_hook
@@ -60,9 +60,6 @@ class EventLogHook(Hook):
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
         self._write(runner, event.to_row())
-        if event.action is Action.HALT:
-            guard = find_guards(runner)[event.optimizer]
-            self._write(runner, guard.halted(event).to_row())
 
     def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
         """What another hook found out about an event."""

@@ -17,6 +17,7 @@ from mmnanguard.registry import HOOKS
 
 from .bad_inputs import gather_bad_inputs
 from .find_guards import find_guards, has_hook
+from .halt import halt
 from .input_look import InputFlags, InputLook, bad_samples
 from .input_policy import InputPolicy
 
@@ -194,7 +195,7 @@ class InputGuardHook(Hook):
         if self._policy.mends and self._iter % self._policy.interval == 0:
             self._report(runner)
         if self._halt is not None:  # after all consequences
-            raise self._halt
+            halt(runner, self._halt)
 
     def after_train(self, runner: Runner) -> None:
         self._handle.remove()

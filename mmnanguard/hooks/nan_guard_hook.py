@@ -27,6 +27,7 @@ from .find_guards import (
     own_modules,
 )
 from .guard_checkpoint import GuardCheckpoint
+from .halt import halt
 from .run_scalars import drop_nonfinite, update_scalars
 
 __all__ = ['NanGuardHook']
@@ -172,7 +173,7 @@ class NanGuardHook(Hook):
             self._window.clear()
         for guard, event in events:
             if event.action is Action.HALT:
-                raise guard.halted(event)
+                halt(runner, guard.halted(event))
         self._checkpoint.gather(runner)
 
     def after_train_epoch(self, runner: Runner) -> None:

@@ -19,6 +19,7 @@ from mmnanguard.registry import HOOKS
 from .audit import Audit
 from .earlier_state import EarlierState, newest_clean_state, present_state
 from .find_guards import find_guards
+from .halt import halt
 from .kept_state import kept_state
 
 __all__ = ['RollbackHook']
@@ -140,8 +141,7 @@ class RollbackHook(Hook):
             try:
                 self._roll_back(runner, event)
             except TrainingHalted as error:
-                runner.call_hook('after_guard_row', row=error.to_row())
-                raise
+                halt(runner, error)
             return
         guards = find_guards(runner).values()
         is_quiet = all(

@@ -10,6 +10,7 @@ from mmnanguard.registry import HOOKS
 
 from .audit import Audit
 from .find_guards import find_guards
+from .halt import halt
 from .kept_state import kept_state
 from .pointers import LAST_CLEAN, read_pointer
 from .safe_checkpoints import SafeCheckpoints
@@ -136,9 +137,7 @@ class StateAuditHook(Hook):
         if self._action == 'halt' and not audit.is_handled:
             last_clean = read_pointer(runner.work_dir, LAST_CLEAN)
             story = audit.halt_story(last_clean, bool(find_guards(runner)))
-            halted = TrainingHalted(audit.to_event(), story)
-            runner.call_hook('after_guard_row', row=halted.to_row())
-            raise halted
+            halt(runner, TrainingHalted(audit.to_event(), story))
         return False
 
     def _describe(

@@ -1,11 +1,21 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from tensorboard.backend.event_processing.event_accumulator import (
+    EventAccumulator,
+)
 from toys import ToyNet  # registers what the config names
 
 from tools.train import load_config, main, parse_args
 
+TOOLS = Path(__file__).parents[2] / 'tools'
 CONFIG = f"""
 default_scope = 'mmengine'
 model = dict(type='{ToyNet.__name__}')
@@ -139,3 +149,62 @@ def test_errors(config):
         main([config, '--guard', 'fp8'])
     with pytest.raises(SystemExit):
         parse_args([config, '--amp', '--guard', 'bf16'])
+
+
+ENDING = """
+custom_imports = dict(imports=['toys', 'test_train'])
+custom_hooks = [dict(type='Ending')]
+default_hooks = dict(logger=dict(type='LoggerHook', interval=1))
+visualizer = dict(
+    type='Visualizer', vis_backends=[dict(type='TensorboardVisBackend')])
+"""
+
+
+@HOOKS.register_module()
+class Ending(Hook):
+    """Says how a run ends, as one does that publishes its result."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if os.environ.get('CRASHES') and runner.iter == 3:
+            raise RuntimeError('something else')
+
+    def after_train(self, runner):
+        Path(runner.work_dir, 'success').touch()
+
+    after_run = after_train
+
+
+@pytest.mark.parametrize(
+    ('ends', 'status'), [('well', 0), ('halted', 3), ('crashed', 1)]
+)
+def test_the_exit_status(config, tmp_path, ends, status):
+    work_dir = tmp_path / 'work'
+    with open(config, 'a') as file:
+        file.write(ENDING)
+    options = ['work_dir=' + str(work_dir)]
+    if ends == 'halted':
+        options += [
+            'default_hooks.drill.type=mmnanguard.FaultInjectionHook',
+            'default_hooks.drill.faults.0.iter=4',
+            'default_hooks.drill.faults.0.site=weight',
+            'optim_wrapper.guard.when_exhausted=halt',
+        ]
+    command = [sys.executable, TOOLS / 'train.py', config, '--guard', 'full']
+    command += ['--cfg-options', *options]
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    environment['CRASHES'] = '1' if ends == 'crashed' else ''
+
+    done = subprocess.run(command, env=environment, capture_output=True)
+
+    assert done.returncode == status, done.stderr.decode()
+    assert (work_dir / 'success').exists() == (ends == 'well')
+    (log,) = work_dir.glob('*/*.log')
+    is_halt = ends == 'halted'
+    assert ('training halted at iteration 4' in log.read_text()) == is_halt
+    assert (b'Traceback' in done.stderr) == (ends == 'crashed')
+    rows = read_events(work_dir)
+    assert (rows[-1]['kind'] == 'halt') == is_halt
+    if ends != 'crashed':  # what dashboards hold back is written
+        (folder,) = work_dir.glob('*/vis_data')
+        seen = EventAccumulator(str(folder)).Reload().Scalars('loss')
+        assert len(seen) == (3 if is_halt else 6)
