@@ -135,7 +135,16 @@ def test_time_goes_on(tmp_path):
     assert runner.remembered.rates == plain.remembered.rates
 
 
-def test_what_follows_equals_a_run_from_that_state(tmp_path):
+@pytest.mark.parametrize(
+    'clip',
+    [
+        None,
+        dict(type='AutoClip', percentile=50, window=5),
+        dict(type='ZClip', warmup=2, alpha=0.5, z_threshold=0.1),
+    ],
+    ids=['no clip', 'AutoClip', 'ZClip'],
+)
+def test_what_follows_equals_a_run_from_that_state(tmp_path, clip):
     """The oracle: load that state by hand before the next iteration."""
 
     class LoadByHand(Hook):
@@ -145,14 +154,17 @@ def test_what_follows_equals_a_run_from_that_state(tmp_path):
             if runner.iter + 1 == 8:
                 self.model = clone(runner.model.state_dict())
                 self.optimizer = _copy(runner.optim_wrapper)
+                self.clip_rule = runner.optim_wrapper.guard.clip_rule
             elif runner.iter + 1 == 12:
+                runner.optim_wrapper.guard.clip_rule = self.clip_rule
                 runner.model.load_state_dict(self.model)
                 runner.optim_wrapper.optimizer.load_state_dict(self.optimizer)
 
-    runner = train(tmp_path / 'a', faults=(10, 11, 12))
+    keys = dict(faults=(10, 11, 12), wrapper=dict(clip_grad=clip))
+    runner = train(tmp_path / 'a', **keys)
     by_hand = train(
         tmp_path / 'b',
-        faults=(10, 11, 12),
+        **keys,
         guard=dict(max_consecutive_skips=None, when_exhausted='halt'),
         custom=[LoadByHand()],
     )
