@@ -115,12 +115,16 @@ def find_ddp(model: nn.Module) -> List[DistributedDataParallel]:
 
 
 def reduced_params(ddps: Iterable[DistributedDataParallel]) -> List[Tensor]:
-    """Those that DDP averages."""
+    """Those that DDP averages, by the names that it goes by: of the module
+    itself, with a dot in front.
+    """
     return list(
         dict.fromkeys(
             param
             for ddp in ddps
-            for name, param in ddp.module.named_parameters()
-            if param.requires_grad and name not in ddp.parameters_to_ignore
+            for owner, module in ddp.module.named_modules()
+            for name, param in module.named_parameters(recurse=False)
+            if param.requires_grad
+            and f'{owner}.{name}' not in ddp.parameters_to_ignore
         )
     )

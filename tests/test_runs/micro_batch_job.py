@@ -34,11 +34,12 @@ class Net(matrix.Net):
         super().__init__()
         self.own = nn.Parameter(torch.ones(2))
         self.idle = nn.Parameter(torch.ones(2))
-        self.apart = nn.Parameter(torch.ones(2))
-        self._ddp_params_and_buffers_to_ignore = ['apart']
+        self.apart = nn.ParameterList([torch.ones(2)])
+        # DDP heeds no name without a dot.
+        self._ddp_params_and_buffers_to_ignore = ['apart.0', 'own']
 
     def forward(self, images, strike=None):
-        logits = super().forward(images, strike) * self.apart
+        logits = super().forward(images, strike) * self.apart[0]
         return logits + self.own if dist.get_rank() == 0 else logits
 
 
@@ -88,7 +89,7 @@ def oracle(faults, broadcasts):
         if number < LENGTH - 1 or len(struck) == total:
             continue
         for name, param in net.named_parameters():
-            if name != 'apart':
+            if name != 'apart.0':
                 param.grad = add_up(param, LENGTH / (total - len(struck)))
             elif param.grad is not None:
                 param.grad *= total / (total - len(struck))

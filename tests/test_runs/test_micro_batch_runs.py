@@ -6,8 +6,9 @@ import pytest
 import torch
 from mmengine.hooks import EMAHook
 from mmengine.optim import OptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.registry import MODELS, OPTIM_WRAPPERS
 from toys import (
+    ToyNet,
     assert_finite,
     assert_same,
     guard_hooks,
@@ -48,8 +49,23 @@ def averages(runner):
     }
 
 
+@MODELS.register_module()
+class ByHand(ToyNet):
+    def train_step(self, data, optim_wrapper):
+        with optim_wrapper.optim_context(self):
+            data = self.data_preprocessor(data, True)
+            losses = self._run_forward(data, mode='loss')
+        loss, log = self.parse_losses(losses)
+        optim_wrapper.backward(optim_wrapper.scale_loss(loss))
+        if optim_wrapper.should_update():
+            optim_wrapper.step()
+            optim_wrapper.zero_grad()
+        return log
+
+
+@pytest.mark.parametrize('model', ['ToyNet', 'ByHand'])
 @pytest.mark.parametrize('site', ['input', 'grad', 'loss', 'buffer'])
-def test_equals_the_run_of_the_others(tmp_path, site):
+def test_equals_the_run_of_the_others(tmp_path, site, model):
     """Averages included, of weights and of buffers."""
     struck = (1, 5, 9)  # the first of their windows
     faults = [dict(iter=n, site=site, value='nan') for n in struck]
@@ -58,6 +74,7 @@ def test_equals_the_run_of_the_others(tmp_path, site):
         wrapper(optimizer='AdamW', lr=0.01, **MICRO),
         default_hooks=guard_hooks(*faults),
         custom_hooks=EMA,
+        model=dict(type=model),
     )
     faulty.train()
     oracle = make_runner(
@@ -71,6 +88,7 @@ def test_equals_the_run_of_the_others(tmp_path, site):
         ),
         leave_out=struck,
         custom_hooks=EMA,
+        model=dict(type=model),
     )
     oracle.train()
     assert_same(faulty, oracle)
@@ -162,6 +180,8 @@ def test_an_overflow_lowers_the_scale(tmp_path, proven_after):
     assert [row['loss_scale']['after'] for row in rows] == [512, 256]
     state = runner.optim_wrapper.guard.state
     assert (state.num_steps, state.commits_since_growth) == (5, 3)
+    scaler = runner.optim_wrapper.loss_scaler
+    assert scaler.state_dict()['_growth_tracker'] == 2  # since the last
     assert_finite(runner)
 
 
