@@ -99,6 +99,7 @@ def test_policy_keys():
         'accumulation',
         'spike',
         'lr_backoff',
+        'divergence',
     ]
 
 

@@ -4,6 +4,7 @@ from .autopsy import Autopsy
 from .bad_tensor import BadTensor
 from .clip_rules import AutoClip, ClipRule, NoClip, NormClip, TieredClip, ZClip
 from .decide import decide, find_cause
+from .divergence import Divergence, LossLevel
 from .errors import (
     GuardConfigError,
     NanGuardError,
@@ -33,11 +34,13 @@ __all__ = [
     'BadTensor',
     'Cause',
     'ClipRule',
+    'Divergence',
     'GuardConfigError',
     'GuardEvent',
     'GuardPolicy',
     'GuardState',
     'LeftOut',
+    'LossLevel',
     'LrBackoff',
     'NanGuardError',
     'NoClip',

@@ -46,8 +46,15 @@ def judge_finite(
     policy: GuardPolicy,
     clip: Callable[[float], float],
 ) -> Verdict:
-    """Commit a clean update, unless it is a spike that is skipped."""
+    """Commit a clean update, unless the run diverges or it is a spike that is
+    skipped.
+    """
     spike = None
+    if policy.divergence is not None:
+        rise = policy.divergence.find(state.loss_level, seen.loss)
+        if rise is not None:
+            action = Action(policy.when_exhausted)
+            return Verdict(action, Cause.DIVERGENCE, spike=rise)
     if policy.spike is not None:
         spike = policy.spike.find(
             seen, state.recent_norms, state.recent_losses

@@ -139,6 +139,13 @@ class GuardEvent:
                 f'{what} {name} is {kind}{others}, which happened outside '
                 'any guarded update'
             )
+        if self.cause is Cause.DIVERGENCE and self.spike is not None:
+            return (
+                'training diverges: the median loss is '
+                f'{self.spike["value"]:.4g}, the limit '
+                f'{self.spike["limit"]:.4g}, its lowest was '
+                f'{self.spike["mean"]:.4g}'
+            )
         if self.cause is Cause.SPIKE and self.spike is not None:
             what = str(self.spike['what']).replace('grad_', 'gradient ')
             mean = self.spike['mean']

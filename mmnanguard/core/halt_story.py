@@ -34,6 +34,11 @@ ADVICE = {
         'Gradients explode: lower the learning rate, lengthen warm-up, or '
         'set optim_wrapper.clip_grad=dict(max_norm=...).'
     ),
+    Cause.DIVERGENCE: (
+        'What was learnt is being lost: lower the learning rate, lengthen '
+        'warm-up, or clip; if losses rise by design, set '
+        'optim_wrapper.guard.divergence=None.'
+    ),
     Cause.SPIKE: (
         'Norm or loss stay above what they were: lower the learning rate, or '
         "let spikes pass, clipped: optim_wrapper.guard.spike.action='clip'."

@@ -1,6 +1,7 @@
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Dict, Mapping, Optional, Tuple
 
+from .divergence import Divergence
 from .errors import (
     GuardConfigError,
     check_keys,
@@ -14,7 +15,11 @@ from .spike import SpikePolicy
 __all__ = ['GuardPolicy']
 
 WHERE = 'optim_wrapper.guard'
-NESTED = {'spike': SpikePolicy, 'lr_backoff': LrBackoff}
+NESTED = {
+    'spike': SpikePolicy,
+    'lr_backoff': LrBackoff,
+    'divergence': Divergence,
+}
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,14 @@ class GuardPolicy:
         proven_after: A loss scale that this many commits were made at, or
             above, since it started or last grew, is proven: an overflow at a
             proven scale is an anomaly, below that it is routine.
-        when_exhausted: What happens at a limit, or where weights are bad:
-            'halt', or 'rollback', which takes a ``RollbackHook``.
+        when_exhausted: What happens at a limit, where weights are bad, or
+            where the run diverges: 'halt', or 'rollback', which takes a
+            ``RollbackHook``.
         accumulation: What is rejected when a micro-batch is bad: the
             'window', or that 'microbatch', if there are others.
         spike: See :class:`SpikePolicy`; None judges no spikes.
         lr_backoff: See :class:`LrBackoff`; None leaves learning rates alone.
+        divergence: See :class:`Divergence`; None judges none.
     """
 
     max_consecutive_skips: Optional[int] = 20
@@ -50,6 +57,7 @@ class GuardPolicy:
     accumulation: str = 'window'
     spike: Optional[SpikePolicy] = None
     lr_backoff: Optional[LrBackoff] = None
+    divergence: Optional[Divergence] = None
 
     def __post_init__(self) -> None:
         _check_count('max_consecutive_skips', self.max_consecutive_skips, 1)
@@ -99,6 +107,14 @@ class GuardPolicy:
             if config.get(key) is not None
         }
         return cls(**{**config, **nested})
+
+    def windows(self) -> Dict[str, int]:
+        """How much a state remembers, as ``GuardState.from_dict`` takes it."""
+        return {
+            'skip_rate_window': self.skip_rate_window,
+            'spike_window': self.spike.window if self.spike else 0,
+            'loss_window': self.divergence.window if self.divergence else 0,
+        }
 
     def to_dict(self) -> Dict[str, Any]:
         return asdict(self)

@@ -16,10 +16,11 @@ class Spike(NamedTuple):
     """A number far above what it was of late.
 
     Attributes:
-        what: 'grad_norm' or 'loss'.
+        what: 'grad_norm' or 'loss'; 'median_loss' of a divergence.
         value: Its size.
         limit: It is above this.
-        mean: Of the window; NaN where the limit is a fixed one.
+        mean: Of the window; NaN where the limit is a fixed one. Of a
+            divergence, the lowest median.
     """
 
     what: str

@@ -1,6 +1,7 @@
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Dict, Mapping, Optional, Tuple
 
+from .divergence import LossLevel
 from .observation import Observation
 from .spike import Spike
 from .verdict import Action, Cause, ScaleMove, Verdict
@@ -27,6 +28,7 @@ class GuardState:
             its limit.
         recent_losses: The same.
         spike_window: The most that these two keep.
+        loss_level: See :class:`LossLevel`.
         lr_factor: Of the last committed update, in (0, 1].
         lr_return: By how much it grows with the next.
         num_rollbacks: Returns to an earlier state.
@@ -44,6 +46,7 @@ class GuardState:
     recent_norms: Tuple[float, ...] = ()
     recent_losses: Tuple[float, ...] = ()
     spike_window: int = 0
+    loss_level: LossLevel = field(default_factory=LossLevel)
     lr_factor: float = 1.0
     lr_return: float = 0.0
     num_rollbacks: int = 0
@@ -76,6 +79,7 @@ class GuardState:
                 recent_losses=self._with(
                     'loss', self.recent_losses, seen.loss, spike
                 ),
+                loss_level=self.loss_level.after(seen.loss),
                 lr_factor=verdict.lr_factor,
                 lr_return=verdict.lr_return,
             )
@@ -105,6 +109,7 @@ class GuardState:
             recent_skips=(),
             recent_norms=to.recent_norms,
             recent_losses=to.recent_losses,
+            loss_level=to.loss_level,
             commits_since_growth=0,
             lr_factor=lr_factor,
             lr_return=lr_return,
@@ -140,6 +145,7 @@ class GuardState:
         saved: Mapping[str, Any],
         skip_rate_window: int,
         spike_window: int = 0,
+        loss_window: int = 0,
     ) -> 'GuardState':
         """Read ``to_dict``; missing keys keep defaults, others are ignored.
 
@@ -147,8 +153,9 @@ class GuardState:
             saved: From this or another version.
             skip_rate_window: Of the present config, which sets the policy.
             spike_window: The same.
+            loss_window: The same.
         """
-        names = {field.name for field in fields(cls)}
+        names = {each.name for each in fields(cls)}
         known = {key: value for key, value in saved.items() if key in names}
         known['recent_skips'] = tuple(
             map(bool, known.get('recent_skips', ()))
@@ -158,4 +165,7 @@ class GuardState:
             past = tuple(map(float, known.get(name, ())))
             known[name] = past[-spike_window:] if spike_window else ()
         known['spike_window'] = spike_window
+        known['loss_level'] = LossLevel.from_dict(
+            known.get('loss_level', {}), loss_window
+        )
         return cls(**known)

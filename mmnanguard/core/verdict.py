@@ -27,6 +27,7 @@ class Cause(enum.Enum):
     SCALE_OVERFLOW = 'scale_overflow'
     GRAD_NONFINITE = 'grad_nonfinite'
     NORM_OVERFLOW = 'norm_overflow'
+    DIVERGENCE = 'divergence'
     SPIKE = 'spike'
 
     @property

@@ -119,7 +119,8 @@ class AutopsyHook(WindowHook):
             is_new
             and not self.is_spent
             and (self._overflows or not event.is_routine)
-            and event.cause is not Cause.SPIKE  # nothing to look for
+            # Finite: there is nothing to look for.
+            and event.cause not in (Cause.SPIKE, Cause.DIVERGENCE)
             and self._window is not None
         )
 

@@ -6,6 +6,7 @@ from mmengine.runner import Runner
 
 from mmnanguard.core import (
     Action,
+    Cause,
     GuardEvent,
     RollbackUnavailable,
     TrainingHalted,
@@ -18,7 +19,7 @@ from mmnanguard.registry import HOOKS
 
 from .audit import Audit
 from .earlier_state import EarlierState, newest_clean_state, present_state
-from .find_guards import find_guards
+from .find_guards import find_guards, find_wrappers
 from .halt import halt
 from .kept_state import kept_state
 
@@ -30,12 +31,13 @@ class RollbackHook(Hook):
     """Goes back to an earlier state where skipping does not help.
 
     With ``optim_wrapper.guard=dict(when_exhausted='rollback')``: at the limit
-    of skips, or where weights went bad outside any update (an update or a
-    ``StateAuditHook`` finds that), the newest state that is older than the
-    trouble comes back: weights, buffers, optimizer state, averages of an
-    ``EMAHook``, statistics of the guard's rules. Time goes on: iteration,
-    learning rate schedule, data order, loss scale and random numbers are not
-    put back, so that what did the harm is passed.
+    of skips, where the run diverges (``guard.divergence``), or where weights
+    went bad outside any update (an update or a ``StateAuditHook`` finds that),
+    the newest state that is older than the trouble comes back: weights,
+    buffers, optimizer state, averages of an ``EMAHook``, statistics of the
+    guard's rules. Time goes on: iteration, learning rate schedule, data order,
+    loss scale and random numbers are not put back, so that what did the harm
+    is passed.
 
     States are kept in memory, on the host (pinned, where there is a GPU):
     each takes as much as weights, optimizer state and averages together. One
@@ -223,6 +225,11 @@ class RollbackHook(Hook):
         led back to it, unless it is all there is; else one on disk.
         """
         trouble = event.since or event.iter
+        if event.cause is Cause.DIVERGENCE:
+            wrapper = find_wrappers(runner)[event.optimizer]
+            window = wrapper.guard.policy.divergence.window
+            # Its median is above the limit: about half of it is spoilt.
+            trouble -= window * wrapper._accumulative_counts
         older = [kept for kept in self._kept if kept.iter < trouble]
         if len(older) > 1 and older[-1] is self._used:
             older.pop()

@@ -291,7 +291,4 @@ class Guard:
 
     def _restored(self, saved: Dict[str, Any]) -> GuardState:
         """The windows are the config's."""
-        spike = self.policy.spike
-        return GuardState.from_dict(
-            saved, self.policy.skip_rate_window, spike.window if spike else 0
-        )
+        return GuardState.from_dict(saved, **self.policy.windows())
