@@ -121,7 +121,6 @@ class DigitsNet(BaseModel):
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
-        norm_cfg = norm_cfg or dict(type='BN')
         widths = (1, *channels)
         self.backbone = nn.Sequential(
             *(

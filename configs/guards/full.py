@@ -4,10 +4,12 @@
 #   any other bad update   it is skipped, the first of its kind looked into,
 #                          and its batch dumped
 #   a module overflows     it runs in float32 from then on
-#   20 skips in a row, or half of the last 200 updates, or bad weights
-#                          back to an earlier state, three times at most
+#   20 skips in a row, or half of the last 200 updates, or bad weights, or a
+#   loss most of the way back to where it began
+#                          back to an earlier state, and on at a tenth of the
+#                          learning rate, three times at most
 #   after that             training halts
-optim_wrapper = dict(guard=dict(when_exhausted='rollback'))
+optim_wrapper = dict(guard=dict(when_exhausted='rollback', divergence=dict()))
 default_hooks = dict(
     nan_guard=dict(type='mmnanguard.NanGuardHook'),
     event_log=dict(type='mmnanguard.EventLogHook'),
@@ -16,5 +18,5 @@ default_hooks = dict(
     input_guard=dict(type='mmnanguard.InputGuardHook', action='reject'),
     dump=dict(type='mmnanguard.BatchDumpHook'),
     audit=dict(type='mmnanguard.StateAuditHook'),
-    rollback=dict(type='mmnanguard.RollbackHook', lr_factor=0.5),
+    rollback=dict(type='mmnanguard.RollbackHook', lr_factor=0.1),
 )
