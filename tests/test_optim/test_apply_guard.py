@@ -64,7 +64,7 @@ def test_what_the_new_type_takes_stays():
     assert cfg.optim_wrapper == {
         **AMP,
         'type': 'mmnanguard.NanGuardAmpOptimWrapper',
-        'guard': dict(when_exhausted='rollback'),
+        'guard': dict(when_exhausted='rollback', divergence=dict()),
     }
 
 
