@@ -84,10 +84,12 @@ def tell_halt(
     if event.loss_scale is not None:
         lines.append(f'Loss scale now: {event.loss_scale["after"]:g}')
     cause = causes.most_common(1)[0][0]
-    if event.cause is Cause.WEIGHT_NONFINITE:
+    # These end a run at once, whatever the skips before them.
+    is_sudden = event.cause in (Cause.WEIGHT_NONFINITE, Cause.DIVERGENCE)
+    if is_sudden:
         cause = event.cause.value
     lines.append(f'What to try: {ADVICE[Cause(cause)]}')
-    if event.cause is not Cause.WEIGHT_NONFINITE:
+    if not is_sudden:
         lines.append(
             'To go on longer: optim_wrapper.guard=dict('
             'max_consecutive_skips=..., max_skip_rate=...); None means no '
