@@ -90,8 +90,10 @@ def tell(trained):
 
 def draw(runs, path):
     """Losses and accuracies of one seed, and when the guard went back."""
-    # Neither the date nor random ids, so that the file is reproducible.
-    matplotlib.rcParams['svg.hashsalt'] = 'mmnanguard'
+    # Neither the date nor random ids, so that the file is reproducible; and
+    # text as text.
+    style = {'svg.hashsalt': 'mmnanguard', 'svg.fonttype': 'none'}
+    matplotlib.rcParams.update(style)
     figure, (top, bottom) = pyplot.subplots(
         2, sharex=True, figsize=(7, 5.5), layout='constrained'
     )
@@ -138,7 +140,8 @@ def draw(runs, path):
     figure.legend(
         *top.get_legend_handles_labels(), loc='outside upper center', ncols=3
     )
-    figure.savefig(path, metadata={'Date': None})
+    keys = ('Creator', 'Date', 'Format', 'Type')
+    figure.savefig(path, metadata=dict.fromkeys(keys))
     pyplot.close(figure)
 
 

@@ -5,7 +5,7 @@ from typing import Any, Dict, Optional
 from mmengine.dist import all_gather_object, get_rank
 from mmengine.runner import Runner
 
-from mmnanguard.core import Action, GuardConfigError, GuardEvent
+from mmnanguard.core import Action, Cause, GuardConfigError, GuardEvent
 from mmnanguard.numerics import is_spread
 from mmnanguard.registry import HOOKS
 
@@ -77,6 +77,8 @@ class BatchDumpHook(WindowHook):
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
         """Collective, for the rows."""
         if event.action is Action.STEP:  # weights are no longer those
+            return
+        if event.cause is Cause.DIVERGENCE:  # which is no one batch's fault
             return
         if event.is_routine and not self._overflows:
             return
