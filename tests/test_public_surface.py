@@ -137,6 +137,7 @@ def test_event_keys():
         'spike',
         'clip_coef',
         'lr_factor',
+        'micro_batches',
     ]
 
 
