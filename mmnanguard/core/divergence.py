@@ -19,7 +19,8 @@ class LossLevel:
         recent: Losses of the last window, oldest first.
         start: Median of the first window; None until it is full.
         best: Lowest median so far.
-        spread: Between median and upper quartile of the window that had it.
+        spread: Between median and upper quartile of a window; the lowest one
+            at that level.
     """
 
     window: int = 0
@@ -36,14 +37,19 @@ class LossLevel:
         if len(recent) < self.window:
             return replace(self, recent=recent)
         now = median_low(recent)
+        spread = sorted(recent)[self.window * 3 // 4] - now
         if self.start is not None and now >= self.best:
-            return replace(self, recent=recent)
+            if now > self.best + (self.start - self.best) / 4:
+                spread = self.spread  # another level's noise
+            # A steep fall makes the window of the lowest median a wide one.
+            spread = min(spread, self.spread)
+            return replace(self, recent=recent, spread=spread)
         return replace(
             self,
             recent=recent,
             start=now if self.start is None else self.start,
             best=now,
-            spread=sorted(recent)[self.window * 3 // 4] - now,
+            spread=spread,
         )
 
     @classmethod

@@ -93,6 +93,12 @@ def test_learning_within_the_noise_is_not_judged():
     assert all(each.cause is Cause.NONE for each in verdicts)
 
 
+def test_a_steep_fall_is_no_noise():
+    policy = make_policy()
+    level = [*[0.3] * 3, *[0.31, 0.32] * 4]  # the first median is the lowest
+    assert is_over(policy, [*[2.3] * 5, *level, *[2.3] * 3])
+
+
 def test_only_committed_losses_enter():
     policy = make_policy()
     clean, _ = run(policy, LEARNT)

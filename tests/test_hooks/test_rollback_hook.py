@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.registry import MODELS
 from toys import (
+    ToyNet,
     assert_finite,
     everything,
     guard_hooks,
@@ -391,3 +393,41 @@ def test_the_guard_needs_the_hook(tmp_path):
 def test_bad_arguments(tmp_path, bad):
     with pytest.raises(GuardConfigError, match=next(iter(bad))):
         train(tmp_path, faults=(), rollback=bad)
+
+
+@MODELS.register_module()
+class Forgetful(ToyNet):
+    """From one iteration on its loss is what it was at first."""
+
+    def __init__(self, since):
+        super().__init__()
+        self.since, self.num_seen = since, 0
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        losses = super().forward(inputs, data_samples, mode)
+        self.num_seen += 1
+        level = 1.0 if 8 < self.num_seen <= self.since else 10.0
+        return {**losses, 'loss_level': torch.tensor(level)}
+
+
+@pytest.mark.parametrize(
+    ('length', 'told', 'to'), [(1, 43, 36), (2, 44, 32)], ids=str
+)
+def test_a_divergence_goes_back_behind_its_window(tmp_path, length, told, to):
+    """In iterations, of which a window of accumulation has several."""
+    since = 40 if length == 1 else 38
+    runner = train(
+        tmp_path,
+        faults=(),
+        model=dict(type='Forgetful', since=since),
+        guard=dict(divergence=dict(window=4, share=0.7)),
+        wrapper=dict(accumulative_counts=length),
+        rollback=dict(num_kept=10),
+        max_iters=told,
+    )
+    (row,) = read_rows(runner, 'rollback')
+    (update,) = read_rows(runner)
+    assert (update['cause'], update['action']) == ('divergence', 'rollback')
+    assert (row['iter'], row['to']) == (told, to)
+    assert told - 4 * length > to
+    assert_equal(runner.remembered.states[told], runner.remembered.states[to])
