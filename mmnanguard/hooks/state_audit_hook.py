@@ -42,7 +42,8 @@ class StateAuditHook(Hook):
     Runs after all others, so that a checkpoint's audit is not done twice.
 
     Args:
-        interval: In iterations. None means before checkpoints only.
+        interval: In iterations; with gradient accumulation an audit waits for
+            the end of its window. None means before checkpoints only.
         action: When something is bad, 'halt' with ``TrainingHalted`` on all
             ranks, or 'warn' and go on without checkpoints.
 
@@ -71,6 +72,7 @@ class StateAuditHook(Hook):
         self._iter = self._epoch = 0
         self._last_iter: Optional[int] = None
         self._num_told = 0
+        self._is_due = False
         self._checkpoints: Optional[SafeCheckpoints] = None
 
     def before_train(self, runner: Runner) -> None:
@@ -96,11 +98,12 @@ class StateAuditHook(Hook):
         data_batch: Any = None,
         outputs: Optional[dict] = None,
     ) -> None:
-        is_due = self._interval and self.every_n_train_iters(
-            runner, self._interval
-        )
-        if is_due and self._last_iter != self._iter:
-            self._is_clean(runner)
+        if self._interval and self.every_n_train_iters(runner, self._interval):
+            self._is_due = True
+        if self._is_due and not is_within_window(runner):
+            self._is_due = False
+            if self._last_iter != self._iter:
+                self._is_clean(runner)
 
     def after_train(self, runner: Runner) -> None:
         if self._checkpoints is not None:
@@ -131,7 +134,7 @@ class StateAuditHook(Hook):
         audit = self._describe(runner, dict(zip(ranks, found)), checkpoint)
         runner.logger.error(audit.line())
         runner.call_hook('after_guard_row', row=audit.to_row())
-        if not is_agreed:
+        if not is_agreed or is_within_window(runner):
             return False
         runner.call_hook('after_audit', audit=audit)
         if self._action == 'halt' and not audit.is_handled:
@@ -165,3 +168,8 @@ class StateAuditHook(Hook):
             run=run,
             attempt=guard.attempt if guard else 1,
         )
+
+
+def is_within_window(runner: Runner) -> bool:
+    """Of gradient accumulation: the guard may yet undo what is bad."""
+    return any(guard.is_open for guard in find_guards(runner).values())

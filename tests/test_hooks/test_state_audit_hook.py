@@ -280,6 +280,28 @@ def test_warn_goes_on_without_checkpoints(tmp_path):
     assert pointer(tmp_path / 'heals') == 'iter_12.pth'
 
 
+@pytest.mark.parametrize('interval', [5, None])
+def test_what_a_window_may_yet_undo_halts_nothing(tmp_path, interval):
+    """With gradient accumulation: iterations 4 to 6 are one window."""
+    hooks = [
+        dict(
+            type='mmnanguard.FaultInjectionHook',
+            faults=[dict(iter=4, site='buffer', value='nan')],
+        )
+    ]
+    runner = build(
+        tmp_path,
+        dict(interval=interval),
+        hooks,
+        optim_wrapper=wrapper(accumulative_counts=3),
+    )
+    runner.train()
+    assert [row['iter'] for row in read_rows(runner)] == [6]
+    (row,) = read_rows(runner, 'audit')
+    assert (row['iter'], row['checkpoint']) == (4, 'iter_4.pth')
+    assert files(tmp_path) == ['iter_12.pth', 'iter_8.pth']
+
+
 def test_another_hook_can_mend_it(tmp_path):
     class Mend(Hook):
         def after_audit(self, runner, audit):
