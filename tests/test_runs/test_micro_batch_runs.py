@@ -50,7 +50,7 @@ def averages(runner):
 
 
 @MODELS.register_module()
-class ByHand(ToyNet):
+class BackwardByHand(ToyNet):
     def train_step(self, data, optim_wrapper):
         with optim_wrapper.optim_context(self):
             data = self.data_preprocessor(data, True)
@@ -63,7 +63,7 @@ class ByHand(ToyNet):
         return log
 
 
-@pytest.mark.parametrize('model', ['ToyNet', 'ByHand'])
+@pytest.mark.parametrize('model', ['ToyNet', 'BackwardByHand'])
 @pytest.mark.parametrize('site', ['input', 'grad', 'loss', 'buffer'])
 def test_equals_the_run_of_the_others(tmp_path, site, model):
     """Averages included, of weights and of buffers."""
