@@ -38,16 +38,16 @@ def apply_update(
         optimizer.step(**step_kwargs)
     elif grad_rule is None and _takes_grad_scale(optimizer):
         device = grads[0].device
-        # The kernel divides by grad_scale, and wants found_inf beside it.
+        # The kernel divides by it. GradScaler's found_inf is left out, for
+        # which PyTorch would count each tensor's steps twice.
         kernel: Any = optimizer
         kernel.grad_scale = torch.full(
             (), 1 / factor, dtype=torch.float32, device=device
         )
-        kernel.found_inf = torch.zeros_like(kernel.grad_scale)
         try:
             optimizer.step(**step_kwargs)
         finally:
-            del kernel.grad_scale, kernel.found_inf
+            del kernel.grad_scale
     else:
         if factor != 1.0:
             torch._foreach_mul_(grads, factor)

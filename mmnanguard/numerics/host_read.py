@@ -26,17 +26,13 @@ def read_once(
         return {name: [] for name in groups}
     # A device, if any value is on one: a copy to the host that does not block
     # could be read before it has arrived.
-    device = next(
-        (v.device for v in flat if v.device.type != 'cpu'), flat[0].device
-    )
-    numbers = torch.stack(
-        [
-            value
-            if value.dtype is torch.float32 and value.device == device
-            else value.to(device, torch.float32, non_blocking=True)
-            for value in flat
-        ]
-    ).tolist()
+    devices = {value.device for value in flat}
+    if len(devices) > 1:
+        device = next(d for d in devices if d.type != 'cpu')
+        flat = [value.to(device, non_blocking=True) for value in flat]
+    if len({value.dtype for value in flat}) > 1:
+        flat = [value.float() for value in flat]
+    numbers = torch.stack(flat).float().tolist()
     read, start = {}, 0
     for name, group in groups.items():
         read[name] = numbers[start : start + len(group)]

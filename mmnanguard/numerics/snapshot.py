@@ -46,7 +46,8 @@ class Snapshot:
         self._by_key: Dict[Tuple[nn.Module, str, str], Slot] = {}
         self._models: List[nn.Module] = []
         self._open: List[Slot] = []
-        self._watched: List[Tuple[Slot, int]] = []
+        self._watched: List[Tuple[List[Slot], List[int]]] = []
+        self._quiet: Dict[nn.Module, Tuple[List[Slot], List[Slot]]] = {}
         self._changed: List[Slot] = []
         self._probed: List[Slot] = []
         self._judged: List[Slot] = []
@@ -77,16 +78,19 @@ class Snapshot:
         layouts = self._layouts.get(model)
         if layouts is None or any(layout.is_outdated() for layout in layouts):
             self._find_slots(model)
+        moving = self._slots[model]
+        if not self.is_probing:
+            if model not in self._quiet:
+                self._quiet[model] = divide(moving)
+            moving, quiet = self._quiet[model]
+            self._watched.append((quiet, versions(quiet)))
         new = []
-        for slot in self._slots[model]:
+        for slot in moving:
             if slot.is_open:
                 slot.is_shared = slot.is_shared and is_shared
                 continue
             slot.is_open, slot.is_shared = True, is_shared
-            if slot.is_changing or self.is_probing:
-                new.append(slot)
-            else:
-                self._watched.append((slot, slot.tensor._version))
+            new.append(slot)
         _copy(
             [
                 (slot.copy, local(slot.tensor))
@@ -112,7 +116,9 @@ class Snapshot:
         ]
         self._late = [
             slot
-            for slot, version in self._watched
+            for quiet, before in self._watched
+            if versions(quiet) != before
+            for slot, version in zip(quiet, before)
             if slot.tensor._version != version
         ]
         self._judged = [
@@ -143,6 +149,8 @@ class Snapshot:
             if moved:
                 slot.is_uncounted = True
                 self._changed.append(slot)
+        if self._late:
+            self._quiet = {}
         for slot in self._changed + self._late:
             slot.is_changing = True
             # What changes a parameter may do so in other ways, too.
@@ -206,8 +214,6 @@ class Snapshot:
 
     def close(self) -> None:
         """End the window; the next :meth:`take` begins a new one."""
-        for slot, _ in self._watched:
-            slot.is_open = False
         for slot in self._open:
             slot.is_open = False
             slot.checksum = None
@@ -224,6 +230,7 @@ class Snapshot:
         """Anew whenever a module got or lost a part; one that was lost in
         an earlier window keeps its slot.
         """
+        self._quiet.pop(model, None)
         owners = list(model.modules())
         self._layouts[model] = [Layout(owner) for owner in owners]
         foreign = self._foreign()
@@ -245,6 +252,16 @@ class Snapshot:
                     self._by_key[place] = Slot(*place)
                 slots[self._by_key[place]] = None
         self._slots[model] = list(slots)
+
+
+def divide(slots: List[Slot]) -> Tuple[List[Slot], List[Slot]]:
+    """Those that change, and those of which the counter is looked at."""
+    moving = [slot for slot in slots if slot.is_changing]
+    return moving, [slot for slot in slots if not slot.is_changing]
+
+
+def versions(slots: List[Slot]) -> List[int]:
+    return [slot.tensor._version for slot in slots]
 
 
 def _copy(pairs: List[Tuple[Tensor, Tensor]]) -> None:

@@ -1,3 +1,4 @@
+from operator import attrgetter
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 from weakref import WeakSet
 
@@ -9,6 +10,9 @@ from mmnanguard.core import GuardConfigError
 from mmnanguard.numerics import Placement, Shards, local
 
 __all__ = ['GuardedParams']
+
+# In C, as there may be thousands of gradients.
+DTYPE, LAYOUT = attrgetter('dtype'), attrgetter('layout')
 
 # To tell whose a parameter is; those of wrappers that are gone drop out.
 _ALIVE: 'WeakSet[GuardedParams]' = WeakSet()
@@ -58,11 +62,13 @@ class GuardedParams:
         """Parameters that have a gradient, and these gradients' elements, of
         a sharded one those on this rank.
         """
-        params, grads = [], []
-        for param in self:
-            grad = param.grad
-            if grad is None:
-                continue
+        params = [param for param in self if param.grad is not None]
+        grads: List[Any] = [param.grad for param in params]
+        if not self._has_parts and are_plain(grads):
+            return params, grads
+        found, params, grads = params, [], []
+        for param in found:
+            grad: Any = param.grad
             if grad.dtype is not torch.float32:
                 check_dtype(param)
             if grad.is_sparse:
@@ -92,6 +98,13 @@ class GuardedParams:
             for param in model.parameters():
                 weights.setdefault(id(param), param)
         return list(weights.values())
+
+
+def are_plain(grads: List[Tensor]) -> bool:
+    """Can they be judged as they are?"""
+    return set(map(DTYPE, grads)) <= {torch.float32} and (
+        set(map(LAYOUT, grads)) <= {torch.strided}
+    )
 
 
 def is_part(param: Tensor) -> bool:

@@ -130,12 +130,11 @@ class Recorder:
 
     def step(self, **kwargs):
         scale = getattr(self, 'grad_scale', None)
-        found = getattr(self, 'found_inf', None)
+        assert not hasattr(self, 'found_inf')
         self.calls.append(
             dict(
                 grads=[grad.tolist() for grad in self.grads],
                 grad_scale=None if scale is None else scale.item(),
-                found_inf=None if found is None else found.item(),
                 **kwargs,
             )
         )
@@ -148,7 +147,6 @@ def seen_by_step(fused, scale, coef, grad_rule=None, **kwargs):
     optimizer = Recorder(grads, fused)
     apply_update(optimizer, grads, grads, scale, coef, grad_rule, **kwargs)
     assert not hasattr(optimizer, 'grad_scale')
-    assert not hasattr(optimizer, 'found_inf')
     (call,) = optimizer.calls
     return call.pop('grads')[0], call.pop('grad_scale'), call
 
@@ -173,7 +171,7 @@ def seen_by_step(fused, scale, coef, grad_rule=None, **kwargs):
 def test_what_the_step_sees(fused, scale, coef, grad_rule, grad, grad_scale):
     got, got_scale, rest = seen_by_step(fused, scale, coef, grad_rule)
     assert (got, got_scale) == (grad, grad_scale)
-    assert rest == dict(found_inf=None if grad_scale is None else 0.0)
+    assert rest == {}
 
 
 @pytest.mark.parametrize('fused', [False, True])
@@ -204,7 +202,7 @@ def test_no_gradients(fused, scale, grad_rule):
     optimizer = Recorder(fused=fused)
     apply_update(optimizer, [], [], scale, 1.0, grad_rule, closure='x')
     (call,) = optimizer.calls
-    assert call == dict(grads=[], grad_scale=None, found_inf=None, closure='x')
+    assert call == dict(grads=[], grad_scale=None, closure='x')
 
 
 def test_no_marks_are_left_after_an_error():
@@ -214,7 +212,6 @@ def test_no_marks_are_left_after_an_error():
         apply_update(optimizer, grads, grads, 4.0, 1.0)
     assert optimizer.calls[0]['grad_scale'] == 4.0
     assert not hasattr(optimizer, 'grad_scale')
-    assert not hasattr(optimizer, 'found_inf')
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
@@ -223,7 +220,6 @@ def test_no_marks_are_left_on_a_real_optimizer(name):
     grads = backward(model, optimizer, 0, 4.0)
     apply_update(optimizer, grads, grads, 4.0, 1.0)
     assert not hasattr(optimizer, 'grad_scale')
-    assert not hasattr(optimizer, 'found_inf')
 
 
 def test_another_default_dtype():
