@@ -19,8 +19,12 @@ class LossLevel:
         recent: Losses of the last window, oldest first.
         start: Median of the first window; None until it is full.
         best: Lowest median so far.
-        spread: Between median and upper quartile of a window; the lowest one
-            at that level.
+        spread: Between median and upper quartile of the window that had it,
+            or of the next one, whichever is less.
+        age: Updates since then.
+        peak: Highest median since then.
+        swing: The largest rise from a lowest median that was healthy, as a
+            lower one came after it.
     """
 
     window: int = 0
@@ -28,6 +32,9 @@ class LossLevel:
     start: Optional[float] = None
     best: float = 0.0
     spread: float = 0.0
+    age: int = 0
+    peak: float = 0.0
+    swing: float = 0.0
 
     def after(self, loss: float) -> 'LossLevel':
         """With the loss of one committed update more."""
@@ -39,17 +46,27 @@ class LossLevel:
         now = median_low(recent)
         spread = sorted(recent)[self.window * 3 // 4] - now
         if self.start is not None and now >= self.best:
-            if now > self.best + (self.start - self.best) / 4:
-                spread = self.spread  # another level's noise
-            # A steep fall makes the window of the lowest median a wide one.
-            spread = min(spread, self.spread)
-            return replace(self, recent=recent, spread=spread)
+            age = self.age + 1
+            if age == self.window:  # a steep fall is no noise
+                spread = min(spread, self.spread)
+            else:
+                spread = self.spread
+            peak = max(now, self.peak)
+            return replace(
+                self, recent=recent, spread=spread, age=age, peak=peak
+            )
+        swing = self.swing
+        if self.start is not None:
+            swing = max(swing, self.peak - self.best)
         return replace(
             self,
             recent=recent,
             start=now if self.start is None else self.start,
             best=now,
             spread=spread,
+            age=0,
+            peak=now,
+            swing=swing,
         )
 
     @classmethod
@@ -67,8 +84,9 @@ class Divergence:
 
     The median loss of the last ``window`` committed updates is compared with
     that of the first ones and with the lowest so far. Nothing is judged
-    before learning is plain to see, which noise alone could be: until the
-    limit is two standard deviations of single losses above the lowest median.
+    before learning is plain to see: until the limit is 2.7 standard deviations
+    of single losses above the lowest median, and twice as far as medians
+    have risen before and come back.
 
     Attributes:
         window: Committed updates.
@@ -103,7 +121,8 @@ class Divergence:
             return None
         limit = level.best + self.share * (level.start - level.best)
         now = median_low((*level.recent[1:], loss))
-        # Of a normal distribution 2 sigma are 3 times this spread.
-        if level.best + 3 * level.spread < limit < now:
+        # Of a normal distribution 2.7 sigma are 4 times this spread.
+        noise = max(4 * level.spread, 2 * level.swing)
+        if level.best + noise < limit < now:
             return Spike('median_loss', now, limit, level.best)
         return None

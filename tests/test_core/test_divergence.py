@@ -1,6 +1,7 @@
 """What was learnt is lost, with numbers that are all finite."""
 
 import math
+import random
 
 import pytest
 
@@ -140,3 +141,36 @@ def test_it_is_saved_and_resumed():
 def test_values_out_of_range(key, value):
     with pytest.raises(GuardConfigError, match=f'divergence.{key} is'):
         make_policy(**{key: value})
+
+
+def healthy_losses(kind, seed, length=8000):
+    """Learns a little, then stays, with the noise of single batches."""
+    draw = random.Random(seed)
+    slow = 0.0
+    for number in range(length):
+        learnt = math.exp(-number / 300)
+        if kind == 'normal':
+            yield draw.gauss(1 + 0.6 * learnt, 0.3)
+        elif kind == 'exponential':
+            yield (0.5 + 0.5 * learnt) * draw.expovariate(1)
+        elif kind == 'gamma':
+            yield (0.6 + 0.4 * learnt) * draw.gammavariate(4, 0.25)
+        elif kind == 'restarts':  # of the learning rate
+            rise = 0.9 * math.exp(-(number % 1000) / 50) * (number >= 1000)
+            yield draw.gauss(0.3 + 2 * learnt + rise, 0.1)
+        elif kind == 'slow':
+            slow = 0.98 * slow + draw.gauss(0, 0.01)
+            yield draw.gauss(1 + 0.5 * learnt + slow, 0.1)
+
+
+@pytest.mark.parametrize(
+    'kind', ['normal', 'exponential', 'gamma', 'restarts', 'slow']
+)
+def test_what_is_healthy_does_not_diverge(kind):
+    policy = make_policy(window=32)
+    rule = policy.divergence
+    for seed in range(3):
+        level = GuardState.from_dict({}, **policy.windows()).loss_level
+        for number, loss in enumerate(healthy_losses(kind, seed)):
+            assert rule.find(level, loss) is None, (seed, number)
+            level = level.after(loss)
