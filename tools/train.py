@@ -85,7 +85,7 @@ def load_config(args):
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise SystemExit(
+            raise ValueError(
                 f'--auto-scale-lr: {args.config} has no '
                 'auto_scale_lr.base_batch_size to scale from.'
             )
@@ -116,7 +116,8 @@ def main(argv=None):
         args = parse_args(argv)
         cfg = load_config(args)
     except ValueError as error:  # GuardConfigError says what to do
-        raise SystemExit(f'{type(error).__name__}: {error}') from None
+        print(f'{type(error).__name__}: {error}', file=sys.stderr)
+        return 2
 
     from mmnanguard.core import TrainingHalted
     from mmnanguard.safe_load import allow_mmengine_checkpoints

@@ -1,5 +1,6 @@
-# Everything that this version has, at the precision that the config has: the
-# wrapper's type is replaced by its guarded twin. What happens, rung by rung:
+# All that takes no number of your own, at the precision that the config has;
+# the wrapper's type is replaced by its guarded twin. What happens, rung by
+# rung:
 #   a routine overflow     the loss scale comes down
 #   any other bad update   it is skipped, the first of its kind looked into,
 #                          and its batch dumped

@@ -86,13 +86,17 @@ def judge_finite(
 def committed_without(
     left_out: LeftOut, verdict: Verdict, state: GuardState, policy: GuardPolicy
 ) -> Verdict:
-    """The scale moves by what was left out, which a lower one may cure."""
+    """The scale moves by what was left out, which a lower one may cure; and
+    of ``max_skip_rate`` the update is a skip.
+    """
     cause = find_cause(left_out.seen, state, policy)
     move = verdict.scale_move
     if cause.is_scaled:
         lowers = left_out.seen.scale.lower_is_due
         move = ScaleMove.LOWER if lowers else ScaleMove.KEEP
-    return replace(verdict, cause=cause, scale_move=move)
+    is_over = cause is not Cause.SCALE_OVERFLOW and rate_is_over(state, policy)
+    action = Action(policy.when_exhausted) if is_over else verdict.action
+    return replace(verdict, action=action, cause=cause, scale_move=move)
 
 
 def find_cause(
@@ -137,12 +141,16 @@ def is_exhausted(state: GuardState, policy: GuardPolicy) -> bool:
     streak, most = state.consecutive_skips + 1, policy.max_consecutive_skips
     if most is not None and streak >= most:
         return True
+    # A window of nothing but skips is one streak: judged above.
+    is_streak = all(state.with_skip(True))
+    return not is_streak and rate_is_over(state, policy)
+
+
+def rate_is_over(state: GuardState, policy: GuardPolicy) -> bool:
+    """Would one more skip be too many of the last updates?"""
     if policy.max_skip_rate is None:
         return False
     recent = state.with_skip(True)
-    num_skips = sum(recent)
-    return (
-        len(recent) == policy.skip_rate_window
-        and num_skips < len(recent)  # else one streak: judged above
-        and num_skips > policy.max_skip_rate * len(recent)
-    )
+    return len(recent) == policy.skip_rate_window and sum(
+        recent
+    ) > policy.max_skip_rate * len(recent)

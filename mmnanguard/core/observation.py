@@ -22,8 +22,6 @@ class ScaleReading:
         lower_is_due: False at the floor, or while hysteresis is not used up.
         growth_is_due: This update, if committed, is the one that grows it.
         is_unscaled: A user's own ``loss_scaler.unscale_`` came first.
-        share: Of the window's micro-batches, those that the gradients are
-            of, in (0, 1].
     """
 
     value: float = 1.0
@@ -31,12 +29,11 @@ class ScaleReading:
     lower_is_due: bool = False
     growth_is_due: bool = False
     is_unscaled: bool = False
-    share: float = 1.0
 
     @property
     def carried(self) -> float:
         """What the gradients still are multiplied by."""
-        return self.share * (1.0 if self.is_unscaled else self.value)
+        return 1.0 if self.is_unscaled else self.value
 
 
 @dataclass(frozen=True)
@@ -60,13 +57,14 @@ class LeftOut:
 
     Attributes:
         seen: What was wrong with them, all together.
-        places: Of each its rank, and its number in the window, from 1.
+        places: Of each its rank, its number in the window, from 1, and the
+            iteration.
         total: Micro-batches of the window, on all ranks.
         params: A few of their bad tensors.
     """
 
     seen: 'Observation'
-    places: Tuple[Tuple[int, int], ...]
+    places: Tuple[Tuple[int, int, int], ...]
     total: int
     params: Tuple[BadTensor, ...] = ()
 
@@ -78,8 +76,8 @@ class LeftOut:
         return {
             'total': self.total,
             'left_out': [
-                {'rank': rank, 'number': number}
-                for rank, number in self.places
+                {'rank': rank, 'number': number, 'iter': iteration}
+                for rank, number, iteration in self.places
             ],
         }
 

@@ -1,5 +1,5 @@
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from .divergence import LossLevel
 from .observation import Observation
@@ -22,7 +22,8 @@ class GuardState:
         commits_since_growth: Commits since the loss scale started or grew.
             The scale only went down since then, so all of them were made at
             the present scale or above.
-        recent_skips: Was it a skip, oldest first; routine overflows left out.
+        recent_skips: Was it a skip, or a commit that left micro-batches out;
+            oldest first, routine overflows not among them.
         skip_rate_window: The most that ``recent_skips`` keeps.
         recent_norms: Of committed updates, oldest first; of a clipped spike,
             its limit.
@@ -72,7 +73,9 @@ class GuardState:
                 ),
                 num_left_out=self.num_left_out
                 + (len(seen.left_out.places) if seen.left_out else 0),
-                recent_skips=self.with_skip(False),
+                recent_skips=self.recent_skips
+                if verdict.cause is Cause.SCALE_OVERFLOW
+                else self.with_skip(seen.left_out is not None),
                 recent_norms=self._with(
                     'grad_norm', self.recent_norms, seen.grad_norm, spike
                 ),
@@ -134,10 +137,7 @@ class GuardState:
 
     def to_dict(self) -> Dict[str, Any]:
         """Builtins only, so that a checkpoint loads with weights_only."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(self).items()
-        }
+        return asdict(self, dict_factory=with_lists)
 
     @classmethod
     def from_dict(
@@ -169,3 +169,11 @@ class GuardState:
             known.get('loss_level', {}), loss_window
         )
         return cls(**known)
+
+
+def with_lists(items: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    """As JSON gives them back."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in items
+    }

@@ -51,10 +51,7 @@ class EarlierState(NamedTuple):
         """In place; see :meth:`GuardState.rolled_back` for the factors."""
         self.copy.restore(tensors_of(runner), optimizers_of(runner))
         for name, guard in find_guards(runner).items():
-            if name in self.rules:
-                state, guard.clip_rule = self.rules[name]
-            else:
-                state = guard.state
+            state, guard.clip_rule = self.rules[name]
             guard.state = guard.state.rolled_back(state, lr_factor, lr_return)
         if with_rng and self.rng is not None:
             set_rng(self.rng)
@@ -96,7 +93,12 @@ def newest_clean_state(runner: Runner, before: int) -> Optional[EarlierState]:
         name: states_in(optimizer, wrappers[name]['state'])
         for name, optimizer in optimizers_of(runner).items()
     }
-    return EarlierState(iteration, StateCopy(tensors, states), {}, path=path)
+    rules = {
+        name: guard.rules_of(wrappers[name].get('guard', {}))
+        for name, guard in find_guards(runner).items()
+    }
+    copy = StateCopy(tensors, states)
+    return EarlierState(iteration, copy, rules, path=path)
 
 
 def find_checkpoint(runner: Runner, before: int) -> Any:

@@ -1,12 +1,11 @@
 import logging
-from collections import deque
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any, Deque, Dict, List, Mapping, Optional, Set, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Set
 from uuid import uuid4
 
 import torch
-from mmengine.dist import broadcast_object_list, get_rank, get_world_size
+from mmengine.dist import broadcast_object_list, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
@@ -16,7 +15,7 @@ from mmnanguard.numerics import forget_watched, read_watched
 from mmnanguard.registry import HOOKS
 from mmnanguard.safe_load import allow_mmengine_checkpoints
 
-from .batch_facts import input_ranges, sample_ids
+from .batch_facts import input_ranges
 from .ema_freeze import EmaFreeze
 from .event_log_hook import last_attempt
 from .find_guards import (
@@ -28,6 +27,7 @@ from .find_guards import (
 )
 from .guard_checkpoint import GuardCheckpoint
 from .halt import halt
+from .recent_samples import RecentSamples
 from .run_scalars import drop_nonfinite, update_scalars
 
 __all__ = ['NanGuardHook']
@@ -56,6 +56,7 @@ class NanGuardHook(Hook):
     ``train/guard/routine_overflows``  overflows at a scale not yet proven
     ``train/guard/amp_scale``          loss scale; float16 only
     ``train/guard/clip_coef``          last factor of a norm clip, (0, 1]
+    ``train/guard/lr_factor``          of learning rates, once it is not 1
     ``train/guard/left_out``           micro-batches left out of commits;
                                        ``accumulation='microbatch'`` only
     =================================  =====================================
@@ -83,7 +84,7 @@ class NanGuardHook(Hook):
         self._ema = EmaFreeze()
         self._guards: Dict[str, Any] = {}
         self._modules: Dict[str, List[nn.Module]] = {}
-        self._window: Deque[Tuple[int, Any]] = deque(maxlen=1)
+        self._samples = RecentSamples()
         self._num_updates = 0
         self._ids: Set[str] = set()
         self._left_out: Set[str] = set()
@@ -100,7 +101,7 @@ class NanGuardHook(Hook):
         self._modules = own_modules(runner)
         wrappers = find_wrappers(runner).values()
         longest = max(wrapper._accumulative_counts for wrapper in wrappers)
-        self._window = deque(maxlen=longest)
+        self._samples = RecentSamples(longest, runner.iter)
         self._ema = EmaFreeze(
             runner.hooks, self._guards.values(), longest > 1, runner.model
         )
@@ -144,7 +145,7 @@ class NanGuardHook(Hook):
     ) -> None:
         for guard in self._guards.values():
             guard.accumulation.settle()
-        self._window.append((batch_idx, _samples_only(data_batch)))
+        self._samples.note(runner.iter, batch_idx, data_batch)
         events = [
             (guard, event)
             for guard in self._guards.values()
@@ -155,7 +156,7 @@ class NanGuardHook(Hook):
         if events:
             context = self._context(runner, batch_idx, data_batch, outputs)
         for position, (guard, event) in enumerate(events):
-            about = dict(context, samples=self._samples(event))
+            about = dict(context, samples=self._samples.of(event))
             if get_world_size() > 1:
                 # What the rank that did it knows of it, on all ranks.
                 told = [dict(about, params=event.params)]
@@ -170,7 +171,7 @@ class NanGuardHook(Hook):
             runner.call_hook('after_guard_event', event=event)
         if self._count('num_updates') != self._num_updates:
             self._num_updates = self._count('num_updates')
-            self._window.clear()
+            self._samples.end_window()
         for guard, event in events:
             if event.action is Action.HALT:
                 halt(runner, guard.halted(event))
@@ -243,22 +244,6 @@ class NanGuardHook(Hook):
             time=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         )
 
-    def _samples(self, event: GuardEvent) -> Tuple[str, ...]:
-        """Of the window, or of what this rank has left out of it."""
-        window = list(self._window)
-        if event.micro_batches is not None:
-            own = {
-                place['number']
-                for place in event.micro_batches['left_out']
-                if place['rank'] == get_rank()
-            }
-            window = [b for number, b in enumerate(window, 1) if number in own]
-        return tuple(
-            name
-            for index, samples in window
-            for name in sample_ids(samples, index)
-        )
-
     def _new_id(self, runner: Runner, event: GuardEvent) -> str:
         """Joins the rows of one event; unique in the run."""
         name = f'{event.run}-{runner.iter + 1}'
@@ -289,10 +274,3 @@ class NanGuardHook(Hook):
                     f'{value}; such values of it are left out of the '
                     'smoothed log (said once)'
                 )
-
-
-def _samples_only(data_batch: Any) -> Any:
-    """What names the samples, so that a window keeps no images alive."""
-    if isinstance(data_batch, dict):
-        return data_batch.get('data_samples')
-    return None

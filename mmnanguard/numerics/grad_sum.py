@@ -38,10 +38,18 @@ class GradSum:
         if sums:
             torch._foreach_add_(sums, grads)
 
-    def give_back(self, params: Iterable[Tensor]) -> None:
-        """Let each ``param.grad`` be the sum, and begin a new one."""
+    @torch.no_grad()
+    def give_back(self, params: Iterable[Tensor], factor: float) -> None:
+        """Let each ``param.grad`` be the sum times ``factor``, and begin a
+        new one.
+        """
+        if factor != 1.0 and self._sums:
+            torch._foreach_mul_(list(self._sums.values()), factor)
         for param in params:
             param.grad = self._sums.get(id(param))
+        self.drop()
+
+    def drop(self) -> None:
         self._sums = {}
 
     @torch.no_grad()

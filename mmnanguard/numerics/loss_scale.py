@@ -141,17 +141,14 @@ class GuardedGradScaler(torch.amp.GradScaler):
             f'a dict with keys of {", ".join(KEYS)}.'
         )
 
-    def read(
-        self, optimizer: Optional[Optimizer] = None, share: float = 1.0
-    ) -> ScaleReading:
+    def read(self, optimizer: Optional[Optimizer] = None) -> ScaleReading:
         """The facts that a verdict needs; no sync.
 
         Args:
             optimizer: To know whether :meth:`unscale_` was called for it.
-            share: See :class:`ScaleReading`.
         """
         if not self.is_enabled():
-            return ScaleReading(share=share)
+            return ScaleReading()
         record = self._per_optimizer_states.get(id(optimizer), {})
         return ScaleReading(
             value=self._value,
@@ -165,7 +162,6 @@ class GuardedGradScaler(torch.amp.GradScaler):
                 and self._num_clean + 1 >= self.get_growth_interval()
             ),
             is_unscaled=record.get('stage') is OptState.UNSCALED,
-            share=share,
         )
 
     def move(self, verdict: Verdict) -> Tuple[float, float]:

@@ -76,11 +76,8 @@ def observe(
         clip_norm, *clip_norms_of_parts = split_norms(
             read['clip_norms'], norm_type, scale.carried, placement
         )
-    loss = math.nan
-    if losses or scale.share < 1.0:
-        loss = sum(read['losses']) / scale.share
     seen = Observation(
-        loss=loss,
+        loss=sum(read['losses']) if losses else math.nan,
         loss_is_finite=all(map(math.isfinite, read['losses'])),
         grad_norm=norm,
         grad_is_finite=num_bad == 0,

@@ -1,9 +1,10 @@
 from dataclasses import replace
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
+import torch
 from mmengine.dist import all_gather_object
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch import nn
 
 from mmnanguard.core import (
     BadTensor,
@@ -51,9 +52,11 @@ class WholeWindow:
     def settle(self) -> None:
         """The last forward pass has had its backward pass."""
 
-    def end(self) -> float:
-        """The share of the window that its gradients are of."""
-        return 1.0
+    def end(self) -> None:
+        """The window has had its last backward pass."""
+
+    def drop(self) -> None:
+        """Gradients were set to zero."""
 
     def complete(self, seen: Observation) -> Observation:
         """What was seen of the sum, with what was left out of it."""
@@ -68,11 +71,13 @@ class Judged(NamedTuple):
 
     Attributes:
         number: In its window, from 1.
+        iter: As ``Guard.iter``.
         seen: Of it, on this rank.
         bad: A few of its bad tensors.
     """
 
     number: int
+    iter: int
     seen: Observation
     bad: Tuple[BadTensor, ...]
 
@@ -101,12 +106,22 @@ class MicroBatches(WholeWindow):
         self._undo = Undo(guard.params.foreign)
         self._sum = GradSum()
         self._ddps: Dict[nn.Module, List[Any]] = {}
+        self._reduced: Dict[Tensor, None] = {}  # an ordered set
         self.close()
 
     def close(self) -> None:
         self.num_batches = self._num_losses = self._num_good = 0
         self._own: List[Judged] = []
         self._left_out: Optional[LeftOut] = None
+        self._has_ended = False
+        self._sum.drop()
+        self._undo.snapshot.close()
+
+    def drop(self) -> None:
+        if not self._has_ended:
+            self._sum.drop()
+            self.num_batches, self._own = 0, []
+            self._num_losses = len(self._guard.losses)
 
     def bind(
         self, surroundings: Optional[nn.Module], count_steps: Callable[[], int]
@@ -124,6 +139,9 @@ class MicroBatches(WholeWindow):
                     "accumulation='window', or train with DDP."
                 )
             self._ddps[model] = find_ddp(model)
+            # As DDP knows them: one may be frozen later, for a while.
+            reduced = reduced_params(self._ddps[model])
+            self._reduced.update(dict.fromkeys(reduced))
         self._undo.take(model)
 
     def settle(self) -> None:
@@ -162,7 +180,8 @@ class MicroBatches(WholeWindow):
                 scale.carried,
                 guard.names(),
             )
-            self._own.append(Judged(self.num_batches, seen, bad))
+            judged = Judged(self.num_batches, guard.iter, seen, bad)
+            self._own.append(judged)
             self.num_left_out += 1
             self._undo.put_back()
             del guard.losses[self._num_losses :]
@@ -173,23 +192,33 @@ class MicroBatches(WholeWindow):
         guard.facts = {}
         self._undo.snapshot.close()
 
-    def end(self) -> float:
-        """Of all ranks; collective. The window's sum is where an optimizer
-        looks for gradients.
+    def end(self) -> None:
+        """Leave the sum of all ranks where an optimizer looks for gradients,
+        and a user's own code before the step; collective.
 
         Raises:
             GuardConfigError: With several ranks, if DDP does not average
                 the gradients.
         """
         self.settle()
+        if self._has_ended:
+            return
+        if any(param.grad is not None for param in self._guard.params):
+            self._judge()  # of a backward pass past the wrapper's
+        if self.num_batches == 0:
+            return
+        self._has_ended = True
         good, total = self.num_batches - len(self._own), self.num_batches
         if dist.is_available() and dist.is_initialized():
             good, total = self._reduce(good, total)
-        self._sum.give_back(self._guard.params)
         self._num_good = good
+        factor = total / good if good else 1.0
+        self._sum.give_back(self._guard.params, factor)
         if good < total:
+            losses = self._guard.losses or [torch.zeros(())]
+            self._guard.losses = [loss * factor for loss in losses]
+            self._num_losses = len(losses)
             self._gather(total)
-        return good / total if good else 1.0
 
     def _reduce(self, *counts: int) -> Tuple[int, ...]:
         ddps = [ddp for found in self._ddps.values() for ddp in found]
@@ -205,7 +234,7 @@ class MicroBatches(WholeWindow):
             # As after a backward pass that DDP syncs: the next window
             # begins with the buffers of rank 0.
             ddp.require_forward_param_sync = True
-        return self._sum.reduce(reduced_params(ddps), counts)
+        return self._sum.reduce(list(self._reduced), counts)
 
     def _gather(self, total: int) -> None:
         """What all ranks have left out; collective."""
@@ -223,7 +252,7 @@ class MicroBatches(WholeWindow):
                 # MMEngine has divided it by the window's length.
                 loss=seen.loss * self.num_batches,
             ),
-            tuple((rank, judged.number) for rank, judged in found),
+            tuple((rank, one.number, one.iter) for rank, one in found),
             total,
             culprits[0][1].bad,
         )

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from mmnanguard.core import (
     Action,
     BadTensor,
+    ClipRule,
     GuardEvent,
     GuardPolicy,
     GuardState,
@@ -62,8 +63,8 @@ class Guard:
         self.gaps = Gaps()
         self.gaps.watch(optimizer)
         self.policy = GuardPolicy.from_config(config)
-        self.state = self._restored({})
         self.clip_rule, self.grad_rule = build_clip(clip_grad)
+        self.state = GuardState.from_dict({}, **self.policy.windows())
         self.scaler = scaler or GuardedGradScaler(enabled=False)
         self.undo = Undo(self.params.foreign)
         self.name = 'default'
@@ -112,11 +113,11 @@ class Guard:
             self._has_contexts = True
             self._models.clear()
             self.undo.snapshot.close()
-        self.accumulation.begin(model)
         self._take(model)
 
     def _take(self, model: nn.Module) -> None:
         self._models[model] = None
+        self.accumulation.begin(model)
         self.undo.take(model)
 
     @property
@@ -256,7 +257,9 @@ class Guard:
             level=logging.INFO if event.is_routine else logging.WARNING,
         )
         if event.action in (Action.HALT, Action.ROLLBACK):
-            raise self.halted(event)
+            error = self.halted(event)
+            print_log(str(error), logger='current', level=logging.ERROR)
+            raise error
 
     def halted(self, event: GuardEvent) -> TrainingHalted:
         """The exception that tells the whole story."""
@@ -283,12 +286,16 @@ class Guard:
 
     def load_state_dict(self, saved: Dict[str, Any]) -> None:
         """Go on where a checkpoint ends; the policy is the config's."""
-        self.state = self._restored(saved.get('state', {}))
+        self.state, self.clip_rule = self.rules_of(saved)
         self.run = saved.get('run', '')
         self.attempt = saved.get('attempt', 0) + 1
         self._streak.start = saved.get('since', 0)
-        self.clip_rule = load_clip(self.clip_rule, saved.get('clip', {}))
 
-    def _restored(self, saved: Dict[str, Any]) -> GuardState:
-        """The windows are the config's."""
-        return GuardState.from_dict(saved, **self.policy.windows())
+    def rules_of(self, saved: Dict[str, Any]) -> Tuple[GuardState, ClipRule]:
+        """What a checkpoint knows; windows and rules are the config's."""
+        return (
+            GuardState.from_dict(
+                saved.get('state', {}), **self.policy.windows()
+            ),
+            load_clip(self.clip_rule, saved.get('clip', {})),
+        )

@@ -35,10 +35,10 @@ def guarded_step(
         TrainingHalted: If the policy is exhausted or weights are bad, and no
             hook is attached that will raise it later.
     """
-    share = guard.accumulation.end()
+    guard.accumulation.end()
     params, grads = guard.collect(optimizer, **step_kwargs)
     settle_clip(guard, params)
-    scale = guard.scaler.read(optimizer, share)
+    scale = guard.scaler.read(optimizer)
     norm_type = guard.clip_rule.norm_type
 
     # Observe, and agree with the other ranks

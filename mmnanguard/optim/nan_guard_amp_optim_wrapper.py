@@ -112,6 +112,19 @@ class NanGuardAmpOptimWrapper(AmpOptimWrapper):
         ):
             yield
 
+    @torch.compiler.disable
+    def should_update(self) -> bool:
+        """As in MMEngine; where it is True, gradients are all there."""
+        is_due = super().should_update()
+        if is_due:
+            self.guard.accumulation.end()
+        return is_due
+
+    @torch.compiler.disable
+    def zero_grad(self, **kwargs: Any) -> None:
+        super().zero_grad(**kwargs)
+        self.guard.accumulation.drop()
+
     def should_sync(self) -> bool:
         """Does DDP average the gradients of this backward pass?"""
         return not self.guard.accumulation.is_local and super().should_sync()

@@ -306,7 +306,7 @@ def test_beside_an_unguarded_wrapper_no_batch_is_kept(tmp_path):
     )
     runner.train()
     (hook,) = [h for h in runner.hooks if type(h).__name__ == 'NanGuardHook']
-    assert len(hook._window) <= 1
+    assert len(hook._samples._recent) <= 1
 
 
 @pytest.mark.parametrize('save_optimizer', [True, False])

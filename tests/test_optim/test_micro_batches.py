@@ -159,7 +159,7 @@ def test_two_backward_passes_are_one_micro_batch():
         wrapper.update_params(second * value)
     (event,) = wrapper.guard.take_events()
     assert event.micro_batches == dict(
-        total=2, left_out=[dict(rank=0, number=1)]
+        total=2, left_out=[dict(rank=0, number=1, iter=0)]
     )
 
 
@@ -235,3 +235,68 @@ def test_two_optimizers_keep_apart():
         assert torch.isfinite(tensor).all()
     assert int(pair.one.bn.num_batches_tracked) == 3
     assert int(pair.other.bn.num_batches_tracked) == 4 + 3
+
+
+def by_hand(policy, step):
+    """Parameters after two windows of a user's own loop."""
+    torch.manual_seed(0)
+    model = matrix.Net()
+    wrapper = NanGuardOptimWrapper(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        accumulative_counts=4,
+        guard=dict(accumulation=policy),
+    )
+    generator = torch.Generator().manual_seed(1)
+    for number in range(8):
+        images = torch.randn(4, 1, 5, 5, generator=generator)
+        with wrapper.optim_context(model):
+            loss = model(images).square().mean()
+        step(wrapper, model, loss, number)
+    return matrix.everything(model, wrapper)
+
+
+def past_the_wrapper(wrapper, model, loss, number):
+    (loss / 4).backward()
+    if number % 4 == 3:
+        wrapper.step()
+        wrapper.zero_grad()
+
+
+def clip(wrapper, model, loss, number):
+    wrapper.backward(wrapper.scale_loss(loss))
+    if wrapper.should_update():
+        nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+        wrapper.step()
+        wrapper.zero_grad()
+
+
+def set_to_zero(wrapper, model, loss, number):
+    wrapper.update_params(loss)
+    if number % 4 == 1:
+        wrapper.zero_grad()
+
+
+@pytest.mark.parametrize('step', [past_the_wrapper, clip, set_to_zero])
+def test_a_loop_by_hand_is_as_with_windows(step):
+    left, right = by_hand('microbatch', step), by_hand('window', step)
+    assert matrix.differing(left, right) == []
+    untrained = by_hand('window', lambda *_: None)
+    assert 'head.weight' in matrix.differing(left, untrained)
+
+
+def test_what_is_left_out_all_the_time_halts():
+    policy = dict(skip_rate_window=6, max_skip_rate=0.5)
+    model, wrapper = build(policy=policy)
+    fault = matrix.Fault('loss', 'nan')
+    for number in range(12):
+        is_struck = number in (2, 4, 6, 9)  # four windows of six
+        images = torch.randn(4, 1, 5, 5)
+        matrix.train_step(model, wrapper, images, fault if is_struck else None)
+    events = wrapper.guard.take_events()
+    assert [event.action.value for event in events] == ['step'] * 4
+    matrix.train_step(model, wrapper, images, fault)
+    before = model.head.weight.clone()
+    matrix.train_step(model, wrapper, images, None)
+    (event,) = wrapper.guard.take_events()
+    assert event.action.value == 'halt'
+    assert torch.equal(model.head.weight, before)

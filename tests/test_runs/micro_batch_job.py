@@ -66,6 +66,8 @@ def train(type_, faults, site, broadcasts, **keys):
     if faults:
         wrapper.guard.attach(object())
     for window, number, images in batches():
+        if site == 'freeze':  # each second time
+            net.conv.weight.requires_grad_(number == 0)
         is_struck = [dist.get_rank(), window, number] in faults
         fault = FAULTS[site] if is_struck else None
         matrix.train_step(model, wrapper, images, fault)
@@ -116,7 +118,7 @@ def see(name, faults, site, broadcasts):
     other = (
         oracle(faults, broadcasts)
         if faults
-        else train(OptimWrapper, (), '', broadcasts)
+        else train(OptimWrapper, (), site, broadcasts)
     )
     right = matrix.everything(*other)
     events = wrapper.guard.take_events()

@@ -24,7 +24,7 @@ PLACES = {
 SCENES = {
     f'{where}, {site}, {broadcasts}': [places, site, broadcasts]
     for where, places in PLACES.items()
-    for site in (CAUSES if places else ['input'])
+    for site in (CAUSES if places else ['', 'freeze'])
     for broadcasts in (False, True)
 }
 
@@ -61,8 +61,8 @@ def test_the_others_make_the_update(ranks, name):
         about = dict(
             total=4,
             left_out=[
-                dict(rank=rank, number=number + 1)
-                for rank, _, number in places
+                dict(rank=rank, number=number + 1, iter=window)
+                for rank, window, number in places
             ],
         )
         assert seen['told'] == [[action, CAUSES[site], struck, about]]

@@ -133,7 +133,7 @@ def test_what_is_told(tmp_path):
     assert (partly['iter'], partly['action']) == (4, 'step')
     assert partly['cause'] == 'grad_nonfinite'
     assert partly['micro_batches'] == dict(
-        total=2, left_out=[dict(rank=0, number=1)]
+        total=2, left_out=[dict(rank=0, number=1, iter=3)]
     )
     # Those of the left out one only.
     assert partly['samples'] == [f'train/{n:06d}.jpg' for n in range(8, 12)]
@@ -202,7 +202,7 @@ def test_bad_input_is_left_out(tmp_path):
     runner.train()
     (row,) = read_rows(runner)
     assert (row['cause'], row['action']) == ('input_nonfinite', 'step')
-    assert row['micro_batches']['left_out'] == [dict(rank=0, number=2)]
+    assert row['micro_batches']['left_out'] == [dict(rank=0, number=2, iter=4)]
     (row,) = read_rows(runner, 'input')
     assert row['samples'] == ['train/000013.jpg']
     assert_finite(runner)
@@ -243,3 +243,59 @@ def test_an_autopsy_of_a_micro_batch(tmp_path):
     )
     oracle.train()
     assert_same(runner, oracle)
+
+
+@MODELS.register_module()
+class WithoutContext(ToyNet):
+    def train_step(self, data, optim_wrapper):
+        data = self.data_preprocessor(data, True)
+        losses = self._run_forward(data, mode='loss')
+        loss, log = self.parse_losses(losses)
+        optim_wrapper.update_params(loss)
+        return log
+
+
+def test_without_a_context_buffers_are_put_back(tmp_path):
+    runner = make_runner(
+        tmp_path,
+        wrapper(**MICRO),
+        model=dict(type='WithoutContext'),
+        default_hooks=guard_hooks(dict(iter=5, site='loss', value='nan')),
+    )
+    runner.train()
+    assert int(runner.model.backbone[1].num_batches_tracked) == 9
+    assert runner.optim_wrapper.guard.state.num_left_out == 1
+
+
+@MODELS.register_module()
+class TwoPasses(ToyNet):
+    """Two micro-batches an iteration: each half of the batch is one."""
+
+    def train_step(self, data, optim_wrapper):
+        for half in (slice(2), slice(2, None)):
+            with optim_wrapper.optim_context(self):
+                part = {key: value[half] for key, value in data.items()}
+                losses = self._run_forward(part, mode='loss')
+            loss, log = self.parse_losses(losses)
+            optim_wrapper.update_params(loss)
+        return log
+
+
+@pytest.mark.parametrize('bad', [5, 9, 14])
+def test_the_samples_are_those_of_the_iteration(tmp_path, bad):
+    data = make_data(40)
+    data[bad]['inputs'][0, 0, 0] = float('nan')
+    runner = make_runner(
+        tmp_path,
+        wrapper(accumulative_counts=4, guard=dict(accumulation='microbatch')),
+        model=dict(type='TwoPasses'),
+        default_hooks=guard_hooks(),
+        train_dataloader=loader(data),
+    )
+    runner.train()
+    (row,) = read_rows(runner)
+    first = bad // 4 * 4
+    names = [f'train/{n:06d}.jpg' for n in range(first, first + 4)]
+    assert row['samples'] == names
+    assert row['micro_batches']['total'] == 4
+    assert row['micro_batches']['left_out'][0]['iter'] == bad // 4 + 1

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,11 +145,16 @@ def test_without_guard_the_config_is_the_users(config):
     assert cfg.work_dir == 'work_dirs/toy'
 
 
-def test_errors(config):
-    with pytest.raises(SystemExit, match=r'GuardConfigError.*fp8'):
-        main([config, '--guard', 'fp8'])
-    with pytest.raises(SystemExit):
+def test_errors(config, tmp_path, capsys):
+    assert main([config, '--guard', 'fp8']) == 2
+    assert re.match(r'GuardConfigError: .*fp8', capsys.readouterr().err)
+    bare = tmp_path / 'bare.py'
+    bare.write_text('model = dict()')
+    assert main([str(bare), '--auto-scale-lr']) == 2
+    assert 'auto_scale_lr.base_batch_size' in capsys.readouterr().err
+    with pytest.raises(SystemExit) as error:
         parse_args([config, '--amp', '--guard', 'bf16'])
+    assert error.value.code == 2
 
 
 ENDING = """
@@ -175,21 +181,27 @@ class Ending(Hook):
 
 
 @pytest.mark.parametrize(
-    ('ends', 'status'), [('well', 0), ('halted', 3), ('crashed', 1)]
+    ('ends', 'status'),
+    [('well', 0), ('halted', 3), ('halted, no hook', 3), ('crashed', 1)],
 )
 def test_the_exit_status(config, tmp_path, ends, status):
     work_dir = tmp_path / 'work'
     with open(config, 'a') as file:
         file.write(ENDING)
     options = ['work_dir=' + str(work_dir)]
-    if ends == 'halted':
+    is_halt = ends.startswith('halted')
+    if is_halt:
         options += [
             'default_hooks.drill.type=mmnanguard.FaultInjectionHook',
             'default_hooks.drill.faults.0.iter=4',
             'default_hooks.drill.faults.0.site=weight',
             'optim_wrapper.guard.when_exhausted=halt',
         ]
-    command = [sys.executable, TOOLS / 'train.py', config, '--guard', 'full']
+    command = [sys.executable, TOOLS / 'train.py', config]
+    if ends == 'halted, no hook':
+        options += ['optim_wrapper.type=mmnanguard.NanGuardOptimWrapper']
+    else:
+        command += ['--guard', 'full']
     command += ['--cfg-options', *options]
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
     environment['CRASHES'] = '1' if ends == 'crashed' else ''
@@ -199,11 +211,11 @@ def test_the_exit_status(config, tmp_path, ends, status):
     assert done.returncode == status, done.stderr.decode()
     assert (work_dir / 'success').exists() == (ends == 'well')
     (log,) = work_dir.glob('*/*.log')
-    is_halt = ends == 'halted'
     assert ('training halted at iteration 4' in log.read_text()) == is_halt
     assert (b'Traceback' in done.stderr) == (ends == 'crashed')
-    rows = read_events(work_dir)
-    assert (rows[-1]['kind'] == 'halt') == is_halt
+    if ends != 'halted, no hook':
+        rows = read_events(work_dir)
+        assert (rows[-1]['kind'] == 'halt') == is_halt
     if ends != 'crashed':  # what dashboards hold back is written
         (folder,) = work_dir.glob('*/vis_data')
         seen = EventAccumulator(str(folder)).Reload().Scalars('loss')
