@@ -293,9 +293,8 @@ class Guard:
 
     def rules_of(self, saved: Dict[str, Any]) -> Tuple[GuardState, ClipRule]:
         """What a checkpoint knows; windows and rules are the config's."""
+        state, clip = saved.get('state', {}), saved.get('clip', {})
         return (
-            GuardState.from_dict(
-                saved.get('state', {}), **self.policy.windows()
-            ),
-            load_clip(self.clip_rule, saved.get('clip', {})),
+            GuardState.from_dict(state, **self.policy.windows()),
+            load_clip(self.clip_rule, clip),
         )

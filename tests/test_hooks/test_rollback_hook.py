@@ -281,8 +281,22 @@ def test_else_the_newest_clean_checkpoint(tmp_path, has_ema):
     if has_ema:
         hooks['ema'] = dict(type='EMAHook', momentum=0.1)
     runner = train(
-        tmp_path, (10, 11, 12), hooks=hooks, custom=[ForgetAndSpoil()]
+        tmp_path,
+        (10, 11, 12),
+        hooks=hooks,
+        custom=[ForgetAndSpoil()],
+        guard=dict(spike=dict(window=20, warmup=20)),
+        wrapper=dict(clip_grad=dict(type='AutoClip', percentile=50)),
+        max_iters=12,
     )
+    saved = torch.load(tmp_path / 'iter_4.pth', weights_only=True)['optimizer']
+    guard = runner.optim_wrapper.guard
+    assert len(guard.state.recent_norms) == 4
+    assert (
+        guard.state.to_dict()['recent_norms']
+        == (saved['guard']['state']['recent_norms'])
+    )
+    assert guard.clip_rule.to_dict() == saved['guard']['clip']
     (row,) = read_rows(runner, 'rollback')
     assert (row['iter'], row['to']) == (12, 4)
     assert row['path'].endswith('iter_4.pth')
