@@ -3,7 +3,7 @@
 Each must leave what the run without the struck windows leaves, bit for bit,
 and all ranks at the same verdicts::
 
-    python tests/campaign_ranks.py            # all cells: some 20 minutes
+    python tests/campaign_ranks.py            # all cells: some 7 minutes
     python tests/campaign_ranks.py --every 24 # each 24th
 
 A cell is a training of six windows, two of which are struck on one rank.
