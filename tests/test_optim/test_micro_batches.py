@@ -316,3 +316,16 @@ def test_what_is_left_out_all_the_time_halts():
     (event,) = wrapper.guard.take_events()
     assert event.action.value == 'halt'
     assert torch.equal(model.head.weight, before)
+
+
+def test_the_loss_is_the_mean_of_the_others():
+    model, wrapper = build(policy=dict(spike=dict(window=9)))
+    generator = torch.Generator().manual_seed(1)
+    for value in (1.0, float('nan')):
+        images = torch.randn(4, 1, 5, 5, generator=generator)
+        with wrapper.optim_context(model):
+            loss = model(images).square().mean() * value
+        wrapper.update_params(loss)
+        if value == 1.0:
+            expected = loss.item()
+    assert wrapper.guard.state.recent_losses == (pytest.approx(expected),)
