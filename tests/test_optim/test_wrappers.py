@@ -408,11 +408,11 @@ def test_one_line_per_rejected_update_and_the_story_at_the_end(model, told):
         train(wrapper, model, spoil=add_nan)
     with pytest.raises(TrainingHalted) as caught:
         train(wrapper, model, spoil=add_nan)
-    lines = [text for _, text in told]
+    *lines, story = [text for _, text in told]
     assert len(lines) == 3
     assert lines[0].startswith('Iter 1: loss is NaN')
     assert lines[1].endswith('2 skips in a row')
-    story = str(caught.value)
+    assert story == str(caught.value)
     for word in (
         'halted at iteration 3',
         '3 in a row since iteration 1',
