@@ -84,7 +84,7 @@ class Divergence:
 
     The median loss of the last ``window`` committed updates is compared with
     that of the first ones and with the lowest so far. Nothing is judged
-    before learning is plain to see: until the limit is 2.7 standard deviations
+    before learning is plain to see: until the limit is two standard deviations
     of single losses above the lowest median, and twice as far as medians
     have risen before and come back.
 
@@ -121,8 +121,8 @@ class Divergence:
             return None
         limit = level.best + self.share * (level.start - level.best)
         now = median_low((*level.recent[1:], loss))
-        # Of a normal distribution 2.7 sigma are 4 times this spread.
-        noise = max(4 * level.spread, 2 * level.swing)
+        # Of a normal distribution 2 sigma are 3 times this spread.
+        noise = max(3 * level.spread, 2 * level.swing)
         if level.best + noise < limit < now:
             return Spike('median_loss', now, limit, level.best)
         return None
