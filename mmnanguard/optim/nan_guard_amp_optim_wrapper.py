@@ -1,11 +1,11 @@
 import logging
 from contextlib import contextmanager
-from typing import Any, Iterator, Optional, Union
+from typing import Iterator, Optional, Union
 
 import torch
 from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from mmnanguard.numerics import GuardedGradScaler
@@ -14,7 +14,7 @@ from mmnanguard.registry import OPTIM_WRAPPERS
 from .autocast_dtype import choose_dtype
 from .clip_grad import mmengines_clip
 from .guard import Guard
-from .guarded_step import guarded_step
+from .guarded_wrapper import GuardedWrapper
 
 __all__ = ['NanGuardAmpOptimWrapper']
 
@@ -24,7 +24,7 @@ AUTO_SCALE = 2.0**10
 
 
 @OPTIM_WRAPPERS.register_module()
-class NanGuardAmpOptimWrapper(AmpOptimWrapper):
+class NanGuardAmpOptimWrapper(GuardedWrapper, AmpOptimWrapper):
     """MMEngine's ``AmpOptimWrapper``, with updates that commit or leave no
     trace, and on a CPU as well.
 
@@ -92,56 +92,14 @@ class NanGuardAmpOptimWrapper(AmpOptimWrapper):
         self.guard.adopt_clip(self)
         self._scale_update_param = None
 
-    # Nothing of the guard is compiled: it goes by host numbers, which differ
-    # with each update.
-    @torch.compiler.disable
-    def update_params(self, *args: Any, **kwargs: Any) -> None:
-        super().update_params(*args, **kwargs)
-        self.guard.accumulation.settle()
-
-    @torch.compiler.disable
-    def _open(self, model: nn.Module) -> None:
-        self.guard.open(model)
-
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        self._open(model)
+        self.open_window(model)
         # Not AmpOptimWrapper's: MMEngine's autocast knows no float16 on a CPU.
         with OptimWrapper.optim_context(self, model), torch.autocast(
             self._device, dtype=self.cast_dtype
         ):
             yield
-
-    @torch.compiler.disable
-    def should_update(self) -> bool:
-        """As in MMEngine; where it is True, gradients are all there."""
-        is_due = super().should_update()
-        if is_due:
-            self.guard.accumulation.end()
-        return is_due
-
-    @torch.compiler.disable
-    def zero_grad(self, **kwargs: Any) -> None:
-        super().zero_grad(**kwargs)
-        self.guard.accumulation.drop()
-
-    def should_sync(self) -> bool:
-        """Does DDP average the gradients of this backward pass?"""
-        return not self.guard.accumulation.is_local and super().should_sync()
-
-    @torch.compiler.disable
-    def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        self.guard.add_loss(loss)
-        super().backward(loss, **kwargs)
-
-    @torch.compiler.disable
-    def step(self, **kwargs: Any) -> None:
-        guarded_step(self.guard, self.optimizer, **kwargs)
-
-    @torch.compiler.disable
-    def add_fact(self, name: str, flag: Tensor) -> None:
-        """See :meth:`Guard.add_fact`."""
-        self.guard.add_fact(name, flag)
 
     def state_dict(self) -> dict:
         state_dict = OptimWrapper.state_dict(self)
