@@ -1,4 +1,5 @@
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any, Callable, Iterator, List, Optional
 
 import torch
@@ -6,6 +7,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 __all__ = ['apply_update', 'scaled_lr']
+
+DTYPE = attrgetter('dtype')
 
 
 @torch.no_grad()
@@ -50,7 +53,7 @@ def apply_update(
             del kernel.grad_scale
     else:
         if factor != 1.0:
-            torch._foreach_mul_(grads, factor)
+            multiply(grads, factor)
         if grad_rule is not None:
             grad_rule(params, grads)
         optimizer.step(**step_kwargs)
@@ -72,6 +75,15 @@ def scaled_lr(optimizer: Optimizer, factor: float) -> Iterator[None]:
     finally:
         for group, lr in zip(optimizer.param_groups, before):
             group['lr'] = lr
+
+
+def multiply(grads: List[Tensor], factor: float) -> None:
+    """On a CPU a number would be made a tensor anew for each gradient."""
+    dtypes = set(map(DTYPE, grads))
+    if len(dtypes) == 1:
+        torch._foreach_mul_(grads, torch.tensor(factor, dtype=dtypes.pop()))
+    else:
+        torch._foreach_mul_(grads, factor)
 
 
 def _takes_grad_scale(optimizer: Optimizer) -> bool:

@@ -1,9 +1,13 @@
+from operator import attrgetter
 from typing import Dict, List, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 __all__ = ['read_once']
+
+# In C, as there may be thousands of values.
+DEVICE = attrgetter('device')
 
 
 def read_once(
@@ -26,12 +30,10 @@ def read_once(
         return {name: [] for name in groups}
     # A device, if any value is on one: a copy to the host that does not block
     # could be read before it has arrived.
-    devices = {value.device for value in flat}
+    devices = set(map(DEVICE, flat))
     if len(devices) > 1:
         device = next(d for d in devices if d.type != 'cpu')
         flat = [value.to(device, non_blocking=True) for value in flat]
-    if len({value.dtype for value in flat}) > 1:
-        flat = [value.float() for value in flat]
     numbers = torch.stack(flat).float().tolist()
     read, start = {}, 0
     for name, group in groups.items():

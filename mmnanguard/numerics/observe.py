@@ -159,7 +159,9 @@ def split_norms(
     placement: Placement,
 ) -> List[float]:
     """Unscaled norms: of the whole gradients, then of each group's parts."""
-    places = placement.places or (None,) * len(norms)
+    if not placement.groups:
+        return [combine(norms, norm_type) / carried]
+    places = placement.places
     return [
         combine([n for n, p in zip(norms, places) if p == place], norm_type)
         / carried
@@ -175,7 +177,7 @@ def combine(norms: Sequence[float], norm_type: float) -> float:
     if norm_type == math.inf or not math.isfinite(largest):
         return largest
     if norm_type == 2.0:
-        return math.sqrt(math.fsum(norm * norm for norm in norms))
+        return math.sqrt(math.fsum([norm * norm for norm in norms]))
     if largest == 0.0:
         return 0.0
     # Divided by the largest first: a high power would overflow float64.

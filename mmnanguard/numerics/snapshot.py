@@ -1,5 +1,6 @@
 import math
 import warnings
+from operator import attrgetter
 from typing import Any, Callable, Dict, List, Mapping, Sequence, Set, Tuple
 
 import torch
@@ -15,6 +16,9 @@ __all__ = ['Snapshot']
 # Windows over which tensors are compared to find those that are changed
 # behind autograd's back, and the parameters among them.
 NUM_PROBED_WINDOWS = 3
+
+# In C, as there may be thousands of parameters.
+VERSION = attrgetter('tensor._version')
 
 
 class Snapshot:
@@ -261,7 +265,7 @@ def divide(slots: List[Slot]) -> Tuple[List[Slot], List[Slot]]:
 
 
 def versions(slots: List[Slot]) -> List[int]:
-    return [slot.tensor._version for slot in slots]
+    return list(map(VERSION, slots))
 
 
 def _copy(pairs: List[Tuple[Tensor, Tensor]]) -> None:

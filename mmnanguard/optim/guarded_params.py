@@ -1,4 +1,5 @@
-from operator import attrgetter
+from itertools import chain
+from operator import attrgetter, itemgetter
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 from weakref import WeakSet
 
@@ -12,7 +13,8 @@ from mmnanguard.numerics import Placement, Shards, local
 __all__ = ['GuardedParams']
 
 # In C, as there may be thousands of gradients.
-DTYPE, LAYOUT = attrgetter('dtype'), attrgetter('layout')
+GRAD, DTYPE, LAYOUT = map(attrgetter, ('grad', 'dtype', 'layout'))
+PARAMS = itemgetter('params')
 
 # To tell whose a parameter is; those of wrappers that are gone drop out.
 _ALIVE: 'WeakSet[GuardedParams]' = WeakSet()
@@ -43,8 +45,7 @@ class GuardedParams:
         self._shards: Optional[Shards] = None
 
     def __iter__(self) -> Iterator[Tensor]:
-        for group in self.groups:
-            yield from group['params']
+        return chain.from_iterable(map(PARAMS, self.groups))
 
     @property
     def groups(self) -> List[Dict[str, Any]]:
@@ -62,8 +63,11 @@ class GuardedParams:
         """Parameters that have a gradient, and these gradients' elements, of
         a sharded one those on this rank.
         """
-        params = [param for param in self if param.grad is not None]
-        grads: List[Any] = [param.grad for param in params]
+        params = list(self)
+        grads: List[Any] = list(map(GRAD, params))
+        if type(None) in set(map(type, grads)):
+            params = [param for param in params if param.grad is not None]
+            grads = list(map(GRAD, params))
         if not self._has_parts and are_plain(grads):
             return params, grads
         found, params, grads = params, [], []
