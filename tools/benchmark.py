@@ -1,15 +1,17 @@
-"""What does a guarded update cost beside MMEngine's own wrapper?
+"""What does a guarded update cost beside all that one would run instead?
 
 An update: gradients are there, ``optim_context`` is entered, then ``step`` and
-``zero_grad``. Forward and backward, the same for both, are left out. The two
-take turns in random order, from the same gradients; a ratio is of one pair.
+``zero_grad``. Forward and backward, the same for all, are left out. The sides
+take turns in random order, from the same gradients; a ratio is of one round.
+accelerate and Lightning are measured where they are installed.
 
 Example:
-    python tools/benchmark.py --params resnet50 --markdown --json update.json
+    python tools/benchmark.py --params resnet50 --threads 1 --markdown
 """
 
 import argparse
-import copy
+import gc
+import importlib.util
 import json
 import platform
 import random
@@ -24,16 +26,18 @@ from unittest import mock
 import mmengine
 import numpy as np
 import torch
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from device_verdict import VerdictOnDevice
+from parameter_sets import PARAMETER_SETS
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn, optim
+from torch import Tensor, optim
 from torch.overrides import TorchFunctionMode
-
-from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
+from torch.profiler import ProfilerActivity, profile
+from update_sides import GUARDED, SIDES
 
 NUM_WARM_UPS = 5  # the guard's first updates also look for changing buffers
+ON_DEVICE = 'verdict on device'
 OPTIMIZERS = {
     'SGD': partial(optim.SGD, lr=1e-9, momentum=0.9),
     'AdamW': partial(optim.AdamW, lr=1e-9),
@@ -43,37 +47,9 @@ CLIPS = {'none': None, 'above': 1.0, 'below': 1e6}  # the norm is between
 KEYS = ('params', 'precision', 'optimizer', 'clip')
 # GradScaler calls item, MMEngine float, the guard tolist, users' code bool.
 READS = {Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__bool__}
-CPU_NOTE = "no GPU (fp16, plain: MMEngine's step, torch.amp.GradScaler('cpu'))"
-
-
-class CpuAmpOptimWrapper(AmpOptimWrapper):
-    def __init__(self, optimizer, clip_grad):  # MMEngine's refuses a CPU
-        OptimWrapper.__init__(self, optimizer, clip_grad=clip_grad)
-        self.loss_scaler = torch.amp.GradScaler('cpu')
-        self._scale_update_param = self.cast_dtype = None
-
-
-def build_resnet50(has_buffers):  # its tensors only: it cannot be called
-    def conv(inputs, outputs, size):
-        norm = nn.BatchNorm2d(outputs, track_running_stats=has_buffers)
-        return [nn.Conv2d(inputs, outputs, size, bias=False), norm]
-
-    layers, inputs = conv(3, 64, 7), 64
-    for width, num_blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        layers += conv(inputs, 4 * width, 1)
-        for _ in range(num_blocks):
-            layers += conv(inputs, width, 1) + conv(width, width, 3)
-            layers += conv(width, 4 * width, 1)
-            inputs = 4 * width
-    return nn.Sequential(*layers, nn.Linear(inputs, 1000))
-
-
-MODELS = {
-    'resnet50': lambda: build_resnet50(has_buffers=False),
-    'resnet50-buffers': lambda: build_resnet50(has_buffers=True),
-    '1000-small': lambda: nn.ParameterList(torch.zeros(1000, 256).unbind()),
-    'tiny': lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)),
-}
+CPU_NOTE = (
+    "no GPU (fp16: each library's own step with torch.amp.GradScaler('cpu'))"
+)
 
 
 class HostReads(TorchFunctionMode):
@@ -84,77 +60,118 @@ class HostReads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class Update:
-    """A wrapper's update, to be repeated from the same gradients."""
-
-    def __init__(self, build_wrapper, build_optimizer, clip, model, grads):
-        self.model, self.grads = copy.deepcopy(model), grads
-        optimizer = build_optimizer(self.model.parameters())
-        clip_grad = clip and dict(max_norm=clip)
-        self.wrapper = build_wrapper(optimizer=optimizer, clip_grad=clip_grad)
-        self.loss = torch.zeros((), device=grads[0].device)
-        no_scaler = torch.amp.GradScaler('cpu', enabled=False)
-        self.scaler = getattr(self.wrapper, 'loss_scaler', no_scaler)
-        self.scaler.scale(self.loss)  # the first loss creates the scale
-
-    def prepare(self):
-        """Leave gradients as backward does; held, so that none is freed."""
-        scale = self.scaler.get_scale()
-        self.scaled = [grad * scale for grad in self.grads]
-        for param, grad in zip(self.model.parameters(), self.scaled):
-            param.grad = grad
-
-    def run(self):
-        with self.wrapper.optim_context(self.model):
-            pass
-        if hasattr(self.wrapper, 'guard'):
-            self.wrapper.guard.add_loss(self.loss)  # as ``backward`` does
-        self.wrapper.step()
-        self.wrapper.zero_grad()
-
-    def count_reads(self):
-        """How often Python waits for numbers from the device. Left out is
-        ``optimizer.step``, the same for both: it reads counters on the CPU.
-        """
-        self.prepare()
-        no_step = mock.patch.object(self.wrapper.optimizer, 'step')
-        with no_step, HostReads() as reads:
-            self.run()
-        return reads.count
+def find_sides(optimizer):
+    sides = {
+        name: side
+        for name, side in SIDES.items()
+        if name not in ('accelerate', 'Lightning')
+        or importlib.util.find_spec(name.lower())
+    }
+    if 'fused' in optimizer:
+        sides[ON_DEVICE] = VerdictOnDevice
+    return sides
 
 
-def measure(plain, guarded, repeat, wait=lambda: None):
-    """Time ``run``, not ``prepare``, in pairs; a GPU has to be waited for."""
-    times = np.empty((NUM_WARM_UPS + repeat, 2))
-    for pair in times:
-        for index, side in random.sample([(0, plain), (1, guarded)], 2):
-            side.prepare()
+def count_reads(side):
+    """How often Python waits for numbers from the device. Left out is
+    ``optimizer.step``, the same for all: it reads counters on the CPU.
+    """
+    side.prepare()
+    optimizer = getattr(side.optimizer, 'optimizer', side.optimizer)
+    with mock.patch.object(optimizer, 'step'), HostReads() as reads:
+        side.run()
+    return reads.count
+
+
+def count_work(side, device):
+    """Operators (and kernels on a GPU) of one update, and the most bytes
+    that it takes above those held before.
+    """
+    activities = [ProfilerActivity.CPU]
+    if device != 'cpu':
+        activities.append(ProfilerActivity.CUDA)
+    side.prepare()
+    with profile(activities=activities, profile_memory=True) as profiler:
+        side.run()
+    found = profiler.profiler.kineto_results.events()
+    sizes = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in found
+        if event.name() == '[memory]'
+        and device in str(event.device_type()).lower()
+    )
+    operators = [event for event in profiler.events() if not event.cpu_parent]
+    return dict(
+        operators=sum(e.name.startswith('aten::') for e in operators),
+        kernels=sum('LaunchKernel' in event.name() for event in found),
+        peak_bytes=int(max(0, *np.cumsum([0, *(s for _, s in sizes)]))),
+    )
+
+
+def bytes_held():
+    tensors = [each for each in gc.get_objects() if type(each) is Tensor]
+    storages = {t.untyped_storage()._cdata: t for t in tensors if t.numel()}
+    return sum(t.untyped_storage().nbytes() for t in storages.values())
+
+
+def keep_warm(side):
+    """Run it until it does no more than what it does always.
+
+    Returns:
+        Bytes of tensors that it has come to keep, optimizer states included.
+    """
+    side.prepare()
+    gc.collect()
+    before = bytes_held()
+    for _ in range(NUM_WARM_UPS):
+        side.prepare()
+        side.run()
+    return bytes_held() - before
+
+
+def measure(sides, repeat, wait=lambda: None):
+    """Milliseconds by round and side; ``prepare`` is left out."""
+    times = np.empty((repeat, len(sides)))
+    for row in times:
+        for index in random.sample(range(len(sides)), len(sides)):
+            sides[index].prepare()
             wait()
             start = time.perf_counter()
-            side.run()
+            sides[index].run()
             wait()
-            pair[index] = 1e3 * (time.perf_counter() - start)
-    times = times[NUM_WARM_UPS:]
-    ratios = np.percentile(times[:, 1] / times[:, 0], (50, 10, 90))
-    keys = ('plain_ms', 'guarded_ms', 'ratio', 'ratio_p10', 'ratio_p90')
-    numbers = [*np.median(times, axis=0), *ratios]
-    return {key: round(float(x), 3) for key, x in zip(keys, numbers)}
+            row[index] = 1e3 * (time.perf_counter() - start)
+    return times
 
 
 def measure_update(kind, repeat, device):
-    """One row: a combination, its times and its host reads."""
+    """A combination: of each side times, reads, work and bytes."""
     params, precision, optimizer, clip = kind
-    model = MODELS[params]().to(device)
+    model = PARAMETER_SETS[params]().to(device)
     grads = [torch.randn_like(param) for param in model.parameters()]
-    wrappers = OptimWrapper, NanGuardOptimWrapper
-    if precision == 'fp16':
-        amp = CpuAmpOptimWrapper if device == 'cpu' else AmpOptimWrapper
-        wrappers = amp, partial(NanGuardAmpOptimWrapper, dtype='float16')
-    rest = (OPTIMIZERS[optimizer], CLIPS[clip], model, grads)
-    sides = [Update(wrapper, *rest) for wrapper in wrappers]
+    build = OPTIMIZERS[optimizer]
+    setting = (model, grads, build, CLIPS[clip], precision == 'fp16')
+    sides, kept = {}, {}
+    for name, build_side in find_sides(optimizer).items():
+        side = build_side(setting)
+        try:
+            kept[name] = keep_warm(side)
+        except NotImplementedError as error:  # Lightning, fused and clip
+            print(f'{name} cannot do {kind}: {error}', file=sys.stderr)
+        else:
+            sides[name] = side
     wait = [] if device == 'cpu' else [torch.cuda.synchronize]
-    row = dict(zip(KEYS, kind), **measure(*sides, repeat, *wait))
-    row['plain_reads'], row['guarded_reads'] = (s.count_reads() for s in sides)
+    times = measure([*sides.values()], repeat, *wait)
+    row = dict(zip(KEYS, kind), sides={})
+    for (name, side), own in zip(sides.items(), times.T):
+        ratios = np.percentile(times[:, 0] / own, (50, 10, 90))
+        numbers = [float(np.median(own)), *map(float, ratios)]
+        keys = ('ms', 'ratio', 'ratio_p10', 'ratio_p90')
+        row['sides'][name] = dict(
+            zip(keys, (round(number, 3) for number in numbers)),
+            reads=count_reads(side),
+            **count_work(side, device),
+            bytes_kept=kept[name] - kept['bare step'],
+        )
     return row
 
 
@@ -167,20 +184,73 @@ def describe_machine(device, cpu_note=CPU_NOTE):
     return f'{cpu}, {torch.get_num_threads()} threads, {gpu}, {versions}'
 
 
-def show(machine, rows, is_markdown, file):
-    table = Table(*rows[0], box=box.MARKDOWN if is_markdown else box.ROUNDED)
+def flatten(row):
+    """Of the guard its time, of the others the guard's ratio to them."""
+    flat = {key: row[key] for key in KEYS}
+    for name, side in row['sides'].items():
+        span = '{ratio:.2f} ({ratio_p10:.2f}-{ratio_p90:.2f})'.format(**side)
+        is_own = name == GUARDED
+        flat[f'{name}, ms' if is_own else name] = (
+            f'{side["ms"]:.1f}' if is_own else span
+        )
+    return flat
+
+
+def show(machine, rows, is_markdown, file, report=None):
+    keys = max(rows, key=len)
+    table = Table(*keys, box=box.MARKDOWN if is_markdown else box.ROUNDED)
     for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console(width=150).print(machine, table, sep='\n')
+        table.add_row(*(str(row.get(key, '')) for key in keys))
+    Console(width=200).print(machine, table, sep='\n')
     if file:
-        report = dict(machine=machine, rows=rows)
-        file.write_text(json.dumps(report, indent=2))
+        report = dict(machine=machine, rows=report or rows)
+        file.write_text(json.dumps(report, indent=2) + '\n')
+
+
+def draw(machine, rows, file):
+    """The guard's ratio to each side, medians and 10th to 90th percentile."""
+    from matplotlib import pyplot as plt
+    from matplotlib import rcParams
+
+    rcParams['svg.hashsalt'] = 'mmnanguard'
+    names = dict.fromkeys(n for row in rows for n in row['sides'])
+    names.pop(GUARDED)
+    _, axes = plt.subplots(figsize=(8, 1 + 0.35 * len(rows)))
+    for name, marker in zip(names, 'osD^vP'):
+        found = [
+            (place, row['sides'][name])
+            for place, row in enumerate(rows)
+            if name in row['sides']
+        ]
+        places, sides = zip(*found)
+        low = [side['ratio'] - side['ratio_p10'] for side in sides]
+        high = [side['ratio_p90'] - side['ratio'] for side in sides]
+        axes.errorbar(
+            [side['ratio'] for side in sides],
+            places,
+            xerr=(low, high),
+            fmt=marker,
+            label=name,
+            alpha=0.8,
+        )
+    axes.set_yticks(
+        range(len(rows)), [', '.join(row[k] for k in KEYS) for row in rows]
+    )
+    axes.invert_yaxis()
+    axes.axvline(1, color='black', linewidth=1)
+    axes.set_xlabel('time of a guarded update / time of ...')
+    axes.set_title(machine, fontsize=6)
+    axes.legend(fontsize=7)
+    plt.savefig(file, metadata={'Date': None}, bbox_inches='tight')
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     add = parser.add_argument
-    add('--params', nargs='+', choices=MODELS, default=[*MODELS][:3])
+    choices = [*PARAMETER_SETS]
+    add('--params', nargs='+', choices=choices, default=choices[:4])
+    add('--precisions', nargs='+', default=['fp32', 'fp16'])
+    add('--optimizers', nargs='+', choices=OPTIMIZERS, default=[*OPTIMIZERS])
     add('--clips', nargs='+', choices=CLIPS, default=['none', 'above'])
     add('--repeat', type=int, default=30)
     add('--threads', type=int, default=torch.get_num_threads())
@@ -188,16 +258,23 @@ def main(argv=None):
     add('--seed', type=int, default=0)
     add('--markdown', action='store_true')
     add('--json', type=Path, metavar='FILE')
+    add('--picture', type=Path, metavar='FILE', help='.svg, .png or .pdf')
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     random.seed(args.seed)
     rows = []
-    for kind in product(args.params, ['fp32', 'fp16'], OPTIMIZERS, args.clips):
-        row = measure_update(kind, args.repeat, args.device)
-        rows.append(row)
-        print(*kind, row['ratio'], sep=', ', file=sys.stderr)
-    show(describe_machine(args.device), rows, args.markdown, args.json)
+    for kind in product(
+        args.params, args.precisions, args.optimizers, args.clips
+    ):
+        rows.append(measure_update(kind, args.repeat, args.device))
+        ratio = rows[-1]['sides']['MMEngine']['ratio']
+        print(*kind, ratio, sep=', ', file=sys.stderr)
+    machine = describe_machine(args.device)
+    flat = [flatten(row) for row in rows]
+    show(machine, flat, args.markdown, args.json, rows)
+    if args.picture:
+        draw(machine, rows, args.picture)
     return 0
 
 

@@ -6,7 +6,7 @@ weights and batches. They take turns in random order and are compared within a
 round. A hook is alone with the guard; EventLogHook needs NanGuardHook. What is
 done every so many iterations is done in each one here, so that its price can
 be read off. Milliseconds stand out of the noise with ``--model small --repeat
-300``.
+300``. A read is a moment at which Python waits for numbers from the device.
 
 Example:
     python tools/benchmark_hooks.py --threads 1 --markdown --json hooks.json
@@ -22,7 +22,7 @@ from typing import NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
-from benchmark import describe_machine, show
+from benchmark import HostReads, describe_machine, show
 from mmengine.device import get_device
 from mmengine.model import BaseModel
 from mmengine.runner import IterBasedTrainLoop, Runner
@@ -42,7 +42,9 @@ BATCH_DUMP = dict(type='mmnanguard.BatchDumpHook')
 REJECT = dict(type='mmnanguard.InputGuardHook', action='reject')
 SANITIZE = dict(type='mmnanguard.InputGuardHook', action='sanitize')
 # In float32 it finds nothing to cast, but it looks.
-FP32 = dict(type='mmnanguard.Fp32ModulesHook', modules=['backbone.0'])
+FP32 = dict(
+    type='mmnanguard.Fp32ModulesHook', modules=[r're:backbone\.(0|conv1)']
+)
 AUDIT = dict(type='mmnanguard.StateAuditHook', interval=1)
 ROLLBACK = dict(type='mmnanguard.RollbackHook', interval=1)
 SPIKE = dict(spike=dict(window=128, warmup=2, action='skip'))
@@ -82,9 +84,25 @@ SIDES = {
     'ZClip': Side(clip=dict(type='ZClip')),
     'AdaptiveGradClip': Side(clip=dict(type='AdaptiveGradClip')),
 }
-MODELS = {  # channels of each block
-    'resnet18': (64, 64, 128, 128, 256, 256, 512, 512),
-    'small': (8, 16),
+PIXELS = dict(mean=[127.5] * 3, std=[127.5] * 3)
+MMPRETRAIN = dict(
+    type='mmpretrain.ImageClassifier',
+    data_preprocessor=dict(
+        type='mmpretrain.ClsDataPreprocessor', num_classes=10, **PIXELS
+    ),
+    backbone=dict(type='mmpretrain.ResNet_CIFAR', depth=18),
+    neck=dict(type='mmpretrain.GlobalAveragePooling'),
+    head=dict(
+        type='mmpretrain.LinearClsHead',
+        num_classes=10,
+        in_channels=512,
+        loss=dict(type='mmpretrain.CrossEntropyLoss'),
+    ),
+)
+MODELS = {
+    'resnet18': [64, 64, 128, 128, 256, 256, 512, 512],  # of each block
+    'small': [8, 16],
+    'mmpretrain': MMPRETRAIN,  # its ResNet-18 for CIFAR, where it imports
 }
 
 
@@ -110,8 +128,7 @@ class ResNet(BaseModel):
     """For small images: a stem of 3 x 3 and stride 1, and no pooling."""
 
     def __init__(self, widths):
-        pixels = dict(mean=[127.5] * 3, std=[127.5] * 3)
-        super().__init__(dict(type='ImgDataPreprocessor', **pixels))
+        super().__init__(dict(type='ImgDataPreprocessor', **PIXELS))
         layers, inputs = [*conv_norm(3, widths[0], 3, 1), nn.ReLU()], widths[0]
         for width in widths:
             layers.append(Block(inputs, width, 1 + (width > inputs)))
@@ -121,14 +138,15 @@ class ResNet(BaseModel):
 
     def forward(self, inputs, data_samples, mode):
         scores = self.head(self.backbone(inputs).mean((2, 3)))
-        labels = torch.stack([sample.gt_label for sample in data_samples])
+        labels = torch.cat([sample.gt_label for sample in data_samples])
         return dict(loss=F.cross_entropy(scores, labels.to(scores.device)))
 
 
 class Images(Dataset):
     """Noise, packed as mm pipelines pack images."""
 
-    def __init__(self, num_images, size):
+    def __init__(self, num_images, size, sample_type=BaseDataElement):
+        self.sample_type = sample_type
         self.images = torch.randint(0, 256, (num_images, 3, size, size))
 
     def __len__(self):
@@ -136,9 +154,9 @@ class Images(Dataset):
 
     def __getitem__(self, index):
         image = self.images[index].byte()
-        path, label = f'images/{index:06d}.jpg', index % 10
+        path, label = f'images/{index:06d}.jpg', torch.tensor([index % 10])
         about = dict(img_path=path, img_shape=tuple(image.shape[1:]))
-        sample = BaseDataElement(metainfo=about, gt_label=torch.tensor(label))
+        sample = self.sample_type(metainfo=about, gt_label=label)
         return dict(inputs=image, data_samples=sample)
 
 
@@ -153,7 +171,9 @@ class SteppedLoop(IterBasedTrainLoop):
 
 def make_runner(name, args, dataset, folder):
     """A runner that is about to train its first batch."""
-    side = SIDES[name]
+    side, model = SIDES[name], MODELS[args.model]
+    if isinstance(model, list):
+        model = dict(type=ResNet, widths=model)
     sgd = dict(type='SGD', lr=1e-9, momentum=0.9)
     wrapper = dict(type='OptimWrapper', optimizer=sgd, clip_grad=side.clip)
     if name != PLAIN:
@@ -162,7 +182,7 @@ def make_runner(name, args, dataset, folder):
         )
     sampler = dict(type='InfiniteSampler', seed=0)
     runner = Runner(
-        model=dict(type=ResNet, widths=MODELS[args.model]),
+        model=model,
         work_dir=f'{folder}/{name}',
         train_dataloader=dict(
             dataset=dataset, sampler=sampler, batch_size=args.batch_size
@@ -195,20 +215,29 @@ def measure(runners, repeat, clock=time.perf_counter, wait=lambda: None):
     return times[NUM_WARM_UPS:]
 
 
-def make_rows(times):
+def count_reads(runner):
+    batch = next(runner.train_loop.dataloader_iterator)
+    with HostReads() as reads:
+        runner.train_loop.run_iter(batch)
+    return reads.count
+
+
+def make_rows(names, times, reads):
     plain, guard = times.T[:2]
-    for name, own in zip(SIDES, times.T):
+    for name, own, num_reads in zip(names, times.T, reads):
         row = dict(ms=np.median(own), more_ms=np.median(own - guard))
         for key, other in (('to_mmengine', plain), ('to_guard', guard)):
             ratios = np.percentile(own / other, (50, 10, 90))
             row.update(zip((key, f'{key}_p10', f'{key}_p90'), ratios))
-        yield dict(hooks=name, **{k: round(x, 3) for k, x in row.items()})
+        row = {key: round(number, 3) for key, number in row.items()}
+        yield dict(hooks=name, **row, reads=num_reads)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     add = parser.add_argument
     add('--model', choices=MODELS, default='resnet18')
+    add('--hooks', nargs='+', choices=SIDES, default=[*SIDES], metavar='ROW')
     add('--batch-size', type=int, default=8)
     add('--image-size', type=int, default=32)
     add('--repeat', type=int, default=30)
@@ -219,15 +248,20 @@ def main(argv=None):
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     device, num, size = get_device(), args.batch_size, args.image_size
-    dataset = Images(4 * num, size)
+    names = [*dict.fromkeys([*SIDES][:2] + args.hooks)]  # to compare with
+    sample_type = BaseDataElement
+    if args.model == 'mmpretrain':
+        from mmpretrain.structures import DataSample as sample_type
+    dataset = Images(4 * num, size, sample_type)
     with tempfile.TemporaryDirectory() as folder:
-        runners = [make_runner(name, args, dataset, folder) for name in SIDES]
+        runners = [make_runner(name, args, dataset, folder) for name in names]
         clock, wait = time.perf_counter, torch.cuda.synchronize
         if device == 'cpu':
             wait = int  # for nothing
         if device == 'cpu' and args.threads == 1:
             clock = time.thread_time  # what others do on the machine is out
-        rows = [*make_rows(measure(runners, args.repeat, clock, wait))]
+        times = measure(runners, args.repeat, clock, wait)
+        rows = [*make_rows(names, times, map(count_reads, runners))]
     machine = describe_machine(device, cpu_note='no GPU')
     machine += f', {args.model}, {num} images of {size} x {size}'
     machine += f', {clock.__name__}'

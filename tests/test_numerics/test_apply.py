@@ -7,6 +7,7 @@ from torch import nn
 from mmnanguard.core import NormClip
 from mmnanguard.numerics import ValueClip, apply_update
 
+DTYPES = (torch.float32, torch.float64, torch.float32)
 OPTIMIZERS = {
     'sgd': (torch.optim.SGD, dict(momentum=0.9, weight_decay=0.01)),
     'adamw': (torch.optim.AdamW, {}),
@@ -231,3 +232,16 @@ def test_another_default_dtype():
         apply_update(optimizer, grads, grads, 4.0, 1.0)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_a_factor_is_not_rounded_for_those_that_are_finer():
+    params = [nn.Parameter(torch.ones(3, dtype=d)) for d in DTYPES]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    grads = [param.grad for param in params]
+    sgd = torch.optim.SGD(params, lr=1.0)
+
+    apply_update(sgd, params, grads, scale=1.0, clip_coef=0.1)
+
+    for grad in grads:
+        assert torch.equal(grad, torch.full_like(grad, 0.1))

@@ -1,7 +1,10 @@
+import importlib
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 
@@ -9,16 +12,27 @@ TOOLS = Path(__file__).parents[2] / 'tools'
 @pytest.fixture
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(TOOLS)
-    import benchmark
+    return importlib.import_module('benchmark')
 
-    return benchmark
+
+@pytest.fixture
+def sides(monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)
+    return importlib.import_module('update_sides').SIDES
+
+
+@pytest.fixture
+def parameter_sets(monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)
+    return importlib.import_module('parameter_sets').PARAMETER_SETS
 
 
 def test_each_combination_is_one_row(benchmark, tmp_path, capsys):
-    file = tmp_path / 'update.json'
+    file, picture = tmp_path / 'update.json', tmp_path / 'update.svg'
     options = ['--params', 'tiny', '--device', 'cpu', '--markdown']
+    options += ['--json', str(file), '--picture', str(picture)]
 
-    status = benchmark.main([*options, '--repeat', '2', '--json', str(file)])
+    status = benchmark.main([*options, '--repeat', '2'])
 
     assert status == 0
     report = json.loads(file.read_text())
@@ -33,6 +47,30 @@ def test_each_combination_is_one_row(benchmark, tmp_path, capsys):
     }
     assert len(rows) == len(kinds)
     assert capsys.readouterr().out.count('| tiny') == len(rows)
+    assert '</svg>' in picture.read_text()
+
+
+@pytest.mark.parametrize('is_fp16', [False, True])
+@pytest.mark.parametrize('clip', [None, 1.0])
+def test_all_sides_make_the_same_update(sides, parameter_sets, clip, is_fp16):
+    model = parameter_sets['tiny']()
+    grads = [torch.randn_like(param) for param in model.parameters()]
+    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    weights = {}
+
+    for name, build in sides.items():
+        if name in ('accelerate', 'Lightning'):
+            pytest.importorskip(name.lower())
+        side = build((model, grads, sgd, clip, is_fp16))
+        for _ in range(3):
+            side.prepare()
+            side.run()
+        weights[name] = torch.cat([p.detach().flatten() for p in side.params])
+
+    if clip:  # the bare step has none
+        assert not torch.equal(weights.pop('bare step'), weights['MMEngine'])
+    for name, values in weights.items():
+        torch.testing.assert_close(values, weights['MMEngine'], msg=name)
 
 
 @pytest.mark.parametrize(
@@ -51,16 +89,40 @@ def test_a_guarded_update_reads_once(
 ):
     kind = ('tiny', precision, optimizer, clip)
 
-    row = benchmark.measure_update(kind, repeat=1, device='cpu')
+    sides = benchmark.measure_update(kind, repeat=1, device='cpu')['sides']
 
-    assert row['guarded_reads'] == 1
-    assert row['plain_reads'] == plain_reads
+    assert sides['mmnanguard']['reads'] == 1
+    assert sides['MMEngine']['reads'] == plain_reads
+    assert sides['isnan loop']['reads'] >= 4  # one a parameter
 
 
-def test_resnet50_has_the_tensors_that_it_is_known_for(benchmark):
-    model = benchmark.build_resnet50(has_buffers=True)
+def test_memory_is_the_copy_of_buffers_and_a_few_bytes_a_tensor(
+    benchmark, parameter_sets
+):
+    model = parameter_sets['resnet50']()
+    kind = ('resnet50', 'fp32', 'SGD', 'above')
 
-    params = list(model.parameters())
-    assert len(params) == 161
-    assert sum(param.numel() for param in params) == 25_557_032
-    assert len(list(model.buffers())) == 3 * 53
+    sides = benchmark.measure_update(kind, repeat=1, device='cpu')['sides']
+
+    guarded, plain = sides['mmnanguard'], sides['MMEngine']
+    buffers = sum(buffer.nbytes for buffer in model.buffers())
+    assert guarded['bytes_kept'] - plain['bytes_kept'] == buffers
+    num_tensors = len(list(model.parameters())) + len(list(model.buffers()))
+    assert guarded['peak_bytes'] < plain['peak_bytes'] + 64 * num_tensors
+
+
+@pytest.mark.parametrize(
+    ('name', 'num_tensors', 'num_elements'),
+    [
+        ('resnet50', 161, 25_557_032),
+        ('vit-b', 152, 86_567_656),
+        ('swin-t', 173, 28_288_354),
+    ],
+)
+def test_models_have_the_tensors_that_they_are_known_for(
+    parameter_sets, name, num_tensors, num_elements
+):
+    params = list(parameter_sets[name]().parameters())
+
+    assert len(params) == num_tensors
+    assert sum(param.numel() for param in params) == num_elements

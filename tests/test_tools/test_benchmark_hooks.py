@@ -42,6 +42,8 @@ def test_each_hook_is_one_row(benchmark_hooks, tmp_path, capsys):
         assert f'| {row["hooks"]} ' in out
     assert rows[0]['to_mmengine'] == rows[1]['to_guard'] == 1
     assert rows[1]['more_ms'] == 0
+    reads = {row['hooks']: row['reads'] for row in rows}
+    assert reads['guard alone'] == reads["MMEngine's wrapper"] + 1
 
 
 def test_all_train_the_same_on_the_same(benchmark_hooks, args, tmp_path):

@@ -1,0 +1,172 @@
+"""An update as each of those would make it who could make it."""
+
+import copy
+from functools import partial
+
+import torch
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from torch.nn.utils import clip_grad_norm_
+
+from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
+
+
+class Side:
+    """An update, to be repeated from the same gradients.
+
+    Args:
+        setting: Model, gradients, a function that builds the optimizer, the
+            norm to clip to or None, and whether the loss is scaled.
+    """
+
+    def __init__(self, setting):
+        model, self.grads, build_optimizer, self.clip, self.is_fp16 = setting
+        self.model = copy.deepcopy(model)
+        self.params = list(self.model.parameters())
+        self.device = self.params[0].device.type
+        self.loss = torch.zeros((), device=self.device)
+        self.scaler = torch.amp.GradScaler(self.device, enabled=self.is_fp16)
+        self.optimizer = build_optimizer(self.params)
+        self.set_up()
+        self.scaler.scale(self.loss)  # the first loss creates the scale
+
+    def set_up(self):
+        """What is to be built once."""
+
+    def prepare(self):
+        """Leave gradients as backward does; held, so that none is freed."""
+        scale = self.scaler.get_scale()
+        self.scaled = [grad * scale for grad in self.grads]
+        for param, grad in zip(self.params, self.scaled):
+            param.grad = grad
+
+
+class BareStep(Side):
+    """No scale, no clip, no guard: what an update takes at least."""
+
+    def prepare(self):
+        self.scaler = torch.amp.GradScaler(self.device, enabled=False)
+        super().prepare()
+
+    def run(self):
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class CpuAmpOptimWrapper(AmpOptimWrapper):
+    def __init__(self, optimizer, clip_grad):  # MMEngine's refuses a CPU
+        OptimWrapper.__init__(self, optimizer, clip_grad=clip_grad)
+        self.loss_scaler = torch.amp.GradScaler('cpu')
+        self._scale_update_param = self.cast_dtype = None
+
+
+class MMEngine(Side):
+    def wrapper_types(self):
+        is_cpu = self.device == 'cpu'
+        return OptimWrapper, CpuAmpOptimWrapper if is_cpu else AmpOptimWrapper
+
+    def set_up(self):
+        clip_grad = self.clip and dict(max_norm=self.clip)
+        build = self.wrapper_types()[self.is_fp16]
+        self.wrapper = build(optimizer=self.optimizer, clip_grad=clip_grad)
+        self.scaler = getattr(self.wrapper, 'loss_scaler', self.scaler)
+
+    def run(self):
+        with self.wrapper.optim_context(self.model):
+            pass
+        self.wrapper.step()
+        self.wrapper.zero_grad()
+
+
+class Guarded(MMEngine):
+    def wrapper_types(self):
+        amp = partial(NanGuardAmpOptimWrapper, dtype='float16')
+        return NanGuardOptimWrapper, amp
+
+    def run(self):
+        self.wrapper.guard.add_loss(self.loss)  # as ``backward`` does
+        super().run()
+
+
+class IsnanLoop(Side):
+    """What people write by hand into their training loop."""
+
+    def run(self):
+        self.scaler.unscale_(self.optimizer)
+        is_bad = False
+        for param in self.params:
+            if param.grad is not None and param.grad.isnan().any():
+                is_bad = True
+        if is_bad:
+            self.optimizer.zero_grad()
+            self.scaler.update()
+            return
+        if self.clip:
+            clip_grad_norm_(self.params, self.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+
+
+class Accelerate(Side):
+    def set_up(self):
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        is_cpu = self.device == 'cpu'
+        self.accelerator = Accelerator(
+            cpu=is_cpu,
+            mixed_precision='fp16' if self.is_fp16 and not is_cpu else 'no',
+        )
+        if self.is_fp16:
+            if is_cpu:  # which it refuses for float16
+                self.accelerator.native_amp = True
+                self.accelerator.state._mixed_precision = 'fp16'
+                self.accelerator.scaler = self.scaler
+            self.scaler = self.accelerator.scaler
+        self.optimizer = self.accelerator.prepare_optimizer(self.optimizer)
+
+    def run(self):
+        if self.clip:
+            self.accelerator.clip_grad_norm_(self.params, self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class Lightning(Side):
+    """By Fabric, whose step is the Trainer's without its callbacks."""
+
+    def set_up(self):
+        from lightning.fabric import Fabric
+        from lightning.fabric.plugins import MixedPrecision
+
+        plugins = []
+        if self.is_fp16:
+            half = MixedPrecision('16-mixed', self.device, self.scaler)
+            plugins = [half]
+        accelerator = 'cpu' if self.device == 'cpu' else 'gpu'
+        self.fabric = Fabric(
+            accelerator=accelerator, devices=1, plugins=plugins
+        )
+        self.fabric_model, self.optimizer = self.fabric.setup(
+            self.model, self.optimizer
+        )
+
+    def run(self):
+        if self.clip:
+            self.fabric.clip_gradients(
+                self.fabric_model, self.optimizer, max_norm=self.clip
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+GUARDED = 'mmnanguard'
+SIDES = {
+    GUARDED: Guarded,
+    'MMEngine': MMEngine,
+    'bare step': BareStep,
+    'isnan loop': IsnanLoop,
+    'accelerate': Accelerate,
+    'Lightning': Lightning,
+}
