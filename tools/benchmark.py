@@ -109,9 +109,12 @@ def count_work(side, device):
 
 
 def bytes_held():
-    tensors = [each for each in gc.get_objects() if type(each) is Tensor]
-    storages = {t.untyped_storage()._cdata: t for t in tensors if t.numel()}
-    return sum(t.untyped_storage().nbytes() for t in storages.values())
+    storages = {
+        each.untyped_storage()._cdata: each.untyped_storage().nbytes()
+        for each in gc.get_objects()
+        if type(each) is Tensor and each.layout is torch.strided
+    }
+    return sum(storages.values())
 
 
 def keep_warm(side):

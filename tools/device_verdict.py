@@ -29,12 +29,12 @@ def queued_step(guard, optimizer, max_norm):
         guarded_step(guard, optimizer)
         return
     _, grads = guard.collect(optimizer)
-    norms = OBSERVE.gradient_norms(grads, 2.0)
+    norms = OBSERVE.tensor_norms(grads, 2.0)
     facts = guard.undo.snapshot.facts()
     queue(optimizer, norms, facts, guard, max_norm)
     with ExitStack() as seen_already:
         for owner, name, known in (
-            (OBSERVE, 'gradient_norms', norms),
+            (OBSERVE, 'tensor_norms', norms),
             (guard.undo.snapshot, 'facts', facts),
             (GUARDED_STEP, 'apply_update', None),
         ):

@@ -9,6 +9,7 @@ from mmnanguard.core import BadTensor
 
 from .blame import MAX_BLAMED, describe
 from .host_read import read_once
+from .norms import tensor_norms
 from .observe import nonfinite_indices
 from .scan import ABSURD, elements, is_like_mask
 
@@ -91,15 +92,15 @@ class StateAudit:
         )
 
     def _is_clean(self, kept: Sequence[KeptTensor]) -> bool:
-        """Also False where only float64 goes beyond float32: look closer."""
+        """Also False where finite elements are beyond 1.8e19: look closer."""
         judged, masks = self._to_judge(kept)
         read = read_once(
             {
-                'largest': largest([values for _, values in judged]),
+                'norms': tensor_norms([values for _, values in judged], 2.0),
                 'is_nan': [torch.isnan(values).any() for _, values in masks],
             }
         )
-        return all(map(math.isfinite, read['largest'])) and not any(
+        return all(map(math.isfinite, read['norms'])) and not any(
             read['is_nan']
         )
 
@@ -155,14 +156,3 @@ class StateAudit:
 def has_nan(value: Union[Tensor, float]) -> bool:
     values = elements(value)
     return values is not None and bool(torch.isnan(values).any())
-
-
-def largest(tensors: Sequence[Tensor]) -> List[Tensor]:
-    """The largest absolute value per dtype and device; NaN wins."""
-    groups: Dict[Any, List[Tensor]] = {}
-    for tensor in tensors:
-        groups.setdefault((tensor.dtype, tensor.device), []).append(tensor)
-    return [
-        torch.stack(list(torch._foreach_norm(group, math.inf))).max()
-        for group in groups.values()
-    ]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mmnanguard.core import Observation, ScaleReading, Shard
 
 from .host_read import read_once
+from .norms import tensor_norms
 from .shards import Placement, local
 from .snapshot import Snapshot
 
@@ -54,14 +55,14 @@ def observe(
         placement: Which of the gradients are parts of ones that are spread
             over ranks. The norms of those wait in ``Observation.shards``.
     """
-    norms = gradient_norms(grads, 2.0)
+    norms = tensor_norms(grads, 2.0)
     groups: Dict[str, Sequence[Tensor]] = {
         'norms': norms,
         'losses': losses,
         'flags': [flag for flags in facts.values() for flag in flags],
         'clip_norms': ()
         if norm_type == 2.0
-        else gradient_norms(grads, norm_type),
+        else tensor_norms(grads, norm_type),
         **snapshot.facts(),
     }
     read = read_once(groups)  # the one sync of a clean update
@@ -128,28 +129,6 @@ def nonfinite_indices(tensors: Sequence[Tensor]) -> List[int]:
         {'bad': [~torch.isfinite(local(tensor)).all() for tensor in tensors]}
     )
     return [index for index, flag in enumerate(flags['bad']) if flag]
-
-
-def gradient_norms(
-    grads: Sequence[Tensor], norm_type: float
-) -> Sequence[Tensor]:
-    """One norm per tensor, accumulated in float32, or in float64 for the
-    powers that would overflow it.
-
-    Half-precision gradients of moderate size have norms beyond float16.
-    """
-    if norm_type not in (1.0, 2.0, math.inf):
-        dtype = torch.float64
-    elif all(grad.dtype is torch.float32 for grad in grads):
-        return torch._foreach_norm(list(grads), norm_type) if grads else ()
-    else:
-        dtype = torch.float32
-    return [
-        torch.linalg.vector_norm(
-            grad, norm_type, dtype=torch.promote_types(grad.dtype, dtype)
-        )
-        for grad in grads
-    ]
 
 
 def split_norms(

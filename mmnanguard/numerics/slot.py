@@ -149,12 +149,16 @@ class Slot:
             + ramp_sum(flat[size:])
         )
 
+    def is_finite(self) -> bool:
+        """Is each element now; syncs."""
+        return bool(local(self.current).isfinite().all())
+
     def is_bad(self) -> bool:
         """Is it now what it was not when the window began; syncs."""
         return (
             self.current is not None
             and can_judge(self.current)
-            and not bool(local(self.current).isfinite().all())
+            and not self.is_finite()
             and not self.went_bad_before()
         )
 

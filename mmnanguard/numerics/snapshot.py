@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .layout import Layout
+from .norms import tensor_norms
 from .shards import local
 from .slot import Slot, can_compare
 
@@ -129,9 +130,16 @@ class Snapshot:
             slot for slot in self._changed + self._probed if slot.is_judged
         ]
         return {
-            'buffers': _inf_norms([slot.current for slot in self._judged]),
-            'baselines': _inf_norms(
-                [slot.copy for slot in self._judged if slot.was_finite is None]
+            'buffers': tensor_norms(
+                [local(slot.current) for slot in self._judged], 2.0
+            ),
+            'baselines': tensor_norms(
+                [
+                    slot.copy
+                    for slot in self._judged
+                    if slot.was_finite is None
+                ],
+                math.inf,
             ),
             'moved': [
                 torch.ne(slot.sum_bits(), slot.checksum)
@@ -169,6 +177,8 @@ class Snapshot:
             if not (is_bad and slot.is_changing):
                 continue
             # Cold from here on.
+            if slot.is_finite():  # and large
+                continue
             if slot.went_bad_before():
                 self.lost.append((slot.owner, slot.key))
             elif slot.is_mask():
@@ -277,11 +287,3 @@ def _copy(pairs: List[Tuple[Tensor, Tensor]]) -> None:
     for group in groups.values():
         targets, sources = zip(*group)
         torch._foreach_copy_(targets, sources)
-
-
-def _inf_norms(tensors: List[Tensor]) -> Sequence[Tensor]:
-    return (
-        torch._foreach_norm([local(tensor) for tensor in tensors], math.inf)
-        if tensors
-        else []
-    )

@@ -442,6 +442,19 @@ def test_a_rebound_buffer_is_judged_by_what_hangs_there():
     assert bad == [(model, 'buffer')]
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_large_is_not_bad(dtype):
+    large = torch.finfo(dtype).min
+    model = Holder(mask=torch.full((9,), large, dtype=dtype))
+    snapshot = Snapshot()
+
+    for _ in range(5):
+        assert window(snapshot, model, lambda: model.mask.mul_(1.0)) == []
+    bad = window(snapshot, model, lambda: model.mask[3:4].fill_(NAN))
+
+    assert bad == [(model, 'mask')]
+
+
 @pytest.mark.parametrize('value', [-INF, NAN])
 def test_a_mask_that_was_not_finite_before_is_not_judged(value):
     model = Holder(mask=torch.tensor([0.0, value]), other=torch.zeros(1))
