@@ -1,12 +1,13 @@
 import math
+from collections import defaultdict
 from dataclasses import replace
-from typing import Any, List, Tuple
+from typing import Any, DefaultDict, List, Sequence
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from mmnanguard.core import NanGuardError, Observation, Shard
+from mmnanguard.core import NanGuardError, Observation
 
 from .observe import combine
 
@@ -21,7 +22,8 @@ FLAGS = (
 )
 COUNTS = ('num_bad_params', 'num_params')
 NORMS = ('grad_norm', 'clip_norm')
-FIELDS = (*FLAGS, *COUNTS, *NORMS, 'loss')
+# What each rank has judged by itself comes first.
+FIELDS = ('is_clean', 'forward_is_clean', *FLAGS, *COUNTS, *NORMS, 'loss')
 SHARD_FIELDS = ('group', 'norm', 'clip_norm')
 
 
@@ -48,12 +50,12 @@ def agree(seen: Observation, norm_type: float = 2.0) -> Observation:
     if dist.is_available() and dist.is_initialized():
         num_ranks = dist.get_world_size()
     if num_ranks > 1:
-        return merge(exchange(seen), seen, norm_type)
+        return merge_rows(exchange(seen), seen, norm_type)
     return merge([seen], seen, norm_type) if seen.shards else seen
 
 
-def exchange(seen: Observation) -> List[Observation]:
-    """Every rank's observation, in the order of ranks."""
+def exchange(seen: Observation) -> Tensor:
+    """A row of numbers from each rank, in the order of ranks."""
     own = to_row(seen)
     device = torch.device('cpu')
     if 'gloo' not in dist.get_backend():
@@ -63,7 +65,7 @@ def exchange(seen: Observation) -> List[Observation]:
     )
     rows[dist.get_rank()] = torch.tensor(own, dtype=torch.float64)
     add_up(rows)
-    return [from_row(row, seen) for row in rows.tolist()]
+    return rows.cpu()
 
 
 def add_up(tensor: Tensor) -> None:
@@ -92,62 +94,59 @@ def to_row(seen: Observation) -> List[float]:
     return [0.0 if number is None else float(number) for number in numbers]
 
 
-def from_row(row: List[float], own: Observation) -> Observation:
-    """What all ranks have in common is taken from this one's own."""
-    changes: Any = dict(zip(FIELDS, row))
-    changes.update({name: bool(changes[name]) for name in FLAGS})
-    changes.update({name: int(changes[name]) for name in COUNTS})
-    shards = []
-    for start in range(len(FIELDS), len(row), len(SHARD_FIELDS)):
-        group, norm, clip_norm = row[start : start + len(SHARD_FIELDS)]
-        shards.append(Shard(int(group), norm, clip_norm))
-    if own.clip_norm is None:
-        changes['clip_norm'] = None
-        shards = [replace(shard, clip_norm=None) for shard in shards]
-    return replace(own, **changes, shards=tuple(shards))
-
-
 def merge(
-    ranks: List[Observation], own: Observation, norm_type: float = 2.0
+    ranks: Sequence[Observation], own: Observation, norm_type: float = 2.0
 ) -> Observation:
-    """One bad rank is enough; the largest norm is the norm."""
-    bad = [rank for rank, seen in enumerate(ranks) if not seen.is_clean]
-    # Reduced gradients are bad everywhere: what a rank did by itself tells.
-    culprits = [rank for rank in bad if not ranks[rank].forward_is_clean]
-    loud = [rank for rank in bad if not ranks[rank].loss_is_finite]
-    shown = ranks[(loud or culprits or bad or [0])[0]]
-    grad_norm = whole_norm(
-        [
-            (seen.grad_norm, [(s.group, s.norm) for s in seen.shards])
-            for seen in ranks
-        ],
-        2.0,
+    """What these ranks saw, as one observation."""
+    rows = torch.tensor([to_row(seen) for seen in ranks], dtype=torch.float64)
+    return merge_rows(rows, own, norm_type)
+
+
+def merge_rows(
+    rows: Tensor, own: Observation, norm_type: float
+) -> Observation:
+    """One bad rank is enough; the largest norm is the norm.
+
+    Goes by columns: an object for each rank would take 50 ms of an update on
+    4,096 ranks.
+
+    Args:
+        rows: What each rank saw, (ranks, fields), float64, on the CPU.
+        own: Holds what all ranks have in common.
+        norm_type: Of the clip norm.
+    """
+    of = dict(zip(FIELDS, rows.unbind(1)))
+    # NaN comes out as NaN.
+    lowest, highest = (
+        dict(zip(FIELDS, row.tolist())) for row in rows.aminmax(dim=0)
     )
+    flags: Any = {name: bool(lowest[name]) for name in FLAGS}
+    counts: Any = {name: int(highest[name]) for name in COUNTS}
+    # Each rank has its own; what is judged is one number.
+    losses = of['loss'].tolist()
+    loss = sum(losses) / len(losses)
+    bad, culprits, loud = [], [], []
+    if not lowest['is_clean']:
+        # Reduced gradients are bad everywhere: what a rank did by itself
+        # tells.
+        bad, culprits, loud = (
+            (of[name] == 0).nonzero().flatten().tolist()
+            for name in ('is_clean', 'forward_is_clean', 'loss_is_finite')
+        )
+        loss = losses[(loud or culprits or bad)[0]]
+    shards = rows[:, len(FIELDS) :].t().tolist()
+    groups, norms, clip_norms = (shards[part::3] for part in range(3))
     clip_norm = None
     if own.clip_norm is not None:
         clip_norm = whole_norm(
-            [
-                (
-                    seen.clip_norm or 0.0,
-                    [(s.group, s.clip_norm or 0.0) for s in seen.shards],
-                )
-                for seen in ranks
-            ],
-            norm_type,
+            highest['clip_norm'], groups, clip_norms, norm_type
         )
-    flags: Any = {
-        name: all(getattr(seen, name) for seen in ranks) for name in FLAGS
-    }
-    counts: Any = {
-        name: max(getattr(seen, name) for seen in ranks) for name in COUNTS
-    }
     return replace(
         own,
         **flags,
         **counts,
-        # Each rank has its own; what is judged is one number.
-        loss=shown.loss if bad else sum(r.loss for r in ranks) / len(ranks),
-        grad_norm=grad_norm,
+        loss=loss,
+        grad_norm=whole_norm(highest['grad_norm'], groups, norms, 2.0),
         clip_norm=clip_norm,
         bad_ranks=tuple(culprits or bad),
         shards=(),
@@ -155,27 +154,28 @@ def merge(
 
 
 def whole_norm(
-    ranks: List[Tuple[float, List[Tuple[int, float]]]], norm_type: float
+    whole: float,
+    groups: List[List[float]],
+    norms: List[List[float]],
+    norm_type: float,
 ) -> float:
     """The norm of all gradients, the same number on whatever rank.
 
     Args:
-        ranks: Of each its norm of whole gradients, and (group, norm) of its
-            parts.
+        whole: The norm of those that no rank shares with another.
+        groups: Of each kind of part, each rank's group.
+        norms: Of each kind of part, the norm of each rank's.
         norm_type: Of all of them.
     """
-    norms = [largest([norm for norm, _ in ranks])]
-    for parts in zip(*(parts for _, parts in ranks)):
-        groups = sorted({group for group, _ in parts})
-        norms.append(
-            largest(
-                [
-                    combine([n for g, n in parts if g == group], norm_type)
-                    for group in groups
-                ]
-            )
+    wholes = [whole]
+    for of_ranks in zip(groups, norms):
+        parts: DefaultDict[float, List[float]] = defaultdict(list)
+        for group, norm in zip(*of_ranks):
+            parts[group].append(norm)
+        wholes.append(
+            largest([combine(own, norm_type) for own in parts.values()])
         )
-    return norms[0] if len(norms) == 1 else combine(norms, norm_type)
+    return whole if len(wholes) == 1 else combine(wholes, norm_type)
 
 
 def largest(norms: List[float]) -> float:

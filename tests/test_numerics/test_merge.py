@@ -1,11 +1,15 @@
 """What several ranks saw becomes one observation, the same on all."""
 
 import math
+from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mmnanguard.core import Observation, Shard
-from mmnanguard.numerics.agree import from_row, merge, to_row
+from mmnanguard.numerics import merge
+from mmnanguard.numerics.observe import combine
 
 
 def seen(norm=0.0, shards=(), **keys):
@@ -60,20 +64,6 @@ def test_a_bad_part_on_another_rank_makes_all_unclean(norm):
     assert merged.bad_ranks == (1,)
 
 
-@pytest.mark.parametrize('clip_norm', [None, 7.0])
-def test_what_is_exchanged_arrives(clip_norm):
-    shards = (Shard(2, 1.5, clip_norm), Shard(0, 0.5, clip_norm))
-    sent = seen(
-        2.5,
-        shards,
-        clip_norm=clip_norm,
-        loss_is_finite=False,
-        num_bad_params=3,
-        num_params=9,
-    )
-    assert from_row(to_row(sent), seen(clip_norm=clip_norm)) == sent
-
-
 def test_the_loss_that_is_told_is_the_bad_one():
     """Rank 0 has a bad buffer, rank 1 the bad loss that goes before it."""
     ranks = [
@@ -82,3 +72,96 @@ def test_the_loss_that_is_told_is_the_bad_one():
     ]
     for own in ranks:
         assert math.isnan(merge(ranks, own).loss)
+
+
+def merge_one_by_one(ranks, own, norm_type):
+    """The same by definition, rank by rank."""
+    bad = [rank for rank, seen in enumerate(ranks) if not seen.is_clean]
+    culprits = [rank for rank in bad if not ranks[rank].forward_is_clean]
+    loud = [rank for rank in bad if not ranks[rank].loss_is_finite]
+    loss = sum(seen.loss for seen in ranks) / len(ranks)
+    if bad:
+        loss = ranks[(loud or culprits or bad)[0]].loss
+    flags = (
+        'loss_is_finite',
+        'grad_is_finite',
+        'buffers_are_finite',
+        'input_is_finite',
+        'weights_are_finite',
+    )
+    clip_norm = own.clip_norm
+    if clip_norm is not None:
+        clip_norm = whole_norm(ranks, 'clip_norm', 'clip_norm', norm_type)
+    return replace(
+        own,
+        **{key: all(getattr(seen, key) for seen in ranks) for key in flags},
+        num_bad_params=max(seen.num_bad_params for seen in ranks),
+        num_params=max(seen.num_params for seen in ranks),
+        loss=loss,
+        grad_norm=whole_norm(ranks, 'grad_norm', 'norm', 2.0),
+        clip_norm=clip_norm,
+        bad_ranks=tuple(culprits or bad),
+        shards=(),
+    )
+
+
+def whole_norm(ranks, key, key_of_part, norm_type):
+    norms = [largest(getattr(seen, key) for seen in ranks)]
+    for parts in zip(*(seen.shards for seen in ranks)):
+        groups = {
+            part.group: [
+                getattr(other, key_of_part)
+                for other in parts
+                if other.group == part.group
+            ]
+            for part in parts
+        }
+        norms.append(largest(combine(g, norm_type) for g in groups.values()))
+    return combine(norms, norm_type) if norms[1:] else norms[0]
+
+
+def largest(norms):
+    norms = list(norms)
+    return math.nan if any(map(math.isnan, norms)) else max(norms)
+
+
+def mostly(usual, *others):
+    return st.sampled_from([usual] * 12 + list(others))
+
+
+NORMS = st.floats(0, 1e3) | mostly(1.0, math.nan, math.inf, 1e20)
+LOSSES = st.floats(-1e3, 1e3) | mostly(0.1, math.nan, -math.inf)
+
+
+@st.composite
+def situations(draw):
+    """What each rank saw, of a clip norm and parts that all have or none."""
+    num_ranks, num_parts = draw(st.integers(1, 6)), draw(st.integers(0, 2))
+    norms = NORMS if draw(st.booleans()) else st.floats(0, 1e3)
+    flag = mostly(True, False) if draw(st.booleans()) else st.just(True)
+    clip_norm = norms if draw(st.booleans()) else st.none()
+    part = st.builds(Shard, st.integers(0, 2), norms, clip_norm)
+    observation = st.builds(
+        Observation,
+        loss=LOSSES,
+        loss_is_finite=flag,
+        grad_norm=norms,
+        grad_is_finite=flag,
+        clip_norm=clip_norm,
+        buffers_are_finite=flag,
+        input_is_finite=flag,
+        weights_are_finite=flag,
+        num_bad_params=st.integers(0, 3),
+        num_params=st.integers(0, 9),
+        shards=st.tuples(*[part] * num_parts),
+    )
+    return draw(st.lists(observation, min_size=num_ranks, max_size=num_ranks))
+
+
+@settings(max_examples=300, deadline=None)
+@given(situations(), st.sampled_from([1.0, 2.0, 3.0, math.inf]))
+def test_by_columns_is_what_it_is_by_ranks(ranks, norm_type):
+    merged = merge(ranks, ranks[-1], norm_type)
+    # Floats are written exactly, and NaN is as NaN.
+    expected = merge_one_by_one(ranks, ranks[-1], norm_type)
+    assert repr(merged) == repr(expected)
