@@ -22,13 +22,17 @@ lint: .venv/test.done
 	.venv/bin/codespell
 	.venv/bin/mypy mmnanguard
 
-benchmark: .venv/train.done
-	.venv/bin/python tools/benchmark.py
+benchmark: .venv/benchmark.done
+	.venv/bin/python tools/benchmark.py --threads 1
 
 .venv/train.done: requirements/train.txt pyproject.toml setup.cfg
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(PIP) --requirement requirements/train.txt
 	$(PIP) --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv/benchmark.done: .venv/train.done requirements/benchmark.txt
+	$(PIP) --requirement requirements/benchmark.txt
 	touch $@
 
 .venv/test.done: .venv/train.done requirements/tests.txt \
