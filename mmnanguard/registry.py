@@ -6,16 +6,23 @@ this name, and a config needs no ``custom_imports`` for scoped types.
 """
 
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import Registry
 
-__all__ = ['HOOKS', 'OPTIM_WRAPPERS', 'register_bare_names']
+__all__ = ['HOOKS', 'MODELS', 'OPTIM_WRAPPERS', 'register_bare_names']
 
 HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmnanguard',
     locations=['mmnanguard.hooks'],
+)
+MODELS = Registry(
+    'model',
+    parent=MMENGINE_MODELS,
+    scope='mmnanguard',
+    locations=['mmnanguard.models'],
 )
 OPTIM_WRAPPERS = Registry(
     'optim_wrapper',
@@ -32,7 +39,7 @@ def register_bare_names() -> None:
     ``default_scope`` and then in MMEngine's root, never in a sibling. So each
     class stands in the root as well.
     """
-    for registry in (HOOKS, OPTIM_WRAPPERS):
+    for registry in (HOOKS, MODELS, OPTIM_WRAPPERS):
         registry.import_from_location()
         for name, cls in registry.module_dict.items():
             if registry.parent.module_dict.get(name) is not cls:

@@ -17,6 +17,7 @@ OWN = {
     'numerics': {'core', 'numerics'},
     'optim': {'core', 'numerics', 'optim', 'registry', 'safe_load', 'version'},
     'hooks': {'core', 'numerics', 'hooks', 'registry', 'safe_load', 'version'},
+    'models': {'core', 'numerics', 'models', 'registry'},
     'report': {'core', 'report'},
 }
 FORBIDDEN = {
@@ -24,6 +25,7 @@ FORBIDDEN = {
     'numerics': {'mmengine', 'mmcv'},
     'optim': {'mmcv'},
     'hooks': {'mmcv'},
+    'models': {'mmcv'},
     'report': {'torch', 'numpy', 'mmengine', 'mmcv'},
 }
 

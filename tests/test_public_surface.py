@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from mmengine.registry import HOOKS, OPTIM_WRAPPERS
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS
 
 import mmnanguard
 from mmnanguard import core
@@ -23,11 +23,16 @@ HOOK_NAMES = [
     'RollbackHook',
     'StateAuditHook',
 ]
+LAYERS = ['SafeAdaLNZero', 'SafeAttention', 'SafeRMSNorm']
 
 
 @pytest.mark.parametrize('scope', ['', 'mmnanguard.'])
 def test_registered_types(scope):
-    for registry, names in ((OPTIM_WRAPPERS, WRAPPERS), (HOOKS, HOOK_NAMES)):
+    for registry, names in (
+        (OPTIM_WRAPPERS, WRAPPERS),
+        (HOOKS, HOOK_NAMES),
+        (MODELS, LAYERS),
+    ):
         for name in names:
             assert registry.get(scope + name).__name__ == name
 

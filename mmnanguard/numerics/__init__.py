@@ -13,6 +13,14 @@ from .module_probe import ModuleProbe, Origin
 from .observe import Reading, look_closer, nonfinite_indices, observe
 from .replay import Pass, ReplayWrapper, Setting, run_pass
 from .rng_state import read_rng, set_rng
+from .safe_ops import (
+    masked_mean,
+    masked_softmax,
+    safe_divide,
+    safe_log,
+    safe_norm,
+    safe_sqrt,
+)
 from .saved_optimizer import running_stats, walk
 from .scan import CheckpointScan, Finding, scan_checkpoint, settle_masks
 from .shards import Placement, Shards, is_spread, local
@@ -51,6 +59,8 @@ __all__ = [
     'local',
     'look_at',
     'look_closer',
+    'masked_mean',
+    'masked_softmax',
     'merge',
     'nonfinite_indices',
     'observe',
@@ -61,6 +71,10 @@ __all__ = [
     'reduced_params',
     'run_pass',
     'running_stats',
+    'safe_divide',
+    'safe_log',
+    'safe_norm',
+    'safe_sqrt',
     'scaled_lr',
     'scan_checkpoint',
     'set_rng',

@@ -1,0 +1,75 @@
+from typing import Dict, Optional, Tuple
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mmnanguard.core.errors import check_value
+from mmnanguard.numerics.safe_ops import widen
+from mmnanguard.registry import MODELS
+
+from .safe_rms_norm import SafeRMSNorm
+
+__all__ = ['SafeAdaLNZero']
+
+
+@MODELS.register_module()
+class SafeAdaLNZero(BaseModule):
+    """A norm whose scale, shift and gate come from a condition.
+
+    It starts as the plain norm with a gate of 0, so that a residual branch
+    begins as the identity::
+
+        y, gate = self.norm(x, cond)
+        x = x + gate * self.branch(y)
+
+    The scale cannot leave (1 - max_scale, 1 + max_scale), however large the
+    projection grows. It, the norm (``SafeRMSNorm``) and the modulation are in
+    float32 under autocast; both results have the dtype of ``x``.
+
+    Args:
+        embed_dims: Channels of ``x``.
+        cond_dims: Channels of the condition.
+        max_scale: Bound of the scale's distance from 1, above 0; below 1 it
+            can never change a sign. Near 0 the scale is as without a bound.
+        eps: Of the norm.
+        init_cfg: Of MMEngine; overrides the zeros.
+
+    References:
+        Peebles, Xie, Scalable Diffusion Models with Transformers, 2022,
+        https://arxiv.org/abs/2212.09748
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        cond_dims: int,
+        max_scale: float = 2.0,
+        eps: float = 1e-5,
+        init_cfg: Optional[Dict] = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        check_value(
+            max_scale > 0, 'SafeAdaLNZero.max_scale', max_scale, 'above 0'
+        )
+        self.max_scale = max_scale
+        self.norm = SafeRMSNorm(embed_dims, eps=eps, affine=False)
+        self.project = nn.Linear(cond_dims, 3 * embed_dims)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tuple[Tensor, Tensor]:
+        """Normalise and modulate.
+
+        Args:
+            x: (N, L, embed_dims).
+            cond: (N, cond_dims).
+
+        Returns:
+            The modulated ``x``, and the gate, (N, 1, embed_dims).
+        """
+        raw = self.project(nn.functional.silu(cond)).unsqueeze(1)
+        scale, shift, gate = widen(raw).chunk(3, dim=-1)
+        scale = 1 + self.max_scale * torch.tanh(scale / self.max_scale)
+        y = self.norm(widen(x)) * scale + shift
+        return y.to(x.dtype), gate.to(x.dtype)

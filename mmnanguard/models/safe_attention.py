@@ -1,0 +1,79 @@
+from typing import Dict, Optional
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mmnanguard.core.errors import check_value
+from mmnanguard.numerics.safe_ops import check_mask, masked_softmax, widen
+from mmnanguard.registry import MODELS
+
+__all__ = ['SafeAttention']
+
+
+@MODELS.register_module()
+class SafeAttention(BaseModule):
+    """Multi-head self-attention whose padding reaches nothing.
+
+    Padded tokens, NaN included, take part neither in the result nor in a
+    gradient, and the result is 0 in their place; so a sample that is all
+    padding gives zeros. Scores and softmax are in float32 under autocast:
+    a product of queries and keys overflows float16 long before them.
+
+    Args:
+        embed_dims: Channels, a multiple of ``num_heads``.
+        num_heads: Heads.
+        qkv_bias: Have queries, keys and values a bias?
+        attn_drop: Dropout of the attention, in [0, 1).
+        proj_drop: Dropout of the result, in [0, 1).
+        init_cfg: Of MMEngine.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        init_cfg: Optional[Dict] = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        check_value(
+            embed_dims % num_heads == 0,
+            'SafeAttention.embed_dims',
+            embed_dims,
+            f'a multiple of num_heads={num_heads}',
+        )
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(embed_dims, 3 * embed_dims, bias=qkv_bias)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+        """Attend.
+
+        Args:
+            x: (N, L, embed_dims).
+            mask: (N, L), booleans, **True takes part** (of mm's and PyTorch's
+                ``key_padding_mask`` it is the inverse); by default all do.
+
+        Returns:
+            (N, L, embed_dims).
+        """
+        if mask is None:
+            mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        check_mask(mask, 'SafeAttention')
+        padding = ~mask.unsqueeze(-1)
+        # At the start, so that a NaN is not in the gradient of the weights.
+        x = x.masked_fill(padding, 0.0)
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (N, head, L, C)
+        with torch.autocast(x.device.type, enabled=False):
+            query = widen(query) * query.size(-1) ** -0.5
+            scores = query @ widen(key).transpose(-2, -1)
+            attention = masked_softmax(scores, mask[:, None, None])
+        out = self.attn_drop(attention).to(value.dtype) @ value
+        out = self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
+        return out.masked_fill(padding, 0.0)
