@@ -54,7 +54,7 @@ class SafeRMSNorm(nn.Module):
         rms = safe_norm(
             wide / self.num_features**0.5, dim=self.dim, keepdim=True
         )
-        wide = wide / torch.hypot(rms, rms.new_tensor(self.eps**0.5))
+        wide = wide / torch.hypot(rms, rms.new_full((), self.eps**0.5))
         if self.weight is not None:
             shape = [1] * x.dim()
             shape[self.dim] = self.num_features
