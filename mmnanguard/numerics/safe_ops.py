@@ -4,7 +4,7 @@ What holds for all of them:
 
 - **Finite in, finite out, forward and backward**, over the dtype's whole
   range: zeros, denormals, its largest numbers, masks that keep nothing; for
-  gradients from above of at most 1e5. Elsewhere they are the plain operation
+  gradients from above of at most 6e4. Elsewhere they are the plain operation
   to the dtype's precision.
 - float16 and bfloat16 are computed in float32, under autocast too; the result
   has the dtype of the input. A gradient too large for float16 becomes its

@@ -101,7 +101,7 @@ def run(function, x, other, mask, upstream=1.0):
 
 @pytest.mark.parametrize('name', SAFE)
 @often
-@given(given=arguments(), upstream=st.sampled_from([1.0, -3.0, 1e3]))
+@given(given=arguments(), upstream=st.sampled_from([1.0, -3.0, 6e4]))
 def test_finite_forward_and_backward(name, given, upstream):
     results = run(SAFE[name], *given, upstream)
 
