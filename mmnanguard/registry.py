@@ -5,13 +5,29 @@
 this name, and a config needs no ``custom_imports`` for scoped types.
 """
 
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-__all__ = ['HOOKS', 'MODELS', 'OPTIM_WRAPPERS', 'register_bare_names']
+__all__ = [
+    'CHECKS',
+    'DATASETS',
+    'HOOKS',
+    'MODELS',
+    'OPTIM_WRAPPERS',
+    'TRANSFORMS',
+    'register_bare_names',
+]
 
+DATASETS = Registry(
+    'dataset',
+    parent=MMENGINE_DATASETS,
+    scope='mmnanguard',
+    locations=['mmnanguard.datasets'],
+)
 HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
@@ -30,6 +46,17 @@ OPTIM_WRAPPERS = Registry(
     scope='mmnanguard',
     locations=['mmnanguard.optim'],
 )
+TRANSFORMS = Registry(
+    'transform',
+    parent=MMENGINE_TRANSFORMS,
+    scope='mmnanguard',
+    locations=['mmnanguard.datasets'],
+)
+# What ValidateSample and tools/audit_dataset.py look at; MMEngine has no such
+# registry, and a user's own checks are registered here.
+CHECKS = Registry(
+    'check', scope='mmnanguard', locations=['mmnanguard.datasets']
+)
 
 
 def register_bare_names() -> None:
@@ -39,7 +66,7 @@ def register_bare_names() -> None:
     ``default_scope`` and then in MMEngine's root, never in a sibling. So each
     class stands in the root as well.
     """
-    for registry in (HOOKS, MODELS, OPTIM_WRAPPERS):
+    for registry in (DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, TRANSFORMS):
         registry.import_from_location()
         for name, cls in registry.module_dict.items():
             if registry.parent.module_dict.get(name) is not cls:

@@ -3,6 +3,7 @@
 from .autopsy import Autopsy
 from .bad_tensor import BadTensor
 from .clip_rules import AutoClip, ClipRule, NoClip, NormClip, TieredClip, ZClip
+from .dataset_parts import dataset_parts
 from .decide import decide, find_cause
 from .divergence import Divergence, LossLevel
 from .errors import (
@@ -21,6 +22,7 @@ from .lr_backoff import LrBackoff
 from .observation import NORM_LIMIT, LeftOut, Observation, ScaleReading, Shard
 from .policy import GuardPolicy
 from .report import report
+from .sample_name import sample_name
 from .smallest_subset import smallest_subset
 from .spike import Spike, SpikePolicy
 from .state import GuardState
@@ -58,11 +60,13 @@ __all__ = [
     'ZClip',
     'check_keys',
     'check_value',
+    'dataset_parts',
     'decide',
     'find_cause',
     'is_count',
     'is_finite_number',
     'report',
+    'sample_name',
     'smallest_subset',
     'tell_halt',
     'to_json',

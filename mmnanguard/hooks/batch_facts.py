@@ -6,10 +6,9 @@ from typing import Any, Dict, Iterator, List
 import torch
 from torch import Tensor
 
-__all__ = ['input_ranges', 'own_names', 'sample_ids']
+from mmnanguard.core import sample_name
 
-# Most telling first; the first one that a sample has is its name.
-ID_KEYS = ('img_path', 'img_id', 'sample_idx')
+__all__ = ['input_ranges', 'own_names', 'sample_ids']
 
 
 def sample_ids(data_batch: Any, batch_idx: int) -> List[str]:
@@ -19,16 +18,8 @@ def sample_ids(data_batch: Any, batch_idx: int) -> List[str]:
 
 def own_names(data_batch: Any) -> List[str]:
     """Of the samples that have some."""
-    names = []
-    for metainfo in _metainfos(data_batch):
-        for key in ID_KEYS:
-            value = metainfo.get(key)
-            if value is not None:
-                names.append(
-                    str(value) if key == 'img_path' else f'{key} {value}'
-                )
-                break
-    return names
+    names = map(sample_name, _metainfos(data_batch))
+    return [name for name in names if name is not None]
 
 
 def input_ranges(data_batch: Any) -> Dict[str, Dict[str, Any]]:

@@ -1,0 +1,78 @@
+import json
+import os
+import tempfile
+import weakref
+from typing import Dict, NamedTuple
+from uuid import uuid4
+
+from mmnanguard.core import to_json
+
+__all__ = ['BadSample', 'BadSampleRecord']
+
+
+class BadSample(NamedTuple):
+    """What is known of a bad sample.
+
+    Args:
+        times: How often it was drawn.
+        story: What was wrong with it at first.
+    """
+
+    times: int
+    story: str
+
+
+class BadSampleRecord:
+    """The bad samples that all of a dataset's processes came upon.
+
+    A file to which each process appends one line at a time. Of the record
+    itself a worker gets a copy, whether it was forked or spawned; what the
+    copies share is the file's name. There is no file before the first bad
+    sample, and it goes with the process that made the record.
+    """
+
+    def __init__(self) -> None:
+        name = f'mmnanguard_bad_samples_{uuid4().hex}.jsonl'
+        self.path = os.path.join(tempfile.gettempdir(), name)
+        self._samples: Dict[str, BadSample] = {}
+        self._offset = 0
+        weakref.finalize(self, remove, self.path, os.getpid())
+
+    def add(self, name: str, story: str) -> bool:
+        """Note a sample; is it the first time, in all processes?
+
+        Raises:
+            OSError: If the file cannot be written.
+        """
+        is_new = name not in self.read()
+        row = to_json({'name': name, 'story': story}) + '\n'
+        # One write to a file that is open for appending: no line is torn.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        file = os.open(self.path, flags, 0o600)
+        try:
+            os.write(file, row.encode('utf-8', 'backslashreplace'))
+        finally:
+            os.close(file)
+        return is_new
+
+    def read(self) -> Dict[str, BadSample]:
+        """All samples so far, by name."""
+        if os.path.exists(self.path):
+            with open(self.path, 'rb') as file:
+                file.seek(self._offset)
+                lines = file.readlines()
+            for line in lines:
+                if line.endswith(b'\n'):
+                    self._offset += len(line)
+                    self._note(**json.loads(line))
+        return self._samples
+
+    def _note(self, name: str, story: str) -> None:
+        seen = self._samples.get(name, BadSample(0, story))
+        self._samples[name] = seen._replace(times=seen.times + 1)
+
+
+def remove(path: str, owner: int) -> None:
+    """A forked worker has the finalizer as well."""
+    if os.getpid() == owner and os.path.exists(path):
+        os.unlink(path)
