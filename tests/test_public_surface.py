@@ -14,6 +14,7 @@ from mmnanguard.core import GuardEvent, GuardPolicy
 WRAPPERS = ['NanGuardOptimWrapper', 'NanGuardAmpOptimWrapper']
 HOOK_NAMES = [
     'AutopsyHook',
+    'BadSamplesHook',
     'BatchDumpHook',
     'EventLogHook',
     'FaultInjectionHook',

@@ -27,6 +27,7 @@ from .smallest_subset import smallest_subset
 from .spike import Spike, SpikePolicy
 from .state import GuardState
 from .verdict import Action, Cause, ScaleMove, Verdict
+from .written_aside import written_aside
 
 __all__ = [
     'NORM_LIMIT',
@@ -70,4 +71,5 @@ __all__ = [
     'smallest_subset',
     'tell_halt',
     'to_json',
+    'written_aside',
 ]

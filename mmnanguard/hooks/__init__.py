@@ -1,6 +1,7 @@
 """Ring 3, around the iteration: one consequence a file."""
 
 from .autopsy_hook import AutopsyHook
+from .bad_samples_hook import BadSamplesHook
 from .batch_dump_hook import BatchDumpHook
 from .event_log_hook import EventLogHook
 from .fault_injection_hook import FaultInjectionHook
@@ -13,6 +14,7 @@ from .state_audit_hook import StateAuditHook
 
 __all__ = [
     'AutopsyHook',
+    'BadSamplesHook',
     'BatchDumpHook',
     'EventLogHook',
     'FaultInjectionHook',

@@ -7,14 +7,13 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from mmnanguard.core import GuardEvent
+from mmnanguard.core import GuardEvent, written_aside
 
 from .examination import settings_of
 from .find_guards import find_wrappers
 from .fp32_modules_hook import Fp32ModulesHook
 from .plain_batch import to_plain
 from .versions import versions
-from .whole_files import written_aside
 from .window import Window
 
 __all__ = ['collect', 'save_whole', 'weights_of']

@@ -4,9 +4,8 @@ from typing import List, Optional, Tuple
 
 from mmengine.fileio import LocalBackend, get_file_backend
 
+from mmnanguard.core import written_aside
 from mmnanguard.numerics import CheckpointFile, look_at, settle
-
-from .whole_files import written_aside
 
 __all__ = ['LAST_CLEAN', 'choose_resume', 'read_pointer', 'write_pointer']
 

@@ -1,0 +1,98 @@
+"""What an audit came to, in files."""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any, Dict, Mapping, Sequence
+
+from mmnanguard.core import to_json, written_aside
+
+from .distribution import distribution
+from .sample_list import Listed, write_sample_list
+
+__all__ = ['audit_report', 'write_report']
+
+
+def audit_report(
+    rows: Mapping[int, Mapping[str, Any]],
+    keys: Sequence[str],
+    facts: Mapping[str, Any],
+) -> Dict[str, Any]:
+    """The same for the same rows: no times, no order of arrival.
+
+    Args:
+        rows: Of all samples, by index, in order.
+        keys: The fields whose distributions it tells.
+        facts: What the rows depend on.
+    """
+    bad = [row for row in rows.values() if row['problems']]
+    dropped = [row for row in rows.values() if row.get('is_dropped')]
+    checks = Counter(
+        check
+        for row in bad
+        for check in {problem['check'] for problem in row['problems']}
+    )
+    report = {
+        'schema': 1,
+        **facts,
+        'num_bad': len(bad),
+        'num_dropped': len(dropped),
+        'failed': dict(sorted(checks.items())),
+        'distributions': {},
+        'bad': [
+            {key: row[key] for key in ('index', 'name', 'problems')}
+            for row in bad
+        ],
+        'dropped': [
+            {key: row[key] for key in ('index', 'name')} for row in dropped
+        ],
+    }
+    for number, key in enumerate(keys):
+        told = distribution(
+            {
+                index: row['values'][key]
+                for index, row in rows.items()
+                if 'values' in row
+            }
+        )
+        for end in ('min_sample', 'max_sample'):
+            if end in told:
+                index = told[end]
+                told[end] = rows[index]['name'] or f'index {index}'
+        if 'histogram' in told:
+            name = re.sub(r'\W+', '_', key).strip('_')[:60]
+            told['picture'] = f'{number}_{name}.png'
+        report['distributions'][key] = told
+    return report
+
+
+def write_report(report: Mapping[str, Any], folder: Path) -> None:
+    """``report.json``, ``bad_samples.txt`` and a picture for each key."""
+    for key, told in report['distributions'].items():
+        if 'picture' in told:
+            draw(key, told, folder / told['picture'])
+    bad = [Listed(row['index'], row['name']) for row in report['bad']]
+    write_sample_list(str(folder / 'bad_samples.txt'), bad)
+    with written_aside(folder / 'report.json') as aside:
+        text = to_json(report).encode('utf-8', 'backslashreplace')
+        Path(aside).write_bytes(text + b'\n')
+
+
+def draw(key: str, told: Mapping[str, Any], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout='constrained')
+    axes = figure.subplots()
+    edges = told['histogram']['edges']
+    axes.stairs(told['histogram']['counts'], edges, fill=True)
+    axes.set_yscale('symlog', linthresh=1)
+    for value in told['quartiles']:
+        axes.axvline(value, color='black', linewidth=0.8, linestyle=':')
+    axes.set_xlabel(key, parse_math=False)
+    axes.set_ylabel('values')
+    axes.set_title(
+        f'{told["count"]} values, mean {told["mean"]:.4g}, std '
+        f'{told["std"]:.4g}; dotted: quartiles'
+    )
+    with written_aside(path) as aside:
+        figure.savefig(aside, format='png', dpi=100)

@@ -1,0 +1,71 @@
+"""The list of samples that an audit writes and ExcludeSamples reads."""
+
+from dataclasses import dataclass
+from typing import Any, Iterable, List, Optional
+
+from mmnanguard.core import GuardConfigError, is_count, written_aside
+
+__all__ = ['Listed', 'read_sample_list', 'to_listed', 'write_sample_list']
+
+HEAD = '# index in the dataset, tab, name\n'
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A sample on a list: by its index, its name, or both."""
+
+    index: Optional[int] = None
+    name: Optional[str] = None
+
+    def __str__(self) -> str:
+        return f'index {self.index}' if self.name is None else self.name
+
+
+def write_sample_list(path: str, samples: Iterable[Listed]) -> None:
+    with written_aside(path) as aside, open(aside, 'wb') as file:
+        file.write(HEAD.encode())
+        for sample in samples:
+            name = '' if sample.name is None else f'\t{sample.name}'
+            line = f'{sample.index}{name}\n'
+            file.write(line.encode('utf-8', 'surrogateescape'))
+
+
+def read_sample_list(path: str) -> List[Listed]:
+    """A sample in each line: an index, a name, or both with a tab between;
+    lines that begin with '#' are none.
+
+    Raises:
+        GuardConfigError: If there is no such file.
+    """
+    try:
+        with open(path, encoding='utf-8', errors='surrogateescape') as file:
+            lines = file.read().split('\n')
+    except OSError as error:
+        raise GuardConfigError(
+            f'{path}, a list of samples, cannot be read: {error}. '
+            'tools/audit_dataset.py writes one.'
+        ) from None
+    found = []
+    for line in lines:
+        index, tab, name = line.partition('\t')
+        if tab and index.isdigit():
+            found.append(Listed(int(index), name))
+        elif line and not line.startswith('#'):
+            found.append(to_listed(int(line) if line.isdigit() else line))
+    return found
+
+
+def to_listed(sample: Any) -> Listed:
+    """Of an index or a name.
+
+    Raises:
+        GuardConfigError: If it is neither.
+    """
+    if isinstance(sample, str):
+        return Listed(name=sample)
+    if is_count(sample, least=0):
+        return Listed(index=sample)
+    raise GuardConfigError(
+        f'ExcludeSamples.samples has {sample!r}: it must be an index from 0 '
+        'or a name.'
+    )

@@ -1,0 +1,266 @@
+"""tools/audit_dataset.py, on digits among which 20 are bad."""
+
+import importlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+from mmengine.runner import Runner
+from planted_digits import (
+    CHECKS,
+    LABELS,
+    NAMES,
+    PIXELS,
+    PLANTED,
+    PlantedDigits,
+)
+from ranks import launch
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / 'tools' / 'audit_dataset.py'
+CONFIG = f"""
+_base_ = ['{ROOT}/configs/digits/guarded_fp32.py']
+custom_imports = dict(imports=['planted_digits'])
+train_dataloader = dict(dataset=dict(
+    type='{PlantedDigits.__name__}', pipeline=[
+        dict(type='RollDigits'), dict(type='KillLoader'),
+        dict(type='PackDigits')]))
+"""
+ARGS = ['--checks', *map(str, CHECKS)]
+ARGS += ['--key', 'inputs', 'data_samples.gt_label', 'inputs[0, 0, 0] * 2']
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    for name in ('RANK', 'WORLD_SIZE'):
+        monkeypatch.delenv(name, raising=False)
+    return importlib.import_module('audit_dataset')
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / 'planted.py'
+    path.write_text(CONFIG)
+    return str(path)
+
+
+def refuse(text):
+    raise AssertionError(f'{text} is not JSON')
+
+
+def read_report(out):
+    text = (out / 'report.json').read_text()
+    return json.loads(text, parse_constant=refuse)
+
+
+def files(out):
+    """All that it leaves for its reader, byte for byte."""
+    return {
+        path.name: path.read_bytes()
+        for path in out.iterdir()
+        if path.suffix != '.jsonl'
+    }
+
+
+def test_the_20_and_no_others(tool, config, tmp_path, capsys):
+    out = tmp_path / 'out'
+    args = [config, *ARGS, '--out', str(out)]
+    assert tool.main(args) == 0
+    assert f'20 of 1437 samples are bad; see {out}' in capsys.readouterr().out
+    assert tool.main([*args, '--strict']) == 1
+    report = read_report(out)
+    assert [row['index'] for row in report['bad']] == PLANTED
+    assert [row['name'] for row in report['bad']] == NAMES
+    assert report['num_bad'] == 20
+    # NaN and Inf are out of any range as well.
+    assert report['failed'] == {'Finite': 10, 'Range': 20}
+    (told,) = report['bad'][PLANTED.index(1111)]['problems']
+    assert told['check'] == 'Range'
+    text = 'data_samples.gt_label is 255: it must be from 0 to 9'
+    assert told['text'] == text
+    listed = (out / 'bad_samples.txt').read_text().splitlines()[1:]
+    assert listed == [f'{i}\t{name}' for i, name in zip(PLANTED, NAMES)]
+
+
+def test_distributions(tool, config, tmp_path):
+    out = tmp_path / 'out'
+    tool.main([config, *ARGS, '--out', str(out)])
+    told = read_report(out)['distributions']
+    dataset = DATASETS.build(
+        dict(type='PlantedDigits', split='train', pipeline=[])
+    )
+    pixels = np.stack([dataset[i]['img'] for i in range(len(dataset))])
+    finite = pixels[np.isfinite(pixels)].astype(np.float64)
+    seen = told['inputs']
+    assert seen['count'] == finite.size
+    assert seen['nonfinite'] == 10
+    assert seen['missing'] == 0
+    assert math.isclose(seen['mean'], finite.mean())
+    assert math.isclose(seen['std'], finite.std())
+    assert (seen['min'], seen['max']) == (finite.min(), finite.max())
+    assert seen['min_sample'] == 'digits/train/001399'
+    assert seen['max_sample'] == 'digits/train/000046'
+    assert not seen['is_exact']
+    for share, value in zip((0.25, 0.5, 0.75), seen['quartiles']):
+        assert (finite < value).mean() <= share + 1 / 64
+        assert (finite <= value).mean() >= share - 1 / 64
+
+    labels = [dataset[i]['gt_label'] for i in range(len(dataset))]
+    seen = told['data_samples.gt_label']
+    assert seen['is_exact']
+    method = dict(method='inverted_cdf')
+    right = np.quantile(labels, (0.25, 0.5, 0.75), **method).tolist()
+    assert seen['quartiles'] == right
+    counts, edges = np.histogram(labels, bins=50)
+    assert seen['histogram']['counts'] == counts.tolist()
+    assert seen['histogram']['edges'] == edges.tolist()
+    for key in told.values():
+        assert (out / key['picture']).read_bytes().startswith(b'\x89PNG')
+
+
+def test_killed_resumed_and_sharded_is_the_same(tool, config, tmp_path):
+    whole = tmp_path / 'whole'
+    tool.main([config, *ARGS, '--out', str(whole)])
+
+    killed = tmp_path / 'killed'
+    args = [config, *ARGS, '--out', str(killed)]
+    environment = dict(
+        os.environ,
+        PYTHONPATH=os.pathsep.join(sys.path),
+        KILL_FLAG=str(tmp_path / 'flag'),
+    )
+    command = [sys.executable, '-W', 'ignore', TOOL, *args]
+    done = subprocess.run(
+        [*command, '--num-workers', '1'], env=environment, capture_output=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert not (killed / 'report.json').exists()
+    rows = killed / 'rows_rank0.jsonl'
+    num_rows = rows.read_bytes().count(b'"index"')
+    assert 700 <= num_rows <= 800
+    with rows.open('ab') as file:
+        file.write(b'{"index": 800, "name": "half a l')
+    assert tool.main(args) == 0
+    # None was done twice.
+    assert rows.read_bytes().count(b'"values"') == 1437
+    assert files(killed) == files(whole)
+
+    shards = tmp_path / 'shards'
+    launch(TOOL, config, *ARGS, '--out', shards)
+    rows = [shards / f'rows_rank{rank}.jsonl' for rank in (0, 1)]
+    counts = [path.read_bytes().count(b'"values"') for path in rows]
+    assert counts == [719, 718]
+    assert files(shards) == files(whole)
+
+
+def test_the_list_makes_training_clean(tool, config, tmp_path):
+    out = tmp_path / 'out'
+    tool.main([config, *ARGS, '--out', str(out)])
+    cfg = Config.fromfile(config)
+    inner = cfg.train_dataloader.dataset
+    events = {}
+    for name in ('with', 'without'):
+        bad = out / 'bad_samples.txt'
+        if name == 'with':  # those whose labels no loss can take
+            bad = [index for index in PLANTED if index not in PIXELS]
+            assert bad == sorted(LABELS)
+        cfg.train_dataloader.dataset = dict(
+            type='mmnanguard.ExcludeSamples', dataset=inner, samples=bad
+        )
+        if name == 'without':
+            cfg.train_dataloader.dataset.samples = str(bad)
+        cfg.merge_from_dict(
+            dict(
+                work_dir=str(tmp_path / name),
+                experiment_name=name,
+                train_cfg=dict(max_epochs=1),
+            )
+        )
+        runner = Runner.from_cfg(cfg)
+        runner.train()
+        path = Path(runner.log_dir, 'nanguard', 'events.jsonl')
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        events[name] = [row for row in rows if row['kind'] == 'update']
+    assert events['without'] == []
+    blamed = {sample for row in events['with'] for sample in row['samples']}
+    bad = {f'digits/train/{index:06d}' for index in PIXELS}
+    assert {row['action'] for row in events['with']} == {'skip'}
+    assert len(events['with']) >= 5
+    assert blamed & bad
+
+
+def audit_small(tool, config, tmp_path, pipeline, *args):
+    """Of the first 40 samples; the report and the exit status."""
+    with open(config, 'a') as file:
+        file.write(f"train_dataloader['dataset']['pipeline'] = {pipeline}\n")
+        file.write("train_dataloader['dataset']['indices'] = 40\n")
+    out = tmp_path / 'small'
+    status = tool.main([config, '--out', str(out), *args])
+    return (read_report(out) if status != 2 else None), status
+
+
+def test_the_pipelines_own_findings(tool, config, tmp_path):
+    """A sample that raises is bad, a dropped one is told, what the
+    pipeline's own ValidateSample would hide is not hidden.
+    """
+    label = dict(type='Range', key='gt_label', min=0, max=9)
+    pipeline = [
+        dict(type='Mishap', raises=[5], drops=[6, 7]),
+        dict(type='mmnanguard.ValidateSample', checks=[label]),
+        dict(type='PackDigits'),
+    ]
+    report, status = audit_small(
+        tool, config, tmp_path, pipeline, '--strict', '--num-workers', '2'
+    )
+    assert status == 1
+    problems = {row['index']: row['problems'] for row in report['bad']}
+    assert problems[5] == [
+        dict(check='pipeline', text='OSError: truncated file')
+    ]
+    text = 'gt_label is -100: it must be from 0 to 9'
+    assert problems[8] == [dict(check='Range', text=text)]
+    assert sorted(problems) == [0, 5, 8, 17]
+    assert [row['index'] for row in report['dropped']] == [6, 7]
+    assert not (tmp_path / 'small' / 'events.jsonl').exists()
+
+
+@pytest.mark.parametrize(
+    ('args', 'told'),
+    [
+        (['--checks', 'Finit'], "did you mean 'Finite'"),
+        (['--key', 'data_samples.gt_labels'], "mean 'data_samples.gt_label'"),
+        (['--key', 'a b'], 'neither a key nor an expression'),
+        (['--key', 'data_samples.img_path'], 'holds no numbers'),
+        (['--checks', "dict(type='Range', key='mask', min=0)"], "no 'mask'"),
+        (['--dataloader', 'test'], 'has no test_dataloader'),
+        (['--cfg-options', 'train_dataloader.dataset.split=x'], 'split is'),
+        (['--cfg-options', 'train_dataloader.dataset.type=Lost'], 'Lost'),
+    ],
+)
+def test_mistakes(tool, config, tmp_path, capsys, args, told):
+    pipeline = [dict(type='PackDigits')]
+    _, status = audit_small(tool, config, tmp_path, pipeline, *args)
+    assert status == 2
+    assert told in capsys.readouterr().err
+
+
+def test_another_audit_is_not_resumed(tool, config, tmp_path, capsys):
+    pipeline = [dict(type='PackDigits')]
+    audit_small(tool, config, tmp_path, pipeline)
+    args = [config, '--out', str(tmp_path / 'small'), '--checks', 'NotEmpty']
+    assert tool.main([*args, '--seed', '1']) == 2
+    assert tool.main([*args[:3], '--key', 'inputs']) == 2
+    assert 'another keys: [], not' in capsys.readouterr().err
+    with pytest.raises(SystemExit) as error:
+        tool.main([config, '--checks', 'dict('])
+    assert error.value.code == 2

@@ -1,0 +1,211 @@
+"""Finds bad data before training: walks a dataset through its own pipeline.
+
+Each sample is loaded once. What a check finds wrong with it, in --checks or in
+a ValidateSample of the pipeline, and an error of the pipeline, makes it bad.
+OUT then holds report.json, bad_samples.txt for mmnanguard.ExcludeSamples, and
+the distribution of each --key. Killed, it goes on where it was; under torchrun
+each rank does its share.
+Exit status: 0; with --strict 1 if something is bad; 2 for a wrong command
+line or config.
+
+Example:
+    python tools/audit_dataset.py configs/digits/plain_fp32.py --key inputs \
+        --checks Finite "dict(type='Range', key='inputs', min=0, max=16)"
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.hub import get_config
+from mmengine.registry import DATASETS, init_default_scope
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+MAX_SHOWN = 20  # bad samples; report.json has them all
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        'config', help="a file, or a project's own such as mmpretrain::x/y.py"
+    )
+    told = "a name, or dict(type='Range', key='img', min=0); default: Finite"
+    parser.add_argument('--checks', nargs='*', default=['Finite'], help=told)
+    told = 'tell its distribution: a field or an expression over fields'
+    parser.add_argument('--key', nargs='+', default=[], help=told)
+    parser.add_argument(
+        '--dataloader', choices=['train', 'val', 'test'], default='train'
+    )
+    told = "default: the config's"
+    parser.add_argument('--num-workers', type=int, help=told)
+    told = 'default: audit_<dataloader> in the work dir'
+    parser.add_argument('--out', type=Path, help=told)
+    told = 'exit status 1 if something is bad'
+    parser.add_argument('--strict', action='store_true', help=told)
+    told = 'of random transforms'
+    parser.add_argument('--seed', type=int, default=0, help=told)
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE'
+    )
+    args = parser.parse_args(argv)
+    try:
+        args.checks = [read_check(text) for text in args.checks]
+    except Exception as error:  # whatever its evaluation raises
+        parser.error(f'--checks: {error}')
+    if args.seed < 0:
+        parser.error('--seed must be 0 or more')
+    return args
+
+
+def read_check(text):
+    """The command line is the user's own."""
+    if '(' not in text and '{' not in text:
+        return text
+    return eval(text, dict(true=True, false=False, null=None))
+
+
+def load(args):
+    """The dataset, what its rows depend on, and the number of workers."""
+    from mmnanguard.core import GuardConfigError
+    from mmnanguard.datasets.audited_dataset import AuditedDataset
+    from mmnanguard.datasets.fields import check_key
+    from mmnanguard.datasets.find_problems import build_checks
+
+    from_hub = '::' in args.config
+    cfg = (get_config if from_hub else Config.fromfile)(args.config)
+    cfg.merge_from_dict(args.cfg_options or {})
+    stem = Path(args.config.split('::')[-1]).stem
+    work_dir = Path(cfg.get('work_dir') or f'work_dirs/{stem}')
+    args.out = args.out or work_dir / f'audit_{args.dataloader}'
+    name = f'{args.dataloader}_dataloader'
+    loader = cfg.get(name)
+    if not loader:
+        raise GuardConfigError(f'{args.config} has no {name}.')
+    for key in args.key:
+        check_key(key)
+    checks = build_checks(args.checks, '--checks') if args.checks else []
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    dataset = DATASETS.build(loader.dataset)
+    dataset = AuditedDataset(dataset, checks, args.key, args.seed)
+    facts = dict(
+        config=args.config,
+        dataset=str(loader.dataset),
+        checks=args.checks,
+        keys=args.key,
+        seed=args.seed,
+        num_samples=len(dataset),
+    )
+    if args.num_workers is None:
+        args.num_workers = loader.get('num_workers', 0)
+    return dataset, facts
+
+
+def walk(dataset, facts, args):
+    """All of this rank's share; is the whole dataset done?"""
+    from mmnanguard.datasets.audit import audit
+
+    rank = int(os.environ.get('RANK', 0))
+    world_size = int(os.environ.get('WORLD_SIZE', 1))
+    progress = Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(file=sys.stderr),
+        auto_refresh=False,  # no thread beside processes that fork
+        disable=rank > 0,
+    )
+    num_bad = 0
+    share = len(range(rank, len(dataset), world_size))
+    task = progress.add_task('0 bad', total=share)
+
+    def advance(rows):
+        nonlocal num_bad
+        num_bad += sum(bool(row['problems']) for row in rows)
+        progress.update(
+            task, advance=len(rows), description=f'{num_bad} bad', refresh=True
+        )
+
+    with progress:
+        return audit(
+            dataset,
+            facts,
+            args.out,
+            args.num_workers,
+            rank,
+            world_size,
+            on_rows=advance,
+        )
+
+
+def show(report, out):
+    console = Console(markup=False, highlight=False)
+    # A log's lines are to be found by a search: none is broken in two.
+    console.width = console.width if console.is_terminal else 240
+    if report['bad']:
+        table = Table('index', 'sample', 'check', 'what')
+        for row in report['bad'][:MAX_SHOWN]:
+            start = [str(row['index']), row['name']]
+            for problem in row['problems']:
+                table.add_row(*start, problem['check'], problem['text'])
+                start = ['', '']
+        console.print(table)
+    if report['distributions']:
+        columns = ('count', 'mean', 'std', 'min', 'quartiles', 'max')
+        table = Table('key', *columns, 'nonfinite', 'missing')
+        for key, told in report['distributions'].items():
+            cells = [as_text(told.get(column)) for column in columns]
+            counts = [str(told[name]) for name in ('nonfinite', 'missing')]
+            table.add_row(key, *cells, *counts)
+        console.print(table)
+    if report['num_dropped']:
+        console.print(f'{report["num_dropped"]} dropped by the pipeline')
+    console.print(
+        f'{report["num_bad"]} of {report["num_samples"]} samples are bad; '
+        f'see {out / "report.json"} and {out / "bad_samples.txt"}'
+    )
+
+
+def as_text(value):
+    if isinstance(value, list):
+        return ' '.join(map(as_text, value))
+    return f'{value:.4g}' if isinstance(value, float) else str(value)
+
+
+def main(argv=None):
+    sys.path[:0] = [str(ROOT)]
+    args = parse_args(argv)
+    from mmnanguard.datasets.audit import read_rows
+    from mmnanguard.datasets.audit_report import audit_report, write_report
+
+    try:
+        dataset, facts = load(args)
+        is_whole = walk(dataset, facts, args)
+    except (ValueError, KeyError, OSError) as error:
+        print(f'{type(error).__name__}: {error}', file=sys.stderr)
+        return 2
+    if not is_whole:
+        print('this share is done; the last one to end writes the report')
+        return 0
+    report = audit_report(read_rows(args.out, facts), args.key, facts)
+    write_report(report, args.out)
+    show(report, args.out)
+    return int(args.strict and report['num_bad'] > 0)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
