@@ -5,11 +5,18 @@ import subprocess
 import sys
 
 import pytest
-from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS
+from mmengine.registry import (
+    DATASETS,
+    HOOKS,
+    MODELS,
+    OPTIM_WRAPPERS,
+    TRANSFORMS,
+)
 
 import mmnanguard
 from mmnanguard import core
 from mmnanguard.core import GuardEvent, GuardPolicy
+from mmnanguard.registry import CHECKS
 
 WRAPPERS = ['NanGuardOptimWrapper', 'NanGuardAmpOptimWrapper']
 HOOK_NAMES = [
@@ -30,8 +37,10 @@ LAYERS = ['SafeAdaLNZero', 'SafeAttention', 'SafeRMSNorm']
 @pytest.mark.parametrize('scope', ['', 'mmnanguard.'])
 def test_registered_types(scope):
     for registry, names in (
-        (OPTIM_WRAPPERS, WRAPPERS),
+        (DATASETS, ['ExcludeSamples']),
         (HOOKS, HOOK_NAMES),
+        (OPTIM_WRAPPERS, WRAPPERS),
+        (TRANSFORMS, ['ValidateSample']),
         (MODELS, LAYERS),
     ):
         for name in names:
@@ -41,9 +50,11 @@ def test_registered_types(scope):
 def test_a_scoped_type_needs_no_import():
     """In a fresh process: the config imports nothing of mmnanguard."""
     code = (
-        'from mmengine.registry import HOOKS, OPTIM_WRAPPERS\n'
+        'from mmengine.registry import *\n'
         "print(type(HOOKS.build(dict(type='mmnanguard.NanGuardHook'))),\n"
-        "      OPTIM_WRAPPERS.get('mmnanguard.NanGuardOptimWrapper'))\n"
+        "      OPTIM_WRAPPERS.get('mmnanguard.NanGuardOptimWrapper'),\n"
+        "      TRANSFORMS.get('mmnanguard.ValidateSample'),\n"
+        "      DATASETS.get('mmnanguard.ExcludeSamples'))\n"
     )
     done = subprocess.run(
         [sys.executable, '-W', 'ignore', '-c', code],
@@ -53,6 +64,8 @@ def test_a_scoped_type_needs_no_import():
     assert done.returncode == 0, done.stderr
     assert 'NanGuardHook' in done.stdout
     assert 'NanGuardOptimWrapper' in done.stdout
+    assert 'ValidateSample' in done.stdout
+    assert 'ExcludeSamples' in done.stdout
 
 
 def test_bare_names_resolve_with_custom_imports():
@@ -93,6 +106,12 @@ def test_core_needs_neither_torch_nor_mmengine():
         [sys.executable, '-c', code], capture_output=True, text=True
     )
     assert 'GuardPolicy' in done.stdout, done.stderr
+
+
+def test_checks():
+    CHECKS.import_from_location()
+    names = {'Finite', 'NotDegenerate', 'NotEmpty', 'Range'}
+    assert names <= set(CHECKS.module_dict)
 
 
 def test_policy_keys():

@@ -27,7 +27,8 @@ class BadSampleRecord:
 
     A file to which each process appends one line at a time. Of the record
     itself a worker gets a copy, whether it was forked or spawned; what the
-    copies share is the file's name. There is no file before the first bad
+    copies share is the file's name. (A deep copy is for another dataset, and
+    begins anew.) There is no file before the first bad
     sample, and it goes with the process that made the record.
     """
 
@@ -37,6 +38,9 @@ class BadSampleRecord:
         self._samples: Dict[str, BadSample] = {}
         self._offset = 0
         weakref.finalize(self, remove, self.path, os.getpid())
+
+    def __deepcopy__(self, memo: dict) -> 'BadSampleRecord':
+        return BadSampleRecord()
 
     def add(self, name: str, story: str) -> bool:
         """Note a sample; is it the first time, in all processes?

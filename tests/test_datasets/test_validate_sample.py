@@ -1,0 +1,407 @@
+import gc
+import pickle
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import DATASETS, HOOKS, TRANSFORMS
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement, InstanceData
+from planted_digits import NAMES, PlantedDigits
+from torch.utils.data import DataLoader
+from toys import make_runner, wrapper
+
+from mmnanguard.core import GuardConfigError, NanGuardError
+from mmnanguard.datasets.find_problems import build_checks, find_problems
+from mmnanguard.hooks import bad_samples_hook
+from mmnanguard.registry import CHECKS
+
+ROOT = Path(__file__).parents[2]
+NAN, INF = float('nan'), float('inf')
+IN_FIRST_40 = [NAMES[0], NAMES[1], NAMES[2]]  # indices 0, 8 and 17
+
+
+@CHECKS.register_module()
+def norm_scale_is_sane(results, low=1.0):
+    """A user's own check."""
+    if results['norm_scale'] < low:
+        return f'norm_scale is {results["norm_scale"]}, below {low}'
+    return None
+
+
+@CHECKS.register_module()
+def answers_yes(results):
+    return True
+
+
+class Boxes:
+    """As those of mmdet, of which it is no subclass either."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __len__(self):
+        return len(self.tensor)
+
+
+def sample(**changes):
+    """What is good, but for ``changes``."""
+    boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [1.0, 2.0, 3.0, 5.0]])
+    return (
+        dict(
+            img=np.full((2, 3, 1), 7, np.uint8),
+            img_path='train/7.jpg',
+            depth=torch.ones(2, 3),
+            joints=np.arange(12.0).reshape(4, 3),
+            ids=[3, 151642],
+            norm_scale=71.5,
+            mask=np.ones((2, 2), bool),
+            instances=[dict(bbox=[0, 0, 1, 1]), dict(bbox=[0, 0, 2, 1])],
+            gt_instances=InstanceData(
+                bboxes=changes.pop('bboxes', boxes),
+                boxes=Boxes(changes.pop('inner', boxes)),
+                labels=torch.tensor([1, 2]),
+            ),
+            data_samples=BaseDataElement(
+                metainfo=dict(scale=changes.pop('scale', 1.0)),
+                gt_label=torch.tensor(changes.pop('gt_label', 3)),
+            ),
+            **{},
+        )
+        | changes
+    )
+
+
+def problem(check, **changes):
+    problems = find_problems(sample(**changes), build_checks([check], 'here'))
+    return problems[0].text if problems else None
+
+
+FINITE = dict(type='Finite')
+SCALE = dict(type='Range', key='norm_scale', min=1.0, max=200.0)
+TOKENS = dict(type='Range', key='ids', min=0, max=151642)
+BOXES = dict(type='NotDegenerate', key='gt_instances.bboxes')
+POINTS = dict(type='NotDegenerate', key='joints', kind='points')
+LENGTH = 'np.linalg.norm(np.diff(joints[[1, 2, 3]], axis=0), axis=-1).sum()'
+BAD_DEPTH = torch.tensor([[0, NAN, 1], [INF, 0, 0]], dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ('check', 'changes', 'told'),
+    [
+        (FINITE, {}, None),
+        (
+            FINITE,
+            dict(depth=BAD_DEPTH),
+            'depth[0, 1] is nan (and 1 more of 6): it must be finite',
+        ),
+        (FINITE, dict(norm_scale=-INF), 'norm_scale is -inf: it must'),
+        (FINITE, dict(gt_label=NAN), 'data_samples.gt_label is nan'),
+        (FINITE, dict(scale=INF), 'data_samples.scale is inf'),
+        (FINITE, dict(inner=torch.full((2, 4), NAN)), 'boxes.tensor[0, 0] is'),
+        (FINITE, dict(instances=[dict(bbox=[0, NAN])]), 'instances.0.bbox[1]'),
+        (dict(FINITE, key='img'), dict(norm_scale=NAN), None),
+        (dict(FINITE, key=['img', 'joints']), {}, None),
+        (SCALE, {}, None),
+        (SCALE, dict(norm_scale=1), None),  # both ends are included
+        (SCALE, dict(norm_scale=200), None),
+        (SCALE, dict(norm_scale=0.0), 'is 0.: it must be from 1.0 to 200.0'),
+        (SCALE, dict(norm_scale=200.1), 'norm_scale is 200.1'),
+        (SCALE, dict(norm_scale=NAN), 'norm_scale is nan'),
+        (dict(type='Range', key='ids', min=3), {}, None),
+        (dict(type='Range', key='ids', max=5), {}, 'must be 5 or less'),
+        (TOKENS, {}, None),
+        (TOKENS, dict(ids=[1, 151643]), 'ids[1] is 151643: it must be from 0'),
+        (TOKENS, dict(ids=torch.tensor([-1])), 'ids[0] is -1'),
+        (dict(type='Range', key=LENGTH, min=1, max=200), {}, None),
+        (
+            dict(type='Range', key=LENGTH, min=1, max=200),
+            dict(joints=np.zeros((4, 3))),
+            'is 0.: it must be from 1 to 200',
+        ),
+        (
+            dict(type='Range', key=LENGTH, min=1, max=200),
+            dict(joints=np.zeros((2, 3))),
+            'fails: IndexError',
+        ),
+        (BOXES, {}, None),
+        (BOXES, dict(bboxes=torch.zeros(2, 0, 4)), None),
+        (
+            BOXES,
+            dict(bboxes=torch.tensor([[0, 0, 1, 1], [3, 1, 3, 5]])),
+            'bboxes[1] is [3., 1., 3., 5.]: its width and height must be',
+        ),
+        (BOXES, dict(bboxes=torch.tensor([[5, 5, 1, 1]] * 2).byte()), 'width'),
+        (BOXES, dict(bboxes=torch.tensor([[0, NAN, 1, 1]] * 2)), 'width'),
+        (dict(BOXES, min_size=2), {}, 'above 2'),
+        (dict(BOXES, kind='xywh'), {}, None),
+        (
+            dict(BOXES, kind='xywh'),
+            dict(bboxes=torch.tensor([[1, 1, 0, 2, 0.3]] * 2)),
+            'width and height',
+        ),
+        (dict(BOXES, key='instances.bbox'), {}, None),
+        (
+            dict(BOXES, key='instances.bbox'),
+            dict(instances=[dict(bbox=[0, 0, 1, 1]), dict(bbox=[1, 1, 1, 1])]),
+            'instances.1.bbox is [1., 1., 1., 1.]',
+        ),
+        (POINTS, {}, None),
+        (POINTS, dict(joints=np.ones((4, 3))), 'more than 0.0 apart'),
+        (POINTS, dict(joints=np.full((4, 3), INF)), 'more than 0.0 apart'),
+        (dict(type='NotEmpty', key='mask'), {}, None),
+        (
+            dict(type='NotEmpty', key='mask'),
+            dict(mask=np.zeros((2, 2))),
+            'mask is 0 in all of its 4 elements',
+        ),
+        (dict(type='NotEmpty', key='ids'), dict(ids=[]), 'ids is empty'),
+        (dict(type='norm_scale_is_sane'), {}, None),
+        (
+            dict(type='norm_scale_is_sane', low=80),
+            {},
+            'norm_scale is 71.5, below 80',
+        ),
+        (dict(SCALE, key='scale', allow_missing=True), {}, None),
+        (dict(SCALE, key='instances.2.bbox', allow_missing=True), {}, None),
+    ],
+)
+def test_checks(check, changes, told):
+    seen = problem(check, **changes)
+    if told is None:
+        assert seen is None
+    else:
+        assert told in seen
+
+
+@pytest.mark.parametrize(
+    ('check', 'told'),
+    [
+        ('Finit', "did you mean 'Finite'"),
+        (dict(type='Range', key='a', mni=0), "did you mean 'min'"),
+        (dict(type='Range', key='a'), 'one bound'),
+        (dict(type='Range', min=0), 'a key such as'),
+        (dict(type='Range', key='a', min=2, max=1), 'at most max'),
+        (dict(type='Range', key='a', min=NAN), 'a number or None'),
+        (dict(type='Range', key='a +', min=0), 'neither a key nor an expr'),
+        (dict(type='NotDegenerate', key='a', kind='box'), 'xyxy'),
+        (dict(type='NotDegenerate', key='a', min_size=-1), '0 or more'),
+        (dict(type='NotEmpty'), 'a key such as'),
+        (dict(type='norm_scale_is_sane', lo=1), "did you mean 'low'"),
+        (dict(key='a'), "a dict with a 'type'"),
+    ],
+)
+def test_mistakes_in_a_config(check, told):
+    with pytest.raises(GuardConfigError, match=told):
+        build_checks([check], 'ValidateSample.checks')
+
+
+@pytest.mark.parametrize(
+    ('check', 'told'),
+    [
+        (
+            dict(SCALE, key='gt_instances.bbox'),
+            r"has no 'gt_instances.bbox': did you mean 'gt_instances.bboxes'\?"
+            r'.* img, img_path,.*allow_missing',
+        ),
+        (dict(SCALE, key='norm_scal + 1'), "did you mean 'norm_scale'"),
+        (dict(SCALE, key='gt_instances.bboxs[0]'), 'bboxs'),
+        (dict(SCALE, key='instances.2.bbox'), "has no 'instances.2'"),
+        (dict(SCALE, key='img_path'), 'holds no numbers, it is a str'),
+        (dict(BOXES, key='joints'), r'has shape \(4, 3\)'),
+        ('answers_yes', 'what the check answers_yes returns is True'),
+    ],
+)
+def test_mistakes_that_a_sample_shows(check, told):
+    with pytest.raises(GuardConfigError, match=told):
+        problem(check)
+
+
+def make(action='drop', check=SCALE):
+    return TRANSFORMS.build(
+        dict(type='mmnanguard.ValidateSample', checks=[check], action=action)
+    )
+
+
+def test_actions(capsys):
+    good, bad = sample(), sample(norm_scale=0.0)
+    for action in ('drop', 'raise', 'tell'):
+        validate = make(action)
+        assert validate(good) is good
+        assert validate.record.read() == {}
+        if action == 'raise':
+            told = 'Sample train/7.jpg is bad: norm_scale is 0.: it must be'
+            with pytest.raises(NanGuardError, match=told):
+                validate(bad)
+            continue
+        for _ in range(3):
+            assert validate(bad) is (None if action == 'drop' else bad)
+        (found,) = validate.record.read().values()
+        assert found.times == 3
+        assert capsys.readouterr().out.count('train/7.jpg is bad') == 1
+    with pytest.raises(GuardConfigError, match="action is 'skip'"):
+        make('skip')
+    with pytest.raises(GuardConfigError, match='one at least'):
+        TRANSFORMS.build(dict(type='mmnanguard.ValidateSample', checks=[]))
+
+
+def test_a_run_of_bad_samples_does_not_flood_the_log(capsys):
+    validate = make()
+    for index in range(50):
+        validate(sample(norm_scale=0.0, img_path=f'{index}'))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 21
+    assert 'tells of no more' in lines[-1]
+    assert len(validate.record.read()) == 50
+
+
+def test_copies_of_a_record_are_one():
+    record = make().record
+    copy = pickle.loads(pickle.dumps(record))
+    assert copy.add('a', 'why')
+    assert not record.add('a', 'why')
+    assert copy.read()['a'].times == 2
+    del copy
+    assert record.read()['a'].times == 2
+    # Within the process a copy is that of another dataset.
+    assert deepcopy(record).read() == {}
+    path = Path(record.path)
+    assert path.exists()
+    del record
+    gc.collect()
+    assert not path.exists()
+
+
+def planted(pipeline, **changes):
+    return DATASETS.build(
+        dict(
+            type=PlantedDigits.__name__,
+            split='train',
+            pipeline=[*pipeline, dict(type='PackDigits')],
+            **changes,
+        )
+    )
+
+
+VALIDATE = dict(
+    type='mmnanguard.ValidateSample',
+    checks=[
+        dict(type='Range', key='img', min=0, max=16),
+        dict(type='Range', key='gt_label', min=0, max=9),
+    ],
+)
+
+
+@pytest.mark.parametrize(
+    ('start', 'num_workers'), [(None, 0), ('fork', 2), ('spawn', 1)]
+)
+def test_worker_processes(start, num_workers):
+    dataset = planted([VALIDATE], indices=40)
+    loader = DataLoader(
+        dataset,
+        batch_size=4,
+        num_workers=num_workers,
+        multiprocessing_context=start,
+        persistent_workers=num_workers > 0,
+        collate_fn=list,
+    )
+    for _ in range(2):
+        names = [
+            each['data_samples'].img_path for batch in loader for each in batch
+        ]
+        assert len(names) == 40
+        assert not set(names) & set(NAMES)
+    found = dataset.pipeline.transforms[0].record.read()
+    assert sorted(found) == IN_FIRST_40
+    assert min(bad.times for bad in found.values()) >= 2
+
+
+def test_an_error_of_a_worker_says_what_to_do():
+    dataset = planted([dict(VALIDATE, action='raise')], indices=1)
+    loader = DataLoader(dataset, num_workers=1, collate_fn=list)
+    told = r'digits/train/000000 is bad: img\[3, 4, 0\] is inf'
+    with pytest.raises(NanGuardError, match=told):
+        list(loader)
+
+
+def test_test_mode_takes_no_other_sample():
+    dataset = planted([VALIDATE], indices=3, test_mode=True)
+    with pytest.raises(Exception, match='should not get `None`'):
+        dataset[0]
+
+
+def run_digits(work_dir, num_workers=2):
+    cfg = Config.fromfile('configs/digits/guarded_fp32.py')
+    pipeline = [VALIDATE, dict(type='PackDigits')]
+    cfg.merge_from_dict(
+        dict(
+            work_dir=str(work_dir),
+            experiment_name=work_dir.name,
+            train_cfg=dict(max_epochs=1),
+            train_dataloader=dict(
+                num_workers=num_workers,
+                dataset=dict(type='PlantedDigits', pipeline=pipeline),
+            ),
+            default_hooks=dict(
+                bad_samples=dict(type='mmnanguard.BadSamplesHook', interval=20)
+            ),
+        )
+    )
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return runner
+
+
+def test_the_run_tells(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    runner = run_digits(tmp_path / 'work')
+    scalar = runner.message_hub.get_scalar('train/guard/bad_samples')
+    assert scalar.current() == 20
+    (log,) = (tmp_path / 'work').glob('*/*.log')
+    lines = [x for x in log.read_text().splitlines() if 'bad samples so' in x]
+    assert 'found 20 bad samples so far' in lines[-1]
+    assert all('digits/train/' in line for line in lines)
+    assert 'it must be from 0 to 16 (Range); left out' in ''.join(lines)
+    events = Path(runner.log_dir, 'nanguard', 'events.jsonl').read_text()
+    assert '"update"' not in events
+
+
+def test_the_hook_gathers_and_tells_once(tmp_path, monkeypatch):
+    others = [{'a': 'of both'}, {'a': 'of both', 'b': 'of another rank'}]
+    monkeypatch.setattr(
+        bad_samples_hook, 'all_gather_object', lambda own: [own, *others]
+    )
+    hooks = dict(bad=dict(type='mmnanguard.BadSamplesHook', interval=1))
+    runner = make_runner(tmp_path, wrapper(), max_iters=3, default_hooks=hooks)
+    runner.train()
+    (log,) = tmp_path.glob('*/*.log')
+    text = log.read_text()
+    assert text.count('2 bad samples so far, 2 of them new: a: of both') == 1
+    assert text.count('finds no ValidateSample') == 1
+    with pytest.raises(GuardConfigError, match='interval is 0'):
+        HOOKS.build(dict(type='mmnanguard.BadSamplesHook', interval=0))
+    assert issubclass(bad_samples_hook.BadSamplesHook, Hook)
+
+
+def test_mmcv_is_not_needed():
+    code = (
+        'import sys\n'
+        'sys.modules["mmcv"] = None\n'
+        'import mmnanguard\n'
+        'from mmengine.registry import TRANSFORMS\n'
+        'validate = TRANSFORMS.build(dict(\n'
+        "    type='mmnanguard.ValidateSample', checks=['Finite']))\n"
+        "print(validate(dict(img=float('nan'))), validate(dict(img=1.0)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.endswith("None {'img': 1.0}\n"), done.stderr
