@@ -36,7 +36,7 @@ def summary(arrays: Sequence[np.ndarray]) -> Dict[str, Any]:
         places = ranks.astype(int)
         points = np.partition(finite, places)[places]
     with np.errstate(over='ignore', invalid='ignore'):
-        mean = finite.mean()
+        mean = (finite / count).sum()  # the sum itself may overflow
         squares = np.square(finite - mean).sum()
     row.update(
         mean=float(mean),
@@ -78,7 +78,7 @@ def distribution(
         for key in ('count', 'mean', 'squares')
     )
     with np.errstate(over='ignore', invalid='ignore'):
-        mean = (counts * means).sum() / counts.sum()
+        mean = (counts / counts.sum() * means).sum()
         squares = squares + counts * np.square(means - mean)
         std = np.sqrt(squares.sum() / counts.sum())
     lowest = min(full, key=lambda index: full[index]['min'])
