@@ -78,7 +78,6 @@ class BadSamplesHook(Hook):
         new: Dict[str, str] = {}
         for found in all_gather_object(own):
             new.update(found)
-        new = {name: new[name] for name in new if name not in self._told}
         self._told.update(new)
         hub = runner.message_hub
         hub.update_scalar('train/guard/bad_samples', len(self._told))

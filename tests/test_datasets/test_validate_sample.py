@@ -1,5 +1,7 @@
 import gc
+import multiprocessing
 import pickle
+import re
 import subprocess
 import sys
 from copy import deepcopy
@@ -9,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS, TRANSFORMS
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, InstanceData
@@ -279,6 +280,21 @@ def test_copies_of_a_record_are_one():
     assert not path.exists()
 
 
+def forget(holder):
+    holder.clear()
+    gc.collect()
+
+
+def test_a_worker_that_ends_takes_no_record_along():
+    holder = [make().record]
+    holder[0].add('a', 'why')
+    fork = multiprocessing.get_context('fork')
+    worker = fork.Process(target=forget, args=(holder,))
+    worker.start()
+    worker.join()
+    assert Path(holder[0].path).exists()
+
+
 def planted(pipeline, **changes):
     return DATASETS.build(
         dict(
@@ -341,7 +357,7 @@ def test_test_mode_takes_no_other_sample():
         dataset[0]
 
 
-def run_digits(work_dir, num_workers=2):
+def run_digits(work_dir):
     cfg = Config.fromfile('configs/digits/guarded_fp32.py')
     pipeline = [VALIDATE, dict(type='PackDigits')]
     cfg.merge_from_dict(
@@ -350,7 +366,7 @@ def run_digits(work_dir, num_workers=2):
             experiment_name=work_dir.name,
             train_cfg=dict(max_epochs=1),
             train_dataloader=dict(
-                num_workers=num_workers,
+                num_workers=2,
                 dataset=dict(type='PlantedDigits', pipeline=pipeline),
             ),
             default_hooks=dict(
@@ -371,6 +387,8 @@ def test_the_run_tells(tmp_path, monkeypatch):
     (log,) = (tmp_path / 'work').glob('*/*.log')
     lines = [x for x in log.read_text().splitlines() if 'bad samples so' in x]
     assert 'found 20 bad samples so far' in lines[-1]
+    new = [int(re.findall(r'(\d+) of them new', line)[0]) for line in lines]
+    assert sum(new) == 20  # each is told once
     assert all('digits/train/' in line for line in lines)
     assert 'it must be from 0 to 16 (Range); left out' in ''.join(lines)
     events = Path(runner.log_dir, 'nanguard', 'events.jsonl').read_text()
@@ -378,20 +396,23 @@ def test_the_run_tells(tmp_path, monkeypatch):
 
 
 def test_the_hook_gathers_and_tells_once(tmp_path, monkeypatch):
-    others = [{'a': 'of both'}, {'a': 'of both', 'b': 'of another rank'}]
+    others = [{'b': 'of rank 1'}, {'a': 'of rank 1'}]
     monkeypatch.setattr(
-        bad_samples_hook, 'all_gather_object', lambda own: [own, *others]
+        bad_samples_hook,
+        'all_gather_object',
+        lambda own: [own, others.pop() if others else {}],
     )
     hooks = dict(bad=dict(type='mmnanguard.BadSamplesHook', interval=1))
-    runner = make_runner(tmp_path, wrapper(), max_iters=3, default_hooks=hooks)
+    runner = make_runner(tmp_path, wrapper(), max_iters=4, default_hooks=hooks)
     runner.train()
     (log,) = tmp_path.glob('*/*.log')
     text = log.read_text()
-    assert text.count('2 bad samples so far, 2 of them new: a: of both') == 1
+    assert '1 bad samples so far, 1 of them new: a: of rank 1' in text
+    assert '2 bad samples so far, 1 of them new: b: of rank 1' in text
+    assert text.count('bad samples so far') == 2
     assert text.count('finds no ValidateSample') == 1
     with pytest.raises(GuardConfigError, match='interval is 0'):
         HOOKS.build(dict(type='mmnanguard.BadSamplesHook', interval=0))
-    assert issubclass(bad_samples_hook.BadSamplesHook, Hook)
 
 
 def test_mmcv_is_not_needed():
