@@ -1,6 +1,5 @@
 """tools/audit_dataset.py, on digits among which 20 are bad."""
 
-import importlib
 import json
 import math
 import os
@@ -24,6 +23,8 @@ from planted_digits import (
 )
 from ranks import launch
 
+from tools.audit_dataset import main
+
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'audit_dataset.py'
 CONFIG = f"""
@@ -38,20 +39,19 @@ ARGS = ['--checks', *map(str, CHECKS)]
 ARGS += ['--key', 'inputs', 'data_samples.gt_label', 'inputs[0, 0, 0] * 2']
 
 
-@pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT)
-    monkeypatch.syspath_prepend(ROOT / 'tools')
-    for name in ('RANK', 'WORLD_SIZE'):
-        monkeypatch.delenv(name, raising=False)
-    return importlib.import_module('audit_dataset')
-
-
-@pytest.fixture
-def config(tmp_path):
-    path = tmp_path / 'planted.py'
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp('config') / 'planted.py'
     path.write_text(CONFIG)
     return str(path)
+
+
+@pytest.fixture(scope='module')
+def whole(config, tmp_path_factory):
+    """Of an audit that nothing has disturbed."""
+    out = tmp_path_factory.mktemp('whole')
+    assert main([config, *ARGS, '--out', str(out)]) == 0
+    return out
 
 
 def refuse(text):
@@ -72,13 +72,11 @@ def files(out):
     }
 
 
-def test_the_20_and_no_others(tool, config, tmp_path, capsys):
-    out = tmp_path / 'out'
-    args = [config, *ARGS, '--out', str(out)]
-    assert tool.main(args) == 0
-    assert f'20 of 1437 samples are bad; see {out}' in capsys.readouterr().out
-    assert tool.main([*args, '--strict']) == 1
-    report = read_report(out)
+def test_the_20_and_no_others(whole, config, capsys):
+    assert main([config, *ARGS, '--out', str(whole), '--strict']) == 1
+    told = f'20 of 1437 samples are bad; see {whole}'
+    assert told in capsys.readouterr().out
+    report = read_report(whole)
     assert [row['index'] for row in report['bad']] == PLANTED
     assert [row['name'] for row in report['bad']] == NAMES
     assert report['num_bad'] == 20
@@ -88,14 +86,12 @@ def test_the_20_and_no_others(tool, config, tmp_path, capsys):
     assert told['check'] == 'Range'
     text = 'data_samples.gt_label is 255: it must be from 0 to 9'
     assert told['text'] == text
-    listed = (out / 'bad_samples.txt').read_text().splitlines()[1:]
+    listed = (whole / 'bad_samples.txt').read_text().splitlines()[1:]
     assert listed == [f'{i}\t{name}' for i, name in zip(PLANTED, NAMES)]
 
 
-def test_distributions(tool, config, tmp_path):
-    out = tmp_path / 'out'
-    tool.main([config, *ARGS, '--out', str(out)])
-    told = read_report(out)['distributions']
+def test_distributions(whole):
+    told = read_report(whole)['distributions']
     dataset = DATASETS.build(
         dict(type='PlantedDigits', split='train', pipeline=[])
     )
@@ -125,13 +121,10 @@ def test_distributions(tool, config, tmp_path):
     assert seen['histogram']['counts'] == counts.tolist()
     assert seen['histogram']['edges'] == edges.tolist()
     for key in told.values():
-        assert (out / key['picture']).read_bytes().startswith(b'\x89PNG')
+        assert (whole / key['picture']).read_bytes().startswith(b'\x89PNG')
 
 
-def test_killed_resumed_and_sharded_is_the_same(tool, config, tmp_path):
-    whole = tmp_path / 'whole'
-    tool.main([config, *ARGS, '--out', str(whole)])
-
+def test_killed_resumed_and_sharded_is_the_same(whole, config, tmp_path):
     killed = tmp_path / 'killed'
     args = [config, *ARGS, '--out', str(killed)]
     environment = dict(
@@ -150,7 +143,7 @@ def test_killed_resumed_and_sharded_is_the_same(tool, config, tmp_path):
     assert 700 <= num_rows <= 800
     with rows.open('ab') as file:
         file.write(b'{"index": 800, "name": "half a l')
-    assert tool.main(args) == 0
+    assert main(args) == 0
     # None was done twice.
     assert rows.read_bytes().count(b'"values"') == 1437
     assert files(killed) == files(whole)
@@ -163,13 +156,11 @@ def test_killed_resumed_and_sharded_is_the_same(tool, config, tmp_path):
     assert files(shards) == files(whole)
 
 
-def test_the_list_makes_training_clean(tool, config, tmp_path):
-    out = tmp_path / 'out'
-    tool.main([config, *ARGS, '--out', str(out)])
+def test_the_list_makes_training_clean(whole, config, tmp_path):
     cfg = Config.fromfile(config)
     inner = cfg.train_dataloader.dataset
     # Without the audit's list, but for what cross-entropy cannot take.
-    lists = {'without': sorted(LABELS), 'with': str(out / 'bad_samples.txt')}
+    lists = {'without': sorted(LABELS), 'with': str(whole / 'bad_samples.txt')}
     events = {}
     for name, samples in lists.items():
         cfg.train_dataloader.dataset = dict(
@@ -190,17 +181,18 @@ def test_the_list_makes_training_clean(tool, config, tmp_path):
     assert blamed & {f'digits/train/{index:06d}' for index in PIXELS}
 
 
-def audit_small(tool, config, tmp_path, pipeline, *args):
-    """Of the first 40 samples; the report and the exit status."""
-    with open(config, 'a') as file:
-        file.write(f"train_dataloader['dataset']['pipeline'] = {pipeline}\n")
-        file.write("train_dataloader['dataset']['indices'] = 40\n")
-    out = tmp_path / 'small'
-    status = tool.main([config, '--out', str(out), *args])
-    return (read_report(out) if status != 2 else None), status
+def audit_small(folder, pipeline, *args):
+    """Of the first 40 samples; the exit status and the report."""
+    config = folder / 'small.py'
+    small = dict(type='PlantedDigits', indices=40, pipeline=pipeline)
+    head = CONFIG.split('train_dataloader')[0]
+    config.write_text(f'{head}train_dataloader = dict(dataset={small})')
+    out = folder / 'small'
+    status = main([str(config), '--out', str(out), *args])
+    return status, read_report(out) if status != 2 else None
 
 
-def test_the_pipelines_own_findings(tool, config, tmp_path):
+def test_the_pipelines_own_findings(tmp_path):
     """A sample that raises is bad, a dropped one is told, what the
     pipeline's own ValidateSample would hide is not hidden.
     """
@@ -210,8 +202,8 @@ def test_the_pipelines_own_findings(tool, config, tmp_path):
         dict(type='mmnanguard.ValidateSample', checks=[label]),
         dict(type='PackDigits'),
     ]
-    report, status = audit_small(
-        tool, config, tmp_path, pipeline, '--strict', '--num-workers', '2'
+    status, report = audit_small(
+        tmp_path, pipeline, '--strict', '--num-workers', '2'
     )
     assert status == 1
     problems = {row['index']: row['problems'] for row in report['bad']}
@@ -237,20 +229,24 @@ def test_the_pipelines_own_findings(tool, config, tmp_path):
         (['--cfg-options', 'train_dataloader.dataset.type=Lost'], 'Lost'),
     ],
 )
-def test_mistakes(tool, config, tmp_path, capsys, args, told):
+def test_mistakes(tmp_path, capsys, args, told):
     pipeline = [dict(type='PackDigits')]
-    _, status = audit_small(tool, config, tmp_path, pipeline, *args)
-    assert status == 2
+    assert audit_small(tmp_path, pipeline, *args) == (2, None)
     assert told in capsys.readouterr().err
 
 
-def test_another_audit_is_not_resumed(tool, config, tmp_path, capsys):
+def test_another_audit_is_not_resumed(tmp_path, capsys):
     pipeline = [dict(type='PackDigits')]
-    audit_small(tool, config, tmp_path, pipeline)
-    args = [config, '--out', str(tmp_path / 'small'), '--checks', 'NotEmpty']
-    assert tool.main([*args, '--seed', '1']) == 2
-    assert tool.main([*args[:3], '--key', 'inputs']) == 2
-    assert 'another keys: [], not' in capsys.readouterr().err
+    assert audit_small(tmp_path, pipeline)[0] == 0
+    assert audit_small(tmp_path, pipeline, '--key', 'inputs')[0] == 2
+    assert "another keys: [], not ['inputs']" in capsys.readouterr().err
+    pipeline.insert(0, dict(type='RollDigits'))
+    assert audit_small(tmp_path, pipeline)[0] == 2
+    assert 'another dataset' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('args', [['--checks', 'dict('], ['--seed', '-1']])
+def test_a_wrong_command_line(args):
     with pytest.raises(SystemExit) as error:
-        tool.main([config, '--checks', 'dict('])
+        main(['config.py', *args])
     assert error.value.code == 2

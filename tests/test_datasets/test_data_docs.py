@@ -1,0 +1,67 @@
+"""docs/data.md promises what there is."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import HOOKS, TRANSFORMS
+
+from mmnanguard.datasets import ExcludeSamples
+from mmnanguard.datasets.checks import FieldCheck
+from mmnanguard.datasets.find_problems import build_checks, find_problems
+from mmnanguard.registry import CHECKS
+from tools.audit_dataset import parse_args
+
+TEXT = (Path(__file__).parents[2] / 'docs' / 'data.md').read_text()
+BLOCKS = re.findall(r'```python\n(.*?)```', TEXT, re.S)
+
+
+def config(index):
+    return Config.fromstring(BLOCKS[index], '.py')
+
+
+def rows(start):
+    """Of the first table after a line."""
+    table = TEXT.split(start)[1].split('\n\n| ')[1].split('\n\n')[0]
+    return dict(re.findall(r'^\| `([^`]+)` \| ([^|]*?) ?\|', table, re.M))
+
+
+def test_the_configs_build():
+    wrapper = config(0).train_dataloader.dataset
+    parameters = inspect.signature(ExcludeSamples).parameters
+    assert set(wrapper) - {'type'} <= set(parameters)
+    validate = config(1)
+    TRANSFORMS.build(validate.train_pipeline[2])
+    HOOKS.build(validate.default_hooks.bad_samples)
+    checks = config(2)
+    build_checks([checks.middle_finger, checks.tokens], 'docs')
+
+
+def test_the_own_check():
+    exec(BLOCKS[3], {})
+    checks = build_checks([dict(type='one_label_a_box', key='boxes')], 'docs')
+    told = find_problems(dict(boxes=[1, 2], gt_labels=[1]), checks)
+    assert told[0].text == '2 boxes, 1 labels'
+    CHECKS.module_dict.pop('one_label_a_box')
+
+
+@pytest.mark.parametrize(
+    ('start', 'owner'),
+    [('## Leave them out', ExcludeSamples), ('\nAll have', FieldCheck)],
+)
+def test_each_option_is_explained_with_its_default(start, owner):
+    parameters = inspect.signature(owner).parameters.values()
+    assert rows(start) == {
+        each.name: 'needed'
+        if each.default is each.empty
+        else f'{each.default}'
+        for each in parameters
+    }
+
+
+def test_each_option_of_the_tool_is_explained():
+    given = vars(parse_args(['config.py']))
+    options = {f'--{name.replace("_", "-")}' for name in given}
+    assert set(rows('## The audit')) == options - {'--config'}
