@@ -180,6 +180,11 @@ def show(report, out):
     )
 
 
+def tell_mistake(error):
+    print(f'{type(error).__name__}: {error}', file=sys.stderr)
+    return 2
+
+
 def as_text(value):
     if isinstance(value, list):
         return ' '.join(map(as_text, value))
@@ -189,15 +194,18 @@ def as_text(value):
 def main(argv=None):
     sys.path[:0] = [str(ROOT)]
     args = parse_args(argv)
+    from mmnanguard.core import GuardConfigError
     from mmnanguard.datasets.audit import read_rows
     from mmnanguard.datasets.audit_report import audit_report, write_report
 
     try:
         dataset, facts = load(args)
+    except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
+        return tell_mistake(error)
+    try:
         is_whole = walk(dataset, facts, args)
-    except (ValueError, KeyError, OSError) as error:
-        print(f'{type(error).__name__}: {error}', file=sys.stderr)
-        return 2
+    except GuardConfigError as error:
+        return tell_mistake(error)
     if not is_whole:
         print('this share is done; the last one to end writes the report')
         return 0

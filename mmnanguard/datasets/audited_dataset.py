@@ -8,13 +8,14 @@ from torch.utils.data import Dataset
 from mmnanguard.core import GuardConfigError, dataset_parts, sample_name
 
 from .distribution import summary
-from .fields import MissingKey, name_sample, numbers
+from .fields import UnreadableField, name_sample, numbers
 from .find_problems import Check, Problem, find_problems
 from .transforms import ValidateSample
 
 __all__ = ['AuditedDataset']
 
 PIPELINE = 'pipeline'  # the check that an exception in a pipeline fails
+MAX_TEXT = 500  # characters of an exception
 MAX_TRIED = 100  # samples in which keys are looked for
 
 
@@ -76,14 +77,15 @@ class AuditedDataset(Dataset):
 
     def check_keys(self) -> None:
         """Look for the keys of checks and summaries in the first sample that
-        the pipeline hands on: one that it lacks is taken for a mistake.
+        the pipeline hands on: what it lacks is taken for a mistake, which in
+        a later one is a finding.
 
         Raises:
             GuardConfigError: If it lacks some, or has no numbers there.
         """
         for index in range(min(len(self), MAX_TRIED)):
             sample = self._load(index)
-            if isinstance(sample, MissingKey):
+            if isinstance(sample, UnreadableField):
                 raise sample
             if isinstance(sample, Mapping):
                 find_problems(sample, self.checks)
@@ -104,7 +106,7 @@ class AuditedDataset(Dataset):
         elif isinstance(sample, Dropped):
             row['is_dropped'] = True
         else:
-            text = f'{type(sample).__name__}: {sample}'
+            text = f'{type(sample).__name__}: {sample}'[:MAX_TEXT]
             problems = [*problems, Problem(PIPELINE, text)]
         row['problems'] = [problem._asdict() for problem in problems]
         return row
@@ -114,7 +116,7 @@ class AuditedDataset(Dataset):
         for check in self.checks:
             try:
                 problems += find_problems(sample, [check])
-            except MissingKey as error:
+            except UnreadableField as error:
                 problems.append(Problem(check[0], str(error)))
         return problems
 
@@ -127,7 +129,7 @@ class AuditedDataset(Dataset):
         self._found.clear()
         try:
             sample = self.dataset[index]
-        except MissingKey as error:
+        except UnreadableField as error:
             return error
         except GuardConfigError:
             raise
@@ -147,7 +149,7 @@ class AuditedDataset(Dataset):
     ) -> Optional[Dict[str, Any]]:
         try:
             arrays = [array for _, array in numbers(sample, key)]
-        except MissingKey:
+        except UnreadableField:
             if is_needed:
                 raise
             return None

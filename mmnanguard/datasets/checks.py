@@ -9,7 +9,7 @@ from mmnanguard.core import GuardConfigError, check_value
 from mmnanguard.core.errors import is_number
 from mmnanguard.registry import CHECKS
 
-from .fields import MissingKey, check_key, numbers
+from .fields import MissingKey, UnreadableField, check_key, numbers
 
 __all__ = ['Finite', 'NotDegenerate', 'NotEmpty', 'Range']
 
@@ -153,7 +153,7 @@ class NotDegenerate(FieldCheck):
             return None
         least = (1, 1) if self.kind == 'points' else (0, 4)
         if array.ndim <= least[0] or array.shape[-1] < least[1]:
-            raise GuardConfigError(
+            raise UnreadableField(
                 f"'{path}' has shape {array.shape}: NotDegenerate of kind "
                 f"'{self.kind}' cannot read it. Allowed kinds: {KINDS}."
             )

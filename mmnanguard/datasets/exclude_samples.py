@@ -22,9 +22,9 @@ MAX_TOLD = 5  # samples in a message
 class ExcludeSamples:
     """A dataset without some of its samples.
 
-    It renumbers: its samples are those that stay, in their order. The
-    dataset itself is asked for no sample that is left out, not even when it
-    takes another one in place of one that its pipeline drops.
+    It renumbers: its samples are those that stay, in their order. Around a
+    dataset that is no wrapper itself, no sample that is left out stands in
+    for one that the pipeline drops either.
 
     Args:
         dataset: Which one, or its config.
@@ -145,7 +145,7 @@ class ExcludeSamples:
         )
         if not self.allow_missing:
             raise GuardConfigError(
-                f'{told}The list is an old one or that of another dataset: '
-                'run tools/audit_dataset.py again, or set allow_missing=True.'
+                f'{told}The list is old or that of another dataset: run '
+                'tools/audit_dataset.py again, or set allow_missing=True.'
             )
         print_log(f'mmnanguard: {told}', 'current', logging.WARNING)

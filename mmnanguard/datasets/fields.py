@@ -24,7 +24,13 @@ from torch import Tensor
 
 from mmnanguard.core import GuardConfigError, sample_name
 
-__all__ = ['MissingKey', 'check_key', 'name_sample', 'numbers']
+__all__ = [
+    'MissingKey',
+    'UnreadableField',
+    'check_key',
+    'name_sample',
+    'numbers',
+]
 
 PATH = re.compile(r'[A-Za-z_]\w*(\.\w+)*')
 MAX_TOLD = 40  # keys in a message
@@ -32,8 +38,15 @@ MAX_TOLD = 40  # keys in a message
 INNER = ('tensor', 'masks')
 
 
-class MissingKey(GuardConfigError):
-    """A sample has no such key."""
+HOLDERS = (Mapping, list, tuple, BaseDataElement)
+
+
+class UnreadableField(GuardConfigError):
+    """A key of the config does not fit the sample."""
+
+
+class MissingKey(UnreadableField):
+    """The sample has no such key, or None there."""
 
 
 def check_key(key: str) -> None:
@@ -56,14 +69,14 @@ def numbers(
     Args:
         sample: What a pipeline hands on.
         key: A path through dicts, lists and attributes, such as
-            'data_samples.gt_instances.bboxes'; a list that has no such index
-            is gone through. Or an expression over the sample's keys, such as
+            'data_samples.gt_instances.bboxes'; a list is gone through where
+            no index is given. Or an expression over the sample's keys, such as
             'np.ptp(img)'; they are arrays there where they are numbers, and
             ``np`` and ``torch`` are known. None means all there is.
 
     Raises:
         MissingKey: If the sample has no such key.
-        GuardConfigError: If there is something else than numbers.
+        UnreadableField: If there is something else than numbers.
     """
     if key is None:
         yield from walk(sample, '')
@@ -75,15 +88,14 @@ def numbers(
     else:
         found = [(key, evaluate(key, sample))]
     for path, value in found:
+        if value is None:
+            raise missing(path, sample)
         arrays = list(walk(value, path))
-        if not arrays and not isinstance(value, (*HOLDERS, BaseDataElement)):
-            raise GuardConfigError(
+        if not arrays and not isinstance(value, HOLDERS):
+            raise UnreadableField(
                 f"'{path}' holds no numbers, it is a {type(value).__name__}."
             )
         yield from arrays
-
-
-HOLDERS = (Mapping, list, tuple)
 
 
 def name_sample(sample: Any) -> Optional[str]:
