@@ -1,0 +1,4 @@
+# MMEngine's own handling: what overflows is skipped, the scale stays.
+_base_ = ['plain.py']
+
+optim_wrapper = dict(type='UnguardedAmpOptimWrapper')
