@@ -117,6 +117,7 @@ def run(path, work_dir) -> Dict[str, Any]:
         skips=sum(row['action'] == 'skip' for row in updates),
         dumps=sum(row['kind'] == 'dump' for row in rows),
         culprit='; '.join(culprits(rows) + left_out(runner.log_dir)),
+        losses=recorder.losses,
         rows=rows,
     )
 
