@@ -3,15 +3,18 @@
 PYTHON ?= python3.11
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check
 
-.PHONY: train test lint benchmark clean
+.PHONY: train test cases lint benchmark clean
 
 # Operations as small as those of the digits and the tests wait for one another
 # with more threads.
-train test: export OMP_NUM_THREADS = 1
+train test cases: export OMP_NUM_THREADS = 1
 
 train: .venv/train.done
 	.venv/bin/python tools/fire_drill.py configs/digits/drill_fp16.py \
 		--work-dir work_dirs/digits
+
+cases: .venv/train.done
+	.venv/bin/python tools/cases.py
 
 test: .venv/test.done
 	.venv/bin/python -m pytest
