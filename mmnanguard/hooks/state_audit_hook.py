@@ -4,7 +4,7 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmnanguard.core import GuardConfigError, TrainingHalted
+from mmnanguard.core import TrainingHalted, check_value, is_count
 from mmnanguard.numerics import Found, StateAudit
 from mmnanguard.registry import HOOKS
 
@@ -56,17 +56,12 @@ class StateAuditHook(Hook):
     def __init__(
         self, interval: Optional[int] = 1000, action: str = 'halt'
     ) -> None:
-        if action not in ACTIONS:
-            raise GuardConfigError(
-                f'StateAuditHook: action={action!r} is not allowed, it must '
-                f'be one of {", ".join(map(repr, ACTIONS))}'
-            )
-        is_count = isinstance(interval, int) and interval > 0
-        if interval is not None and not is_count:
-            raise GuardConfigError(
-                f'StateAuditHook: interval={interval!r} is not allowed, it '
-                'must be a number of iterations above 0, or None'
-            )
+        where = 'StateAuditHook.{}'.format
+        allowed = f'one of {ACTIONS}'
+        check_value(action in ACTIONS, where('action'), action, allowed)
+        is_right = interval is None or is_count(interval, least=1)
+        allowed = 'a number of iterations above 0, or None'
+        check_value(is_right, where('interval'), interval, allowed)
         self._interval = interval
         self._action = action
         self._iter = self._epoch = 0

@@ -1,5 +1,6 @@
 import math
 import warnings
+from functools import partial
 from typing import Any, Callable, Dict, Optional, Tuple, Union
 
 import torch
@@ -13,12 +14,14 @@ from mmnanguard.core import (
     ScaleReading,
     Verdict,
     check_keys,
+    is_count,
 )
 
 __all__ = ['GuardedGradScaler']
 
 WHERE = 'optim_wrapper.loss_scale'
 COUNT = 'an integer of at least 1'
+is_positive_count = partial(is_count, least=1)
 POSITIVE = 'above 0 and finite in float32'
 FLOAT32_MAX = torch.finfo(torch.float32).max
 KEYS = (
@@ -76,8 +79,8 @@ class GuardedGradScaler(torch.amp.GradScaler):
         _check(
             'backoff_factor', backoff_factor, lambda v: 0 < v < 1, 'in (0, 1)'
         )
-        _check('growth_interval', growth_interval, _is_count, COUNT)
-        _check('hysteresis', hysteresis, _is_count, COUNT)
+        _check('growth_interval', growth_interval, is_positive_count, COUNT)
+        _check('hysteresis', hysteresis, is_positive_count, COUNT)
         _check('min_scale', min_scale, lambda v: v > 0, POSITIVE)
         _check('init_scale', init_scale, lambda v: v > 0, POSITIVE)
         if max_scale is None:
@@ -251,10 +254,6 @@ class GuardedGradScaler(torch.amp.GradScaler):
         self._init_scale = value  # what the tensor is made from when needed
         if self._scale is not None:
             self._scale.fill_(value)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and value >= 1
 
 
 def _check(
