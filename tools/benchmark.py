@@ -215,7 +215,7 @@ def draw(machine, rows, file):
     from matplotlib import pyplot as plt
     from matplotlib import rcParams
 
-    rcParams['svg.hashsalt'] = 'mmnanguard'
+    rcParams.update({'svg.hashsalt': 'mmnanguard', 'svg.fonttype': 'none'})
     names = dict.fromkeys(n for row in rows for n in row['sides'])
     names.pop(GUARDED)
     _, axes = plt.subplots(figsize=(8, 1 + 0.35 * len(rows)))
