@@ -53,24 +53,27 @@ def audit(
     on_rows([done[index] for index in own if index in done])
     rest = [index for index in own if index not in done]
     if rest:
-        dataset.check_keys()
         loader = DataLoader(
             dataset,
             batch_size=CHUNK,
-            sampler=rest,
+            # None, a look for the keys, goes to a worker as well: a file that
+            # a dataset opens with its first sample may not outlive a fork.
+            sampler=[None, *rest],
             num_workers=num_workers,
             collate_fn=list,
         )
         with (folder / f'rows_rank{rank}.jsonl').open('ab') as file:
             # Ends what a killed process may have left of its last line.
-            file.write(b'\n' + as_line(head))
-            for rows in loader:
+            start = b'\n' + as_line(head)
+            for found in loader:
+                rows = [row for row in found if row is not None]
                 for row in rows:
                     if isinstance(row, GuardConfigError):
                         raise row
-                file.write(b''.join(map(as_line, rows)))
+                file.write(start + b''.join(map(as_line, rows)))
                 file.flush()
                 on_rows(rows)
+                start = b''
         done = read_rows(folder, head)
     return len(done) == len(dataset)
 

@@ -1,5 +1,16 @@
 import random
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from functools import partial
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import numpy as np
 import torch
@@ -66,32 +77,50 @@ class AuditedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Union[dict, GuardConfigError]:
-        """A row of plain values; an error of the config is not raised here,
-        as a worker process would bury it in its traceback.
+    def __getitem__(
+        self, index: Optional[int]
+    ) -> Union[dict, GuardConfigError, None]:
+        """A row of plain values; for None no row, but a look for the keys.
+        An error of the config is not raised here, as a worker process would
+        bury it in its traceback.
         """
         try:
-            return self._row(index)
+            if index is not None:
+                return self._row(index)
+            self.check_keys()
         except GuardConfigError as error:
             return error
+        return None
 
     def check_keys(self) -> None:
-        """Look for the keys of checks and summaries in the first sample that
-        the pipeline hands on: what it lacks is taken for a mistake, which in
-        a later one is a finding.
+        """Look for the keys of checks and summaries in the first samples: what
+        none of them has is taken for a mistake, what some lack is a finding.
 
         Raises:
-            GuardConfigError: If it lacks some, or has no numbers there.
+            GuardConfigError: If none has some key, or numbers there.
         """
+        looks: List[Callable] = [
+            *(partial(find_problems, checks=[check]) for check in self.checks),
+            *(partial(summarized, key=key) for key in self.keys),
+        ]
+        mistake: Optional[Exception] = None
         for index in range(min(len(self), MAX_TRIED)):
             sample = self._load(index)
             if isinstance(sample, UnreadableField):
-                raise sample
-            if isinstance(sample, Mapping):
-                find_problems(sample, self.checks)
-                for key in self.keys:
-                    self._summary(sample, key, is_needed=True)
-                return
+                mistake = mistake or sample
+            elif isinstance(sample, Mapping):
+                failed = {}
+                for look in looks:
+                    try:
+                        look(sample)
+                    except UnreadableField as error:
+                        failed[look] = error
+                if not failed:
+                    return
+                looks = list(failed)
+                mistake = failed[looks[0]]
+        if mistake:
+            raise mistake
 
     def _row(self, index: int) -> Dict[str, Any]:
         sample = self._load(index)
@@ -145,16 +174,25 @@ class AuditedDataset(Dataset):
             return None
 
     def _summary(
-        self, sample: Mapping[str, Any], key: str, is_needed: bool = False
+        self, sample: Mapping[str, Any], key: str
     ) -> Optional[Dict[str, Any]]:
         try:
-            arrays = [array for _, array in numbers(sample, key)]
+            return summarized(sample, key)
         except UnreadableField:
-            if is_needed:
-                raise
             return None
-        except GuardConfigError:
-            raise
-        except Exception:  # an expression that this sample does not allow
-            return None
-        return summary(arrays)
+
+
+def summarized(sample: Mapping[str, Any], key: str) -> Dict[str, Any]:
+    """What is kept of a field.
+
+    Raises:
+        UnreadableField: If the sample has none, or an expression fails.
+    """
+    try:
+        return summary([array for _, array in numbers(sample, key)])
+    except GuardConfigError:
+        raise
+    except Exception as error:  # an expression: whatever it raises
+        raise UnreadableField(
+            f"'{key}' fails: {type(error).__name__}: {error}."
+        ) from error

@@ -42,7 +42,7 @@ HOLDERS = (Mapping, list, tuple, BaseDataElement)
 
 
 class UnreadableField(GuardConfigError):
-    """A key of the config does not fit the sample."""
+    """A key or a check of the config does not fit the sample."""
 
 
 class MissingKey(UnreadableField):

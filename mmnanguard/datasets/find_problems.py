@@ -15,6 +15,8 @@ from typing import (
 from mmnanguard.core import GuardConfigError, check_keys, check_value
 from mmnanguard.registry import CHECKS
 
+from .fields import UnreadableField
+
 __all__ = ['Check', 'Problem', 'build_checks', 'find_problems']
 
 Check = Callable[[Mapping[str, Any]], Optional[str]]
@@ -88,12 +90,21 @@ def find_problems(
     """What is wrong with a sample, a problem at most for each check.
 
     Raises:
-        GuardConfigError: If it has not the keys that checks look at, or a
-            check returns something else than a text or None.
+        UnreadableField: If it has not the keys that checks look at, or a
+            check of the user's fails.
+        GuardConfigError: If a check returns something else than a text or
+            None.
     """
     problems = []
     for name, check in checks:
-        text = check(sample)
+        try:
+            text = check(sample)
+        except GuardConfigError:
+            raise
+        except Exception as error:  # a user's check: whatever it raises
+            raise UnreadableField(
+                f'the check {name} fails: {type(error).__name__}: {error}.'
+            ) from error
         allowed = 'None if all is well, or else a text that says what is wrong'
         is_right = text is None or isinstance(text, str)
         check_value(is_right, f'what the check {name} returns', text, allowed)

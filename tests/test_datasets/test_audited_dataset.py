@@ -1,7 +1,11 @@
+import os
+import re
+
 import numpy as np
 import pytest
 
 from mmnanguard.core import GuardConfigError
+from mmnanguard.datasets.audit import audit
 from mmnanguard.datasets.audited_dataset import AuditedDataset
 from mmnanguard.datasets.find_problems import build_checks
 
@@ -13,7 +17,7 @@ def audited(samples, *checks, keys=()):
 
 
 @pytest.mark.parametrize(
-    ('later', 'told'),
+    ('odd', 'told'),
     [
         (dict(other=1), "the sample has no 'box'"),
         (dict(box=None), "the sample has no 'box'"),
@@ -21,17 +25,17 @@ def audited(samples, *checks, keys=()):
         (dict(box=np.ones(3)), 'has shape (3,)'),
     ],
 )
-def test_what_does_not_fit_later_is_a_finding(later, told):
-    """At first it is a mistake, later it is a bad sample among good ones."""
+def test_what_some_samples_lack_is_a_finding(odd, told):
+    """A mistake if no sample has it, else a bad sample among good ones."""
     good = dict(box=np.array([0, 0, 1, 1]))
-    dataset = audited([good, later], BOXES, keys=['box'])
+    dataset = audited([odd, good], BOXES, keys=['box'])
     dataset.check_keys()
-    assert dataset[0]['problems'] == []
-    (problem,) = dataset[1]['problems']
+    assert dataset[1]['problems'] == []
+    (problem,) = dataset[0]['problems']
     assert problem['check'] == 'NotDegenerate'
     assert told in problem['text']
-    with pytest.raises(GuardConfigError):
-        audited([later, good], BOXES).check_keys()
+    with pytest.raises(GuardConfigError, match=re.escape(told)):
+        audited([odd, odd], BOXES).check_keys()
 
 
 def test_an_expression_that_fails_for_a_sample():
@@ -43,6 +47,57 @@ def test_an_expression_that_fails_for_a_sample():
     assert first['values'] == {'box[0]': None}
     assert second['values']['box[0]']['count'] == 1
     assert [first['name'], second['problems']] == [None, []]
+
+
+def test_a_key_of_some_samples():
+    dataset = audited([dict(x=1), dict(x=1, y=2)], 'Finite', keys=['x', 'y'])
+    dataset.check_keys()
+    assert dataset[0]['values']['y'] is None
+    assert dataset[1]['values']['y']['count'] == 1
+
+
+def test_an_expression_that_fails_for_all():
+    dataset = audited([dict(x=1)], 'Finite', keys=['x.mean(axis=7)'])
+    with pytest.raises(GuardConfigError, match=r"'x.mean\(axis=7\)' fails: "):
+        dataset.check_keys()
+
+
+def lost_key(results):
+    assert results['lost'] > 0
+
+
+def test_a_users_check_that_fails():
+    told = 'the check lost_key fails: KeyError'
+    dataset = audited([dict(x=1), dict(lost=1)], dict(type=lost_key))
+    dataset.check_keys()
+    assert told in dataset[0]['problems'][0]['text']
+    with pytest.raises(GuardConfigError, match=told):
+        audited([dict(x=1)], dict(type=lost_key)).check_keys()
+
+
+class OpensOnce(list):
+    """As a file that is opened with the first sample: useless after a fork."""
+
+    pid = None
+
+    def __getitem__(self, index):
+        self.pid = self.pid or os.getpid()
+        return dict(x=1 if self.pid == os.getpid() else np.nan)
+
+
+def test_no_sample_is_loaded_before_the_fork(tmp_path):
+    rows = []
+    dataset = audited(OpensOnce([0] * 3), 'Finite', keys=['x'])
+    assert audit(dataset, {}, tmp_path, num_workers=1, on_rows=rows.extend)
+    assert [row['problems'] for row in rows] == [[], [], []]
+
+
+def test_a_mistake_leaves_nothing_to_resume(tmp_path):
+    """Else the one that is put right is refused its folder."""
+    wrong, right = (audited([dict(x=1)], 'Finite', keys=[k]) for k in 'yx')
+    with pytest.raises(GuardConfigError, match="has no 'y'"):
+        audit(wrong, dict(keys=['y']), tmp_path)
+    assert audit(right, dict(keys=['x']), tmp_path)
 
 
 def test_a_mistake_is_handed_over_not_raised():
