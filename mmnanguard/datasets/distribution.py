@@ -1,6 +1,5 @@
 """How the values of a field are distributed over a dataset."""
 
-import math
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
@@ -9,6 +8,7 @@ __all__ = ['BINS', 'MAX_POINTS', 'distribution', 'summary']
 
 MAX_POINTS = 32  # values that are kept of one sample
 BINS = 50
+MAX_WIDTH = 1e300  # of what matplotlib can draw
 
 
 def summary(arrays: Sequence[np.ndarray]) -> Dict[str, Any]:
@@ -57,7 +57,8 @@ def distribution(
     those of every finite value. Quartiles and histogram are exact where no
     sample had more than ``MAX_POINTS`` values ('is_exact'); else the share of
     values below each of them is right to 1 in ``2 * MAX_POINTS``. A quartile
-    is the least value that has such a share at or below it.
+    is the least value that has such a share at or below it. There is no
+    histogram where floats are too few or too far apart for its bins.
 
     Args:
         summaries: Of each sample, by its index; None where it has no such
@@ -97,9 +98,13 @@ def distribution(
         is_exact=bool((counts == kept).all()),
         quartiles=quantiles(points, weights, (0.25, 0.5, 0.75)),
     )
-    if math.isfinite(high - low):
+    if high - low > MAX_WIDTH:
+        return told
+    try:
         bars, edges = np.histogram(points, BINS, (low, high), weights=weights)
-        told['histogram'] = dict(edges=edges.tolist(), counts=bars.tolist())
+    except ValueError:  # too few floats from low to high
+        return told
+    told['histogram'] = dict(edges=edges.tolist(), counts=bars.tolist())
     return told
 
 

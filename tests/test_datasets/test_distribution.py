@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mmnanguard.core import to_json
+from mmnanguard.datasets.audit_report import draw
 from mmnanguard.datasets.distribution import MAX_POINTS, distribution, summary
 
 
@@ -51,6 +52,23 @@ def test_numbers_whose_squares_overflow():
     assert seen['max'] == 1.7e308
     assert 'histogram' not in seen
     assert '"std": "inf"' in to_json(seen)
+
+
+@pytest.mark.parametrize(
+    ('samples', 'is_drawn'),
+    [
+        ([1_700_000_000_000], True),
+        ([20231122123456789], False),  # no float is 0.5 above it
+        ([1.0, np.nextafter(1.0, 2.0)], False),
+        ([0, 1e300], True),
+        ([-8e307, 8e307], False),
+    ],
+)
+def test_a_histogram_where_there_can_be_one(samples, is_drawn, tmp_path):
+    seen = told([[value] for value in samples])
+    assert ('histogram' in seen) == is_drawn
+    if is_drawn:
+        draw('x', seen, tmp_path / 'x.png')
 
 
 def test_other_kinds_of_numbers():
