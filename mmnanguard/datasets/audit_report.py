@@ -3,9 +3,10 @@
 import re
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Dict, Mapping, Sequence
 
-from mmnanguard.core import to_json, written_aside
+from mmnanguard.core import to_json
 
 from .distribution import distribution
 from .sample_list import Listed, write_sample_list
@@ -67,15 +68,23 @@ def audit_report(
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> None:
-    """``report.json``, ``bad_samples.txt`` and a picture for each key."""
-    for key, told in report['distributions'].items():
-        if 'picture' in told:
-            draw(key, told, folder / told['picture'])
-    bad = [Listed(row['index'], row['name']) for row in report['bad']]
-    write_sample_list(str(folder / 'bad_samples.txt'), bad)
-    with written_aside(folder / 'report.json') as aside:
+    """A picture for each key, ``bad_samples.txt`` and at last
+    ``report.json``. Ranks that end together write the same at once: each in
+    a folder of its own, from which whole files are moved.
+    """
+    with TemporaryDirectory(prefix='partial_', dir=folder) as name:
+        aside = Path(name)
+        for key, told in report['distributions'].items():
+            if 'picture' in told:
+                draw(key, told, aside / told['picture'])
+        bad = [Listed(row['index'], row['name']) for row in report['bad']]
+        write_sample_list(aside / 'bad_samples.txt', bad)
         text = to_json(report).encode('utf-8', 'backslashreplace')
-        Path(aside).write_bytes(text + b'\n')
+        (aside / 'report.json').write_bytes(text + b'\n')
+        for path in sorted(
+            aside.iterdir(), key=lambda at: at.suffix == '.json'
+        ):
+            path.replace(folder / path.name)
 
 
 def draw(key: str, told: Mapping[str, Any], path: Path) -> None:
@@ -94,5 +103,4 @@ def draw(key: str, told: Mapping[str, Any], path: Path) -> None:
         f'{told["count"]} values, mean {told["mean"]:.4g}, std '
         f'{told["std"]:.4g}; dotted: quartiles'
     )
-    with written_aside(path) as aside:
-        figure.savefig(aside, format='png', dpi=100)
+    figure.savefig(path, format='png', dpi=100)

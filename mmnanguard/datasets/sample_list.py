@@ -1,9 +1,10 @@
 """The list of samples that an audit writes and ExcludeSamples reads."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Iterable, List, Optional
 
-from mmnanguard.core import GuardConfigError, is_count, written_aside
+from mmnanguard.core import GuardConfigError, is_count
 
 __all__ = ['Listed', 'read_sample_list', 'to_listed', 'write_sample_list']
 
@@ -21,8 +22,8 @@ class Listed:
         return f'index {self.index}' if self.name is None else self.name
 
 
-def write_sample_list(path: str, samples: Iterable[Listed]) -> None:
-    with written_aside(path) as aside, open(aside, 'wb') as file:
+def write_sample_list(path: Path, samples: Iterable[Listed]) -> None:
+    with path.open('wb') as file:
         file.write(HEAD.encode())
         for sample in samples:
             name = '' if sample.name is None else f'\t{sample.name}'
