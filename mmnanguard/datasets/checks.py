@@ -1,5 +1,6 @@
 """What a sample is held to: a check tells what is wrong with it, or None."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Iterator, List, Mapping, Optional, Sequence, Union
 
@@ -36,6 +37,12 @@ class FieldCheck:
     allow_missing: bool = False
 
     def __post_init__(self) -> None:
+        is_list = isinstance(self.key, (list, tuple)) and bool(self.key)
+        is_right = self.key is None or isinstance(self.key, str) or is_list
+        where = f'{type(self).__name__}.key'
+        check_value(
+            is_right, where, self.key, "a key such as 'img', or several"
+        )
         for key in self.keys():
             if key is not None:
                 check_key(key)
@@ -108,9 +115,9 @@ class Range(FieldCheck):
     def look(self, path: str, array: np.ndarray) -> Optional[str]:
         good = np.ones(array.shape, bool)
         if self.min is not None:
-            good &= array >= self.min
+            good &= array >= within_type(self.min, array.dtype)
         if self.max is not None:
-            good &= array <= self.max
+            good &= array <= within_type(self.max, array.dtype)
         if self.max is None:
             rule = f'it must be {self.min} or more'
         elif self.min is None:
@@ -183,6 +190,16 @@ class NotEmpty(FieldCheck):
             return None
         what = f'0 in all of its {array.size} elements'
         return f'{path} is {what if array.size else "empty"}'
+
+
+def within_type(bound: float, dtype: np.dtype) -> float:
+    """A finite bound beyond a type's numbers would become Inf beside them,
+    and let Inf pass.
+    """
+    if dtype.kind != 'f' or math.isinf(bound):
+        return bound
+    limit = float(np.finfo(dtype).max)
+    return min(max(bound, -limit), limit)
 
 
 def check_needed(check: FieldCheck) -> None:

@@ -142,7 +142,8 @@ def is_numeric(value: Any) -> bool:
 def as_array(value: Any) -> Optional[np.ndarray]:
     """None if it is not numbers alone."""
     if isinstance(value, Tensor):
-        value = value.detach().cpu()
+        value = value.detach().cpu().resolve_conj()
+        value = value.to_dense() if value.is_sparse else value
         try:
             value = value.numpy()
         except TypeError:  # numpy has no bfloat16

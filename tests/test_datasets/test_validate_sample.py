@@ -90,6 +90,7 @@ def problem(check, **changes):
 FINITE = dict(type='Finite')
 SCALE = dict(type='Range', key='norm_scale', min=1.0, max=200.0)
 TOKENS = dict(type='Range', key='ids', min=0, max=151642)
+HUGE = dict(type='Range', key='depth', min=-3e5, max=3e5)
 BOXES = dict(type='NotDegenerate', key='gt_instances.bboxes')
 POINTS = dict(type='NotDegenerate', key='joints', kind='points')
 LENGTH = 'np.linalg.norm(np.diff(joints[[1, 2, 3]], axis=0), axis=-1).sum()'
@@ -119,6 +120,14 @@ BAD_DEPTH = torch.tensor([[0, NAN, 1], [INF, 0, 0]], dtype=torch.bfloat16)
         (SCALE, dict(norm_scale=200.1), 'norm_scale is 200.1'),
         (SCALE, dict(norm_scale=NAN), 'norm_scale is nan'),
         (dict(type='Range', key='ids', min=3), {}, None),
+        # The bounds are beyond the numbers of the type, Inf is beyond both.
+        (HUGE, dict(depth=np.float16([5e4, INF])), 'depth[1] is inf'),
+        (HUGE, dict(depth=np.float16([-INF])), 'depth[0] is -inf'),
+        (HUGE, dict(depth=np.float32([2e5])), None),
+        (dict(HUGE, max=INF), dict(depth=np.float16([INF])), None),
+        (FINITE, dict(depth=torch.tensor([1j * NAN]).conj()), 'depth[0] is'),
+        (FINITE, dict(depth=torch.ones(2, 2).to_sparse()), None),
+        (FINITE, dict(depth=torch.ones(2, 2).to_sparse() * NAN), 'depth[0, 0'),
         (dict(type='Range', key='ids', max=5), {}, 'must be 5 or less'),
         (TOKENS, {}, None),
         (TOKENS, dict(ids=[1, 151643]), 'ids[1] is 151643: it must be from 0'),
@@ -193,6 +202,8 @@ def test_checks(check, changes, told):
         (dict(type='Range', min=0), 'a key such as'),
         (dict(type='Range', key='a', min=2, max=1), 'at most max'),
         (dict(type='Range', key='a', min=NAN), 'a number or None'),
+        (dict(type='Range', key=5, min=0), 'key is 5: it must be a key such'),
+        (dict(type='Finite', key=[]), 'a key such as'),
         (dict(type='Range', key='a +', min=0), 'neither a key nor an expr'),
         (dict(type='NotDegenerate', key='a', kind='box'), 'xyxy'),
         (dict(type='NotDegenerate', key='a', min_size=-1), '0 or more'),
