@@ -7,9 +7,16 @@ from mmengine.visualization import Visualizer
 
 @pytest.fixture(autouse=True)
 def fresh_globals():
-    """MMEngine keeps its loggers, hubs and scopes in class attributes."""
+    """MMEngine keeps its loggers, hubs and scopes in class attributes; an
+    import may have made some, which write past what captures a test's output.
+    """
     torch.manual_seed(0)
+    clear_globals()
     yield
+    clear_globals()
+
+
+def clear_globals():
     for logger in MMLogger._instance_dict.values():
         for handler in logger.handlers:
             handler.close()
