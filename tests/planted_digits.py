@@ -27,6 +27,14 @@ CHECKS = [
     dict(type='Range', key='data_samples.gt_label', min=0, max=9),
 ]
 
+VALIDATE = dict(
+    type='mmnanguard.ValidateSample',
+    checks=[
+        dict(type='Range', key='img', min=0, max=16),
+        dict(type='Range', key='gt_label', min=0, max=9),
+    ],
+)
+
 
 @DATASETS.register_module()
 class PlantedDigits(DigitsDataset):

@@ -38,17 +38,10 @@ class BadSamplesHook(Hook):
         where = 'BadSamplesHook.interval'
         check_value(is_right, where, interval, 'an integer of 1 or more')
         self.interval = interval
-        self._validators: List[Any] = []
         self._told: Dict[str, str] = {}
 
     def before_train(self, runner: Runner) -> None:
-        # Not by its class: what loads data is no part of this ring.
-        self._validators = [
-            part
-            for part in dataset_parts(runner.train_dataloader.dataset)
-            if type(part).__name__ == 'ValidateSample'
-        ]
-        if not self._validators:
+        if not find_validators(runner):
             runner.logger.warning(
                 'mmnanguard: BadSamplesHook finds no ValidateSample in the '
                 'training pipeline. Add dict(type='
@@ -70,9 +63,9 @@ class BadSamplesHook(Hook):
 
     def _tell(self, runner: Runner) -> None:
         own = {
-            name: f'{bad.story}; {DONE[validator.action]}'
-            for validator in self._validators
-            for name, bad in validator.record.read().items()
+            name: f'{story}; {DONE[validator.action]}'
+            for validator in find_validators(runner)
+            for name, story in validator.record.read().items()
             if name not in self._told
         }
         new: Dict[str, str] = {}
@@ -89,3 +82,11 @@ class BadSamplesHook(Hook):
                 f'mmnanguard: ValidateSample found {len(self._told)} bad '
                 f'samples so far, {len(new)} of them new: {"; ".join(told)}'
             )
+
+
+def find_validators(runner: Runner) -> List[Any]:
+    """At each look, as other hooks exchange the pipeline. Not by their class:
+    what loads data is no part of this ring.
+    """
+    parts = dataset_parts(runner.train_dataloader.dataset)
+    return [part for part in parts if type(part).__name__ == 'ValidateSample']

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -124,7 +125,7 @@ def test_distributions(whole):
         assert (whole / key['picture']).read_bytes().startswith(b'\x89PNG')
 
 
-def test_killed_resumed_and_sharded_is_the_same(whole, config, tmp_path):
+def test_killed_and_resumed_is_the_same(whole, config, tmp_path):
     killed = tmp_path / 'killed'
     args = [config, *ARGS, '--out', str(killed)]
     environment = dict(
@@ -148,12 +149,42 @@ def test_killed_resumed_and_sharded_is_the_same(whole, config, tmp_path):
     assert rows.read_bytes().count(b'"values"') == 1437
     assert files(killed) == files(whole)
 
-    shards = tmp_path / 'shards'
-    launch(TOOL, config, *ARGS, '--out', shards)
+
+@pytest.fixture(scope='module')
+def ranks(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('ranks')
+    job = 'bad_samples_job.py'
+    launch(job, config, folder / 'shards', folder / 'run', *ARGS)
+    return folder
+
+
+def test_sharded_is_the_same(whole, ranks):
+    shards = ranks / 'shards'
     rows = [shards / f'rows_rank{rank}.jsonl' for rank in (0, 1)]
     counts = [path.read_bytes().count(b'"values"') for path in rows]
     assert counts == [719, 718]
     assert files(shards) == files(whole)
+
+
+def test_ranks_tell_of_what_their_workers_drop(ranks):
+    run = ranks / 'run'
+    results = [
+        json.loads((run / f'rank_{rank}.json').read_text()) for rank in (0, 1)
+    ]
+    own = [set(result['own']) for result in results]
+    assert all(0 < len(each) < 20 for each in own)
+    assert own[0] | own[1] == set(NAMES)
+    assert [result['told'] for result in results] == [20, 20]
+    (log,) = run.glob('*/*.log')
+    told = [x for x in log.read_text().splitlines() if 'bad samples so' in x]
+    assert 'found 20 bad samples so far' in told[-1]
+    new = [int(re.findall(r'(\d+) of them new', line)[0]) for line in told]
+    assert len(new) > 1
+    assert sum(new) == 20  # each is told once
+    assert 'it must be from 0 to 16 (Range); left out' in ''.join(told)
+    (events,) = run.glob('*/nanguard/events.jsonl')
+    assert '"update"' not in events.read_text()
+    assert not any(Path(result['record']).exists() for result in results)
 
 
 def test_the_list_makes_training_clean(whole, config, tmp_path):

@@ -31,8 +31,8 @@ class ValidateSample(BaseTransform):
 
     Looks at what the transforms before it have left in ``results`` and
     changes nothing. A bad sample is said once, at WARNING, with its name and
-    what is wrong; each time it is drawn it goes into ``record``, from worker
-    processes too. ``BadSamplesHook`` brings that into the run's log.
+    what is wrong, and goes into ``record``, from worker processes too.
+    ``BadSamplesHook`` brings that into the run's log.
 
     Args:
         checks: What must hold, such as
