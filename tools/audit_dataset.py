@@ -5,8 +5,8 @@ a ValidateSample of the pipeline, and an error of the pipeline, makes it bad.
 OUT then holds report.json, bad_samples.txt for mmnanguard.ExcludeSamples, and
 the distribution of each --key. Killed, it goes on where it was; under torchrun
 each rank does its share.
-Exit status: 0; with --strict 1 if something is bad; 2 for a wrong command
-line or config.
+Exit status: 0; with --strict 1 if something is bad; 2 if it cannot be told,
+as for a wrong command line or config.
 
 Example:
     python tools/audit_dataset.py configs/digits/plain_fp32.py --key inputs \
@@ -16,11 +16,13 @@ Example:
 import argparse
 import os
 import sys
+import traceback
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
 from mmengine.hub import get_config
 from mmengine.registry import DATASETS, init_default_scope
+from mmengine.utils.dl_utils import set_multi_processing
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -66,8 +68,9 @@ def parse_args(argv=None):
         args.checks = [read_check(text) for text in args.checks]
     except Exception as error:  # whatever its evaluation raises
         parser.error(f'--checks: {error}')
-    if args.seed < 0:
-        parser.error('--seed must be 0 or more')
+    for name in ('seed', 'num_workers'):
+        if (getattr(args, name) or 0) < 0:
+            parser.error(f'--{name.replace("_", "-")} must be 0 or more')
     return args
 
 
@@ -98,11 +101,12 @@ def load(args):
     for key in args.key:
         check_key(key)
     checks = build_checks(args.checks, '--checks') if args.checks else []
+    # As the run does: how its processes start, no threads of OpenCV in them.
+    set_multi_processing(**cfg.get('env_cfg', {}).get('mp_cfg', {}))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     dataset = DATASETS.build(loader.dataset)
     dataset = AuditedDataset(dataset, checks, args.key, args.seed)
     facts = dict(
-        config=args.config,
         dataset=str(loader.dataset),
         checks=args.checks,
         keys=args.key,
@@ -180,39 +184,40 @@ def show(report, out):
     )
 
 
-def tell_mistake(error):
-    print(f'{type(error).__name__}: {error}', file=sys.stderr)
-    return 2
-
-
 def as_text(value):
     if isinstance(value, list):
         return ' '.join(map(as_text, value))
     return f'{value:.4g}' if isinstance(value, float) else str(value)
 
 
+def run(args):
+    from mmnanguard.datasets.audit import read_rows
+    from mmnanguard.datasets.audit_report import audit_report, write_report
+
+    dataset, facts = load(args)
+    if not walk(dataset, facts, args):
+        print('this share is done; the last one to end writes the report')
+        return 0
+    rows = read_rows(args.out, facts)
+    # Not a fact of the rows: one file has several paths.
+    report = audit_report(rows, args.key, dict(config=args.config, **facts))
+    write_report(report, args.out)
+    show(report, args.out)
+    return int(args.strict and report['num_bad'] > 0)
+
+
 def main(argv=None):
     sys.path[:0] = [str(ROOT)]
     args = parse_args(argv)
     from mmnanguard.core import GuardConfigError
-    from mmnanguard.datasets.audit import read_rows
-    from mmnanguard.datasets.audit_report import audit_report, write_report
 
     try:
-        dataset, facts = load(args)
-    except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
-        return tell_mistake(error)
-    try:
-        is_whole = walk(dataset, facts, args)
-    except GuardConfigError as error:
-        return tell_mistake(error)
-    if not is_whole:
-        print('this share is done; the last one to end writes the report')
-        return 0
-    report = audit_report(read_rows(args.out, facts), args.key, facts)
-    write_report(report, args.out)
-    show(report, args.out)
-    return int(args.strict and report['num_bad'] > 0)
+        return run(args)
+    except (GuardConfigError, OSError) as error:
+        print(f'{type(error).__name__}: {error}', file=sys.stderr)
+    except Exception:  # of a config, a dataset, a worker
+        traceback.print_exc()
+    return 2
 
 
 if __name__ == '__main__':

@@ -258,6 +258,9 @@ def test_the_pipelines_own_findings(tmp_path):
         (['--dataloader', 'test'], 'has no test_dataloader'),
         (['--cfg-options', 'train_dataloader.dataset.split=x'], 'split is'),
         (['--cfg-options', 'train_dataloader.dataset.type=Lost'], 'Lost'),
+        (['--cfg-options', 'train_dataloader=5'], 'AttributeError'),
+        (['--out', '/dev/null/x'], 'NotADirectoryError'),
+        (['--cfg-options', 'env_cfg.mp_cfg.start=x'], "argument 'start'"),
     ],
 )
 def test_mistakes(tmp_path, capsys, args, told):
@@ -266,9 +269,11 @@ def test_mistakes(tmp_path, capsys, args, told):
     assert told in capsys.readouterr().err
 
 
-def test_another_audit_is_not_resumed(tmp_path, capsys):
+def test_another_audit_is_not_resumed(tmp_path, capsys, monkeypatch):
     pipeline = [dict(type='PackDigits')]
     assert audit_small(tmp_path, pipeline)[0] == 0
+    monkeypatch.chdir(tmp_path)
+    assert audit_small(Path(), pipeline)[0] == 0  # the same file
     assert audit_small(tmp_path, pipeline, '--key', 'inputs')[0] == 2
     assert "another keys: [], not ['inputs']" in capsys.readouterr().err
     pipeline.insert(0, dict(type='RollDigits'))
@@ -276,7 +281,9 @@ def test_another_audit_is_not_resumed(tmp_path, capsys):
     assert 'another dataset' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('args', [['--checks', 'dict('], ['--seed', '-1']])
+@pytest.mark.parametrize(
+    'args', [['--checks', 'dict('], ['--seed', '-1'], ['--num-workers', '-1']]
+)
 def test_a_wrong_command_line(args):
     with pytest.raises(SystemExit) as error:
         main(['config.py', *args])
