@@ -154,7 +154,8 @@ class AuditedDataset(Dataset):
         seed = np.random.SeedSequence([self.seed, index]).generate_state(1)
         random.seed(int(seed[0]))
         np.random.seed(seed)
-        torch.manual_seed(int(seed[0]))
+        # torch.manual_seed() formats the stack for devices that load no data.
+        torch.default_generator.manual_seed(int(seed[0]))
         self._found.clear()
         try:
             sample = self.dataset[index]
