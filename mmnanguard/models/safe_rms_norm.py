@@ -58,7 +58,7 @@ class SafeRMSNorm(nn.Module):
         if self.weight is not None:
             shape = [1] * x.dim()
             shape[self.dim] = self.num_features
-            wide = wide * self.weight.view(shape)
+            wide = wide * widen(self.weight).view(shape)
         return wide.to(x.dtype)
 
     def extra_repr(self) -> str:

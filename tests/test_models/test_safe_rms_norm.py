@@ -95,6 +95,14 @@ def test_finite_on_zeros_and_extremes(dtype, eps):
     assert torch.allclose(y[1], torch.ones(4).to(dtype))
 
 
+def test_the_gradient_of_a_weight_in_float16_is_limited():
+    layer, x = SafeRMSNorm(4).half(), torch.ones(9, 4).half()
+
+    layer(x).backward(torch.full_like(x, 6e4))
+
+    assert (layer.weight.grad == torch.finfo(torch.float16).max).all()
+
+
 @pytest.mark.parametrize('dtype', HALVES)
 def test_statistics_are_in_float32_under_autocast(dtype):
     layer, x = SafeRMSNorm(256), torch.randn(3, 256).to(dtype)
