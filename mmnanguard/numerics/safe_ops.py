@@ -9,15 +9,18 @@ What holds for all of them:
 - float16 and bfloat16 are computed in float32, under autocast too; the result
   has the dtype of the input. A gradient too large for float16 becomes its
   largest number.
-- They hide nothing: a NaN or Inf that goes in gives what the plain operation
-  gives, so that a guard sees it. What lies at a masked place, NaN included,
-  reaches neither the result nor a gradient.
+- They hide nothing that goes in: of a NaN or Inf they make what the plain
+  operation makes, so that a guard sees it; but what lies at a masked place
+  reaches nothing. A NaN or Inf in the gradient from above goes through, but
+  where the gradient is 0 by design (a place that is filled, limited, left
+  out or masked) it ends.
 - No sync, no collective. They compile as one graph, and of finite numbers
   of an ordinary size there are second derivatives, too.
 """
 
 import math
-from typing import Any, Optional, Tuple, Union
+from functools import reduce
+from typing import Any, List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -69,18 +72,20 @@ def safe_divide(
         GuardConfigError: If ``eps`` is negative.
     """
     check_value(eps >= 0, 'eps of safe_divide', eps, 'a number from 0 on')
-    if not isinstance(numerator, Tensor):
-        numerator = denominator.new_full((), numerator)
-    dtype = torch.promote_types(numerator.dtype, denominator.dtype)
-    top, bottom = widen(numerator), widen(denominator)
+    dtype, bottom = denominator.dtype, widen(denominator)
+    if isinstance(numerator, Tensor):
+        dtype, top = _promote(numerator, denominator), widen(numerator)
+    else:
+        top = bottom.new_full((), numerator)
     is_zero = bottom.abs() <= eps
     bottom = bottom.masked_fill(is_zero, 1.0)  # 0 * (1 / 0) would be NaN
     with torch.no_grad():
-        steepest = _steepest(torch.promote_types(top.dtype, bottom.dtype))
+        quotient = top / bottom
+        steepest = min(map(_steepest, _float_dtypes(top, bottom)))
         top_is_steep = bottom.reciprocal().abs() > steepest
-        bottom_is_steep = (top / bottom / bottom).abs() > steepest
+        bottom_is_steep = (quotient / bottom).abs() > steepest
         # Inf for an infinite numerator, which is not to look finite.
-        limit = top.abs().clamp(min=torch.finfo(dtype).max)
+        limit = top.abs().to(quotient).clamp(min=torch.finfo(dtype).max)
     quotient = torch.where(top_is_steep, top.detach(), top) / torch.where(
         bottom_is_steep, bottom.detach(), bottom
     )
@@ -239,6 +244,18 @@ def widen(x: Tensor) -> Tensor:
 def _limit(x: Tensor, limit: Tensor) -> Tensor:
     """Clamp to [-limit, limit], but leave an Inf, which is none of ours."""
     return torch.where(x.isinf(), x, x.clamp(-limit, limit))
+
+
+def _promote(*tensors: Tensor) -> torch.dtype:
+    """``torch.result_type`` of a division, which Dynamo does not trace: what
+    has no dimensions counts only if nothing else is floating point.
+    """
+    shaped = _float_dtypes(*[tensor for tensor in tensors if tensor.dim()])
+    return reduce(torch.promote_types, shaped or _float_dtypes(*tensors))
+
+
+def _float_dtypes(*tensors: Tensor) -> List[torch.dtype]:
+    return [t.dtype for t in tensors if t.is_floating_point()]
 
 
 def _steepest(dtype: torch.dtype) -> float:

@@ -5,6 +5,7 @@ number over- or underflows.
 """
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -310,13 +311,26 @@ def test_a_number_may_be_divided():
 
     assert inverse.tolist() == [0, 0.25]
     assert inverse.dtype == torch.float16
+    assert safe_divide(1e5, 100 * depth).tolist() == [0, 250]  # > 65,504
 
 
-def test_dtypes_are_promoted():
-    half, single = torch.ones(2).half(), torch.full((2,), 1e30)
+@pytest.mark.parametrize('shapes', [((2,), (2,)), ((), (2,)), ((2,), ())])
+@pytest.mark.parametrize('other', DTYPES)
+@pytest.mark.parametrize('dtype', [*DTYPES, torch.int64])
+def test_dtypes_are_promoted_as_in_pytorch(dtype, other, shapes):
+    x, y = torch.ones(shapes[0], dtype=dtype), torch.ones(shapes[1]).to(other)
 
-    assert safe_divide(half, single).dtype == torch.float32
-    assert torch.equal(safe_divide(half, single), 1 / single)
+    assert safe_divide(x, y).dtype == (x / y).dtype
+
+
+def test_finite_between_float32_and_float64():
+    x = torch.tensor([3e38, 1.0])
+    y = torch.tensor([1e-300, 1e-100], dtype=torch.float64)
+
+    for pair in ((x, y), (1 / y, 1 / x)):
+        quotient, *grads = run(SAFE['divide'], *pair, None)
+        assert quotient.dtype == torch.float64
+        assert all(t.isfinite().all() for t in (quotient, *grads))
 
 
 @pytest.mark.parametrize('dtype', DTYPES)
@@ -423,6 +437,19 @@ def test_a_bad_gradient_from_above_stays_bad(name, dtype, bad):
     _, grad, _ = run(SAFE[name], x, x, torch.tensor(True), upstream=bad)
 
     assert not grad.isfinite().any()
+
+
+@pytest.mark.parametrize('bad', [NAN, INF])
+@pytest.mark.parametrize('name', SAFE)
+def test_a_bad_gradient_from_above_ends_where_the_gradient_is_0(name, bad):
+    nothing = torch.zeros(2), torch.zeros(2), torch.tensor(False)
+    results = [run(SAFE[name], *nothing, upstream=bad)]
+    if name == 'divide':  # at its limit
+        args = torch.full((2,), 3e38), torch.tensor(0.1), None
+        results.append(run(SAFE[name], *args, upstream=bad))
+
+    for _, *grads in results:
+        assert all((grad == 0).all() for grad in grads)
 
 
 # The naive ways do fail at these places
@@ -553,17 +580,35 @@ def test_gradcheck_once_and_twice(name):
 
 # Dynamo itself instantiates what must not be.
 @pytest.mark.filterwarnings('ignore:.*should not be instantiated')
-@pytest.mark.parametrize('dtype', [torch.float16, torch.float32])
 @pytest.mark.parametrize('name', SAFE)
-def test_compiles_as_one_graph(name, dtype):
+def test_compiles_as_one_graph(name):
     """With AOTAutograd, which traces both ways and needs no C++ compiler."""
     torch._dynamo.reset()
     compiled = torch.compile(SAFE[name], fullgraph=True, backend='aot_eager')
-    values = torch.tensor([*special(dtype), 2.0, -0.5], dtype=dtype)
+    values = torch.tensor([*special(torch.float32), 2.0, -0.5])
     args = values.view(8, 3), values.flip(0).view(8, 3), values.view(8, 3) > 0
 
     for got, want in zip(run(compiled, *args), run(SAFE[name], *args)):
         assert torch.equal(got, want)
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings('ignore:.*should not be instantiated')
+def test_compiled_float16_is_what_it_is_in_eager_mode():
+    """All at once: a compiler's first code costs most of the time."""
+    backend = 'inductor' if shutil.which('g++') else 'aot_eager'
+    values = torch.tensor([*special(torch.float16), 2.0, -0.5]).half()
+    x = values.view(8, 3).repeat(len(SAFE), 1, 1)
+
+    def every(x, other, mask):
+        rows = zip(SAFE.values(), x, other)
+        return torch.cat([f(a, b, mask).flatten() for f, a, b in rows])
+
+    torch._dynamo.reset()
+    compiled = torch.compile(every, fullgraph=True, backend=backend)
+    args = x, x.flip(1), x[0] > 0
+    for got, want in zip(run(compiled, *args), run(every, *args)):
+        assert torch.allclose(got, want, rtol=1e-2, atol=1e-6)
     torch._dynamo.reset()
 
 
