@@ -23,9 +23,10 @@ class SafeAdaLNZero(BaseModule):
         y, gate = self.norm(x, cond)
         x = x + gate * self.branch(y)
 
-    The scale cannot leave (1 - max_scale, 1 + max_scale), however large the
-    projection grows. It, the norm (``SafeRMSNorm``) and the modulation are in
-    float32 under autocast; both results have the dtype of ``x``.
+    The scale cannot leave [1 - max_scale, 1 + max_scale], however large the
+    projection grows, up to Inf. It, the norm (``SafeRMSNorm``) and the
+    modulation are in float32 under autocast; both results have the dtype of
+    ``x``.
 
     Args:
         embed_dims: Channels of ``x``.

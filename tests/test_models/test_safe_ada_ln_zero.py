@@ -35,7 +35,8 @@ def test_an_init_cfg_overrides_the_zeros():
 
 
 @pytest.mark.parametrize(
-    ('raw', 'scale'), [(1e3, 1.5), (-1e3, 0.5), (3e38, 1.5)]
+    ('raw', 'scale'),
+    [(1e3, 1.5), (-1e3, 0.5), (3e38, 1.5), (float('inf'), 1.5)],
 )
 def test_the_scale_is_bounded(raw, scale):
     layer, x = build(max_scale=0.5), torch.randn(2, 5, 4)
