@@ -41,10 +41,11 @@ class MadeUpDataset(BaseDataset):
 
     def load_data_list(self) -> List[dict]:
         drawn = self.draw(self.size, Generator().manual_seed(self.seed))
+        arrays = {key: rows.numpy() for key, rows in drawn.items()}
         return [
             dict(
                 img_path=f'{self.NAME}/{index:06d}',
-                **{key: rows[index].clone() for key, rows in drawn.items()},
+                **{key: rows[index].copy() for key, rows in arrays.items()},
             )
             for index in range(self.size)
         ]
@@ -61,7 +62,7 @@ class PackTensors:
         sample = BaseDataElement(
             metainfo={key: results[key] for key in ('sample_idx', 'img_path')}
         )
-        inputs = {key: results[key] for key in self.keys}
+        inputs = {key: torch.as_tensor(results[key]) for key in self.keys}
         return dict(inputs=inputs, data_samples=sample)
 
 
