@@ -11,7 +11,6 @@ Example:
 
 import argparse
 import contextlib
-import itertools
 import json
 import math
 import re
@@ -20,6 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, List
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -32,7 +32,6 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 CASES = ROOT / 'configs' / 'cases'
 COLUMNS = 'plain', 'guarded', 'cured', 'culprit', 'reported'
-NUMBERS = itertools.count()  # MMEngine wants each run to have its name
 
 
 class Recorder(Hook):
@@ -42,7 +41,6 @@ class Recorder(Hook):
 
     def __init__(self) -> None:
         self.losses: List[float] = []
-        self.norms: List[float] = []
         self.lost = 0
         self.bad_from = None
 
@@ -70,7 +68,7 @@ def run(path, work_dir) -> Dict[str, Any]:
     """Train one config; what came of it."""
     cfg = Config.fromfile(path)
     cfg.work_dir = str(work_dir)
-    cfg.experiment_name = f'case_{next(NUMBERS)}'
+    cfg.experiment_name = cfg.work_dir  # must be new to MMEngine
     cfg.log_level = 'WARNING'
     runner, recorder = Runner.from_cfg(cfg), Recorder()
     runner.register_hook(recorder)
@@ -78,7 +76,7 @@ def run(path, work_dir) -> Dict[str, Any]:
     try:
         runner.train()
     except RuntimeError as error:
-        raised = f'Iter {runner.iter + 1}: {error}'
+        raised = f'Iter {runner.iter + 1}: {error}'.splitlines()[0]
     told = Path(runner.log_dir, 'nanguard', 'events.jsonl')
     lines = told.read_text().splitlines() if told.exists() else []
     rows = [json.loads(line) for line in lines]
@@ -91,27 +89,20 @@ def run(path, work_dir) -> Dict[str, Any]:
         for key, value in state.items()
         if key != 'step' and value is not None
     ]
-    losses = [loss for loss in recorder.losses if math.isfinite(loss)]
+    is_nan = [not math.isfinite(loss) for loss in recorder.losses]
     return dict(
         raised=raised,
-        iterations=len(recorder.losses),
-        first_nan=next(
-            (
-                number
-                for number, loss in enumerate(recorder.losses, 1)
-                if not math.isfinite(loss)
-            ),
-            None,
-        ),
+        first_nan=is_nan.index(True) + 1 if any(is_nan) else None,
         bad_from=recorder.bad_from,
         bad_weights=count_bad(runner.model.parameters()),
         bad_buffers=count_bad(runner.model.buffers()),
         bad_moments=count_bad(moments),
         lost=recorder.lost,
         lr_left=lr_left(cfg, scalars),
-        top_loss=max(losses),
-        top_norm=last(scalars, 'train/grad_norm', max),
-        error=last(scalars, 'val/error', lambda values: values[-1]),
+        top_loss=max(filter(math.isfinite, recorder.losses)),
+        top_norm=chosen(scalars, 'train/grad_norm', max),
+        late_norm=chosen(scalars, 'train/grad_norm', late_median),
+        error=chosen(scalars, 'val/error', lambda values: values[-1]),
         is_guarded=bool(rows),
         events=len(updates),
         skips=sum(row['action'] == 'skip' for row in updates),
@@ -122,8 +113,12 @@ def run(path, work_dir) -> Dict[str, Any]:
     )
 
 
-def last(scalars, key, choose):
+def chosen(scalars, key, choose):
     return float(choose(scalars[key].data[0])) if key in scalars else None
+
+
+def late_median(values):
+    return np.median(values[len(values) // 2 :])
 
 
 def lr_left(cfg, scalars):
@@ -161,9 +156,13 @@ def culprits(rows) -> List[str]:
             if row['cause'] == 'spike':
                 told[f'norm {row["grad_norm"]:.1f}'] = samples[0]
             for name, seen in row['watched'].items():
+                what = 'is not finite'
                 if seen['is_finite']:
-                    low, high = seen['min'], seen['max']
-                    told[f'{name} from {low:g} to {high:.1f}'] = ''
+                    what = f'from {seen["min"]:g} to {seen["max"]:.1f}'
+                told[f'{name} {what}'] = ''
+        elif row['kind'] == 'audit':
+            bad = row['tensors'][0]
+            told[f"'{bad['name']}' ({bad['tensor']})"] = ''
     return [
         f'{what}: {sample}' if sample else what
         for what, sample in told.items()
@@ -178,9 +177,9 @@ def left_out(log_dir) -> List[str]:
 
 def tell(came) -> str:
     """The outcome of a run in a few words."""
-    told = []
     if came['raised']:
-        told.append(came['raised'])
+        return came['raised']
+    told = []
     if came['bad_from']:
         what = 'weights and moments' if came['bad_moments'] else 'weights'
         told.append(f'{what} NaN from iteration {came["bad_from"]} on')
@@ -193,9 +192,11 @@ def tell(came) -> str:
     if came['skips']:
         told.append(f'{came["skips"]} skipped')
     if came['events'] > came['skips']:
-        told.append(f'{came["events"] - came["skips"]} clipped')
-    if came['is_guarded'] and not came['events']:
-        told.append('no event')
+        told.append(f'{came["events"] - came["skips"]} spikes')
+    if came['is_guarded']:
+        if not came['events']:
+            told.append('no event')
+        told.append(f'norm {came["late_norm"]:.2g}')
     if came['top_loss'] > 1e6:
         told.append(f'loss up to {came["top_loss"]:.1g}')
     if came['lr_left'] < 0.99:
@@ -209,7 +210,7 @@ def differences(came, documented) -> List[str]:
     found = []
     for key, expected in documented.items():
         value = came[key]
-        if key == 'culprit':
+        if key in ('culprit', 'raised'):
             is_right = all(word in value for word in expected)
         elif isinstance(expected, (list, tuple)):
             low, high = expected

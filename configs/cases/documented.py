@@ -1,6 +1,6 @@
 # What each run of configs/cases comes to. tools/cases.py compares, and tells
 # those of a case in the order that they have here. A list is of two bounds; of
-# 'culprit', of words that stand in what the guard has told.
+# 'culprit' and 'raised', of words that stand in what was told.
 zero_norm_scale = dict(
     plain=dict(bad_from=107, error='nan'),
     guarded=dict(
@@ -12,8 +12,12 @@ zero_norm_scale = dict(
     ),
     cured=dict(events=0, bad_weights=0, error=[0, 90]),
     cured_ops=dict(events=0, bad_weights=0, error=[0, 90]),
-    reported_epsilon=dict(bad_from=107, error='nan', top_loss=[1e6, 1e9]),
-    reported_clamp=dict(bad_from=107, error='nan', top_loss=[1e6, 1e9]),
+    reported_epsilon=dict(
+        bad_from=107, first_nan=108, error='nan', top_loss=[1e6, 1e9]
+    ),
+    reported_clamp=dict(
+        bad_from=107, first_nan=108, error='nan', top_loss=[1e6, 1e9]
+    ),
     reported_epsilon_labels=dict(
         bad_weights=0, error=[0, 90], top_loss=[1e6, 1e9]
     ),
@@ -25,16 +29,29 @@ exploding_gradient = dict(
         events=[3, 6],
         bad_weights=0,
         error=[0, 0.15],
+        top_norm=[12, 25],
+        late_norm=[0.5, 1],
         culprit=['simulated/000784'],
     ),
-    cured=dict(events=0, bad_weights=0, error=[0, 0.15], top_norm=[0, 5]),
+    guarded_audit=dict(
+        raised=['training halted', 'the state of the run is bad'],
+        culprit=["'sequence_model.0.weight' (weights)"],
+    ),
+    cured=dict(
+        events=0,
+        bad_weights=0,
+        error=[0, 0.15],
+        top_norm=[0, 5],
+        late_norm=[0.5, 1],
+    ),
+    reported_checks=dict(bad_weights=0, lost=[70, 100]),
     reported_onecycle=dict(bad_weights=0, lr_left=1, error=[0.1, 0.25]),
     reported_cosine=dict(bad_weights=0, lr_left=[0, 0.2]),
+    reported_lr=dict(bad_weights=0, lost=0, error=[0.2, 0.5]),
 )
 fp16_static_scale = dict(
     plain=dict(
-        raised="Iter 51: the gradient of 'backbone.patch_embed.projection."
-        "weight' is NaN"
+        raised=['Iter 51', "'backbone.patch_embed.projection.weight' is NaN"]
     ),
     guarded=dict(
         skips=[1, 2],
@@ -55,7 +72,13 @@ masked_attention = dict(
         skips=2,
         bad_weights=0,
         error=[0, 0.1],
-        culprit=['text/000043', 'blocks.0.attn', 'softmax', 'text/000236'],
+        culprit=[
+            'text/000043',
+            'blocks.0.attn',
+            'softmax',
+            'prediction is not finite',
+            'text/000236',
+        ],
     ),
     cured=dict(events=0, bad_weights=0, error=[0, 0.1]),
     reported_check=dict(lost=2, bad_weights=0, error=[0, 0.1]),
@@ -77,5 +100,6 @@ adam_depthwise_fp16 = dict(
     ),
     cured=dict(events=0, bad_weights=0, error=[0, 0.3]),
     cured_bf16=dict(events=0, bad_weights=0, error=[0, 0.3]),
+    reported_inputs=dict(bad_from=[30, 90], error='nan'),
     reported_loop=dict(bad_buffers=[1, 8], lost=[1, 70], error='nan'),
 )

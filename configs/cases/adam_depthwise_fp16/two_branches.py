@@ -7,6 +7,7 @@ from typing import Dict, Iterator
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
@@ -154,6 +155,16 @@ class ProgressBarHook(Hook):
 
     def after_train(self, runner) -> None:
         self.bar.close()
+
+
+@MODELS.register_module()
+class CleaningPreprocessor(BaseDataPreprocessor):
+    """The report's first cure: inputs without NaN and Inf."""
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        data = super().forward(data, training)
+        inputs = {k: v.nan_to_num() for k, v in data['inputs'].items()}
+        return dict(data, inputs=inputs)
 
 
 @OPTIM_WRAPPERS.register_module()

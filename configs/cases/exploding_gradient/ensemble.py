@@ -7,6 +7,7 @@ product of the two small: weights that grow make gradients that grow faster.
 from typing import Dict
 
 import torch
+from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, MODELS, OPTIM_WRAPPERS
 from torch import Generator, Tensor, nn
@@ -70,18 +71,28 @@ class EnsembleNet(MeasuredNet):
 
 @OPTIM_WRAPPERS.register_module()
 class ReportedOptimWrapper(OptimWrapper):
-    """The report's loop: tiers, the halved learning rate, both checks."""
+    """The report's loop: a check of the gradients, tiers with the halved
+    learning rate, and a check of the weights after the step.
+
+    Args:
+        has_tiers: Without them the checks are alone.
+    """
+
+    def __init__(self, *args, has_tiers: bool = True, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.has_tiers = has_tiers
 
     def step(self, **kwargs) -> None:
         params = [p for g in self.optimizer.param_groups for p in g['params']]
         norm = nn.utils.get_total_norm([p.grad for p in params])
         if not norm.isfinite():
             return
-        max_norm = 5.0 if norm > 10 else 2.0 if norm > 5 else 1.0
-        nn.utils.clip_grad_norm_(params, max_norm)
-        if norm > 10:
-            for group in self.optimizer.param_groups:
-                group['lr'] *= 0.5
+        if self.has_tiers:
+            max_norm = 5.0 if norm > 10 else 2.0 if norm > 5 else 1.0
+            nn.utils.clip_grad_norm_(params, max_norm)
+            if norm > 10:
+                for group in self.optimizer.param_groups:
+                    group['lr'] *= 0.5
         self.optimizer.step(**kwargs)
-        # Its check of the weights comes here, and goes on with the next
-        # batch: they are as they are.
+        if not all(p.isfinite().all() for p in params):
+            print_log('bad weights, on with the next batch', 'current')

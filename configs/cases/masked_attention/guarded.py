@@ -18,5 +18,6 @@ default_hooks = dict(
     nan_guard=dict(type='mmnanguard.NanGuardHook'),
     event_log=dict(type='mmnanguard.EventLogHook'),
     autopsy=dict(type='mmnanguard.AutopsyHook'),
-    input_guard=dict(type='mmnanguard.InputGuardHook', action='reject'),
+    input_guard=dict(type='mmnanguard.InputGuardHook'),
+    bad_samples=dict(type='mmnanguard.BadSamplesHook'),
 )
