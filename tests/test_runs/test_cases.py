@@ -36,20 +36,29 @@ def test_it_comes_as_documented(case):
     assert {name: told for name, told in found.items() if told} == {}
 
 
-def numbers(text):
-    return [float(n) for n in re.findall(r'\d+(?:\.\d+)?(?:e\+\d+)?', text)]
+def words_and_numbers(text):
+    number = re.compile(r'\d+(?:\.\d+)?(?:e[+-]?\d+)?')
+    return number.sub('#', text), [float(n) for n in number.findall(text)]
 
 
 def test_the_readme_has_its_row(case, tool):
-    """Words must be the same; numbers depend on the processor a little."""
+    """As far as no processor makes a difference: how often something
+    overflows in float16, and so which samples are named, is its matter.
+    """
     name, outcomes = case
     table = (CASES / 'README.md').read_text()
     (row,) = re.findall(rf'^\| {name} \|.*$', table, re.M)
     fresh = tool.markdown([tool.row_of(name, outcomes)]).splitlines()[-1]
-    words = re.compile(r'[^\d.+]+')
-    assert words.findall(row) == words.findall(fresh)
-    for told, came in zip(numbers(row), numbers(fresh)):
-        assert told == pytest.approx(came, rel=0.5, abs=0.01)
+    cells = zip(row.split(' | '), fresh.split(' | '))
+    for column, (said, came) in enumerate(cells):
+        (said, numbers), (came, others) = map(words_and_numbers, (said, came))
+        if column == 4:  # culprits
+            assert said.split(';')[0] == came.split(';')[0]
+            continue
+        assert said == came
+        for number, other in zip(numbers, others):
+            slack = 1 if number.is_integer() else 0.01
+            assert number == pytest.approx(other, rel=0.5, abs=slack)
 
 
 def test_until_it_goes_bad_the_guard_changes_nothing(case):
@@ -86,7 +95,7 @@ def test_an_outcome_that_is_not_as_documented_is_told(
     )
     came.update(dict.fromkeys(['lost', 'skips', 'events', 'top_loss'], 0))
     came.update(is_guarded=True, lr_left=1, error=0.1, bad_weights=0)
-    came.update(culprit='', top_norm=1)
+    came.update(culprit='', top_norm=1, late_norm=0.7)
     monkeypatch.setattr(tool, 'run', lambda path, folder: dict(came))
     assert tool.main(['exploding_gradient', '--runs', 'cured']) == 0
     assert 'NOT AS DOCUMENTED' not in capsys.readouterr().out
