@@ -28,7 +28,7 @@ from mmnanguard.core import (
     ZClip,
     decide,
 )
-from mmnanguard.numerics.agree import from_row, merge, to_row
+from mmnanguard.numerics import merge
 from mmnanguard.optim import NanGuardAmpOptimWrapper
 
 # The same examples each time, and no database beside the tests.
@@ -229,10 +229,6 @@ def test_any_observations_of_several_ranks(ranks, norm_type, policy):
     assert bool(seen.bad_ranks) == bool(bad)
     if not bad and not ranks[0].shards:
         assert seen.is_clean
-    # What goes over the wire comes out as it was.
-    for one in ranks:
-        row = to_row(one)
-        assert repr(from_row(row, ranks[0])) == repr(one)
 
 
 # On tensors
