@@ -1,6 +1,7 @@
 import importlib
 import json
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -59,8 +60,8 @@ def test_all_sides_make_the_same_update(sides, parameter_sets, clip, is_fp16):
     weights = {}
 
     for name, build in sides.items():
-        if name in ('accelerate', 'Lightning'):
-            pytest.importorskip(name.lower())
+        if name in ('accelerate', 'Lightning') and not find_spec(name.lower()):
+            continue  # where it is installed, that is enough
         side = build((model, grads, sgd, clip, is_fp16))
         for _ in range(3):
             side.prepare()
