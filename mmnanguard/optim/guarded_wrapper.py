@@ -1,6 +1,7 @@
 from typing import Any
 
 import torch
+from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 from .guard import Guard
@@ -9,8 +10,8 @@ from .guarded_step import guarded_step
 __all__ = ['GuardedWrapper']
 
 
-class GuardedWrapper:
-    """What a guard wants to know of an ``OptimWrapper``, whose part this is.
+class GuardedWrapper(OptimWrapper):
+    """Tells a guard what it wants to know of an ``OptimWrapper``.
 
     Nothing of it is compiled: the guard goes by host numbers, which differ
     with each update.
@@ -25,37 +26,34 @@ class GuardedWrapper:
 
     @torch.compiler.disable
     def update_params(self, *args: Any, **kwargs: Any) -> None:
-        super().update_params(*args, **kwargs)  # type: ignore[misc]
+        super().update_params(*args, **kwargs)
         self.guard.accumulation.settle()
 
     @torch.compiler.disable
     def should_update(self) -> bool:
         """As in MMEngine; where it is True, gradients are all there."""
-        is_due: bool = super().should_update()  # type: ignore[misc]
+        is_due = super().should_update()
         if is_due:
             self.guard.accumulation.end()
         return is_due
 
     @torch.compiler.disable
     def zero_grad(self, **kwargs: Any) -> None:
-        super().zero_grad(**kwargs)  # type: ignore[misc]
+        super().zero_grad(**kwargs)
         self.guard.accumulation.drop()
 
     def should_sync(self) -> bool:
         """Does DDP average the gradients of this backward pass?"""
-        if self.guard.accumulation.is_local:
-            return False
-        return bool(super().should_sync())  # type: ignore[misc]
+        return not self.guard.accumulation.is_local and super().should_sync()
 
     @torch.compiler.disable
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         self.guard.add_loss(loss)
-        super().backward(loss, **kwargs)  # type: ignore[misc]
+        super().backward(loss, **kwargs)
 
     @torch.compiler.disable
     def step(self, **kwargs: Any) -> None:
-        optimizer = self.optimizer  # type: ignore[attr-defined]
-        guarded_step(self.guard, optimizer, **kwargs)
+        guarded_step(self.guard, self.optimizer, **kwargs)
 
     @torch.compiler.disable
     def add_fact(self, name: str, flag: Tensor) -> None:

@@ -1,7 +1,6 @@
 from contextlib import contextmanager
 from typing import Iterator, Optional
 
-from mmengine.optim import OptimWrapper
 from torch import nn
 from torch.optim import Optimizer
 
@@ -15,7 +14,7 @@ __all__ = ['NanGuardOptimWrapper']
 
 
 @OPTIM_WRAPPERS.register_module()
-class NanGuardOptimWrapper(GuardedWrapper, OptimWrapper):
+class NanGuardOptimWrapper(GuardedWrapper):
     """MMEngine's ``OptimWrapper``, with updates that commit or leave no trace.
 
     Args:
