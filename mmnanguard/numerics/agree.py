@@ -135,7 +135,8 @@ def merge_rows(
         )
         loss = losses[(loud or culprits or bad)[0]]
     shards = rows[:, len(FIELDS) :].t().tolist()
-    groups, norms, clip_norms = (shards[part::3] for part in range(3))
+    size = len(SHARD_FIELDS)
+    groups, norms, clip_norms = (shards[part::size] for part in range(size))
     clip_norm = None
     if own.clip_norm is not None:
         clip_norm = whole_norm(
