@@ -199,26 +199,30 @@ def flatten(row):
     return flat
 
 
-def show(machine, rows, is_markdown, file, report=None):
+def show(machine, rows, is_markdown):
     keys = max(rows, key=len)
     table = Table(*keys, box=box.MARKDOWN if is_markdown else box.ROUNDED)
     for row in rows:
         table.add_row(*(str(row.get(key, '')) for key in keys))
     Console(width=200).print(machine, table, sep='\n')
+
+
+def save(machine, rows, file):
     if file:
-        report = dict(machine=machine, rows=report or rows)
+        report = dict(machine=machine, rows=rows)
         file.write_text(json.dumps(report, indent=2) + '\n')
 
 
 def draw(machine, rows, file):
     """The guard's ratio to each side, medians and 10th to 90th percentile."""
-    from matplotlib import pyplot as plt
-    from matplotlib import rcParams
+    from matplotlib.figure import Figure
+    from save_figure import save_figure
 
-    rcParams.update({'svg.hashsalt': 'mmnanguard', 'svg.fonttype': 'none'})
     names = dict.fromkeys(n for row in rows for n in row['sides'])
     names.pop(GUARDED)
-    _, axes = plt.subplots(figsize=(8, 1 + 0.35 * len(rows)))
+    size = (8, 1 + 0.35 * len(rows))
+    figure = Figure(figsize=size, layout='constrained')
+    axes = figure.subplots()
     for name, marker in zip(names, 'osD^vP'):
         found = [
             (place, row['sides'][name])
@@ -242,9 +246,9 @@ def draw(machine, rows, file):
     axes.invert_yaxis()
     axes.axvline(1, color='black', linewidth=1)
     axes.set_xlabel('time of a guarded update / time of ...')
-    axes.set_title(machine, fontsize=6)
+    figure.suptitle(machine, fontsize=6)
     axes.legend(fontsize=7)
-    plt.savefig(file, metadata={'Date': None}, bbox_inches='tight')
+    save_figure(figure, file)
 
 
 def main(argv=None):
@@ -274,8 +278,8 @@ def main(argv=None):
         ratio = rows[-1]['sides']['MMEngine']['ratio']
         print(*kind, ratio, sep=', ', file=sys.stderr)
     machine = describe_machine(args.device)
-    flat = [flatten(row) for row in rows]
-    show(machine, flat, args.markdown, args.json, rows)
+    show(machine, [flatten(row) for row in rows], args.markdown)
+    save(machine, rows, args.json)
     if args.picture:
         draw(machine, rows, args.picture)
     return 0

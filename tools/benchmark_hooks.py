@@ -22,7 +22,7 @@ from typing import NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
-from benchmark import HostReads, describe_machine, show
+from benchmark import HostReads, describe_machine, save, show
 from mmengine.device import get_device
 from mmengine.model import BaseModel
 from mmengine.runner import IterBasedTrainLoop, Runner
@@ -265,7 +265,8 @@ def main(argv=None):
     machine = describe_machine(device, cpu_note='no GPU')
     machine += f', {args.model}, {num} images of {size} x {size}'
     machine += f', {clock.__name__}'
-    show(machine, rows, args.markdown, args.json)
+    show(machine, rows, args.markdown)
+    save(machine, rows, args.json)
     return 0
 
 

@@ -238,7 +238,7 @@ def main(argv=None):
     print(*report.values())
     for key, table in dict(times=times, counts=counts, more=rows).items():
         report[key] = [*map(tidy, table)]
-        show(key, report[key], args.markdown, None)
+        show(key, report[key], args.markdown)
     if args.json:
         args.json.write_text(json.dumps(report, indent=2))
     if args.picture:

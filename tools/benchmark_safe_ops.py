@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmark import NUM_WARM_UPS, describe_machine, measure, show
+from benchmark import NUM_WARM_UPS, describe_machine, measure, save, show
 from torch import nn
 from torch.nn import functional as F
 
@@ -166,7 +166,8 @@ def main(argv=None):
     machine = describe_machine(args.device, cpu_note='no GPU')
     machine += f', {args.samples} x {NUM_TOKENS} tokens of {args.dims}'
     machine += ', compiled' * args.compile
-    show(machine, rows, args.markdown, args.json)
+    show(machine, rows, args.markdown)
+    save(machine, rows, args.json)
     return 0
 
 

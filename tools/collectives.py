@@ -118,8 +118,8 @@ def foresee(networks, all_ranks, row_bytes, jitter, seed=0):
 
 def draw(rows, measured, path):
     """Time and share against ranks: foreseen lines, measured marks."""
-    import matplotlib
     from matplotlib.figure import Figure
+    from save_figure import save_figure
 
     figure = Figure(figsize=(8, 5), layout='constrained')
     left, right = figure.subplots(1, 2)
@@ -151,8 +151,4 @@ def draw(rows, measured, path):
     left.set_ylabel('milliseconds')
     right.set_ylabel("percent of the gradients' all-reduce")
     figure.legend(loc='outside lower center', ncols=4)
-    # Neither the date nor random ids, so that the file is reproducible.
-    style = {'svg.hashsalt': 'mmnanguard', 'svg.fonttype': 'none'}
-    keys = ('Creator', 'Date', 'Format', 'Type')
-    with matplotlib.rc_context(style):
-        figure.savefig(path, format='svg', metadata=dict.fromkeys(keys))
+    save_figure(figure, path)

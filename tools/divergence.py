@@ -18,7 +18,6 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import torch
 import train
 from matplotlib import pyplot
@@ -27,6 +26,7 @@ from mmengine.device import get_device
 from mmengine.runner import Runner
 from rich.console import Console
 from rich.table import Table
+from save_figure import save_figure
 
 CONFIG = train.ROOT / 'configs' / 'digits' / 'diverging_fp16.py'
 WELL_TUNED = 0.2  # OneCycleLR's eta_max
@@ -90,10 +90,6 @@ def tell(trained):
 
 def draw(runs, path):
     """Losses and accuracies of one seed, and when the guard went back."""
-    # Neither the date nor random ids, so that the file is reproducible; and
-    # text as text.
-    style = {'svg.hashsalt': 'mmnanguard', 'svg.fonttype': 'none'}
-    matplotlib.rcParams.update(style)
     figure, (top, bottom) = pyplot.subplots(
         2, sharex=True, figsize=(7, 5.5), layout='constrained'
     )
@@ -140,8 +136,7 @@ def draw(runs, path):
     figure.legend(
         *top.get_legend_handles_labels(), loc='outside upper center', ncols=3
     )
-    keys = ('Creator', 'Date', 'Format', 'Type')
-    figure.savefig(path, metadata=dict.fromkeys(keys))
+    save_figure(figure, path)
     pyplot.close(figure)
 
 
