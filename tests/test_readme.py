@@ -86,7 +86,7 @@ def test_each_option_is_explained_with_its_default(readme):
 
 @pytest.mark.parametrize('rule', RULES.values())
 def test_each_option_of_a_clip_is_explained_with_its_default(rule):
-    text = (ROOT / 'docs' / 'clipping.md').read_text()
+    text = (ROOT / 'docs' / 'en' / 'clipping.md').read_text()
     (part,) = re.findall(
         rf'^## {rule.__name__}\n(.*?)(?=^## |\Z)', text, re.M | re.S
     )
@@ -128,7 +128,7 @@ def test_paths_and_commands_exist(readme):
 
 
 def test_each_row_of_the_guarantee_has_a_test():
-    text = (ROOT / 'docs' / 'guarantee.md').read_text()
+    text = (ROOT / 'docs' / 'en' / 'guarantee.md').read_text()
     rows = [line for line in text.splitlines() if line.startswith('| ')]
     tests = re.findall(r'`(tests/[\w/]+\.py)(?:::(\w+))?` \|$', text, re.M)
     heads = [row for row in rows if row.startswith(('| what', '| ---'))]

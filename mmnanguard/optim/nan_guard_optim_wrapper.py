@@ -21,7 +21,7 @@ class NanGuardOptimWrapper(GuardedWrapper):
         optimizer: As in MMEngine.
         accumulative_counts: As in MMEngine; the window is the transaction.
         clip_grad: As in MMEngine, or one of mmnanguard's, as in
-            docs/clipping.md. Gradients are observed before it.
+            docs/en/clipping.md. Gradients are observed before it.
         guard: The rules, see :class:`mmnanguard.core.GuardPolicy`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""docs/data.md promises what there is."""
+"""docs/en/data.md promises what there is."""
 
 import inspect
 import re
@@ -14,7 +14,7 @@ from mmnanguard.datasets.find_problems import build_checks, find_problems
 from mmnanguard.registry import CHECKS
 from tools.audit_dataset import parse_args
 
-TEXT = (Path(__file__).parents[2] / 'docs' / 'data.md').read_text()
+TEXT = (Path(__file__).parents[2] / 'docs/en/data.md').read_text()
 BLOCKS = re.findall(r'```python\n(.*?)```', TEXT, re.S)
 
 
