@@ -24,6 +24,7 @@ HOOK_NAMES = [
     'BadSamplesHook',
     'BatchDumpHook',
     'EventLogHook',
+    'EventTextHook',
     'FaultInjectionHook',
     'Fp32ModulesHook',
     'InputGuardHook',

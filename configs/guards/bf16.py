@@ -6,4 +6,5 @@ optim_wrapper = dict(
 default_hooks = dict(
     nan_guard=dict(type='mmnanguard.NanGuardHook'),
     event_log=dict(type='mmnanguard.EventLogHook'),
+    event_text=dict(type='mmnanguard.EventTextHook'),
 )

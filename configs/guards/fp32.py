@@ -4,4 +4,5 @@ optim_wrapper = dict(type='mmnanguard.NanGuardOptimWrapper')
 default_hooks = dict(
     nan_guard=dict(type='mmnanguard.NanGuardHook'),
     event_log=dict(type='mmnanguard.EventLogHook'),
+    event_text=dict(type='mmnanguard.EventTextHook'),
 )

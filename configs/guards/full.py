@@ -14,6 +14,7 @@ optim_wrapper = dict(guard=dict(when_exhausted='rollback', divergence=dict()))
 default_hooks = dict(
     nan_guard=dict(type='mmnanguard.NanGuardHook'),
     event_log=dict(type='mmnanguard.EventLogHook'),
+    event_text=dict(type='mmnanguard.EventTextHook'),
     autopsy=dict(type='mmnanguard.AutopsyHook'),
     fp32=dict(type='mmnanguard.Fp32ModulesHook', auto=True),
     input_guard=dict(type='mmnanguard.InputGuardHook', action='reject'),

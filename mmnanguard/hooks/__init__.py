@@ -4,6 +4,7 @@ from .autopsy_hook import AutopsyHook
 from .bad_samples_hook import BadSamplesHook
 from .batch_dump_hook import BatchDumpHook
 from .event_log_hook import EventLogHook
+from .event_text_hook import EventTextHook
 from .fault_injection_hook import FaultInjectionHook
 from .fp32_modules_hook import Fp32ModulesHook
 from .input_guard_hook import InputGuardHook
@@ -17,6 +18,7 @@ __all__ = [
     'BadSamplesHook',
     'BatchDumpHook',
     'EventLogHook',
+    'EventTextHook',
     'FaultInjectionHook',
     'Fp32ModulesHook',
     'InputGuardHook',
