@@ -7,7 +7,7 @@ CPU, which MMEngine's AmpOptimWrapper refuses, MMEngine's step and a
 GradScaler of the CPU take its place (tests/baseline.py).
 
 Example:
-    python tools/divergence.py --seeds 0 1 2 3 4 --picture docs/en/diverging.svg
+    python tools/divergence.py --seeds 0 1 2 --picture docs/en/diverging.svg
 """
 
 import argparse

@@ -104,5 +104,5 @@ def test_a_backend_that_fails_costs_its_text_not_the_run(tmp_path):
 def test_one_that_shows_no_text_is_named(tmp_path, backend, is_named):
     runner = run(tmp_path, dict(type=backend))
     log = next(tmp_path.glob('*/*.log')).read_text()
-    assert ('PictureVisBackend shows no text' in log) == is_named
+    assert (f'{backend} shows no text' in log) == is_named
     assert len(read_rows(runner)) == 2
