@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check
 
-.PHONY: train test cases lint benchmark clean
+.PHONY: train test cases lint docs linkcheck benchmark clean
 
 # Operations as small as those of the digits and the tests wait for one another
 # with more threads.
@@ -25,6 +25,15 @@ lint: .venv/test.done
 	.venv/bin/codespell
 	.venv/bin/mypy mmnanguard
 
+docs: .venv/docs.done
+	for language in en zh_cn; do .venv/bin/sphinx-build --fail-on-warning \
+		--keep-going --quiet docs/$$language build/docs/$$language || exit 1; \
+		done
+
+# Needs a network; what cannot be reached is told, and is no error.
+linkcheck: .venv/docs.done
+	-.venv/bin/sphinx-build --builder linkcheck docs/en build/linkcheck
+
 benchmark: .venv/benchmark.done
 	.venv/bin/python tools/benchmark.py --threads 1
 
@@ -32,6 +41,10 @@ benchmark: .venv/benchmark.done
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(PIP) --requirement requirements/train.txt
 	$(PIP) --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv/docs.done: .venv/train.done requirements/docs.txt
+	$(PIP) --requirement requirements/docs.txt
 	touch $@
 
 .venv/benchmark.done: .venv/train.done requirements/benchmark.txt

@@ -138,8 +138,8 @@ class TieredClip(ClipRule):
         """Where a norm just above a tier's edge keeps more than one on it.
 
         Returns:
-            Per such edge: the edge, what a norm just above it is clipped to,
-            and what one on the edge is clipped to.
+            Of each such edge, that edge, what a norm just above it is clipped
+            to, and what one on the edge is clipped to.
         """
         lower = [*(max_norm for _, max_norm in self.tiers[1:]), math.inf]
         return tuple(

@@ -1,0 +1,17 @@
+# A tour of what the guard tells, in 60 iterations, with --guard full: a module
+# that overflows and is cured, a bad input, and weights that go bad outside any
+# update, which is rolled back once and halts the run at the second time.
+_base_ = ['unstable_fp16.py']
+
+train_cfg = dict(max_epochs=2)
+default_hooks = dict(
+    rollback=dict(type='mmnanguard.RollbackHook', interval=15, max_rollbacks=1),
+    fire_drill=dict(
+        type='mmnanguard.FaultInjectionHook',
+        faults=[
+            dict(iter=20, site='input', value='nan'),
+            dict(iter=40, site='weight', value='inf', where=r'head\.weight'),
+            dict(iter=60, site='weight', value='nan', where=r'head\.bias'),
+        ],
+    ),
+)

@@ -1,0 +1,138 @@
+"""docs/en/options.md has every option, with the default that the code has."""
+
+import argparse
+import dataclasses
+import inspect
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+import mmnanguard.core
+import mmnanguard.numerics
+from mmnanguard import apply_guard
+from mmnanguard.core import Divergence, GuardPolicy, LrBackoff, SpikePolicy
+from mmnanguard.hooks.fault import Fault
+from mmnanguard.numerics import GuardedGradScaler
+from mmnanguard.optim.clip_grad import MEMORY, RULES
+from mmnanguard.registry import (
+    CHECKS,
+    DATASETS,
+    HOOKS,
+    MODELS,
+    OPTIM_WRAPPERS,
+    TRANSFORMS,
+)
+from mmnanguard.report import read_events
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / 'docs/en/options.md').read_text()
+# Sections by heading: their first table, as rows of cells.
+SECTIONS = {
+    heading: re.findall(r'^\| `([^`]+)` \| (.*?) \| (.*?) \| .*\|$', body, re.M)
+    for heading, body in re.findall(
+        r'^#{3,4} (.*?)\n(.*?)(?=^#{2,4} |\Z)', TEXT, re.M | re.S
+    )
+}
+REGISTERED = {
+    cls
+    for registry in (
+        CHECKS,
+        DATASETS,
+        HOOKS,
+        MODELS,
+        OPTIM_WRAPPERS,
+        TRANSFORMS,
+    )
+    if registry.import_from_location() is None
+    for cls in registry.module_dict.values()
+    if cls.__module__.startswith('mmnanguard.')
+}
+OWNERS = {cls.__name__: cls for cls in {*REGISTERED, *RULES.values()}}
+OWNERS.update(
+    {
+        'The policy': GuardPolicy,
+        'spike': SpikePolicy,
+        'lr_backoff': LrBackoff,
+        'divergence': Divergence,
+        'The loss scale': GuardedGradScaler,
+        'Fault': Fault,
+        'apply_guard': apply_guard,
+        'read_events': read_events,
+    }
+)
+# Which scripts have options: those that build a parser.
+TOOLS = [
+    path.relative_to(ROOT).as_posix()
+    for path in sorted((ROOT / 'tools').glob('*.py'))
+    if 'argparse.ArgumentParser(' in path.read_text()
+]
+
+# Defaults that depend on the machine, or are too long for a table.
+IN_WORDS = {
+    ('tools/replay.py', '--device'): 'cuda or cpu',
+    ('tools/benchmark_hooks.py', '--hooks'): 'all rows',
+    ('tools/cases.py', 'cases'): 'all',
+}
+
+
+def told(heading):
+    return {key: default.strip('`') for key, _, default in SECTIONS[heading]}
+
+
+def written(default):
+    if default is inspect.Parameter.empty or default is dataclasses.MISSING:
+        return 'needed'
+    return str(default) if isinstance(default, float) else repr(default)
+
+
+@pytest.mark.parametrize('heading', sorted(OWNERS))
+def test_each_key_is_there_with_its_default(heading):
+    owner = OWNERS[heading]
+    parameters = inspect.signature(owner).parameters.values()
+    defaults = {
+        each.name: written(each.default)
+        for each in parameters
+        if each.name not in ('device', *MEMORY)
+    }
+    if heading == 'TieredClip':  # which refuses its own default
+        defaults['tiers'] = 'needed'
+    assert told(heading) == defaults
+
+
+def test_no_section_is_about_what_is_not_there():
+    assert set(SECTIONS) == {*OWNERS, *TOOLS, 'Gradient clipping'}
+
+
+def parser_of(tool, monkeypatch):
+    """The parser that a script builds, which it gets no further than."""
+    found = []
+
+    def stop(parser, *args, **kwargs):
+        found.append(parser)
+        raise SystemExit
+
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', stop)
+    monkeypatch.setattr(sys, 'argv', [tool])
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / tool), run_name='__main__')
+    return found[0]
+
+
+@pytest.mark.parametrize('tool', TOOLS)
+def test_each_option_of_a_tool_is_there_with_its_default(tool, monkeypatch):
+    defaults = {}
+    for action in parser_of(tool, monkeypatch)._actions:
+        if action.dest == 'help':
+            continue
+        name = (action.option_strings or [action.dest])[0]
+        default = action.default
+        is_needed = action.required or not action.option_strings
+        text = default if isinstance(default, str) else repr(default)
+        defaults[name] = 'needed' if is_needed and default is None else text
+        if (tool, name) in IN_WORDS:
+            defaults[name] = IN_WORDS[tool, name]
+    assert told(tool) == defaults
