@@ -5,7 +5,9 @@ _base_ = ['unstable_fp16.py']
 
 train_cfg = dict(max_epochs=2)
 default_hooks = dict(
-    rollback=dict(type='mmnanguard.RollbackHook', interval=15, max_rollbacks=1),
+    rollback=dict(
+        type='mmnanguard.RollbackHook', interval=15, max_rollbacks=1
+    ),
     fire_drill=dict(
         type='mmnanguard.FaultInjectionHook',
         faults=[

@@ -4,6 +4,6 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'en'))
-from conf import *  # noqa: E402, F403
+from conf import *  # noqa: F403
 
 language = 'zh_CN'

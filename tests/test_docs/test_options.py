@@ -1,22 +1,18 @@
 """docs/en/options.md has every option, with the default that the code has."""
 
-import argparse
 import dataclasses
 import inspect
+import itertools
 import re
-import runpy
-import sys
-from pathlib import Path
 
 import pytest
+from docs_shell import ROOT, parser_of
 
-import mmnanguard.core
-import mmnanguard.numerics
 from mmnanguard import apply_guard
 from mmnanguard.core import Divergence, GuardPolicy, LrBackoff, SpikePolicy
 from mmnanguard.hooks.fault import Fault
 from mmnanguard.numerics import GuardedGradScaler
-from mmnanguard.optim.clip_grad import MEMORY, RULES
+from mmnanguard.optim.clip_grad import KEYS, MEMORY, RULES
 from mmnanguard.registry import (
     CHECKS,
     DATASETS,
@@ -27,11 +23,12 @@ from mmnanguard.registry import (
 )
 from mmnanguard.report import read_events
 
-ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / 'docs/en/options.md').read_text()
 # Sections by heading: their first table, as rows of cells.
 SECTIONS = {
-    heading: re.findall(r'^\| `([^`]+)` \| (.*?) \| (.*?) \| .*\|$', body, re.M)
+    heading: re.findall(
+        r'^\| `([^`]+)` \| (.*?) \| (.*?) \| .*\|$', body, re.M
+    )
     for heading, body in re.findall(
         r'^#{3,4} (.*?)\n(.*?)(?=^#{2,4} |\Z)', TEXT, re.M | re.S
     )
@@ -103,29 +100,18 @@ def test_each_key_is_there_with_its_default(heading):
 
 
 def test_no_section_is_about_what_is_not_there():
-    assert set(SECTIONS) == {*OWNERS, *TOOLS, 'Gradient clipping'}
-
-
-def parser_of(tool, monkeypatch):
-    """The parser that a script builds, which it gets no further than."""
-    found = []
-
-    def stop(parser, *args, **kwargs):
-        found.append(parser)
-        raise SystemExit
-
-    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', stop)
-    monkeypatch.setattr(sys, 'argv', [tool])
-    monkeypatch.syspath_prepend(ROOT / 'tools')
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(ROOT / tool), run_name='__main__')
-    return found[0]
+    others = {'Gradient clipping', "MMEngine's own"}
+    assert set(SECTIONS) == {*OWNERS, *TOOLS, *others}
+    assert {key for key, *_ in SECTIONS["MMEngine's own"]} == {
+        'type',
+        *itertools.chain(*KEYS.values()),
+    }
 
 
 @pytest.mark.parametrize('tool', TOOLS)
-def test_each_option_of_a_tool_is_there_with_its_default(tool, monkeypatch):
+def test_each_option_of_a_tool_is_there_with_its_default(tool):
     defaults = {}
-    for action in parser_of(tool, monkeypatch)._actions:
+    for action in parser_of(tool)._actions:
         if action.dest == 'help':
             continue
         name = (action.option_strings or [action.dest])[0]

@@ -1,0 +1,158 @@
+"""The blocks of the documentation, and its commands run as a reader would."""
+
+import argparse
+import contextlib
+import glob
+import io
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import tempfile
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from typing import List, NamedTuple
+from unittest import mock
+
+from conftest import clear_globals
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs' / 'en').glob('*.md'))]
+FENCED = re.compile(
+    r'(?:<!-- (?P<mark>not run|given): (?P<told>.*?) -->\n+)?'
+    r'^(?P<indent> *)```(?P<language>\w+)\n(?P<text>.*?)^(?P=indent)```$',
+    re.M | re.S,
+)
+# What MMEngine writes before a message; in errors also where it comes from.
+HEAD = re.compile(
+    r'^\S+ \S+ - mmengine - [A-Z]+ - (?:\S+ - \w+ - \d+ - )?', re.M
+)
+# The folder that commands are run in; it goes when the tests end.
+FOLDER = tempfile.TemporaryDirectory(prefix='docs')
+
+
+class Block(NamedTuple):
+    page: str
+    line: int
+    language: str
+    text: str
+    mark: str  # 'not run' or 'given'
+    told: str  # why, or the code that comes first
+    section: str  # the heading above
+
+    def __str__(self):
+        return f'{self.page}:{self.line}'
+
+
+@lru_cache(maxsize=None)
+def blocks(path) -> List[Block]:
+    text = path.read_text()
+    found = []
+    for match in FENCED.finditer(text):
+        before = text[: match.start('language')]
+        indent = match['indent']
+        found.append(
+            Block(
+                path.relative_to(ROOT).as_posix(),
+                before.count('\n') + 1,
+                match['language'],
+                re.sub(f'^{indent}', '', match['text'], flags=re.M),
+                match['mark'] or '',
+                match['told'] or '',
+                ('', *re.findall(r'^#+ (.*)', before, re.M))[-1],
+            )
+        )
+    return found
+
+
+def all_blocks(*languages) -> List[Block]:
+    return [
+        block
+        for page in PAGES
+        for block in blocks(page)
+        if block.language in languages
+    ]
+
+
+def commands(text) -> List[str]:
+    """Of a shell's block; one may go over several lines."""
+    found, open_lines = [], ''
+    for line in text.splitlines():
+        open_lines += line + '\n'
+        if line.endswith('\\'):
+            continue
+        with contextlib.suppress(ValueError):  # a quote that is still open
+            if shlex.split(open_lines, comments=True):
+                found.append(open_lines.strip())
+            open_lines = ''
+    assert not open_lines, f'no end: {open_lines}'
+    return found
+
+
+def words_of(command) -> List[str]:
+    words = shlex.split(command.replace('\\\n', ' '), comments=True)
+    while words and re.match(r'[A-Z_]+=', words[0]):
+        words.pop(0)
+    return words
+
+
+@lru_cache(maxsize=None)
+def run(command) -> str:
+    """What it prints, the loggers' heads left out; of scripts in this
+    process, for speed. Each command is run once.
+    """
+    folder = Path(FOLDER.name)
+    for name in ('configs', 'tools', 'mmnanguard'):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    words = words_of(command)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.chdir, os.getcwd())
+        os.chdir(folder)
+        if words[0] != 'python':
+            done = subprocess.run(
+                ['bash', '-c', command], capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+        words = [
+            each for word in words[1:] for each in (glob.glob(word) or [word])
+        ]
+        stack.callback(clear_globals)
+        clear_globals()
+        out = io.StringIO()
+        paths = [str(ROOT / 'tools'), str(ROOT), *sys.path]
+        stack.enter_context(mock.patch.object(sys, 'path', paths))
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(out))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter('ignore')
+        if words[0] == '-c':
+            exec(words[1], {})
+        else:
+            stack.enter_context(mock.patch.object(sys, 'argv', words))
+            with contextlib.suppress(SystemExit):
+                runpy.run_path(words[0], run_name='__main__')
+        return HEAD.sub('', out.getvalue())
+
+
+@lru_cache(maxsize=None)
+def parser_of(script) -> argparse.ArgumentParser:
+    """What a script builds; it gets no further."""
+    found = []
+
+    def stop(parser, *args, **kwargs):
+        found.append(parser)
+        raise SystemExit
+
+    paths = [str(ROOT / 'tools'), str(ROOT), *sys.path]
+    with mock.patch.object(
+        argparse.ArgumentParser, 'parse_args', stop
+    ), mock.patch.object(sys, 'path', paths), mock.patch.object(
+        sys, 'argv', [script]
+    ), contextlib.suppress(SystemExit):
+        runpy.run_path(str(ROOT / script), run_name='__main__')
+    return found[0]

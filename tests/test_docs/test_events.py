@@ -1,0 +1,107 @@
+"""docs/en/events.md shows the rows that runs write."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from docs_shell import FOLDER, ROOT, all_blocks, blocks, commands, run
+
+from mmnanguard.core import Cause
+
+PAGE = ROOT / 'docs' / 'en' / 'events.md'
+TEXT = PAGE.read_text()
+KINDS = {
+    'start',
+    'update',
+    'autopsy',
+    'dump',
+    'remedy',
+    'input',
+    'rollback',
+    'audit',
+    'halt',
+}
+
+
+def refuse(number):
+    raise ValueError(f'{number} is not JSON')
+
+
+def read(text):
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture(scope='module')
+def rows():
+    """Of the two runs of the page: the first of each kind."""
+    told = {}
+    first = next(b for b in blocks(PAGE) if b.language == 'bash')
+    for command in commands(first.text):
+        run(command)
+    for name in ('tour_fp16', 'plain_fp32'):
+        folder = Path(FOLDER.name, 'work_dirs', name)
+        for file in folder.glob('*/nanguard/events.jsonl'):
+            for row in map(read, file.read_text().splitlines()):
+                told.setdefault(row['kind'], row)
+    return told
+
+
+def test_all_kinds_are_written_and_shown(rows):
+    assert set(rows) == KINDS
+    shown = [b.section for b in blocks(PAGE) if b.language == 'json']
+    assert sorted(shown) == sorted(KINDS)
+
+
+def shape(value):
+    """What it is made of; numbers that are strings are numbers."""
+    if isinstance(value, dict):
+        return {key: shape(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [shape(value[0])] if value else []
+    if value in ('nan', 'inf', '-inf'):
+        return 'float'
+    return type(value).__name__
+
+
+@pytest.mark.parametrize('kind', sorted(KINDS))
+def test_the_example_is_such_a_row(kind, rows):
+    (block,) = (
+        b for b in blocks(PAGE) if b.language == 'json' and b.section == kind
+    )
+    shown = read(block.text)
+    assert set(shown) == set(rows[kind])
+    assert shape(shown) == shape(rows[kind])
+
+
+@pytest.mark.parametrize('kind', sorted(KINDS))
+def test_each_key_is_explained(kind, rows):
+    (body,) = re.findall(rf'^## {kind}\n(.*?)(?=^#+ )', TEXT, re.M | re.S)
+    cells = re.findall(r'^\| (`.*?) \|', body, re.M)
+    told = [key for cell in cells for key in re.findall(r'`(\w+)`', cell)]
+    shared = {'schema', 'kind', 'id'} & set(rows[kind])
+    assert sorted([*told, *shared]) == sorted(rows[kind])
+
+
+def test_each_cause_is_explained_in_order():
+    body = TEXT.split('### Causes')[1].split('\n## ')[0]
+    told = re.findall(r'^\| `(\w+)` \|', body, re.M)
+    assert told == [cause.value for cause in Cause if cause is not Cause.NONE]
+
+
+@pytest.mark.parametrize('block', all_blocks('json'), ids=str)
+def test_json_anywhere_is_strict_and_has_known_keys(block, rows):
+    row = read(block.text)
+    assert set(row) <= set(rows[row['kind']])
+
+
+def test_each_scalar_is_explained(rows):
+    """Those of the tour are in its scalars; the rest is frozen elsewhere."""
+    file = next(
+        Path(FOLDER.name, 'work_dirs/tour_fp16').glob('*/vis_data/*.json')
+    )
+    keys = {
+        key for line in file.read_text().splitlines() for key in read(line)
+    }
+    told = set(re.findall(r'^\| `train/(\S+)` \|', TEXT, re.M))
+    assert {key for key in keys if key.startswith('guard/')} <= told
