@@ -21,8 +21,9 @@ LINK = re.compile(r'!?\[[^\]]*\]\(\s*<?([^)>\s]+)>?\)')
 
 
 def plain(text):
-    """Without what is code."""
-    return re.sub(r'`[^`\n]+`', '', re.sub(r'```.*?```', '', text, flags=re.S))
+    """Without what is code or a comment."""
+    text = re.sub(r'```.*?```|<!--.*?-->', '', text, flags=re.S)
+    return re.sub(r'`[^`\n]+`', '', text)
 
 
 def anchors(path):
