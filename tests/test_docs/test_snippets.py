@@ -162,7 +162,11 @@ def shown_commands():
     yield from inline_commands()
 
 
-@pytest.mark.parametrize('shown', sorted(set(shown_commands())))
+@pytest.mark.parametrize(
+    'shown',
+    sorted(set(shown_commands())),
+    ids=lambda shown: ' '.join(shown.split())[:60],
+)
 def test_commands_exist(shown):
     words = words_of(shown.split(': ', 1)[1])
     if words[0] == 'torchrun':
