@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mmnanguard.core import GuardEvent, written_aside
+from mmnanguard.core.errors import is_number
 
 from .examination import settings_of
 from .find_guards import find_wrappers
@@ -50,6 +51,11 @@ def collect(
             if isinstance(hook, Fp32ModulesHook)
             for pattern in hook.patterns
         ],
+        'runtime_info': {  # of the message hub, where models read max_iters
+            key: value
+            for key, value in runner.message_hub.runtime_info.items()
+            if is_number(value)
+        },
         'config': runner.cfg.pretty_text,
         'versions': versions(),
     }

@@ -101,6 +101,7 @@ def open_dump(
     ]
     add_hooks(runner, cfg, dump['fp32_modules'])
     runner.model.to(device)
+    runner.message_hub.update_info_dict(dump.get('runtime_info', {}))
     settings = {
         name: Setting(
             setting['dtype'] and getattr(torch, setting['dtype']),
