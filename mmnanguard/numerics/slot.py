@@ -58,15 +58,21 @@ class Slot:
         self.version: Optional[int] = None
         self.checksum: Any = None
         self.was_finite: Optional[bool] = False
-        self.is_uncounted = False
+        self.is_uncounted = self.is_param and self.is_changing
         if self.tensor is None:
             return
         if can_judge(self.tensor):
             # Bad weights are found and halted by themselves.
             self.was_finite = True if self.is_param else None
-        self.is_uncounted = not self.is_param and (
-            isinstance(self.owner, _NormBase) or not can_compare(self.tensor)
-        )
+        if not self.is_param:
+            self.is_uncounted = isinstance(
+                self.owner, _NormBase
+            ) or not can_compare(self.tensor)
+
+    def set_changing(self) -> None:
+        """What changes a parameter may do so in any way, counted or not."""
+        self.is_changing = True
+        self.is_uncounted = self.is_uncounted or self.is_param
 
     @property
     def is_param(self) -> bool:

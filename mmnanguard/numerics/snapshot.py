@@ -8,14 +8,16 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .layout import Layout
+from .momentum_parts import note_averages, note_changing
 from .norms import tensor_norms
 from .shards import local
 from .slot import Slot, can_compare
 
 __all__ = ['Snapshot']
 
-# Windows over which tensors are compared to find those that are changed
-# behind autograd's back, and the parameters among them.
+# Committed windows up to which tensors are compared to find those that are
+# changed behind autograd's back, and the parameters among them. Rejected ones
+# teach too little: a momentum encoder of what does not move stands still.
 NUM_PROBED_WINDOWS = 3
 
 # In C, as there may be thousands of parameters.
@@ -34,8 +36,8 @@ class Snapshot:
     Parameters can be gigabytes, and forward changes hardly any (momentum
     encoders, prototypes that are kept normalized). Over the first windows
     all are copied to the host and compared; from then on those that were
-    changed are treated like buffers, and of the others only the version
-    counter is looked at.
+    changed are treated like buffers, with the frozen part of the model that
+    they belong to, and of the others only the version counter is looked at.
 
     Nothing here syncs the device, but for the copies to the host.
 
@@ -57,7 +59,8 @@ class Snapshot:
         self._probed: List[Slot] = []
         self._judged: List[Slot] = []
         self._late: List[Slot] = []
-        self._num_windows = 0
+        self._num_commits = 0
+        self._is_commit = False
         # (owner, key) of buffers found bad that were so before the window.
         self.lost: List[Tuple[nn.Module, str]] = []
 
@@ -67,7 +70,7 @@ class Snapshot:
 
     @property
     def is_probing(self) -> bool:
-        return self._num_windows < NUM_PROBED_WINDOWS
+        return self._num_commits < NUM_PROBED_WINDOWS
 
     @torch.no_grad()
     def take(self, model: nn.Module, is_shared: bool = False) -> None:
@@ -161,12 +164,8 @@ class Snapshot:
             if moved:
                 slot.is_uncounted = True
                 self._changed.append(slot)
-        if self._late:
+        if note_changing(self._changed + self._late, self._slots):
             self._quiet = {}
-        for slot in self._changed + self._late:
-            slot.is_changing = True
-            # What changes a parameter may do so in other ways, too.
-            slot.is_uncounted = slot.is_uncounted or slot.is_param
         baselines = iter(read['baselines'])
         bad = []
         for slot, norm in zip(self._judged, read['buffers']):
@@ -185,7 +184,7 @@ class Snapshot:
                 slot.was_finite = False
             else:
                 bad.append((slot.owner, slot.key))
-        self._num_windows += 1
+        self._is_commit = True
         return bad
 
     @torch.no_grad()
@@ -196,6 +195,7 @@ class Snapshot:
             others_committed: Another optimizer has stepped since: what is
                 shared stays as it is, unless it became non-finite.
         """
+        self._is_commit = False
         for model in self._models:
             for layout in self._layouts[model]:
                 layout.restore()
@@ -219,7 +219,7 @@ class Snapshot:
             warnings.warn(
                 f"forward changed the parameter '{slot.key}' of a "
                 f'{type(slot.owner).__name__}, which it had left alone in '
-                f'the first {NUM_PROBED_WINDOWS} updates: this one change '
+                f'the first {NUM_PROBED_WINDOWS} commits: this one change '
                 'stays although the update was rejected. From now on such '
                 'changes are put back.',
                 RuntimeWarning,
@@ -231,7 +231,9 @@ class Snapshot:
         for slot in self._open:
             slot.is_open = False
             slot.checksum = None
-        if self._num_windows == NUM_PROBED_WINDOWS:
+        self._num_commits += self._is_commit
+        self._is_commit = False
+        if self._num_commits == NUM_PROBED_WINDOWS:
             for slot in self._by_key.values():
                 if not slot.is_changing:
                     slot.drop_copy()  # the host's
@@ -266,6 +268,7 @@ class Snapshot:
                     self._by_key[place] = Slot(*place)
                 slots[self._by_key[place]] = None
         self._slots[model] = list(slots)
+        note_averages(slots, owners)
 
 
 def divide(slots: List[Slot]) -> Tuple[List[Slot], List[Slot]]:

@@ -1,10 +1,14 @@
 """Parameters that a forward pass changes, and those that it does not."""
 
+import copy
 import math
+from functools import partial
 
 import pytest
 import torch
+from mmengine.model import ExponentialMovingAverage
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from mmnanguard.numerics import Snapshot, read_once
 
@@ -190,3 +194,57 @@ def test_a_late_look_at_what_is_changed_behind_autograd():
     window(snapshot, model, nothing, step=lambda: through_data(model.query))
     window(snapshot, model, lambda: behind_autograd(model.query), commit=False)
     assert model.query.tolist() == [2.0] * 3
+
+
+# Momentum encoders, which may stand still while probing goes on
+
+
+def assert_put_back(snapshot, model, param):
+    before = param.detach().clone()
+    window(snapshot, model, lambda: behind_autograd(param), commit=False)
+    assert torch.equal(param, before)
+
+
+def test_rejected_windows_teach_nothing():
+    model, snapshot = Encoder(), Snapshot()
+    for _ in range(6):
+        window(snapshot, model, nothing, commit=False)
+    assert_put_back(snapshot, model, model.key)
+
+
+def momentum_encoder(make):
+    model = nn.Module()
+    model.online = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    model.frozen = nn.Linear(2, 2).requires_grad_(False)
+    model.target = make(model.online).requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    'make', [AveragedModel, partial(ExponentialMovingAverage, momentum=0.1)]
+)
+def test_averages_are_known_by_their_type(make):
+    model, snapshot = momentum_encoder(make), Snapshot()
+    for _ in range(6):
+        window(snapshot, model, nothing)
+    assert_put_back(snapshot, model, model.target.module[1].weight)
+
+
+def test_what_hangs_together_changes_together():
+    model, snapshot = momentum_encoder(copy.deepcopy), Snapshot()
+    for _ in range(6):
+        window(snapshot, model, lambda: behind_autograd(model.target[0].bias))
+    assert_put_back(snapshot, model, model.target[1].weight)
+    changing = {
+        slot.owner for slot in snapshot._slots[model] if slot.is_changing
+    }
+    assert changing == {model.target[0], model.target[1]}
+
+
+def test_an_average_that_is_bound_anew_stays_known():
+    model, snapshot = Encoder(), Snapshot()
+    window(snapshot, model, lambda: behind_autograd(model.key))
+    model.key = nn.Parameter(torch.ones(3), requires_grad=False)
+    for _ in range(6):
+        window(snapshot, model, nothing)
+    assert_put_back(snapshot, model, model.key)
