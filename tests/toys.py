@@ -2,14 +2,18 @@
 
 import itertools
 import json
+import os
+import random
+import signal
 from pathlib import Path
 
+import numpy as np
 import torch
-from mmengine.hooks import EMAHook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
-from mmengine.registry import DATASETS, LOOPS, MODELS
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.registry import DATASETS, HOOKS, LOOPS, MODELS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.utils.data import Dataset
@@ -42,8 +46,7 @@ class ToyNet(BaseModel):
         )
 
 
-@LOOPS.register_module()
-class LeaveOutLoop(IterBasedTrainLoop):
+class LeaveOut:
     """The oracle: iterations that are as if they had never been.
 
     The batch is drawn and hooks run, so that data order and schedulers go on,
@@ -54,10 +57,13 @@ class LeaveOutLoop(IterBasedTrainLoop):
         super().__init__(*args, **kwargs)
         self.leave_out = leave_out
 
-    def run_iter(self, data_batch):
+    def run_iter(self, *batch_idx_and_batch):
         if self._iter + 1 not in self.leave_out:
-            return super().run_iter(data_batch)
-        kwargs = dict(batch_idx=self._iter, data_batch=data_batch)
+            return super().run_iter(*batch_idx_and_batch)
+        *batch_idx, data_batch = batch_idx_and_batch
+        kwargs = dict(
+            batch_idx=(batch_idx or [self._iter])[0], data_batch=data_batch
+        )
         self.runner.call_hook('before_train_iter', **kwargs)
         if isinstance(self.runner.optim_wrapper, OptimWrapper):
             self.runner.optim_wrapper._inner_count += 1
@@ -66,6 +72,37 @@ class LeaveOutLoop(IterBasedTrainLoop):
                 hook.after_train_iter(self.runner, **kwargs, outputs={})
         self._iter += 1
         return None
+
+
+@LOOPS.register_module()
+class LeaveOutLoop(LeaveOut, IterBasedTrainLoop):
+    pass
+
+
+@LOOPS.register_module()
+class LeaveOutEpochLoop(LeaveOut, EpochBasedTrainLoop):
+    """Random numbers anew for each model and each batch: one that is left out
+    would draw none.
+    """
+
+    def run_iter(self, idx, data_batch):
+        self._seed(2 * self._iter)
+        super().run_iter(idx, data_batch)
+        self._seed(2 * self._iter + 1)
+
+    def _seed(self, seed):
+        for set_seed in (random.seed, np.random.seed, torch.manual_seed):
+            set_seed(seed)
+
+
+@HOOKS.register_module()
+class KillHook(Hook):
+    def __init__(self, iter):
+        self.iter = iter
+
+    def after_train_iter(self, runner, batch_idx, **kwargs):
+        if runner.iter + 1 == self.iter:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def make_data(size):

@@ -1,4 +1,3 @@
-import logging
 from typing import Any, Dict, List, Mapping, Set, Tuple
 
 from mmengine.dist import (
@@ -90,11 +89,10 @@ class AutopsyHook(WindowHook):
         culprit: Tuple[str, ...] = found.phase, found.module, found.op
         if found.phase == 'input':
             culprit += found.samples
+        is_compiled = any(map(is_compiled_module, runner.model.modules()))
+        told = found.line(event.iter, is_compiled)
         if culprit in self._culprits:
-            runner.logger.info(
-                f'mmnanguard: the autopsy of {event.id} found what an earlier '
-                'one has found'
-            )
+            runner.logger.info(f'{told} (no row: an earlier one has said it)')
             return
         self._culprits.add(culprit)
         if not found.exact:
@@ -103,8 +101,7 @@ class AutopsyHook(WindowHook):
                 'optimizer has moved since, the batch has changed, or the '
                 'loss is not that of training'
             )
-        is_compiled = any(map(is_compiled_module, runner.model.modules()))
-        runner.logger.log(logging.WARNING, found.line(event.iter, is_compiled))
+        runner.logger.warning(told)
         runner.call_hook('after_guard_row', row=found.to_row())
 
     def _is_due(self, event: GuardEvent, about: Tuple[str, ...]) -> bool:
