@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
+from mmengine.runner import loops
 from mmengine.visualization import Visualizer
 
 
@@ -14,6 +17,13 @@ def fresh_globals():
     clear_globals()
     yield
     clear_globals()
+
+
+@pytest.fixture(autouse=True)
+def no_pause_between_epochs(monkeypatch):
+    """MMEngine's iterator without end sleeps two seconds there."""
+    clock = SimpleNamespace(sleep=lambda seconds: None)
+    monkeypatch.setattr(loops, 'time', clock)
 
 
 def clear_globals():

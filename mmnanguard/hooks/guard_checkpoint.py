@@ -170,11 +170,20 @@ class SetRngAfter:
     def __init__(self, loop: Any, state: Dict[str, Any]) -> None:
         self._loop, self._state = loop, state
         self._iterator = loop.dataloader_iterator
-        self._num_skipped = loop.iter
+        # onedl-mmengine has an option to begin with the first batch again.
+        is_anew = getattr(loop, 'fast_forward_on_resume', False)
+        self._num_skipped = 0 if is_anew else loop.iter
         loop.dataloader_iterator = self
 
     def __iter__(self) -> Iterator[Any]:
         return self
+
+    def skip_iter(self, num_iters: int) -> None:
+        """As in MMEngine: onedl-mmengine 0.10.12 has samplers that leave out
+        what was trained on, and its workers then draw anew.
+        """
+        for _ in range(num_iters):
+            next(self)
 
     def __next__(self) -> Any:
         if self._num_skipped == 0:

@@ -1,5 +1,6 @@
 """A resumed run equals the uninterrupted one, what it draws included."""
 
+import inspect
 import random
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS
+from mmengine.runner import IterBasedTrainLoop
 from torch import nn
 from torch.utils.data import Dataset
 from toys import assert_same, guard_hooks, make_data, make_runner, wrapper
@@ -56,11 +58,11 @@ class DrawSomething(Hook):
         self.drawn.append((random.random(), np.random.rand()))
 
 
-def loader(num_workers, **changes):
+def loader(num_workers, sampler='DefaultSampler', **changes):
     return dict(
         **changes,
         dataset=dict(type='NoisyData', size=16),
-        sampler=dict(type='DefaultSampler', shuffle=True),
+        sampler=dict(type=sampler, shuffle=True),
         batch_size=4,
         num_workers=num_workers,
     )
@@ -75,6 +77,8 @@ def train(
     fault=5,
     workers=2,
     is_persistent=False,
+    sampler='DefaultSampler',
+    **loop_options,
 ):
     hooks = guard_hooks(dict(iter=fault, site='loss'))
     hooks['nan_guard']['save_rng'] = save_rng
@@ -82,7 +86,12 @@ def train(
         type='CheckpointHook', by_epoch=by_epoch, interval=1 if by_epoch else 4
     )
     draw = DrawSomething()
-    loop = dict(type='IterBasedTrainLoop', max_iters=stop, val_interval=2)
+    loop = dict(
+        type='IterBasedTrainLoop',
+        max_iters=stop,
+        val_interval=2,
+        **loop_options,
+    )
     if by_epoch:
         loop = dict(type='EpochBasedTrainLoop', max_epochs=stop // 4)
     runner = make_runner(
@@ -90,7 +99,9 @@ def train(
         wrapper('NanGuardOptimWrapper', lr=0.01),
         model=dict(type='DropoutNet'),
         train_cfg=loop,
-        train_dataloader=loader(workers, persistent_workers=is_persistent),
+        train_dataloader=loader(
+            workers, sampler, persistent_workers=is_persistent
+        ),
         val_dataloader=loader(0),
         val_cfg=dict(),
         val_evaluator=[],
@@ -114,6 +125,33 @@ def test_resume_equals_the_uninterrupted_run(
     assert_same(whole, parts)
     assert drawn[4:] == drawn_later
     assert parts.optim_wrapper.guard.state == whole.optim_wrapper.guard.state
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_sampler_without_end(tmp_path, workers):
+    """onedl-mmengine can leave out what was trained on, and what its workers
+    drew with it.
+    """
+    keys = dict(by_epoch=False, workers=workers, sampler='InfiniteSampler')
+    whole, drawn = train(tmp_path / 'whole', **keys)
+    train(tmp_path / 'parts', stop=4, **keys)
+    parts, drawn_later = train(tmp_path / 'parts', resume=True, **keys)
+    assert_same(whole, parts)
+    assert drawn[4:] == drawn_later
+
+
+@pytest.mark.skipif(
+    'fast_forward_on_resume'
+    not in inspect.signature(IterBasedTrainLoop).parameters,
+    reason='an option of onedl-mmengine',
+)
+def test_data_that_begins_anew(tmp_path):
+    """The random state is that of the checkpoint, from the first batch on."""
+    keys = dict(by_epoch=False, workers=0, fast_forward_on_resume=True)
+    _, drawn = train(tmp_path / 'whole', **keys)
+    train(tmp_path / 'parts', stop=4, **keys)
+    _, drawn_later = train(tmp_path / 'parts', resume=True, **keys)
+    assert drawn[4:] == drawn_later
 
 
 def test_mmengine_draws_anew(tmp_path):

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import (
 )
 from toys import ToyNet  # registers what the config names
 
+from mmnanguard.safe_load import allow_mmengine_checkpoints
 from tools.train import load_config, main, parse_args
 
 TOOLS = Path(__file__).parents[2] / 'tools'
@@ -34,6 +35,12 @@ def config(tmp_path):
     path = tmp_path / 'toy.py'
     path.write_text(CONFIG)
     return str(path)
+
+
+def load(path):
+    # What onedl-mmengine loads takes the list of what is allowed with it.
+    allow_mmengine_checkpoints()
+    return torch.load(path, weights_only=True)
 
 
 def read_events(work_dir):
@@ -74,7 +81,7 @@ def test_resume(config, tmp_path):
     starts = [row for row in read_events(work_dir) if row['kind'] == 'start']
     assert [row['attempt'] for row in starts] == [1, 2, 3, 4]
     assert [row['iter'] for row in starts] == [1, 7, 7, 7]
-    content = torch.load(work_dir / 'epoch_2.pth', weights_only=True)
+    content = load(work_dir / 'epoch_2.pth')
     assert content['meta']['iter'] == 12
 
 
@@ -94,7 +101,7 @@ def damage(kind, path):
     elif kind == 'truncated':
         path.write_bytes(path.read_bytes()[:1000])
     elif kind == 'bad':
-        content = torch.load(path, weights_only=True)
+        content = load(path)
         content['state_dict']['head.weight'][0, 0] = float('nan')
         torch.save(content, path)
 
@@ -114,10 +121,10 @@ def test_resume_takes_the_last_clean_one(config, tmp_path, kind):
     assert start['iter'] == (13 if kind == 'none' else 7)
     log = ''.join(path.read_text() for path in work_dir.glob('*/*.log'))
     assert ('resuming from the last clean one' in log) == (kind != 'none')
-    left = torch.load(work_dir / 'epoch_3.pth', weights_only=True)
+    left = load(work_dir / 'epoch_3.pth')
     whole = tmp_path / 'whole'
     main(start_two_epochs(config, whole))
-    right = torch.load(whole / 'epoch_3.pth', weights_only=True)
+    right = load(whole / 'epoch_3.pth')
     for name, tensor in right['state_dict'].items():
         assert torch.equal(tensor, left['state_dict'][name]), name
 
