@@ -24,6 +24,13 @@ __all__ = ['__version__']
 
 # The core reads events wherever Python runs; the rest needs MMEngine.
 if find_spec('torch') and find_spec('mmengine'):
+    import mmengine
+    import torch
+
+    from .core import check_stack
+
+    check_stack(torch, mmengine)
+
     from .numerics import watch
     from .optim import apply_guard
     from .registry import register_bare_names

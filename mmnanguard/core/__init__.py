@@ -25,6 +25,7 @@ from .report import report
 from .sample_name import sample_name
 from .smallest_subset import smallest_subset
 from .spike import Spike, SpikePolicy
+from .stack import check_stack
 from .state import GuardState
 from .verdict import Action, Cause, ScaleMove, Verdict
 from .written_aside import written_aside
@@ -60,6 +61,7 @@ __all__ = [
     'Verdict',
     'ZClip',
     'check_keys',
+    'check_stack',
     'check_value',
     'dataset_parts',
     'decide',
