@@ -20,6 +20,7 @@ OWN = {
     'hooks': {'core', 'numerics', 'hooks', 'registry', 'safe_load', 'version'},
     'models': {'core', 'numerics', 'models', 'registry'},
     'report': {'core', 'report'},
+    'migrate': {'core', 'migrate'},
 }
 FORBIDDEN = {
     'core': {'torch', 'numpy', 'mmengine', 'mmcv'},
@@ -29,6 +30,7 @@ FORBIDDEN = {
     'hooks': {'mmcv'},
     'models': {'mmcv'},
     'report': {'torch', 'numpy', 'mmengine', 'mmcv'},
+    'migrate': {'torch', 'numpy', 'mmcv'},
 }
 
 

@@ -1,0 +1,93 @@
+"""What a config inherits."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+from mmengine.config import Config
+
+from mmnanguard.core import GuardConfigError
+
+from .migration import TARGETS
+
+__all__ = ['load', 'load_bases', 'old_bases', 'same_targets']
+
+
+def load(path: Path) -> Dict[str, Any]:
+    """A config's value, with what it inherits, as builtins.
+
+    Modules that it would import (custom_imports) are not: those of a 1.x
+    project could not be.
+
+    Raises:
+        GuardConfigError: If MMEngine cannot read it.
+    """
+    try:
+        cfg = Config.fromfile(str(path), import_custom_modules=False)
+    except Exception as error:
+        raise GuardConfigError(
+            f'MMEngine cannot read {path}: {type(error).__name__}: {error}'
+        ) from error
+    return cfg.to_dict()
+
+
+def base_names(path: Path) -> List[str]:
+    for node in ast.parse(path.read_text(encoding='utf-8')).body:
+        if isinstance(node, ast.Assign) and '_base_' in [
+            getattr(target, 'id', None) for target in node.targets
+        ]:
+            names = ast.literal_eval(node.value)
+            return [names] if isinstance(names, str) else list(names)
+    return []
+
+
+def load_bases(path: Path) -> Dict[str, Any]:
+    """The value of all bases together."""
+    made: Dict[str, Any] = {}
+    for name in base_names(path):
+        if '::' in name:
+            from mmengine.hub import get_config
+
+            made.update(get_config(name).to_dict())
+        else:
+            made.update(load(path.parent / name))
+    return made
+
+
+def files_below(path: Path) -> Iterator[Path]:
+    for name in base_names(path):
+        if '::' in name:
+            continue  # an installed package's
+        base = (path.parent / name).resolve()
+        yield base
+        if base.suffix == '.py':
+            yield from files_below(base)
+
+
+def old_bases(path: Path) -> Dict[Path, List[str]]:
+    """Keys of 1.x that files below this one set."""
+    found: Dict[Path, List[str]] = {}
+    for base in files_below(path):
+        if base.suffix != '.py':
+            continue
+        tree = ast.parse(base.read_text(encoding='utf-8'))
+        names = [
+            target.id
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name) and target.id in TARGETS
+        ]
+        if names:
+            found[base] = names
+    return found
+
+
+def same_targets(bases: Dict[Path, List[str]]) -> Dict[str, List[str]]:
+    """Keys of 2.x that several of them would then set."""
+    owners = defaultdict(list)
+    for path, keys in bases.items():
+        for target in sorted({new for key in keys for new in TARGETS[key]}):
+            owners[target].append(path.name)
+    return {key: names for key, names in owners.items() if len(names) > 1}

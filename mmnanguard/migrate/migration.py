@@ -1,0 +1,115 @@
+"""What the steps of a migration share."""
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, Mapping, Set
+
+from .dict_source import entries_of
+from .notes import Notes
+from .policy import Loop
+from .render import Kept
+from .source import Source
+
+__all__ = ['TARGETS', 'Migration']
+
+# What a 1.x key goes into; () is what is only left out.
+TARGETS: Dict[str, Any] = {
+    'optimizer': ('optim_wrapper',),
+    'optimizer_config': ('optim_wrapper',),
+    'fp16': ('optim_wrapper',),
+    'lr_config': ('param_scheduler',),
+    'momentum_config': ('param_scheduler',),
+    'runner': ('train_cfg',),
+    'total_epochs': ('train_cfg',),
+    'total_iters': ('train_cfg',),
+    'evaluation': ('train_cfg',),
+    'data': ('train_dataloader', 'val_dataloader', 'test_dataloader'),
+    'checkpoint_config': ('default_hooks',),
+    'log_config': ('default_hooks', 'visualizer', 'log_processor'),
+    'resume_from': ('resume',),
+    'auto_resume': ('resume',),
+    'workflow': (),
+    'gpu_ids': (),
+    'gpus': (),
+    'device': (),
+    'dist_params': ('env_cfg',),
+    'cudnn_benchmark': ('env_cfg',),
+    'opencv_num_threads': ('env_cfg',),
+    'mp_start_method': ('env_cfg',),
+    'seed': ('randomness',),
+    'deterministic': ('randomness',),
+}
+
+
+@dataclass
+class Migration:
+    """A config on its way.
+
+    Attributes:
+        source: The file.
+        cfg: Its value, with what it inherits; plain.
+        inherited: The value of its bases.
+        guard: An overlay: optim_wrapper and default_hooks.
+        is_named: Was the guard asked for, or does it follow the precision?
+        old: Keys of 1.x that it sets, and that can be migrated.
+        new: What they become; a dict merges with the bases'.
+        hooks: What comes into default_hooks.
+    """
+
+    source: Source
+    cfg: Mapping[str, Any]
+    inherited: Mapping[str, Any]
+    notes: Notes
+    guard: Dict[str, Any] = field(default_factory=dict)
+    is_named: bool = False
+    old: Set[str] = field(default_factory=set)
+    new: Dict[str, Any] = field(default_factory=dict)
+    hooks: Dict[str, Any] = field(default_factory=dict)
+
+    def own(self, name: str) -> Dict[str, Any]:
+        """What of a dict this file itself says."""
+        value = self.cfg.get(name)
+        if name not in self.old or not isinstance(value, dict):
+            return {}
+        entries = entries_of(self.source.assigned.get(name))
+        if entries is None:
+            return dict(value)
+        return {key: each for key, each in value.items() if key in entries}
+
+    def keep(self, *path: str, without: Any = ()) -> Kept:
+        value: Any = self.cfg
+        for key in path:
+            value = value[key]
+        if len(path) == 1 and isinstance(value, dict):
+            value = self.own(path[0])
+        if not self.inherited:  # nothing to be deleted
+            without = (*without, '_delete_')
+        return Kept(path, value, tuple(without))
+
+    def done(self, path: Any, text: str) -> None:
+        self.notes.done.append((self.line(path), text))
+
+    def changed(self, path: Any, text: str) -> None:
+        self.notes.changed.append((self.line(path), text))
+
+    def left(self, path: Any, text: str) -> None:
+        self.notes.left.append((self.line(path), text))
+
+    def line(self, path: Any) -> Any:
+        path = (path,) if isinstance(path, str) else path
+        return self.source.line(*path) if path else None
+
+    @property
+    def loop(self) -> Loop:
+        """Of the whole config: what is inherited counts too."""
+        runner = self.cfg.get('runner') or {}
+        train = self.cfg.get('train_cfg') or {}
+        for name, unit in (('total_epochs', True), ('total_iters', False)):
+            if name in self.cfg:
+                return Loop(unit, Kept((name,), self.cfg[name]))
+        for name, config in (('runner', runner), ('train_cfg', train)):
+            for key, unit in (('max_epochs', True), ('max_iters', False)):
+                if key in config:
+                    return Loop(unit, Kept((name, key), config[key]))
+        kind = str(runner.get('type') or train.get('type') or '')
+        is_epochs = train.get('by_epoch', not kind.startswith('Iter'))
+        return Loop(bool(is_epochs), None)

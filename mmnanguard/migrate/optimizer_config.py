@@ -1,0 +1,176 @@
+"""``optimizer``, ``optimizer_config`` and ``fp16`` of 1.x."""
+
+from typing import Any, Dict, Mapping, Tuple
+
+from .migration import Migration
+from .nan_hooks import WRAPPERS, guard_options
+from .render import Kept
+from .twins import AMP, FULL, is_half, short
+
+__all__ = ['can_migrate', 'wrapper_of_old']
+
+# Of mmcv's optimizer hooks, beside what becomes a key of the wrapper.
+DROPPED = ('coalesce', 'bucket_size_mb', 'distributed', 'log_interval')
+PLAIN = (
+    'OptimizerHook',
+    'DistOptimizerHook',
+    'Fp16OptimizerHook',
+    'GradientCumulativeOptimizerHook',
+    'GradientCumulativeFp16OptimizerHook',
+)
+LOSS_SCALER = ('mode', 'scale_factor', 'scale_window')
+
+
+def can_migrate(m: Migration, keys: Any) -> bool:
+    """Can they be migrated at all?"""
+    optimizer = m.cfg.get('optimizer')
+    if (
+        isinstance(optimizer, dict)
+        and 'type' not in optimizer
+        and any(
+            isinstance(each, dict) and 'type' in each
+            for each in optimizer.values()
+        )
+    ):
+        m.left(
+            'optimizer',
+            'several optimizers: MMEngine takes a wrapper '
+            'for each and a constructor of your own; write those, then '
+            'run this again',
+        )
+        return False
+    kind = short((m.cfg.get('optimizer_config') or {}).get('type', PLAIN[0]))
+    if 'optimizer_config' in keys and kind not in (*PLAIN, *WRAPPERS):
+        m.left(
+            'optimizer_config',
+            f'{kind} is a class of your own: what it '
+            'does between backward and step belongs into a subclass of '
+            'NanGuardOptimWrapper',
+        )
+        return False
+    if 'fp16' in keys and m.cfg['fp16'] is None and m.inherited.get('fp16'):
+        m.left(
+            'fp16',
+            'None switches off what the base switches on: write '
+            'optim_wrapper with _delete_=True',
+        )
+        return False
+    return True
+
+
+def wrapper_of_old(m: Migration) -> Dict[str, Any]:
+    config = m.own('optimizer_config')
+    wrapper: Dict[str, Any] = dict(type=None)
+    guard = dict(m.guard['optim_wrapper'])
+    wrapper.update(guard)
+    if wrapper['type'] is None:
+        wrapper['type'] = AMP if is_half(m.cfg, m.old) else FULL
+    if {'fp16', 'optimizer_config'} & m.old and is_half(m.cfg, m.old):
+        wrapper.update(loss_scale(m, wrapper))
+    count = config.get('cumulative_iters', 1)
+    if 'cumulative_iters' in config:
+        wrapper['accumulative_counts'] = m.keep(
+            'optimizer_config', 'cumulative_iters'
+        )
+        m.changed(
+            ('optimizer_config', 'cumulative_iters'),
+            f'both count batches, not updates, so max_iters stays; an update '
+            f'is one window of {count}, and one bad batch rejects it '
+            "(guard.accumulation='microbatch' leaves out that batch)",
+        )
+    if 'grad_clip' in config:
+        wrapper.update(clip(m, config['grad_clip']))
+    wrapper.update(hand_written(m, wrapper, config))
+    wrapper.update(optimizer(m))
+    dropped = [key for key in config if key in DROPPED]
+    if dropped:
+        m.done('optimizer_config', f'{", ".join(dropped)}: no longer needed')
+    sources = ', '.join(
+        key
+        for key in ('optimizer', 'optimizer_config', 'fp16')
+        if key in m.old
+    )
+    first = next(key for key in sources.split(', '))
+    m.done(first, f'{sources} -> optim_wrapper, guarded')
+    return wrapper
+
+
+def loss_scale(m: Migration, wrapper: Mapping[str, Any]) -> Dict[str, Any]:
+    fp16 = m.cfg.get('fp16') or {}
+    config = m.cfg.get('optimizer_config') or {}
+    path: Tuple[str, ...] = ()
+    if 'loss_scale' in fp16:
+        path = ('fp16', 'loss_scale')
+    elif 'loss_scale' in config:
+        path = ('optimizer_config', 'loss_scale')
+    if wrapper.get('dtype') != 'float16':
+        m.changed(
+            path or 'fp16',
+            'the guard is not of float16: its loss scale is left out',
+        )
+        return {}
+    scale: Any = m.keep(*path) if path else Kept((), 512.0)
+    if isinstance(scale.value, (int, float)):
+        default = '' if path else " (mmcv's default)"
+        m.changed(
+            path or ('fp16' if 'fp16' in m.old else 'optimizer_config'),
+            f'a loss scale of {scale.value:g}{default} was fixed; now it is '
+            'where the scale starts and the most it can be, and it comes '
+            'down on overflow',
+        )
+    elif isinstance(scale.value, dict) and {*scale.value} & {*LOSS_SCALER}:
+        m.left(
+            path,
+            f"{', '.join(LOSS_SCALER)} are of mmcv's own scaler for "
+            "torch < 1.6; loss_scale is 'dynamic' now",
+        )
+        return {}
+    return dict(loss_scale=scale.value if not path else scale)
+
+
+def clip(m: Migration, grad_clip: Any) -> Dict[str, Any]:
+    inherited = m.inherited.get('optim_wrapper') or {}
+    if grad_clip is None:
+        return dict(clip_grad=None) if inherited.get('clip_grad') else {}
+    return dict(clip_grad=m.keep('optimizer_config', 'grad_clip'))
+
+
+def hand_written(
+    m: Migration, wrapper: Mapping[str, Any], config: Mapping[str, Any]
+) -> Dict[str, Any]:
+    kind = short(config.get('type', PLAIN[0]))
+    if kind not in WRAPPERS:
+        return {}
+    hand = WRAPPERS[kind]
+    options = guard_options(hand, config)
+    m.done(('optimizer_config', 'type'), f'{kind} -> the guard: {hand.why}')
+    return (
+        dict(guard={**wrapper.get('guard', {}), **options}) if options else {}
+    )
+
+
+def optimizer(m: Migration) -> Dict[str, Any]:
+    own = m.own('optimizer')
+    if not own:
+        return {}
+    without = ['constructor', 'paramwise_cfg']
+    if not (m.inherited.get('optimizer') or m.inherited.get('optim_wrapper')):
+        without.append('_delete_')
+    made: Dict[str, Any] = {}
+    if set(own) - set(without):
+        made['optimizer'] = m.keep('optimizer', without=without)
+    for key in without[:2]:
+        if key in own:
+            made[key] = m.keep('optimizer', key)
+    constructor = own.get('constructor')
+    if constructor in ('DefaultOptimizerConstructor', None):
+        made.pop('constructor', None)
+    else:
+        m.left(
+            ('optimizer', 'constructor'),
+            f'{constructor} builds an '
+            'optimizer; in 2.x a constructor builds the wrapper, is '
+            'registered in OPTIM_WRAPPER_CONSTRUCTORS and may have '
+            'another name',
+        )
+    return made

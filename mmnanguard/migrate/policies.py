@@ -1,0 +1,226 @@
+"""What each policy becomes."""
+
+from typing import Any, Callable, Dict
+
+from .policy import CannotMigrate, Policy
+
+__all__ = ['KEYS', 'POLICIES']
+
+
+def fixed(policy: Policy) -> None:
+    """A rate that only a warm-up changes has no scheduler."""
+
+
+def step(policy: Policy) -> None:
+    steps = policy.config.get('step')
+    default = 0.1 if policy.kind == 'LR' else 0.5
+    gamma = policy.keep('gamma', default)
+    floor = policy.config.get(f'min_{policy.word}')
+    if floor is not None:
+        number = len(steps) if isinstance(steps, (list, tuple)) else 1000
+        lowest = policy.config.get('gamma', default) ** number
+        if policy.base is None or not policy.base * lowest >= floor:
+            raise CannotMigrate(
+                f'min_{policy.word} would be reached, and steps in MMEngine '
+                'have no floor: leave out the steps after it'
+            )
+    if isinstance(steps, int):
+        size = policy.keep('step', None)
+        policy.add('Step', step_size=size, gamma=gamma, **policy.counts())
+    else:
+        policy.add(
+            'MultiStep',
+            milestones=policy.keep('step', None),
+            gamma=gamma,
+            **policy.counts(),
+        )
+
+
+def exponential(policy: Policy) -> None:
+    gamma = policy.keep('gamma', None)
+    policy.add('Exponential', gamma=gamma, **policy.counts())
+
+
+def poly(policy: Policy) -> None:
+    policy.add(
+        'Poly',
+        power=policy.keep('power', 1.0),
+        **policy.floor(),
+        begin=0,
+        end=policy.after_end(),
+        **policy.clock(),
+    )
+
+
+def linear_annealing(policy: Policy) -> None:
+    floor = policy.floor()
+    if 'eta_min' in floor:
+        end = policy.after_end()
+        policy.add(
+            'Poly', power=1.0, **floor, begin=0, end=end, **policy.clock()
+        )
+        return
+    policy.add(
+        'Linear',
+        start_factor=1.0,
+        end_factor=floor['eta_min_ratio'],
+        begin=0,
+        end=policy.after_end(),
+        **policy.clock(),
+    )
+
+
+def cosine(policy: Policy) -> None:
+    policy.add(
+        'CosineAnnealing',
+        T_max=policy.total(),
+        **policy.floor(),
+        begin=0,
+        end=policy.total(),
+        **policy.clock(),
+    )
+
+
+def flat_cosine(policy: Policy) -> None:
+    total = policy.total()
+    begin = total.value * policy.config.get('start_percent', 0.75)
+    if policy.by_epoch or not policy.loop.by_epoch:
+        begin = round(begin)
+    policy.add(
+        'CosineAnnealing',
+        T_max=total.value - begin,
+        **policy.floor(),
+        begin=begin,
+        end=total,
+        **policy.clock(),
+    )
+
+
+def cosine_restart(policy: Policy) -> None:
+    weights = policy.config.get('restart_weights', [1])
+    target = policy.ratio(0.0)
+    # 1.x weighs the distance to the floor, MMEngine the rate.
+    policy.add(
+        'CosineRestart',
+        periods=policy.keep('periods', None),
+        restart_weights=policy.keep('restart_weights', [1])
+        if not target
+        else [target + weight * (1 - target) for weight in weights],
+        **policy.floor(),
+        **policy.counts(),
+    )
+
+
+def cyclic(policy: Policy) -> None:
+    config = policy.config
+    default = (10, 1e-4) if policy.kind == 'LR' else (0.85 / 0.95, 1)
+    ratios = config.get('target_ratio', default)
+    ratios = ratios if isinstance(ratios, (list, tuple)) else (ratios,)
+    high, low = ratios if len(ratios) == 2 else (ratios[0], ratios[0] / 1e5)
+    if config.get('anneal_strategy', 'cos') != 'cos' or config.get('warmup'):
+        raise CannotMigrate(
+            'a cycle that is linear, or under a warm-up, has no counterpart'
+        )
+    cycles = config.get('cyclic_times', 1)
+    period = policy.total().value / cycles
+    rise = period * config.get('step_ratio_up', 0.4)
+    if not policy.loop.by_epoch:
+        period, rise = int(period), int(rise)
+    elif int(period) != period or round(rise, 6) != int(round(rise, 6)):
+        policy.made.changed.append(
+            f'{policy.name}: the turning points of the cycle fall within an '
+            'epoch, and may be an iteration off'
+        )
+    for cycle in range(cycles):
+        scale = config.get('gamma', 1) ** cycle
+        top = 1 - scale + high * scale
+        start = cycle * period
+        for begin, length, first, last in (
+            (start, rise, 1, top),
+            (start + rise, period - rise, top, low),
+        ):
+            begin, length = tidy(begin), tidy(length)
+            policy.add(
+                'CosineRestart',
+                periods=[length],
+                restart_weights=[first],
+                eta_min_ratio=last,
+                begin=begin,
+                end=tidy(begin + length),
+                **policy.clock(),
+            )
+
+
+def tidy(count: float) -> Any:
+    """No 9.600000000000001, and no 8.0."""
+    count = round(count, 9)
+    return int(count) if count == int(count) else count
+
+
+def one_cycle(policy: Policy) -> None:
+    if policy.kind == 'Momentum':
+        raise CannotMigrate('MMEngine has no one-cycle schedule of momentum')
+    if policy.config.get('warmup'):
+        raise CannotMigrate('a cycle under a warm-up has no counterpart')
+    if isinstance(policy.config.get('max_lr'), dict):
+        raise CannotMigrate('max_lr for several optimizers: write a dict')
+    keys = ('pct_start', 'anneal_strategy', 'div_factor', 'final_div_factor')
+    options = {
+        key: policy.keep(key, None)
+        for key in (*keys, 'three_phase')
+        if key in policy.config
+    }
+    steps = policy.config.get('total_steps')
+    clock = policy.clock() if steps is None else dict(by_epoch=False)
+    policy.add(
+        'OneCycle',
+        eta_max=policy.keep('max_lr', None),
+        total_steps=policy.total()
+        if steps is None
+        else policy.keep('total_steps', None),
+        **options,
+        **clock,
+    )
+
+
+POLICIES: Dict[str, Callable[[Policy], None]] = {
+    'Fixed': fixed,
+    'Step': step,
+    'Exp': exponential,
+    'Poly': poly,
+    'LinearAnnealing': linear_annealing,
+    'CosineAnnealing': cosine,
+    'FlatCosineAnnealing': flat_cosine,
+    'CosineRestart': cosine_restart,
+    'Cyclic': cyclic,
+    'OneCycle': one_cycle,
+}
+FLOORS = tuple(
+    f'min_{word}{end}' for word in ('lr', 'momentum') for end in ('', '_ratio')
+)
+KEYS: Dict[str, Any] = {
+    'Fixed': (),
+    'Step': ('step', 'gamma', 'min_lr', 'min_momentum'),
+    'Exp': ('gamma',),
+    'Poly': ('power', *FLOORS),
+    'LinearAnnealing': FLOORS,
+    'CosineAnnealing': FLOORS,
+    'FlatCosineAnnealing': ('start_percent', *FLOORS),
+    'CosineRestart': ('periods', 'restart_weights', *FLOORS),
+    'Cyclic': (
+        'target_ratio',
+        'cyclic_times',
+        'step_ratio_up',
+        'anneal_strategy',
+        'gamma',
+    ),
+    'OneCycle': (
+        'max_lr',
+        'total_steps',
+        'pct_start',
+        'anneal_strategy',
+        'div_factor',
+        'final_div_factor',
+        'three_phase',
+    ),
+}

@@ -1,0 +1,134 @@
+"""The optimizer wrapper: of 1.x's keys, or of an unguarded one."""
+
+from typing import Any, Dict, List, Mapping
+
+from .dict_source import entries_of
+from .migration import Migration
+from .nan_hooks import IN_A_ROW, WRAPPERS, guard_options, looks_alike
+from .optimizer_config import can_migrate, wrapper_of_old
+from .twins import AMP, FULL, TWINS, is_twin, short
+
+__all__ = ['migrate_wrapper']
+
+TAKEN = (
+    'type',
+    'optimizer',
+    'accumulative_counts',
+    'clip_grad',
+    'guard',
+    'constructor',
+    'paramwise_cfg',
+)
+TAKEN_BY_AMP = ('loss_scale', 'dtype', 'use_fsdp')
+
+
+def migrate_wrapper(m: Migration) -> None:
+    keys = {'optimizer', 'optimizer_config', 'fp16'} & m.old
+    if not can_migrate(m, keys):
+        m.old -= keys
+        return
+    if keys:
+        m.new['optim_wrapper'] = wrapper_of_old(m)
+    elif 'optim_wrapper' in m.source.assigned:
+        from_new(m)
+    elif 'optim_wrapper' in m.inherited:
+        kind = short(m.inherited['optim_wrapper'].get('type', 'OptimWrapper'))
+        if is_twin(kind):
+            return
+        if 'optimizer' not in m.inherited['optim_wrapper'] or (
+            kind not in TWINS
+        ):
+            m.left((), f'the inherited optim_wrapper ({kind}) has no twin')
+            return
+        m.new['optim_wrapper'] = dict(m.guard['optim_wrapper'])
+        m.new['optim_wrapper'].setdefault('type', TWINS[kind])
+    else:
+        return
+    for name, hook in m.guard.get('default_hooks', {}).items():
+        m.hooks[name] = dict(hook)
+
+
+def from_new(m: Migration) -> None:
+    """A 2.x wrapper: its type, and options of a hand-written one."""
+    node = m.source.assigned['optim_wrapper']
+    value = m.cfg['optim_wrapper']
+    changes = guarded(m, ('optim_wrapper',), value, node)
+    if changes:
+        m.new['optim_wrapper'] = changes
+
+
+def guarded(
+    m: Migration, path: Any, value: Mapping[str, Any], node: Any
+) -> Dict[str, Any]:
+    entries = entries_of(node)
+    if entries is None:
+        m.left(
+            path,
+            f'it is computed: set its type to one of {FULL}, {AMP} by hand',
+        )
+        return {}
+    if 'optimizer' not in value:  # several optimizers, or a part for a base
+        changes: Dict[str, Any] = {}
+        for key, each in value.items():
+            if isinstance(each, dict) and 'optimizer' in each:
+                inner = guarded(m, (*path, key), each, entries.get(key))
+                changes.update({key: inner} if inner else {})
+        return changes
+    kind = short(value.get('type', 'OptimWrapper'))
+    if is_twin(kind) and not m.is_named:
+        return {}
+    if kind not in (*TWINS, *WRAPPERS):
+        told = (
+            'looks like a guard of your own'
+            if looks_alike(kind)
+            else ('is not known here')
+        )
+        m.left(
+            (*path, 'type'),
+            f'{kind} {told}: make it a subclass of {FULL}, or write that',
+        )
+        return {}
+    return swapped(m, path, kind, value, entries)
+
+
+def swapped(
+    m: Migration,
+    path: Any,
+    kind: str,
+    value: Mapping[str, Any],
+    entries: Mapping[str, Any],
+) -> Dict[str, Any]:
+    hand = WRAPPERS.get(kind)
+    changes = dict(m.guard['optim_wrapper'])
+    twin = AMP if hand and hand.is_amp else TWINS.get(kind, FULL)
+    if not m.is_named or 'type' not in changes:
+        changes['type'] = twin
+        changes.pop('dtype', None)
+        if twin == AMP:
+            changes['dtype'] = value.get('dtype', 'float16')
+    options = guard_options(hand, value) if hand else {}
+    if options:
+        changes['guard'] = {**changes.get('guard', {}), **options}
+    why = f': {hand.why}' if hand else ''
+    new = short(changes['type'])
+    taken = [*TAKEN, *(TAKEN_BY_AMP if changes['type'] == AMP else ())]
+    if changes.get('dtype') == 'bfloat16':
+        taken.remove('loss_scale')
+    dropped: List[str] = [key for key in entries if key not in taken]
+    changes.update(dict.fromkeys(dropped))
+    same = {
+        k for k, v in changes.items() if v == value.get(k) and k in entries
+    }
+    changes = {k: v for k, v in changes.items() if k not in same}
+    if changes:
+        m.done((*path, 'type'), f'{kind} -> {new}{why}')
+    if hand and hand.limit in dropped:
+        dropped.remove(hand.limit)
+    if dropped:
+        m.changed(path, f'{new} does without {", ".join(dropped)}')
+    if hand and hand.limit in value:
+        m.changed(
+            (*path, hand.limit),
+            f'{hand.limit}={value[hand.limit]} -> {options}: {IN_A_ROW}',
+        )
+    return changes

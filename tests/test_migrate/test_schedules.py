@@ -1,0 +1,80 @@
+"""The learning rates of a migrated config are those of 1.x."""
+
+import pytest
+from mmengine.config import Config
+from mmengine.hooks import ParamSchedulerHook
+from mmengine.runner import Runner
+from rates_1x import BASE, CASES, DIFFERS, EPOCH, PINNED, SAMPLES, TOTAL, rate
+from toys import ToyNet
+
+from mmnanguard.migrate import migrate
+from mmnanguard.optim.apply_guard import load_overlay
+
+OPTIMIZER = dict(type='SGD', lr=BASE, momentum=0.9)
+
+
+def migrated(tmp_path, **keys):
+    old, new = tmp_path / 'old.py', tmp_path / 'new.py'
+    keys = dict(optimizer=OPTIMIZER, **keys)
+    old.write_text(''.join(f'{k} = {v!r}\n' for k, v in keys.items()))
+    found = migrate(old, load_overlay)
+    new.write_text(found.new)
+    return found.notes, Config.fromfile(new)
+
+
+def replay(cfg, tmp_path, read):
+    """What ``read`` sees before each iteration, as the schedulers go on."""
+    runner = Runner(
+        model=ToyNet(),
+        work_dir=str(tmp_path / 'run'),
+        train_dataloader=dict(
+            batch_size=1,
+            dataset=list(range(EPOCH)),
+            sampler=dict(type='DefaultSampler', shuffle=False),
+        ),
+        train_cfg=cfg.train_cfg,
+        optim_wrapper=cfg.optim_wrapper,
+        param_scheduler=cfg.param_scheduler,
+    )
+    assert runner.train_loop  # is built: schedulers end with it
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.param_schedulers = runner.build_param_scheduler(
+        runner.param_schedulers
+    )
+    hook, seen = ParamSchedulerHook(), []
+    for iteration in range(TOTAL):
+        seen.append(read(runner.optim_wrapper.param_groups[0]))
+        runner.optim_wrapper._global_step = iteration  # as if it had stepped
+        hook.after_train_iter(runner, iteration)
+        if (iteration + 1) % EPOCH == 0 and cfg.train_cfg.by_epoch:
+            hook.after_train_epoch(runner)
+    return seen
+
+
+@pytest.mark.parametrize('line', PINNED.strip().splitlines())
+def test_the_formulas_are_mmcvs(line):
+    name, *pinned = line.split()
+    rates = [rate(*CASES[name], iteration) for iteration in SAMPLES]
+    assert rates == pytest.approx([float(each) for each in pinned], rel=5e-6)
+
+
+def test_each_case_is_pinned():
+    names = [line.split()[0] for line in PINNED.strip().splitlines()]
+    assert names == list(CASES)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_the_rates_are_those_of_1x(name, tmp_path):
+    loop, config = CASES[name]
+    notes, cfg = migrated(tmp_path, lr_config=config, **loop)
+    rates = replay(cfg, tmp_path, lambda group: group['lr'])
+    old = [rate(loop, config, iteration) for iteration in range(TOTAL)]
+    off = max(abs(a - b) for a, b in zip(rates, old)) / BASE
+    if name in DIFFERS:
+        assert 1e-6 < off < DIFFERS[name] * 1.001
+    else:
+        assert off < 1e-9
+    told = [text for _, text in notes.changed]
+    is_told = any('iteration earlier' in t or 'min_lr' in t for t in told)
+    assert is_told >= (name in DIFFERS)
+    assert not any('lr_config' in text for _, text in notes.left)

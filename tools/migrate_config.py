@@ -1,0 +1,96 @@
+"""Turn a config of 1.x, or one with a NaN guard of your own, into a guarded
+one of MMEngine.
+
+Prints the difference and what is to be said of it; writes only with --out or
+--in-place. The config is run to be read, as MMEngine does with any. Exit
+status: 0 if all is done, 1 if something is left to you, 2 for a wrong command
+line or a file that cannot be read.
+
+Example:
+    python tools/migrate_config.py configs/cases/fp16_static_scale/old_1x.py
+"""
+
+import argparse
+import difflib
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+ROOT = Path(__file__).resolve().parents[1]
+COLOURS = {'+': 'green', '-': 'red', '@': 'cyan'}
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('config', type=Path)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument('--out', type=Path, metavar='FILE', help='a new file')
+    where.add_argument('--in-place', action='store_true')
+    parser.add_argument(
+        '--guard',
+        metavar='NAME|FILE',
+        help='fp32, bf16, fp16, full, or an overlay; by default that of the '
+        "config's precision",
+    )
+    args = parser.parse_args(argv)
+    if not args.config.is_file():
+        parser.error(f'not found: {args.config}')
+    if args.out and args.out.exists():
+        parser.error(f'{args.out} exists: remove it, or use --in-place')
+    if args.out and args.out.resolve().parent != args.config.resolve().parent:
+        parser.error('--out must be beside the config: its _base_ is relative')
+    return args
+
+
+def show(old, new, path):
+    """The difference, in colour on a terminal."""
+    lines = difflib.unified_diff(
+        old.splitlines(),
+        new.splitlines(),
+        str(path),
+        f'{path} (2.x)',
+        lineterm='',
+    )
+    console = Console(soft_wrap=True, highlight=False)
+    for line in lines:
+        console.print(Text(line, style=COLOURS.get(line[0], '')))
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        from mmnanguard.migrate import migrate
+    except ImportError as error:
+        print(f'{error}: pip install "mmnanguard[migrate]"', file=sys.stderr)
+        return 2
+    from mmnanguard.core.written_aside import written_aside
+    from mmnanguard.optim.apply_guard import load_overlay
+
+    try:
+        found = migrate(args.config, load_overlay, args.guard)
+    except ValueError as error:  # GuardConfigError says what to do
+        print(f'{type(error).__name__}: {error}', file=sys.stderr)
+        return 2
+    show(found.old, found.new, args.config)
+    for title, lines in found.notes.sections().items():
+        if lines:
+            print(f'\n{title}:')
+            print('\n'.join(f'- {line}' for line in lines))
+    if found.old == found.new:
+        print('nothing to do')
+    path = args.config if args.in_place else args.out
+    if path:
+        with written_aside(path) as aside:
+            Path(aside).write_text(found.new, encoding='utf-8')
+        print(f'\nwritten: {path}')
+    return 1 if found.notes.left else 0
+
+
+if __name__ == '__main__':
+    sys.path[:0] = [str(ROOT)]
+    sys.exit(main())
