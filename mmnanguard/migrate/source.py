@@ -149,10 +149,10 @@ class Source:
             if texts == [] and index not in self.stays:
                 waiting = [line for line in before if line.comment]
                 continue
-            parts = [cst.parse_statement(text) for text in texts or []] or [
-                old
-            ]
-            if texts:  # a comment at its end stays there
+            parts = [cst.parse_statement(text) for text in texts or []]
+            if not parts or index in self.stays:
+                parts.insert(0, old)
+            else:  # a comment at its end stays there
                 parts[-1] = parts[-1].with_changes(
                     trailing_whitespace=old.trailing_whitespace
                 )

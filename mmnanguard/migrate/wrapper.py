@@ -31,6 +31,8 @@ def migrate_wrapper(m: Migration) -> None:
         m.new['optim_wrapper'] = wrapper_of_old(m)
     elif 'optim_wrapper' in m.source.assigned:
         from_new(m)
+        if 'optim_wrapper' not in m.new:
+            return
     elif 'optim_wrapper' in m.inherited:
         kind = short(m.inherited['optim_wrapper'].get('type', 'OptimWrapper'))
         if is_twin(kind):

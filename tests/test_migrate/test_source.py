@@ -1,0 +1,226 @@
+"""What a migration does not change, it leaves as it was."""
+
+from collections import Counter
+
+import pytest
+from migrating import FP16, Migration
+
+from mmnanguard.core import GuardConfigError
+from mmnanguard.migrate import migrate
+from mmnanguard.optim.apply_guard import load_overlay
+
+OLD = '''\
+"""A config."""
+# what it is for
+_dim_ = 256  # of features
+model = dict(type='Net',
+             neck=dict(channels=[_dim_,
+                                 _dim_]))  # no neck
+
+data = dict(
+    samples_per_gpu=2,  # eight GPUs
+    train=dict(
+        type='Shapes',
+        # the small one
+        split='train'),  # of two
+)
+
+# optimizer
+optimizer = dict(type='AdamW',
+                 lr=2e-4,  # for 8 x 1
+                 paramwise_cfg=dict(
+                     custom_keys={
+                         'backbone': dict(lr_mult=0.1),  # slowly
+                     }),
+                 weight_decay=0.01)  # as in the paper
+optimizer_config = dict(grad_clip=dict(max_norm=35,  # clip
+                                       norm_type=2))
+# yapf:disable
+lr_config = dict(
+    policy='CosineAnnealing',
+    warmup='linear',  # gently
+    warmup_iters=500,
+    warmup_ratio=1.0 / 3,
+    min_lr_ratio=1e-3)
+# yapf:enable
+total_epochs = 24
+fp16 = dict(loss_scale=512.)  # as on V100
+
+log_level = 'INFO'  # or DEBUG
+workflow = [('train', 1)]
+# the end
+'''
+NEW = """\
+# optimizer
+optim_wrapper = dict(
+    type='mmnanguard.NanGuardAmpOptimWrapper',
+    dtype='float16',
+    loss_scale=512.,
+    clip_grad=dict(max_norm=35,  # clip
+                   norm_type=2),
+    optimizer=dict(type='AdamW',
+                   lr=2e-4,  # for 8 x 1
+                   weight_decay=0.01),
+    paramwise_cfg=dict(
+        custom_keys={
+            'backbone': dict(lr_mult=0.1),  # slowly
+        }),
+)  # as in the paper
+"""
+
+
+def comments(text):
+    return Counter(
+        line.split('#')[1].strip() for line in text.split('\n') if '#' in line
+    )
+
+
+def test_comments_order_and_formatting_stay(tmp_path):
+    new = Migration(tmp_path, OLD).new
+    head, _, _ = OLD.partition('data = ')
+    assert new.startswith(head)
+    assert comments(new) == comments(OLD)
+    assert NEW.replace(')  # as in the paper', '') in new.replace(
+        '# as on V100\n', ''
+    ).replace(')  # as in the paper', '')
+    assert "        # the small one\n        split='train')" in new
+    assert "log_level = 'INFO'  # or DEBUG\n" in new
+    assert new.rstrip().endswith('# the end')
+    places = [
+        new.index(key) for key in ('# yapf:dis', 'param_sch', '# yapf:e')
+    ]
+    assert places == sorted(places)
+
+
+def test_an_own_2x_config_changes_in_few_lines(tmp_path):
+    old = """\
+optim_wrapper = dict(
+    type='AmpOptimWrapper',  # half
+    loss_scale='dynamic',
+
+    # clipping
+    clip_grad={'max_norm': 1.0},
+    optimizer=dict(type='SGD', lr=1),  # constant
+)
+default_hooks = {'timer': dict(type='IterTimerHook')}
+"""
+    migration = Migration(tmp_path, old)
+    gone = [line for line in old.splitlines() if line not in migration.new]
+    assert gone == [
+        "    type='AmpOptimWrapper',  # half",
+        "default_hooks = {'timer': dict(type='IterTimerHook')}",
+    ]
+    assert f"    type='{FP16}',  # half\n" in migration.new
+    assert "{'timer': dict(type='IterTimerHook'), 'nan" in migration.new
+    assert migration.cfg['optim_wrapper']['dtype'] == 'float16'
+    assert not migration.left
+
+
+def test_already_migrated(tmp_path):
+    old = (
+        "optim_wrapper = dict(type='mmnanguard.NanGuardOptimWrapper', "
+        "optimizer=dict(type='SGD', lr=1))\n"
+    )
+    migration = Migration(tmp_path, old)
+    assert migration.new == old
+    assert not any(migration.notes.sections().values())
+
+
+BASE = """\
+optimizer = dict(type='SGD', lr=0.1, momentum=0.9)
+lr_config = dict(policy='step', step=[8], warmup='linear', warmup_iters=500)
+runner = dict(type='EpochBasedRunner', max_epochs=12)
+"""
+RUNTIME = 'log_config = dict(interval=5, hooks=[])\nlog_level = "INFO"\n'
+CHILD = """\
+_base_ = ['schedule.py', 'runtime.py']
+optimizer = dict(lr=0.02)
+lr_config = dict(warmup_iters=1000)
+optimizer_config = dict(_delete_=True, grad_clip=dict(max_norm=1))
+"""
+
+
+def test_a_child_of_1x_bases(tmp_path):
+    child = Migration(tmp_path, CHILD, schedule=BASE, runtime=RUNTIME)
+    assert 'schedule.py is of 1.x as well (optimizer, lr_config' in child.left
+    assert 'runtime.py is of 1.x as well (log_config)' in child.left
+    assert (tmp_path / 'schedule.py').read_text() == BASE
+    # A list replaces its parent's, so it is whole; a dict is merged.
+    assert [each['type'] for each in child.cfg['param_scheduler']] == [
+        'LinearLR',
+        'MultiStepLR',
+    ]
+    assert child.cfg['param_scheduler'][0]['end'] == 1001
+    assert child.cfg['optim_wrapper']['optimizer'] == dict(lr=0.02)
+
+
+def test_a_child_and_then_its_bases(tmp_path):
+    Migration(tmp_path, CHILD, schedule=BASE, runtime=RUNTIME)
+    for name in ('schedule', 'runtime'):
+        path = tmp_path / f'{name}.py'
+        path.write_text(migrate(path, load_overlay).new)
+    child = Migration(tmp_path, (tmp_path / 'config.py').read_text())
+    assert child.cfg['optim_wrapper'] == dict(
+        type='mmnanguard.NanGuardOptimWrapper',
+        clip_grad=dict(max_norm=1),
+        optimizer=dict(type='SGD', lr=0.02, momentum=0.9),
+    )
+    assert child.cfg['train_cfg'] == dict(by_epoch=True, max_epochs=12)
+    hooks = child.cfg['default_hooks']
+    assert {'nan_guard', 'logger'} <= {*hooks}
+
+
+def test_a_child_of_2x_bases(tmp_path):
+    base = """\
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=1))
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)
+"""
+    child = Migration(
+        tmp_path,
+        "_base_ = 'base.py'\nfp16 = dict(loss_scale=512.)\n"
+        'optimizer = dict(_delete_=True, type="AdamW", lr=2)\n'
+        'runner = dict(max_epochs=36)\n',
+        base=base,
+    )
+    assert child.cfg['optim_wrapper'] == dict(
+        type=FP16,
+        dtype='float16',
+        loss_scale=512.0,
+        optimizer=dict(type='AdamW', lr=2),
+    )
+    assert child.cfg['train_cfg'] == dict(
+        type='EpochBasedTrainLoop', max_epochs=36, val_interval=1
+    )
+    assert not child.left
+
+
+def test_bases_that_would_collide_are_told(tmp_path):
+    child = Migration(
+        tmp_path,
+        "_base_ = ['schedule.py', 'runtime.py']\nseed = 1\n",
+        schedule='checkpoint_config = dict(interval=1)\n',
+        runtime=RUNTIME,
+    )
+    assert 'would all set default_hooks' in child.left
+
+
+def test_a_part_for_base_gets_no_hooks(tmp_path):
+    part = Migration(tmp_path, BASE)
+    assert 'default_hooks' not in part.cfg
+    assert 'looks like a part for _base_' in part.left
+
+
+@pytest.mark.parametrize(
+    ('name', 'text', 'told'),
+    [
+        ('a.json', '{}', r'is no Python file \(.py\)'),
+        ('a.py', 'optimizer = dict(\n', 'is no Python: line'),
+        ('a.py', 'x = 1 / 0\n', 'cannot read .*ZeroDivisionError'),
+        ('a.py', "_base_ = 'b.py'\n", 'cannot read .*FileNotFoundError'),
+    ],
+)
+def test_refusals(name, text, told, tmp_path):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(GuardConfigError, match=told):
+        migrate(path, load_overlay)
