@@ -82,11 +82,13 @@ def main(argv=None):
             print(f'\n{title}:')
             print('\n'.join(f'- {line}' for line in lines))
     if found.old == found.new:
-        print('nothing to do')
+        print('nothing to do here')
     path = args.config if args.in_place else args.out
     if path:
-        with written_aside(path) as aside:
-            Path(aside).write_text(found.new, encoding='utf-8')
+        with written_aside(path) as aside, open(
+            aside, 'w', encoding='utf-8', newline=''
+        ) as file:
+            file.write(found.new)
         print(f'\nwritten: {path}')
     return 1 if found.notes.left else 0
 

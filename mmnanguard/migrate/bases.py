@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
 from mmengine.config import Config
+from mmengine.hub import get_config
 
 from mmnanguard.core import GuardConfigError
 
@@ -14,7 +15,7 @@ from .migration import TARGETS
 __all__ = ['load', 'load_bases', 'old_bases', 'same_targets']
 
 
-def load(path: Path) -> Dict[str, Any]:
+def load(path: Any) -> Dict[str, Any]:
     """A config's value, with what it inherits, as builtins.
 
     Modules that it would import (custom_imports) are not: those of a 1.x
@@ -24,7 +25,10 @@ def load(path: Path) -> Dict[str, Any]:
         GuardConfigError: If MMEngine cannot read it.
     """
     try:
-        cfg = Config.fromfile(str(path), import_custom_modules=False)
+        if '::' in str(path):
+            cfg = get_config(str(path))
+        else:
+            cfg = Config.fromfile(str(path), import_custom_modules=False)
     except Exception as error:
         raise GuardConfigError(
             f'MMEngine cannot read {path}: {type(error).__name__}: {error}'
@@ -37,7 +41,12 @@ def base_names(path: Path) -> List[str]:
         if isinstance(node, ast.Assign) and '_base_' in [
             getattr(target, 'id', None) for target in node.targets
         ]:
-            names = ast.literal_eval(node.value)
+            try:
+                names = ast.literal_eval(node.value)
+            except ValueError as error:
+                raise GuardConfigError(
+                    f'{path}: _base_ is computed; write its files as strings.'
+                ) from error
             return [names] if isinstance(names, str) else list(names)
     return []
 
@@ -46,12 +55,7 @@ def load_bases(path: Path) -> Dict[str, Any]:
     """The value of all bases together."""
     made: Dict[str, Any] = {}
     for name in base_names(path):
-        if '::' in name:
-            from mmengine.hub import get_config
-
-            made.update(get_config(name).to_dict())
-        else:
-            made.update(load(path.parent / name))
+        made.update(load(name if '::' in name else path.parent / name))
     return made
 
 

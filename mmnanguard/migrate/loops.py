@@ -41,6 +41,8 @@ def migrate_loops(m: Migration) -> None:
             train['type'] = f'{name}BasedTrainLoop'
         else:
             train['by_epoch'] = m.loop.by_epoch
+        if ('max_iters' in old) == m.loop.by_epoch and old:
+            train['_delete_'] = True  # the base counts the other unit
         unit = 'max_epochs' if m.loop.by_epoch else 'max_iters'
         if length is not None and length.path[0] in m.old:
             train[unit] = length

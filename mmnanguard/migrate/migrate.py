@@ -58,7 +58,8 @@ def migrate(
     """
     if path.suffix != '.py':
         raise GuardConfigError(f'{path} is no Python file (.py).')
-    text = path.read_text(encoding='utf-8')
+    with path.open(encoding='utf-8', newline='') as file:
+        text = file.read()
     source = Source(text, str(path))
     notes = Notes()
     made = Migration(source, load(path), load_bases(path), notes)
@@ -89,8 +90,11 @@ def choose_guard(
     precision = 'fp16' if is_half(m.cfg, m.old) else 'fp32'
     chosen = overlay(name or precision)
     wrapper = dict(chosen.get('optim_wrapper') or {})
-    if name and 'type' not in wrapper:  # it keeps the precision
+    if 'type' not in wrapper:  # it keeps the precision
         wrapper = {**overlay(precision)['optim_wrapper'], **wrapper}
+    there = (m.inherited.get('optim_wrapper') or {}).get('dtype')
+    if there and not name and precision == 'fp16':
+        wrapper['dtype'] = there
     hooks = chosen.get('default_hooks') or {}
     m.guard = dict(optim_wrapper=wrapper, default_hooks=hooks)
     m.is_named = name is not None
@@ -188,7 +192,10 @@ def edited(m: Migration, name: str) -> List[str]:
     if name == 'custom_hooks' and is_empty(m.source.assigned[name]):
         # An empty list still replaces the one of a base.
         return ['custom_hooks = []'] if m.inherited.get(name) else []
-    return [m.source.edited(name, m.new[name] or {})]
+    value = m.new[name]
+    if value is None or isinstance(value, dict):
+        return [m.source.edited(name, value or {})]
+    return [m.source.render(name, value, m.old)]
 
 
 def tell_users(m: Migration, key: str) -> List[int]:

@@ -5,7 +5,7 @@ from typing import Any, Dict, Mapping, Tuple
 from .migration import Migration
 from .nan_hooks import WRAPPERS, guard_options
 from .render import Kept
-from .twins import AMP, FULL, is_half, short
+from .twins import is_half, short
 
 __all__ = ['can_migrate', 'wrapper_of_old']
 
@@ -18,6 +18,7 @@ PLAIN = (
     'GradientCumulativeOptimizerHook',
     'GradientCumulativeFp16OptimizerHook',
 )
+OLD_KEYS = ('optimizer', 'optimizer_config', 'fp16')
 LOSS_SCALER = ('mode', 'scale_factor', 'scale_window')
 
 
@@ -60,38 +61,31 @@ def can_migrate(m: Migration, keys: Any) -> bool:
 
 def wrapper_of_old(m: Migration) -> Dict[str, Any]:
     config = m.own('optimizer_config')
-    wrapper: Dict[str, Any] = dict(type=None)
-    guard = dict(m.guard['optim_wrapper'])
-    wrapper.update(guard)
-    if wrapper['type'] is None:
-        wrapper['type'] = AMP if is_half(m.cfg, m.old) else FULL
+    overlay = m.guard['optim_wrapper']
+    wrapper = {
+        key: overlay[key] for key in ('type', 'dtype') if key in overlay
+    }
     if {'fp16', 'optimizer_config'} & m.old and is_half(m.cfg, m.old):
         wrapper.update(loss_scale(m, wrapper))
-    count = config.get('cumulative_iters', 1)
     if 'cumulative_iters' in config:
-        wrapper['accumulative_counts'] = m.keep(
-            'optimizer_config', 'cumulative_iters'
-        )
+        path = ('optimizer_config', 'cumulative_iters')
+        wrapper['accumulative_counts'] = m.keep(*path)
         m.changed(
-            ('optimizer_config', 'cumulative_iters'),
-            f'both count batches, not updates, so max_iters stays; an update '
-            f'is one window of {count}, and one bad batch rejects it '
+            path,
+            'both count batches, not updates, so max_iters stays; a window '
+            'is one update, and one bad batch rejects it '
             "(guard.accumulation='microbatch' leaves out that batch)",
         )
     if 'grad_clip' in config:
         wrapper.update(clip(m, config['grad_clip']))
-    wrapper.update(hand_written(m, wrapper, config))
     wrapper.update(optimizer(m))
+    guard = {**hand_written(m, config), **overlay.get('guard', {})}
+    wrapper.update(overlay, **(dict(guard=guard) if guard else {}))
     dropped = [key for key in config if key in DROPPED]
     if dropped:
         m.done('optimizer_config', f'{", ".join(dropped)}: no longer needed')
-    sources = ', '.join(
-        key
-        for key in ('optimizer', 'optimizer_config', 'fp16')
-        if key in m.old
-    )
-    first = next(key for key in sources.split(', '))
-    m.done(first, f'{sources} -> optim_wrapper, guarded')
+    keys = [key for key in OLD_KEYS if key in m.old]
+    m.done(keys[0], f'{", ".join(keys)} -> optim_wrapper, guarded')
     return wrapper
 
 
@@ -135,18 +129,14 @@ def clip(m: Migration, grad_clip: Any) -> Dict[str, Any]:
     return dict(clip_grad=m.keep('optimizer_config', 'grad_clip'))
 
 
-def hand_written(
-    m: Migration, wrapper: Mapping[str, Any], config: Mapping[str, Any]
-) -> Dict[str, Any]:
+def hand_written(m: Migration, config: Mapping[str, Any]) -> Dict[str, Any]:
+    """Of the guard's options."""
     kind = short(config.get('type', PLAIN[0]))
     if kind not in WRAPPERS:
         return {}
     hand = WRAPPERS[kind]
-    options = guard_options(hand, config)
     m.done(('optimizer_config', 'type'), f'{kind} -> the guard: {hand.why}')
-    return (
-        dict(guard={**wrapper.get('guard', {}), **options}) if options else {}
-    )
+    return guard_options(hand, config)
 
 
 def optimizer(m: Migration) -> Dict[str, Any]:

@@ -33,21 +33,41 @@ def migrate_wrapper(m: Migration) -> None:
         from_new(m)
         if 'optim_wrapper' not in m.new:
             return
-    elif 'optim_wrapper' in m.inherited:
-        kind = short(m.inherited['optim_wrapper'].get('type', 'OptimWrapper'))
-        if is_twin(kind):
-            return
-        if 'optimizer' not in m.inherited['optim_wrapper'] or (
-            kind not in TWINS
-        ):
-            m.left((), f'the inherited optim_wrapper ({kind}) has no twin')
-            return
-        m.new['optim_wrapper'] = dict(m.guard['optim_wrapper'])
-        m.new['optim_wrapper'].setdefault('type', TWINS[kind])
-    else:
+    elif not from_bases(m):
         return
     for name, hook in m.guard.get('default_hooks', {}).items():
         m.hooks[name] = dict(hook)
+
+
+def from_bases(m: Migration) -> bool:
+    """Guard a wrapper that another file has."""
+    wrapper = m.cfg.get('optim_wrapper')
+    if not wrapper or is_twin(short(wrapper.get('type'))):
+        return False
+    kind = short(wrapper.get('type', 'OptimWrapper'))
+    if 'optim_wrapper' in m.source.tangled:
+        m.left(
+            'optim_wrapper',
+            f'it is changed here: set its type to {FULL} or {AMP} by hand',
+        )
+        return False
+    if (
+        'optim_wrapper' not in m.inherited
+        or 'optimizer' not in wrapper
+        or (kind not in TWINS)
+    ):
+        m.left(
+            (),
+            f'optim_wrapper (type {kind}) is inherited: guard it in '
+            'the file that has it',
+        )
+        return False
+    m.new['optim_wrapper'] = dict(m.guard['optim_wrapper'])
+    m.done(
+        (),
+        f'the inherited {kind} -> {short(m.guard["optim_wrapper"]["type"])}',
+    )
+    return True
 
 
 def from_new(m: Migration) -> None:
@@ -102,15 +122,14 @@ def swapped(
 ) -> Dict[str, Any]:
     hand = WRAPPERS.get(kind)
     changes = dict(m.guard['optim_wrapper'])
-    twin = AMP if hand and hand.is_amp else TWINS.get(kind, FULL)
-    if not m.is_named or 'type' not in changes:
-        changes['type'] = twin
-        changes.pop('dtype', None)
-        if twin == AMP:
+    if not m.is_named:  # several wrappers may differ in it
+        is_amp = hand.is_amp if hand else TWINS[kind] == AMP
+        changes = dict(type=AMP if is_amp else FULL)
+        if is_amp:
             changes['dtype'] = value.get('dtype', 'float16')
     options = guard_options(hand, value) if hand else {}
     if options:
-        changes['guard'] = {**changes.get('guard', {}), **options}
+        changes['guard'] = {**options, **changes.get('guard', {})}
     why = f': {hand.why}' if hand else ''
     new = short(changes['type'])
     taken = [*TAKEN, *(TAKEN_BY_AMP if changes['type'] == AMP else ())]

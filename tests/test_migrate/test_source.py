@@ -194,6 +194,55 @@ train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)
     assert not child.left
 
 
+def test_a_child_that_only_inherits(tmp_path):
+    base = "optim_wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16', "
+    base += "optimizer=dict(type='SGD', lr=1))\n"
+    text = "_base_ = 'base.py'\nmodel = dict()\n"
+    child = Migration(tmp_path, text, base=base)
+    assert child.new == (
+        f'{text}optim_wrapper = dict(\n'
+        f"    type='{FP16}',\n    dtype='bfloat16',\n)\n"
+        'default_hooks = dict(\n'
+        "    nan_guard=dict(type='mmnanguard.NanGuardHook'),\n"
+        "    event_log=dict(type='mmnanguard.EventLogHook'),\n"
+        ')\n'
+    )
+
+
+def test_a_child_that_counts_the_other_unit(tmp_path):
+    child = Migration(
+        tmp_path,
+        "_base_ = 'base.py'\n"
+        "runner = dict(type='IterBasedRunner', max_iters=9)\n",
+        base='train_cfg = dict(by_epoch=True, max_epochs=1)\n',
+    )
+    assert child.cfg['train_cfg'] == dict(by_epoch=False, max_iters=9)
+
+
+@pytest.mark.parametrize('kind', ['NaNSafeOptimWrapper', 'MyOptimWrapper'])
+def test_what_a_base_must_do_itself(kind, tmp_path):
+    child = Migration(
+        tmp_path,
+        "_base_ = 'base.py'\nmodel = dict()\n",
+        base=f"optim_wrapper = dict(type='{kind}', optimizer=dict())\n",
+    )
+    assert f'optim_wrapper (type {kind}) is inherited' in child.left
+
+
+def test_a_wrapper_that_is_changed_in_place(tmp_path):
+    text = 'optim_wrapper = dict(optimizer=dict())\noptim_wrapper["a"] = 1\n'
+    child = Migration(tmp_path, text)
+    assert child.new == text
+    assert 'line 2: it is changed here' in child.left
+
+
+def test_where_to_resume_wins(tmp_path):
+    migration = Migration(
+        tmp_path, "load_from = 'a.pth'\nresume_from = 'b.pth'\n"
+    )
+    assert migration.cfg == dict(load_from='b.pth', resume=True)
+
+
 def test_bases_that_would_collide_are_told(tmp_path):
     child = Migration(
         tmp_path,
@@ -217,6 +266,8 @@ def test_a_part_for_base_gets_no_hooks(tmp_path):
         ('a.py', 'optimizer = dict(\n', 'is no Python: line'),
         ('a.py', 'x = 1 / 0\n', 'cannot read .*ZeroDivisionError'),
         ('a.py', "_base_ = 'b.py'\n", 'cannot read .*FileNotFoundError'),
+        ('a.py', "_base_ = 'a' + 'b.py'\n", 'cannot read'),
+        ('a.py', "_base_ = 'no_package::b.py'\n", 'cannot read'),
     ],
 )
 def test_refusals(name, text, told, tmp_path):

@@ -45,7 +45,7 @@ def test_a_new_file(tool, old, capsys):
     assert old.read_text() == CASE.read_text()
     assert 'NanGuardAmpOptimWrapper' in new.read_text()
     status, out = run(tool, capsys, new)
-    assert (status, out) == (0, 'nothing to do\n')
+    assert (status, out) == (0, 'nothing to do here\n')
 
 
 def test_in_place(tool, old, capsys):
@@ -106,3 +106,12 @@ def test_without_libcst(tool, old, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, 'libcst', None)
     assert tool.main([str(old)]) == 2
     assert 'pip install "mmnanguard[migrate]"' in capsys.readouterr().err
+
+
+def test_line_ends_stay(tool, old, capsys):
+    text = CASE.read_text().replace('(max_norm=35, ', '(\n    max_norm=35, ')
+    old.write_bytes(text.replace('\n', '\r\n').encode())
+    assert run(tool, capsys, old, '--in-place')[0] == 0
+    new = old.read_bytes()
+    assert new.count(b'\r\n') == new.count(b'\n') > 20
+    compile(new, 'new', 'exec')
