@@ -103,9 +103,11 @@ class Policy:
             floor = dict(eta_min=self.keep(absolute, 0.0))
         (value,) = floor.values()
         if getattr(value, 'value', value) and self.config.get('warmup'):
+            is_short = self.by_epoch and not self.config.get('warmup_by_epoch')
+            when = ' of more than an epoch' if is_short else ''
             self.made.changed.append(
-                f'{self.name}: warm-up and {absolute} work upon each other; '
-                f'the {self.word} differs by a fraction of {absolute}'
+                f'{self.name}: a warm-up{when} and {absolute} work upon each '
+                f'other; the {self.word} differs by a fraction of {absolute}'
             )
         return floor
 

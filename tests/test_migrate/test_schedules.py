@@ -13,9 +13,9 @@ from mmnanguard.optim.apply_guard import load_overlay
 OPTIMIZER = dict(type='SGD', lr=BASE, momentum=0.9)
 
 
-def migrated(tmp_path, **keys):
+def migrated(tmp_path, optimizer=OPTIMIZER, **keys):
     old, new = tmp_path / 'old.py', tmp_path / 'new.py'
-    keys = dict(optimizer=OPTIMIZER, **keys)
+    keys = dict(optimizer=optimizer, **keys)
     old.write_text(''.join(f'{k} = {v!r}\n' for k, v in keys.items()))
     found = migrate(old, load_overlay)
     new.write_text(found.new)
@@ -78,3 +78,39 @@ def test_the_rates_are_those_of_1x(name, tmp_path):
     is_told = any('iteration earlier' in t or 'min_lr' in t for t in told)
     assert is_told >= (name in DIFFERS)
     assert not any('lr_config' in text for _, text in notes.left)
+
+
+# Of mmcv 1.7.2's hooks, from a momentum of 0.9, at SAMPLES.
+MOMENTA = [
+    (
+        ITERWISE,
+        dict(policy='cyclic', target_ratio=(0.85 / 0.95, 1)),
+        (0.899899, 0.897486, 0.817018, 0.811609, 0.899955),
+    ),
+    (
+        EPOCHWISE,
+        dict(policy='CosineAnnealing', min_momentum_ratio=0.5),
+        (0.9, 0.9, 0.834099, 0.675, 0.457667),
+    ),
+    (
+        EPOCHWISE,
+        dict(policy='step', step=[4, 8], gamma=0.8),
+        (0.9, 0.9, 0.9, 0.72, 0.576),
+    ),
+]
+
+
+@pytest.mark.parametrize(('loop', 'config', 'pinned'), MOMENTA)
+@pytest.mark.parametrize('name', ['SGD', 'AdamW'])
+def test_momenta(loop, config, pinned, name, tmp_path):
+    key = dict(SGD='momentum', AdamW='betas')[name]
+    optimizer = dict(SGD=dict(momentum=0.9), AdamW=dict(betas=(0.9, 0.99)))
+    _, cfg = migrated(
+        tmp_path,
+        dict(type=name, lr=BASE, **optimizer[name]),
+        momentum_config=config,
+        **loop,
+    )
+    seen = replay(cfg, tmp_path, lambda group: group[key])
+    momenta = [each[0] if name == 'AdamW' else each for each in seen]
+    assert [momenta[at] for at in SAMPLES] == pytest.approx(pinned, rel=5e-6)
