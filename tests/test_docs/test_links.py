@@ -8,7 +8,7 @@ import pytest
 from docs_shell import ROOT
 from mmengine.registry import Registry
 
-import mmnanguard
+import mmnanguard.report
 from mmnanguard import core, hooks, models, numerics, optim
 from mmnanguard.registry import CHECKS, DATASETS, TRANSFORMS
 
@@ -83,7 +83,7 @@ def test_the_reference_has_the_public_surface():
     whole = re.findall(r'automodule:: (\S+)', text)
     names = re.findall(r'auto(?:class|function|exception):: (\S+)', text)
     assert {'mmnanguard.hooks', 'mmnanguard.datasets'} <= set(whole)
-    assert {'mmnanguard.models', 'mmnanguard.report'} <= set(whole)
+    assert 'mmnanguard.models' in whole
     listed = {name.rpartition('.')[2] for name in names}
     listed.update(*(m.__all__ for m in (hooks, models, mmnanguard.datasets)))
     registered = {
@@ -92,6 +92,7 @@ def test_the_reference_has_the_public_surface():
         *TRANSFORMS.module_dict,
     }
     wanted = {*mmnanguard.__all__, *optim.__all__, *registered}
+    wanted |= set(mmnanguard.report.__all__)
     wanted -= {'__version__'}
     wanted |= {name for name in core.__all__ if name[0].isupper()}
     wanted -= {'NORM_LIMIT', 'ClipRule', 'NoClip'}
