@@ -117,6 +117,8 @@ def list_what_is_there(app, docname, source):
 
 
 def setup(app):
+    # Not only when it has changed: pages may have come.
+    app.connect('env-get-outdated', lambda *_: ['index'])
     app.connect('source-read', list_what_is_there)
     app.connect('missing-reference', find_public_name)
     # Before Sphinx collects what is to be copied.
