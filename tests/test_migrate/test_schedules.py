@@ -4,7 +4,18 @@ import pytest
 from mmengine.config import Config
 from mmengine.hooks import ParamSchedulerHook
 from mmengine.runner import Runner
-from rates_1x import BASE, CASES, DIFFERS, EPOCH, PINNED, SAMPLES, TOTAL, rate
+from rates_1x import (
+    BASE,
+    CASES,
+    DIFFERS,
+    EPOCH,
+    EPOCHWISE,
+    ITERWISE,
+    PINNED,
+    SAMPLES,
+    TOTAL,
+    rate,
+)
 from toys import ToyNet
 
 from mmnanguard.migrate import migrate
