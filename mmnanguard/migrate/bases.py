@@ -1,6 +1,7 @@
 """What a config inherits."""
 
 import ast
+import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
@@ -61,37 +62,43 @@ def load_bases(path: Path) -> Dict[str, Any]:
 
 def files_below(path: Path) -> Iterator[Path]:
     for name in base_names(path):
-        if '::' in name:
-            continue  # an installed package's
-        base = (path.parent / name).resolve()
-        yield base
-        if base.suffix == '.py':
+        base = path.parent / name
+        if base.suffix == '.py' and '::' not in name:  # not a package's
+            yield base
             yield from files_below(base)
 
 
-def old_bases(path: Path) -> Dict[Path, List[str]]:
+def old_keys(path: Path) -> List[str]:
+    """Keys of 1.x that a file itself sets."""
+    return [
+        target.id
+        for node in ast.parse(path.read_text(encoding='utf-8')).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and target.id in TARGETS
+    ]
+
+
+def old_bases(path: Path) -> Dict[str, List[str]]:
     """Keys of 1.x that files below this one set."""
-    found: Dict[Path, List[str]] = {}
-    for base in files_below(path):
-        if base.suffix != '.py':
-            continue
-        tree = ast.parse(base.read_text(encoding='utf-8'))
-        names = [
-            target.id
-            for node in tree.body
-            if isinstance(node, ast.Assign)
-            for target in node.targets
-            if isinstance(target, ast.Name) and target.id in TARGETS
-        ]
-        if names:
-            found[base] = names
-    return found
+    found = {
+        os.path.relpath(base, path.parent): old_keys(base)
+        for base in files_below(path)
+    }
+    return {name: keys for name, keys in found.items() if keys}
 
 
-def same_targets(bases: Dict[Path, List[str]]) -> Dict[str, List[str]]:
-    """Keys of 2.x that several of them would then set."""
+def same_targets(path: Path) -> Dict[str, List[str]]:
+    """Keys of 2.x that several bases beside one another would then set."""
     owners = defaultdict(list)
-    for path, keys in bases.items():
-        for target in sorted({new for key in keys for new in TARGETS[key]}):
-            owners[target].append(path.name)
+    for name in base_names(path):
+        base = path.parent / name
+        if base.suffix == '.py' and '::' not in name:
+            keys = {
+                key
+                for each in (base, *files_below(base))
+                for key in old_keys(each)
+            }
+            for target in {new for key in keys for new in TARGETS[key]}:
+                owners[target].append(base.name)
     return {key: names for key, names in owners.items() if len(names) > 1}

@@ -271,10 +271,9 @@ MORE = {
 
 
 def tell_of_the_rest(m: Migration, path: Path, is_1x: bool) -> None:
-    bases = old_bases(path)
-    for base, keys in bases.items():
+    for base, keys in old_bases(path).items():
         m.left((), f'{base} is of 1.x as well ({", ".join(keys)}): migrate it')
-    for key, names in same_targets(bases).items():
+    for key, names in same_targets(path).items():
         m.left(
             (),
             f'{", ".join(names)} would all set {key}, which MMEngine '

@@ -9,6 +9,13 @@ from .twins import is_half, short
 
 __all__ = ['can_migrate', 'wrapper_of_old']
 
+KNOWN = (
+    'type',
+    'grad_clip',
+    'cumulative_iters',
+    'loss_scale',
+    'detect_anomalous_params',
+)
 # Of mmcv's optimizer hooks, beside what becomes a key of the wrapper.
 DROPPED = ('coalesce', 'bucket_size_mb', 'distributed', 'log_interval')
 PLAIN = (
@@ -81,6 +88,9 @@ def wrapper_of_old(m: Migration) -> Dict[str, Any]:
     wrapper.update(optimizer(m))
     guard = {**hand_written(m, config), **overlay.get('guard', {})}
     wrapper.update(overlay, **(dict(guard=guard) if guard else {}))
+    unknown = sorted({*config} - {*KNOWN, *DROPPED, *limit_of(config)})
+    if unknown:
+        m.left('optimizer_config', f'{", ".join(unknown)}: not migrated')
     dropped = [key for key in config if key in DROPPED]
     if dropped:
         m.done('optimizer_config', f'{", ".join(dropped)}: no longer needed')
@@ -137,6 +147,11 @@ def hand_written(m: Migration, config: Mapping[str, Any]) -> Dict[str, Any]:
     hand = WRAPPERS[kind]
     m.done(('optimizer_config', 'type'), f'{kind} -> the guard: {hand.why}')
     return guard_options(hand, config)
+
+
+def limit_of(config: Mapping[str, Any]) -> List[str]:
+    hand = WRAPPERS.get(short(config.get('type')))
+    return [hand.limit] if hand else []
 
 
 def optimizer(m: Migration) -> Dict[str, Any]:

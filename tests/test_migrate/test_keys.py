@@ -329,6 +329,9 @@ CANNOT = {
     ),
     'data = dict(train=dict(type="D"), sampler_cfg=1)': 'sampler_cfg: not mi',
     'data = dict(train=dict(type="D", pipeline=[]))': 'datasets and pipelines',
+    'optimizer_config = dict(type="DistOptimizerHook", use_fp16=True)': (
+        'use_fp16: not migrated'
+    ),
     'seed = 1\nimg_norm_cfg = dict(mean=[1])': 'line 2: normalising moves',
     'seed = 1\nmodel = dict(type="M")': 'default_scope',
     'seed = 1\ncustom_hooks = [dict(type="Mine")]': 'line 2: Mine was written',

@@ -250,7 +250,16 @@ def test_bases_that_would_collide_are_told(tmp_path):
         schedule='checkpoint_config = dict(interval=1)\n',
         runtime=RUNTIME,
     )
-    assert 'would all set default_hooks' in child.left
+    told = 'schedule.py, runtime.py would all set default_hooks'
+    assert told in child.left
+    # One below the other is no such pair.
+    chain = Migration(
+        tmp_path,
+        "_base_ = ['schedule.py']\nseed = 1\n",
+        schedule="_base_ = 'runtime.py'\ncheckpoint_config = None\n",
+    )
+    assert 'runtime.py is of 1.x' in chain.left
+    assert 'would all set' not in chain.left
 
 
 def test_a_part_for_base_gets_no_hooks(tmp_path):
