@@ -13,7 +13,7 @@ def pairs():
         where = block.page, block.section
         if block.language == 'bash':
             last[where] = block
-        elif block.page != 'README.md' and not block.mark:
+        elif not block.mark:
             found.append((block, last.get(where)))
     return found
 
