@@ -1,0 +1,177 @@
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+from mmnanguard.core import GuardConfigError
+
+from .read_events import Part, files_of, find_parts, iter_events
+from .read_scalars import Curve, read_scalars, scalars_of
+from .summarize import MAX_KEPT, summarize
+from .summary import Summary
+from .tell import tell
+from .verdict import Verdict, judge
+
+__all__ = ['OnProgress', 'RunReport', 'load_run']
+
+OnProgress = Callable[[int, int], None]
+STEP = 2**22  # bytes between two calls of it
+
+NO_EVENTS = (
+    '{} has no <timestamp>/nanguard/events.jsonl, so that there is nothing to '
+    'report: the guard was not attached, or tells nobody. Train with '
+    'tools/train.py CONFIG --guard full, or add '
+    "default_hooks=dict(nan_guard=dict(type='mmnanguard.NanGuardHook'), "
+    "event_log=dict(type='mmnanguard.EventLogHook')) to the config."
+)
+NO_ROWS = (
+    '{} holds no row that names its run: it is empty, damaged, or no '
+    'events.jsonl of mmnanguard. Give the work dir of a run, or another file.'
+)
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """All that is known of one run.
+
+    Attributes:
+        path: Its work dir or file, as it was given.
+        summary: What its rows come to.
+        curves: Scalars by key.
+        verdict: Is it healthy?
+        written: When the last row or scalar was written.
+    """
+
+    path: str
+    summary: Summary
+    curves: Dict[str, Curve]
+    verdict: Verdict
+    written: datetime
+
+    @property
+    def name(self) -> str:
+        """For headings: the folder, and the run's own name."""
+        path = Path(self.path).absolute()
+        if path.is_file() and path.parent.name == 'nanguard':
+            path = path.parents[1]
+        return f'{path.name} ({self.summary.run})'
+
+    @property
+    def state(self) -> str:
+        """'halted', 'finished', or 'unfinished': it runs, or died without a
+        word. The end may be a few iterations after the last scalar.
+        """
+        if self.summary.halt is not None:
+            return 'halted'
+        iters = [curve.iters for curve in self.curves.values()]
+        longest: Sequence[int] = max(iters, key=len, default=())
+        gaps = [b - a for a, b in zip(longest[-100:], longest[-99:])]
+        end = self.summary.last_iter + max(gaps, default=1)
+        if end >= (self.summary.max_iters or float('inf')):
+            return 'finished'
+        return 'unfinished'
+
+    @property
+    def progress(self) -> str:
+        """How far it came, and when that was written."""
+        of_all = self.summary.max_iters
+        known = f'iteration {self.summary.last_iter:,}'
+        if of_all is not None:
+            known += f' of {of_all:,}'
+        story = {
+            'halted': 'halted',
+            'finished': 'finished',
+            'unfinished': 'still running, or died without a word',
+        }[self.state]
+        return f'{known}, {story}; last written {self.written:%F %T} UTC'
+
+    def to_dict(self) -> Dict[str, Any]:
+        """Builtins; non-finite numbers are floats."""
+        summary = self.summary
+        culprits = {
+            'parameters': summary.parameters,
+            'modules': summary.modules,
+            'samples': summary.samples,
+        }
+        return {
+            'path': self.path,
+            'run': summary.run,
+            'healthy': self.verdict.is_healthy,
+            'verdict': self.verdict.sentence,
+            'since': self.verdict.since,
+            'reasons': self.verdict.reasons,
+            'steps': [step._asdict() for step in self.verdict.steps],
+            'state': self.state,
+            'last_iter': summary.last_iter,
+            'max_iters': summary.max_iters,
+            'last_written': self.written.isoformat(timespec='seconds'),
+            'attempts': len(summary.starts),
+            'rows': summary.num_kinds,
+            'causes': summary.causes,
+            'actions': summary.actions,
+            'rejected': summary.num_skipped,
+            'culprits': {
+                key: [asdict(one) for one in found]
+                for key, found in culprits.items()
+            },
+            'events': [with_text(row) for row in summary.events],
+        }
+
+
+def with_text(row: Any) -> Dict[str, Any]:
+    return {**row, 'text': tell(row)}
+
+
+def load_run(
+    path: str,
+    run: Optional[str] = None,
+    max_rows: int = MAX_KEPT,
+    on_progress: Optional[OnProgress] = None,
+) -> RunReport:
+    """Read and judge one run.
+
+    Args:
+        path: A work dir or an ``events.jsonl``.
+        run: See :func:`read_events`.
+        max_rows: Kept for tables, see :func:`summarize`.
+        on_progress: Called with bytes done and bytes in all, now and then.
+
+    Raises:
+        GuardConfigError: If there is nothing to read.
+    """
+    if not Path(path).exists():
+        raise GuardConfigError(f'{path}: there is no such folder or file.')
+    parts = find_parts(path, run)
+    if not parts:
+        story = NO_ROWS if files_of(path) else NO_EVENTS
+        raise GuardConfigError(story.format(path))
+    sizes = {file: file.stat() for file in files_of_parts(parts)}
+    total = sum(stat.st_size for stat in sizes.values())
+    done = told = 0
+
+    def on_bytes(num: int) -> None:
+        nonlocal done, told
+        done += num
+        if on_progress and done - told >= STEP:
+            told = done
+            on_progress(done, total)
+
+    curves = read_scalars(parts, on_bytes)
+    ends = [curve.iters[-1] for curve in curves.values() if curve.iters]
+    rows = iter_events(parts, on_bytes)
+    summary = summarize(rows, max(ends, default=0), max_rows)
+    if on_progress:
+        on_progress(total, total)
+    newest = max(stat.st_mtime for stat in sizes.values())
+    return RunReport(
+        path=path,
+        summary=summary,
+        curves=curves,
+        verdict=judge(summary),
+        written=datetime.fromtimestamp(newest, timezone.utc),
+    )
+
+
+def files_of_parts(parts: List[Part]) -> List[Path]:
+    files = [file for part in parts for file in (part.path, scalars_of(part))]
+    return [file for file in dict.fromkeys(files) if file.exists()]

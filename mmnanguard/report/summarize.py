@@ -1,0 +1,207 @@
+from array import array
+from collections import Counter, deque
+from dataclasses import replace
+from typing import Any, Deque, Dict, Iterable, List, Tuple
+
+from .summary import ROUTINE, Culprit, Episode, Row, Summary
+from .thin_out import Spread, Tally
+
+__all__ = ['summarize']
+
+# What forward made: which gradient is bad first tells nothing.
+OF_FORWARD = ('loss_nonfinite', 'input_nonfinite', 'spike', 'divergence')
+# What no sample can be blamed for.
+OF_NO_SAMPLE = (ROUTINE, 'weight_nonfinite', 'divergence')
+GAP = 200  # iterations without a rejected update: then trouble was over
+MAX_KEPT = 2000  # rows, about
+MAX_SORTS = 300  # kinds x causes x parameters that are told apart for it
+MAX_SAMPLES = 200_000  # names
+NUM_RANKED = 50
+NUM_RECENT = 50
+
+
+def summarize(
+    rows: Iterable[Row], last_iter: int = 0, max_kept: int = MAX_KEPT
+) -> Summary:
+    """What the rows of one run come to, in one pass and little memory.
+
+    Args:
+        rows: As :func:`read_events` has them.
+        last_iter: The last iteration that is known from elsewhere.
+        max_kept: Of ``Summary.events``, about.
+    """
+    reader = Reader(max_kept)
+    for row in rows:
+        reader.add(row)
+    return reader.summary(last_iter)
+
+
+class Reader:
+    """Takes rows, keeps counts and a few of them."""
+
+    def __init__(self, max_kept: int) -> None:
+        self._max_kept = max_kept
+        self._so_far = Summary()
+        self._starts: List[Row] = []
+        self._causes: Counter[str] = Counter()
+        self._actions: Counter[str] = Counter()
+        self._kinds: Counter[str] = Counter()
+        self._recent: Deque[int] = deque(maxlen=NUM_RECENT)
+        self._episodes: List[Episode] = []
+        self._params: Dict[str, Culprit] = {}
+        self._blameless: Dict[str, Culprit] = {}
+        self._modules: Dict[str, Culprit] = {}
+        self._named: Dict[str, Culprit] = {}
+        self._samples = Tally(MAX_SAMPLES)
+        self._kept: Dict[Tuple[str, ...], Spread[Row]] = {}
+        self._num_kept = 0
+        self._iters: Dict[Any, int] = {}  # by id, of what still is joined
+
+    def add(self, row: Row) -> None:
+        summary, kind = self._so_far, str(row.get('kind'))
+        summary.num_rows += 1
+        self._kinds[kind] += 1
+        iter_ = row.get('iter')
+        if iter_ is not None and kind != 'start':
+            summary.last_iter = max(summary.last_iter, iter_)
+        name = ''
+        if kind == 'update':
+            name = self._add_update(row)
+        elif kind == 'start':
+            self._starts.append(row)
+            summary.run = str(row.get('run', ''))
+            summary.max_iters = row.get('max_iters', summary.max_iters)
+            summary.halt = None
+        elif kind == 'halt':
+            summary.halt = row
+        elif kind == 'autopsy':
+            self._add_autopsy(row)
+        elif kind == 'input':
+            self._name_samples(row, 'input_nonfinite')
+        self._keep(row, (kind, str(row.get('cause', '')), name))
+
+    def _add_update(self, row: Row) -> str:
+        """The name of the parameter that is blamed first."""
+        summary = self._so_far
+        iter_, cause = row.get('iter', 0), str(row.get('cause'))
+        action = str(row.get('action'))
+        self._causes[cause] += 1
+        self._actions[action] += 1
+        summary.iters.setdefault(cause, array('q')).append(iter_)
+        summary.last = row
+        if row.get('id') is not None:
+            self._iters[row['id']] = iter_
+            if len(self._iters) > 2 * NUM_RECENT:
+                self._iters = dict(list(self._iters.items())[NUM_RECENT:])
+        if action == 'step':
+            summary.num_left_out += row.get('micro_batches') is not None
+            return ''
+        if action == 'halt':
+            summary.halt = summary.halt or row
+        if cause != ROUTINE:
+            summary.num_skipped += 1
+            self._recent.append(iter_)
+            if not self._episodes or iter_ - self._episodes[-1].last > GAP:
+                self._episodes.append(Episode(iter_, iter_))
+            self._episodes[-1].last = iter_
+            self._episodes[-1].count += 1
+        samples = row.get('samples')
+        if samples and cause not in OF_NO_SAMPLE:
+            summary.num_with_samples += 1
+            self._samples.add(map(str, samples))
+        params = row.get('params')
+        if params and cause not in OF_FORWARD:
+            name = str(params[0].get('name'))
+            self._params.setdefault(name, Culprit(name)).blame(cause, iter_)
+            return name
+        if cause != 'spike':
+            self._blameless.setdefault(cause, Culprit()).blame(cause, iter_)
+        return ''
+
+    def _add_autopsy(self, row: Row) -> None:
+        if row.get('phase') in ('forward', 'loss', 'backward'):
+            name = str(row.get('module') or row.get('module_type'))
+            culprit = self._modules.setdefault(name, Culprit(name))
+            culprit.blame(str(row.get('op')), self._iter_of(row))
+        self._name_samples(row, str(row.get('phase')))
+
+    def _name_samples(self, row: Row, cause: str) -> None:
+        for name in map(str, row.get('samples') or ()):
+            if name in self._named or len(self._named) < MAX_SAMPLES:
+                culprit = self._named.setdefault(name, Culprit(name))
+                culprit.blame(cause, self._iter_of(row))
+
+    def _iter_of(self, row: Row) -> Any:
+        """A row may say only to which update it is joined."""
+        return row.get('iter', self._iters.get(row.get('id')))
+
+    def _keep(self, row: Row, sort: Tuple[str, ...]) -> None:
+        """Rare sorts of rows whole, frequent ones at even distances."""
+        if sort not in self._kept:
+            if len(self._kept) >= MAX_SORTS:
+                sort = sort[:1]
+            self._kept.setdefault(sort, Spread())
+        place = {'place': self._so_far.num_rows, 'iter': self._iter_of(row)}
+        self._num_kept += self._kept[sort].add({**row, **place})
+        if self._num_kept > self._max_kept:
+            longest = max(self._kept.values(), key=len)
+            self._num_kept -= len(longest)
+            longest.thin_out()
+            self._num_kept += len(longest)
+
+    def _events(self) -> Tuple[Row, ...]:
+        """In their order; those before their update get its iteration."""
+        rows = [row for spread in self._kept.values() for row in spread.items]
+        rows.sort(key=lambda row: row['place'])
+        iters = {row.get('id'): row['iter'] for row in rows[::-1]}
+        return tuple(
+            {**row, 'iter': iters.get(row.get('id'))}
+            if row['iter'] is None
+            else row
+            for row in rows
+        )
+
+    def summary(self, last_iter: int) -> Summary:
+        """What was read so far."""
+        events = self._events()
+        others: Dict[str, List[Row]] = {}
+        for row in events:
+            if row.get('kind') not in ('update', 'start'):
+                others.setdefault(str(row.get('kind')), []).append(row)
+        return replace(
+            self._so_far,
+            last_iter=max(self._so_far.last_iter, last_iter),
+            starts=tuple(self._starts),
+            causes=dict(self._causes.most_common()),
+            actions=dict(self._actions.most_common()),
+            recent=tuple(self._recent),
+            episodes=tuple(self._episodes),
+            parameters=ranked(self._params.values()),
+            blameless=ranked(self._blameless.values()),
+            modules=ranked(self._modules.values()),
+            samples=self._ranked_samples(),
+            num_forgotten=self._samples.num_forgotten,
+            num_kinds=dict(self._kinds.most_common()),
+            events=events,
+            others=others,
+        )
+
+    def _ranked_samples(self) -> Tuple[Culprit, ...]:
+        named = ranked(self._named.values())
+        batches = self._samples.most_common(NUM_RANKED + len(named))
+        others = [
+            Culprit(name)
+            for name, num in batches
+            if num > 1 and name not in self._named
+        ]
+        both = (*named, *others)[:NUM_RANKED]
+        return tuple(
+            replace(one, num_batches=self._samples[one.name]) for one in both
+        )
+
+
+def ranked(culprits: Iterable[Culprit]) -> Tuple[Culprit, ...]:
+    def order(one: Culprit) -> Tuple[int, int]:
+        return -one.count, -one.num_routine
+
+    return tuple(sorted(culprits, key=order)[:NUM_RANKED])

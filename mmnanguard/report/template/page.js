@@ -1,0 +1,431 @@
+'use strict';
+
+const data = JSON.parse(document.getElementById('data').textContent);
+const ROWS_PER_PAGE = 25;
+const STORY_ROWS = 100;
+const STATE = `mmnanguard ${location.pathname}`;
+const CULPRITS = {
+  parameters: [['parameter', 'name'], ['rejected', 'count'],
+    ['routine', 'routine'], ['first', 'first'], ['last', 'last'],
+    ['causes', 'causes']],
+  modules: [['module', 'name'], ['autopsies', 'count'], ['first', 'first'],
+    ['operations', 'causes']],
+  samples: [['sample', 'name'], ['named', 'count'],
+    ['rejected batches', 'batches'], ['last', 'last'], ['found by', 'causes']],
+};
+
+/** An element; what comes from the files only ever becomes text. */
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith('on')) made.addEventListener(key.slice(2), value);
+    else if (value !== null && value !== false) made.setAttribute(key, value);
+  }
+  made.append(...children.filter((child) => child !== null));
+  return made;
+}
+
+function count(number) {
+  return number.toLocaleString('en-US');
+}
+
+function cell(value) {
+  const isNumber = typeof value === 'number';
+  const text = isNumber ? count(value) : String(value ?? '');
+  return element('td', {class: isNumber ? 'number' : null}, text);
+}
+
+function table(head, rows) {
+  const heads = head.map(([title, kind]) =>
+    element('th', {class: kind || null}, title));
+  return element('div', {class: 'scroll'}, element('table', {},
+    element('thead', {}, element('tr', {}, ...heads)),
+    element('tbody', {}, ...rows)));
+}
+
+function code(text) {
+  const copy = element('button', {class: 'small', onclick: () => {
+    const range = document.createRange();
+    range.selectNodeContents(shown);
+    getSelection().removeAllRanges();
+    getSelection().addRange(range);
+    document.execCommand('copy');  // the clipboard API refuses file://
+    copy.textContent = 'copied';
+  }}, 'copy');
+  const shown = element('pre', {}, text);
+  return element('div', {class: 'code'}, shown, copy);
+}
+
+function verdict(run) {
+  const [state, ...rest] = run.verdict.split(/(?=[: ])/);
+  return element('div', {class: `card verdict ${run.healthy ? 'healthy' : 'sick'}`},
+    element('p', {}, element('b', {class: 'state'}, state), rest.join('')),
+    element('p', {class: 'muted'}, run.progress),
+    ...run.reasons.slice(1).map((reason) => element('p', {}, `Also: ${reason}`)),
+    element('div', {class: 'facts'}, ...run.facts
+      .filter(([name, value]) => value !== '0')
+      .map(([name, value]) => element('span', {}, `${name} `, element('b', {}, value)))));
+}
+
+function steps(run) {
+  if (!run.steps.length) return null;
+  return element('div', {class: 'card'},
+    element('h3', {}, run.healthy ? 'Worth doing' : 'What to do'),
+    element('ol', {class: 'steps'}, ...run.steps.map((step) => element('li', {},
+      element('b', {}, step.text),
+      step.detail ? element('div', {class: 'muted'}, step.detail) : null,
+      step.code ? code(step.code) : null))));
+}
+
+function culprits(run, filters) {
+  const cards = Object.entries(CULPRITS).map(([kind, columns]) => {
+    const found = run.culprits[kind];
+    if (!found.length) return null;
+    const rows = found.slice(0, 10).map((one) => element('tr', {},
+      ...columns.map(([, key]) => {
+        if (key !== 'name') return cell(one[key]);
+        const field = kind === 'samples' ? 'sample' : 'param';
+        return element('td', {}, element('button', {class: 'name',
+          title: 'show its events', onclick: () => filters.only(field, one.name)},
+        one.name));
+      })));
+    const note = kind === 'samples' && run.num_forgotten
+      ? `Counts may be too low by ${count(run.num_forgotten)} at most.` : '';
+    const more = found.length > 10 ? `The first 10 of ${found.length}${found.length === 50 ? ' or more' : ''}. ` : '';
+    return element('div', {class: 'card'},
+      element('h3', {}, `${kind[0].toUpperCase()}${kind.slice(1)}`),
+      table(columns.map(([title, key]) =>
+        [title, ['name', 'causes'].includes(key) ? '' : 'number']), rows),
+      more || note ? element('small', {}, more + note) : null);
+  }).filter((card) => card !== null);
+  return cards.length ? element('div', {class: 'columns culprits'}, ...cards) : null;
+}
+
+function story(run) {
+  const rows = run.events.filter((event) => event.kind !== 'update');
+  return element('div', {class: 'card'},
+    element('h3', {}, 'What followed: attempts, autopsies, remedies, rollbacks, audits, dumps'),
+    table([['iteration', 'number'], ['what'], ['']], rows.slice(0, STORY_ROWS).map((event) =>
+      element('tr', {}, cell(event.iter),
+        element('td', {class: 'nowrap'}, event.kind),
+        element('td', {}, element('pre', {}, event.text),
+          event.code ? code(event.code) : null)))),
+    rows.length > STORY_ROWS
+      ? element('small', {}, `${count(rows.length - STORY_ROWS)} more are in the table of events.`)
+      : null);
+}
+
+/** The table of events, and what narrows it. */
+class Events {
+  constructor(run, number) {
+    this.run = run;
+    this.page = 0;
+    this.newestFirst = false;
+    this.range = null;
+    this.filter = {cause: '', param: '', sample: '', text: ''};
+    this.inputs = {};
+    this.onzoomout = () => {};
+    for (const event of run.events) {
+      event.paramNames = event.params.map((index) => run.names[index]);
+      event.sampleNames = event.samples.map((index) => run.names[index]);
+      event.all = [event.iter, event.kind, event.action, event.cause, event.text,
+        event.detail, ...event.paramNames, ...event.sampleNames].join('\n').toLowerCase();
+    }
+    this.totals = {};
+    for (const {name, count: total} of run.causes) this.totals[name] = total;
+    for (const [kind, total] of Object.entries(run.kinds)) {
+      if (kind !== 'update') this.totals[`kind ${kind}`] = total;
+    }
+    this.chips = element('div', {class: 'chips'});
+    this.status = element('p', {class: 'muted status'});
+    this.body = element('tbody');
+    this.pages = element('div', {class: 'pages'});
+    const select = element('select', {}, element('option', {value: ''}, 'all'),
+      ...Object.entries(this.totals).map(([value, total]) =>
+        element('option', {value}, `${value} (${count(total)})`)));
+    this.root = element('div', {class: 'card events'},
+      element('h3', {}, 'Events'), this.chips,
+      element('div', {class: 'filters'},
+        this.field('cause', 'Cause or kind', select),
+        this.field('param', 'Parameter or module', element('input', {type: 'search'}), 'paramNames', number),
+        this.field('sample', 'Sample', element('input', {type: 'search'}), 'sampleNames', number),
+        this.field('text', 'Text', element('input', {type: 'search'}))),
+      this.status,
+      element('div', {class: 'scroll'}, element('table', {}, element('thead', {},
+        element('tr', {},
+          element('th', {class: 'number'}, element('button', {class: 'small', title: 'turn the order round',
+            onclick: () => { this.newestFirst = !this.newestFirst; this.show(); }}, 'iteration')),
+          ...['cause or kind', 'what'].map((title) => element('th', {}, title)),
+          ...['loss', 'gradient norm', 'loss scale'].map((title) =>
+            element('th', {class: 'number'}, title)))), this.body)),
+      this.pages);
+  }
+
+  field(name, title, input, names, number) {
+    this.inputs[name] = input;
+    input.name = name;
+    input.addEventListener('input', () => {
+      this.filter[name] = input.value;
+      this.page = 0;
+      this.show();
+    });
+    const label = element('label', {}, title, input);
+    if (names) {
+      const known = new Set(this.run.events.flatMap((event) => event[names]));
+      const id = `${name}-${number}`;
+      input.setAttribute('list', id);
+      label.append(element('datalist', {id}, ...[...known].sort().slice(0, 1000)
+        .map((value) => element('option', {value}))));
+    }
+    return label;
+  }
+
+  /** Set one filter, clear the others, and go there. */
+  only(name, value) {
+    for (const key of Object.keys(this.filter)) this.filter[key] = key === name ? value : '';
+    this.page = 0;
+    this.show();
+    this.root.scrollIntoView({behavior: 'smooth'});
+  }
+
+  matches(event) {
+    const {cause, param, sample, text} = this.filter;
+    const has = (names, part) => names.some((name) => name.toLowerCase().includes(part.toLowerCase()));
+    return (!cause || event.cause === cause || `kind ${event.kind}` === cause)
+      && (!param || has(event.paramNames, param))
+      && (!sample || has(event.sampleNames, sample))
+      && (!text || event.all.includes(text.toLowerCase()))
+      && (!this.range || (event.iter >= this.range[0] && event.iter <= this.range[1]));
+  }
+
+  show() {
+    const found = this.run.events.filter((event) => this.matches(event));
+    if (this.newestFirst) found.reverse();
+    const numPages = Math.max(Math.ceil(found.length / ROWS_PER_PAGE), 1);
+    this.page = Math.min(this.page, numPages - 1);
+    for (const [name, input] of Object.entries(this.inputs)) input.value = this.filter[name];
+    const first = this.page * ROWS_PER_PAGE;
+    const shown = found.slice(first, first + ROWS_PER_PAGE);
+    this.body.replaceChildren(...shown.map((event) => this.row(event)));
+    this.chips.replaceChildren(...this.run.causes.map((cause) => element('button', {
+      class: 'chip', 'aria-pressed': String(this.filter.cause === cause.name),
+      onclick: () => {
+        this.filter.cause = this.filter.cause === cause.name ? '' : cause.name;
+        this.page = 0;
+        this.show();
+      }}, element('span', {class: 'dot', style: `background:${cause.color}`}),
+    `${cause.name} ${count(cause.count)}`)));
+    this.tell(found.length);
+    const turn = (by, title, isOff) => element('button', {class: 'small',
+      disabled: isOff ? '' : null, onclick: () => { this.page += by; this.show(); }}, title);
+    this.pages.replaceChildren(...(numPages > 1 ? [
+      turn(-1, 'previous', this.page === 0),
+      `page ${count(this.page + 1)} of ${count(numPages)}`,
+      turn(1, 'next', this.page === numPages - 1)] : []));
+    remember();
+  }
+
+  tell(numFound) {
+    const kept = this.run.events.length;
+    const total = this.totals[this.filter.cause] ?? this.run.num_rows;
+    const parts = [`${count(numFound)} rows match`];
+    if (kept < this.run.num_rows) {
+      parts.push(`this page holds ${count(kept)} of the run's ${count(this.run.num_rows)} rows, `
+        + 'some of each kind, cause and parameter at even distances');
+      if (this.filter.cause) parts.push(`of this one there are ${count(total)}`);
+    }
+    this.status.replaceChildren(`${parts.join('; ')}. `);
+    if (this.range) {
+      const [begin, end] = this.range.map((value) => count(Math.round(value)));
+      this.status.append(`Iterations ${begin} to ${end} only, as the charts are zoomed. `,
+        element('button', {class: 'small', onclick: () => this.onzoomout()}, 'zoom out'));
+    }
+  }
+
+  row(event) {
+    const color = (this.run.causes.find((cause) => cause.name === event.cause) || {}).color;
+    const scale = event.scale
+      ? event.scale.before === event.scale.after ? `${event.scale.after}`
+        : `${event.scale.before} → ${event.scale.after}` : '';
+    const made = element('tr', {class: 'event', tabindex: 0},
+      cell(event.iter),
+      element('td', {class: 'nowrap'},
+        color ? element('span', {class: 'dot', style: `background:${color}`}) : null,
+        event.kind === 'update' ? ` ${event.cause}` : event.kind),
+      element('td', {}, event.text.split('\n')[0]),
+      ...[event.loss, event.grad_norm].map((value) =>
+        element('td', {class: 'number'}, typeof value === 'number' ? value.toPrecision(4) : value ?? '')),
+      element('td', {class: 'number'}, scale));
+    const toggle = () => {
+      if (made.nextSibling && made.nextSibling.className === 'detail') {
+        made.nextSibling.remove();
+        return;
+      }
+      const listed = (title, names, total) => names.length
+        ? element('pre', {}, `${title}: ${names.join(', ')}${total > names.length ? ' ...' : ''}`) : null;
+      made.after(element('tr', {class: 'detail'}, element('td', {colspan: 6},
+        element('pre', {}, event.text), event.code ? code(event.code) : null,
+        listed(`samples (${count(event.num_samples)})`, event.sampleNames, event.num_samples),
+        element('pre', {class: 'muted'}, event.detail))));
+    };
+    made.addEventListener('click', toggle);
+    made.addEventListener('keydown', (key) => { if (key.key === 'Enter') toggle(); });
+    return made;
+  }
+}
+
+/** Colors of the charts, as the page's. */
+function colors(layout) {
+  const style = getComputedStyle(document.documentElement);
+  const [text, grid] = ['--text', '--grid'].map((name) => style.getPropertyValue(name).trim());
+  const changes = {'font.color': text};
+  for (const key of Object.keys(layout)) {
+    if (/^[xy]axis\d*$/.test(key)) {
+      Object.assign(changes, {[`${key}.gridcolor`]: grid, [`${key}.linecolor`]: grid,
+        [`${key}.zerolinecolor`]: grid});
+    }
+  }
+  return changes;
+}
+
+const sections = [];
+let isFollowing = false;
+
+async function chart(run, events) {
+  const plot = element('div', {class: 'plot'});
+  const logLoss = element('button', {class: 'small', onclick: () => {
+    const isLog = plot.layout.yaxis.type === 'log';
+    Plotly.relayout(plot, {'yaxis.type': isLog ? 'linear' : 'log', 'yaxis.autorange': true});
+  }}, 'loss: linear / log');
+  const root = element('div', {class: 'card'},
+    element('div', {class: 'top'}, element('h3', {}, 'Curves and events'),
+      element('small', {}, 'drag to zoom, double-click to zoom out; what is not finite, or off the curve, is at its top'),
+      run.figure.layout.yaxis.title.text === 'loss' ? logLoss : null), plot);
+  return {root, plot, draw: async () => {
+    await Plotly.newPlot(plot, run.figure.data, run.figure.layout, {responsive: true,
+      // Those that plotly.js has by itself can send a chart to its makers.
+      displaylogo: false, modeBarButtons: [['toImage'], ['zoom2d', 'pan2d', 'zoomIn2d', 'zoomOut2d']]});
+    await Plotly.relayout(plot, colors(plot.layout));
+    const home = [...plot.layout.xaxis.range];
+    plot.home = home;
+    plot.on('plotly_relayout', (change) => {
+      const keys = Object.keys(change);
+      if (isFollowing || !keys.some((key) => key.startsWith('xaxis'))) {
+        remember();
+        return;
+      }
+      if (change['xaxis.autorange']) zoom(null);
+      else zoom(plot.layout.xaxis.range.map(Number));
+    });
+    plot.on('plotly_click', ({points}) => {
+      const event = run.events.find(({place}) => place === points[0].customdata);
+      if (event) events.only('text', String(event.text.split('\n')[0]));
+    });
+  }};
+}
+
+/** Show these iterations in the charts of all runs, and in their tables. */
+async function zoom(range) {
+  isFollowing = true;
+  for (const {plot, events} of sections) {
+    await Plotly.relayout(plot, {'xaxis.range': range || [...plot.home]});
+    events.range = range;
+    events.page = 0;
+    events.show();
+  }
+  isFollowing = false;
+}
+
+/** Runs beside one another have the same axes. */
+async function sameAxes() {
+  if (sections.length < 2) return;
+  const ranges = {};
+  const axes = ({plot}) => Object.keys(plot.layout).filter((key) => /^yaxis\d*$/.test(key))
+    .map((key) => [key, plot.layout[key].title.text])
+    .filter(([, title]) => title !== 'what followed');
+  for (const section of sections) {
+    for (const [key, title] of axes(section)) {
+      const [low, high] = section.plot.layout[key].range;
+      const known = ranges[title] || [low, high];
+      ranges[title] = [Math.min(low, known[0]), Math.max(high, known[1])];
+    }
+  }
+  for (const section of sections) {
+    const changes = {};
+    for (const [key, title] of axes(section)) changes[`${key}.range`] = [...ranges[title]];
+    await Plotly.relayout(section.plot, changes);
+  }
+}
+
+/** Zoom, filters and place outlive a reload. */
+function remember() {
+  if (!document.body.dataset.ready) return;
+  const state = {scroll: scrollY, range: sections[0].events.range,
+    runs: sections.map(({events, run}) =>
+      ({name: run.name, filter: events.filter, page: events.page, newestFirst: events.newestFirst}))};
+  try { sessionStorage.setItem(STATE, JSON.stringify(state)); } catch { /* full, or forbidden */ }
+}
+
+async function restore() {
+  let state = null;
+  try { state = JSON.parse(sessionStorage.getItem(STATE)); } catch { /* forbidden */ }
+  if (!state) return;
+  for (const {events, run} of sections) {
+    const known = state.runs.find(({name}) => name === run.name);
+    if (!known) continue;
+    Object.assign(events.filter, known.filter);
+    events.newestFirst = known.newestFirst;
+    events.page = known.page;
+    events.show();
+  }
+  if (state.range) await zoom(state.range);
+  scrollTo(0, state.scroll);
+}
+
+function comparison() {
+  const names = data.runs[0].facts.map(([name]) => name);
+  return element('div', {class: 'card comparison'}, element('h3', {}, `${data.runs.length} runs`),
+    table([['run'], ['verdict'], ...names.map((name) => [name, 'number'])],
+      data.runs.map((run, number) => element('tr', {},
+        element('td', {}, element('a', {href: `#run-${number}`}, run.name)),
+        element('td', {class: run.healthy ? 'healthy' : 'sick'}, run.verdict),
+        ...run.facts.map(([, value]) => element('td', {class: 'number'}, value))))));
+}
+
+async function main() {
+  const page = document.getElementById('page');
+  const live = data.reload === null ? '' : `live: loads itself again every ${data.reload} s `;
+  let isPaused = false;
+  const pause = element('button', {class: 'small', onclick: () => {
+    isPaused = !isPaused;
+    pause.textContent = isPaused ? 'go on' : 'pause';
+  }}, 'pause');
+  page.replaceChildren(element('div', {class: 'top'},
+    element('h1', {}, 'mmnanguard report'),
+    element('small', {}, live, live ? pause : '', ` made ${data.made}`)));
+  if (data.runs.length > 1) page.append(comparison());
+  for (const [number, run] of data.runs.entries()) {
+    const events = new Events(run, number);
+    const drawn = await chart(run, events);
+    page.append(element('section', {class: 'run', id: `run-${number}`},
+      element('h2', {}, run.name), element('p', {class: 'muted'}, run.path),
+      ...[verdict(run), steps(run), drawn.root, culprits(run, events), story(run), events.root]
+        .filter((part) => part !== null)));
+    sections.push({run, events, plot: drawn.plot});
+    events.onzoomout = () => zoom(null);
+    events.show();
+    await drawn.draw();
+  }
+  await sameAxes();
+  await restore();
+  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => {
+    for (const {plot} of sections) Plotly.relayout(plot, colors(plot.layout));
+  });
+  document.body.dataset.ready = 'yes';
+  addEventListener('beforeunload', remember);
+  if (data.reload !== null) {
+    setInterval(() => { if (!isPaused && !document.hidden) location.reload(); }, data.reload * 1000);
+  }
+}
+
+main();
