@@ -154,10 +154,13 @@ def tell_culprit(summary: Summary, trouble: Trouble) -> str:
                 f"suspect: sample '{one.name}', in {one.num_batches} of "
                 f'{summary.num_with_samples} rejected batches'
             )
-    for one in summary.parameters:
-        if one.count and f"'{one.name}'" not in trouble.what:
-            return f"blamed first: '{one.name}', {one.count:,} times"
-    return ''
+    blamed = [one for one in summary.parameters if one.count]
+    if not blamed or f"'{blamed[0].name}'" in trouble.what:
+        return ''
+    if blamed[0].count > 1:
+        return f"blamed: '{blamed[0].name}', {blamed[0].count:,} times"
+    # Each once: that tells nothing.
+    return '' if blamed[1:] else f"blamed: '{blamed[0].name}'"
 
 
 def tell_module(row: Row) -> str:

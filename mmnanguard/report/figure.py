@@ -14,7 +14,7 @@ from typing import (
 from .read_scalars import PANELS, Curve, panel_of
 from .run_report import RunReport
 from .summary import Row
-from .tell import as_number, tell
+from .tell import as_number
 from .thin_out import Points, count_by_bin, thin_curve
 
 __all__ = ['COLORS', 'draw']
@@ -180,7 +180,6 @@ def markers_of(
             'mode': 'markers',
             'x': [row['iter'] for row, _ in rows],
             'y': [y for _, y in rows],
-            'text': [hover_of(row, field) for row, _ in rows],
             'customdata': [row['place'] for row, _ in rows],
             'name': escape(cause),
             'legendgroup': escape(cause),
@@ -196,30 +195,8 @@ def markers_of(
     ]
 
 
-def hover_of(row: Row, field: str) -> str:
-    value = as_number(row.get(field))
-    value = f'{value:.5g}' if is_number(value) else value
-    return '<br>'.join(
-        [
-            f'<b>iteration {row["iter"]:,}: {escape(str(row.get("cause")))}'
-            '</b>',
-            *map(escape, folded(tell(row))),
-            f'{field} {escape(str(value))}',
-        ]
-    )
-
-
 def is_number(value: Any) -> bool:
     return isinstance(value, (int, float))
-
-
-def folded(text: str, width: int = 90) -> List[str]:
-    lines = ['']
-    for word in text.split():
-        if len(lines[-1]) + len(word) > width:
-            lines.append('')
-        lines[-1] += f'{word} '
-    return lines[:12]
 
 
 def bars_of(report: RunReport, end: int) -> List[Trace]:
@@ -263,15 +240,6 @@ def marks_of(events: Sequence[Row]) -> List[Trace]:
             'mode': 'markers',
             'x': [row['iter'] for row in by_kind[kind]],
             'y': [escape(kind)] * len(by_kind[kind]),
-            'text': [
-                '<br>'.join(
-                    [
-                        f'<b>iteration {row["iter"]:,}: {escape(kind)}</b>',
-                        *map(escape, folded(tell(row))),
-                    ]
-                )
-                for row in by_kind[kind]
-            ],
             'customdata': [row['place'] for row in by_kind[kind]],
             'name': escape(kind),
             'showlegend': False,

@@ -129,14 +129,14 @@ def iter_events(
         if end_of(part.attempt) < math.inf
         for told in read_part(part)
         if told.row.get('kind') != 'start'
-        and told.row.get('iter', -1) >= end_of(told.attempt)
+        and (told.row.get('iter') or 0) >= end_of(told.attempt)
     }
     for part in parts:
         for told in read_part(part, on_bytes, warns=True):
             row = told.row
             is_gone = (
                 row['iter'] >= end_of(told.attempt)
-                if 'iter' in row
+                if row.get('iter') is not None
                 else (told.attempt, row.get('id')) in gone
             )
             # Two runs may have begun within a second.

@@ -17,7 +17,7 @@ MAX_KEPT = 2000  # rows, about
 MAX_SORTS = 300  # kinds x causes x parameters that are told apart for it
 MAX_SAMPLES = 200_000  # names
 NUM_RANKED = 50
-NUM_RECENT = 50
+NUM_RECENT = 200
 
 
 def summarize(
@@ -46,14 +46,14 @@ class Reader:
         self._causes: Counter[str] = Counter()
         self._actions: Counter[str] = Counter()
         self._kinds: Counter[str] = Counter()
-        self._recent: Deque[int] = deque(maxlen=NUM_RECENT)
+        self._recent: Deque[Tuple[int, str]] = deque(maxlen=NUM_RECENT)
         self._episodes: List[Episode] = []
         self._params: Dict[str, Culprit] = {}
         self._blameless: Dict[str, Culprit] = {}
         self._modules: Dict[str, Culprit] = {}
         self._named: Dict[str, Culprit] = {}
         self._samples = Tally(MAX_SAMPLES)
-        self._kept: Dict[Tuple[str, ...], Spread[Row]] = {}
+        self._kept: Dict[Tuple[str, ...], Spread[Tuple[int, Any, Row]]] = {}
         self._num_kept = 0
         self._iters: Dict[Any, int] = {}  # by id, of what still is joined
 
@@ -62,7 +62,7 @@ class Reader:
         summary.num_rows += 1
         self._kinds[kind] += 1
         iter_ = row.get('iter')
-        if iter_ is not None and kind != 'start':
+        if isinstance(iter_, int) and kind != 'start':
             summary.last_iter = max(summary.last_iter, iter_)
         name = ''
         if kind == 'update':
@@ -83,7 +83,7 @@ class Reader:
     def _add_update(self, row: Row) -> str:
         """The name of the parameter that is blamed first."""
         summary = self._so_far
-        iter_, cause = row.get('iter', 0), str(row.get('cause'))
+        iter_, cause = row.get('iter') or 0, str(row.get('cause'))
         action = str(row.get('action'))
         self._causes[cause] += 1
         self._actions[action] += 1
@@ -100,7 +100,7 @@ class Reader:
             summary.halt = summary.halt or row
         if cause != ROUTINE:
             summary.num_skipped += 1
-            self._recent.append(iter_)
+            self._recent.append((iter_, cause))
             if not self._episodes or iter_ - self._episodes[-1].last > GAP:
                 self._episodes.append(Episode(iter_, iter_))
             self._episodes[-1].last = iter_
@@ -141,8 +141,10 @@ class Reader:
             if len(self._kept) >= MAX_SORTS:
                 sort = sort[:1]
             self._kept.setdefault(sort, Spread())
-        place = {'place': self._so_far.num_rows, 'iter': self._iter_of(row)}
-        self._num_kept += self._kept[sort].add({**row, **place})
+        item = self._so_far.num_rows, self._iter_of(row), row
+        if not self._kept[sort].add(item):
+            return
+        self._num_kept += 1
         if self._num_kept > self._max_kept:
             longest = max(self._kept.values(), key=len)
             self._num_kept -= len(longest)
@@ -151,14 +153,11 @@ class Reader:
 
     def _events(self) -> Tuple[Row, ...]:
         """In their order; those before their update get its iteration."""
-        rows = [row for spread in self._kept.values() for row in spread.items]
-        rows.sort(key=lambda row: row['place'])
-        iters = {row.get('id'): row['iter'] for row in rows[::-1]}
+        kept = [item for each in self._kept.values() for item in each.items]
+        iters = {row.get('id'): iter_ for _, iter_, row in kept if iter_}
         return tuple(
-            {**row, 'iter': iters.get(row.get('id'))}
-            if row['iter'] is None
-            else row
-            for row in rows
+            {**row, 'place': place, 'iter': iter_ or iters.get(row.get('id'))}
+            for place, iter_, row in sorted(kept, key=lambda item: item[0])
         )
 
     def summary(self, last_iter: int) -> Summary:

@@ -75,7 +75,7 @@ class Summary:
         iters: Iterations of the updates of each cause.
         num_left_out: Updates committed without some micro-batches.
         num_skipped: Rejected updates, routine overflows aside.
-        recent: Iterations of the last ones of them.
+        recent: Iteration and cause of the last ones of them.
         episodes: In which these fall.
         last: The last update row.
         halt: The row of the halt that ended the last attempt; None if none
@@ -104,7 +104,7 @@ class Summary:
     iters: Dict[str, 'array[int]'] = field(default_factory=dict)
     num_left_out: int = 0
     num_skipped: int = 0
-    recent: Tuple[int, ...] = ()
+    recent: Tuple[Tuple[int, str], ...] = ()
     episodes: Tuple[Episode, ...] = ()
     last: Optional[Row] = None
     halt: Optional[Row] = None

@@ -1,3 +1,4 @@
+from collections import Counter
 from typing import List, NamedTuple, Optional
 
 from mmnanguard.core import Cause
@@ -70,7 +71,8 @@ def of_streak(summary: Summary) -> Optional[Trouble]:
         return None
     cause = str(last.get('cause'))
     what = f'the last {num:,} updates were all rejected ({cause})'
-    return Trouble(last.get('since') or iter_, cause, what)
+    since = last.get('since') or began(summary, iter_)
+    return Trouble(since, cause, what)
 
 
 def of_audits(summary: Summary) -> Optional[Trouble]:
@@ -100,13 +102,14 @@ def of_rollbacks(summary: Summary) -> Optional[Trouble]:
 
 def of_end(summary: Summary) -> Optional[Trouble]:
     begin = summary.last_iter - LENGTH_OF_END
-    num = sum(iter_ > begin for iter_ in summary.recent)
+    causes = [cause for iter_, cause in summary.recent if iter_ > begin]
+    num = len(causes)
     if num < NUM_AT_END:
         return None
-    many = f'{num:,}' + ' or more' * (num == len(summary.recent))
-    what = f'{many} of the last {LENGTH_OF_END} updates were rejected'
-    cause = str((summary.last or {}).get('cause'))
-    return Trouble(summary.episodes[-1].first, cause, what)
+    cause = Counter(causes).most_common(1)[0][0]
+    what = f'{num} of the last {LENGTH_OF_END} updates were rejected'
+    since = summary.episodes[-1].first
+    return Trouble(since, cause, f'{what}, most often for {cause}')
 
 
 def of_repeats(summary: Summary) -> Optional[Trouble]:

@@ -291,7 +291,28 @@ function colors(layout) {
 const sections = [];
 let isFollowing = false;
 
+/** For plotly, which takes some tags: what comes from the files holds none. */
+function plain(text) {
+  return String(text).replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;');
+}
+
+function hover(event) {
+  const lines = [''];
+  for (const word of event.text.split(/\s+/)) {
+    if (lines[lines.length - 1].length + word.length > 90) lines.push('');
+    lines[lines.length - 1] += `${word} `;
+  }
+  const what = event.kind === 'update' ? `${event.action}, ${event.cause}` : event.kind;
+  const parts = [`iteration ${event.iter === null ? '?' : count(event.iter)}: ${what}`, ...lines.slice(0, 12)];
+  if (event.kind === 'update') parts.push(`loss ${event.loss}, gradient norm ${event.grad_norm}`);
+  return parts.map(plain).join('<br>');
+}
+
 async function chart(run, events) {
+  const byPlace = new Map(run.events.map((event) => [event.place, event]));
+  for (const trace of run.figure.data) {
+    if (trace.mode === 'markers') trace.text = trace.customdata.map((place) => hover(byPlace.get(place)));
+  }
   const plot = element('div', {class: 'plot'});
   const logLoss = element('button', {class: 'small', onclick: () => {
     const isLog = plot.layout.yaxis.type === 'log';
@@ -318,7 +339,7 @@ async function chart(run, events) {
       else zoom(plot.layout.xaxis.range.map(Number));
     });
     plot.on('plotly_click', ({points}) => {
-      const event = run.events.find(({place}) => place === points[0].customdata);
+      const event = byPlace.get(points[0].customdata);
       if (event) events.only('text', String(event.text.split('\n')[0]));
     });
   }};

@@ -1,0 +1,131 @@
+"""Rows of events.jsonl, as their writers make them."""
+
+import json
+
+from mmnanguard.core import (
+    Action,
+    Autopsy,
+    BadTensor,
+    Cause,
+    GuardEvent,
+    to_json,
+)
+
+RUN = 'a'
+NAN = float('nan')
+
+
+def bad(name, kind='nan', tensor='gradient'):
+    return BadTensor(name, tensor, kind, 1, 8, -0.5, 0.5, 'float32')
+
+
+def start(iter_=1, attempt=1, max_iters=1000, run=RUN, **keys):
+    keys = {'versions': {'torch': '2.13.0'}, 'guards': {}, **keys}
+    first = dict(schema=1, kind='start', run=run, attempt=attempt)
+    return dict(**first, iter=iter_, max_iters=max_iters, **keys)
+
+
+def update(iter_, cause='grad_nonfinite', name='', action='skip', **keys):
+    values = dict(
+        loss=2.0,
+        grad_norm=NAN,
+        lr=(0.1,),
+        loss_scale={'before': 1024.0, 'after': 512.0},
+        num_bad_params=1,
+        num_params=8,
+        params=(bad(name),) if name else (),
+        consecutive_skips=1,
+        id=f'{RUN}-{iter_}',
+        run=RUN,
+        time='2026-02-11T16:26:11+00:00',
+    )
+    values.update(keys)
+    event = GuardEvent(Action(action), Cause(cause), iter_, **values)
+    return json.loads(to_json(event.to_row()))
+
+
+def routine(iter_, name='head.weight', **keys):
+    return update(iter_, 'scale_overflow', name, **keys)
+
+
+def joined(iter_, kind, **keys):
+    """To the update of that iteration, by id."""
+    return dict(schema=1, kind=kind, id=f'{RUN}-{iter_}', **keys)
+
+
+def autopsy(iter_, module='head', phase='forward', **keys):
+    values = dict(
+        module_type='Linear',
+        op='aten.mm',
+        source='net.py:7',
+        dtype='float16',
+        input_absmax=3e4,
+        output_absmax=float('inf'),
+        dtype_max=65504.0,
+        repeats=True,
+    )
+    values.update(keys)
+    found = Autopsy(f'{RUN}-{iter_}', phase, module, **values)
+    return json.loads(to_json(found.to_row()))
+
+
+def dump(iter_, path='/x/iter_1_rank0.pt'):
+    return joined(iter_, 'dump', rank=0, path=path, bytes=2**20)
+
+
+def remedy(iter_, module='head'):
+    config = f"default_hooks=dict(fp32=dict(modules=['{module}']))"
+    keys = dict(remedy='fp32', module=module, config=config)
+    return joined(iter_, 'remedy', **keys)
+
+
+def rollback(iter_, to=0, num=1):
+    keys = dict(iter=iter_, to=to, path='', num_rollbacks=num)
+    return joined(iter_, 'rollback', **keys, lr_factor=0.1, loss_scale=512.0)
+
+
+def audit(iter_, name='head.weight', id_=''):
+    tensor = dict(vars(bad(name, tensor='weight')))
+    first = dict(schema=1, kind='audit', id=id_ or f'{RUN}-{iter_}-audit.1')
+    return dict(
+        **first,
+        run=RUN,
+        attempt=1,
+        iter=iter_,
+        epoch=1,
+        ranks=[0],
+        where=['weights'],
+        num_bad=1,
+        tensors=[tensor],
+        checkpoint=None,
+    )
+
+
+def halt(iter_, id_=''):
+    story = f'training halted at iteration {iter_}\n  What to try: rest.'
+    row = joined(iter_, 'halt', iter=iter_, story=story)
+    return dict(row, id=id_ or row['id'])
+
+
+def bad_input(iter_, *samples, action='reject', **keys):
+    found = dict(ranks=[0], num_samples=len(samples), samples=samples)
+    found.update(keys=dict(inputs=samples), action=action, iter=iter_)
+    return joined(iter_, 'input', **found, **keys)
+
+
+def write_events(folder, rows):
+    """As one attempt; the file."""
+    path = folder / 'nanguard' / 'events.jsonl'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('a', encoding='utf-8') as file:
+        file.writelines(json.dumps(row) + '\n' for row in rows)
+    return path
+
+
+def write_scalars(folder, rows):
+    """MMEngine's: a bare NaN is one."""
+    path = folder / 'vis_data' / 'scalars.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('a') as file:
+        file.writelines(json.dumps(row) + '\n' for row in rows)
+    return path

@@ -1,0 +1,212 @@
+"""The report as text, as JSON, and as a page that holds what files hold."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from event_rows import (
+    audit,
+    autopsy,
+    bad_input,
+    dump,
+    halt,
+    joined,
+    remedy,
+    rollback,
+    routine,
+    start,
+    update,
+    write_events,
+    write_scalars,
+)
+
+import mmnanguard
+from mmnanguard.core import GuardConfigError, to_json
+from mmnanguard.report import load_run, print_reports, write_page
+
+pytest.importorskip('plotly')
+pytest.importorskip('rich')
+
+EVIL = '</script><script>alert(1)</script><b>&\x1b[31m\u2028"\''
+ROWS = [
+    start(),
+    routine(1),
+    *(update(5, 'loss_nonfinite', samples=('a.jpg', EVIL)), autopsy(5, EVIL)),
+    *(dump(5, f'/x/{EVIL}.pt'), remedy(5, 'head')),
+    *(update(7, 'input_nonfinite'), bad_input(7, EVIL)),
+    *(update(9, name=EVIL), audit(9, EVIL)),
+    *(update(11, action='rollback', name='neck.bias'), rollback(11)),
+    joined(12, 'mystery', what=EVIL),
+    *(update(13, action='halt', name='neck.bias'), halt(13)),
+]
+SCALARS = [
+    dict(iter=i, loss=1 / i, grad_norm=float(i), lr=0.1, step=i)
+    for i in range(1, 14)
+]
+
+
+@pytest.fixture
+def work_dir(tmp_path):
+    write_events(tmp_path / '1', ROWS)
+    write_scalars(tmp_path / '1', SCALARS)
+    return tmp_path
+
+
+@pytest.fixture
+def report(work_dir):
+    return load_run(str(work_dir))
+
+
+def test_all_is_shown_in_the_terminal(report, capsys):
+    print_reports([report])
+    told = capsys.readouterr().out
+    assert report.verdict.sentence.split(';')[0] in told
+    for kind in report.summary.num_kinds:
+        assert kind == 'update' or re.search(rf'│ {kind} +│', told), kind
+    for name in ('neck.bias', 'aten.mm', 'iteration 13 of 1,000, halted'):
+        assert name in told
+    assert "default_hooks=dict(fp32=dict(modules=['head']))" in told
+    # Neither colors nor what a name holds steer a pipe.
+    assert '\x1b' not in told
+    assert r'\x1b[31m' in told
+
+
+def test_many_rows_are_counted(tmp_path, capsys):
+    rows = [start(), *(dump(i, f'/x/{i}.pt') for i in range(1, 31))]
+    write_events(tmp_path / '1', rows)
+    print_reports([load_run(str(tmp_path))])
+    assert 'What followed, 11 more of them' in capsys.readouterr().out
+
+
+def test_json_is_strict(report):
+    def refuse(name):
+        raise AssertionError(name)
+
+    told = json.loads(to_json(report.to_dict()), parse_constant=refuse)
+    assert told['healthy'] is False
+    assert told['state'] == 'halted'
+    assert told['causes']['loss_nonfinite'] == 1
+    assert told['culprits']['modules'][0]['name'] == EVIL
+    assert len(told['events']) == len(ROWS)
+    assert told['events'][1]['text'].startswith('gradient of')
+    assert told['events'][1]['grad_norm'] == 'nan'
+
+
+def page_data(text):
+    (data,) = re.findall(
+        r'<script type="application/json" id="data">(.*?)</script>', text, re.S
+    )
+    return json.loads(data)
+
+
+def test_a_page_holds_no_markup_of_the_files(report, tmp_path):
+    path = tmp_path / 'page.html'
+    write_page([report], path)
+    text = path.read_text(encoding='utf-8')
+    assert 'alert(1)<' not in text
+    (run,) = page_data(text)['runs']
+    assert EVIL in run['names']  # as data, which scripts only show as text
+    assert [event['kind'] for event in run['events']] == [
+        row['kind'] for row in ROWS
+    ]
+    for trace in run['figure']['data']:
+        assert '<script' not in json.dumps([trace['name'], trace.get('y')])
+    assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)=', text)
+    assert not list(tmp_path.glob('*.partial'))
+
+
+def test_a_title_is_no_markup(tmp_path):
+    folder = tmp_path / '<script>alert(1)<'
+    write_events(folder / '1', ROWS)
+    write_page([load_run(str(folder))], tmp_path / 'page.html')
+    text = (tmp_path / 'page.html').read_text(encoding='utf-8')
+    assert '<title>&lt;script&gt;alert(1)&lt; (a): ' in text
+    assert 'alert(1)<' not in text
+
+
+def test_the_page_of_half_a_run_is_never_seen(report, tmp_path, monkeypatch):
+    path = tmp_path / 'page.html'
+    path.write_text('the one before')
+    monkeypatch.setattr('plotly.offline.get_plotlyjs', lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_page([report], path)
+    assert path.read_text() == 'the one before'
+
+
+def test_events_alone_have_curves(tmp_path):
+    path = write_events(tmp_path, ROWS)
+    report = load_run(str(path))
+    write_page([report], tmp_path / 'page.html')
+    (run,) = page_data((tmp_path / 'page.html').read_text())['runs']
+    layout = run['figure']['layout']
+    titles = [
+        axis['title']['text']
+        for key, axis in layout.items()
+        if key.startswith('yaxis')
+    ]
+    assert titles == [
+        *('loss', 'gradient norm', 'loss scale', 'learning rate'),
+        *('rejected', 'what followed'),
+    ]
+    lines = [t for t in run['figure']['data'] if 'lines' in t.get('mode', '')]
+    assert [line['name'] for line in lines] == ['loss scale', 'learning rate']
+    assert lines[0]['y'] == [512] * 6
+
+
+def test_other_packages_are_named_where_they_lack(report, tmp_path):
+    for package, call in (
+        ('plotly', lambda: write_page([report], tmp_path / 'page.html')),
+        ('rich', lambda: print_reports([report])),
+    ):
+        hidden = {
+            name: None
+            for name in [*sys.modules, package]
+            if name.split('.')[0] == package
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            for name in hidden:
+                patch.setitem(sys.modules, name, None)
+            message = rf"{package}, .*pip install 'mmnanguard\[report\]'"
+            with pytest.raises(GuardConfigError, match=message):
+                call()
+
+
+BARE = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, *args):
+        if name.split('.')[0] in {refused}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refuse())
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *args: (
+    None if name in {refused} else find(name, *args))
+sys.argv = {command}
+import runpy
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+HEAVY = ('torch', 'mmengine', 'mmcv', 'numpy')
+TOOL = Path(mmnanguard.__file__).parents[1] / 'tools' / 'report.py'
+
+
+@pytest.mark.parametrize(
+    ('form', 'refused'),
+    [
+        ([], HEAVY),
+        (['--text'], (*HEAVY, 'plotly')),
+        (['--json'], (*HEAVY, 'plotly', 'rich')),
+    ],
+)
+def test_it_runs_on_a_laptop(work_dir, form, refused):
+    command = [str(TOOL), str(work_dir), *form]
+    code = BARE.format(refused=refused, command=command)
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True)
+    assert done.returncode == 1, done.stderr.decode()
+    assert b'sick since iteration' in done.stdout
+    assert (work_dir / 'nanguard_report.html').exists() == (not form)

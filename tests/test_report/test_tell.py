@@ -1,0 +1,143 @@
+"""Each kind of row is told in words."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from event_rows import (
+    NAN,
+    audit,
+    autopsy,
+    bad,
+    bad_input,
+    dump,
+    halt,
+    joined,
+    remedy,
+    rollback,
+    routine,
+    start,
+    update,
+)
+
+import mmnanguard
+from mmnanguard.core import Action, Cause, GuardEvent, to_json
+from mmnanguard.report.tell import TOLD, command_of, tell
+
+SPIKE = dict(what='grad_norm', value=9.0, limit=5.0, mean='nan')
+SAID = {
+    'update': (
+        update(3, name='head.bias', samples=('a', 'b')),
+        "gradient of 'head.bias' is NaN (1 of 8 tensors); update skipped, "
+        'loss scale 1024 -> 512, 1 skip in a row; samples: a and 1 more',
+    ),
+    'routine': (
+        dict(routine(3), routine_overflows=2),
+        "gradient of 'head.weight' is NaN (1 of 8 tensors); update skipped, "
+        'loss scale 1024 -> 512, routine for a new scale, 2 so far',
+    ),
+    'one of several optimizers': (
+        update(3, 'loss_nonfinite', optimizer='gen', loss=float('nan')),
+        'loss is NaN, and so are gradients (1 of 8 tensors); update skipped, '
+        'loss scale 1024 -> 512, 1 skip in a row',
+    ),
+    'spike': (
+        dict(update(3, 'spike'), spike=SPIKE, loss_scale=None),
+        'gradient norm 9 is a spike: the limit is 5; update skipped, 1 skip '
+        'in a row',
+    ),
+    'start': (
+        start(21, attempt=2),
+        'attempt 2 starts at iteration 21 (torch 2.13.0)',
+    ),
+    'autopsy': (
+        autopsy(3),
+        "the batch made 'head' (Linear, aten.mm, net.py:7) overflow in "
+        'float16 in forward: its input was up to 3e+04, the limit is '
+        '6.55e+04; it happens again when replayed',
+    ),
+    'dump': (dump(3, '/x/d.pt'), 'batch of rank 0 dumped, 1.0 MiB: /x/d.pt'),
+    'remedy': (remedy(3), "'head' runs in float32 from here on"),
+    'rollback': (
+        rollback(9, to=5),
+        'went back to the state after iteration 5 (rollback 1); learning rate '
+        'x 0.1, loss scale 512',
+    ),
+    'rollback from a file': (
+        dict(rollback(9, to=5), path='iter_5.pth'),
+        'went back to the state after iteration 5, from iter_5.pth (rollback '
+        '1); learning rate x 0.1, loss scale 512',
+    ),
+    'audit': (
+        dict(audit(3), num_bad=3, checkpoint='iter_3.pth'),
+        "audit: 'head.weight' (weight) is NaN, 1 of 8, and 2 more in weights; "
+        'iter_3.pth is not written',
+    ),
+    'halt': (halt(9), 'training halted at iteration 9\n  What to try: rest.'),
+    'input': (
+        bad_input(3, 'a', 'b', 'c', 'd'),
+        'input of 4 samples is not finite in inputs: a, b, c and 1 more; the '
+        'update was rejected',
+    ),
+    'mended input': (
+        bad_input(50, 'a', action='sanitize', since=1),
+        'input of 1 sample is not finite in inputs since iteration 1: a; '
+        'mended and trained on',
+    ),
+    'another kind': (joined(3, 'mystery', what=7), '{"what": 7}'),
+    'an update of another version': (
+        dict(kind='update', id='a-1', action='dance', cause='gremlins'),
+        '{"action": "dance", "cause": "gremlins"}',
+    ),
+    'an audit that lacks things': (
+        dict(kind='audit', iter=3, where=['ema']),
+        '{"where": ["ema"]}',
+    ),
+}
+
+
+@pytest.mark.parametrize(('row', 'said'), SAID.values(), ids=SAID.keys())
+def test_tell(row, said):
+    assert tell(row) == said
+
+
+@pytest.mark.parametrize('action', Action)
+@pytest.mark.parametrize('cause', Cause)
+def test_an_update_is_told_as_the_console_told_it(cause, action):
+    event = GuardEvent(
+        action,
+        cause,
+        iter=250,
+        loss=NAN,
+        params=(bad('head.weight', 'inf'), bad('head.bias')),
+        num_bad_params=2,
+        num_params=8,
+        samples=('a.jpg', 'b.jpg'),
+        loss_scale={'before': 4.0, 'after': 2.0},
+        spike=dict(what='loss', value=9.0, limit=5.0, mean=NAN),
+    )
+    row = json.loads(to_json(event.to_row()))
+    assert f'Iter 250: {tell(row)}' == event.line()
+
+
+def test_each_kind_that_is_written_is_told():
+    """Found in the code of the writers, whatever they are."""
+    folder = Path(mmnanguard.__file__).parent
+    text = ''.join(
+        path.read_text()
+        for ring in ('core', 'hooks')
+        for path in (folder / ring).glob('*.py')
+    )
+    kinds = re.findall(r"""'kind': '(\w+)'|\bkind='(\w+)'""", text)
+    written = {one or other for one, other in kinds} - {'nan', 'inf', 'huge'}
+    assert {'start', 'update', 'halt', 'input'} <= written
+    assert written == set(TOLD)
+
+
+def test_commands():
+    assert command_of(dump(3, "/x/it's.pt")) == (
+        """python tools/replay.py '/x/it'"'"'s.pt'"""
+    )
+    assert command_of(remedy(3)).startswith('default_hooks=')
+    assert command_of(update(3)) == ''

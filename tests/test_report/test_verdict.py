@@ -1,0 +1,267 @@
+"""Is a run healthy? A table of what runs told, and what is said of them."""
+
+import pytest
+from event_rows import (
+    audit,
+    autopsy,
+    bad_input,
+    dump,
+    halt,
+    remedy,
+    rollback,
+    routine,
+    start,
+    update,
+)
+
+from mmnanguard.core import Cause
+from mmnanguard.report.cures import IN_SHORT
+from mmnanguard.report.summarize import summarize
+from mmnanguard.report.verdict import judge
+
+
+def judged(rows, last_iter=1000):
+    return judge(summarize([start(), *rows], last_iter))
+
+
+HEALTHY = {
+    'nothing': ([], 'healthy: 1,000 iterations, none rejected'),
+    'routine overflows': (
+        [routine(i) for i in (1, 2, 3, 4, 5, 200, 400)],
+        'healthy: 7 routine overflows in the first 400 iterations',
+    ),
+    'one routine overflow': (
+        [routine(1)],
+        'healthy: 1 routine overflow in the first 1 iterations',
+    ),
+    'a skip': (
+        [update(300)],
+        'healthy: 1 update rejected at iteration 300 (grad_nonfinite), and '
+        'got over',
+    ),
+    'skips of different parameters, far apart': (
+        [update(i, name=f'layer.{i}') for i in (100, 300, 500, 700)],
+        'healthy: 4 updates rejected now and then (grad_nonfinite), the last '
+        'at iteration 700, and got over',
+    ),
+    'a streak that it got over': (
+        [update(i, consecutive_skips=i - 300) for i in range(301, 305)],
+        'healthy: 4 updates rejected now and then (grad_nonfinite), the last '
+        'at iteration 304, and got over',
+    ),
+    'cured by a remedy': (
+        [*(update(i, name='head.weight') for i in range(1, 9)), remedy(8)],
+        'healthy: 8 updates rejected now and then (grad_nonfinite), the last '
+        "at iteration 8, cured since: 'head' in float32; next: make the "
+        "remedy permanent: 'head' in float32",
+    ),
+    'spikes that were committed': (
+        [update(i, 'spike', action='step') for i in range(1, 31)],
+        'healthy: 30 updates committed with spikes clipped or micro-batches '
+        'left out',
+    ),
+    'a halted run that was resumed': (
+        [update(300), halt(300), start(301, attempt=2)],
+        'healthy: 1 update rejected at iteration 300 (grad_nonfinite), and '
+        'got over',
+    ),
+    'a bad sample': (
+        [update(30, 'input_nonfinite'), bad_input(30, 'a.jpg', 'b.jpg')],
+        'healthy: 1 update rejected at iteration 30 (input_nonfinite), and '
+        "got over; next: leave out sample 'a.jpg' and 1 more, or mend it",
+    ),
+}
+
+REPEATED = [update(i, name='neck.bias') for i in range(100, 600, 100)]
+STREAK = [update(i, consecutive_skips=i - 990) for i in range(991, 1001)]
+SICK = {
+    'halted': (
+        [
+            *(update(i, name='head.weight') for i in range(895, 900)),
+            update(900, action='halt', consecutive_skips=20, name='head.bias'),
+            *(dump(900), halt(900)),
+        ],
+        900,
+        'sick since iteration 895: halted at iteration 900 after 20 skips in '
+        "a row (grad_nonfinite); blamed: 'head.weight', 5 times; next: "
+        'try bfloat16, or float32 for the module at fault',
+    ),
+    'halted, with an autopsy': (
+        [
+            update(900, 'loss_nonfinite', consecutive_skips=20),
+            *(autopsy(900, remedy='fp32'), halt(900)),
+        ],
+        900,
+        'sick since iteration 900: halted at iteration 900 after 20 skips in '
+        "a row (loss_nonfinite); culprit: 'head' (Linear, aten.mm, net.py:7) "
+        "overflows in float16 in forward; next: run 'head' in float32",
+    ),
+    'halted by a sample': (
+        [
+            update(7, 'input_nonfinite', action='halt'),
+            *(bad_input(7, 'a.jpg', action='halt'), halt(7)),
+        ],
+        7,
+        'sick since iteration 7: halted at iteration 7 (input_nonfinite); '
+        "culprit: sample 'a.jpg'; next: leave out sample 'a.jpg', or mend it",
+    ),
+    'halted by an audit': (
+        [update(3), audit(8), halt(8, 'a-8-audit.1')],
+        8,
+        'sick since iteration 8: halted at iteration 8 (weight_nonfinite); '
+        'next: resume from the last clean checkpoint',
+    ),
+    'halted by an audit, no update was rejected': (
+        [audit(8), halt(8, 'a-8-audit.1')],
+        8,
+        'sick since iteration 8: halted at iteration 8 (weight_nonfinite); '
+        'next: resume from the last clean checkpoint',
+    ),
+    'halted anew after a resume': (
+        [halt(300), start(301, attempt=2), update(400), halt(400)],
+        400,
+        'sick since iteration 400: halted at iteration 400 (grad_nonfinite); '
+        'next: try bfloat16, or float32 for the module at fault',
+    ),
+    'all rejected at the end': (
+        STREAK,
+        1000,
+        'sick since iteration 991: the last 10 updates were all rejected '
+        '(grad_nonfinite); next: try bfloat16, or float32 for the module at '
+        'fault',
+    ),
+    'an audit that warns': (
+        [audit(8)],
+        1000,
+        "sick since iteration 8: an audit found that 'head.weight' (weight) "
+        'is NaN, 1 of 8; next: resume from the last clean checkpoint',
+    ),
+    'a rollback': (
+        [
+            *(update(i) for i in (600, 603)),
+            update(610, 'divergence', action='rollback'),
+            rollback(610),
+        ],
+        1000,
+        'sick since iteration 600: went back to an earlier state at iteration '
+        '610 (divergence); next: lower the learning rate, lengthen warm-up, '
+        'or clip',
+    ),
+    'rollbacks, one by an audit': (
+        [
+            *(update(610, action='rollback'), rollback(610)),
+            *(audit(900), dict(rollback(900, num=2), id='a-900-audit.1')),
+        ],
+        1000,
+        "sick since iteration 900: an audit found that 'head.weight' (weight) "
+        'is NaN, 1 of 8; next: resume from the last clean checkpoint',
+    ),
+    'the same parameter again and again': (
+        REPEATED,
+        1000,
+        'sick since iteration 100: 5 updates were rejected for grad_nonfinite '
+        "of 'neck.bias', the last at iteration 500; next: try bfloat16, or "
+        'float32 for the module at fault',
+    ),
+    'the same after a remedy of something else': (
+        [*REPEATED, autopsy(100), remedy(200)],
+        1000,
+        'sick since iteration 100: 5 updates were rejected for grad_nonfinite '
+        "of 'neck.bias', the last at iteration 500; culprit: 'head' (Linear, "
+        'aten.mm, net.py:7) overflows in float16 in forward; next: make the '
+        "remedy permanent: 'head' in float32",
+    ),
+    'the same loss again and again, one sample in all of them': (
+        [
+            update(i, 'loss_nonfinite', samples=('x.jpg', f'{i}.jpg'))
+            for i in range(100, 600, 100)
+        ],
+        1000,
+        'sick since iteration 100: 5 updates were rejected for '
+        "loss_nonfinite, the last at iteration 500; suspect: sample 'x.jpg', "
+        'in 5 of 5 rejected batches; next: look at the samples and at the '
+        'divisions, logs and square roots in the loss',
+    ),
+    'many at the end': (
+        [update(i, name=f'p{i}') for i in range(850, 1000, 30)],
+        1000,
+        'sick since iteration 850: 5 of the last 200 updates were rejected, '
+        'most often for grad_nonfinite; next: try bfloat16, or float32 for '
+        'the module at fault',
+    ),
+    'halted, one parameter': (
+        [update(9, action='halt', name='head.bias'), halt(9)],
+        9,
+        'sick since iteration 9: halted at iteration 9 (grad_nonfinite); '
+        "blamed: 'head.bias'; next: try bfloat16, or float32 for the module "
+        'at fault',
+    ),
+    'many of different parameters': (
+        [update(i, name=f'p{i}') for i in range(100, 700, 60)],
+        1000,
+        'sick since iteration 100: 10 updates were rejected, 1.1% of all '
+        'since then; next: try bfloat16, or float32 for the module at fault',
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ('rows', 'expected'), HEALTHY.values(), ids=HEALTHY.keys()
+)
+def test_healthy(rows, expected):
+    verdict = judged(rows)
+    assert verdict.sentence == expected
+    assert verdict.is_healthy
+    assert verdict.since is None
+
+
+@pytest.mark.parametrize(
+    ('rows', 'last_iter', 'expected'), SICK.values(), ids=SICK.keys()
+)
+def test_sick(rows, last_iter, expected):
+    verdict = judged(rows, last_iter)
+    assert verdict.sentence == expected
+    assert not verdict.is_healthy
+    assert verdict.reasons
+    assert verdict.steps
+
+
+@pytest.mark.parametrize('num', [5, 4])
+def test_long_ago(num):
+    """A rate of one in 1,000 since the first: then it was got over."""
+    rows = [update(i, name='neck.bias') for i in range(1, num + 1)]
+    assert judged(rows, 5000).is_healthy == (num < 5)
+    assert judged(rows, 5001).is_healthy
+
+
+def test_what_to_do_next():
+    rows = [update(9, action='halt', name='neck.bias'), dump(9, '/x y/d.pt')]
+    *_, replay = judged([*rows, halt(9)], 9).steps
+    assert replay.code == "python tools/replay.py '/x y/d.pt'"
+    *_, closer = judged([rows[0], halt(9)], 9).steps
+    assert '--guard full' in closer.code
+    (permanent,) = judged([update(9), autopsy(9), remedy(9)]).steps
+    assert permanent.code == remedy(9)['config']
+    (leave_out,) = judged([bad_input(9, "it's.jpg")]).steps
+    assert 'samples=["it\'s.jpg"]' in leave_out.code
+
+
+@pytest.mark.parametrize('cause', Cause)
+def test_each_cause_has_advice(cause):
+    routine = cause in (Cause.NONE, Cause.SCALE_OVERFLOW)
+    assert (cause in IN_SHORT) != routine
+
+
+def test_a_cause_of_another_version():
+    row = dict(update(9, action='halt'), cause='gremlins')
+    verdict = judged([row, halt(9)], 9)
+    assert verdict.sentence.startswith(
+        'sick since iteration 9: halted at iteration 9 (gremlins)'
+    )
+
+
+@pytest.mark.parametrize('rest', [{}, {'iter': None}, {'iter': 5}])
+@pytest.mark.parametrize('kind', ['update', 'halt', 'audit', 'rollback', 'x'])
+def test_rows_that_lack_things(kind, rest):
+    """Of another version, or written by hand: no traceback."""
+    assert judged([dict(kind=kind, run='a', attempt=1, **rest)]).sentence
