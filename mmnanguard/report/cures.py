@@ -26,6 +26,7 @@ IN_SHORT = {
 OF_ALL = ('weight_nonfinite', 'norm_overflow', 'divergence', 'spike')
 NUM_EXCLUDED = 20
 MIN_BATCHES = 3
+MIN_SHARE = 0.25  # of what all parameters are blamed for
 
 
 class Step(NamedTuple):
@@ -157,10 +158,11 @@ def tell_culprit(summary: Summary, trouble: Trouble) -> str:
     blamed = [one for one in summary.parameters if one.count]
     if not blamed or f"'{blamed[0].name}'" in trouble.what:
         return ''
-    if blamed[0].count > 1:
-        return f"blamed: '{blamed[0].name}', {blamed[0].count:,} times"
-    # Each once: that tells nothing.
-    return '' if blamed[1:] else f"blamed: '{blamed[0].name}'"
+    first, num = blamed[0], sum(one.count for one in blamed)
+    if first.count < MIN_SHARE * num or first.count == 1 < num:
+        return ''  # many are blamed alike
+    times = f', {first.count:,} times' if first.count > 1 else ''
+    return f"blamed: '{first.name}'{times}"
 
 
 def tell_module(row: Row) -> str:

@@ -168,7 +168,9 @@ def markers_of(
     finite = [
         v for v in values if isinstance(v, (int, float)) and abs(v) < 1e30
     ]
-    top = max(drawn or finite, default=1.0)
+    if not drawn and not finite:
+        return []
+    top = max(drawn or finite)
     by_cause: Dict[str, List[Tuple[Row, Any]]] = {}
     for row, value in zip(updates, values):
         is_low = is_number(value) and abs(value) <= abs(top)

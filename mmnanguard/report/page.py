@@ -23,7 +23,12 @@ KINDS = {
     'remedy': 'remedies',
     'dump': 'dumps',
 }
-SHOWN = ('kind', 'iter', 'place', 'samples', 'schema', 'run', 'story')
+# In the other columns, or the same in every row.
+SHOWN = (
+    *('schema', 'kind', 'run', 'iter', 'place', 'action', 'cause', 'loss'),
+    *('grad_norm', 'loss_scale', 'samples', 'story', 'num_bad_params'),
+    *('num_params', 'config', 'path'),
+)
 
 
 def write_page(
@@ -170,7 +175,7 @@ def detail_of(row: Row) -> str:
     lines = [
         f'{key}: {json.dumps(value, ensure_ascii=False)}'
         for key, value in row.items()
-        if key not in SHOWN and value not in (None, '', [], {})
+        if key not in SHOWN and value not in (None, '', [], {}, 1.0)
     ]
     text = '\n'.join(line[:250] for line in lines)
     return text[:MAX_DETAIL]

@@ -46,14 +46,17 @@ def print_reports(reports: Sequence[RunReport]) -> None:
         verdict = report.verdict
         style = 'bold green' if verdict.is_healthy else 'bold red'
         console.print(Text(plain(report.name), style='bold'))
-        console.print(Text(plain(verdict.sentence), style=style))
+        # In a log it is one line.
+        whole = not console.is_terminal
+        sentence = Text(plain(verdict.sentence), style=style)
+        console.print(sentence, soft_wrap=whole)
         for reason in verdict.reasons[1:]:
             console.print(Text(plain(f'also: {reason}')))
         console.print(report.progress)
         for number, step in enumerate(verdict.steps, 1):
             console.print(Text(plain(f'{number}. {step.text}')))
             for line in filter(None, (step.detail, step.code)):
-                console.print(Text(plain(line)), soft_wrap=bool(step.code))
+                console.print(Text(plain(line)), soft_wrap=True)
         for title, head, rows in tables_of(report):
             show(title, head, rows)
         console.print()

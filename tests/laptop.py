@@ -1,0 +1,30 @@
+"""A Python that has no torch and no MMEngine, as on the laptop of someone who
+wants to see what a cluster did.
+"""
+
+import sys
+
+HEAVY = ('torch', 'mmengine', 'mmcv', 'numpy')
+BARE = """
+import importlib.util, runpy, sys
+
+class Refuse:
+    def find_spec(self, name, *args):
+        if name.split('.')[0] in {refused}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refuse())
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *args: (
+    None if name in {refused} else find(name, *args))
+sys.argv = {command}
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+def laptop(*command, without=()):
+    """What to start for it to run this script with these arguments."""
+    code = BARE.format(
+        refused=(*HEAVY, *without), command=[str(part) for part in command]
+    )
+    return [sys.executable, '-c', code]
