@@ -52,8 +52,7 @@ def apply_guard(cfg: Config, guard: str = 'full') -> Config:
     if not cfg.get('optim_wrapper'):
         raise GuardConfigError(
             f'the config has no optim_wrapper, so guard {guard!r} has nothing '
-            'to guard. (A 1.x config with `optimizer` must be migrated '
-            'first.)'
+            f'to guard. {why_no_wrapper(cfg)}'
         )
     cfg.optim_wrapper = guard_wrappers(
         cfg.optim_wrapper, changes, 'optim_wrapper'
@@ -65,6 +64,17 @@ def apply_guard(cfg: Config, guard: str = 'full') -> Config:
         )
     cfg.merge_from_dict(dict(default_hooks=overlay.get('default_hooks', {})))
     return cfg
+
+
+def why_no_wrapper(cfg: Config) -> str:
+    if cfg.get('optimizer'):
+        return (
+            'It has `optimizer`, as in 1.x; in 2.x that is '
+            'optim_wrapper=dict(optimizer=dict(...)).'
+        )
+    if not cfg.get('train_cfg'):
+        return 'It has no train_cfg either: it does not train.'
+    return 'Add optim_wrapper=dict(optimizer=dict(type=..., lr=...)).'
 
 
 def load_overlay(guard: str) -> Config:

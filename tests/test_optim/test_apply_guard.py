@@ -174,6 +174,14 @@ def test_an_unknown_guard_lists_the_known_ones():
         guarded(AMP, 'fp8')
 
 
-def test_a_config_without_wrapper():
-    with pytest.raises(GuardConfigError, match='no optim_wrapper'):
-        apply_guard(Config(dict(model=dict())), 'full')
+@pytest.mark.parametrize(
+    ('keys', 'hint'),
+    [
+        (dict(test_cfg=dict()), 'does not train'),
+        (dict(train_cfg=dict(max_epochs=1)), 'Add optim_wrapper='),
+        (dict(optimizer=SGD, runner=dict(max_epochs=1)), 'as in 1.x'),
+    ],
+)
+def test_a_config_without_wrapper(keys, hint):
+    with pytest.raises(GuardConfigError, match=f'no optim_wrapper.*{hint}'):
+        apply_guard(Config(dict(model=dict(), **keys)), 'full')
