@@ -1,6 +1,6 @@
-"""Starts launchers such as tools/train.py, one after another, each in a process
-of its own that is forked when everything is imported: an import takes longer
-than a small run.
+"""Starts launchers such as tools/train.py, one after another, each in a
+process of its own that is forked when everything is imported: an import takes
+longer than a small run.
 
 Reads JSON from standard input: `imports`, names of modules, and `runs`, by
 name what would stand on a command line, where * in a path is expanded. Prints
