@@ -51,7 +51,8 @@ def target(link, page):
 def facts(token, page):
     """What a translation keeps: code, comments, numbers, links."""
     if token.type != 'inline':
-        return [token.content]
+        # The captions of a table of contents are translated.
+        return [re.sub('^:caption: .*', '', token.content, flags=re.M)]
     children = token.children
     text = ' '.join(c.content for c in children if c.type == 'text')
     links = [
