@@ -57,6 +57,8 @@ nitpick_ignore_regex = [
     (r'py:.*', r'(torch|mmengine|mmcv|numpy|np|collections|typing|enum)\b.*'),
     (r'py:.*', r'(argparse|datetime|pathlib|contextlib|logging)\b.*'),
     # Not for users.
+    (r'py:class', r'mmnanguard\.report\.\w+\.(Summary|Curve|Step)'),
+    (r'py:func', 'summarize'),
     (r'py:.*', r'unscale_|draws_anew|.*\.InputPolicy'),
     (r'py:exc', r'MissingKey|UnreadableField'),
     (r'py:class', r'mmnanguard\.core\.(sorted_window|norm_moments)\..*'),
