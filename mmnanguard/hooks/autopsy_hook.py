@@ -90,9 +90,9 @@ class AutopsyHook(WindowHook):
         if found.phase == 'input':
             culprit += found.samples
         is_compiled = any(map(is_compiled_module, runner.model.modules()))
-        told = found.line(event.iter, is_compiled)
+        line = found.line(event.iter, is_compiled)
         if culprit in self._culprits:
-            runner.logger.info(f'{told} (no row: an earlier one has said it)')
+            runner.logger.info(f'{line} (no row: an earlier one has said it)')
             return
         self._culprits.add(culprit)
         if not found.exact:
@@ -101,7 +101,7 @@ class AutopsyHook(WindowHook):
                 'optimizer has moved since, the batch has changed, or the '
                 'loss is not that of training'
             )
-        runner.logger.warning(told)
+        runner.logger.warning(line)
         runner.call_hook('after_guard_row', row=found.to_row())
 
     def _is_due(self, event: GuardEvent, about: Tuple[str, ...]) -> bool:
