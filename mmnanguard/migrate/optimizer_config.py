@@ -1,6 +1,6 @@
 """``optimizer``, ``optimizer_config`` and ``fp16`` of 1.x."""
 
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Dict, List, Mapping, Tuple
 
 from .migration import Migration
 from .nan_hooks import WRAPPERS, guard_options
