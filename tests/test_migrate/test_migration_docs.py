@@ -17,7 +17,11 @@ TEXT = (Path(__file__).parents[2] / 'docs/en/migration.md').read_text()
 
 
 def block(mark):
-    (text,) = re.findall(rf'<!-- {mark} -->\n```\w+\n(.*?)```', TEXT, re.S)
+    (text,) = re.findall(
+        rf'<!-- {mark} -->\n(?:<!-- [^\n]* -->\n)?\n```\w+\n(.*?)```',
+        TEXT,
+        re.DOTALL,
+    )
     return text
 
 

@@ -57,7 +57,11 @@ def test_a_wrapper(options, expected, tmp_path):
     )
     expected = dict(expected, optimizer=dict(type='SGD', lr=0.1))
     assert migration.cfg['optim_wrapper'] == expected
-    assert {*migration.cfg['default_hooks']} == {'nan_guard', 'event_log'}
+    assert {*migration.cfg['default_hooks']} == {
+        'nan_guard',
+        'event_log',
+        'event_text',
+    }
     assert not migration.left
     GuardPolicy.from_config(expected.get('guard'))
 
@@ -142,6 +146,7 @@ custom_hooks = [
 default_hooks = dict(
     nan_guard=dict(type='mmnanguard.NanGuardHook'),
     event_log=dict(type='mmnanguard.EventLogHook'),
+    event_text=dict(type='mmnanguard.EventTextHook'),
     autopsy=dict(type='mmnanguard.AutopsyHook'),
 )
 """

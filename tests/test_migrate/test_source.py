@@ -205,6 +205,7 @@ def test_a_child_that_only_inherits(tmp_path):
         'default_hooks = dict(\n'
         "    nan_guard=dict(type='mmnanguard.NanGuardHook'),\n"
         "    event_log=dict(type='mmnanguard.EventLogHook'),\n"
+        "    event_text=dict(type='mmnanguard.EventTextHook'),\n"
         ')\n'
     )
 

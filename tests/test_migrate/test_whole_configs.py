@@ -207,7 +207,7 @@ def test_the_case_of_this_project(monkeypatch):
     new = Config.fromstring(found.new, '.py')
     guarded = Config.fromfile(folder / 'guarded.py')
     del guarded.optim_wrapper['guard']  # the case is short
-    del guarded.default_hooks['autopsy']
+    del guarded.default_hooks['autopsy'], new.default_hooks['event_text']
     assert new.optim_wrapper == guarded.optim_wrapper
     assert new.default_hooks == guarded.default_hooks
     assert new.train_cfg == guarded.train_cfg
