@@ -33,7 +33,9 @@ from selenium.webdriver import ActionChains
 from mmnanguard.report import load_run, write_page
 from mmnanguard.report.summarize import summarize
 
-EVIL = '<b>b</b><img src=x onerror="window.evil=1"><script>window.evil=1</script>'
+EVIL = (
+    '<b>b</b><img src=x onerror="window.evil=1"><script>window.evil=1</script>'
+)
 ROWS = [
     start(),
     *(update(5, 'loss_nonfinite', samples=('a.jpg', 'b.jpg')), autopsy(5)),
@@ -83,7 +85,8 @@ def page(driver, path):
     if driver.current_url != path.as_uri():
         open_page(driver, path)
     driver.execute_script(
-        "sections[0].events.only('text', ''); return zoom(null)"
+        "Object.assign(sections[0].events.filter, {cause: '', param: '',"
+        " sample: '', text: ''}); return zoom(null)"
     )
     yield
     assert errors(driver) == []
@@ -222,15 +225,14 @@ def test_hover(driver, page):
         "return [...document.querySelectorAll('.plot .points path')]"
         '.map((point) => [point.__data__.x, point.getBoundingClientRect()])'
     )
-    (place,) = [
-        box for iter_, box in driver.execute_script(script) if iter_ == 60
-    ][:1]
     actions = ActionChains(driver, duration=50)
     pointer = actions.w3c_actions.pointer_action
+    boxes = driver.execute_script(script)
+    box = next(box for iter_, box in boxes if iter_ == 60)
     for shift in (3, 0):
         pointer.move_to_location(
-            int(place['left'] + place['width'] / 2 + shift),
-            int(place['top'] + place['height'] / 2),
+            int(box['left'] + box['width'] / 2 + shift),
+            int(box['top'] + box['height'] / 2),
         )
     actions.perform()
     wait(driver, "return !!document.querySelector('.hoverlayer .hovertext')")

@@ -185,7 +185,7 @@ class Events {
     for (const key of Object.keys(this.filter)) this.filter[key] = key === name ? value : '';
     this.page = 0;
     this.show();
-    this.root.scrollIntoView({behavior: 'smooth'});
+    this.root.scrollIntoView();
   }
 
   matches(event) {
