@@ -182,8 +182,12 @@ class ModuleProbe(TorchDispatchMode):
     def _add_leaf(self, tensor: Tensor, phase: str) -> None:
         if not floats(tensor) or is_finite(tensor):
             return
-        # A mask that a model keeps as a buffer.
-        is_mask = phase == 'weight' and not bool(tensor.isnan().any())
+        # A mask that a model keeps as a buffer; what is trained is none.
+        is_mask = (
+            phase == 'weight'
+            and not tensor.requires_grad
+            and not bool((tensor.isnan() | tensor.isposinf()).any())
+        )
         origin = self._make_origin(
             (phase, '', '', '', ''), '', tensor, 0.0, is_mask
         )

@@ -129,9 +129,10 @@ def test_numbers():
     assert origin.output_absmax == math.inf
 
 
-def test_weights():
-    net = Net(lambda net, x: net.first(x))
-    net.first.weight.data[0, 0] = math.nan
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+def test_weights(value):
+    net = Net(lambda net, x: net.first(x - x))  # Inf times 0 is NaN
+    net.first.weight.data[0, 0] = value
     assert probe(None, net=net).phase == 'weight'
 
 
