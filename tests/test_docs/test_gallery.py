@@ -50,4 +50,4 @@ def test_whatever_is_not_run_says_why(capsys):
         print(f'\n{len(not_run)} blocks of the documentation are not run:')
         for block in not_run:
             print(f'  {block}: {block.told}')
-    assert len(not_run) <= 8
+    assert len(not_run) <= 10
