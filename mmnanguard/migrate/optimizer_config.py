@@ -159,12 +159,10 @@ def optimizer(m: Migration) -> Dict[str, Any]:
     if not own:
         return {}
     without = ['constructor', 'paramwise_cfg']
-    if not (m.inherited.get('optimizer') or m.inherited.get('optim_wrapper')):
-        without.append('_delete_')
     made: Dict[str, Any] = {}
     if set(own) - set(without):
         made['optimizer'] = m.keep('optimizer', without=without)
-    for key in without[:2]:
+    for key in without:
         if key in own:
             made[key] = m.keep('optimizer', key)
     constructor = own.get('constructor')

@@ -12,6 +12,11 @@ BUILT = dict(type='SGD', lr=0.1)
 # 1.x, the 2.x key, its value
 CASES = {
     'optimizer': (SGD, 'optim_wrapper', dict(type=FP32, optimizer=BUILT)),
+    'nothing to delete': (
+        'optimizer = dict(_delete_=True, type="SGD", lr=0.1)\n',
+        'optim_wrapper',
+        dict(type=FP32, optimizer=BUILT),
+    ),
     'paramwise': (
         "optimizer = dict(type='SGD', lr=0.1, "
         'paramwise_cfg=dict(bias_lr_mult=2.0), '
@@ -389,3 +394,19 @@ def test_a_name_that_comes_later_is_not_used(tmp_path):
     migration = Migration(tmp_path, text)
     assert migration.cfg['param_scheduler'][0]['T_max'] == 9
     assert migration.new.index('T_max=9') < migration.new.index('epochs = 9')
+
+
+def test_a_name_that_goes_is_not_used(tmp_path):
+    text = (
+        'evaluation = dict(interval=2)\n'
+        'checkpoint_config = dict(interval=evaluation["interval"])\n'
+    )
+    hooks = Migration(tmp_path, text).cfg['default_hooks']
+    assert hooks['checkpoint']['interval'] == 2
+
+
+def test_what_has_no_effect_gets_none(tmp_path):
+    text = 'optim_wrapper = dict(optimizer=dict(type="SGD"))\nfp16 = dict()\n'
+    migration = Migration(tmp_path, text)
+    assert migration.cfg['optim_wrapper']['type'] == FP32
+    assert 'fp16 = dict()' in migration.new

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from migrating import FP16, Migration
+from migrating import FP16, FP32, Migration
 
 from mmnanguard.core import GuardConfigError
 from mmnanguard.migrate import migrate
@@ -192,6 +192,17 @@ train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)
         type='EpochBasedTrainLoop', max_epochs=36, val_interval=1
     )
     assert not child.left
+
+
+def test_what_a_2x_base_does_not_read(tmp_path):
+    base = 'optim_wrapper = dict(optimizer=dict(type="SGD", lr=1))\n'
+    child = Migration(
+        tmp_path,
+        "_base_ = 'base.py'\nmodel = dict()\noptimizer = dict(lr=2)\n",
+        base=f'{base}fp16 = dict()\n',
+    )
+    assert child.cfg['optim_wrapper']['type'] == FP32
+    assert 'base.py is of 1.x as well (fp16)' in child.left
 
 
 def test_a_child_that_only_inherits(tmp_path):
