@@ -33,7 +33,8 @@ if find_spec('torch') and find_spec('mmengine'):
 
     from .numerics import watch
     from .optim import apply_guard
-    from .registry import register_bare_names
+    from .registry import register_bare_names, register_configs
 
     register_bare_names()
+    register_configs()
     __all__ += ['apply_guard', 'watch']

@@ -5,6 +5,7 @@
 this name, and a config needs no ``custom_imports`` for scoped types.
 """
 
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -20,6 +21,7 @@ __all__ = [
     'OPTIM_WRAPPERS',
     'TRANSFORMS',
     'register_bare_names',
+    'register_configs',
 ]
 
 DATASETS = Registry(
@@ -71,3 +73,13 @@ def register_bare_names() -> None:
         for name, cls in registry.module_dict.items():
             if registry.parent.module_dict.get(name) is not cls:
                 registry.parent.register_module(name=name, module=cls)
+
+
+def register_configs() -> None:
+    """Let ``get_config`` and ``_base_`` find 'mmnanguard::guards/fp16.py'.
+
+    What MMEngine looks up by this name is a distribution or, if there is none
+    of it, a module. An editable install's distribution lies elsewhere than
+    its files, so that the name of a module is given, whose folder is theirs.
+    """
+    MODULE2PACKAGE['mmnanguard'] = 'mmnanguard.registry'

@@ -21,8 +21,8 @@ TWINS = {
     'NanGuardOptimWrapper': NanGuardOptimWrapper,
     'NanGuardAmpOptimWrapper': NanGuardAmpOptimWrapper,
 }
-# Read by MMEngine's build_optim_wrapper, not by the wrapper.
-BUILDER_KEYS = ('type', 'constructor', 'paramwise_cfg')
+# Read by MMEngine on the way to the wrapper, not by the wrapper.
+BUILDER_KEYS = ('type', '_scope_', 'constructor', 'paramwise_cfg')
 
 
 def apply_guard(cfg: Config, guard: str = 'full') -> Config:

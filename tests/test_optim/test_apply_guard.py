@@ -79,6 +79,12 @@ def test_what_it_does_not_take_is_dropped_and_listed(told):
     assert "dtype='bfloat16', loss_scale=512.0" in told[-1]
 
 
+def test_the_scope_of_another_projects_config_stays(told):
+    cfg = guarded(dict(AMP, _scope_='mmpretrain'), 'bf16')
+    assert cfg.optim_wrapper._scope_ == 'mmpretrain'
+    assert told == []
+
+
 def test_a_gan_config_gets_no_stray_type():
     gan = dict(
         constructor='GanConstructor',

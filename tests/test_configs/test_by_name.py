@@ -1,0 +1,74 @@
+"""Guards have names, and configs of other projects a guarded child."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.hub import get_config
+from toys import make_runner, read_rows
+
+from mmnanguard import apply_guard
+
+ROOT = Path(__file__).parents[2]
+GUARDS = sorted((ROOT / 'configs' / 'guards').glob('*.py'))
+MMPRETRAIN = Path(sys.prefix) / 'mmpretrain'
+BASES = """
+_base_ = ['mmnanguard::guards/fp32.py', 'mmnanguard::digits/base.py']
+"""
+
+
+def example(number):
+    text = (ROOT / 'docs' / 'en' / 'stacks.md').read_text()
+    return re.findall(r'```python\n(.*?)```', text, re.S)[number]
+
+
+def load(folder, text):
+    path = folder / 'config.py'
+    path.write_text(text)
+    return Config.fromfile(path)
+
+
+@pytest.mark.parametrize('path', GUARDS, ids=lambda path: path.stem)
+def test_a_guard_by_its_name(path):
+    cfg = get_config(f'mmnanguard::guards/{path.name}')
+    assert cfg.to_dict() == Config.fromfile(path).to_dict()
+
+
+def test_a_guard_as_a_base(tmp_path):
+    cfg = load(tmp_path, example(2))
+    assert cfg.optim_wrapper.optimizer.type == 'AdamW'
+    faults = [dict(iter=3, site='grad')]
+    runner = make_runner(
+        tmp_path / 'work_dir',
+        cfg.optim_wrapper,
+        default_hooks=dict(
+            cfg.default_hooks,
+            drill=dict(type='mmnanguard.FaultInjectionHook', faults=faults),
+        ),
+    )
+    runner.train()
+    assert read_rows(runner)[-1]['iter'] == 3
+
+
+def test_two_bases_that_define_the_same_are_refused(tmp_path):
+    """By MMEngine; docs/en/stacks.md says what to do instead."""
+    with pytest.raises(KeyError, match=r'Duplicate key.*optim_wrapper'):
+        load(tmp_path, BASES)
+
+
+@pytest.mark.skipif(
+    not MMPRETRAIN.is_dir(),
+    reason=f'needs requirements/mmpretrain.txt in {MMPRETRAIN}',
+)
+def test_a_child_of_another_projects_config(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(MMPRETRAIN)
+    text = example(0)
+    cfg = load(tmp_path, text)
+    base = get_config('mmpretrain::resnet/resnet18_8xb32_in1k.py')
+    guarded = apply_guard(base, 'fp32')
+    assert cfg.optim_wrapper.type == guarded.optim_wrapper.type
+    assert cfg.optim_wrapper.optimizer.lr == base.optim_wrapper.optimizer.lr
+    assert set(cfg.default_hooks) == set(guarded.default_hooks)
+    assert cfg.model.type == base.model.type
