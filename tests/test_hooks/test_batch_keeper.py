@@ -163,6 +163,8 @@ def test_same_is_bit_for_bit():
     assert same(nan, nan.clone())
     assert not same(torch.tensor([0.0]), torch.tensor([-0.0]))
     assert not same(torch.zeros(2), torch.zeros(2, 1))
+    # As in each batch of mmdet's: no box is to be ignored.
+    assert same(*(torch.from_numpy(np.zeros(0, 'int64')) for _ in range(2)))
     assert same(Boxes([1]), Boxes([1]))
     assert not same(Boxes([1]), Boxes([2]))
 
