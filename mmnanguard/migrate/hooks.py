@@ -50,9 +50,8 @@ def migrate_hooks(m: Migration) -> None:
         if best.get('save_best') and best['save_best'].value != 'auto':
             m.changed(
                 ('evaluation', 'save_best'),
-                'save_best goes to the '
-                'checkpoint hook; it names a metric with its prefix '
-                "there, as in 'coco/bbox_mAP'",
+                'save_best goes to the checkpoint hook; it names a metric '
+                "with its prefix there, as in 'coco/bbox_mAP'",
             )
     if m.own('log_config'):
         made['logger'] = logger(m)
@@ -215,11 +214,12 @@ class Edit(cst.CSTTransformer):
         if momentum > 1 / options.get('warm_up', 100):
             told += ', and its warm-up is left out (MomentumAnnealingEMA)'
         self.m.notes.changed.append((line, told))
-        parts = list(node.elements)
+        name = 'args' if isinstance(node, cst.Call) else 'elements'
+        parts = list(getattr(node, name))
         parts[index] = parts[index].with_changes(
             value=edit_dict(parts[index].value, changes)
         )
-        return node.with_changes(elements=parts)
+        return node.with_changes(**{name: parts})
 
 
 def read(node: Any) -> Dict[str, Any]:

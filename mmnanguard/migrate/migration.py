@@ -103,8 +103,12 @@ class Migration:
         """Of the whole config: what is inherited counts too."""
         runner = self.cfg.get('runner') or {}
         train = self.cfg.get('train_cfg') or {}
-        for name, unit in (('total_epochs', True), ('total_iters', False)):
-            if name in self.cfg:
+        for name, key, unit in (
+            ('total_epochs', 'max_epochs', True),
+            ('total_iters', 'max_iters', False),
+        ):
+            total = self.cfg.get(name)
+            if total is not None and runner.get(key, total) == total:
                 return Loop(unit, Kept((name,), self.cfg[name]))
         for name, config in (('runner', runner), ('train_cfg', train)):
             for key, unit in (('max_epochs', True), ('max_iters', False)):

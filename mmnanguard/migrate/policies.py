@@ -98,7 +98,7 @@ def flat_cosine(policy: Policy) -> None:
 
 def cosine_restart(policy: Policy) -> None:
     weights = policy.config.get('restart_weights', [1])
-    target = policy.ratio(0.0)
+    target = policy.ratio()
     # 1.x weighs the distance to the floor, MMEngine the rate.
     policy.add(
         'CosineRestart',

@@ -55,8 +55,6 @@ class Policy:
         self.kind = 'LR' if self.name == 'lr_config' else 'Momentum'
         self.word = 'lr' if self.kind == 'LR' else 'momentum'
 
-    # What a policy is written with.
-
     def keep(self, key: str, default: Any) -> Any:
         if key in self.config:
             return Kept((self.name, key), self.config[key])
@@ -111,7 +109,7 @@ class Policy:
             )
         return floor
 
-    def ratio(self, share: float) -> Any:
+    def ratio(self) -> Any:
         """The floor as a share of where it starts."""
         if self.config.get(f'min_{self.word}_ratio') is not None:
             return self.config[f'min_{self.word}_ratio']
@@ -121,9 +119,7 @@ class Policy:
                 f"min_{self.word} with these restarts needs the optimizer's "
                 f'{self.word}, which this file does not know'
             )
-        return floor / self.base if floor and self.base else share
-
-    # Warm-up.
+        return floor / self.base if floor and self.base else 0.0
 
     def warm_up(self) -> None:
         kind = self.config.get('warmup')

@@ -5,15 +5,42 @@ multiply, in their order, what they find. Where the rule of 1.x has no floor
 (min_lr), both give the same rates, the warm-up included, to the last digits.
 """
 
-from typing import Any, Mapping, Optional
+from typing import Any, List, Mapping, Optional
 
+from .migration import Migration
 from .policies import KEYS, POLICIES
 from .policy import CannotMigrate, Loop, Policy, Schedule
 
-__all__ = ['migrate_schedule']
+__all__ = ['migrate_schedules']
 
 ALWAYS = ('policy', 'by_epoch')
 WARMUP = ('warmup', 'warmup_iters', 'warmup_ratio', 'warmup_by_epoch')
+
+
+def migrate_schedules(m: Migration) -> None:
+    if not {'lr_config', 'momentum_config'} & m.old:
+        return
+    made: List[Any] = []
+    for name, of in (('lr_config', 'lr'), ('momentum_config', 'momentum')):
+        config = m.cfg.get(name)
+        if config is None:
+            continue
+        optimizer = m.cfg.get('optimizer') or {}
+        if isinstance(m.cfg.get('optim_wrapper'), dict):
+            optimizer = m.cfg['optim_wrapper'].get('optimizer', optimizer)
+        base = optimizer.get(of, (optimizer.get('betas') or [None])[0])
+        schedule = migrate_schedule(name, config, m.loop, base)
+        for told in schedule.changed:
+            m.changed(name, told)
+        for told in schedule.left:
+            m.left(name, told)
+        if schedule.left:
+            m.old.discard(name)
+        elif name in m.old:
+            m.done(name, f'{name} -> param_scheduler')
+        made += schedule.schedulers
+    if {'lr_config', 'momentum_config'} & m.old:
+        m.new['param_scheduler'] = made
 
 
 def migrate_schedule(

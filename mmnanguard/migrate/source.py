@@ -166,6 +166,7 @@ class Source:
     def lost_comments(self) -> Dict[int, List[cst.EmptyLine]]:
         """Those within statements that go, for those that come."""
         text = '\n'.join(each for texts in self.new.values() for each in texts)
+        lines = [line.rstrip() for line in text.split('\n')]
         found: Dict[int, List[cst.EmptyLine]] = {}
         for index in {*self.new} - self.stays:
             bare = self.statements[index].with_changes(leading_lines=[])
@@ -175,7 +176,7 @@ class Source:
                 )
             comments: Any = matchers.findall(bare, matchers.Comment())
             for comment in comments:
-                if comment.value not in text:
+                if not any(line.endswith(comment.value) for line in lines):
                     place = self.heir.get(index, index)
                     line = cst.EmptyLine(comment=comment)
                     found.setdefault(place, []).append(line)

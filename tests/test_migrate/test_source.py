@@ -296,3 +296,22 @@ def test_refusals(name, text, told, tmp_path):
     path.write_text(text)
     with pytest.raises(GuardConfigError, match=told):
         migrate(path, load_overlay)
+
+
+def test_hooks_that_are_there_already(tmp_path):
+    migration = Migration(
+        tmp_path,
+        "default_hooks = dict(checkpoint=dict(type='CheckpointHook'))\n"
+        'checkpoint_config = dict(interval=5)\n'
+        'log_config = dict(interval=5, hooks=[])\n',
+    )
+    assert migration.cfg['default_hooks'] == dict(
+        checkpoint=dict(type='CheckpointHook'),
+        logger=dict(type='LoggerHook', interval=5),
+    )
+    assert 'line 1: checkpoint is there already' in migration.left
+
+
+def test_a_comment_that_another_contains(tmp_path):
+    text = "lr_config = dict(  # a\n    policy='fixed')\nseed = 1  # a b\n"
+    assert comments(Migration(tmp_path, text).new) == comments(text)
