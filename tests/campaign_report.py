@@ -20,13 +20,11 @@ from event_rows import start, update
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'report.py'
 NUM_PARAMS = 200
-CAUSES = 60 * ['scale_overflow'] + 3 * ['grad_nonfinite'] + ['loss_nonfinite']
+CAUSES = ['scale_overflow'] * 60 + ['grad_nonfinite'] * 3 + ['loss_nonfinite']
 
 
 def many_rows(num):
-    """Of 64 kinds times 200 parameters, with 16 samples each; one object may
-    stand for several.
-    """
+    """Of three causes and 200 parameters, with 16 samples each."""
     yield start(max_iters=num)
     made = [
         update(

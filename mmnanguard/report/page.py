@@ -6,10 +6,11 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from mmnanguard.core import GuardConfigError, to_json, written_aside
 
-from .figure import COLORS, OTHER, draw
+from .figure import draw
 from .run_report import RunReport
 from .summary import ROUTINE, Culprit, Row
 from .tell import command_of, tell
+from .traces import COLORS, OTHER
 
 __all__ = ['write_page']
 
@@ -29,6 +30,7 @@ SHOWN = (
     *('grad_norm', 'loss_scale', 'samples', 'story', 'num_bad_params'),
     *('num_params', 'config', 'path'),
 )
+FACTORS = ('clip_coef', 'lr_factor')
 
 
 def write_page(
@@ -167,7 +169,7 @@ def named_in(row: Row) -> List[str]:
     """Parameters, buffers, modules."""
     tensors = [*(row.get('params') or ()), *(row.get('tensors') or ())]
     names = [tensor.get('name') for tensor in tensors]
-    return [name for name in [*names, row.get('module')] if name]
+    return [name for name in (*names, row.get('module')) if name]
 
 
 def detail_of(row: Row) -> str:
@@ -175,7 +177,9 @@ def detail_of(row: Row) -> str:
     lines = [
         f'{key}: {json.dumps(value, ensure_ascii=False)}'
         for key, value in row.items()
-        if key not in SHOWN and value not in (None, '', [], {}, 1.0)
+        if key not in SHOWN
+        and value not in (None, '', [], {})
+        and not (key in FACTORS and value == 1)
     ]
     text = '\n'.join(line[:250] for line in lines)
     return text[:MAX_DETAIL]

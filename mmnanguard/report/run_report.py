@@ -8,7 +8,7 @@ from mmnanguard.core import GuardConfigError
 from .read_events import Part, files_of, find_parts, iter_events
 from .read_scalars import Curve, read_scalars, scalars_of
 from .summarize import MAX_KEPT, summarize
-from .summary import Summary
+from .summary import Row, Summary
 from .tell import tell
 from .verdict import Verdict, judge
 
@@ -158,7 +158,7 @@ def load_run(
 
     curves = read_scalars(parts, on_bytes)
     ends = [curve.iters[-1] for curve in curves.values() if curve.iters]
-    rows = iter_events(parts, on_bytes)
+    rows = (found_here(row, path) for row in iter_events(parts, on_bytes))
     summary = summarize(rows, max(ends, default=0), max_rows)
     if on_progress:
         on_progress(total, total)
@@ -170,6 +170,17 @@ def load_run(
         verdict=judge(summary),
         written=datetime.fromtimestamp(newest, timezone.utc),
     )
+
+
+def found_here(row: Row, path: str) -> Row:
+    """A dump tells where it was written; the work dir may have moved since."""
+    if row.get('kind') != 'dump':
+        return row
+    folder = Path(path)
+    if folder.is_file():
+        folder = folder.absolute().parents[2]
+    here = folder.joinpath(*Path(str(row.get('path'))).parts[-4:])
+    return {**row, 'path': str(here)} if here.exists() else row
 
 
 def files_of_parts(parts: List[Part]) -> List[Path]:

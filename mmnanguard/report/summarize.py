@@ -83,7 +83,7 @@ class Reader:
     def _add_update(self, row: Row) -> str:
         """The name of the parameter that is blamed first."""
         summary = self._so_far
-        iter_, cause = row.get('iter') or 0, str(row.get('cause'))
+        iter_, cause = int(row.get('iter') or 0), str(row.get('cause'))
         action = str(row.get('action'))
         self._causes[cause] += 1
         self._actions[action] += 1

@@ -81,9 +81,10 @@ def tell_healthy(summary: Summary) -> str:
         told.append(tell_skips(summary))
     num_committed = summary.actions.get('step', 0)
     if num_committed:
+        plural = 's' if num_committed > 1 else ''
         told.append(
-            f'{num_committed:,} updates committed with spikes clipped or '
-            'micro-batches left out'
+            f'{num_committed:,} update{plural} committed with spikes clipped '
+            'or micro-batches left out'
         )
     if not told:
         return f'healthy: {summary.last_iter:,} iterations, none rejected'

@@ -260,6 +260,15 @@ def test_dark(driver, page):
     assert len(found) == 4
 
 
+@pytest.mark.parametrize('rows', [[start()], [start(), update(1)]])
+def test_a_run_that_has_just_begun(driver, tmp_path, rows):
+    write_events(tmp_path / '1', rows)
+    write_page([load_run(str(tmp_path))], tmp_path / 'page.html')
+    open_page(driver, tmp_path / 'page.html')
+    assert count(driver, 'tr.event') == len(rows)
+    assert errors(driver) == []
+
+
 def test_runs_have_the_same_axes(driver, report, tmp_path):
     other = write_run(tmp_path / 'other', ROWS[:2], num=300, factor=10)
     write_page([report, other], tmp_path / 'page.html')

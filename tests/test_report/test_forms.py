@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,10 @@ from laptop import laptop
 
 import mmnanguard
 from mmnanguard.core import GuardConfigError, to_json
-from mmnanguard.report import load_run, print_reports, write_page
+from mmnanguard.report import RunReport, load_run, print_reports, write_page
+from mmnanguard.report.page import section
+from mmnanguard.report.summarize import summarize
+from mmnanguard.report.verdict import judge
 
 pytest.importorskip('plotly')
 pytest.importorskip('rich')
@@ -47,6 +51,9 @@ SCALARS = [
     dict(iter=i, loss=1 / i, grad_norm=float(i), lr=0.1, step=i)
     for i in range(1, 14)
 ]
+
+
+WRITTEN = datetime(2026, 2, 11, tzinfo=timezone.utc)
 
 
 @pytest.fixture
@@ -156,6 +163,35 @@ def test_events_alone_have_curves(tmp_path):
     lines = [t for t in run['figure']['data'] if 'lines' in t.get('mode', '')]
     assert [line['name'] for line in lines] == ['loss scale', 'learning rate']
     assert lines[0]['y'] == [512] * 6
+
+
+@pytest.mark.parametrize('is_gone', [True, False])
+def test_rows_that_lack_a_key(is_gone):
+    """Of another version, or of a file that was edited: no traceback."""
+    rows = [
+        {k: v if k != key else None for k, v in row.items()}
+        for row in ROWS
+        for key in row
+    ]
+    rows.append(dict(update(3), iter=None, id='alone'))
+    if is_gone:
+        rows = [
+            {k: v for k, v in row.items() if v is not None} for row in rows
+        ]
+    summary = summarize([start(), *rows])
+    report = RunReport('x', summary, {}, judge(summary), WRITTEN)
+    to_json(section(report, summary.last_iter))
+    to_json(report.to_dict())
+    print_reports([report])
+
+
+@pytest.mark.parametrize('value', [0.0, -1.0, 1e-30, 1e38, float('nan')])
+def test_curves_of_any_value(tmp_path, value):
+    write_events(tmp_path / '1', ROWS)
+    keys = ('loss', 'grad_norm', 'lr', 'guard/amp_scale')
+    scalars = [dict(dict.fromkeys(keys, value), iter=i) for i in (1, 2)]
+    write_scalars(tmp_path / '1', scalars)
+    write_page([load_run(str(tmp_path))], tmp_path / 'page.html')
 
 
 def test_other_packages_are_named_where_they_lack(report, tmp_path):

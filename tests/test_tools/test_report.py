@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from event_rows import halt, start, update, write_events
+from event_rows import dump, halt, start, update, write_events
 from laptop import laptop
 from ranks import DEADLINE
 from toys import guard_hooks, make_runner, wrapper
@@ -135,6 +135,19 @@ def test_runs_of_one_work_dir(tool, halted, capsys):
     assert len(read_page(halted / 'nanguard_report.html')) == 2
     assert tool.main([str(halted), '--run', 'c']) == 2
     assert "known runs: 'a', 'b'" in capsys.readouterr().err
+
+
+def test_a_work_dir_that_was_moved(tool, halted, capsys):
+    """A dump is replayed from where it is now."""
+    told = 'nanguard/dumps/iter_5_rank0.pt'
+    write_events(halted / '1', [dump(5, f'/cluster/halted/1/{told}')])
+    assert tool.main([str(halted), '--text']) == 1
+    assert f'replay.py /cluster/halted/1/{told}' in capsys.readouterr().out
+    (halted / '1' / told).parent.mkdir(parents=True)
+    (halted / '1' / told).touch()
+    for path in (halted, halted / '1' / 'nanguard' / 'events.jsonl'):
+        assert tool.main([str(path), '--text']) == 1
+        assert f'replay.py {halted}/1/{told}' in capsys.readouterr().out
 
 
 def test_watch(halted):

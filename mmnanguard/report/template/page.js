@@ -322,7 +322,7 @@ async function chart(run, events) {
     element('div', {class: 'top'}, element('h3', {}, 'Curves and events'),
       element('small', {}, 'drag to zoom, double-click to zoom out; what is not finite, or off the curve, is at its top'
         + (run.events.length < run.num_rows ? '; dots are some of the events, bars count all' : '')),
-      run.figure.layout.yaxis.title.text === 'loss' ? logLoss : null), plot);
+      run.figure.layout.yaxis?.title.text === 'loss' ? logLoss : null), plot);
   return {root, plot, draw: async () => {
     await Plotly.newPlot(plot, run.figure.data, run.figure.layout, {responsive: true,
       // Those that plotly.js has by itself can send a chart to its makers.
