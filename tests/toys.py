@@ -79,20 +79,29 @@ class LeaveOutLoop(LeaveOut, IterBasedTrainLoop):
     pass
 
 
-@LOOPS.register_module()
-class LeaveOutEpochLoop(LeaveOut, EpochBasedTrainLoop):
+class Seeded(LeaveOut):
     """Random numbers anew for each model and each batch: one that is left out
     would draw none.
     """
 
-    def run_iter(self, idx, data_batch):
+    def run_iter(self, *batch_idx_and_batch):
         self._seed(2 * self._iter)
-        super().run_iter(idx, data_batch)
+        super().run_iter(*batch_idx_and_batch)
         self._seed(2 * self._iter + 1)
 
     def _seed(self, seed):
         for set_seed in (random.seed, np.random.seed, torch.manual_seed):
             set_seed(seed)
+
+
+@LOOPS.register_module()
+class LeaveOutEpochLoop(Seeded, EpochBasedTrainLoop):
+    pass
+
+
+@LOOPS.register_module()
+class LeaveOutIterLoop(Seeded, IterBasedTrainLoop):
+    pass
 
 
 @HOOKS.register_module()
