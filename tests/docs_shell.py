@@ -1,6 +1,7 @@
 """The blocks of the documentation, and its commands run as a reader would."""
 
 import argparse
+import atexit
 import contextlib
 import glob
 import io
@@ -32,6 +33,7 @@ HEAD = re.compile(
 )
 # The folder that commands are run in; it goes when the tests end.
 FOLDER = tempfile.TemporaryDirectory(prefix='docs')
+atexit.register(FOLDER.cleanup)
 
 
 class Block(NamedTuple):
