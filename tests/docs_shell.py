@@ -23,7 +23,7 @@ from conftest import clear_globals
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs' / 'en').glob('*.md'))]
 FENCED = re.compile(
-    r'(?:<!-- (?P<mark>not run|given): (?P<told>.*?) -->\n+)?'
+    r'(?:<!-- (?P<mark>not run|run by|given): (?P<told>.*?) -->\n+)?'
     r'^(?P<indent> *)```(?P<language>\w+)\n(?P<text>.*?)^(?P=indent)```$',
     re.M | re.S,
 )
@@ -41,8 +41,8 @@ class Block(NamedTuple):
     line: int
     language: str
     text: str
-    mark: str  # 'not run' or 'given'
-    told: str  # why, or the code that comes first
+    mark: str  # 'not run', 'run by' or 'given'
+    told: str  # why, the test that does, or the code that comes first
     section: str  # the heading above
 
     def __str__(self):
@@ -98,6 +98,8 @@ def words_of(command) -> List[str]:
     words = shlex.split(command.replace('\\\n', ' '), comments=True)
     while words and re.match(r'[A-Z_]+=', words[0]):
         words.pop(0)
+    if words[0] == '.venv/bin/python':  # the one that runs the tests
+        words[0] = 'python'
     return words
 
 
