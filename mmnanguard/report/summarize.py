@@ -1,7 +1,7 @@
 from array import array
-from collections import Counter, deque
+from collections import deque
 from dataclasses import replace
-from typing import Any, Deque, Dict, Iterable, List, Tuple
+from typing import Any, Counter, Deque, Dict, Iterable, List, Tuple
 
 from .summary import ROUTINE, Culprit, Episode, Row, Summary
 from .thin_out import Spread, Tally

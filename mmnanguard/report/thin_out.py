@@ -1,6 +1,14 @@
 import math
-from collections import Counter
-from typing import Any, Generic, Iterable, List, Sequence, Tuple, TypeVar
+from typing import (
+    Any,
+    Counter,
+    Generic,
+    Iterable,
+    List,
+    Sequence,
+    Tuple,
+    TypeVar,
+)
 
 __all__ = ['Points', 'Spread', 'Tally', 'count_by_bin', 'thin_curve']
 
