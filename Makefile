@@ -1,13 +1,21 @@
 # `make train` and `make test` do everything on a fresh machine that has
 # Python 3.11: the environment in .venv, pinned requirements, the work itself.
 PYTHON ?= python3.11
-PIP = .venv/bin/pip install --quiet --disable-pip-version-check
+# Files of tests that run at a time.
+WORKERS ?= 2
+PIP_INSTALL = pip install --quiet --disable-pip-version-check
+PIP = .venv/bin/$(PIP_INSTALL)
+PYTEST = -m pytest --numprocesses $(WORKERS) --dist loadfile
+# Tests that depend on the versions of MMEngine and PyTorch.
+STACK_TESTS = $(filter-out tests/test_docs tests/test_migrate \
+	tests/test_readme.py tests/test_report, $(wildcard tests/test_*))
 
-.PHONY: train test cases lint docs linkcheck benchmark clean
+.PHONY: train test test-onedl test-floor cases lint docs linkcheck benchmark \
+	clean
 
 # Operations as small as those of the digits and the tests wait for one another
 # with more threads.
-train test cases: export OMP_NUM_THREADS = 1
+train cases test test-onedl test-floor: export OMP_NUM_THREADS = 1
 
 train: .venv/train.done
 	.venv/bin/python tools/fire_drill.py configs/digits/drill_fp16.py \
@@ -17,13 +25,23 @@ cases: .venv/train.done
 	.venv/bin/python tools/cases.py
 
 test: .venv/test.done
-	.venv/bin/python -m pytest
+	.venv/bin/python $(PYTEST)
+
+# On the maintained fork of MMEngine. It is the same package, hence apart.
+test-onedl: .venv-onedl/test.done
+	.venv-onedl/bin/python $(PYTEST) $(STACK_TESTS)
+
+# On the oldest PyTorch: a download of gigabytes.
+test-floor: .venv-floor/test.done
+	.venv-floor/bin/python $(PYTEST) $(STACK_TESTS)
 
 lint: .venv/test.done
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/codespell
 	.venv/bin/mypy mmnanguard
+	.venv/bin/vermin --quiet --violations --eval-annotations --target=3.8- \
+		mmnanguard tools configs
 
 docs: .venv/docs.done
 	for language in en zh_cn; do .venv/bin/sphinx-build --fail-on-warning \
@@ -37,11 +55,24 @@ linkcheck: .venv/docs.done
 benchmark: .venv/benchmark.done
 	.venv/bin/python tools/benchmark.py --threads 1
 
-.venv/train.done: requirements/train.txt pyproject.toml setup.cfg
-	test -d .venv || $(PYTHON) -m venv .venv
-	$(PIP) --requirement requirements/train.txt
-	$(PIP) --no-deps --no-build-isolation --editable .
-	touch $@
+# Of a folder, by a file of requirements.
+define environment
+test -d $(1) || $(PYTHON) -m venv $(1)
+$(1)/bin/$(PIP_INSTALL) --requirement $(2)
+$(1)/bin/$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+touch $@
+endef
+
+.venv/train.done: requirements/train.txt requirements/common.txt \
+		pyproject.toml setup.cfg
+	$(call environment,.venv,$<)
+
+.venv-onedl/test.done: requirements/onedl.txt requirements/common.txt \
+		requirements/tests.txt
+	$(call environment,.venv-onedl,$<)
+
+.venv-floor/test.done: requirements/floor.txt
+	$(call environment,.venv-floor,$<)
 
 .venv/docs.done: .venv/train.done requirements/docs.txt
 	$(PIP) --requirement requirements/docs.txt
@@ -59,4 +90,4 @@ benchmark: .venv/benchmark.done
 	touch $@
 
 clean:
-	rm -rf .venv work_dirs build *.egg-info
+	rm -rf .venv .venv-* work_dirs build *.egg-info
