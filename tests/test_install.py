@@ -1,6 +1,7 @@
 """Wheel and sdist are built, installed and used, away from the sources."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from mmnanguard import __version__
 
 ROOT = Path(__file__).parents[1]
 # What lies about in a folder in which people work.
@@ -86,6 +89,17 @@ def test_the_sdist_has_what_the_sources_have(built):
     ]
     assert files[1] - files[0] == {Path('PKG-INFO')}
     assert files[0] - files[1] == set()
+
+
+def test_installing_it_writes_over_no_other_package(built, tmp_path):
+    """Of two distributions of MMEngine pip would bring the other one."""
+    said = run(
+        *('-m', 'pip', 'install', '--dry-run', '--no-index'),
+        *('--force-reinstall', '--disable-pip-version-check', built[2][0]),
+        cwd=tmp_path,
+    )
+    (last,) = re.findall(r'^Would install (.*)$', said, re.M)
+    assert last == f'mmnanguard-{__version__}'
 
 
 def test_the_wheel_works_by_itself(built, tmp_path):
