@@ -44,7 +44,7 @@ from mmnanguard.registry import (
 
 OURS = [r for r in vars(registry).values() if isinstance(r, Registry)]
 # Commands that are not of this project.
-OTHERS = ('pip', 'cd', 'jq', 'tar', 'sed', 'chromium')
+OTHERS = ('pip', 'cd', 'jq', 'mkdir', 'tar', 'sed', 'chromium')
 # Needed by a class, and given by the model that the config is for.
 GIVEN = dict(num_features=8)
 WRAPPER_KEYS = {

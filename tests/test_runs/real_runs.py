@@ -49,9 +49,10 @@ DUMP = '*/nanguard/dumps/iter_2_rank0.pt'
 
 
 def skip_if_missing(group):
+    # torchvision is there, too.
+    if not PACKAGES.is_dir():
+        pytest.skip(f'needs requirements/mmpretrain.txt in {PACKAGES}')
     if group == 'mmpretrain':
-        if not PACKAGES.is_dir():
-            pytest.skip(f'needs requirements/mmpretrain.txt in {PACKAGES}')
         return
     for module in ('mmcv._ext', *GROUPS[group][1]):
         pytest.importorskip(
@@ -168,9 +169,7 @@ def commands(name, data_root, folder):
 
 
 def launch(group, runs):
-    path = [TESTS / 'mmpretrain_env', TESTS.parent, TESTS]
-    if group == 'mmpretrain':
-        path.insert(1, PACKAGES)
+    path = [TESTS / 'mmpretrain_env', PACKAGES, TESTS.parent, TESTS]
     job = dict(
         imports=[
             *(f'{one}.{part}' for one in GROUPS[group][1] for part in PARTS),
