@@ -5,7 +5,8 @@ PYTHON ?= python3.11
 WORKERS ?= 2
 PIP_INSTALL = pip install --quiet --disable-pip-version-check
 PIP = .venv/bin/$(PIP_INSTALL)
-PYTEST = -m pytest --numprocesses $(WORKERS) --dist loadfile
+PYTEST = -m pytest --numprocesses $(WORKERS) --dist loadfile \
+	--no-loadscope-reorder
 # Tests that depend on the versions of MMEngine and PyTorch.
 STACK_TESTS = $(filter-out tests/test_docs tests/test_migrate \
 	tests/test_readme.py tests/test_report, $(wildcard tests/test_*))
