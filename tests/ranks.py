@@ -45,12 +45,14 @@ def launch(job, *args, num_ranks=2, deadline=DEADLINE):
 
 
 def tail(output):
-    """What the ranks said last, without the launcher's own long report."""
+    """What the ranks said last; of the launcher's own long report only how
+    they ended.
+    """
     lines = output.splitlines()
     is_report = ['torch/distributed/elastic' in line for line in lines]
-    if any(is_report):
-        lines = lines[: is_report.index(True)]
-    return '\n'.join(lines[-30:])
+    begin = [*is_report, True].index(True)
+    ends = [line for line in lines[begin:] if 'exitcode' in line]
+    return '\n'.join(lines[:begin][-30:] + ends)
 
 
 def start_by_hand(job, *args, num_ranks=2):
