@@ -6,6 +6,7 @@ from .audit import Found, KeptTensor, StateAudit
 from .blame import TensorNames, blame, plain_name
 from .checkpoint_file import CheckpointFile, look_at, settle
 from .grad_rules import AdaptiveGradClip, ValueClip
+from .grad_scaler import HAS_CPU_SCALER
 from .grad_sum import GradSum, find_ddp, reduced_params
 from .host_read import read_once
 from .loss_scale import GuardedGradScaler
@@ -29,6 +30,7 @@ from .state_copy import StateCopy
 from .watch import forget_watched, read_watched, watch
 
 __all__ = [
+    'HAS_CPU_SCALER',
     'AdaptiveGradClip',
     'CheckpointFile',
     'CheckpointScan',

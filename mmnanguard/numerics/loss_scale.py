@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any, Callable, Dict, Optional, Tuple, Union
 
 import torch
-from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
 from mmnanguard.core import (
@@ -16,6 +15,8 @@ from mmnanguard.core import (
     check_keys,
     is_count,
 )
+
+from .grad_scaler import GradScaler, OptState
 
 __all__ = ['GuardedGradScaler']
 
@@ -36,7 +37,7 @@ KEYS = (
 )
 
 
-class GuardedGradScaler(torch.amp.GradScaler):
+class GuardedGradScaler(GradScaler):
     """A GradScaler whose scale moves by verdict and stays within bounds.
 
     The scale is known on the host, because only :meth:`move` changes it: no

@@ -1,0 +1,21 @@
+import torch
+
+__all__ = ['HAS_CPU_SCALER', 'GradScaler', 'OptState']
+
+# Since 2.3, as has float16 in autocast on a CPU.
+HAS_CPU_SCALER = hasattr(torch.amp, 'GradScaler')
+
+if HAS_CPU_SCALER:
+    from torch.amp.grad_scaler import GradScaler, OptState
+else:
+    from torch.cuda.amp import GradScaler as CudaGradScaler
+    from torch.cuda.amp.grad_scaler import OptState
+
+    class GradScaler(CudaGradScaler):  # type: ignore[no-redef]
+        """By the arguments of later versions; disabled on a CPU."""
+
+        def __init__(
+            self, device: str = 'cuda', *, enabled: bool = True, **keys: float
+        ) -> None:
+            enabled = enabled and device != 'cpu'
+            super().__init__(enabled=enabled, **keys)
