@@ -40,7 +40,7 @@ from torch import multiprocessing
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from mmnanguard.core import Observation, Shard
 from mmnanguard.numerics import merge
@@ -75,7 +75,7 @@ class Collectives(TorchDispatchMode):
         if any(issubclass(each, DTensor) for each in types):
             return NotImplemented  # it comes back with the parts
         if 'c10d' in func.namespace and 'reduce' in func.__name__:
-            tensors = filter(torch.is_tensor, tree_leaves(args))
+            tensors = filter(torch.is_tensor, tree_flatten(args)[0])
             self.sizes.append(sum(tensor.nbytes for tensor in tensors))
         return func(*args, **(kwargs or {}))
 

@@ -5,7 +5,7 @@ import torch
 from mmengine.dist import get_rank, get_world_size
 from mmengine.runner import Runner
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from mmnanguard.core import GuardEvent, written_aside
 from mmnanguard.core.errors import is_number
@@ -81,7 +81,7 @@ def save_whole(dump: Dict[str, Any], path: Path, max_bytes: float) -> int:
     """
     size = sum(
         leaf.numel() * leaf.element_size()
-        for leaf in tree_leaves(dump)
+        for leaf in tree_flatten(dump)[0]
         if isinstance(leaf, Tensor)
     )
     if size > max_bytes:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from .blame import plain_name
 from .sample_tracker import SampleTracker
@@ -266,7 +266,7 @@ def floats(tree: Any) -> List[Tensor]:
     """Its tensors that can be bad."""
     return [
         leaf
-        for leaf in tree_leaves(tree)
+        for leaf in tree_flatten(tree)[0]
         if isinstance(leaf, Tensor)
         and leaf.is_floating_point()
         and can_compare(leaf)

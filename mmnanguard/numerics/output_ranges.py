@@ -5,7 +5,7 @@ from typing import Any, Callable, Dict, Iterator
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from .blame import plain_name
 
@@ -56,7 +56,7 @@ def recorded(
 ) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         outputs = forward(*args, **kwargs)
-        for leaf in tree_leaves(outputs):
+        for leaf in tree_flatten(outputs)[0]:
             is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()
             if is_float and leaf.numel() > 0:
                 with _disable_current_modes():  # no probe looks at this

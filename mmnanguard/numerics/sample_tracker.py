@@ -3,7 +3,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
 from .sample_sets import SampleSets, compact
 from .storage_views import Layout, key_of, layout_of, read_through
@@ -269,6 +269,6 @@ def bound(
 def tensors(tree: Any) -> List[Tensor]:
     return [
         leaf
-        for leaf in tree_leaves(tree)
+        for leaf in tree_flatten(tree)[0]
         if isinstance(leaf, Tensor) and leaf.layout is torch.strided
     ]
