@@ -10,6 +10,8 @@ import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 
+from mmnanguard.numerics.grad_scaler import GradScaler  # by either name
+
 
 @OPTIM_WRAPPERS.register_module()
 class CpuAmpOptimWrapper(AmpOptimWrapper):
@@ -23,7 +25,7 @@ class CpuAmpOptimWrapper(AmpOptimWrapper):
         elif isinstance(loss_scale, dict):
             keys = loss_scale
         self.cast_dtype = getattr(torch, dtype)
-        self.loss_scaler = torch.amp.GradScaler(
+        self.loss_scaler = GradScaler(
             'cpu', enabled=dtype == 'float16', **keys
         )
 

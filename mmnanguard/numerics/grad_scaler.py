@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 
 __all__ = ['HAS_CPU_SCALER', 'GradScaler', 'OptState']
@@ -15,7 +17,7 @@ else:
         """By the arguments of later versions; disabled on a CPU."""
 
         def __init__(
-            self, device: str = 'cuda', *, enabled: bool = True, **keys: float
+            self, device: str = 'cuda', *, enabled: bool = True, **keys: Any
         ) -> None:
             enabled = enabled and device != 'cpu'
             super().__init__(enabled=enabled, **keys)

@@ -27,7 +27,7 @@ def choose_dtype(
     """
     has_float16 = device != 'cpu' or HAS_CPU_SCALER
     if dtype == 'auto':
-        is_float16 = has_float16 and not has_native_bf16(device)
+        is_float16 = not has_native_bf16(device) and has_float16
         return torch.float16 if is_float16 else torch.bfloat16
     if dtype is None:
         return torch.bfloat16 if device == 'cpu' else torch.float16
@@ -40,9 +40,10 @@ def choose_dtype(
         )
     if dtype == 'float16' and not has_float16:
         raise GuardConfigError(
-            "optim_wrapper.dtype is 'float16': on a CPU that needs torch>=2.3, "
-            f"and this is {torch.__version__}. Use dtype='bfloat16', or "
-            'float32: type=mmnanguard.NanGuardOptimWrapper.'
+            "optim_wrapper.dtype is 'float16': on a CPU that needs "
+            f'torch>=2.3, and this is {torch.__version__}. Use '
+            "dtype='bfloat16', or float32: "
+            'type=mmnanguard.NanGuardOptimWrapper.'
         )
     return getattr(torch, dtype)
 

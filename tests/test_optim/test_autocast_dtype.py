@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from mmnanguard.core import GuardConfigError
+from mmnanguard.numerics import HAS_CPU_SCALER
 from mmnanguard.optim import autocast_dtype
 from mmnanguard.optim.autocast_dtype import choose_dtype, has_native_bf16
 
@@ -19,7 +20,8 @@ F16, BF16, F32, F64 = (
         ('auto', 'cuda', True, BF16),
         ('auto', 'cuda', False, F16),
         ('auto', 'cpu', True, BF16),
-        ('auto', 'cpu', False, F16),
+        # Before PyTorch 2.3, a CPU has no float16 in autocast.
+        ('auto', 'cpu', False, F16 if HAS_CPU_SCALER else BF16),
         # What MMEngine takes, whatever the hardware has.
         (None, 'cpu', False, BF16),
         (None, 'cuda', True, F16),
