@@ -196,7 +196,8 @@ def everything(model, wrapper):
     tensors = dict(model.state_dict())
     for index, state in wrapper.optimizer.state_dict()['state'].items():
         for key, value in state.items():
-            tensors[f'{index} {key}'] = torch.as_tensor(value)
+            if value is not None:  # in PyTorch 2.1, of SGD's momentum
+                tensors[f'{index} {key}'] = torch.as_tensor(value)
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 

@@ -8,6 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mmnanguard.core import GuardConfigError
 
 from .agree import add_up
+from .foreach import in_place
 
 __all__ = ['GradSum', 'find_ddp', 'reduced_params']
 
@@ -36,7 +37,7 @@ class GradSum:
             else:
                 self._sums[id(param)] = grad
         if sums:
-            torch._foreach_add_(sums, grads)
+            in_place('add', sums, grads)
 
     @torch.no_grad()
     def give_back(self, params: Iterable[Tensor], factor: float) -> None:
@@ -44,7 +45,7 @@ class GradSum:
         new one.
         """
         if factor != 1.0 and self._sums:
-            torch._foreach_mul_(list(self._sums.values()), factor)
+            in_place('mul', list(self._sums.values()), factor)
         for param in params:
             param.grad = self._sums.get(id(param))
         self.drop()

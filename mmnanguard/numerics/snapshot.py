@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .foreach import in_place
 from .layout import Layout
 from .momentum_parts import note_averages, note_changing
 from .norms import tensor_norms
@@ -289,4 +290,4 @@ def _copy(pairs: List[Tuple[Tensor, Tensor]]) -> None:
         groups.setdefault(key, []).append((target, source))
     for group in groups.values():
         targets, sources = zip(*group)
-        torch._foreach_copy_(targets, sources)
+        in_place('copy', targets, sources)
