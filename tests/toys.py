@@ -46,6 +46,16 @@ class ToyNet(BaseModel):
         )
 
 
+def total_norm(grads, norm_type=2.0):
+    """``torch.nn.utils.get_total_norm``, which came with PyTorch 2.6."""
+    params = [nn.Parameter(torch.zeros_like(grad)) for grad in grads]
+    for param, grad in zip(params, grads):
+        param.grad = grad.clone()
+    return nn.utils.clip_grad_norm_(
+        params, float('inf'), norm_type, foreach=False
+    )
+
+
 class LeaveOut:
     """The oracle: iterations that are as if they had never been.
 

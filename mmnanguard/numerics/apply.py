@@ -78,9 +78,11 @@ def scaled_lr(optimizer: Optimizer, factor: float) -> Iterator[None]:
 
 
 def multiply(grads: List[Tensor], factor: float) -> None:
-    """On a CPU a number would be made a tensor anew for each gradient."""
+    """On a CPU a number would be made a tensor anew for each gradient; on a
+    GPU, PyTorch 2.1 takes no tensor that is on the host.
+    """
     dtypes = set(map(DTYPE, grads))
-    if len(dtypes) == 1:
+    if len(dtypes) == 1 and grads[0].device.type == 'cpu':
         torch._foreach_mul_(grads, torch.tensor(factor, dtype=dtypes.pop()))
     else:
         torch._foreach_mul_(grads, factor)

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from toys import total_norm
 
 from mmnanguard.core import NormClip
-from mmnanguard.numerics import ValueClip, apply_update
+from mmnanguard.numerics import HAS_CPU_SCALER, ValueClip, apply_update
+from mmnanguard.numerics.grad_scaler import GradScaler
 
 DTYPES = (torch.float32, torch.float64, torch.float32)
 OPTIMIZERS = {
@@ -42,11 +44,14 @@ def everything(model, optimizer):
 def train_plainly(name, scale, clip):
     """PyTorch's way; ``clip`` takes the parameters."""
     model, optimizer = build(name)
-    scaler = torch.amp.GradScaler('cpu', init_scale=scale)
+    scaler = GradScaler('cpu', init_scale=scale)
     for index in range(3):
         scaler.scale(torch.ones(()))
         backward(model, optimizer, index, scale)
         scaler.unscale_(optimizer)
+        if not HAS_CPU_SCALER:
+            for param in model.parameters():
+                param.grad.mul_(1 / scale)
         clip(list(model.parameters()))
         scaler.step(optimizer)
         scaler.update()
@@ -61,7 +66,7 @@ def train(name, scale, max_norm=None, grad_rule=None):
         coef = 1.0
         if max_norm is not None:
             exact = [grad.double() / scale for grad in grads]
-            norm = torch.nn.utils.get_total_norm(exact).item()
+            norm = total_norm(exact).item()
             coef = NormClip(max_norm)(norm)
             assert (coef < 1) is (max_norm < 1)
         params = list(model.parameters())

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import (
     ShardingStrategy,
     fully_shard,
 )
+from toys import total_norm
 
 from mmnanguard.numerics import local
 from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
@@ -209,7 +210,7 @@ def whole_norms(**keys):
                 (wrapper.guard.scaler.scale(loss)).backward()
         norms.append(
             float(
-                nn.utils.get_total_norm(
+                total_norm(
                     [p.grad for p in model.parameters()],
                     float(clip.get('norm_type', 2.0)),
                 )
