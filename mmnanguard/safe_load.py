@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
 
+from mmnanguard.numerics.load_plain import ALLOWED, HAS_ALLOW_LIST
+
 __all__ = ['allow_mmengine_checkpoints']
 
 
@@ -28,13 +30,16 @@ def restricted_getattr(owner: Any, name: str) -> Any:
     )
 
 
+def name_of(kind: type) -> str:
+    return f'{kind.__module__}.{kind.__qualname__}'
+
+
 def allow_mmengine_checkpoints() -> None:
     """Allow-list what MMEngine's checkpoints hold, for this process.
 
-    Does nothing where PyTorch still loads without such a list.
+    Before PyTorch 2.6, which has no such list, for mmnanguard alone: MMEngine
+    there loads without one.
     """
-    if not hasattr(torch.serialization, 'safe_globals'):
-        return
     functions = {
         '_reconstruct': np.empty(0).__reduce__()[0],
         'scalar': np.float64(0).__reduce__()[0],
@@ -56,7 +61,13 @@ def allow_mmengine_checkpoints() -> None:
         # numpy 2 moved numpy.core to numpy._core; files know either name.
         for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):
             allowed.append((function, f'{module}.{name}'))
-    torch.serialization.add_safe_globals(allowed)
+    if HAS_ALLOW_LIST:
+        torch.serialization.add_safe_globals(allowed)
+    else:
+        for entry in allowed:
+            is_named = isinstance(entry, tuple)
+            value, name = entry if is_named else (entry, name_of(entry))
+            ALLOWED[name] = value
     print_log(
         "allowed MMEngine's HistoryBuffer and numpy arrays in checkpoints "
         'that load with weights_only=True',

@@ -1,6 +1,8 @@
-"""MMEngine's checkpoints load with weights_only=True, and nothing more."""
+"""MMEngine's checkpoints load, and nothing more."""
 
+import io
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,8 @@ import torch
 from mmengine.logging import HistoryBuffer
 from toys import guard_hooks, make_runner, wrapper
 
+from mmnanguard.numerics import load_plain
+from mmnanguard.numerics.load_plain import HAS_ALLOW_LIST, load
 from mmnanguard.safe_load import allow_mmengine_checkpoints
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +50,9 @@ ALLOW = (
 )
 
 
+@pytest.mark.skipif(
+    not HAS_ALLOW_LIST, reason='torch before 2.6 loads without a list'
+)
 def test_pytorch_alone_refuses_and_the_list_cures(checkpoint):
     refused = load_in_a_fresh_process(checkpoint)
     assert 'UnpicklingError' in refused.stderr
@@ -55,7 +62,7 @@ def test_pytorch_alone_refuses_and_the_list_cures(checkpoint):
 
 def test_what_comes_back(checkpoint):
     allow_mmengine_checkpoints()
-    content = torch.load(checkpoint, weights_only=True)
+    content = load_plain(checkpoint)
     buffer = content['message_hub']['log_scalars']['train/loss']
     assert isinstance(buffer, HistoryBuffer)
     assert len(buffer.data[0]) == 3
@@ -70,7 +77,7 @@ def test_what_comes_back(checkpoint):
 def test_numpy_in_a_dataset_meta(tmp_path, array):
     allow_mmengine_checkpoints()
     torch.save(dict(meta=array), tmp_path / 'x.pth')
-    loaded = torch.load(tmp_path / 'x.pth', weights_only=True)
+    loaded = load_plain(tmp_path / 'x.pth')
     assert np.array_equal(loaded['meta'], array)
 
 
@@ -96,4 +103,12 @@ def test_a_checkpoint_that_wants_more_is_refused(tmp_path, evil):
     allow_mmengine_checkpoints()
     torch.save(dict(meta=evil()), tmp_path / 'x.pth', pickle_protocol=2)
     with pytest.raises(Exception, match=r'[Uu]nsupported|asks for'):
-        torch.load(tmp_path / 'x.pth', weights_only=True)
+        load_plain(tmp_path / 'x.pth')
+
+
+@pytest.mark.parametrize('name', ['Tensor', 'Size'])
+def test_a_class_is_not_changed(name):
+    code = f'ctorch\n{name}\n'.encode() + b'}(X\x04\0\0\0evilK\1ub.'
+    with pytest.raises(pickle.UnpicklingError, match='Unsupported state'):
+        load(io.BytesIO(code))
+    assert not hasattr(getattr(torch, name), 'evil')

@@ -18,7 +18,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 import train
 from mmengine.device import get_device
 from rich.console import Console
@@ -81,7 +80,9 @@ def run(title, cfg, folder):
         print(*log.read_text().splitlines()[-30:], sep='\n', file=sys.stderr)
     bad, pointer = None, folder / 'last_checkpoint'
     if pointer.exists():
-        saved = torch.load(pointer.read_text(), 'cpu', weights_only=True)
+        from mmnanguard.numerics import load_plain
+
+        saved = load_plain(pointer.read_text())
         weights = saved['state_dict'].items()
         bad = [name for name, value in weights if not value.isfinite().all()]
     result = dict(run=title, exit=status, seconds=seconds, bad_weights=bad)

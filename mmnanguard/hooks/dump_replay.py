@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmnanguard.core import Autopsy, NanGuardError
-from mmnanguard.numerics import Setting
+from mmnanguard.numerics import Setting, load_plain
 from mmnanguard.safe_load import allow_mmengine_checkpoints
 
 from .batch_dump import SCHEMA
@@ -132,7 +132,7 @@ def open_dump(
 def load(path: Any, what: str) -> Any:
     allow_mmengine_checkpoints()
     try:
-        return torch.load(path, map_location='cpu', weights_only=True)
+        return load_plain(path)
     except Exception as error:  # of many kinds
         raise NanGuardError(
             f'{path} cannot be read as a {what}: {error}'

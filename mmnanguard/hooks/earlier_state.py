@@ -1,7 +1,6 @@
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional
 
-import torch
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
@@ -11,6 +10,7 @@ from torch.optim import Optimizer
 from mmnanguard.numerics import (
     StateCopy,
     is_spread,
+    load_plain,
     look_at,
     plain_name,
     read_rng,
@@ -80,7 +80,7 @@ def newest_clean_state(runner: Runner, before: int) -> Optional[EarlierState]:
     if told[0] is None:
         return None
     path, iteration = told[0]
-    saved = torch.load(path, map_location='cpu', weights_only=True)
+    saved = load_plain(path)
     present = tensors_of(runner)
     tensors = {
         name: tensor for name, tensor in tensors_in(saved) if name in present

@@ -9,6 +9,7 @@ from .grad_rules import AdaptiveGradClip, ValueClip
 from .grad_scaler import HAS_CPU_SCALER
 from .grad_sum import GradSum, find_ddp, reduced_params
 from .host_read import read_once
+from .load_plain import load_plain
 from .loss_scale import GuardedGradScaler
 from .module_probe import ModuleProbe, Origin
 from .observe import Reading, look_closer, nonfinite_indices, observe
@@ -58,6 +59,7 @@ __all__ = [
     'find_ddp',
     'forget_watched',
     'is_spread',
+    'load_plain',
     'local',
     'look_at',
     'look_closer',

@@ -1,4 +1,3 @@
-import inspect
 import re
 import zipfile
 from contextlib import nullcontext
@@ -6,8 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-import torch
-
+from .load_plain import load_plain
 from .scan import (
     ABSURD,
     CheckpointScan,
@@ -102,13 +100,9 @@ def load(file: Path, is_sharded: bool) -> Mapping[str, Any]:
         raise ValueError('it is truncated: its end is not that of a zip file')
     if not is_zip and head[:1] != b'\x80':
         raise ValueError('it is neither a zip file nor a pickle')
-    keys: Dict[str, Any] = dict(map_location='cpu', weights_only=True)
-    # Not for PyTorch before 2.1, nor for files of before 1.6.
-    if 'mmap' in inspect.signature(torch.load).parameters:
-        keys['mmap'] = is_zip
     is_sharded = is_sharded and is_zip
     with stand_in_for_shards(file) if is_sharded else nullcontext():
-        content = torch.load(str(file), **keys)
+        content = load_plain(file, mmap=is_zip)  # files of before 1.6 are not
     if not isinstance(content, Mapping) or not isinstance(
         content.get('state_dict'), Mapping
     ):

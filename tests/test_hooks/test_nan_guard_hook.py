@@ -3,12 +3,13 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS
 from toys import ToyNet, guard_hooks, make_runner, read_rows, wrapper
+
+from mmnanguard.numerics import load_plain
 
 FAULTS = [
     dict(iter=4, site='activation', value='nan', where='head'),
@@ -321,6 +322,6 @@ def test_a_checkpoint_has_the_guard_where_it_has_the_optimizer(
         save_optimizer=save_optimizer,
     )
     make_runner(tmp_path, wrapper(), default_hooks=hooks).train()
-    saved = torch.load(tmp_path / 'iter_10.pth', weights_only=True)
+    saved = load_plain(tmp_path / 'iter_10.pth')
     assert 'nanguard' not in saved
     assert ('guard' in saved.get('optimizer', {})) is save_optimizer

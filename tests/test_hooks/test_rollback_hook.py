@@ -21,6 +21,7 @@ from mmnanguard.core import (
     RollbackUnavailable,
     TrainingHalted,
 )
+from mmnanguard.numerics import load_plain
 
 POLICY = dict(
     max_consecutive_skips=3, max_skip_rate=None, when_exhausted='rollback'
@@ -267,7 +268,7 @@ def test_else_the_newest_clean_checkpoint(tmp_path, has_ema):
             if runner.iter + 1 != 9:
                 return
             path = tmp_path / 'iter_8.pth'
-            saved = torch.load(path, weights_only=True)
+            saved = load_plain(path)
             saved['state_dict']['head.weight'][0] = math.nan
             torch.save(saved, path)
             for hook in runner.hooks:
@@ -289,7 +290,7 @@ def test_else_the_newest_clean_checkpoint(tmp_path, has_ema):
         wrapper=dict(clip_grad=dict(type='AutoClip', percentile=50)),
         max_iters=12,
     )
-    saved = torch.load(tmp_path / 'iter_4.pth', weights_only=True)['optimizer']
+    saved = load_plain(tmp_path / 'iter_4.pth')['optimizer']
     guard = runner.optim_wrapper.guard
     assert len(guard.state.recent_norms) == 4
     assert (

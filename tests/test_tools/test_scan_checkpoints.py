@@ -17,6 +17,7 @@ from ranks import launch
 from torch.optim import SGD
 from toys import ToyNet, guard_hooks, make_runner, wrapper
 
+from mmnanguard.numerics import load_plain
 from mmnanguard.safe_load import allow_mmengine_checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +70,7 @@ def run(trained, tmp_path):
 def edit(path, change):
     allow_mmengine_checkpoints()
     time = path.stat().st_mtime
-    content = torch.load(path, weights_only=True)
+    content = load_plain(path)
     change(content)
     torch.save(content, path)
     os.utime(path, (time, time))
@@ -293,7 +294,7 @@ def test_older_formats(tool, run, capsys):
     """What torch.save wrote before 1.6 cannot be mapped from the file."""
     path = run / 'iter_6.pth'
     allow_mmengine_checkpoints()
-    content = torch.load(path, weights_only=True)
+    content = load_plain(path)
     content['state_dict']['head.bias'][0] = NAN
     torch.save(content, path, _use_new_zipfile_serialization=False)
     status, report, _ = scan(tool, capsys, run)
@@ -349,7 +350,7 @@ def test_shards_of_fsdp(tool, tmp_path, capsys):
     assert report['newest_clean'] == str(folder / 'iter_4.pth')
     # What is allowed for those files is forgotten after them.
     with pytest.raises(pickle.UnpicklingError, match='ShardedTensor'):
-        torch.load(folder / 'iter_4.pth' / 'rank0.pth', weights_only=True)
+        load_plain(folder / 'iter_4.pth' / 'rank0.pth')
 
 
 class Gan(ToyNet):

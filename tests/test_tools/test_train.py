@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import (
 )
 from toys import ToyNet  # registers what the config names
 
+from mmnanguard.numerics import load_plain
 from mmnanguard.safe_load import allow_mmengine_checkpoints
 from tools.train import load_config, main, parse_args
 
@@ -40,7 +41,7 @@ def config(tmp_path):
 def load(path):
     # What onedl-mmengine loads takes the list of what is allowed with it.
     allow_mmengine_checkpoints()
-    return torch.load(path, weights_only=True)
+    return load_plain(path)
 
 
 def read_events(work_dir):
