@@ -52,7 +52,7 @@ def collect(
             for pattern in hook.patterns
         ],
         'runtime_info': {  # of the message hub, where models read max_iters
-            key: value
+            key: to_plain(value)[0]  # may be a number of numpy
             for key, value in runner.message_hub.runtime_info.items()
             if is_number(value)
         },
