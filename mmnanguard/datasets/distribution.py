@@ -101,9 +101,12 @@ def distribution(
     if high - low > MAX_WIDTH:
         return told
     try:
-        bars, edges = np.histogram(points, BINS, (low, high), weights=weights)
+        edges = np.histogram_bin_edges(points, BINS, (low, high))
     except ValueError:  # too few floats from low to high
         return told
+    if not (np.diff(edges) > 0).all():  # the same, in numpy before 2
+        return told
+    bars, edges = np.histogram(points, BINS, (low, high), weights=weights)
     told['histogram'] = dict(edges=edges.tolist(), counts=bars.tolist())
     return told
 
