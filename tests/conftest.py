@@ -10,10 +10,14 @@ from mmengine.visualization import Visualizer
 
 from mmnanguard.numerics import HAS_CPU_SCALER
 
-# How PyTorch 2.1 says that a CPU has no float16 and no fused optimizer.
+# How PyTorch 2.1 says that a CPU has no float16 and no fused optimizer, and
+# that Dynamo does not trace something.
 LACKS = re.compile(
     r"not implemented for 'Half'|needs torch>=2\.\d|`fused=True` requires"
     r"|argument 'fused'|'torch.amp' has no attribute 'GradScaler'"
+    r'|CPU Autocast only supports dtype of torch.bfloat16'
+    r'|NYI - autograd.Function with custom setup_context'
+    r'|torch\.\* op returned non-Tensor dtype'
 )
 
 
