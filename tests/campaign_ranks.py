@@ -30,18 +30,18 @@ from mmengine.model import (
 )
 from torch import distributed as dist
 from torch import nn
-from torch.distributed.fsdp import fully_shard
 from toys import (
     BATCH_SIZE,
     guard_hooks,
     loader,
+    low_precision,
     make_data,
     make_runner,
     read_rows,
 )
 from toys import wrapper as make_wrapper
 
-from mmnanguard.numerics import local
+from mmnanguard.numerics import HAS_CPU_SCALER, local
 
 NUM_RANKS = 2
 NUM_WINDOWS, STRUCK = 6, (2, 5)
@@ -51,6 +51,7 @@ OPTIMIZERS = {
     'adamw': dict(optimizer='AdamW', lr=0.01),
     'fused': dict(optimizer='AdamW', lr=0.01, optimizer_keys=dict(fused=True)),
 }
+WAYS = ('ddp', 'ddp, accumulation', 'fsdp1', 'fsdp2', 'talks in forward')
 SITES = ('input', 'activation', 'loss', 'backward', 'grad', 'buffer')
 
 
@@ -66,8 +67,8 @@ class Cell(NamedTuple):
 CELLS = [
     Cell(*parts)
     for parts in itertools.product(
-        ('ddp', 'ddp, accumulation', 'fsdp1', 'fsdp2', 'talks in forward'),
-        OPTIMIZERS,
+        WAYS if HAS_CPU_SCALER else [w for w in WAYS if 'fsdp' not in w],
+        OPTIMIZERS if HAS_CPU_SCALER else ('sgd', 'adamw'),
         ('fp32', 'fp16'),
         SITES,
         ('nan', 'inf'),
@@ -124,6 +125,8 @@ def share(way):
             net, device_id=torch.device('cpu'), use_orig_params=True
         )
     if way == 'fsdp2':
+        from torch.distributed.fsdp import fully_shard
+
         fully_shard(net.head)
         return fully_shard(net)
     return MMDistributedDataParallel(net, broadcast_buffers=False)
@@ -200,8 +203,7 @@ def train(work_dir, cell, is_struck):
     if cell.precision == 'fp16':
         keys.update(
             type_='NanGuardAmpOptimWrapper',
-            dtype='float16',
-            loss_scale=dict(init_scale=SCALE, min_scale=SCALE),
+            **low_precision(dict(init_scale=SCALE, min_scale=SCALE)),
         )
     max_iters = NUM_WINDOWS * length
     strikes = is_struck and cell.rank == dist.get_rank()

@@ -19,6 +19,7 @@ from mmengine.optim import OptimWrapper
 from torch import distributed as dist
 from torch import nn
 
+from mmnanguard.numerics import HAS_CPU_SCALER
 from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
 
 NUM_WINDOWS = 6
@@ -87,6 +88,16 @@ FAULTS = [
     for parts in itertools.product(SITES, VALUES)
     if parts != ('buffer', '1e38')  # a finite number where one belongs
 ]
+
+
+def lacks(kind):
+    """What a CPU has not in this PyTorch, or ''."""
+    if HAS_CPU_SCALER:
+        return ''
+    if kind.precision == 'fp16':
+        return 'float16 on a CPU needs torch>=2.3'
+    is_fused = kind.optimizer == 'fused'
+    return 'a fused optimizer on a CPU needs torch>=2.4' if is_fused else ''
 
 
 class Net(nn.Module):

@@ -6,7 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from mmnanguard.numerics import HAS_CPU_SCALER
+
 TESTS = Path(__file__).parent
+needs_fsdp = pytest.mark.skipif(
+    not HAS_CPU_SCALER, reason='FSDP of PyTorch 2.1 runs on no CPU'
+)
 DEADLINE = 120  # seconds
 
 

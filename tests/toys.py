@@ -18,6 +18,8 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.utils.data import Dataset
 
+from mmnanguard.numerics import HAS_CPU_SCALER
+
 BATCH_SIZE = 4
 NUMBERS = itertools.count()  # MMEngine wants each run to have its name
 
@@ -44,6 +46,15 @@ class ToyNet(BaseModel):
             loss_cls=nn.functional.cross_entropy(logits, labels),
             loss_size=logits.square().mean(),
         )
+
+
+def low_precision(loss_scale):
+    """Keys of NanGuardAmpOptimWrapper: float16, and where a CPU has none,
+    bfloat16, which takes no scale.
+    """
+    if HAS_CPU_SCALER:
+        return dict(dtype='float16', loss_scale=loss_scale)
+    return dict(dtype='bfloat16')
 
 
 def total_norm(grads, norm_type=2.0):

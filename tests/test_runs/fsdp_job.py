@@ -15,16 +15,19 @@ import torch
 from matrix import CLIPS, OPTIMIZERS
 from torch import distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import (
-    FullyShardedDataParallel,
-    ShardingStrategy,
-    fully_shard,
-)
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from toys import total_norm
 
 from mmnanguard.numerics import local
 from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
+
+try:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    HAS_FSDP2 = True
+except ImportError:  # before PyTorch 2.6
+    HAS_FSDP2 = False
 
 STRUCK = (2, 5)
 NUM_WINDOWS = 6
@@ -77,10 +80,15 @@ WAYS = {
     'flat, not sharded': lambda m: flat(
         m, sharding_strategy=ShardingStrategy.NO_SHARD
     ),
-    'dtensors': dtensors,
-    'hybrid': hybrid,
-    'hybrid dtensors': lambda m: dtensors(m, dims=2),
 }
+if HAS_FSDP2:
+    WAYS.update(
+        {
+            'dtensors': dtensors,
+            'hybrid': hybrid,
+            'hybrid dtensors': lambda m: dtensors(m, dims=2),
+        }
+    )
 SITES = ('loss', 'grad', 'activation', 'buffer')
 
 

@@ -15,7 +15,14 @@ from mmengine.runner import FlexibleRunner, Runner
 from test_resume import DropoutNet  # noqa: F401  (registers)
 from torch import distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel
-from toys import everything, guard_hooks, read_rows, runner_config, wrapper
+from toys import (
+    everything,
+    guard_hooks,
+    low_precision,
+    read_rows,
+    runner_config,
+    wrapper,
+)
 
 FAULTS = (2, 6)
 
@@ -27,8 +34,7 @@ def make(work_dir, way, stop, resume=False, hooks=(), faults=FAULTS, guard=()):
             'NanGuardAmpOptimWrapper',
             optimizer='AdamW',
             lr=0.01,
-            dtype='float16',
-            loss_scale=dict(init_scale=64, growth_interval=3),
+            **low_precision(dict(init_scale=64, growth_interval=3)),
             guard=dict(proven_after=0, **dict(guard)),
         ),
         max_iters=stop,
@@ -104,7 +110,7 @@ def see(runner):
     return everything(runner), dict(
         state=guard.state.to_dict(),
         scale=guard.scaler.get_scale(),
-        growth=guard.scaler.state_dict()['_growth_tracker'],
+        growth=guard.scaler.state_dict().get('_growth_tracker'),
         run=guard.run,
         attempt=guard.attempt,
         rng=torch.get_rng_state().tolist(),

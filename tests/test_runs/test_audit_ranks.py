@@ -3,12 +3,16 @@
 import json
 
 import pytest
-from ranks import launch
+from ranks import launch, needs_fsdp
 
 
 @pytest.mark.parametrize(
     ('way', 'where'),
-    [('ddp', 'weights'), ('ddp', 'optimizer'), ('local', 'weights')],
+    [
+        ('ddp', 'weights'),
+        ('ddp', 'optimizer'),
+        pytest.param('local', 'weights', marks=needs_fsdp),
+    ],
 )
 def test_all_ranks_halt_and_one_row_says_why(tmp_path, way, where):
     launch('audit_job.py', tmp_path, way, where)

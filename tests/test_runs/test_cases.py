@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from mmnanguard.numerics import HAS_CPU_SCALER
+
 ROOT = Path(__file__).parents[2]
 CASES = ROOT / 'configs' / 'cases'
 NAMES = list(Config.fromfile(CASES / 'documented.py').to_dict())
@@ -143,6 +145,9 @@ def screen(text):
     return lines
 
 
+@pytest.mark.skipif(
+    not HAS_CPU_SCALER, reason='float16 on a CPU needs torch>=2.3'
+)
 @pytest.mark.parametrize('is_shared', [True, False])
 def test_a_progress_bar_does_not_garble_the_log(tmp_path, is_shared):
     command = [sys.executable, '-u', ROOT / 'tools' / 'train.py']

@@ -9,6 +9,8 @@ import pytest
 import torch
 from ranks import launch
 
+from mmnanguard.numerics import HAS_CPU_SCALER
+
 NUM_RANKS = 4
 # With a parameter that is each rank's own; rank 0 does not use it.
 OWN = dict(type='ExtraNet', ranks=[1, 2, 3], is_reduced=False)
@@ -196,6 +198,9 @@ def test_rows_are_those_of_the_bad_rank(work_dir, name, rank, tensor):
         assert row['num_bad_params'] == ('grad' in name)
 
 
+@pytest.mark.skipif(
+    not HAS_CPU_SCALER, reason='float16 on a CPU needs torch>=2.3'
+)
 def test_the_scale_moves_alike(work_dir):
     for result in load(work_dir, 'scale'):
         # 64, lowered at 3 and at 5, grown after three commits.

@@ -8,8 +8,9 @@ import json
 
 import pytest
 from fsdp_job import STRUCK, build
-from ranks import launch
+from ranks import launch, needs_fsdp
 
+pytestmark = needs_fsdp
 NAMES = {name for name, _ in build().named_parameters()}
 NAMES |= {name for name, _ in build().named_buffers()}
 CAUSES = dict(

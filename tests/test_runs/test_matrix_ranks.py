@@ -39,6 +39,8 @@ def cells(tmp_path_factory):
     'kind', matrix.KINDS, ids=lambda kind: '-'.join(map(str, kind))
 )
 def test_all_ranks_leave_no_trace(cells, kind):
+    if matrix.lacks(kind):
+        pytest.skip(matrix.lacks(kind))
     wrong = {}
     for key in [key for key in cells if key[0] == kind]:
         _, fault, struck = key
@@ -80,6 +82,10 @@ def expected(kind, fault, struck):
     )
 
 
+@pytest.mark.skipif(
+    any(map(matrix.lacks, matrix.KINDS)),
+    reason='float16 and fused optimizers on a CPU need torch>=2.4',
+)
 def test_the_matrix_is_whole(cells):
     assert len(cells) == (1512 if IS_WHOLE else 756)
     assert {len(seen) for seen in cells.values()} == {2}

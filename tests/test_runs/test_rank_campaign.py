@@ -4,6 +4,8 @@ import json
 
 from ranks import TESTS, start
 
+from mmnanguard.numerics import HAS_CPU_SCALER
+
 
 def test_faults_on_one_rank_leave_no_trace(tmp_path):
     outcome = tmp_path / 'outcome.json'
@@ -13,7 +15,8 @@ def test_faults_on_one_rank_leave_no_trace(tmp_path):
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     cells = json.loads(outcome.read_text())
-    assert len(cells) == 25
+    # In PyTorch 2.1 without FSDP and fused optimizers.
+    assert len(cells) == (25 if HAS_CPU_SCALER else 10)
     assert [cell for cell in cells if cell[-1]] == []
     for kind in zip(*(cell[:-1] for cell in cells)):
         assert len(set(kind)) > 1  # of each kind there are several

@@ -5,10 +5,17 @@ that did not.
 import json
 
 import pytest
-from ranks import launch
+from ranks import launch, needs_fsdp
 
 
-@pytest.mark.parametrize('way', ['ddp', 'local', 'full'])
+@pytest.mark.parametrize(
+    'way',
+    [
+        'ddp',
+        pytest.param('local', marks=needs_fsdp),
+        pytest.param('full', marks=needs_fsdp),
+    ],
+)
 def test_resume_equals_the_uninterrupted_run(tmp_path, way):
     launch('strategy_job.py', tmp_path, way)
     ranks = [

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.distributed import fsdp
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 ALONE = 12  # numbers of a rank that shares no parameter
@@ -22,6 +23,13 @@ def network(tools):
     return Network('slow', latency=100.0, bandwidth=0.5)
 
 
+needs_fsdp2 = pytest.mark.skipif(
+    not hasattr(fsdp, 'fully_shard'),
+    reason='FSDP2, which it measures, too, needs torch>=2.6',
+)
+
+
+@needs_fsdp2
 def test_a_clean_update_sends_one_message(tmp_path, capsys, monkeypatch):
     import benchmark_ranks
 
@@ -125,6 +133,7 @@ def test_more_ranks_are_beside_gradients(network):
         assert row['late_ms'] > row['ms']
 
 
+@needs_fsdp2
 @pytest.mark.parametrize(
     'mistake',
     [

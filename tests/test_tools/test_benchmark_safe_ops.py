@@ -4,6 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.nn, 'RMSNorm'),
+    reason='what it compares with, torch.nn.RMSNorm, needs torch>=2.4',
+)
 TOOLS = Path(__file__).parents[2] / 'tools'
 
 

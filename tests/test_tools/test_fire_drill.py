@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from mmnanguard.numerics import HAS_CPU_SCALER
+
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / 'configs' / 'digits' / 'drill_fp16.py')
 
@@ -20,6 +22,9 @@ def drill(monkeypatch):
     return importlib.import_module('fire_drill')
 
 
+@pytest.mark.skipif(
+    not HAS_CPU_SCALER, reason='float16 on a CPU needs torch>=2.3'
+)
 def test_drill_on_digits(drill, tmp_path, capsys):
     options = [
         f'default_hooks.fire_drill.faults.{index}.iter={iteration}'

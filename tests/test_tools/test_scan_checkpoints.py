@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from ranks import launch
+from ranks import launch, needs_fsdp
 from torch.optim import SGD
-from toys import ToyNet, guard_hooks, make_runner, wrapper
+from toys import ToyNet, guard_hooks, low_precision, make_runner, wrapper
 
 from mmnanguard.numerics import load_plain
 from mmnanguard.safe_load import allow_mmengine_checkpoints
@@ -45,8 +45,7 @@ def trained(tmp_path_factory):
             'NanGuardAmpOptimWrapper',
             lr=1e-3,
             optimizer='AdamW',
-            dtype='float16',
-            loss_scale='dynamic',
+            **low_precision('dynamic'),
         ),
         max_iters=6,
         default_hooks=hooks,
@@ -334,6 +333,7 @@ def poison_in_place(file, size):
     file.write_bytes(content)
 
 
+@needs_fsdp
 def test_shards_of_fsdp(tool, tmp_path, capsys):
     launch('strategy_job.py', tmp_path, 'local')
     folder = tmp_path / 'parts'

@@ -84,7 +84,7 @@ class ReportedOptimWrapper(OptimWrapper):
 
     def step(self, **kwargs) -> None:
         params = [p for g in self.optimizer.param_groups for p in g['params']]
-        norm = nn.utils.get_total_norm([p.grad for p in params])
+        norm = torch.stack([p.grad.norm() for p in params]).norm()
         if not norm.isfinite():
             return
         if self.has_tiers:
