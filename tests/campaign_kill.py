@@ -30,7 +30,14 @@ from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS
 from torch import nn
 from torch.utils.data import Dataset
-from toys import BATCH_SIZE, everything, guard_hooks, make_data, make_runner
+from toys import (
+    BATCH_SIZE,
+    everything,
+    guard_hooks,
+    low_precision,
+    make_data,
+    make_runner,
+)
 from toys import wrapper as toy_wrapper
 
 from mmnanguard.hooks import choose_resume
@@ -136,8 +143,7 @@ def train(work_dir, by_epoch, num_workers):
             'NanGuardAmpOptimWrapper',
             optimizer='AdamW',
             lr=0.01,
-            dtype='float16',
-            loss_scale=dict(init_scale=1024, growth_interval=6),
+            **low_precision(dict(init_scale=1024, growth_interval=6)),
             clip_grad=dict(type='ZClip', warmup=4, max_norm=None),
             guard=dict(
                 proven_after=4,

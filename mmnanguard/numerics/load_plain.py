@@ -45,7 +45,7 @@ class Unpickler(PythonUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         known = all_allowed()
         if f'{module}.{name}' not in known:
-            raise pickle.UnpicklingError(f'Unsupported class {module}.{name}')
+            raise pickle.UnpicklingError(f'Unsupported global {module}.{name}')
         return known[f'{module}.{name}']
 
     def load_build(self) -> None:

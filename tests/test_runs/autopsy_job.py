@@ -29,7 +29,7 @@ from toys import (
     wrapper,
 )
 
-from mmnanguard.numerics import read_rng
+from mmnanguard.numerics import HAS_CPU_SCALER, read_rng
 
 BATCH_SIZE = 4
 STRUCK = 3  # iteration
@@ -348,7 +348,12 @@ IN_FULL = {'resnet in full': ['sqrt at 0'], 'swin in full': ['functional']}
 def faults_of(patient):
     if patient in IN_FULL:
         return IN_FULL[patient]
-    return VARIANTS if 'with' in patient else FAULTS
+    faults = VARIANTS if 'with' in patient else FAULTS
+    return [
+        fault
+        for fault in faults
+        if HAS_CPU_SCALER or FAULTS[fault][2] != 'float16'
+    ]
 
 
 def struck_of(patient):

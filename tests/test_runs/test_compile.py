@@ -9,7 +9,8 @@ from baseline import CpuAmpOptimWrapper
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import nn
-from torch._dynamo import config, lookup_backend, register_backend, reset
+from torch._dynamo import config, is_compiling, register_backend, reset
+from torch._dynamo.backends.registry import lookup_backend
 from toys import (
     BATCH_SIZE,
     assert_same,
@@ -20,6 +21,7 @@ from toys import (
     wrapper,
 )
 
+from mmnanguard.numerics import HAS_CPU_SCALER
 from mmnanguard.optim import Guard
 
 # Dynamo looks at the `.grad` of everything.
@@ -145,6 +147,10 @@ CAUSES = {
 }
 
 
+@pytest.mark.skipif(
+    not HAS_CPU_SCALER,
+    reason='Dynamo of PyTorch 2.1 fails in SGD.step, which a plain run traces',
+)
 @pytest.mark.parametrize(
     ('type_', 'plain', 'keys'),
     [
@@ -244,7 +250,7 @@ def test_no_method_of_the_guard_is_traced(tmp_path, monkeypatch, model, keys):
         method = getattr(Guard, name)
 
         def noted(self, *args, _name=name, _method=method, **kwargs):
-            calls.add((_name, torch.compiler.is_compiling()))
+            calls.add((_name, is_compiling()))
             return _method(self, *args, **kwargs)
 
         monkeypatch.setattr(Guard, name, noted)

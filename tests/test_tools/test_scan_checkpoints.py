@@ -76,7 +76,7 @@ def edit(path, change):
 
 
 def set_scale(content):
-    content['optimizer']['loss_scaler']['scale'] = 0.0
+    content['optimizer'].setdefault('loss_scaler', {})['scale'] = 0.0
 
 
 def scan(tool, capsys, *args):
