@@ -8,6 +8,7 @@ the place of ``pickle``: it knows what PyTorch does, and :data:`ALLOWED`.
 import codecs
 import pickle
 import sys
+from collections import Counter
 from os import PathLike
 from typing import IO, Any, ClassVar, Dict, Union
 
@@ -19,8 +20,16 @@ __all__ = ['ALLOWED', 'HAS_ALLOW_LIST', 'load_plain']
 HAS_ALLOW_LIST = hasattr(
     torch.serialization, 'get_unsafe_globals_in_checkpoint'
 )
-# By the name that a file has for it; numpy's arrays need the first.
-ALLOWED: Dict[str, Any] = {'_codecs.encode': codecs.encode}
+# By the name that a file has for it; at first what later versions know.
+ALLOWED: Dict[str, Any] = {
+    '_codecs.encode': codecs.encode,  # of bytes, as numpy's arrays have them
+    'collections.Counter': Counter,
+    'torch.device': torch.device,
+    **{
+        f'builtins.{kind.__name__}': kind for kind in (bytearray, complex, set)
+    },
+    **{str(d): d for d in vars(torch).values() if isinstance(d, torch.dtype)},
+}
 
 
 def load_plain(path: Union[str, 'PathLike[str]'], **keys: Any) -> Any:
@@ -28,9 +37,9 @@ def load_plain(path: Union[str, 'PathLike[str]'], **keys: Any) -> Any:
     ``mmnanguard.safe_load.allow_mmengine_checkpoints`` was called.
     """
     if HAS_ALLOW_LIST:
-        keys['weights_only'] = True
+        keys.update(weights_only=True)
     else:
-        keys['pickle_module'] = sys.modules[__name__]
+        keys.update(weights_only=False, pickle_module=sys.modules[__name__])
     return torch.load(str(path), map_location='cpu', **keys)
 
 
@@ -43,18 +52,28 @@ class Unpickler(PythonUnpickler):
     dispatch: ClassVar[Dict[int, Any]] = dict(PythonUnpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
+        # Python 2 called it so, whose kind of pickle torch.save writes.
+        module = 'builtins' if module == '__builtin__' else module
         known = all_allowed()
         if f'{module}.{name}' not in known:
             raise pickle.UnpicklingError(f'Unsupported global {module}.{name}')
         return known[f'{module}.{name}']
 
     def load_build(self) -> None:
-        kind = type(self.stack[-2])
-        if kind not in all_allowed().values():
-            raise pickle.UnpicklingError(f'Unsupported state of a {kind}')
+        check('state of a', type(self.stack[-2]))
         super().load_build()
 
+    def load_reduce(self) -> None:
+        check('call of', self.stack[-2])
+        super().load_reduce()
+
     dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.REDUCE[0]] = load_reduce
+
+
+def check(what: str, value: Any) -> None:
+    if not any(value is each for each in all_allowed().values()):
+        raise pickle.UnpicklingError(f'Unsupported {what} {value!r}')
 
 
 def all_allowed() -> Dict[str, Any]:

@@ -7,6 +7,7 @@ from toys import total_norm
 
 from mmnanguard.core import NormClip
 from mmnanguard.numerics import HAS_CPU_SCALER, ValueClip, apply_update
+from mmnanguard.numerics.apply import multiply
 from mmnanguard.numerics.grad_scaler import GradScaler
 
 DTYPES = (torch.float32, torch.float64, torch.float32)
@@ -199,6 +200,16 @@ def test_the_fused_kernel_takes_the_whole_factor(monkeypatch):
     """No extra pass over the gradients."""
     monkeypatch.setattr(torch, '_foreach_mul_', None)
     train('fused adamw', 8.0, 0.05)
+
+
+def test_elsewhere_than_on_a_cpu_the_factor_is_a_number(monkeypatch):
+    """A GPU of PyTorch 2.1 takes no tensor of the host."""
+    factors = []
+    monkeypatch.setattr(
+        torch, '_foreach_mul_', lambda grads, factor: factors.append(factor)
+    )
+    multiply([torch.ones(2, device='meta')], 0.5)
+    assert [(type(factor), factor) for factor in factors] == [(float, 0.5)]
 
 
 @pytest.mark.parametrize('scale', [1.0, 4.0])
