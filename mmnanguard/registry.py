@@ -13,6 +13,8 @@ from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
+from mmnanguard.core import GuardConfigError, meant
+
 __all__ = [
     'CHECKS',
     'DATASETS',
@@ -24,31 +26,52 @@ __all__ = [
     'register_configs',
 ]
 
-DATASETS = Registry(
+
+class GuardRegistry(Registry):
+    """Asks what a name was meant to be, where MMEngine says that it is not
+    there.
+    """
+
+    def get(self, key):
+        found = super().get(key)
+        if found is None:
+            name = key.rpartition('.')[-1]
+            raise GuardConfigError(
+                f"mmnanguard has no {self.name} '{name}': "
+                f'{meant(name, self.module_dict)}It has '
+                f'{", ".join(sorted(self.module_dict))}.'
+            )
+        return found
+
+    def __contains__(self, key):
+        return super().get(key) is not None
+
+
+DATASETS = GuardRegistry(
     'dataset',
     parent=MMENGINE_DATASETS,
     scope='mmnanguard',
     locations=['mmnanguard.datasets'],
 )
-HOOKS = Registry(
+HOOKS = GuardRegistry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmnanguard',
     locations=['mmnanguard.hooks'],
 )
-MODELS = Registry(
+MODELS = GuardRegistry(
     'model',
     parent=MMENGINE_MODELS,
     scope='mmnanguard',
     locations=['mmnanguard.models'],
 )
-OPTIM_WRAPPERS = Registry(
+OPTIM_WRAPPERS = GuardRegistry(
     'optim_wrapper',
     parent=MMENGINE_OPTIM_WRAPPERS,
     scope='mmnanguard',
     locations=['mmnanguard.optim'],
 )
-TRANSFORMS = Registry(
+TRANSFORMS = GuardRegistry(
     'transform',
     parent=MMENGINE_TRANSFORMS,
     scope='mmnanguard',

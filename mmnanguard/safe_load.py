@@ -1,7 +1,8 @@
 """Let PyTorch load MMEngine's checkpoints with ``weights_only=True``.
 
 PyTorch 2.6 and later refuse MMEngine's own checkpoints (mmengine issue 1655),
-because they hold ``HistoryBuffer`` objects and numpy arrays. Going back to
+because they hold ``HistoryBuffer`` objects, numpy arrays and, of a one-cycle
+schedule, functions of its class. Going back to
 ``weights_only=False`` would run whatever code a file brings along; this is
 the narrow list of what such a checkpoint really needs.
 """
@@ -12,17 +13,24 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
 from mmnanguard.numerics.load_plain import ALLOWED, HAS_ALLOW_LIST
 
 __all__ = ['allow_mmengine_checkpoints']
 
 
+# What a one-cycle schedule has in its state.
+ANNEALING = ('_annealing_cos', '_annealing_linear')
+
+
 def restricted_getattr(owner: Any, name: str) -> Any:
     """Stands for ``getattr`` in a checkpoint, and answers for nothing but
-    HistoryBuffer's public names: the real one would open every door.
+    HistoryBuffer's public names and those of :data:`ANNEALING`: the real one
+    would open every door.
     """
-    if owner is HistoryBuffer and not name.startswith('_'):
+    is_statistic = owner is HistoryBuffer and not name.startswith('_')
+    if is_statistic or (owner is OneCycleParamScheduler and name in ANNEALING):
         return getattr(owner, name)
     raise ValueError(
         f'this checkpoint asks for {name!r} of {owner!r}, which an MMEngine '
@@ -46,6 +54,7 @@ def allow_mmengine_checkpoints() -> None:
     }
     allowed = [
         HistoryBuffer,
+        OneCycleParamScheduler,
         np.ndarray,
         np.dtype,
         *{

@@ -20,7 +20,7 @@ OWN = {
     'hooks': {'core', 'numerics', 'hooks', 'registry', 'safe_load', 'version'},
     'models': {'core', 'numerics', 'models', 'registry'},
     'report': {'core', 'report'},
-    'migrate': {'core', 'migrate'},
+    'migrate': {'core', 'migrate', 'read_config'},
 }
 FORBIDDEN = {
     'core': {'torch', 'numpy', 'mmengine', 'mmcv'},

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.registry import PARAM_SCHEDULERS
 from toys import guard_hooks, make_runner, wrapper
 
 from mmnanguard.numerics import load_plain
@@ -68,6 +69,30 @@ def test_what_comes_back(checkpoint):
     assert len(buffer.data[0]) == 3
     assert buffer.statistics('mean', 3) == buffer.mean(3)
     assert content['optimizer']['guard']['state']['num_steps'] == 3
+
+
+SCHEDULES = dict(
+    CosineAnnealing=dict(T_max=9),
+    CosineRestart=dict(periods=[4, 5], restart_weights=[1, 0.5], eta_min=0),
+    Exponential=dict(gamma=0.9),
+    MultiStep=dict(milestones=[4]),
+    Poly=dict(power=0.9),
+    Step=dict(step_size=2),
+)
+
+
+@pytest.mark.parametrize('name', sorted(PARAM_SCHEDULERS.module_dict))
+def test_the_state_of_each_schedule(tmp_path, name):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    keys = next((SCHEDULES[k] for k in SCHEDULES if name.startswith(k)), {})
+    if name.startswith('OneCycle'):
+        keys = dict(eta_max=0.1, total_steps=9)
+    if name.endswith('ParamScheduler'):
+        keys = dict(keys, param_name='lr')
+    schedule = PARAM_SCHEDULERS.get(name)(optimizer, **keys)
+    torch.save(schedule.state_dict(), tmp_path / 'x.pth')
+    allow_mmengine_checkpoints()
+    assert load_plain(tmp_path / 'x.pth') == schedule.state_dict()
 
 
 @pytest.mark.parametrize(

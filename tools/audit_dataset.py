@@ -19,8 +19,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
-from mmengine.hub import get_config
+from mmengine.config import DictAction
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.utils.dl_utils import set_multi_processing
 from rich.console import Console
@@ -87,9 +86,9 @@ def load(args):
     from mmnanguard.datasets.audited_dataset import AuditedDataset
     from mmnanguard.datasets.fields import check_key
     from mmnanguard.datasets.find_problems import build_checks
+    from mmnanguard.read_config import read_config
 
-    from_hub = '::' in args.config
-    cfg = (get_config if from_hub else Config.fromfile)(args.config)
+    cfg = read_config(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
     stem = Path(args.config.split('::')[-1]).stem
     work_dir = Path(cfg.get('work_dir') or f'work_dirs/{stem}')

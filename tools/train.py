@@ -1,7 +1,7 @@
 """Train any mm config, guarded.
 
 The exit status is 0 after the last iteration, 3 if the guard has halted
-training, 2 for a wrong command line, and another one for a crash.
+training, 2 for a wrong command line or config, and another one for a crash.
 
 Example:
     python tools/train.py configs/digits/plain_fp32.py --guard fp16
@@ -12,13 +12,12 @@ import os
 import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.dist import broadcast_object_list, is_main_process
-from mmengine.hub import get_config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-HALTED = 3  # the exit status; 1 is a crash, 2 a wrong command line
+HALTED = 3  # the exit status; 1 is a crash, 2 a wrong config
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -69,12 +68,10 @@ def parse_args(argv=None):
 
 def load_config(args):
     from mmnanguard import apply_guard
+    from mmnanguard.core import GuardConfigError
+    from mmnanguard.read_config import read_config
 
-    cfg = (
-        get_config(args.config)
-        if '::' in args.config
-        else (Config.fromfile(args.config))
-    )
+    cfg = read_config(args.config)
     guard = 'fp16' if args.amp else args.guard
     if guard:
         cfg = apply_guard(cfg, guard)
@@ -85,7 +82,7 @@ def load_config(args):
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise ValueError(
+            raise GuardConfigError(
                 f'--auto-scale-lr: {args.config} has no '
                 'auto_scale_lr.base_batch_size to scale from.'
             )
@@ -112,25 +109,24 @@ def resume_from_clean(runner):
 def main(argv=None):
     # Configs of this project import their own modules from its root.
     sys.path[:0] = [str(ROOT)]
-    try:
-        args = parse_args(argv)
-        cfg = load_config(args)
-    except ValueError as error:  # GuardConfigError says what to do
-        print(f'{type(error).__name__}: {error}', file=sys.stderr)
-        return 2
+    args = parse_args(argv)
 
-    from mmnanguard.core import TrainingHalted
+    from mmnanguard.core import GuardConfigError, TrainingHalted
     from mmnanguard.safe_load import allow_mmengine_checkpoints
 
-    allow_mmengine_checkpoints()
-    if 'runner_type' in cfg:
-        runner = RUNNERS.build(cfg)
-    else:
-        runner = Runner.from_cfg(cfg)
-    if args.resume == 'auto':
-        resume_from_clean(runner)
     try:
+        cfg = load_config(args)
+        allow_mmengine_checkpoints()
+        if 'runner_type' in cfg:
+            runner = RUNNERS.build(cfg)
+        else:
+            runner = Runner.from_cfg(cfg)
+        if args.resume == 'auto':
+            resume_from_clean(runner)
         runner.train()
+    except GuardConfigError as error:  # says what to do
+        print(f'GuardConfigError: {error}', file=sys.stderr)
+        return 2
     except TrainingHalted:  # its story is in the log
         return HALTED
     return 0

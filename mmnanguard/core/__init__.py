@@ -15,6 +15,7 @@ from .errors import (
     check_value,
     is_count,
     is_finite_number,
+    meant,
 )
 from .event import GuardEvent, to_json
 from .halt_story import tell_halt
@@ -68,6 +69,7 @@ __all__ = [
     'find_cause',
     'is_count',
     'is_finite_number',
+    'meant',
     'report',
     'sample_name',
     'smallest_subset',

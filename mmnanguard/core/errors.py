@@ -97,6 +97,12 @@ def check_value(is_right: bool, key: str, value: Any, allowed: str) -> None:
         raise GuardConfigError(f'{key} is {value!r}: it must be {allowed}.')
 
 
+def meant(name: str, known: Iterable[str]) -> str:
+    """A question for a message, or nothing if no name is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean '{near[0]}'? " if near else ''
+
+
 def check_keys(
     given: Iterable[str], allowed: Iterable[str], where: str
 ) -> None:
@@ -108,8 +114,7 @@ def check_keys(
     allowed = sorted(allowed)
     for key in given:
         if key not in allowed:
-            near = difflib.get_close_matches(str(key), allowed, n=1)
-            hint = f"did you mean '{near[0]}'? " if near else ''
+            hint = meant(str(key), allowed)
             raise GuardConfigError(
                 f"{where} has an unknown key '{key}': {hint}"
                 f'Allowed keys: {", ".join(allowed)}.'

@@ -1,7 +1,6 @@
 """The numbers of a sample, by key."""
 
 import ast
-import difflib
 import re
 from functools import lru_cache
 from types import CodeType
@@ -22,7 +21,7 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from mmnanguard.core import GuardConfigError, sample_name
+from mmnanguard.core import GuardConfigError, meant, sample_name
 
 __all__ = [
     'MissingKey',
@@ -194,11 +193,9 @@ def find(
 
 def missing(key: str, sample: Mapping[str, Any]) -> MissingKey:
     keys = list(keys_of(sample, '', depth=3))
-    near = difflib.get_close_matches(key, keys, n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ''
     more = f' and {len(keys) - MAX_TOLD} more' if keys[MAX_TOLD:] else ''
     return MissingKey(
-        f"the sample has no '{key}': {hint}Here it has "
+        f"the sample has no '{key}': {meant(key, keys)}Here it has "
         f'{", ".join(keys[:MAX_TOLD])}{more}. Look at another place of the '
         'pipeline, or, if some samples have none, set allow_missing=True.'
     )

@@ -6,10 +6,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
-from mmengine.config import Config
-from mmengine.hub import get_config
-
 from mmnanguard.core import GuardConfigError
+from mmnanguard.read_config import read_config
 
 from .migration import TARGETS
 
@@ -26,10 +24,9 @@ def load(path: Any) -> Dict[str, Any]:
         GuardConfigError: If MMEngine cannot read it.
     """
     try:
-        if '::' in str(path):
-            cfg = get_config(str(path))
-        else:
-            cfg = Config.fromfile(str(path), import_custom_modules=False)
+        cfg = read_config(path, import_custom_modules=False)
+    except GuardConfigError:
+        raise
     except Exception as error:
         raise GuardConfigError(
             f'MMEngine cannot read {path}: {type(error).__name__}: {error}'

@@ -1,9 +1,10 @@
 from contextlib import contextmanager
-from typing import Iterator, Optional
+from typing import Any, Iterator, Optional
 
 from torch import nn
 from torch.optim import Optimizer
 
+from mmnanguard.core import GuardConfigError, check_keys
 from mmnanguard.registry import OPTIM_WRAPPERS
 
 from .clip_grad import mmengines_clip
@@ -11,6 +12,9 @@ from .guard import Guard
 from .guarded_wrapper import GuardedWrapper
 
 __all__ = ['NanGuardOptimWrapper']
+
+KEYS = ('optimizer', 'accumulative_counts', 'clip_grad', 'guard')
+OF_AMP = ('loss_scale', 'dtype', 'use_fsdp')
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -25,7 +29,8 @@ class NanGuardOptimWrapper(GuardedWrapper):
         guard: The rules, see :class:`mmnanguard.core.GuardPolicy`.
 
     Raises:
-        GuardConfigError: If ``clip_grad`` or ``guard`` cannot work.
+        GuardConfigError: If ``clip_grad`` or ``guard`` cannot work, or for
+            any other key.
     """
 
     def __init__(
@@ -34,7 +39,16 @@ class NanGuardOptimWrapper(GuardedWrapper):
         accumulative_counts: int = 1,
         clip_grad: Optional[dict] = None,
         guard: Optional[dict] = None,
+        **others: Any,
     ) -> None:
+        for key in set(others).intersection(OF_AMP):
+            raise GuardConfigError(
+                f'optim_wrapper.{key} is of mixed precision, and '
+                'NanGuardOptimWrapper has none: take '
+                "type='mmnanguard.NanGuardAmpOptimWrapper', or leave the key "
+                'out. A base config may have set it, or --amp.'
+            )
+        check_keys(others, KEYS, 'optim_wrapper')
         # Before super, for its better errors.
         self.guard = Guard(optimizer, guard, clip_grad)
         super().__init__(

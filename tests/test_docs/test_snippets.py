@@ -242,6 +242,7 @@ def check_script(script, words):
         block
         for block in all_blocks('bash')
         if re.search(r'^(python -c|jq|cd )', block.text, re.M)
+        and not block.mark
     ],
     ids=str,
 )

@@ -165,6 +165,48 @@ def test_errors(config, tmp_path, capsys):
     assert error.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ('path', 'options', 'told'),
+    [
+        ('gone.py', (), 'gone.py: there is no such config'),
+        ('nowhere::x/y.py', (), 'knows no project nowhere, but .*mmdet'),
+        ('mmrazor::x/y.py', (), 'mmrazor is not installed'),
+        ('mmnanguard::guards/fp8.py', (), 'fp8'),
+        (
+            None,
+            ['optim_wrapper.guard.max_consecutive_skip=3'],
+            "did you mean 'max_consecutive_skips'",
+        ),
+        (
+            None,
+            ['optim_wrapper.loss_scale=512.'],
+            "take type='mmnanguard.NanGuardAmpOptimWrapper'",
+        ),
+        (None, ['optim_wrapper.clipgrad.max_norm=1'], "mean 'clip_grad'"),
+        (
+            None,
+            ['default_hooks.x.type=mmnanguard.NanGaurdHook'],
+            "no hook 'NanGaurdHook': did you mean 'NanGuardHook'",
+        ),
+        (
+            None,
+            ['optim_wrapper.type=mmnanguard.NanGuardOptimWraper'],
+            "did you mean 'NanGuardOptimWrapper'",
+        ),
+    ],
+)
+def test_a_mistake_ends_with_2_and_says_what_to_do(
+    config, tmp_path, capsys, path, options, told
+):
+    """Nothing is installed on the way, as MMEngine's get_config would do."""
+    work_dir = ['--work-dir', str(tmp_path)]
+    if options:
+        work_dir += ['--guard', 'fp32', '--cfg-options', *options]
+    assert main([path or config, *work_dir]) == 2
+    said = capsys.readouterr().err
+    assert re.search(f'GuardConfigError: .*{told}', said), said
+
+
 ENDING = """
 custom_imports = dict(imports=['toys', 'test_train'])
 custom_hooks = [dict(type='Ending')]
