@@ -44,6 +44,12 @@ ADVICE = {
         "let spikes pass, clipped: optim_wrapper.guard.spike.action='clip'."
     ),
 }
+# Without a loss scale nothing overflows for its sake.
+UNSCALED_GRAD = (
+    'The backward pass makes it of finite numbers: look for sqrt, norm or '
+    'division at zero in the module named above; mmnanguard.AutopsyHook names '
+    'the operation.'
+)
 
 
 def tell_halt(
@@ -88,7 +94,10 @@ def tell_halt(
     is_sudden = event.cause in (Cause.WEIGHT_NONFINITE, Cause.DIVERGENCE)
     if is_sudden:
         cause = event.cause.value
-    lines.append(f'What to try: {ADVICE[Cause(cause)]}')
+    advice = ADVICE[Cause(cause)]
+    if event.loss_scale is None and cause == Cause.GRAD_NONFINITE.value:
+        advice = UNSCALED_GRAD
+    lines.append(f'What to try: {advice}')
     if not is_sudden:
         lines.append(
             'To go on longer: optim_wrapper.guard=dict('

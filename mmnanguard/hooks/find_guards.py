@@ -62,14 +62,19 @@ def describe(name: str, wrapper: Any, guard: Any) -> str:
         if scale
         else 'no loss scale'
     )
+    end = 'goes back' if policy['when_exhausted'] == 'rollback' else 'halts'
+    limits = (
+        f'max_consecutive_skips={policy["max_consecutive_skips"]}, '
+        f'max_skip_rate={policy["max_skip_rate"]} of '
+        f'{policy["skip_rate_window"]}'
+    )
+    if policy['divergence']:
+        limits += ', or divergence'
     return (
         f"mmnanguard {__version__} guards optimizer '{name}': "
         f'{type(wrapper).__name__} ({dtype.replace("torch.", "")}, {scale}), '
         f'{about["optimizer"]} with {about["num_tensors"]} tensors, '
-        f'{about["clip"]}, halts at '
-        f'max_consecutive_skips={policy["max_consecutive_skips"]}, '
-        f'max_skip_rate={policy["max_skip_rate"]} of '
-        f'{policy["skip_rate_window"]}; run {guard.run}, attempt '
+        f'{about["clip"]}, {end} at {limits}; run {guard.run}, attempt '
         f'{guard.attempt}'
     )
 

@@ -47,6 +47,19 @@ def test_one_console_line_per_event_and_one_at_the_start(tmp_path):
     assert log.count(line) == 1
 
 
+def test_the_first_line_says_how_it_ends(tmp_path):
+    """A run that goes back does not halt at these limits."""
+    guard = dict(when_exhausted='rollback', divergence=dict())
+    hooks = guard_hooks()
+    hooks['rollback'] = dict(type='mmnanguard.RollbackHook')
+    runner = make_runner(
+        tmp_path, dict(GUARDED, guard=guard), default_hooks=hooks
+    )
+    runner.train()
+    limits = 'max_consecutive_skips=20, max_skip_rate=0.5 of 200'
+    assert f'goes back at {limits}, or divergence; run' in log_of(runner)
+
+
 def test_every_hook_with_the_method_gets_the_event(tmp_path):
     recorder = Recorder()
     runner = make_runner(

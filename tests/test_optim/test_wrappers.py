@@ -425,6 +425,18 @@ def test_one_line_per_rejected_update_and_the_story_at_the_end(model, told):
     assert_equal(before, weights(model))
 
 
+@pytest.mark.parametrize('is_scaled', [False, True])
+def test_no_other_precision_is_advised_to_float32(model, is_scaled):
+    guard = dict(max_consecutive_skips=1)
+    wrapper = fp32(model, guard=guard)
+    if is_scaled:  # at its floor, where no overflow is routine
+        wrapper = amp(model, dtype='float16', loss_scale=1, guard=guard)
+    with pytest.raises(TrainingHalted) as caught:
+        train(wrapper, model, spoil=nan_grads)
+    assert ('bfloat16' in str(caught.value)) == is_scaled
+    assert ('AutopsyHook names' in str(caught.value)) != is_scaled
+
+
 def test_bad_weights_are_named_and_halt_at_once(model):
     wrapper = fp32(model)
     train(wrapper, model)
