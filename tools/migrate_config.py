@@ -66,7 +66,7 @@ def main(argv=None):
     try:
         from mmnanguard.migrate import migrate
     except ImportError as error:
-        print(f'{error}: pip install "mmnanguard[migrate]"', file=sys.stderr)
+        print(f'{error}: pip install libcst', file=sys.stderr)
         return 2
     from mmnanguard.core.written_aside import written_aside
     from mmnanguard.optim.apply_guard import load_overlay
