@@ -122,8 +122,7 @@ def test_the_wheel_works_by_itself(built, tmp_path):
     assert said[-1] == 'mmnanguard.NanGuardAmpOptimWrapper'
 
     run(
-        package / '.mim' / 'tools' / 'train.py',
-        'mmnanguard::digits/plain_fp32.py',
+        *('-m', 'mmnanguard', 'train', 'mmnanguard::digits/plain_fp32.py'),
         *('--guard', 'fp32', '--work-dir', tmp_path / 'work_dir'),
         *('--cfg-options', 'train_cfg.max_epochs=1'),
         'default_hooks.drill.type=mmnanguard.FaultInjectionHook',

@@ -82,7 +82,7 @@ class Autopsy:
             return (
                 f'{start}run again, the update is finite: the fault is '
                 'transient, or in what a replay does not have (Python state, '
-                'hooks that change the batch)'
+                'hooks that change the batch or inject the fault)'
             )
         if not self.phase:
             return f'{start}the fault repeats; where it begins was not seen'
