@@ -277,6 +277,9 @@ def loses_digits(module, forward, is_ill, x, *args, **kwargs):
 
 
 def module_dtype(x):
+    if not hasattr(torch, 'get_autocast_dtype'):  # before PyTorch 2.4
+        enabled = torch.is_autocast_cpu_enabled()
+        return torch.get_autocast_cpu_dtype() if enabled else x.dtype
     enabled = torch.is_autocast_enabled('cpu')
     return torch.get_autocast_dtype('cpu') if enabled else x.dtype
 

@@ -3,10 +3,12 @@
 import json
 
 import pytest
-from ranks import launch
+from ranks import launch, needs_fsdp
 
 
-@pytest.mark.parametrize('way', ['ddp', 'local'])
+@pytest.mark.parametrize(
+    'way', ['ddp', pytest.param('local', marks=needs_fsdp)]
+)
 def test_all_ranks_go_back(tmp_path, way):
     launch('rollback_job.py', tmp_path, way)
     ranks = [
