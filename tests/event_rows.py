@@ -69,8 +69,9 @@ def autopsy(iter_, module='head', phase='forward', **keys):
     return json.loads(to_json(found.to_row()))
 
 
-def dump(iter_, path='/x/iter_1_rank0.pt'):
-    return joined(iter_, 'dump', rank=0, path=path, bytes=2**20)
+def dump(iter_, path='/x/iter_1_rank0.pt', needs=()):
+    keys = dict(rank=0, path=path, bytes=2**20, needs=list(needs))
+    return joined(iter_, 'dump', **keys)
 
 
 def remedy(iter_, module='head'):

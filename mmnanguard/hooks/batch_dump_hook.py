@@ -115,12 +115,17 @@ class BatchDumpHook(WindowHook):
             story += f'; to read its {", ".join(pickled)} takes --allow-pickle'
         if lost:
             story += f'; of {", ".join(lost)}, only the text could be kept'
-        command = f'python tools/replay.py {shlex.quote(str(path))}'
+        needs = []  # options of tools/replay.py
         try:
             parse_config(dump['config'])
         except ValueError as error:
-            command += ' --config FILE'
+            needs.append('config')
             story += f'; its config {error}, so it takes another'
+        if 'weights' not in dump:
+            needs.append('checkpoint')
+            story += '; without weights, it takes those of a checkpoint'
+        command = f'python tools/replay.py {shlex.quote(str(path))}'
+        command += ''.join(f' --{option} FILE' for option in needs)
         runner.logger.warning(f'{story}; run it: {command}')
         return {
             'schema': 1,
@@ -129,4 +134,5 @@ class BatchDumpHook(WindowHook):
             'rank': get_rank(),
             'path': str(path),
             'bytes': size,
+            'needs': needs,
         }

@@ -121,7 +121,12 @@ def look_closer(summary: Summary, since: int) -> List[Step]:
     if dumps:
         dump = (of_it or dumps[-1:])[0]
         text = f'replay the dump of iteration {dump.get("iter")}'
-        return [Step(text, '', command_of(dump))]
+        has_none = 'checkpoint' in (dump.get('needs') or ())
+        detail = (
+            'It has no weights: best is the last checkpoint before that '
+            'iteration.'
+        )
+        return [Step(text, detail * has_none, command_of(dump))]
     if 'autopsy' in summary.others:
         return []
     return [

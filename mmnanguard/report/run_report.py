@@ -173,14 +173,31 @@ def load_run(
 
 
 def found_here(row: Row, path: str) -> Row:
-    """A dump tells where it was written; the work dir may have moved since."""
+    """A dump tells where it was written; the work dir may have moved since.
+    One without weights is told a checkpoint of the run.
+    """
     if row.get('kind') != 'dump':
         return row
     folder = Path(path)
     if folder.is_file():
         folder = folder.absolute().parents[2]
     here = folder.joinpath(*Path(str(row.get('path'))).parts[-4:])
-    return {**row, 'path': str(here)} if here.exists() else row
+    found = {**row, 'path': str(here)} if here.exists() else {**row}
+    if 'checkpoint' in (row.get('needs') or ()):
+        found['checkpoint'] = checkpoint_of(folder)
+    return found
+
+
+def checkpoint_of(work_dir: Path) -> Optional[str]:
+    for name in ('last_clean_checkpoint', 'last_checkpoint'):
+        pointer = work_dir / name
+        if not pointer.is_file():
+            continue
+        told = Path(pointer.read_text(errors='replace').strip())
+        for path in (work_dir / told.name, told):
+            if path.is_file():
+                return str(path)
+    return None
 
 
 def files_of_parts(parts: List[Part]) -> List[Path]:

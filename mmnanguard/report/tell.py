@@ -38,8 +38,11 @@ def command_of(row: Row) -> str:
     if row.get('kind') == 'remedy':
         return str(row.get('config', ''))
     if row.get('kind') == 'dump':
-        path = shlex.quote(str(row.get('path')))
-        return f'python tools/replay.py {path}'
+        words = ['python tools/replay.py', shlex.quote(str(row.get('path')))]
+        for option in row.get('needs') or ():
+            file = shlex.quote(str(row.get(str(option)) or 'FILE'))
+            words.append(f'--{option} {file}')
+        return ' '.join(words)
     return ''
 
 

@@ -57,6 +57,7 @@ def test_a_dump_holds_the_window(tmp_path):
     assert row['id'] == event['id']
     assert row['path'] == str(path)
     assert row['bytes'] == path.stat().st_size
+    assert row['needs'] == ['config']  # CFG is no whole one
 
 
 def test_no_more_than_wanted(tmp_path):
@@ -156,8 +157,22 @@ def test_a_view_does_not_bring_its_whole_memory():
     ],
 )
 def test_it_is_said_where_a_replay_takes_another_config(tmp_path, cfg, told):
-    runner = train(tmp_path, cfg=dict(model=dict(type='ToyNet'), **cfg))
+    runner = train(
+        tmp_path, cfg=dict(model=dict(type='ToyNet'), **cfg), save_weights=True
+    )
     (log,) = Path(runner.log_dir).glob('*.log')
     (line,) = [x for x in log.read_text().splitlines() if 'run it: ' in x]
     assert told in line
     assert line.endswith('--config FILE') == bool(told)
+    (row,) = read_rows(runner, 'dump')
+    assert row['needs'] == (['config'] if told else [])
+
+
+def test_it_is_said_that_a_replay_takes_weights(tmp_path):
+    runner = train(tmp_path, cfg=dict(CFG, optim_wrapper=dict(type='X')))
+    (log,) = Path(runner.log_dir).glob('*.log')
+    (line,) = [x for x in log.read_text().splitlines() if 'run it: ' in x]
+    assert 'without weights, it takes those of a checkpoint' in line
+    assert line.endswith('rank0.pt --checkpoint FILE')
+    (row,) = read_rows(runner, 'dump')
+    assert row['needs'] == ['checkpoint']

@@ -150,6 +150,22 @@ def test_a_work_dir_that_was_moved(tool, halted, capsys):
         assert f'replay.py {halted}/1/{told}' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('name', ['last_clean_checkpoint', 'last_checkpoint'])
+def test_a_dump_without_weights(tool, halted, name, capsys):
+    """The command can be pasted as it is where a checkpoint is known."""
+    write_events(halted / '1', [dump(5, needs=['checkpoint'])])
+    (halted / 'last_checkpoint').write_text('/cluster/halted/newest.pth')
+    (halted / name).write_text('/cluster/halted/iter_4.pth\n')
+    assert tool.main([str(halted), '--text']) == 1
+    assert '--checkpoint FILE' in capsys.readouterr().out
+    checkpoint = halted / 'iter_4.pth'
+    checkpoint.touch()
+    assert tool.main([str(halted), '--text']) == 1
+    told = capsys.readouterr().out
+    assert f'rank0.pt --checkpoint {checkpoint}' in told
+    assert 'the last checkpoint before that iteration' in told
+
+
 def test_watch(halted):
     """The page follows the run; the last one stays as it is."""
     page = halted / 'nanguard_report.html'
