@@ -10,24 +10,6 @@ from .troubles import Trouble
 
 __all__ = ['Step', 'next_steps', 'tell_culprit']
 
-# For the sentence; ``ADVICE`` has it at length.
-IN_SHORT = {
-    Cause.WEIGHT_NONFINITE: 'resume from the last clean checkpoint',
-    Cause.INPUT_NONFINITE: 'look at the samples of the rejected batches',
-    Cause.LOSS_NONFINITE: 'look at the samples and at the divisions, logs and '
-    'square roots in the loss',
-    Cause.BUFFER_NONFINITE: 'look at the layer that feeds the buffer',
-    Cause.GRAD_NONFINITE: 'try bfloat16, or float32 for the module at fault',
-    Cause.NORM_OVERFLOW: 'lower the learning rate, lengthen warm-up, or clip',
-    Cause.DIVERGENCE: 'lower the learning rate, lengthen warm-up, or clip',
-    Cause.SPIKE: 'lower the learning rate, or let spikes pass, clipped',
-}
-# Numbers grew too large or weights went bad: no one module is to blame.
-OF_ALL = ('weight_nonfinite', 'norm_overflow', 'divergence', 'spike')
-NUM_EXCLUDED = 20
-MIN_BATCHES = 3
-MIN_SHARE = 0.25  # of what all parameters are blamed for
-
 
 class Step(NamedTuple):
     """Something to do.
@@ -43,6 +25,31 @@ class Step(NamedTuple):
     code: str = ''
 
 
+# For the sentence; ``ADVICE`` has it at length.
+IN_SHORT = {
+    Cause.WEIGHT_NONFINITE: 'resume from the last clean checkpoint',
+    Cause.INPUT_NONFINITE: 'look at the samples of the rejected batches',
+    Cause.LOSS_NONFINITE: 'look at the samples and at the divisions, logs and '
+    'square roots in the loss',
+    Cause.BUFFER_NONFINITE: 'look at the layer that feeds the buffer',
+    Cause.GRAD_NONFINITE: 'try bfloat16, or float32 for the module at fault',
+    Cause.NORM_OVERFLOW: 'lower the learning rate, lengthen warm-up, or clip',
+    Cause.DIVERGENCE: 'lower the learning rate, lengthen warm-up, or clip',
+    Cause.SPIKE: 'lower the learning rate, or let spikes pass, clipped',
+}
+# In bfloat16 and float32, whose range is as wide as there is.
+UNSCALED = Step(
+    'look for a sqrt, norm or division at zero in the module at fault',
+    'The backward pass makes it, and no loss scale is at work that could be '
+    'lowered; AutopsyHook names the operation.',
+)
+# Numbers grew too large or weights went bad: no one module is to blame.
+OF_ALL = ('weight_nonfinite', 'norm_overflow', 'divergence', 'spike')
+NUM_EXCLUDED = 20
+MIN_BATCHES = 3
+MIN_SHARE = 0.25  # of what all parameters are blamed for
+
+
 def next_steps(
     summary: Summary, trouble: Optional[Trouble] = None
 ) -> Tuple[Step, ...]:
@@ -52,7 +59,7 @@ def next_steps(
     cures = [*leave_out(summary), *run_in_fp32(summary)]
     if trouble is None:
         return tuple(cures)
-    advice = advise(trouble.cause)
+    advice = advise(summary, trouble)
     steps = [advice, *cures] if trouble.cause in OF_ALL else [*cures, advice]
     return (*steps, *look_closer(summary, trouble.since))
 
@@ -104,15 +111,29 @@ def run_in_fp32(summary: Summary) -> List[Step]:
     ]
 
 
-def advise(cause: str) -> Step:
+def advise(summary: Summary, trouble: Trouble) -> Step:
     try:
-        known = Cause(cause)
+        known = Cause(trouble.cause)
         text = IN_SHORT[known]
     except (KeyError, ValueError):  # of another version
         return Step('look at the rows of the events')
+    if known is Cause.GRAD_NONFINITE and is_unscaled(summary, trouble):
+        return UNSCALED
     code = 'python tools/train.py CONFIG --resume'
     is_bad = known is Cause.WEIGHT_NONFINITE
     return Step(text, ADVICE[known], code if is_bad else '')
+
+
+def is_unscaled(summary: Summary, trouble: Trouble) -> bool:
+    """Did its updates run without a loss scale, in bfloat16 or float32?"""
+    scales = [
+        row['loss_scale']
+        for row in summary.events
+        if row.get('cause') == trouble.cause
+        and 'loss_scale' in row
+        and (row.get('iter') or 0) >= trouble.since
+    ]
+    return bool(scales) and scales[-1] is None
 
 
 def look_closer(summary: Summary, since: int) -> List[Step]:

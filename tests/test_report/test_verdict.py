@@ -196,6 +196,17 @@ SICK = {
         "blamed: 'head.bias'; next: try bfloat16, or float32 for the module "
         'at fault',
     ),
+    'halted, without a loss scale': (
+        [
+            update(7),  # the run was resumed in another precision
+            update(9, action='halt', name='head.bias', loss_scale=None),
+            halt(9),
+        ],
+        9,
+        'sick since iteration 7: halted at iteration 9 (grad_nonfinite); '
+        "blamed: 'head.bias'; next: look for a sqrt, norm or division at zero "
+        'in the module at fault',
+    ),
     'many of different parameters': (
         [update(i, name=f'p{i}') for i in range(100, 700, 60)],
         1000,
