@@ -1,5 +1,5 @@
 import math
-from typing import List, NamedTuple, Optional, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 from mmnanguard.core import Cause
 from mmnanguard.core.halt_story import ADVICE
@@ -8,7 +8,7 @@ from .summary import Row, Summary
 from .tell import autopsy_of, command_of
 from .troubles import Trouble
 
-__all__ = ['Step', 'next_steps', 'tell_culprit']
+__all__ = ['Step', 'next_steps', 'quoted', 'remedied', 'tell_culprit']
 
 
 class Step(NamedTuple):
@@ -84,13 +84,12 @@ def leave_out(summary: Summary) -> List[Step]:
 def run_in_fp32(summary: Summary) -> List[Step]:
     remedies = summary.others.get('remedy')
     if remedies:
-        last = remedies[-1]
         return [
             Step(
-                f"make the remedy permanent: '{last.get('module')}' in "
+                f'make the remedy permanent: {quoted(remedied(summary))} in '
                 'float32',
-                'It runs so since an autopsy found that this cures it.',
-                command_of(last),
+                'Autopsies found that this is a cure; it runs so since.',
+                command_of(remedies[-1]),
             )
         ]
     cured = [
@@ -103,12 +102,22 @@ def run_in_fp32(summary: Summary) -> List[Step]:
         return []
     return [
         Step(
-            f"run '{names[-1]}' in float32",
-            'An autopsy found that this cures it.',
+            f'run {quoted(names)} in float32',
+            'Autopsies found that this is a cure.',
             "default_hooks=dict(fp32=dict(type='mmnanguard.Fp32ModulesHook', "
             f'modules={names!r}))',
         )
     ]
+
+
+def remedied(summary: Summary) -> List[str]:
+    """Modules that run in float32 since autopsies asked for it."""
+    rows = summary.others.get('remedy', ())
+    return list(dict.fromkeys(str(row.get('module')) for row in rows))
+
+
+def quoted(names: Sequence[str]) -> str:
+    return ', '.join(f"'{name}'" for name in names)
 
 
 def advise(summary: Summary, trouble: Trouble) -> Step:

@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 from typing import Optional, Tuple
 
-from .cures import Step, next_steps, tell_culprit
+from .cures import Step, next_steps, quoted, remedied, tell_culprit
 from .summary import ROUTINE, Summary
 from .troubles import find_troubles
 
@@ -103,5 +103,7 @@ def tell_skips(summary: Summary) -> str:
         )
     cures = summary.others.get('remedy', [])
     if any((row.get('iter') or 0) >= last for row in cures):
-        return f"{story}, cured since: '{cures[-1].get('module')}' in float32"
-    return f'{story}, and got over'
+        names = quoted(remedied(summary))
+        return f'{story}, cured since: {names} in float32'
+    went_on = last < summary.last_iter
+    return f'{story}; training went on' if went_on else story

@@ -36,24 +36,34 @@ HEALTHY = {
     ),
     'a skip': (
         [update(300)],
-        'healthy: 1 update rejected at iteration 300 (grad_nonfinite), and '
-        'got over',
+        'healthy: 1 update rejected at iteration 300 (grad_nonfinite); '
+        'training went on',
     ),
     'skips of different parameters, far apart': (
         [update(i, name=f'layer.{i}') for i in (100, 300, 500, 700)],
         'healthy: 4 updates rejected now and then (grad_nonfinite), the last '
-        'at iteration 700, and got over',
+        'at iteration 700; training went on',
     ),
     'a streak that it got over': (
         [update(i, consecutive_skips=i - 300) for i in range(301, 305)],
         'healthy: 4 updates rejected now and then (grad_nonfinite), the last '
-        'at iteration 304, and got over',
+        'at iteration 304; training went on',
     ),
     'cured by a remedy': (
         [*(update(i, name='head.weight') for i in range(1, 9)), remedy(8)],
         'healthy: 8 updates rejected now and then (grad_nonfinite), the last '
         "at iteration 8, cured since: 'head' in float32; next: make the "
         "remedy permanent: 'head' in float32",
+    ),
+    'cured by two remedies': (
+        [update(7), remedy(7, 'neck'), update(8), remedy(8, 'head')],
+        'healthy: 2 updates rejected now and then (grad_nonfinite), the last '
+        "at iteration 8, cured since: 'neck', 'head' in float32; next: make "
+        "the remedy permanent: 'neck', 'head' in float32",
+    ),
+    'a skip at the end': (
+        [update(1000)],
+        'healthy: 1 update rejected at iteration 1,000 (grad_nonfinite)',
     ),
     'spikes that were committed': (
         [update(i, 'spike', action='step') for i in range(1, 31)],
@@ -62,13 +72,14 @@ HEALTHY = {
     ),
     'a halted run that was resumed': (
         [update(300), halt(300), start(301, attempt=2)],
-        'healthy: 1 update rejected at iteration 300 (grad_nonfinite), and '
-        'got over',
+        'healthy: 1 update rejected at iteration 300 (grad_nonfinite); '
+        'training went on',
     ),
     'a bad sample': (
         [update(30, 'input_nonfinite'), bad_input(30, 'a.jpg', 'b.jpg')],
-        'healthy: 1 update rejected at iteration 30 (input_nonfinite), and '
-        "got over; next: leave out sample 'a.jpg' and 1 more, or mend it",
+        'healthy: 1 update rejected at iteration 30 (input_nonfinite); '
+        "training went on; next: leave out sample 'a.jpg' and 1 more, or mend "
+        'it',
     ),
 }
 
@@ -89,12 +100,13 @@ SICK = {
     'halted, with an autopsy': (
         [
             update(900, 'loss_nonfinite', consecutive_skips=20),
-            *(autopsy(900, remedy='fp32'), halt(900)),
+            *(autopsy(900, 'neck', remedy='fp32'), halt(900)),
+            autopsy(900, remedy='fp32'),
         ],
         900,
         'sick since iteration 900: halted at iteration 900 after 20 skips in '
-        "a row (loss_nonfinite); culprit: 'head' (Linear, aten.mm, net.py:7) "
-        "overflows in float16 in forward; next: run 'head' in float32",
+        "a row (loss_nonfinite); culprit: 'neck' (Linear, aten.mm, net.py:7) "
+        "overflows in float16 in forward; next: run 'neck', 'head' in float32",
     ),
     'halted by a sample': (
         [
@@ -239,7 +251,7 @@ def test_sick(rows, last_iter, expected):
 
 @pytest.mark.parametrize('num', [5, 4])
 def test_long_ago(num):
-    """A rate of one in 1,000 since the first: then it was got over."""
+    """A rate of one in 1,000 since the first: then that is over."""
     rows = [update(i, name='neck.bias') for i in range(1, num + 1)]
     assert judged(rows, 5000).is_healthy == (num < 5)
     assert judged(rows, 5001).is_healthy
