@@ -8,8 +8,9 @@ from typing import Any, Dict, Iterator, List, Sequence
 
 from .read_events import OnBytes, Part
 
-__all__ = ['Curve', 'panel_of', 'read_scalars']
+__all__ = ['FACTOR', 'Curve', 'factor_of', 'panel_of', 'read_scalars']
 
+FACTOR = 'lr_factor'
 PANELS = ('loss', 'gradient norm', 'loss scale', 'learning rate')
 
 
@@ -42,6 +43,11 @@ def panel_of(key: str) -> str:
     return 'loss' if 'loss' in last and 'scale' not in last else ''
 
 
+def factor_of(key: str) -> str:
+    """The scalar that a guard multiplies this learning rate by."""
+    return '/'.join(['guard', *key.split('.')[:-1], FACTOR])
+
+
 def read_scalars(
     parts: Sequence[Part], on_bytes: OnBytes = lambda num: None
 ) -> Dict[str, Curve]:
@@ -58,7 +64,8 @@ def read_scalars(
         on_bytes: Called with the number of bytes of each line that is read.
 
     Returns:
-        By key, those that :func:`panel_of` knows; none if nothing was written.
+        By key, those that :func:`panel_of` knows, and factors of learning
+        rates; none if nothing was written.
     """
     curves: Dict[str, Curve] = {}
     seen: List[Path] = []
@@ -75,7 +82,8 @@ def read_scalars(
                 continue
             cut(curves, iter_)  # one that was killed may have left more
             for key, value in row.items():
-                if panel_of(key) and isinstance(value, (int, float)):
+                is_known = panel_of(key) or key.split('/')[-1] == FACTOR
+                if is_known and isinstance(value, (int, float)):
                     curve = curves.setdefault(key, Curve())
                     curve.iters.append(iter_)
                     curve.values.append(value)

@@ -1,9 +1,11 @@
+from array import array
+from bisect import bisect_right
 from html import escape
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from mmnanguard.core import is_finite_number
 
-from .read_scalars import PANELS, Curve, panel_of
+from .read_scalars import FACTOR, PANELS, Curve, factor_of, panel_of
 from .run_report import RunReport
 from .summary import Row
 from .tell import as_number
@@ -54,6 +56,8 @@ def traces_of(report: RunReport, end: int) -> Dict[str, List[Trace]]:
             for key, curve in report.curves.items()
             if panel_of(key) == panel
         }
+        if panel == 'learning rate':
+            curves = dict(used_rate(key, report.curves) for key in curves)
         traces = curves_of(panel, curves, updates)
         if panel in FIELDS:
             traces += markers_of(FIELDS[panel], traces, updates)
@@ -84,7 +88,9 @@ def curves_of(
             'x': points[name][0],
             'y': points[name][1],
             'name': escape(name),
-            'showlegend': panel == 'loss' and len(names) > 1,
+            # Rates that are not those of the log say so.
+            'showlegend': name.endswith(FACTOR)
+            or (panel == 'loss' and len(names) > 1),
             # The parts of a loss can be switched on.
             'visible': 'legendonly' if number and panel == 'loss' else True,
             'line': {
@@ -98,6 +104,20 @@ def curves_of(
         for number, name in enumerate(names)
         if points[name][0]
     ]
+
+
+def used_rate(key: str, curves: Mapping[str, Curve]) -> Tuple[str, Curve]:
+    """Name and curve of what the optimizer stepped with. MMEngine writes the
+    schedule's rate, which knows of no factor that a guard lowers it by.
+    """
+    rates, factors = curves[key], curves.get(factor_of(key))
+    if factors is None:
+        return key, rates
+    used = array('d')
+    for iter_, rate in zip(rates.iters, rates.values):
+        place = bisect_right(factors.iters, iter_)  # the last one known
+        used.append(rate * (factors.values[place - 1] if place else 1.0))
+    return f'{key} x {factor_of(key)}', Curve(rates.iters, used)
 
 
 def scales_of(updates: Sequence[Row]) -> Points:
