@@ -1,5 +1,5 @@
 import math
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from .run_report import RunReport
 from .summary import Row
@@ -114,29 +114,36 @@ def axis_of(panel: str, traces: Sequence[Trace]) -> Dict[str, Any]:
     if panel == 'what followed':
         return {'type': 'category', 'showgrid': False, 'fixedrange': True}
     if panel == 'rejected':
-        columns = zip(*(trace['y'] for trace in traces))
-        is_low = max(map(sum, columns)) < 5
-        return {
-            'rangemode': 'tozero',
-            'tickformat': ',d',
-            'nticks': 5,
-            'dtick': 1 if is_low else None,
-        }
+        return {'rangemode': 'tozero', 'tickformat': ',d', 'nticks': 5}
     values = [y for trace in traces for y in trace['y'] if y and y > 0]
     if panel == 'loss scale' and values:
-        return {'type': 'log', **powers_of_2(values)}
+        return {'type': 'log', **powers_of_2(min(values))}
     is_wide = bool(values) and max(values) > WIDE * min(values)
     if panel == 'gradient norm' and is_wide:
         return {'type': 'log', 'dtick': 1, 'exponentformat': 'power'}
-    return {'nticks': 5, 'exponentformat': 'power'}
-
-
-def powers_of_2(values: Iterable[float]) -> Dict[str, Any]:
-    """At most six ticks, a power of 2 apart."""
-    exponents = sorted(round(math.log2(value)) for value in values)
-    low, high = exponents[0], exponents[-1]
-    ticks = range(low, high + 1, max(-(-(high - low) // 5), 1))
     return {
-        'tickvals': [2.0**tick for tick in ticks],
-        'ticktext': [f'{2.0**tick:,g}' for tick in ticks],
+        'nticks': 5,
+        'exponentformat': 'power',
+        'rangemode': rangemode_of(panel, traces),
+    }
+
+
+def rangemode_of(panel: str, traces: Sequence[Trace]) -> str:
+    """Around a constant plotly shows 1 on both sides."""
+    values = {y for trace in traces for y in trace['y'] if y is not None}
+    if not values or min(values) < 0:
+        return 'normal'
+    is_flat = len(values) == 1
+    return 'tozero' if is_flat or panel == 'learning rate' else 'nonnegative'
+
+
+def powers_of_2(lowest: float) -> Dict[str, Any]:
+    """Ticks, of which one is at the lowest value. How many powers lie from
+    one to the next the page says, which knows what range is shown.
+    """
+    power = math.log10(2)
+    return {
+        'tick0': round(math.log2(lowest)) * power,
+        'dtick': power,
+        'tickformat': ',.7~g',
     }

@@ -288,6 +288,17 @@ function colors(layout) {
   return changes;
 }
 
+/** Where plotly does not choose them: ticks for the range that is shown. */
+function ticks(axis, key, [low, high]) {
+  const name = `${key}.dtick`;
+  if (axis.title.text === 'rejected') {  // no halves
+    return high < 6 ? {[name]: 1} : {[`${key}.tickmode`]: 'auto'};
+  }
+  if (axis.title.text !== 'loss scale' || axis.type !== 'log') return {};
+  const powers = Math.ceil((high - low) / Math.log10(2) / 5);
+  return {[name]: Math.max(powers, 1) * Math.log10(2)};
+}
+
 const sections = [];
 let isFollowing = false;
 
@@ -327,7 +338,9 @@ async function chart(run, events) {
     await Plotly.newPlot(plot, run.figure.data, run.figure.layout, {responsive: true,
       // Those that plotly.js has by itself can send a chart to its makers.
       displaylogo: false, modeBarButtons: [['toImage'], ['zoom2d', 'pan2d', 'zoomIn2d', 'zoomOut2d']]});
-    await Plotly.relayout(plot, colors(plot.layout));
+    const fitted = Object.entries(plot.layout).filter(([key]) => /^yaxis/.test(key))
+      .map(([key, axis]) => ticks(axis, key, axis.range));
+    await Plotly.relayout(plot, Object.assign(colors(plot.layout), ...fitted));
     const home = [...plot.layout.xaxis.range];
     plot.home = home;
     plot.on('plotly_relayout', (change) => {
@@ -365,6 +378,17 @@ async function sameAxes() {
   const axes = ({plot}) => Object.keys(plot.layout).filter((key) => /^yaxis\d*$/.test(key))
     .map((key) => [key, plot.layout[key].title.text])
     .filter(([, title]) => title !== 'what followed');
+  // Logarithmic in one, logarithmic in all.
+  const type = ({plot}, key) => plot.layout[key].type;
+  const logs = sections.flatMap((section) => axes(section)
+    .filter(([key]) => type(section, key) === 'log').map(([, title]) => title));
+  for (const section of sections) {
+    for (const [key, title] of axes(section)) {
+      if (!logs.includes(title) || type(section, key) === 'log') continue;
+      await Plotly.relayout(section.plot,
+        {[`${key}.type`]: 'log', [`${key}.dtick`]: 1, [`${key}.autorange`]: true});
+    }
+  }
   for (const section of sections) {
     for (const [key, title] of axes(section)) {
       const [low, high] = section.plot.layout[key].range;
@@ -374,7 +398,10 @@ async function sameAxes() {
   }
   for (const section of sections) {
     const changes = {};
-    for (const [key, title] of axes(section)) changes[`${key}.range`] = [...ranges[title]];
+    for (const [key, title] of axes(section)) {
+      changes[`${key}.range`] = [...ranges[title]];
+      Object.assign(changes, ticks(section.plot.layout[key], key, ranges[title]));
+    }
     await Plotly.relayout(section.plot, changes);
   }
 }
