@@ -368,6 +368,34 @@ def test_a_constant_is_drawn_above_0(driver, tmp_path):
         assert value / 2 <= float(names[-1]) <= 2 * value
 
 
+def test_a_narrow_window(driver, report, tmp_path):
+    """Text has room; what is 0 in all runs has no column."""
+    other = write_run(tmp_path / 'other', ROWS[:2])
+    write_page([report, other], tmp_path / 'page.html')
+    size = driver.get_window_size()
+    driver.set_window_size(700, size['height'])
+    try:
+        open_page(driver, tmp_path / 'page.html')
+        widths = [
+            driver.execute_script(
+                'return document.querySelector(arguments[0]).offsetWidth', cell
+            )
+            for cell in (
+                '.comparison td:nth-child(2)',
+                'tr.event td:nth-child(3)',
+            )
+        ]
+        assert min(widths) >= 260, widths
+        head = text(driver, '.comparison thead').split()
+        assert 'rejected' in head
+        assert 'rollbacks' not in head
+        assert count(driver, '.comparison th') == count(
+            driver, '.comparison tbody tr:first-child td'
+        )
+    finally:
+        driver.set_window_size(size['width'], size['height'])
+
+
 def test_a_reload_keeps_zoom_and_filter(driver, report, tmp_path):
     path = tmp_path / 'page.html'
     write_page([report], path, reload_after=1.5)

@@ -432,13 +432,15 @@ async function restore() {
 }
 
 function comparison() {
-  const names = data.runs[0].facts.map(([name]) => name);
+  // What is 0 in all of them tells nothing.
+  const all = data.runs.map((run) => Object.fromEntries(run.facts));
+  const names = Object.keys(all[0]).filter((name) => all.some((facts) => facts[name] !== '0'));
   return element('div', {class: 'card comparison'}, element('h3', {}, `${data.runs.length} runs`),
     table([['run'], ['verdict'], ...names.map((name) => [name, 'number'])],
       data.runs.map((run, number) => element('tr', {},
         element('td', {}, element('a', {href: `#run-${number}`}, run.name)),
         element('td', {class: run.healthy ? 'healthy' : 'sick'}, run.verdict),
-        ...run.facts.map(([, value]) => element('td', {class: 'number'}, value))))));
+        ...names.map((name) => element('td', {class: 'number'}, all[number][name]))))));
 }
 
 async function main() {
