@@ -16,9 +16,17 @@ from typing import (
 
 from mmnanguard.core import GuardConfigError
 
-__all__ = ['Part', 'find_parts', 'iter_events', 'read_events']
+__all__ = [
+    'Part',
+    'files_of',
+    'find_parts',
+    'iter_events',
+    'read_events',
+    'work_dirs_below',
+]
 
 FILE = 'nanguard/events.jsonl'
+DEPTHS = range(2, 5)  # folders above it, where to look for runs further down
 MAX_WARNED = 3  # lines of a file
 Row = Dict[str, Any]
 OnBytes = Callable[[int], None]
@@ -150,6 +158,19 @@ def files_of(work_dir: str) -> List[Path]:
     if path.is_file():
         return [path]
     return sorted(path.glob(f'*/{FILE}')) or sorted(path.glob(FILE))
+
+
+def work_dirs_below(folder: str) -> List[str]:
+    """Of runs that lie deeper than those of a work dir, as in 'work_dirs', or
+    in the one that a fire drill was given; the one that wrote last first.
+    """
+    files = [
+        file
+        for depth in DEPTHS
+        for file in Path(folder).glob('*/' * depth + FILE)
+    ]
+    files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
+    return list(dict.fromkeys(str(file.parents[2]) for file in files))
 
 
 def parts_of(path: Path) -> Iterator[Part]:

@@ -1,3 +1,4 @@
+import shlex
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -5,7 +6,13 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from mmnanguard.core import GuardConfigError
 
-from .read_events import Part, files_of, find_parts, iter_events
+from .read_events import (
+    Part,
+    files_of,
+    find_parts,
+    iter_events,
+    work_dirs_below,
+)
 from .read_scalars import Curve, read_scalars, scalars_of
 from .summarize import MAX_KEPT, summarize
 from .summary import Row, Summary
@@ -24,6 +31,11 @@ NO_EVENTS = (
     "default_hooks=dict(nan_guard=dict(type='mmnanguard.NanGuardHook'), "
     "event_log=dict(type='mmnanguard.EventLogHook')) to the config."
 )
+RUNS_BELOW = (
+    '{} has no <timestamp>/nanguard/events.jsonl. Give the work dir of a run; '
+    'runs are below it: {}'
+)
+MAX_BELOW = 5  # that are named
 NO_ROWS = (
     '{} holds no row that names its run: it is empty, damaged, or no '
     'events.jsonl of mmnanguard. Give the work dir of a run, or another file.'
@@ -143,8 +155,7 @@ def load_run(
         raise GuardConfigError(f'{path}: there is no such folder or file.')
     parts = find_parts(path, run)
     if not parts:
-        story = NO_ROWS if files_of(path) else NO_EVENTS
-        raise GuardConfigError(story.format(path))
+        raise GuardConfigError(tell_nothing(path))
     sizes = {file: file.stat() for file in files_of_parts(parts)}
     total = sum(stat.st_size for stat in sizes.values())
     done = told = 0
@@ -170,6 +181,18 @@ def load_run(
         verdict=judge(summary),
         written=datetime.fromtimestamp(newest, timezone.utc),
     )
+
+
+def tell_nothing(path: str) -> str:
+    if files_of(path):
+        return NO_ROWS.format(path)
+    below = work_dirs_below(path)
+    if not below:
+        return NO_EVENTS.format(path)
+    names = [shlex.quote(folder) for folder in below[:MAX_BELOW]]
+    more = len(below) - len(names)
+    told = f' and {more} more' if more else ''
+    return RUNS_BELOW.format(path, ', '.join(names)) + told
 
 
 def found_here(row: Row, path: str) -> Row:

@@ -208,6 +208,25 @@ def test_what_is_no_run(tool, tmp_path, capsys):
         assert 'Traceback' not in told
 
 
+def test_a_folder_above_work_dirs(tool, tmp_path, capsys):
+    """Names what to give; the one that wrote last first."""
+    newer = tmp_path / 'drill' / '1' / 'guard ed'
+    for time_, folder in ((1, tmp_path / 'x'), (2, newer)):
+        for attempt in ('1', '2'):
+            os.utime(write_events(folder / attempt, [start()]), (time_, time_))
+    assert tool.main([str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert f"runs are below it: '{newer}', {tmp_path / 'x'}\n" in told
+    assert tool.main([str(newer.parents[1])]) == 2
+    assert f"below it: '{newer}'\n" in capsys.readouterr().err
+    for number in range(8):
+        write_events(tmp_path / f'{number}' / '1', [start()])
+    assert tool.main([str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert told.count(str(tmp_path)) == 1 + 5
+    assert told.endswith(' and 5 more\n')
+
+
 @pytest.mark.parametrize(
     ('options', 'said'),
     [
