@@ -123,16 +123,24 @@ def tell_when(m: Migration, own: Mapping[str, Any]) -> None:
 def migrate_resume(m: Migration) -> None:
     path = m.cfg.get('resume_from')
     if 'resume_from' in m.old and path is not None:
-        m.new.update(resume=True, load_from=m.keep('resume_from'))
-        m.done('resume_from', 'resume_from -> resume, load_from')
+        m.new.update(resume=False, load_from=m.keep('resume_from'))
+        m.done('resume_from', 'resume_from -> load_from')
         m.left(
             'resume_from',
-            'a checkpoint that mmcv wrote can be loaded '
-            '(resume=False), not resumed: it has no message_hub',
+            'a checkpoint that mmcv wrote cannot be resumed, for it has no '
+            'message_hub: its weights are loaded, and training begins at 0; '
+            'resume=True if it is one of MMEngine',
         )
     elif 'auto_resume' in m.old and m.cfg['auto_resume']:
-        m.new['resume'] = True
+        weights = m.cfg.get('load_from')
+        m.new['resume'] = weights is None
         m.done('auto_resume', 'auto_resume -> resume')
+        if weights is not None:
+            m.left(
+                'auto_resume',
+                'resume=True would resume load_from, not the latest of the '
+                'work_dir: to go on, set load_from=None with it',
+            )
     elif {'resume_from', 'auto_resume'} & m.old:
         m.new['resume'] = False
         key = 'resume_from' if 'resume_from' in m.old else 'auto_resume'

@@ -165,9 +165,15 @@ CASES = {
             ],
         ),
     ),
-    'resume': ("resume_from = 'a.pth'\n", 'resume', True),
+    'resume': ("resume_from = 'a.pth'\n", 'resume', False),
     'resume where': ("resume_from = 'a.pth'\n", 'load_from', 'a.pth'),
     'auto_resume': ('auto_resume = True\n', 'resume', True),
+    # With it, MMEngine would resume what only gives weights.
+    'auto_resume and weights': (
+        "auto_resume = True\nload_from = 'a.pth'\n",
+        'resume',
+        False,
+    ),
     'environment': (
         "dist_params = dict(backend='nccl')\ncudnn_benchmark = True\n"
         "opencv_num_threads = 0\nmp_start_method = 'fork'\n",
@@ -325,7 +331,8 @@ CANNOT = {
     ),
     'runner = dict(type="MyRunner", max_epochs=1)': 'no runner of mmcv',
     'workflow = [("train", 1), ("val", 1)]': "its 'val' computed losses",
-    'resume_from = "a.pth"': 'not resumed: it has no message_hub',
+    'resume_from = "a.pth"': 'cannot be resumed, for it has no message_hub',
+    'auto_resume = True\nload_from = "a.pth"': 'line 1: resume=True would res',
     'evaluation = dict(interval=1, metric="bbox")': "metric='bbox'",
     f'{EPOCHS}evaluation = dict(by_epoch=False, interval=9)': 'not the unit',
     'log_config = dict(hooks=[dict(type="PaviLoggerHook")])': 'no backend',

@@ -252,7 +252,7 @@ def test_where_to_resume_wins(tmp_path):
     migration = Migration(
         tmp_path, "load_from = 'a.pth'\nresume_from = 'b.pth'\n"
     )
-    assert migration.cfg == dict(load_from='b.pth', resume=True)
+    assert migration.cfg == dict(load_from='b.pth', resume=False)
 
 
 def test_bases_that_would_collide_are_told(tmp_path):

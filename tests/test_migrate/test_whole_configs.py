@@ -104,6 +104,10 @@ checkpoint_config = dict(interval=1)
 custom_hooks = [dict(type='CustomSetEpochInfoHook')]
 find_unused_parameters = True
 """
+RUN = """\
+optimizer = dict(type='SGD', lr=0.1)
+runner = dict(type='EpochBasedRunner', max_epochs=12)
+"""
 CONFIGS = {
     'detector': (DETECTOR, FP16, 512.0, ['LinearLR', 'MultiStepLR']),
     'segmentor': (SEGMENTOR, FP16, 'dynamic', ['LinearLR', 'PolyLR']),
@@ -241,6 +245,27 @@ def test_both_count_batches(tmp_path):
     )
     runner.train()
     assert optimizer.steps == 10
+
+
+def test_what_mmcv_saved_gives_its_weights(tmp_path):
+    path, model = tmp_path / 'epoch_7.pth', ToyNet()
+    saved = dict(meta=dict(epoch=7, iter=70), state_dict=model.state_dict())
+    torch.save(dict(saved, optimizer={}), path)
+    text = f"{RUN}resume_from = '{path}'\n"
+    cfg = Migration(tmp_path, text).cfg
+    runner = Runner(
+        model=ToyNet(),
+        work_dir=str(tmp_path / 'run'),
+        train_dataloader=loader(make_data(2)),
+        train_cfg=cfg['train_cfg'],
+        optim_wrapper=cfg['optim_wrapper'],
+        load_from=cfg['load_from'],
+        resume=cfg['resume'],
+    )
+    runner.load_or_resume()
+    assert runner.epoch == 0
+    for name, value in runner.model.state_dict().items():
+        assert value.equal(saved['state_dict'][name])
 
 
 DIGITS = """\
