@@ -77,10 +77,11 @@ def wrapper_of_old(m: Migration) -> Dict[str, Any]:
     if 'cumulative_iters' in config:
         path = ('optimizer_config', 'cumulative_iters')
         wrapper['accumulative_counts'] = m.keep(*path)
+        counts = 'both count batches, not updates, so max_iters stays; '
         m.changed(
             path,
-            'both count batches, not updates, so max_iters stays; a window '
-            'is one update, and one bad batch rejects it '
+            ('' if m.loop.by_epoch else counts)
+            + 'a window is one update, and one bad batch rejects it '
             "(guard.accumulation='microbatch' leaves out that batch)",
         )
     if 'grad_clip' in config:

@@ -6,6 +6,10 @@ from migrating import FP16, FP32, Migration
 SGD = "optimizer = dict(type='SGD', lr=0.1)\n"
 EPOCHS = "runner = dict(type='EpochBasedRunner', max_epochs=12)\n"
 ITERS = "runner = dict(type='IterBasedRunner', max_iters=100)\n"
+WINDOWS = (
+    "optimizer_config = dict(type='GradientCumulativeOptimizerHook', "
+    'cumulative_iters=4)\n'
+)
 HALF = dict(type=FP16, dtype='float16')
 BUILT = dict(type='SGD', lr=0.1)
 
@@ -281,10 +285,10 @@ def test_what_goes(key, value, tmp_path):
     [
         (f'{SGD}fp16 = dict()', "512 (mmcv's default) was fixed"),
         (
-            "optimizer_config = dict(type='GradientCumulativeOptimizerHook', "
-            'cumulative_iters=4)',
-            'line 1: both count batches, not updates, so max_iters stays',
+            f'{ITERS}{WINDOWS}',
+            'line 2: both count batches, not updates, so max_iters stays; a w',
         ),
+        (f'{EPOCHS}{WINDOWS}', 'line 2: a window is one update, and one bad'),
         (f'{EPOCHS}evaluation = dict(interval=5)', 'after the last epoch'),
         (f'{EPOCHS}evaluation = dict(start=0)', 'once before training'),
         (f'{EPOCHS}evaluation = dict(interval=2, start=5)', 'counted the int'),
