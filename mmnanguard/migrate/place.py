@@ -49,18 +49,19 @@ def place(m: Migration) -> None:
     for name in ORDER:
         if name not in m.new:
             continue
-        if name in source.assigned and name not in m.old:
-            source.new[source.place[name]] = edited(m, name)
-            continue
         keys = [key for key, new in TARGETS.items() if name in new]
         keys = [key for key in keys + MORE.get(name, []) if key in m.old]
-        if not keys:
+        if name in source.assigned and name not in m.old:
+            at = source.place[name]
+            source.new[at] = edited(m, name)
+        elif not keys:
             source.last.append(source.render(name, m.new[name], gone))
             continue
-        at = source.place[keys[0]]
-        unknown = {*gone, *source.defined_after(at)}
-        text = source.render(name, m.new[name], unknown)
-        source.new.setdefault(at, []).append(text)
+        else:
+            at = source.place[keys[0]]
+            unknown = {*gone, *source.defined_after(at)}
+            text = source.render(name, m.new[name], unknown)
+            source.new.setdefault(at, []).append(text)
         for key in keys:
             source.heir.setdefault(source.place[key], at)
 

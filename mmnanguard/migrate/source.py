@@ -4,11 +4,11 @@ import ast
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set
 
 import libcst as cst
-from libcst import matchers
 from libcst.metadata import MetadataWrapper, PositionProvider
 
 from mmnanguard.core import GuardConfigError
 
+from .comments import place_comments
 from .dict_source import edit_dict, entries_of
 from .render import Kept, Piece, render
 
@@ -142,45 +142,32 @@ class Source:
         """The new file. No comment is lost."""
         body: List[Any] = []
         waiting: List[Any] = []  # comments of what became nothing
-        lost = self.lost_comments()
+        gone = {k for k, v in self.new.items() if not v} - self.stays
+        above, moved = place_comments(
+            self.statements, self.new, self.stays, self.heir
+        )
         for index, old in enumerate(self.statements):
-            before = [*waiting, *old.leading_lines, *lost.get(index, [])]
-            texts = self.new.get(index)
-            if texts == [] and index not in self.stays:
-                waiting = [line for line in before if line.comment]
+            lines = [*above[index], *moved.get(index, [])]
+            if index in gone:
+                waiting += [line for line in lines if line.comment]
                 continue
-            parts = [cst.parse_statement(text) for text in texts or []]
+            if waiting and (not lines or lines[0].comment):
+                waiting.append(cst.EmptyLine(indent=False))
+            parts = [cst.parse_statement(t) for t in self.new.get(index, [])]
             if not parts or index in self.stays:
                 parts.insert(0, old)
             else:  # a comment at its end stays there
                 parts[-1] = parts[-1].with_changes(
                     trailing_whitespace=old.trailing_whitespace
                 )
-            body.append(parts[0].with_changes(leading_lines=before))
+            body.append(
+                parts[0].with_changes(leading_lines=[*waiting, *lines])
+            )
             body += parts[1:]
             waiting = []
         body += [cst.parse_statement(text) for text in self.last]
         footer = [*waiting, *self.module.footer]
         return self.module.with_changes(body=body, footer=footer).code
-
-    def lost_comments(self) -> Dict[int, List[cst.EmptyLine]]:
-        """Those within statements that go, for those that come."""
-        text = '\n'.join(each for texts in self.new.values() for each in texts)
-        lines = [line.rstrip() for line in text.split('\n')]
-        found: Dict[int, List[cst.EmptyLine]] = {}
-        for index in {*self.new} - self.stays:
-            bare = self.statements[index].with_changes(leading_lines=[])
-            if self.new[index]:
-                bare = bare.with_changes(
-                    trailing_whitespace=cst.TrailingWhitespace()
-                )
-            comments: Any = matchers.findall(bare, matchers.Comment())
-            for comment in comments:
-                if not any(line.endswith(comment.value) for line in lines):
-                    place = self.heir.get(index, index)
-                    line = cst.EmptyLine(comment=comment)
-                    found.setdefault(place, []).append(line)
-        return found
 
 
 def target_of(statement: Any) -> str:

@@ -315,3 +315,69 @@ def test_hooks_that_are_there_already(tmp_path):
 def test_a_comment_that_another_contains(tmp_path):
     text = "lr_config = dict(  # a\n    policy='fixed')\nseed = 1  # a b\n"
     assert comments(Migration(tmp_path, text).new) == comments(text)
+
+
+DRIFTING = """\
+# Swin
+
+# optimizer
+optimizer = dict(type='SGD', lr=1)  # constant
+# 4 GPUs only,
+# so accumulate
+optimizer_config = dict(grad_clip=None)
+# yapf:disable
+lr_config = dict(policy='fixed')
+# yapf:enable
+fp16 = None  # not yet
+# as long as in the paper
+
+# no validation
+total_epochs = 1
+# train alone
+workflow = [('train', 1)]
+# checked
+custom_imports = dict(imports=[])
+"""
+
+
+def test_a_comment_goes_with_its_key(tmp_path):
+    new = Migration(tmp_path, DRIFTING).new
+    assert new.startswith(
+        """\
+# Swin
+
+# optimizer
+# 4 GPUs only,
+# so accumulate
+# not yet
+optim_wrapper = dict(
+"""
+    )
+    assert new.endswith(
+        """\
+)  # constant
+# yapf:disable
+param_scheduler = []
+# yapf:enable
+
+# as long as in the paper
+
+# no validation
+train_cfg = dict(by_epoch=True, max_epochs=1)
+# train alone
+
+# checked
+custom_imports = dict(imports=[])
+"""
+    )
+
+
+def test_a_comment_goes_to_the_key_that_is_there(tmp_path):
+    text = (
+        "default_hooks = dict(timer=dict(type='IterTimerHook'))\n"
+        '# each epoch\ncheckpoint_config = dict(interval=1)\n'
+        '# the first\nseed = 1\n'
+    )
+    new = Migration(tmp_path, text).new
+    assert new.startswith('# each epoch\ndefault_hooks = dict(')
+    assert '# the first\nrandomness' in new
