@@ -36,13 +36,13 @@ def place_comments(
     moved: Dict[int, Lines] = defaultdict(list)
     for index, statement in enumerate(statements):
         lines = list(statement.leading_lines)
-        place = heir.get(index, index)
         if index not in new or index in stays:
             above.append(lines)
             continue
         is_gone = not new[index]
+        place = heir.get(index, index) if is_gone else index
         start = len(lines)
-        if is_gone and place != index:
+        if place != index:
             start -= len_of_comment(lines)
         above.append(lines[:start])
         moved[place] += lines[start:]

@@ -381,3 +381,13 @@ def test_a_comment_goes_to_the_key_that_is_there(tmp_path):
     new = Migration(tmp_path, text).new
     assert new.startswith('# each epoch\ndefault_hooks = dict(')
     assert '# the first\nrandomness' in new
+
+
+def test_a_comment_stays_with_what_stands_there(tmp_path):
+    text = (
+        'checkpoint_config = dict(interval=1)\n'
+        'log_config = dict(\n    interval=5,\n    hooks=[\n'
+        "        # dict(type='TensorboardLoggerHook')\n    ])\n"
+    )
+    new = Migration(tmp_path, text).new
+    assert "# dict(type='TensorboardLoggerHook')\nlog_processor = " in new
