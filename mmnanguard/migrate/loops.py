@@ -2,7 +2,7 @@
 
 from typing import Any, Dict, Mapping
 
-from .migration import Migration
+from .migration import Migration, loop_of
 
 __all__ = ['migrate_data', 'migrate_loops', 'migrate_resume']
 
@@ -41,8 +41,10 @@ def migrate_loops(m: Migration) -> None:
             train['type'] = f'{name}BasedTrainLoop'
         else:
             train['by_epoch'] = m.loop.by_epoch
-        if ('max_iters' in old) == m.loop.by_epoch and old:
-            train['_delete_'] = True  # the base counts the other unit
+        counted = {'runner', 'train_cfg', 'total_epochs', 'total_iters'}
+        if counted & {*m.inherited}:
+            is_other = loop_of(m.inherited).by_epoch != m.loop.by_epoch
+            train.update(dict(_delete_=True) if is_other else {})
         unit = 'max_epochs' if m.loop.by_epoch else 'max_iters'
         if length is not None and length.path[0] in m.old:
             train[unit] = length

@@ -9,7 +9,7 @@ from .policy import Loop
 from .render import Kept
 from .source import Source
 
-__all__ = ['TARGETS', 'Migration']
+__all__ = ['TARGETS', 'Migration', 'loop_of']
 
 # What a 1.x key goes into; () is what is only left out.
 TARGETS: Dict[str, Any] = {
@@ -85,6 +85,11 @@ class Migration:
             without = (*without, '_delete_')
         return Kept(path, value, tuple(without))
 
+    def replaces(self, name: str) -> bool:
+        """Does it say _delete_, so that nothing of the bases' is left?"""
+        node = self.source.assigned.get(name)
+        return '_delete_' in (entries_of(node) or {})
+
     def done(self, path: Any, text: str) -> None:
         self.notes.done.append((self.line(path), text))
 
@@ -101,19 +106,23 @@ class Migration:
     @property
     def loop(self) -> Loop:
         """Of the whole config: what is inherited counts too."""
-        runner = self.cfg.get('runner') or {}
-        train = self.cfg.get('train_cfg') or {}
-        for name, key, unit in (
-            ('total_epochs', 'max_epochs', True),
-            ('total_iters', 'max_iters', False),
-        ):
-            total = self.cfg.get(name)
-            if total is not None and runner.get(key, total) == total:
-                return Loop(unit, Kept((name,), self.cfg[name]))
-        for name, config in (('runner', runner), ('train_cfg', train)):
-            for key, unit in (('max_epochs', True), ('max_iters', False)):
-                if key in config:
-                    return Loop(unit, Kept((name, key), config[key]))
-        kind = str(runner.get('type') or train.get('type') or '')
-        is_epochs = train.get('by_epoch', not kind.startswith('Iter'))
-        return Loop(bool(is_epochs), None)
+        return loop_of(self.cfg)
+
+
+def loop_of(cfg: Mapping[str, Any]) -> Loop:
+    runner = cfg.get('runner') or {}
+    train = cfg.get('train_cfg') or {}
+    for name, key, unit in (
+        ('total_epochs', 'max_epochs', True),
+        ('total_iters', 'max_iters', False),
+    ):
+        total = cfg.get(name)
+        if total is not None and runner.get(key, total) == total:
+            return Loop(unit, Kept((name,), cfg[name]))
+    for name, config in (('runner', runner), ('train_cfg', train)):
+        for key, unit in (('max_epochs', True), ('max_iters', False)):
+            if key in config:
+                return Loop(unit, Kept((name, key), config[key]))
+    kind = str(runner.get('type') or train.get('type') or '')
+    is_epochs = train.get('by_epoch', not kind.startswith('Iter'))
+    return Loop(bool(is_epochs), None)

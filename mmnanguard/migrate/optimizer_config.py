@@ -26,6 +26,7 @@ PLAIN = (
     'GradientCumulativeFp16OptimizerHook',
 )
 OLD_KEYS = ('optimizer', 'optimizer_config', 'fp16')
+MOVED = {'grad_clip': 'clip_grad', 'cumulative_iters': 'accumulative_counts'}
 LOSS_SCALER = ('mode', 'scale_factor', 'scale_window')
 
 
@@ -84,8 +85,9 @@ def wrapper_of_old(m: Migration) -> Dict[str, Any]:
             + 'a window is one update, and one bad batch rejects it '
             "(guard.accumulation='microbatch' leaves out that batch)",
         )
-    if 'grad_clip' in config:
-        wrapper.update(clip(m, config['grad_clip']))
+    elif is_deleted(m, 'optimizer_config', 'cumulative_iters'):
+        wrapper['accumulative_counts'] = 1
+    wrapper.update(clip(m, config))
     wrapper.update(optimizer(m))
     guard = {**hand_written(m, config), **overlay.get('guard', {})}
     wrapper.update(overlay, **(dict(guard=guard) if guard else {}))
@@ -133,11 +135,39 @@ def loss_scale(m: Migration, wrapper: Mapping[str, Any]) -> Dict[str, Any]:
     return dict(loss_scale=scale.value if not path else scale)
 
 
-def clip(m: Migration, grad_clip: Any) -> Dict[str, Any]:
-    inherited = m.inherited.get('optim_wrapper') or {}
-    if grad_clip is None:
-        return dict(clip_grad=None) if inherited.get('clip_grad') else {}
-    return dict(clip_grad=m.keep('optimizer_config', 'grad_clip'))
+def clip(m: Migration, config: Mapping[str, Any]) -> Dict[str, Any]:
+    if config.get('grad_clip') is not None:
+        return dict(clip_grad=whole(m, 'optimizer_config', 'grad_clip'))
+    is_off = 'grad_clip' in config and is_inherited(
+        m, 'optimizer_config', 'grad_clip'
+    )
+    if is_off or is_deleted(m, 'optimizer_config', 'grad_clip'):
+        return dict(clip_grad=None)
+    return {}
+
+
+def is_inherited(m: Migration, name: str, key: str) -> bool:
+    """Will the wrapper of the bases have it?"""
+    wrapper = m.inherited.get('optim_wrapper') or {}
+    old = m.inherited.get(name) or {}
+    return bool(old.get(key) or wrapper.get(MOVED.get(key, key)))
+
+
+def is_deleted(m: Migration, name: str, key: str) -> bool:
+    """Is it inherited no longer, although the wrapper is merged?"""
+    return (
+        m.replaces(name)
+        and key not in m.own(name)
+        and is_inherited(m, name, key)
+    )
+
+
+def whole(m: Migration, name: str, key: str) -> Any:
+    """A dict in a key; nothing of the bases' if it is said so."""
+    if not (m.replaces(name) and is_inherited(m, name, key)):
+        return m.keep(name, key)
+    inner = {each: m.keep(name, key, each) for each in m.cfg[name][key]}
+    return dict(_delete_=True, **inner)
 
 
 def hand_written(m: Migration, config: Mapping[str, Any]) -> Dict[str, Any]:
@@ -163,12 +193,18 @@ def optimizer(m: Migration) -> Dict[str, Any]:
     made: Dict[str, Any] = {}
     if set(own) - set(without):
         made['optimizer'] = m.keep('optimizer', without=without)
-    for key in without:
-        if key in own:
-            made[key] = m.keep('optimizer', key)
+    if 'constructor' in own:
+        made['constructor'] = m.keep('optimizer', 'constructor')
+    elif is_deleted(m, 'optimizer', 'constructor'):
+        made['constructor'] = 'DefaultOptimWrapperConstructor'
+    if own.get('paramwise_cfg') is not None:
+        made['paramwise_cfg'] = whole(m, 'optimizer', 'paramwise_cfg')
+    elif is_deleted(m, 'optimizer', 'paramwise_cfg'):
+        made['paramwise_cfg'] = None
     constructor = own.get('constructor')
     if constructor in ('DefaultOptimizerConstructor', None):
-        made.pop('constructor', None)
+        if constructor:
+            made.pop('constructor')
     else:
         m.left(
             ('optimizer', 'constructor'),

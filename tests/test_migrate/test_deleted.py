@@ -1,0 +1,86 @@
+"""What a child deletes of a base is not there after both are migrated."""
+
+import pytest
+from migrating import FP32, Migration
+
+from mmnanguard.migrate import migrate
+from mmnanguard.optim.apply_guard import load_overlay
+
+BASE = """\
+optimizer = dict(
+    type='AdamW', lr=0.1, constructor='Mine',
+    paramwise_cfg=dict(custom_keys={'head': dict(lr_mult=10.)}))
+optimizer_config = dict(
+    type='GradientCumulativeOptimizerHook', cumulative_iters=4,
+    grad_clip=dict(max_norm=1, norm_type=1))
+runner = dict(type='EpochBasedRunner', max_epochs=12)
+"""
+CLIP = dict(max_norm=1, norm_type=1)
+HEAD = {'head': dict(lr_mult=10.0)}
+SAME = dict(
+    type=FP32,
+    accumulative_counts=4,
+    clip_grad=CLIP,
+    constructor='Mine',
+    paramwise_cfg=dict(custom_keys=HEAD),
+    optimizer=dict(type='AdamW', lr=0.1),
+)
+NONE = 'optimizer_config = dict(grad_clip=None)\n'
+CASES = {
+    'optimizer = dict(lr=2)\n': dict(optimizer=dict(type='AdamW', lr=2)),
+    NONE: dict(clip_grad=None),
+    'optimizer_config = dict(_delete_=True)\n': dict(
+        clip_grad=None, accumulative_counts=1
+    ),
+    'optimizer_config = dict(_delete_=True, grad_clip=dict(max_norm=35))\n': (
+        dict(clip_grad=dict(max_norm=35), accumulative_counts=1)
+    ),
+    'optimizer_config = dict(grad_clip=dict(max_norm=35))\n': dict(
+        clip_grad=dict(max_norm=35, norm_type=1)
+    ),
+    "optimizer = dict(_delete_=True, type='SGD', lr=1)\n": dict(
+        optimizer=dict(type='SGD', lr=1),
+        constructor='DefaultOptimWrapperConstructor',
+        paramwise_cfg=None,
+    ),
+    "optimizer = dict(_delete_=True, type='SGD', lr=1, paramwise_cfg=dict("
+    'custom_keys=dict(norm=dict(decay_mult=0.))))\n': dict(
+        optimizer=dict(type='SGD', lr=1),
+        constructor='DefaultOptimWrapperConstructor',
+        paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0))),
+    ),
+}
+
+
+def both(tmp_path, text, base=BASE):
+    """The child's value once its base is migrated, too."""
+    Migration(tmp_path, f"_base_ = 'base.py'\n{text}", base=base)
+    path = tmp_path / 'base.py'
+    path.write_text(migrate(path, load_overlay).new)
+    return Migration(tmp_path, (tmp_path / 'config.py').read_text()).cfg
+
+
+@pytest.mark.parametrize('text', CASES)
+def test_of_the_optimizer(text, tmp_path):
+    wrapper = both(tmp_path, text)['optim_wrapper']
+    assert wrapper == {**SAME, **CASES[text]}
+
+
+def test_of_a_loop(tmp_path):
+    text = (
+        "runner = dict(_delete_=True, type='IterBasedRunner', max_iters=9)\n"
+        'evaluation = dict(interval=3)\n'
+    )
+    cfg = both(tmp_path, text, f'{BASE}evaluation = dict(start=2)\n')
+    expected = dict(by_epoch=False, max_iters=9, val_interval=3)
+    assert cfg['train_cfg'] == expected
+    longer = both(tmp_path, 'runner = dict(max_epochs=36)\n')
+    assert longer['train_cfg'] == dict(by_epoch=True, max_epochs=36)
+
+
+def test_of_a_wrapper(tmp_path):
+    wrapper = f'optim_wrapper = dict(type={FP32!r}, clip_grad=dict(max_norm=1)'
+    text = 'optimizer_config = dict(_delete_=True)\nfp16 = None\n'
+    base = f"{wrapper}, optimizer=dict(type='SGD', lr=1))\n"
+    cfg = both(tmp_path, text, base)
+    assert cfg['optim_wrapper']['clip_grad'] is None
