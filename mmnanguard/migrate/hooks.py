@@ -8,7 +8,14 @@ import libcst as cst
 from .dict_source import drop, edit_dict, entries_of
 from .loops import BEST
 from .migration import Migration
-from .nan_hooks import AUTOPSY, HOOKS, IN_A_ROW, guard_options, looks_alike
+from .nan_hooks import (
+    AUTOPSY,
+    HOOKS,
+    IN_A_ROW,
+    guard_options,
+    looks_alike,
+    strictest,
+)
 from .twins import short
 
 __all__ = ['migrate_custom_hooks', 'migrate_hooks']
@@ -190,15 +197,16 @@ class Edit(cst.CSTTransformer):
         policy = guard_options(hand, options)
         if policy:
             wrapper = self.m.new.setdefault('optim_wrapper', {})
-            wrapper['guard'] = {**wrapper.get('guard', {}), **policy}
+            wrapper['guard'] = strictest(wrapper.get('guard', {}), policy)
             told = (
                 f'{hand.limit}={options[hand.limit]} -> {policy}: {IN_A_ROW}'
             )
             self.m.notes.changed.append((line, told))
         elif hand.stops:
             told = (
-                f'{kind} ended the run; now a bad update is skipped, and 20 '
-                'in a row end it (guard.max_consecutive_skips=1: the first)'
+                f'{kind} ended the run; now a bad update is skipped, and '
+                'guard.max_consecutive_skips in a row end it (20 unless set; '
+                '1 is the first)'
             )
             self.m.notes.changed.append((line, told))
 

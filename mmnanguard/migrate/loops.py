@@ -19,6 +19,7 @@ LOADER = {
     'drop_last': 'drop_last',
     'timeout': 'timeout',
 }
+BATCH = 'samples_per_gpu'
 PHASES = ('train', 'val', 'test')
 
 
@@ -194,7 +195,10 @@ def dataloader(
     for old, new in LOADER.items():
         if old in paths and (is_training or old != 'drop_last'):
             made[new] = m.keep(*paths[old])
-    if not is_training and 'samples_per_gpu' not in special:
+    own_size = isinstance(own.get(phase), dict) and BATCH in own[phase]
+    if not is_training and own_size:  # where 1.x looks first
+        made['batch_size'] = m.keep('data', phase, BATCH)
+    elif not is_training and BATCH not in special:
         made['batch_size'] = 1
         m.changed(
             ('data', phase),
@@ -204,7 +208,8 @@ def dataloader(
         )
     if phase in own:
         source = own[phase]
-        dataset: Any = m.keep('data', phase)
+        without = () if is_training else (BATCH,)
+        dataset: Any = m.keep('data', phase, without=without)
         if isinstance(source, (list, tuple)):
             dataset = dict(type='ConcatDataset', datasets=dataset)
         sampler = 'DefaultSampler'

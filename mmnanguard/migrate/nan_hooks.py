@@ -12,6 +12,7 @@ __all__ = [
     'HandWritten',
     'guard_options',
     'looks_alike',
+    'strictest',
 ]
 
 
@@ -121,3 +122,15 @@ def guard_options(
     if limit < 0:  # bears everything
         return {'max_consecutive_skips': None, 'max_skip_rate': None}
     return {'max_consecutive_skips': max(1, limit)}
+
+
+def strictest(
+    one: Mapping[str, Any], other: Mapping[str, Any]
+) -> Dict[str, Any]:
+    """Of two guards, either of which would have ended the run."""
+    key = 'max_consecutive_skips'
+    limits = [g[key] for g in (one, other) if g.get(key) is not None]
+    if not limits:
+        return {**one, **other}
+    rest = {**one, **other, key: min(limits)}
+    return {k: v for k, v in rest.items() if v is not None}

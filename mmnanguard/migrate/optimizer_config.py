@@ -3,7 +3,7 @@
 from typing import Any, Dict, List, Mapping, Tuple
 
 from .migration import Migration
-from .nan_hooks import WRAPPERS, guard_options
+from .nan_hooks import IN_A_ROW, WRAPPERS, guard_options
 from .render import Kept
 from .twins import is_half, short
 
@@ -177,7 +177,13 @@ def hand_written(m: Migration, config: Mapping[str, Any]) -> Dict[str, Any]:
         return {}
     hand = WRAPPERS[kind]
     m.done(('optimizer_config', 'type'), f'{kind} -> the guard: {hand.why}')
-    return guard_options(hand, config)
+    options = guard_options(hand, config)
+    if hand.limit in config:
+        m.changed(
+            ('optimizer_config', hand.limit),
+            f'{hand.limit}={config[hand.limit]} -> {options}: {IN_A_ROW}',
+        )
+    return options
 
 
 def limit_of(config: Mapping[str, Any]) -> List[str]:

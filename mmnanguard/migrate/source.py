@@ -102,14 +102,17 @@ class Source:
         if node is None or names_in(node) & set(gone):
             return None
         if isinstance(kept.value, dict):
-            entries = entries_of(node)
+            named = node.value if isinstance(node, cst.Name) else ''
+            entries = entries_of(self.assigned.get(named, node))
             if entries is None or set(entries) - {'_delete_'} != set(
                 kept.value
             ):
                 return None
+            if named and {*entries} & {*kept.without}:
+                return None
         start = self.positions[node].start
         line = self.lines[start.line - 1]
-        if isinstance(kept.value, dict) and kept.without:
+        if isinstance(kept.value, dict) and kept.without and not named:
             node = edit_dict(node, dict.fromkeys(kept.without))
         return Piece(
             text=self.module.code_for_node(node),

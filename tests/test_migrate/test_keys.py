@@ -228,6 +228,16 @@ CASES = {
             dataset=dict(type='D'),
         ),
     ),
+    'as many as the dataset says': (
+        "data = dict(samples_per_gpu=2, val=dict(type='D', "
+        'samples_per_gpu=4))\n',
+        'val_dataloader',
+        dict(
+            batch_size=4,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=dict(type='D'),
+        ),
+    ),
     'ema': (
         "total_epochs = 1\ncustom_hooks = [dict(type='EMAHook', "
         'momentum=0.001, interval=2, warm_up=100, priority=49)]\n',
@@ -394,6 +404,20 @@ def test_names_are_followed_and_kept(tmp_path):
     assert migration.cfg['train_cfg']['max_epochs'] == 6
     assert 'eta_min=lr / 100' in migration.new
     assert 'max_epochs=epochs' in migration.new
+
+
+def test_a_dict_with_a_name_is_named_still(tmp_path):
+    text = (
+        'rules = dict(bias_lr_mult=2.0)\n'
+        'val = dict(type="D", samples_per_gpu=2)\n'
+        'optimizer = dict(type="SGD", lr=1, paramwise_cfg=rules)\n'
+        'data = dict(val=val)\n'
+    )
+    migration = Migration(tmp_path, text)
+    assert 'paramwise_cfg=rules,' in migration.new
+    loader = migration.cfg['val_dataloader']
+    assert loader['dataset'] == dict(type='D')
+    assert loader['batch_size'] == 2
 
 
 def test_a_name_that_comes_later_is_not_used(tmp_path):

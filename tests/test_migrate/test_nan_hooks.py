@@ -100,6 +100,28 @@ def test_an_optimizer_hook_of_1x(options, guard, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ('limits', 'guard'),
+    [
+        ((50, 10), dict(max_consecutive_skips=10)),
+        ((10, 50), dict(max_consecutive_skips=10)),
+        ((-1, 10), dict(max_consecutive_skips=10)),
+        ((-1, -1), NO_LIMIT),
+    ],
+)
+def test_the_strictest_of_several_counts(limits, guard, tmp_path):
+    migration = Migration(
+        tmp_path,
+        "model = dict(type='M')\noptimizer = dict(type='SGD', lr=0.1)\n"
+        "optimizer_config = dict(type='SkipNanOptimizerHook', "
+        f'max_skips={limits[0]})\n'
+        "custom_hooks = [dict(type='NaNDetectionHook', "
+        f'max_nan_count={limits[1]})]\n',
+    )
+    assert migration.cfg['optim_wrapper']['guard'] == guard
+    assert f'line 3: max_skips={limits[0]} -> ' in migration.changed
+
+
 @pytest.mark.parametrize('kind', HOOKS)
 @pytest.mark.parametrize('is_in_list', [True, False])
 def test_a_hook_goes(kind, is_in_list, tmp_path):
