@@ -66,14 +66,13 @@ class Migration:
     hooks: Dict[str, Any] = field(default_factory=dict)
 
     def own(self, name: str) -> Dict[str, Any]:
-        """What of a dict this file itself says."""
+        """What of a dict this file itself says, but for a _delete_."""
         value = self.cfg.get(name)
         if name not in self.old or not isinstance(value, dict):
             return {}
         entries = entries_of(self.source.assigned.get(name))
-        if entries is None:
-            return dict(value)
-        return {key: each for key, each in value.items() if key in entries}
+        said = {*(value if entries is None else entries)} - {'_delete_'}
+        return {key: each for key, each in value.items() if key in said}
 
     def keep(self, *path: str, without: Any = ()) -> Kept:
         value: Any = self.cfg
@@ -81,6 +80,8 @@ class Migration:
             value = value[key]
         if len(path) == 1 and isinstance(value, dict):
             value = self.own(path[0])
+            if self.replaces(path[0]):
+                value['_delete_'] = True
         if not self.inherited:  # nothing to be deleted
             without = (*without, '_delete_')
         return Kept(path, value, tuple(without))

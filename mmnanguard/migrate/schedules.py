@@ -13,7 +13,8 @@ from .policy import CannotMigrate, Loop, Policy, Schedule
 
 __all__ = ['migrate_schedules']
 
-ALWAYS = ('policy', 'by_epoch')
+# MMEngine leaves _delete_ where no base has the key.
+ALWAYS = ('policy', 'by_epoch', '_delete_')
 WARMUP = ('warmup', 'warmup_iters', 'warmup_ratio', 'warmup_by_epoch')
 
 

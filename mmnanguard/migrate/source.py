@@ -104,9 +104,7 @@ class Source:
         if isinstance(kept.value, dict):
             named = node.value if isinstance(node, cst.Name) else ''
             entries = entries_of(self.assigned.get(named, node))
-            if entries is None or set(entries) - {'_delete_'} != set(
-                kept.value
-            ):
+            if entries is None or ({*entries} ^ {*kept.value}) - {'_delete_'}:
                 return None
             if named and {*entries} & {*kept.without}:
                 return None

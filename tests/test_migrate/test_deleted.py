@@ -84,3 +84,35 @@ def test_of_a_wrapper(tmp_path):
     base = f"{wrapper}, optimizer=dict(type='SGD', lr=1))\n"
     cfg = both(tmp_path, text, base)
     assert cfg['optim_wrapper']['clip_grad'] is None
+
+
+def test_of_a_base_that_is_migrated_before(tmp_path):
+    """MMEngine leaves a _delete_ in the value, for want of a key."""
+    base = (
+        'optim_wrapper = dict(clip_grad=dict(max_norm=1), '
+        "optimizer=dict(type='SGD', lr=1, momentum=0.9))\n"
+        'train_cfg = dict(by_epoch=True, max_epochs=3)\n'
+        "param_scheduler = [dict(type='ConstantLR')]\n"
+    )
+    child = Migration(
+        tmp_path,
+        "_base_ = 'base.py'\n"
+        "optimizer = dict(_delete_=True, type='AdamW', lr=2)\n"
+        'optimizer_config = dict(_delete_=True, grad_clip=None)\n'
+        "lr_config = dict(_delete_=True, policy='fixed')\n"
+        'checkpoint_config = dict(_delete_=True, interval=1)\n'
+        'evaluation = dict(_delete_=True, interval=1)\n',
+        base=base,
+    )
+    assert child.cfg['param_scheduler'] == []
+    assert child.cfg['optim_wrapper'] == dict(
+        type=FP32, clip_grad=None, optimizer=dict(type='AdamW', lr=2)
+    )
+    assert '_delete_' not in '\n'.join([child.left, child.changed])
+
+
+def test_of_an_optimizer_that_is_computed(tmp_path):
+    text = "seed = 1\noptimizer = dict(_delete_=True, type='SGD', lr=seed)\n"
+    base = "optimizer = dict(type='AdamW', lr=1, betas=(0.9, 0.99))\n"
+    wrapper = both(tmp_path, text, base)['optim_wrapper']
+    assert wrapper['optimizer'] == dict(type='SGD', lr=1)
