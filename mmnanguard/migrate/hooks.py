@@ -46,6 +46,8 @@ def migrate_hooks(m: Migration) -> None:
     made: Dict[str, Any] = {}
     if 'checkpoint_config' in m.old:
         made['checkpoint'] = checkpoint(m)
+    elif m.counts_anew and follows_loop(m):
+        made['checkpoint'] = dict(by_epoch=m.loop.by_epoch)
     best = {
         key: m.keep('evaluation', key)
         for key in BEST
@@ -62,7 +64,18 @@ def migrate_hooks(m: Migration) -> None:
             )
     if m.own('log_config'):
         made['logger'] = logger(m)
+    elif m.counts_anew and m.inherited.get('log_config'):
+        m.new['log_processor'] = dict(by_epoch=m.loop.by_epoch)
     m.hooks = {**made, **m.hooks}
+
+
+def follows_loop(m: Migration) -> bool:
+    """Does a base of 1.x count what its loop, and not another one's, counts?
+
+    mmcv sets what a config does not say by the runner, MMEngine does not.
+    """
+    inherited = m.inherited.get('checkpoint_config') or {}
+    return bool(inherited) and 'by_epoch' not in inherited
 
 
 def checkpoint(m: Migration) -> Any:
@@ -71,8 +84,9 @@ def checkpoint(m: Migration) -> Any:
         return None
     own = m.own('checkpoint_config')
     made: Dict[str, Any] = dict(type=own.get('type', 'CheckpointHook'))
-    if 'by_epoch' not in own and not m.loop.by_epoch:
-        made['by_epoch'] = False
+    is_new = m.counts_anew and follows_loop(m)
+    if 'by_epoch' not in own and (is_new or not m.loop.by_epoch):
+        made['by_epoch'] = m.loop.by_epoch
     for key in CHECKPOINT:
         if key in own:
             made[key] = m.keep('checkpoint_config', key)

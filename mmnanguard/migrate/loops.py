@@ -2,7 +2,7 @@
 
 from typing import Any, Dict, Mapping
 
-from .migration import Migration, loop_of
+from .migration import Migration
 
 __all__ = ['migrate_data', 'migrate_loops', 'migrate_resume']
 
@@ -42,10 +42,8 @@ def migrate_loops(m: Migration) -> None:
             train['type'] = f'{name}BasedTrainLoop'
         else:
             train['by_epoch'] = m.loop.by_epoch
-        counted = {'runner', 'train_cfg', 'total_epochs', 'total_iters'}
-        if counted & {*m.inherited}:
-            is_other = loop_of(m.inherited).by_epoch != m.loop.by_epoch
-            train.update(dict(_delete_=True) if is_other else {})
+        if m.counts_anew:
+            train['_delete_'] = True
         unit = 'max_epochs' if m.loop.by_epoch else 'max_iters'
         if length is not None and length.path[0] in m.old:
             train[unit] = length

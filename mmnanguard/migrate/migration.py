@@ -9,7 +9,7 @@ from .policy import Loop
 from .render import Kept
 from .source import Source
 
-__all__ = ['TARGETS', 'Migration', 'loop_of']
+__all__ = ['TARGETS', 'Migration']
 
 # What a 1.x key goes into; () is what is only left out.
 TARGETS: Dict[str, Any] = {
@@ -108,6 +108,15 @@ class Migration:
     def loop(self) -> Loop:
         """Of the whole config: what is inherited counts too."""
         return loop_of(self.cfg)
+
+    @property
+    def counts_anew(self) -> bool:
+        """Iterations where the bases count epochs, or the reverse?"""
+        keys = {'runner', 'train_cfg', 'total_epochs', 'total_iters'}
+        return (
+            bool(keys & {*self.inherited})
+            and loop_of(self.inherited).by_epoch != self.loop.by_epoch
+        )
 
 
 def loop_of(cfg: Mapping[str, Any]) -> Loop:

@@ -78,6 +78,27 @@ def test_of_a_loop(tmp_path):
     assert longer['train_cfg'] == dict(by_epoch=True, max_epochs=36)
 
 
+@pytest.mark.parametrize('own', ['', 'checkpoint_config = dict(interval=8)\n'])
+@pytest.mark.parametrize('unit', ['iters', 'epochs'])
+def test_what_counts_as_the_loop_does(unit, own, tmp_path):
+    """Mmcv takes by_epoch from the runner, and so the child's."""
+    names = {'iters': 'Iter', 'epochs': 'Epoch'}
+    base = 'checkpoint_config = dict(interval=9)\nlog_config = dict('
+    base += "interval=9, hooks=[dict(type='TextLoggerHook')])\n"
+    loops = {
+        key: f"runner = dict(type='{name}BasedRunner', max_{key}=9)\n"
+        for key, name in names.items()
+    }
+    (other,) = {*names} - {unit}
+    child = loops[unit].replace('dict(', 'dict(_delete_=True, ') + own
+    cfg = both(tmp_path, child, base + loops[other])
+    by_epoch = unit == 'epochs'
+    assert cfg['default_hooks']['checkpoint'] == dict(
+        type='CheckpointHook', by_epoch=by_epoch, interval=8 if own else 9
+    )
+    assert cfg['log_processor']['by_epoch'] == by_epoch
+
+
 def test_of_a_wrapper(tmp_path):
     wrapper = f'optim_wrapper = dict(type={FP32!r}, clip_grad=dict(max_norm=1)'
     text = 'optimizer_config = dict(_delete_=True)\nfp16 = None\n'
