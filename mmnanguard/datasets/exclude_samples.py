@@ -146,6 +146,7 @@ class ExcludeSamples:
         if not self.allow_missing:
             raise GuardConfigError(
                 f'{told}The list is old or that of another dataset: run '
-                'tools/audit_dataset.py again, or set allow_missing=True.'
+                'python -m mmnanguard audit_dataset again, or set '
+                'allow_missing=True.'
             )
         print_log(f'mmnanguard: {told}', 'current', logging.WARNING)

@@ -44,7 +44,7 @@ def read_sample_list(path: str) -> List[Listed]:
     except OSError as error:
         raise GuardConfigError(
             f'{path}, a list of samples, cannot be read: {error}. '
-            'tools/audit_dataset.py writes one.'
+            'python -m mmnanguard audit_dataset writes one.'
         ) from None
     found = []
     for line in lines:

@@ -124,7 +124,7 @@ class BatchDumpHook(WindowHook):
         if 'weights' not in dump:
             needs.append('checkpoint')
             story += '; without weights, it takes those of a checkpoint'
-        command = f'python tools/replay.py {shlex.quote(str(path))}'
+        command = f'python -m mmnanguard replay {shlex.quote(str(path))}'
         command += ''.join(f' --{option} FILE' for option in needs)
         runner.logger.warning(f'{story}; run it: {command}')
         return {

@@ -57,7 +57,7 @@ def choose_resume(work_dir: str) -> Tuple[Optional[str], str]:
     if clean == last or seen[str(Path(clean))].status != 'clean':
         return None, (
             f'{story}, and no other is known to be clean; '
-            f'tools/scan_checkpoints.py {work_dir} looks at all'
+            f'python -m mmnanguard scan_checkpoints {work_dir} looks at all'
         )
     return clean, f'{story}: resuming from the last clean one, {clean}'
 

@@ -21,8 +21,10 @@ def update_scalars(hub: MessageHub, guards: Mapping[str, Any]) -> None:
             scalars['left_out'] = guard.state.num_left_out
         if guard.clips_norm:
             scalars['clip_coef'] = guard.last_clip_coef
-        if guard.policy.lr_backoff or guard.state.lr_factor < 1.0:
-            scalars['lr_factor'] = guard.state.lr_factor
+        factor = guard.state.lr_factor
+        was_told = f'{prefix}lr_factor' in hub.log_scalars  # it has recovered
+        if guard.policy.lr_backoff or factor < 1.0 or was_told:
+            scalars['lr_factor'] = factor
         if guard.scaler.is_enabled():
             scalars['amp_scale'] = guard.scaler.get_scale()
         for key, value in scalars.items():

@@ -128,7 +128,7 @@ def advise(summary: Summary, trouble: Trouble) -> Step:
         return Step('look at the rows of the events')
     if known is Cause.GRAD_NONFINITE and is_unscaled(summary, trouble):
         return UNSCALED
-    code = 'python tools/train.py CONFIG --resume'
+    code = 'python -m mmnanguard train CONFIG --resume'
     is_bad = known is Cause.WEIGHT_NONFINITE
     return Step(text, ADVICE[known], code if is_bad else '')
 
@@ -163,7 +163,7 @@ def look_closer(summary: Summary, since: int) -> List[Step]:
         Step(
             'train on with autopsies and dumps, which name the module',
             'This run has neither.',
-            'python tools/train.py CONFIG --resume --guard full',
+            'python -m mmnanguard train CONFIG --resume --guard full',
         )
     ]
 

@@ -54,7 +54,7 @@ def write_page(
     except ImportError as error:
         raise GuardConfigError(
             'The page is drawn by plotly, which is not installed: pip install '
-            "'mmnanguard[report]'. --json needs nothing."
+            'plotly. --json needs nothing.'
         ) from error
     end = max(report.summary.last_iter for report in reports)
     data = {

@@ -27,7 +27,7 @@ STEP = 2**22  # bytes between two calls of it
 NO_EVENTS = (
     '{} has no <timestamp>/nanguard/events.jsonl, so that there is nothing to '
     'report: the guard was not attached, or tells nobody. Train with '
-    'tools/train.py CONFIG --guard full, or add '
+    'python -m mmnanguard train CONFIG --guard full, or add '
     "default_hooks=dict(nan_guard=dict(type='mmnanguard.NanGuardHook'), "
     "event_log=dict(type='mmnanguard.EventLogHook')) to the config."
 )

@@ -38,7 +38,10 @@ def command_of(row: Row) -> str:
     if row.get('kind') == 'remedy':
         return str(row.get('config', ''))
     if row.get('kind') == 'dump':
-        words = ['python tools/replay.py', shlex.quote(str(row.get('path')))]
+        words = [
+            'python -m mmnanguard replay',
+            shlex.quote(str(row.get('path'))),
+        ]
         for option in row.get('needs') or ():
             file = shlex.quote(str(row.get(str(option)) or 'FILE'))
             words.append(f'--{option} {file}')

@@ -26,7 +26,7 @@ def print_reports(reports: Sequence[RunReport]) -> None:
     except ImportError as error:
         raise GuardConfigError(
             'Text is laid out by rich, which is not installed: pip install '
-            "'mmnanguard[report]'. --json needs nothing."
+            'rich. --json needs nothing.'
         ) from error
     console = Console(markup=False, highlight=False)
     console.width = console.width if console.is_terminal else WIDTH

@@ -337,6 +337,8 @@ def test_float16_with_a_lower_scale_and_learning_rate(tmp_path, accumulation):
     assert row['loss_scale'] == 20.0
     assert row['lr_factor'] == 0.5
     assert runner.optim_wrapper.guard.state.lr_factor == 1.0
+    told = runner.message_hub.get_scalar('train/guard/lr_factor').data[0]
+    assert min(told) < 1.0 == told[-1]
     assert_finite(runner)
 
 

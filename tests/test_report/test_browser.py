@@ -150,7 +150,7 @@ def test_all_of_it_is_there(driver, page, report):
     assert count(driver, '.plot svg.main-svg') > 0
     assert count(driver, '.plot .yaxislayer-above') == 6
     assert text(driver, '.verdict p') == report.verdict.sentence
-    assert 'python tools/replay.py' in text(driver, '.steps')
+    assert 'python -m mmnanguard replay' in text(driver, '.steps')
     for name in ('neck.bias', 'aten.mm', 'b.jpg'):
         assert name in text(driver, '.culprits')
     for name in ('attempt 1 starts', 'runs in float32', 'What to try: rest.'):

@@ -137,14 +137,14 @@ def test_each_kind_that_is_written_is_told():
 
 def test_commands():
     assert command_of(dump(3, "/x/it's.pt")) == (
-        """python tools/replay.py '/x/it'"'"'s.pt'"""
+        """python -m mmnanguard replay '/x/it'"'"'s.pt'"""
     )
     needy = dump(3, '/x/d.pt', needs=('config', 'checkpoint'))
-    replay = 'python tools/replay.py /x/d.pt --config FILE --checkpoint'
+    replay = 'python -m mmnanguard replay /x/d.pt --config FILE --checkpoint'
     assert command_of(needy) == f'{replay} FILE'
     needy['checkpoint'] = '/x y/iter_2.pth'
     assert command_of(needy) == f"{replay} '/x y/iter_2.pth'"
     old = {key: needy[key] for key in ('kind', 'path')}
-    assert command_of(old) == 'python tools/replay.py /x/d.pt'
+    assert command_of(old) == 'python -m mmnanguard replay /x/d.pt'
     assert command_of(remedy(3)).startswith('default_hooks=')
     assert command_of(update(3)) == ''

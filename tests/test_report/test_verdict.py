@@ -260,7 +260,7 @@ def test_long_ago(num):
 def test_what_to_do_next():
     rows = [update(9, action='halt', name='neck.bias'), dump(9, '/x y/d.pt')]
     *_, replay = judged([*rows, halt(9)], 9).steps
-    assert replay.code == "python tools/replay.py '/x y/d.pt'"
+    assert replay.code == "python -m mmnanguard replay '/x y/d.pt'"
     *_, closer = judged([rows[0], halt(9)], 9).steps
     assert '--guard full' in closer.code
     (permanent,) = judged([update(9), autopsy(9), remedy(9)]).steps

@@ -207,7 +207,8 @@ def test_the_command_in_the_log_is_one_for_a_shell(dumped):
     (log,) = Path(dumped).parents[2].glob('*.log')
     (line,) = [x for x in log.read_text().splitlines() if 'run it: ' in x]
     command = shlex.split(line.split('run it: ')[1])
-    assert command == ['python', 'tools/replay.py', str(dumped)]
+    words = ['python', '-m', 'mmnanguard', 'replay', str(dumped)]
+    assert command == words
 
 
 def test_help_says_what_is_imported():

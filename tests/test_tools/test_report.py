@@ -142,7 +142,7 @@ def test_a_work_dir_that_was_moved(tool, halted, capsys):
     told = 'nanguard/dumps/iter_5_rank0.pt'
     write_events(halted / '1', [dump(5, f'/cluster/halted/1/{told}')])
     assert tool.main([str(halted), '--text']) == 1
-    assert f'replay.py /cluster/halted/1/{told}' in capsys.readouterr().out
+    assert f'replay /cluster/halted/1/{told}' in capsys.readouterr().out
     (halted / '1' / told).parent.mkdir(parents=True)
     (halted / '1' / told).touch()
     for path in (halted, halted / '1' / 'nanguard' / 'events.jsonl'):
