@@ -64,7 +64,7 @@ def migrate_hooks(m: Migration) -> None:
             )
     if m.own('log_config'):
         made['logger'] = logger(m)
-    elif m.counts_anew and m.inherited.get('log_config'):
+    elif m.counts_anew and {'log_config', 'log_processor'} & {*m.inherited}:
         m.new['log_processor'] = dict(by_epoch=m.loop.by_epoch)
     m.hooks = {**made, **m.hooks}
 
@@ -107,7 +107,9 @@ def logger(m: Migration) -> Dict[str, Any]:
         made['interval'] = m.keep('log_config', 'interval')
         # 1.x logs means over its interval, MMEngine over a window.
         processor['window_size'] = m.keep('log_config', 'interval')
-    processor['by_epoch'] = m.loop.by_epoch
+    said = [hook.get('by_epoch') for hook in own.get('hooks') or []]
+    # A part for _base_ may not know the loop.
+    processor['by_epoch'] = m.loop.by_epoch and False not in said
     m.new['log_processor'] = processor
     m.done('log_config', 'log_config -> default_hooks.logger, log_processor')
     backends: List[Any] = []

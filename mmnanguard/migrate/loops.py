@@ -43,7 +43,7 @@ def migrate_loops(m: Migration) -> None:
         else:
             train['by_epoch'] = m.loop.by_epoch
         if m.counts_anew:
-            train['_delete_'] = True
+            train = dict(_delete_=True, **train)
         unit = 'max_epochs' if m.loop.by_epoch else 'max_iters'
         if length is not None and length.path[0] in m.old:
             train[unit] = length

@@ -129,6 +129,7 @@ def test_of_a_base_that_is_migrated_before(tmp_path):
     assert child.cfg['optim_wrapper'] == dict(
         type=FP32, clip_grad=None, optimizer=dict(type='AdamW', lr=2)
     )
+    assert 'log_processor' not in child.cfg
     assert '_delete_' not in '\n'.join([child.left, child.changed])
 
 
@@ -137,3 +138,14 @@ def test_of_an_optimizer_that_is_computed(tmp_path):
     base = "optimizer = dict(type='AdamW', lr=1, betas=(0.9, 0.99))\n"
     wrapper = both(tmp_path, text, base)['optim_wrapper']
     assert wrapper['optimizer'] == dict(type='SGD', lr=1)
+
+
+def test_of_a_loop_whose_base_is_migrated_before(tmp_path):
+    base = "log_processor = dict(type='LogProcessor', by_epoch=True)\n"
+    child = Migration(
+        tmp_path,
+        "_base_ = 'base.py'\n"
+        "runner = dict(type='IterBasedRunner', max_iters=9)\n",
+        base=f'{base}train_cfg = dict(by_epoch=True, max_epochs=1)\n',
+    )
+    assert child.cfg['log_processor']['by_epoch'] is False

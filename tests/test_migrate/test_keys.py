@@ -155,6 +155,12 @@ CASES = {
         'log_processor',
         dict(type='LogProcessor', window_size=50, by_epoch=False),
     ),
+    'iterations, as a part that knows no loop says': (
+        "log_config = dict(interval=50, hooks=[dict(type='TextLoggerHook', "
+        'by_epoch=False)])\n',
+        'log_processor',
+        dict(type='LogProcessor', window_size=50, by_epoch=False),
+    ),
     'backends': (
         "log_config = dict(interval=5, hooks=[dict(type='TextLoggerHook'), "
         "dict(type='TensorboardLoggerHook'), dict(type='WandbLoggerHook', "
