@@ -34,8 +34,8 @@ class GuardRegistry(Registry):
 
     def get(self, key):
         found = super().get(key)
-        if found is None:
-            name = key.rpartition('.')[-1]
+        *places, name = key.split('.')
+        if found is None and places in ([], [self.scope]):
             raise GuardConfigError(
                 f"mmnanguard has no {self.name} '{name}': "
                 f'{meant(name, self.module_dict)}It has '

@@ -147,7 +147,7 @@ def test_a_work_dir_that_was_moved(tool, halted, capsys):
     (halted / '1' / told).touch()
     for path in (halted, halted / '1' / 'nanguard' / 'events.jsonl'):
         assert tool.main([str(path), '--text']) == 1
-        assert f'replay.py {halted}/1/{told}' in capsys.readouterr().out
+        assert f'replay {halted}/1/{told}' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('name', ['last_clean_checkpoint', 'last_checkpoint'])
