@@ -59,7 +59,8 @@ def pytest_runtest_makereport(item, call):
     it said as the reason.
     """
     report = yield
-    lack = report.failed and LACKS.search(str(report.longrepr))
+    said = f'{report.longrepr}\n{report.capstderr}'
+    lack = report.failed and LACKS.search(said)
     if lack and not HAS_CPU_SCALER:
         path, line, _ = item.location
         report.outcome = 'skipped'
