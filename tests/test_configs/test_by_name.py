@@ -1,10 +1,10 @@
 """Guards have names, and configs of other projects a guarded child."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
+from beside_mmpretrain import PACKAGES, needs_mmpretrain
 from mmengine.config import Config
 from mmengine.hub import get_config
 from toys import make_runner, read_rows
@@ -13,7 +13,6 @@ from mmnanguard import apply_guard
 
 ROOT = Path(__file__).parents[2]
 GUARDS = sorted((ROOT / 'configs' / 'guards').glob('*.py'))
-MMPRETRAIN = Path(sys.prefix) / 'mmpretrain'
 BASES = """
 _base_ = ['mmnanguard::guards/fp32.py', 'mmnanguard::digits/base.py']
 """
@@ -58,12 +57,9 @@ def test_two_bases_that_define_the_same_are_refused(tmp_path):
         load(tmp_path, BASES)
 
 
-@pytest.mark.skipif(
-    not MMPRETRAIN.is_dir(),
-    reason=f'needs requirements/mmpretrain.txt in {MMPRETRAIN}',
-)
+@needs_mmpretrain
 def test_a_child_of_another_projects_config(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(MMPRETRAIN)
+    monkeypatch.syspath_prepend(PACKAGES)
     text = example(0)
     cfg = load(tmp_path, text)
     base = get_config('mmpretrain::resnet/resnet18_8xb32_in1k.py')

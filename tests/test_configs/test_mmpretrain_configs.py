@@ -1,21 +1,11 @@
 """Every config that mmpretrain ships is guarded, or refused with a reason."""
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from beside_mmpretrain import needs_mmpretrain, run_job
 
-PACKAGES = Path(sys.prefix) / 'mmpretrain'
-TESTS = Path(__file__).parents[1]
-
-pytestmark = pytest.mark.skipif(
-    not PACKAGES.is_dir(),
-    reason=f'needs requirements/mmpretrain.txt in {PACKAGES}',
-)
+pytestmark = needs_mmpretrain
 
 # What becomes of mmpretrain 1.2.0's, and of how many.
 OUTCOMES = {
@@ -33,21 +23,7 @@ OUTCOMES = {
 
 @pytest.fixture(scope='module')
 def told():
-    path = (TESTS / 'mmpretrain_env', PACKAGES, TESTS.parent)
-    done = subprocess.run(
-        [sys.executable, TESTS / 'test_configs' / 'mmpretrain_configs_job.py'],
-        env={
-            **os.environ,
-            'PYTHONPATH': os.pathsep.join(map(str, path)),
-            'PYTHONWARNINGS': 'ignore',
-            'OMP_NUM_THREADS': '1',
-        },
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_job('test_configs/mmpretrain_configs_job.py')
 
 
 def test_each_is_guarded_or_refused_with_a_reason(told):

@@ -1,21 +1,16 @@
 """Command lines that a user could type, and what is left of such a run."""
 
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from beside_mmpretrain import PACKAGES, REASON, TESTS, run_job
 from imagenet_digits import make_imagenet_digits
 from recipes import MMDET_MMSEG, MMPRETRAIN, NUM_ITERS, RECIPES
 from rectangles import make_rectangles
 
-# Where `make test` puts mmpretrain and torchvision, apart from the rest.
-PACKAGES = Path(sys.prefix) / 'mmpretrain'
-TESTS = Path(__file__).parents[1]
 TOOLS = TESTS.parent / 'tools'
 GROUPS = {
     'mmpretrain': (MMPRETRAIN, ['mmpretrain']),
@@ -51,7 +46,7 @@ DUMP = '*/nanguard/dumps/iter_2_rank0.pt'
 def skip_if_missing(group):
     # torchvision is there, too.
     if not PACKAGES.is_dir():
-        pytest.skip(f'needs requirements/mmpretrain.txt in {PACKAGES}')
+        pytest.skip(REASON)
     if group == 'mmpretrain':
         return
     for module in ('mmcv._ext', *GROUPS[group][1]):
@@ -169,7 +164,6 @@ def commands(name, data_root, folder):
 
 
 def launch(group, runs):
-    path = [TESTS / 'mmpretrain_env', PACKAGES, TESTS.parent, TESTS]
     job = dict(
         imports=[
             *(f'{one}.{part}' for one in GROUPS[group][1] for part in PARTS),
@@ -177,22 +171,7 @@ def launch(group, runs):
         ],
         runs={name: list(map(str, runs[name])) for name in runs},
     )
-    done = subprocess.run(
-        [sys.executable, TESTS / 'test_runs' / 'launch_job.py'],
-        input=json.dumps(job),
-        env={
-            **os.environ,
-            'PYTHONPATH': os.pathsep.join(map(str, path)),
-            'PYTHONWARNINGS': 'ignore',
-            # Tiny operations wait for one another on a busy machine.
-            'OMP_NUM_THREADS': '1',
-        },
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_job('test_runs/launch_job.py', told=json.dumps(job))
 
 
 def read_rows(work_dir, kind='update'):

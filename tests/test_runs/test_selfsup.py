@@ -1,39 +1,14 @@
 """mmpretrain's momentum encoders and prototypes leave no trace either."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from beside_mmpretrain import needs_mmpretrain, run_job
 
-PACKAGES = Path(sys.prefix) / 'mmpretrain'
-TESTS = Path(__file__).parents[1]
-
-pytestmark = pytest.mark.skipif(
-    not PACKAGES.is_dir(),
-    reason=f'needs requirements/mmpretrain.txt in {PACKAGES}',
-)
+pytestmark = needs_mmpretrain
 
 
 @pytest.fixture(scope='module')
 def results():
-    path = (TESTS / 'mmpretrain_env', PACKAGES, TESTS.parent)
-    done = subprocess.run(
-        [sys.executable, TESTS / 'test_runs' / 'selfsup_job.py'],
-        env={
-            **os.environ,
-            'PYTHONPATH': os.pathsep.join(map(str, path)),
-            'PYTHONWARNINGS': 'ignore',
-            'OMP_NUM_THREADS': '1',
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_job('test_runs/selfsup_job.py')
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,39 @@
+"""Jobs in a process that finds mmpretrain, and torchvision, which `make test`
+puts apart from the rest.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+PACKAGES = Path(sys.prefix) / 'mmpretrain'
+REASON = f'needs requirements/mmpretrain.txt in {PACKAGES}'
+needs_mmpretrain = pytest.mark.skipif(not PACKAGES.is_dir(), reason=REASON)
+
+
+def run_job(job, *args, told=None):
+    """What a script of the tests prints last, as JSON; ``told`` is its
+    standard input.
+    """
+    path = (TESTS / 'mmpretrain_env', PACKAGES, TESTS.parent, TESTS)
+    done = subprocess.run(
+        [sys.executable, TESTS / job, *args],
+        input=told,
+        env={
+            **os.environ,
+            'PYTHONPATH': os.pathsep.join(map(str, path)),
+            'PYTHONWARNINGS': 'ignore',
+            # Tiny operations wait for one another on a busy machine.
+            'OMP_NUM_THREADS': '1',
+        },
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
