@@ -207,7 +207,7 @@ def test_other_packages_are_named_where_they_lack(report, tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             for name in hidden:
                 patch.setitem(sys.modules, name, None)
-            message = rf"{package}, .*pip install 'mmnanguard\[report\]'"
+            message = f'{package}, .*pip install {package}'
             with pytest.raises(GuardConfigError, match=message):
                 call()
 

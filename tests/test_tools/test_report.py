@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -171,7 +172,10 @@ def test_watch(halted):
     page = halted / 'nanguard_report.html'
     tool = ROOT / 'tools' / 'report.py'
     process = subprocess.Popen(
-        laptop(tool, halted, '--watch', 0.2), stdout=subprocess.PIPE
+        laptop(tool, halted, '--watch', 0.2),
+        stdout=subprocess.PIPE,
+        # What a shell starts in the background inherits that it is ignored.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + DEADLINE
