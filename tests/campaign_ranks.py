@@ -313,7 +313,8 @@ def main():
         run_rank(args.json, CELLS[:: args.every])
         return 0
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
-    command += [f'--nproc_per_node={NUM_RANKS}', *sys.argv]
+    command.append(f'--nproc_per_node={NUM_RANKS}')
+    command += [str(Path(__file__).with_name('rank.py')), *sys.argv]
     return subprocess.run(command).returncode
 
 

@@ -39,7 +39,7 @@ def launch(job, *args, num_ranks=2, deadline=DEADLINE):
         [
             *('-m', 'torch.distributed.run', '--standalone'),
             f'--nproc_per_node={num_ranks}',
-            *(TESTS / 'test_runs' / job, *args),
+            *(TESTS / 'rank.py', TESTS / 'test_runs' / job, *args),
         ]
     )
     try:
@@ -69,7 +69,7 @@ def start_by_hand(job, *args, num_ranks=2):
         port = str(probe.getsockname()[1])
     return [
         start(
-            [TESTS / 'test_runs' / job, *args],
+            [TESTS / 'rank.py', TESTS / 'test_runs' / job, *args],
             MASTER_ADDR='127.0.0.1',
             MASTER_PORT=port,
             RANK=str(rank),

@@ -55,5 +55,3 @@ if __name__ == '__main__':
     result = train(work_dir)
     path = Path(work_dir, f'rank_{result["rank"]}.json')
     path.write_text(json.dumps(result))
-    # Its threads must not outlive the interpreter: C++ aborts the process.
-    dist.destroy_process_group()
