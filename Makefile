@@ -47,7 +47,7 @@ lint: .venv/test.done
 	.venv/bin/codespell
 	.venv/bin/mypy mmnanguard
 	.venv/bin/vermin --quiet --violations --eval-annotations --target=3.8- \
-		mmnanguard tools configs
+		mmnanguard tools benchmarks configs
 
 docs: .venv/docs.done
 	for language in en zh_cn; do .venv/bin/sphinx-build --fail-on-warning \
@@ -59,7 +59,7 @@ linkcheck: .venv/docs.done
 	-.venv/bin/sphinx-build --builder linkcheck docs/en build/linkcheck
 
 benchmark: .venv/benchmark.done
-	.venv/bin/python tools/benchmark.py --threads 1
+	.venv/bin/python benchmarks/benchmark.py --threads 1
 
 # Of a folder, by a file of requirements.
 define environment

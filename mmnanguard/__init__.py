@@ -27,7 +27,7 @@ if find_spec('torch') and find_spec('mmengine'):
     import mmengine
     import torch
 
-    from .core import check_stack
+    from .check_stack import check_stack
 
     check_stack(torch, mmengine)
 

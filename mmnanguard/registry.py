@@ -13,7 +13,8 @@ from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-from mmnanguard.core import GuardConfigError, meant
+from mmnanguard.core import GuardConfigError
+from mmnanguard.core.checks import did_you_mean
 
 __all__ = [
     'CHECKS',
@@ -38,7 +39,7 @@ class GuardRegistry(Registry):
         if found is None and places in ([], [self.scope]):
             raise GuardConfigError(
                 f"mmnanguard has no {self.name} '{name}': "
-                f'{meant(name, self.module_dict)}It has '
+                f'{did_you_mean(name, self.module_dict)}It has '
                 f'{", ".join(sorted(self.module_dict))}.'
             )
         return found

@@ -15,7 +15,7 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
-from mmnanguard.numerics.load_plain import ALLOWED, HAS_ALLOW_LIST
+from mmnanguard.numerics.checkpoints.load_plain import ALLOWED, HAS_ALLOW_LIST
 
 __all__ = ['allow_mmengine_checkpoints']
 

@@ -10,7 +10,7 @@ import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 
-from mmnanguard.numerics.grad_scaler import GradScaler  # by either name
+from mmnanguard.numerics.update.grad_scaler import GradScaler
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -40,8 +40,8 @@ from toys import (
 )
 from toys import wrapper as toy_wrapper
 
-from mmnanguard.hooks import choose_resume
-from mmnanguard.numerics import look_at
+from mmnanguard.hooks.recovery.pointers import choose_resume
+from mmnanguard.numerics.checkpoints.checkpoint_file import scan_file
 from mmnanguard.report import read_events
 from mmnanguard.safe_load import allow_mmengine_checkpoints
 
@@ -273,9 +273,9 @@ def interrupted(work_dir, kind, seconds, rng):
 def half_written(folder):
     """What a kill has left that it must not leave."""
     wrong = [
-        f'{path.name} is {look_at(path).status}'
+        f'{path.name} is {scan_file(path).status}'
         for path in folder.glob('*.pth')
-        if look_at(path).status != 'read'
+        if scan_file(path).status != 'read'
     ]
     last = folder / 'last_checkpoint'
     if last.exists() and not Path(last.read_text()).is_file():

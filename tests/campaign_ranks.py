@@ -41,7 +41,8 @@ from toys import (
 )
 from toys import wrapper as make_wrapper
 
-from mmnanguard.numerics import HAS_CPU_SCALER, local
+from mmnanguard.numerics.base.shards import local
+from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 
 NUM_RANKS = 2
 NUM_WINDOWS, STRUCK = 6, (2, 5)

@@ -8,7 +8,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import loops
 from mmengine.visualization import Visualizer
 
-from mmnanguard.numerics import HAS_CPU_SCALER
+from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 
 # How PyTorch 2.1 says that a CPU has no float16 and no fused optimizer, and
 # that Dynamo does not trace something.

@@ -109,7 +109,7 @@ def run(command) -> str:
     process, for speed. Each command is run once.
     """
     folder = Path(FOLDER.name)
-    for name in ('configs', 'tools', 'mmnanguard'):
+    for name in ('benchmarks', 'configs', 'tools', 'mmnanguard'):
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
     words = words_of(command)
@@ -128,7 +128,12 @@ def run(command) -> str:
         stack.callback(clear_globals)
         clear_globals()
         out = io.StringIO()
-        paths = [str(ROOT / 'tools'), str(ROOT), *sys.path]
+        paths = [
+            str(ROOT / 'tools'),
+            str(ROOT / 'benchmarks'),
+            str(ROOT),
+            *sys.path,
+        ]
         stack.enter_context(mock.patch.object(sys, 'path', paths))
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(out))
@@ -152,7 +157,12 @@ def parser_of(script) -> argparse.ArgumentParser:
         found.append(parser)
         raise SystemExit
 
-    paths = [str(ROOT / 'tools'), str(ROOT), *sys.path]
+    paths = [
+        str(ROOT / 'tools'),
+        str(ROOT / 'benchmarks'),
+        str(ROOT),
+        *sys.path,
+    ]
     with mock.patch.object(
         argparse.ArgumentParser, 'parse_args', stop
     ), mock.patch.object(sys, 'path', paths), mock.patch.object(

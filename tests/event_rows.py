@@ -2,14 +2,8 @@
 
 import json
 
-from mmnanguard.core import (
-    Action,
-    Autopsy,
-    BadTensor,
-    Cause,
-    GuardEvent,
-    to_json,
-)
+from mmnanguard.core import Action, Autopsy, BadTensor, Cause, GuardEvent
+from mmnanguard.core.rows.guard_event import to_json
 
 RUN = 'a'
 NAN = float('nan')

@@ -19,7 +19,7 @@ from mmengine.optim import OptimWrapper
 from torch import distributed as dist
 from torch import nn
 
-from mmnanguard.numerics import HAS_CPU_SCALER
+from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
 
 NUM_WINDOWS = 6

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmnanguard.numerics import HAS_CPU_SCALER
+from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 
 TESTS = Path(__file__).parent
 needs_fsdp = pytest.mark.skipif(

@@ -1,4 +1,4 @@
-"""The rings: imports point inward only, and files stay small."""
+"""The rings and rooms of the package: imports point inward only."""
 
 import ast
 from pathlib import Path
@@ -11,18 +11,29 @@ FILES = sorted(
     for path in PACKAGE.rglob('*.py')
     if '.mim' not in path.relative_to(PACKAGE).parts
 )
-# What a ring may import of the package, and of the outside world.
-OWN = {
-    'core': {'core'},
-    'numerics': {'core', 'numerics'},
-    'datasets': {'core', 'datasets', 'registry'},
-    'optim': {'core', 'numerics', 'optim', 'registry', 'safe_load', 'version'},
-    'hooks': {'core', 'numerics', 'hooks', 'registry', 'safe_load', 'version'},
-    'models': {'core', 'numerics', 'models', 'registry'},
-    'report': {'core', 'report'},
-    'migrate': {'core', 'migrate', 'read_config'},
+# What each ring may import from the package.
+ALLOWED_RINGS = {
+    '_support': {'_support'},
+    'core': {'_support', 'core'},
+    'numerics': {'_support', 'core', 'numerics'},
+    'datasets': {'_support', 'core', 'datasets', 'registry'},
+    'optim': {'_support', 'core', 'numerics', 'optim', 'registry'},
+    'hooks': {
+        '_support',
+        'core',
+        'numerics',
+        'hooks',
+        'registry',
+        'safe_load',
+        'version',
+    },
+    'models': {'_support', 'core', 'numerics', 'models', 'registry'},
+    'report': {'_support', 'core', 'report'},
+    'migrate': {'_support', 'core', 'migrate', 'read_config'},
 }
-FORBIDDEN = {
+# What each ring may not import from the outside world.
+FORBIDDEN_PACKAGES = {
+    '_support': {'torch', 'numpy', 'mmengine', 'mmcv'},
     'core': {'torch', 'numpy', 'mmengine', 'mmcv'},
     'numerics': {'mmengine', 'mmcv'},
     'datasets': set(),
@@ -32,34 +43,89 @@ FORBIDDEN = {
     'report': {'torch', 'numpy', 'mmengine', 'mmcv'},
     'migrate': {'torch', 'numpy', 'mmcv'},
 }
+# The sub-packages (rooms) of a ring that each of its rooms may import.
+ALLOWED_ROOMS = {
+    'core': {'clipping': set(), 'rules': {'clipping'}, 'rows': {'rules'}},
+    'numerics': {
+        'base': set(),
+        'snapshot': {'base'},
+        'update': {'base', 'snapshot'},
+        'probe': {'base', 'snapshot', 'update'},
+        'checkpoints': {'base', 'snapshot', 'update'},
+    },
+    'hooks': {
+        '_shared': set(),
+        'events': {'_shared'},
+        'replay': {'_shared'},
+        'inputs': {'_shared'},
+        'recovery': {'_shared'},
+        'drill': {'_shared'},
+        'guard': {'_shared', 'events', 'recovery'},
+    },
+}
 
 
-def imported(path):
-    """Absolute names of everything that a file imports."""
+def list_imports(path):
+    """Return the absolute names of all modules that a file imports."""
     package = ['mmnanguard', *path.relative_to(PACKAGE).parts[:-1]]
+    names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1]
-            yield '.'.join(
-                (base if node.level else []) + [node.module or '']
-            ).strip('.')
+            parts = base if node.level else []
+            names.append('.'.join([*parts, node.module or '']).strip('.'))
+    return names
 
 
-@pytest.mark.parametrize('ring', OWN)
-def test_imports_point_inward(ring):
-    files = [path for path in FILES if ring in path.relative_to(PACKAGE).parts]
-    assert files
-    for path in files:
-        for name in imported(path):
+def files_of_ring(ring):
+    return [
+        path for path in FILES if path.relative_to(PACKAGE).parts[0] == ring
+    ]
+
+
+def test_each_folder_is_a_known_ring():
+    folders = {path.relative_to(PACKAGE).parts[0] for path in FILES}
+    assert {name for name in folders if not name.endswith('.py')} == set(
+        ALLOWED_RINGS
+    )
+
+
+@pytest.mark.parametrize('ring', ALLOWED_RINGS)
+def test_imports_between_rings_point_inward(ring):
+    assert files_of_ring(ring)
+    for path in files_of_ring(ring):
+        for name in list_imports(path):
             top, *rest = name.split('.')
-            assert top not in FORBIDDEN[ring], f'{path}: {name}'
+            assert top not in FORBIDDEN_PACKAGES[ring], f'{path}: {name}'
             if top == 'mmnanguard':
-                assert rest[0] in OWN[ring], f'{path}: {name}'
+                assert rest[0] in ALLOWED_RINGS[ring], f'{path}: {name}'
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
-def test_file_is_small_and_says_what_it_holds(path):
-    assert len(path.read_text().splitlines()) <= 300
-    assert path.stem not in ('utils', 'common', 'helpers', 'misc')
+@pytest.mark.parametrize('ring', ALLOWED_ROOMS)
+def test_imports_between_rooms_have_no_cycle(ring):
+    rooms = ALLOWED_ROOMS[ring]
+    seen = set()
+    for path in files_of_ring(ring):
+        room = path.relative_to(PACKAGE).parts[1]
+        if room not in rooms:  # a file of the ring itself
+            continue
+        seen.add(room)
+        for name in list_imports(path):
+            top, *rest = name.split('.')
+            if top != 'mmnanguard' or rest[0] != ring or len(rest) < 2:
+                continue
+            if rest[1] in rooms and rest[1] != room:
+                assert rest[1] in rooms[room], f'{path}: {name}'
+    assert seen == set(rooms)
+
+
+def test_files_have_names_that_say_what_they_hold():
+    drawers = {'utils', 'common', 'helpers', 'misc'}
+    assert not drawers.intersection(path.stem for path in FILES)
+
+
+@pytest.mark.parametrize('path', FILES, ids=str)
+def test_a_file_is_no_longer_than_its_concept(path):
+    assert len(path.read_text().splitlines()) <= 400

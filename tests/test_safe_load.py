@@ -15,7 +15,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 from toys import guard_hooks, make_runner, wrapper
 
 from mmnanguard.numerics import load_plain
-from mmnanguard.numerics.load_plain import HAS_ALLOW_LIST, load
+from mmnanguard.numerics.checkpoints.load_plain import HAS_ALLOW_LIST, load
 from mmnanguard.safe_load import allow_mmengine_checkpoints
 
 ROOT = Path(__file__).parents[1]

@@ -18,7 +18,7 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.utils.data import Dataset
 
-from mmnanguard.numerics import HAS_CPU_SCALER
+from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 
 BATCH_SIZE = 4
 NUMBERS = itertools.count()  # MMEngine wants each run to have its name

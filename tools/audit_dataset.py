@@ -119,7 +119,7 @@ def load(args):
 
 def walk(dataset, facts, args):
     """All of this rank's share; is the whole dataset done?"""
-    from mmnanguard.datasets.audit import audit
+    from mmnanguard.datasets.dataset_audit import audit
 
     rank = int(os.environ.get('RANK', 0))
     world_size = int(os.environ.get('WORLD_SIZE', 1))
@@ -190,8 +190,8 @@ def as_text(value):
 
 
 def run(args):
-    from mmnanguard.datasets.audit import read_rows
     from mmnanguard.datasets.audit_report import audit_report, write_report
+    from mmnanguard.datasets.dataset_audit import read_rows
 
     dataset, facts = load(args)
     if not walk(dataset, facts, args):

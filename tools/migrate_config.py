@@ -68,7 +68,7 @@ def main(argv=None):
     except ImportError as error:
         print(f'{error}: pip install libcst', file=sys.stderr)
         return 2
-    from mmnanguard.core.written_aside import written_aside
+    from mmnanguard._support.atomic_write import atomic_write
     from mmnanguard.optim.apply_guard import load_overlay
 
     try:
@@ -85,7 +85,7 @@ def main(argv=None):
         print('nothing to do here')
     path = args.config if args.in_place else args.out
     if path:
-        with written_aside(path) as aside, open(
+        with atomic_write(path) as aside, open(
             aside, 'w', encoding='utf-8', newline=''
         ) as file:
             file.write(found.new)

@@ -75,7 +75,7 @@ def bisect(examination):
     """Names of a smallest set of samples, and how many sets could not be run;
     says each try, for it takes long.
     """
-    from mmnanguard.core import smallest_subset
+    from mmnanguard._support.smallest_subset import smallest_subset
 
     names = examination.samples
     errors = {}
@@ -117,9 +117,9 @@ def show_outputs(outputs):
 
 
 def run(args):
-    from mmnanguard.core import to_json
-    from mmnanguard.hooks.dump_replay import open_dump
-    from mmnanguard.hooks.versions import versions
+    from mmnanguard.core.rows.guard_event import to_json
+    from mmnanguard.hooks._shared.versions import versions
+    from mmnanguard.hooks.replay.dump_replay import open_dump
 
     json_path = place_of_json(args)
     case = open_dump(

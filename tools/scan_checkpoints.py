@@ -88,7 +88,10 @@ def show(files):
 def main(argv=None):
     sys.path[:0] = [str(ROOT)]
     args = parse_args(argv)
-    from mmnanguard.numerics import look_at, settle
+    from mmnanguard.numerics.checkpoints.checkpoint_file import (
+        judge_files,
+        scan_file,
+    )
     from mmnanguard.safe_load import allow_mmengine_checkpoints
 
     allow_mmengine_checkpoints()
@@ -96,10 +99,10 @@ def main(argv=None):
     is_shown = sys.stdout.isatty() and paths
     bar = ProgressBar(len(paths), file=sys.stdout) if is_shown else None
     for path in paths:
-        files.append(look_at(path, args.limit))
+        files.append(scan_file(path, args.limit))
         if bar:
             bar.update()
-    files = settle(files)
+    files = judge_files(files)
     print()  # ends the bar
     show(files)
     masks = {mask.name for file in files for mask, _ in file.scan.masks}

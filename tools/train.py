@@ -95,7 +95,7 @@ def load_config(args):
 
 def resume_from_clean(runner):
     """Rank 0 reads the checkpoints, for all."""
-    from mmnanguard.hooks import choose_resume
+    from mmnanguard.hooks.recovery.pointers import choose_resume
 
     told = [choose_resume(runner.work_dir) if is_main_process() else None]
     broadcast_object_list(told)

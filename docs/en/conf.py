@@ -68,9 +68,11 @@ linkcheck_retries = 1
 
 
 def find_public_name(app, env, node, contnode):
-    """A name is documented where it is imported from,
-    mmnanguard.core.GuardPolicy. An annotation has the file that it is in,
-    mmnanguard.core.policy.GuardPolicy, and a docstring GuardPolicy alone.
+    """Resolve a reference to the place that documents its name.
+
+    A name is documented where users import it from, such as
+    ``mmnanguard.core.GuardPolicy``. An annotation names the module that
+    defines it, and a docstring may give the bare name.
     """
     name = node.get('reftarget', '').rpartition('.')[2]
     domain = env.domains.get(node.get('refdomain'))

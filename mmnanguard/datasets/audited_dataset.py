@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from mmnanguard.core import GuardConfigError, dataset_parts, sample_name
+from mmnanguard._support.dataset_parts import dataset_parts
+from mmnanguard._support.sample_name import sample_name
+from mmnanguard.core import GuardConfigError
 
 from .distribution import summary
 from .fields import UnreadableField, name_sample, numbers

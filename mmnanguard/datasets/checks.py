@@ -6,8 +6,8 @@ from typing import Any, Iterator, List, Mapping, Optional, Sequence, Union
 
 import numpy as np
 
-from mmnanguard.core import GuardConfigError, check_value
-from mmnanguard.core.errors import is_number
+from mmnanguard.core import GuardConfigError
+from mmnanguard.core.checks import check_value, is_number
 from mmnanguard.registry import CHECKS
 
 from .fields import MissingKey, UnreadableField, check_key, numbers

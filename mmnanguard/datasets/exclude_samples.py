@@ -8,7 +8,8 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from torch.utils.data import Dataset
 
-from mmnanguard.core import GuardConfigError, sample_name
+from mmnanguard._support.sample_name import sample_name
+from mmnanguard.core import GuardConfigError
 from mmnanguard.registry import DATASETS
 
 from .sample_list import Listed, read_sample_list, to_listed

@@ -21,7 +21,9 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from mmnanguard.core import GuardConfigError, meant, sample_name
+from mmnanguard._support.sample_name import sample_name
+from mmnanguard.core import GuardConfigError
+from mmnanguard.core.checks import did_you_mean
 
 __all__ = [
     'MissingKey',
@@ -195,7 +197,7 @@ def missing(key: str, sample: Mapping[str, Any]) -> MissingKey:
     keys = list(keys_of(sample, '', depth=3))
     more = f' and {len(keys) - MAX_TOLD} more' if keys[MAX_TOLD:] else ''
     return MissingKey(
-        f"the sample has no '{key}': {meant(key, keys)}Here it has "
+        f"the sample has no '{key}': {did_you_mean(key, keys)}Here it has "
         f'{", ".join(keys[:MAX_TOLD])}{more}. Look at another place of the '
         'pipeline, or, if some samples have none, set allow_missing=True.'
     )

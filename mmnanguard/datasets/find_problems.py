@@ -12,7 +12,8 @@ from typing import (
     Union,
 )
 
-from mmnanguard.core import GuardConfigError, check_keys, check_value
+from mmnanguard.core import GuardConfigError
+from mmnanguard.core.checks import check_keys, check_value
 from mmnanguard.registry import CHECKS
 
 from .fields import UnreadableField

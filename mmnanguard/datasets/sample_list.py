@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable, List, Optional
 
-from mmnanguard.core import GuardConfigError, is_count
+from mmnanguard.core import GuardConfigError
+from mmnanguard.core.checks import is_count
 
 __all__ = ['Listed', 'read_sample_list', 'to_listed', 'write_sample_list']
 

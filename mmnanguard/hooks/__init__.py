@@ -1,17 +1,16 @@
 """Ring 3, around the iteration: one consequence a file."""
 
-from .autopsy_hook import AutopsyHook
-from .bad_samples_hook import BadSamplesHook
-from .batch_dump_hook import BatchDumpHook
-from .event_log_hook import EventLogHook
-from .event_text_hook import EventTextHook
-from .fault_injection_hook import FaultInjectionHook
-from .fp32_modules_hook import Fp32ModulesHook
-from .input_guard_hook import InputGuardHook
-from .nan_guard_hook import NanGuardHook
-from .pointers import choose_resume
-from .rollback_hook import RollbackHook
-from .state_audit_hook import StateAuditHook
+from .drill.fault_injection_hook import FaultInjectionHook
+from .events.event_log_hook import EventLogHook
+from .events.event_text_hook import EventTextHook
+from .guard.nan_guard_hook import NanGuardHook
+from .inputs.bad_samples_hook import BadSamplesHook
+from .inputs.input_guard_hook import InputGuardHook
+from .recovery.rollback_hook import RollbackHook
+from .recovery.state_audit_hook import StateAuditHook
+from .replay.autopsy_hook import AutopsyHook
+from .replay.batch_dump_hook import BatchDumpHook
+from .replay.fp32_modules_hook import Fp32ModulesHook
 
 __all__ = [
     'AutopsyHook',
@@ -25,5 +24,4 @@ __all__ = [
     'NanGuardHook',
     'RollbackHook',
     'StateAuditHook',
-    'choose_resume',
 ]

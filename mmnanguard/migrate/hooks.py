@@ -6,6 +6,7 @@ from typing import Any, Dict, List, Mapping
 import libcst as cst
 
 from .dict_source import drop, edit_dict, entries_of
+from .guarded_types import short
 from .loops import BEST
 from .migration import Migration
 from .nan_hooks import (
@@ -16,7 +17,6 @@ from .nan_hooks import (
     looks_alike,
     strictest,
 )
-from .twins import short
 
 __all__ = ['migrate_custom_hooks', 'migrate_hooks']
 

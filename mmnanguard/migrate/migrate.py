@@ -8,6 +8,7 @@ from mmnanguard.core import GuardConfigError
 
 from .bases import load, load_bases, old_bases, same_targets
 from .environment import migrate_environment
+from .guarded_types import is_half
 from .hooks import migrate_custom_hooks, migrate_hooks
 from .loops import migrate_data, migrate_loops, migrate_resume
 from .migration import TARGETS, Migration
@@ -15,7 +16,6 @@ from .notes import Notes
 from .place import place
 from .schedules import migrate_schedules
 from .source import Source
-from .twins import is_half
 from .wrapper import migrate_wrapper
 
 __all__ = ['Migrated', 'migrate']

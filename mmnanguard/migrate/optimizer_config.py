@@ -2,10 +2,10 @@
 
 from typing import Any, Dict, List, Mapping, Tuple
 
+from .guarded_types import is_half, short
 from .migration import Migration
 from .nan_hooks import IN_A_ROW, WRAPPERS, guard_options
 from .render import Kept
-from .twins import is_half, short
 
 __all__ = ['can_migrate', 'wrapper_of_old']
 

@@ -3,10 +3,10 @@
 from typing import Any, Dict, List, Mapping
 
 from .dict_source import entries_of
+from .guarded_types import AMP, FULL, GUARDED_TYPES, is_guarded_type, short
 from .migration import Migration
 from .nan_hooks import IN_A_ROW, WRAPPERS, guard_options, looks_alike
 from .optimizer_config import can_migrate, wrapper_of_old
-from .twins import AMP, FULL, TWINS, is_twin, short
 
 __all__ = ['migrate_wrapper']
 
@@ -42,7 +42,7 @@ def migrate_wrapper(m: Migration) -> None:
 def from_bases(m: Migration) -> bool:
     """Guard a wrapper that another file has."""
     wrapper = m.cfg.get('optim_wrapper')
-    if not wrapper or is_twin(short(wrapper.get('type'))):
+    if not wrapper or is_guarded_type(short(wrapper.get('type'))):
         return False
     kind = short(wrapper.get('type', 'OptimWrapper'))
     if 'optim_wrapper' in m.source.tangled:
@@ -54,7 +54,7 @@ def from_bases(m: Migration) -> bool:
     if (
         'optim_wrapper' not in m.inherited
         or 'optimizer' not in wrapper
-        or (kind not in TWINS)
+        or (kind not in GUARDED_TYPES)
     ):
         m.left(
             (),
@@ -97,9 +97,9 @@ def guarded(
                 changes.update({key: inner} if inner else {})
         return changes
     kind = short(value.get('type', 'OptimWrapper'))
-    if is_twin(kind) and not m.is_named:
+    if is_guarded_type(kind) and not m.is_named:
         return {}
-    if kind not in (*TWINS, *WRAPPERS):
+    if kind not in (*GUARDED_TYPES, *WRAPPERS):
         told = (
             'looks like a guard of your own'
             if looks_alike(kind)
@@ -123,7 +123,7 @@ def swapped(
     hand = WRAPPERS.get(kind)
     changes = dict(m.guard['optim_wrapper'])
     if not m.is_named:  # several wrappers may differ in it
-        is_amp = hand.is_amp if hand else TWINS[kind] == AMP
+        is_amp = hand.is_amp if hand else GUARDED_TYPES[kind] == AMP
         changes = dict(type=AMP if is_amp else FULL)
         if is_amp:
             changes['dtype'] = value.get('dtype', 'float16')

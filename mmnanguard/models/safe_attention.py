@@ -4,7 +4,7 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmnanguard.core.errors import check_value
+from mmnanguard.core.checks import check_value
 from mmnanguard.numerics.safe_ops import check_mask, masked_softmax, widen
 from mmnanguard.registry import MODELS
 

@@ -3,7 +3,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from mmnanguard.core.errors import check_value
+from mmnanguard.core.checks import check_value
 from mmnanguard.numerics.safe_ops import safe_norm, widen
 from mmnanguard.registry import MODELS
 

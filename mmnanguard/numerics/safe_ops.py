@@ -25,7 +25,7 @@ from typing import Any, List, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
-from mmnanguard.core.errors import check_value
+from mmnanguard.core.checks import check_value
 
 __all__ = [
     'check_mask',

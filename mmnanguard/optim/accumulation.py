@@ -13,16 +13,15 @@ from mmnanguard.core import (
     Observation,
     find_cause,
 )
-from mmnanguard.numerics import (
+from mmnanguard.numerics.base.shards import is_sharded
+from mmnanguard.numerics.update.agree import merge
+from mmnanguard.numerics.update.blame import blame
+from mmnanguard.numerics.update.grad_sum import (
     GradSum,
-    blame,
     find_ddp,
-    is_spread,
-    look_closer,
-    merge,
-    observe,
     reduced_params,
 )
+from mmnanguard.numerics.update.observe import diagnose, observe
 
 from .undo import Undo
 
@@ -49,7 +48,7 @@ class WholeWindow:
     def begin(self, model: nn.Module) -> None:
         """A forward pass of ``model`` is next."""
 
-    def settle(self) -> None:
+    def judge_last(self) -> None:
         """The last forward pass has had its backward pass."""
 
     def end(self) -> None:
@@ -129,9 +128,9 @@ class MicroBatches(WholeWindow):
         self._undo.bind(surroundings, count_steps)
 
     def begin(self, model: nn.Module) -> None:
-        self.settle()
+        self.judge_last()
         if model not in self._ddps:
-            if is_spread(model):
+            if is_sharded(model):
                 raise GuardConfigError(
                     "optim_wrapper.guard.accumulation='microbatch' judges "
                     'gradients before ranks share them, and with FSDP or '
@@ -144,7 +143,7 @@ class MicroBatches(WholeWindow):
             self._reduced.update(dict.fromkeys(reduced))
         self._undo.take(model)
 
-    def settle(self) -> None:
+    def judge_last(self) -> None:
         """Judge the micro-batch if it has had its backward pass; syncs."""
         if len(self._guard.losses) > self._num_losses:
             self._judge()
@@ -169,7 +168,7 @@ class MicroBatches(WholeWindow):
             scale,
         )
         if not seen.is_clean:
-            seen = look_closer(seen, reading, grads, guard.weights())
+            seen = diagnose(seen, reading, grads, guard.weights())
             cause = find_cause(seen, guard.state, guard.policy)
             bad = blame(
                 cause,
@@ -200,7 +199,7 @@ class MicroBatches(WholeWindow):
             GuardConfigError: With several ranks, if DDP does not average
                 the gradients.
         """
-        self.settle()
+        self.judge_last()
         if self._has_ended:
             return
         if any(param.grad is not None for param in self._guard.params):

@@ -7,7 +7,8 @@ from typing import Any, Dict, Union
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
-from mmnanguard.core import GuardConfigError, check_keys
+from mmnanguard.core import GuardConfigError
+from mmnanguard.core.checks import check_keys
 
 from .nan_guard_amp_optim_wrapper import NanGuardAmpOptimWrapper
 from .nan_guard_optim_wrapper import NanGuardOptimWrapper
@@ -15,7 +16,7 @@ from .nan_guard_optim_wrapper import NanGuardOptimWrapper
 __all__ = ['apply_guard']
 
 GUARDS = Path(__file__).parents[1] / '.mim' / 'configs' / 'guards'
-TWINS = {
+GUARDED_TYPES = {
     'OptimWrapper': NanGuardOptimWrapper,
     'AmpOptimWrapper': NanGuardAmpOptimWrapper,
     'NanGuardOptimWrapper': NanGuardOptimWrapper,
@@ -112,9 +113,9 @@ def guard_wrappers(node: Any, changes: Dict[str, Any], where: str) -> Any:
 def guard_wrapper(
     wrapper: Dict[str, Any], changes: Dict[str, Any], where: str
 ) -> ConfigDict:
-    twin = guarded_twin(wrapper.get('type', 'OptimWrapper'), where)
+    twin = guarded_type_of(wrapper.get('type', 'OptimWrapper'), where)
     if 'type' in changes:
-        twin = guarded_twin(changes['type'], 'overlay')
+        twin = guarded_type_of(changes['type'], 'overlay')
     taken = [*inspect.signature(twin).parameters, *BUILDER_KEYS]
     check_keys(changes, taken, f'overlay for {twin.__name__}')
     dropped = sorted(set(wrapper) - set(taken))
@@ -133,14 +134,14 @@ def guard_wrapper(
     return merged.wrapper
 
 
-def guarded_twin(type_: Union[str, type], where: str) -> type:
+def guarded_type_of(type_: Union[str, type], where: str) -> type:
     name = type_ if isinstance(type_, str) else type_.__name__
     name = name.split('.')[-1]
-    if name not in TWINS:
+    if name not in GUARDED_TYPES:
         raise GuardConfigError(
             f'{where}.type is {name}, which has no guarded form: DeepSpeed, '
             'ColossalAI and Apex update parameters by themselves, and a '
             "project's own wrapper may do anything. Guarded are: "
-            f'{", ".join(TWINS)}.'
+            f'{", ".join(GUARDED_TYPES)}.'
         )
-    return TWINS[name]
+    return GUARDED_TYPES[name]

@@ -3,7 +3,7 @@ from typing import Union
 import torch
 
 from mmnanguard.core import GuardConfigError
-from mmnanguard.numerics import HAS_CPU_SCALER
+from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 
 __all__ = ['choose_dtype']
 

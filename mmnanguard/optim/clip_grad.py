@@ -14,10 +14,11 @@ from mmnanguard.core import (
     NormClip,
     TieredClip,
     ZClip,
-    check_keys,
 )
-from mmnanguard.core.clip_checks import CLIP_GRAD
-from mmnanguard.numerics import AdaptiveGradClip, ValueClip
+from mmnanguard.core.checks import check_keys
+from mmnanguard.core.clipping.checks import CLIP_GRAD
+from mmnanguard.numerics import AdaptiveGradClip
+from mmnanguard.numerics.update.grad_rules import ValueClip
 
 __all__ = ['UserClip', 'build_clip', 'load_clip', 'mmengines_clip']
 

@@ -17,14 +17,16 @@ from mmnanguard.core import (
     Observation,
     TrainingHalted,
     Verdict,
-    check_keys,
-    report,
 )
-from mmnanguard.numerics import GuardedGradScaler, Placement, TensorNames
+from mmnanguard.core.checks import check_keys
+from mmnanguard.core.rows.build_event import report
+from mmnanguard.numerics import GuardedGradScaler
+from mmnanguard.numerics.base.shards import Placement
+from mmnanguard.numerics.update.blame import TensorNames
 
 from .accumulation import MicroBatches, WholeWindow
 from .clip_grad import UserClip, build_clip, load_clip
-from .gaps import Gaps
+from .coverage_warnings import CoverageWarnings
 from .guarded_params import GuardedParams, refuse_closure
 from .streak import Streak
 from .undo import Undo
@@ -60,8 +62,8 @@ class Guard:
         scaler: Optional[GuardedGradScaler] = None,
     ) -> None:
         self.params = GuardedParams(optimizer)
-        self.gaps = Gaps()
-        self.gaps.watch(optimizer)
+        self.coverage_warnings = CoverageWarnings()
+        self.coverage_warnings.watch(optimizer)
         self.policy = GuardPolicy.from_config(config)
         self.clip_rule, self.grad_rule = build_clip(clip_grad)
         self.state = GuardState.from_dict({}, **self.policy.windows())
@@ -156,12 +158,12 @@ class Guard:
             refuse_closure('a closure given to step()')
         if optimizer is not self.params.optimizer:
             self.params.use(optimizer)
-            self.gaps.watch(optimizer)
+            self.coverage_warnings.watch(optimizer)
         params, grads = self.params.trained()
         if grads and not self.undo.snapshot.is_open:
-            self.gaps.say('model')
+            self.coverage_warnings.warn_once('model')
         if grads and not self.losses:
-            self.gaps.say('loss')
+            self.coverage_warnings.warn_once('loss')
         return params, grads
 
     def close(self) -> None:
@@ -174,7 +176,7 @@ class Guard:
         is_own = type(wrapper)._clip_grad is not OptimWrapper._clip_grad
         if is_own and wrapper.clip_grad_kwargs:
             self.clip_rule, self.grad_rule = NoClip(), UserClip(wrapper)
-            self.gaps.say('clip')
+            self.coverage_warnings.warn_once('clip')
 
     @property
     def clips_norm(self) -> bool:

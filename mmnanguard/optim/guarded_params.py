@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from mmnanguard.core import GuardConfigError
-from mmnanguard.numerics import Placement, Shards, local
+from mmnanguard.numerics.base.shards import Placement, Shards, local
 
 __all__ = ['GuardedParams']
 

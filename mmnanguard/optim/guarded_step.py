@@ -3,17 +3,13 @@ from typing import Any, Tuple
 from torch.optim import Optimizer
 
 from mmnanguard.core import Action, BadTensor, Cause, decide
-from mmnanguard.numerics import (
-    agree,
-    apply_update,
-    blame,
-    look_closer,
-    observe,
-    scaled_lr,
-)
+from mmnanguard.numerics.update.agree import agree
+from mmnanguard.numerics.update.apply import apply_update, scaled_lr
+from mmnanguard.numerics.update.blame import blame
+from mmnanguard.numerics.update.observe import diagnose, observe
 
 from .guard import Guard
-from .settle_clip import settle_clip
+from .resolve_clip_names import resolve_clip_names
 
 __all__ = ['guarded_step']
 
@@ -37,7 +33,7 @@ def guarded_step(
     """
     guard.accumulation.end()
     params, grads = guard.collect(optimizer, **step_kwargs)
-    settle_clip(guard, params)
+    resolve_clip_names(guard, params)
     scale = guard.scaler.read(optimizer)
     norm_type = guard.clip_rule.norm_type
 
@@ -53,7 +49,7 @@ def guarded_step(
     )
     seen = agree(local, norm_type)
     if not seen.is_clean:
-        local = look_closer(local, reading, grads, guard.weights())
+        local = diagnose(local, reading, grads, guard.weights())
         seen = agree(local, norm_type)
     seen = guard.accumulation.complete(seen)
 
@@ -73,7 +69,9 @@ def guarded_step(
             guard.names(),
         )
     if verdict.action is Action.STEP:
-        with guard.gaps.stepping(), scaled_lr(optimizer, verdict.lr_factor):
+        with guard.coverage_warnings.stepping(), scaled_lr(
+            optimizer, verdict.lr_factor
+        ):
             apply_update(
                 optimizer,
                 params,

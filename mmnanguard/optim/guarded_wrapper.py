@@ -27,7 +27,7 @@ class GuardedWrapper(OptimWrapper):
     @torch.compiler.disable
     def update_params(self, *args: Any, **kwargs: Any) -> None:
         super().update_params(*args, **kwargs)
-        self.guard.accumulation.settle()
+        self.guard.accumulation.judge_last()
 
     @torch.compiler.disable
     def should_update(self) -> bool:

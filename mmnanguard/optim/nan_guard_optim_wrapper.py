@@ -4,7 +4,8 @@ from typing import Any, Iterator, Optional
 from torch import nn
 from torch.optim import Optimizer
 
-from mmnanguard.core import GuardConfigError, check_keys
+from mmnanguard.core import GuardConfigError
+from mmnanguard.core.checks import check_keys
 from mmnanguard.registry import OPTIM_WRAPPERS
 
 from .clip_grad import mmengines_clip

@@ -1,7 +1,8 @@
 from collections import deque
 from typing import Deque
 
-from mmnanguard.core import GuardEvent, GuardPolicy, TrainingHalted, tell_halt
+from mmnanguard.core import GuardEvent, GuardPolicy, TrainingHalted
+from mmnanguard.core.rows.halt_story import write_halt_story
 
 __all__ = ['Streak']
 
@@ -39,4 +40,6 @@ class Streak:
         if self._events and self._events[-1].iter == event.iter:
             self._events.pop()  # the same, without its context
         self._events.append(event)
-        return TrainingHalted(event, tell_halt(event, self._events, policy))
+        return TrainingHalted(
+            event, write_halt_story(event, self._events, policy)
+        )

@@ -2,7 +2,7 @@ from typing import Callable, Optional, Set
 
 from torch import nn
 
-from mmnanguard.numerics import Snapshot
+from mmnanguard.numerics.snapshot.snapshot import Snapshot
 
 __all__ = ['Undo']
 

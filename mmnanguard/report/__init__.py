@@ -1,16 +1,20 @@
-"""Reads what runs told and says how they are. The standard library only; the
-page needs plotly, text in the terminal rich.
+"""Ring 3, after the run: read the rows of runs and assess them.
+
+Only the standard library is needed, except for the page, which needs plotly,
+and for text in the terminal, which needs rich.
 """
 
+from .assessment import Assessment
 from .page import write_page
 from .read_events import read_events
 from .run_report import RunReport, load_run
 from .terminal import print_reports
-from .verdict import Verdict
+
+Verdict = Assessment  # its name in 0.1
 
 __all__ = [
+    'Assessment',
     'RunReport',
-    'Verdict',
     'load_run',
     'print_reports',
     'read_events',

@@ -4,12 +4,14 @@ from html import escape
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
-from mmnanguard.core import GuardConfigError, to_json, written_aside
+from mmnanguard._support.atomic_write import atomic_write
+from mmnanguard.core import GuardConfigError
+from mmnanguard.core.rows.guard_event import to_json
 
 from .figure import draw
+from .row_text import command_of, tell
 from .run_report import RunReport
 from .summary import ROUTINE, Culprit, Row
-from .tell import command_of, tell
 from .traces import COLORS, OTHER
 
 __all__ = ['write_page']
@@ -73,7 +75,7 @@ def write_page(
     }
     page = (TEMPLATE / 'page.html').read_text(encoding='utf-8')
     pieces = page.split('{{')
-    with written_aside(path) as aside, open(
+    with atomic_write(path) as aside, open(
         aside, 'w', encoding='utf-8', errors='backslashreplace'
     ) as file:
         file.write(pieces[0])

@@ -55,7 +55,7 @@ class Part(NamedTuple):
     first: Optional[int] = None
 
 
-class Told(NamedTuple):
+class ParsedRow(NamedTuple):
     """One row, and the process start that wrote it."""
 
     run: str
@@ -203,7 +203,7 @@ def parts_of(path: Path) -> Iterator[Part]:
 
 def read_part(
     part: Part, on_bytes: OnBytes = lambda num: None, warns: bool = False
-) -> Iterator[Told]:
+) -> Iterator[ParsedRow]:
     """Each row with the run and attempt that it or the last one names."""
     names: Optional[Row] = None
     early: List[Row] = []  # rows before the first that names its run
@@ -224,12 +224,12 @@ def read_part(
             if 'run' in row and 'attempt' in row:
                 names = row
                 for each in early:
-                    yield Told(row['run'], row['attempt'], each)
+                    yield ParsedRow(row['run'], row['attempt'], each)
                 early = []
             if names is None:
                 early.append(row)
             else:
-                yield Told(names['run'], names['attempt'], row)
+                yield ParsedRow(names['run'], names['attempt'], row)
     for number in bad[:MAX_WARNED] if warns else ():
         what = 'half-written or damaged, is left out'
         warn(part.path, f'line {number}, {what}')

@@ -6,6 +6,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from mmnanguard.core import GuardConfigError
 
+from .assessment import Assessment, judge
 from .read_events import (
     Part,
     files_of,
@@ -14,10 +15,9 @@ from .read_events import (
     work_dirs_below,
 )
 from .read_scalars import Curve, read_scalars, scalars_of
+from .row_text import tell
 from .summarize import MAX_KEPT, summarize
 from .summary import Row, Summary
-from .tell import tell
-from .verdict import Verdict, judge
 
 __all__ = ['OnProgress', 'RunReport', 'load_run']
 
@@ -57,7 +57,7 @@ class RunReport:
     path: str
     summary: Summary
     curves: Dict[str, Curve]
-    verdict: Verdict
+    verdict: Assessment
     written: datetime
 
     @property

@@ -3,8 +3,8 @@ from collections import deque
 from dataclasses import replace
 from typing import Any, Counter, Deque, Dict, Iterable, List, Tuple
 
+from .downsample import EvenSample, Tally
 from .summary import ROUTINE, Culprit, Episode, Row, Summary
-from .thin_out import Spread, Tally
 
 __all__ = ['summarize']
 
@@ -53,7 +53,9 @@ class Reader:
         self._modules: Dict[str, Culprit] = {}
         self._named: Dict[str, Culprit] = {}
         self._samples = Tally(MAX_SAMPLES)
-        self._kept: Dict[Tuple[str, ...], Spread[Tuple[int, Any, Row]]] = {}
+        self._kept: Dict[
+            Tuple[str, ...], EvenSample[Tuple[int, Any, Row]]
+        ] = {}
         self._num_kept = 0
         self._iters: Dict[Any, int] = {}  # by id, of what still is joined
 
@@ -140,7 +142,7 @@ class Reader:
         if sort not in self._kept:
             if len(self._kept) >= MAX_SORTS:
                 sort = sort[:1]
-            self._kept.setdefault(sort, Spread())
+            self._kept.setdefault(sort, EvenSample())
         item = self._so_far.num_rows, self._iter_of(row), row
         if not self._kept[sort].add(item):
             return

@@ -2,8 +2,8 @@ from typing import Any, List, Sequence
 
 from mmnanguard.core import GuardConfigError
 
+from .row_text import command_of, tell
 from .run_report import RunReport
-from .tell import command_of, tell
 
 __all__ = ['print_reports']
 

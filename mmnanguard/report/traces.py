@@ -3,13 +3,13 @@ from bisect import bisect_right
 from html import escape
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
-from mmnanguard.core import is_finite_number
+from mmnanguard.core.checks import is_finite_number
 
+from .downsample import Points, count_by_bin, downsample_curve
 from .read_scalars import FACTOR, PANELS, Curve, factor_of, panel_of
+from .row_text import as_number
 from .run_report import RunReport
 from .summary import Row
-from .tell import as_number
-from .thin_out import Points, count_by_bin, thin_curve
 
 __all__ = ['COLORS', 'MARKS', 'OTHER', 'Trace', 'traces_of']
 
@@ -72,7 +72,7 @@ def curves_of(
 ) -> List[Trace]:
     """The scalars; without any, learning rate and scale of the events."""
     points = {
-        key: thin_curve(curve.iters, curve.values)
+        key: downsample_curve(curve.iters, curve.values)
         for key, curve in curves.items()
     }
     if panel == 'loss scale' and len(points) < 2:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from mmnanguard.core import (
-    NORM_LIMIT,
     AutoClip,
     GuardConfigError,
     NoClip,
@@ -16,6 +15,7 @@ from mmnanguard.core import (
     TieredClip,
     ZClip,
 )
+from mmnanguard.core.rules.observation import NORM_LIMIT
 
 RULES = [
     NoClip(),

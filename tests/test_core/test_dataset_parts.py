@@ -2,7 +2,7 @@ from types import SimpleNamespace as Part
 
 import pytest
 
-from mmnanguard.core import dataset_parts
+from mmnanguard._support.dataset_parts import dataset_parts
 
 SEARCHED = Part(name='searched')
 

@@ -5,7 +5,6 @@ import math
 import pytest
 
 from mmnanguard.core import (
-    NORM_LIMIT,
     Action,
     Cause,
     GuardPolicy,
@@ -17,6 +16,7 @@ from mmnanguard.core import (
     Verdict,
     decide,
 )
+from mmnanguard.core.rules.observation import NORM_LIMIT
 
 NAN, INF = math.nan, math.inf
 CLEAN = dict(loss=1.0, grad_norm=2.0)

@@ -4,7 +4,8 @@ import pickle
 
 import pytest
 
-from mmnanguard.core import Action, BadTensor, Cause, GuardEvent, to_json
+from mmnanguard.core import Action, BadTensor, Cause, GuardEvent
+from mmnanguard.core.rows.guard_event import to_json
 
 WEIGHT = 'backbone.patch_embed.projection.weight'
 BAD = BadTensor(WEIGHT, 'gradient', 'nan', 12, 4704, -0.03, 0.02, 'float32')

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmnanguard.core import smallest_subset
+from mmnanguard._support.smallest_subset import smallest_subset
 
 NUMBERS = range(20)
 SETS = st.sets(st.sampled_from(NUMBERS), min_size=1)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mmnanguard.core.sorted_window import SortedWindow
+from mmnanguard.core.clipping.window import SortedWindow
 
 
 @pytest.mark.parametrize('size', [1, 2, 7, 40])

@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from mmnanguard.core import GuardConfigError, check_stack
-from mmnanguard.core.stack import RIVALS
+from mmnanguard.check_stack import RIVALS, check_stack
+from mmnanguard.core import GuardConfigError
 
 ROOT = Path(__file__).parents[2]
 (SAID,) = re.findall(

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from mmnanguard.core import GuardConfigError
-from mmnanguard.datasets.audit import audit
 from mmnanguard.datasets.audited_dataset import AuditedDataset
+from mmnanguard.datasets.dataset_audit import audit
 from mmnanguard.datasets.find_problems import build_checks
 
 BOXES = dict(type='NotDegenerate', key='box')

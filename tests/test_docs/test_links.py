@@ -58,7 +58,7 @@ def test_links_lead_somewhere(page):
 def test_files_that_are_named_are_there(page):
     text = page.read_text()
     files = re.findall(
-        r'(?<![\w/.])((?:tools|tests|configs|docs|requirements|mmnanguard)'
+        r'(?<![\w/.])((?:benchmarks|tools|tests|configs|docs|requirements|mmnanguard)'
         r'/[\w/.]+\.(?:py|md|txt|svg))(?!\w)',
         text,
     )

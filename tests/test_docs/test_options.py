@@ -10,7 +10,7 @@ from docs_shell import ROOT, parser_of
 
 from mmnanguard import apply_guard
 from mmnanguard.core import Divergence, GuardPolicy, LrBackoff, SpikePolicy
-from mmnanguard.hooks.fault import Fault
+from mmnanguard.hooks.drill.fault import Fault
 from mmnanguard.numerics import GuardedGradScaler
 from mmnanguard.optim.clip_grad import KEYS, MEMORY, RULES
 from mmnanguard.registry import (
@@ -70,7 +70,7 @@ TOOLS = [
 # Defaults that depend on the machine, or are too long for a table.
 IN_WORDS = {
     ('tools/replay.py', '--device'): 'cuda or cpu',
-    ('tools/benchmark_hooks.py', '--hooks'): 'all rows',
+    ('benchmarks/benchmark_hooks.py', '--hooks'): 'all rows',
     ('tools/cases.py', 'cases'): 'all',
 }
 

@@ -213,7 +213,7 @@ def test_a_culprit_is_examined_once_though_resumed(tmp_path):
 
 def test_an_autopsy_that_fails_costs_no_run(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        'mmnanguard.hooks.examination.run_pass', lambda *args: 1 / 0
+        'mmnanguard.hooks.replay.window_replay.run_pass', lambda *args: 1 / 0
     )
     runner = train(tmp_path, 'module')
     assert runner.iter == 6

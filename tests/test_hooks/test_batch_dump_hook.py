@@ -11,7 +11,7 @@ from mmengine.structures import BaseDataElement, InstanceData
 from toys import guard_hooks, make_runner, read_rows, wrapper
 
 from mmnanguard.core import GuardConfigError
-from mmnanguard.hooks.plain_batch import from_plain, to_plain
+from mmnanguard.hooks.replay.plain_batch import from_plain, to_plain
 
 CFG = dict(model=dict(type='ToyNet'))
 

@@ -19,13 +19,13 @@ from toys import (
     wrapper,
 )
 
-from mmnanguard.hooks import batch_keeper
-from mmnanguard.hooks.batch_keeper import BatchKeeper, same
-from mmnanguard.hooks.batch_samples import (
+from mmnanguard.hooks._shared.batch_samples import (
     sample_names,
     take_samples,
     tensors_of_samples,
 )
+from mmnanguard.hooks.replay import batch_keeper
+from mmnanguard.hooks.replay.batch_keeper import BatchKeeper, same
 
 ILL = 17  # the second sample of the fifth iteration
 

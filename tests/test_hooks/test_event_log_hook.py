@@ -96,7 +96,7 @@ def test_a_disk_that_refuses_costs_rows_not_the_run(tmp_path, monkeypatch):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(
-        'mmnanguard.hooks.event_log_hook.open', full, raising=False
+        'mmnanguard.hooks.events.event_log_hook.open', full, raising=False
     )
     runner = run(tmp_path, dict(iter=3, site='grad'))
     assert runner.iter == 10

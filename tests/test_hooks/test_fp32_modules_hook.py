@@ -11,7 +11,7 @@ from torch import nn
 from toys import guard_hooks, make_runner, read_rows, wrapper
 
 from mmnanguard.core import GuardConfigError
-from mmnanguard.hooks.fp32_modules_hook import in_fp32
+from mmnanguard.hooks.replay.fp32_modules_hook import in_fp32
 
 FP16 = wrapper(
     'NanGuardAmpOptimWrapper',

@@ -24,7 +24,8 @@ from toys import (
 )
 
 from mmnanguard.core import GuardConfigError, TrainingHalted
-from mmnanguard.hooks import InputGuardHook, input_guard_hook
+from mmnanguard.hooks import InputGuardHook
+from mmnanguard.hooks.inputs import input_guard_hook
 from mmnanguard.optim import NanGuardOptimWrapper
 
 BAD = 'train/000009.jpg'  # the second sample of the third iteration

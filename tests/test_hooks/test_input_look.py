@@ -7,8 +7,8 @@ import pytest
 import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
-from mmnanguard.hooks.input_look import InputLook, bad_samples
-from mmnanguard.hooks.input_policy import InputPolicy
+from mmnanguard.hooks.inputs.input_look import InputLook, bad_samples
+from mmnanguard.hooks.inputs.input_policy import InputPolicy
 
 Pair = namedtuple('Pair', ['image', 'depth'])
 

@@ -249,7 +249,7 @@ def test_no_clip_no_coefficient(tmp_path):
 
 
 def test_the_guards_scalars_stay_short(tmp_path, monkeypatch):
-    monkeypatch.setattr('mmnanguard.hooks.run_scalars.SCALAR_LENGTH', 3)
+    monkeypatch.setattr('mmnanguard.hooks.guard.run_scalars.SCALAR_LENGTH', 3)
     runner = make_runner(tmp_path, GUARDED, default_hooks=guard_hooks())
     runner.train()
     buffer = runner.message_hub.get_scalar('train/guard/skipped')

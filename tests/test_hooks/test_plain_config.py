@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mmnanguard.hooks.plain_config import parse_config
+from mmnanguard.hooks.replay.plain_config import parse_config
 
 NEEDED = "model = dict(type='Net')\noptim_wrapper = dict(type='Wrapper')\n"
 ROOT = Path(__file__).parents[2]

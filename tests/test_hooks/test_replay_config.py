@@ -1,7 +1,7 @@
 import pytest
 from mmengine.config import Config
 
-from mmnanguard.hooks.replay_config import hooks_inside
+from mmnanguard.hooks.replay.replay_config import hooks_inside
 
 LAZY = """
 from mmnanguard.hooks import Fp32ModulesHook, NanGuardHook

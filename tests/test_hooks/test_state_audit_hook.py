@@ -379,7 +379,7 @@ def test_a_save_by_someone_else_is_audited(tmp_path):
 def test_no_iteration_is_looked_at_twice(
     tmp_path, monkeypatch, interval, looks
 ):
-    from mmnanguard.hooks import state_audit_hook as module
+    from mmnanguard.hooks.recovery import state_audit_hook as module
 
     seen = []
     look = module.StateAudit.look
@@ -393,7 +393,7 @@ def test_no_iteration_is_looked_at_twice(
 
 
 def test_a_clean_audit_reads_once(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / 'tools')
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / 'benchmarks')
     from benchmark import HostReads
 
     counts = []

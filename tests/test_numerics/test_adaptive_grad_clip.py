@@ -100,7 +100,7 @@ def test_nothing_to_clip():
     params, grads = make([(2, 2)])
     before = grads[0].clone()
     names = {id(params[0]): ['head.weight']}
-    rule = AdaptiveGradClip(exclude=['head']).settle(names)
+    rule = AdaptiveGradClip(exclude=['head']).resolve_names(names)
     rule(params, grads)
     assert torch.equal(grads[0], before)
 
@@ -152,7 +152,7 @@ NAMES = {
     ],
 )
 def test_patterns(exclude, left_out):
-    rule = AdaptiveGradClip(exclude=exclude).settle(NAMES)
+    rule = AdaptiveGradClip(exclude=exclude).resolve_names(NAMES)
     assert rule.left_out == left_out
     assert rule.known == {1, 2, 3}
 
@@ -160,7 +160,7 @@ def test_patterns(exclude, left_out):
 def test_a_pattern_in_no_name():
     rule = AdaptiveGradClip(exclude=['head', 'backbone.cnv'])
     with pytest.raises(GuardConfigError) as caught:
-        rule.settle(NAMES)
+        rule.resolve_names(NAMES)
     for word in (
         'optim_wrapper.clip_grad.exclude',
         "'backbone.cnv'",

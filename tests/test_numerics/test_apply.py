@@ -6,9 +6,9 @@ from torch import nn
 from toys import total_norm
 
 from mmnanguard.core import NormClip
-from mmnanguard.numerics import HAS_CPU_SCALER, ValueClip, apply_update
-from mmnanguard.numerics.apply import multiply
-from mmnanguard.numerics.grad_scaler import GradScaler
+from mmnanguard.numerics.update.apply import apply_update, multiply
+from mmnanguard.numerics.update.grad_rules import ValueClip
+from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER, GradScaler
 
 DTYPES = (torch.float32, torch.float64, torch.float32)
 OPTIMIZERS = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmnanguard.numerics import KeptTensor, StateAudit
+from mmnanguard.numerics.checkpoints.state_audit import KeptTensor, StateAudit
 
 DTYPES = (
     torch.float16,
@@ -82,7 +82,7 @@ def test_a_few_are_described_at_each_place():
 
 
 def test_a_clean_state_is_read_once(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / 'tools')
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / 'benchmarks')
     from benchmark import HostReads
 
     state = kept(

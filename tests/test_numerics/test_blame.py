@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from mmnanguard.core import BadTensor, Cause, ScaleReading
-from mmnanguard.numerics import Reading, Snapshot, TensorNames, blame, observe
+from mmnanguard.numerics.snapshot.snapshot import Snapshot
+from mmnanguard.numerics.update.blame import TensorNames, blame
+from mmnanguard.numerics.update.observe import Reading, observe
 
 INF, NAN = math.inf, math.nan
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmnanguard.numerics import ValueClip
+from mmnanguard.numerics.update.grad_rules import ValueClip
 
 
 @pytest.mark.parametrize(

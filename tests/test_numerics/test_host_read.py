@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from mmnanguard.numerics import read_once
+from mmnanguard.numerics.base.host_read import read_once
 
 
 @pytest.mark.parametrize(

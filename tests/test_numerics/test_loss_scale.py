@@ -20,8 +20,8 @@ from mmnanguard.core import (
     Verdict,
     decide,
 )
-from mmnanguard.numerics import HAS_CPU_SCALER, GuardedGradScaler
-from mmnanguard.numerics.grad_scaler import GradScaler
+from mmnanguard.numerics import GuardedGradScaler
+from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER, GradScaler
 
 NAN, INF = math.nan, math.inf
 NO_LIMITS = GuardPolicy(max_consecutive_skips=None, max_skip_rate=None)

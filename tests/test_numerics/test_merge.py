@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmnanguard.core import Observation, Shard
-from mmnanguard.numerics import merge
-from mmnanguard.numerics.observe import combine
+from mmnanguard.numerics.update.agree import merge
+from mmnanguard.numerics.update.observe import combine
 
 
 def seen(norm=0.0, shards=(), **keys):

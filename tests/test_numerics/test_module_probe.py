@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mmnanguard.numerics import ModuleProbe
+from mmnanguard.numerics.probe.module_probe import ModuleProbe
 
 
 class Net(nn.Module):

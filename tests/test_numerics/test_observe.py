@@ -8,7 +8,6 @@ from torch import nn
 from toys import total_norm
 
 from mmnanguard.core import (
-    NORM_LIMIT,
     Action,
     Cause,
     GuardPolicy,
@@ -17,7 +16,9 @@ from mmnanguard.core import (
     ScaleReading,
     decide,
 )
-from mmnanguard.numerics import Reading, Snapshot, look_closer, observe
+from mmnanguard.core.rules.observation import NORM_LIMIT
+from mmnanguard.numerics.snapshot.snapshot import Snapshot
+from mmnanguard.numerics.update.observe import Reading, diagnose, observe
 
 INF, NAN = math.inf, math.nan
 ONE = torch.tensor(1.0)
@@ -38,7 +39,7 @@ def look(grads=(), losses=(ONE,), facts=None, **keys):
 
 def closely(grads, weights=(), **keys):
     seen, reading = look(grads, **keys)
-    return look_closer(seen, reading, grads, weights)
+    return diagnose(seen, reading, grads, weights)
 
 
 def test_a_clean_update():
@@ -66,7 +67,7 @@ def test_no_gradients_at_all():
     assert seen.is_clean
     assert (seen.grad_norm, seen.num_params) == (0.0, 0)
     assert look(norm_type=3.0)[0].clip_norm == 0.0
-    assert look_closer(seen, reading, [], []) == seen
+    assert diagnose(seen, reading, [], []) == seen
 
 
 @pytest.mark.parametrize(
@@ -295,16 +296,16 @@ def test_bad_weights_are_found_by_the_second_look():
     weights = [torch.zeros(3), torch.tensor([0.0, INF]), torch.zeros(2).int()]
     seen, reading = look(grads)
     assert seen.weights_are_finite
-    assert not look_closer(seen, reading, grads, weights).weights_are_finite
-    assert look_closer(seen, reading, grads, weights[::2]).weights_are_finite
+    assert not diagnose(seen, reading, grads, weights).weights_are_finite
+    assert diagnose(seen, reading, grads, weights[::2]).weights_are_finite
 
 
 def test_the_second_look_keeps_what_was_seen():
     grads = [torch.tensor([3.0]), torch.tensor([4.0])]
     seen, reading = look(grads, [torch.tensor(NAN)])
-    assert look_closer(seen, reading, grads, grads).loss_is_finite is False
-    assert look_closer(seen, reading, grads, grads).grad_norm == 5.0
-    assert look_closer(seen, reading, grads, grads).num_bad_params == 0
+    assert diagnose(seen, reading, grads, grads).loss_is_finite is False
+    assert diagnose(seen, reading, grads, grads).grad_norm == 5.0
+    assert diagnose(seen, reading, grads, grads).num_bad_params == 0
 
 
 # The one sync

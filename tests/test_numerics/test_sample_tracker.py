@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from mmnanguard.numerics.sample_tracker import SampleTracker
+from mmnanguard.numerics.probe.sample_tracker import SampleTracker
 
 SIZE = 4
 SEED = torch.Generator().manual_seed(0)

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW
 
-from mmnanguard.numerics.scan import (
+from mmnanguard.numerics.checkpoints.scan import (
     CheckpointScan,
+    classify_masks,
     join_ranks,
     scan_checkpoint,
-    settle_masks,
 )
 
 NAN, INF = math.nan, math.inf
@@ -396,7 +396,7 @@ def scan_of(mask):
     ids=['alone', 'same', 'moves', 'was finite', 'a bit', 'another model'],
 )
 def test_masks_are_compared(masks, are_bad):
-    scans = settle_masks([scan_of(mask) for mask in masks])
+    scans = classify_masks([scan_of(mask) for mask in masks])
     assert [bool(scan.findings) for scan in scans] == are_bad
     for scan, mask in zip(scans, masks):
         has_inf = mask is not None and -INF in mask
@@ -408,9 +408,9 @@ def test_ranks_are_joined():
     scan = join_ranks(parts)
     assert told(scan) == [('weight', 'rank 1: mask', 'nan')]
     assert [mask.name for mask, _ in scan.masks] == ['rank 0: mask']
-    assert told(settle_masks([scan, scan])[0]) == told(scan)
+    assert told(classify_masks([scan, scan])[0]) == told(scan)
     moved = join_ranks([scan_of([-INF, 0]), CheckpointScan()])
-    assert told(settle_masks([scan, moved])[1]) == [
+    assert told(classify_masks([scan, moved])[1]) == [
         ('weight', 'rank 0: mask', 'inf')
     ]
 

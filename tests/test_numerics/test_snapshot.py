@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmnanguard.numerics import Snapshot, read_once
+from mmnanguard.numerics.base.host_read import read_once
+from mmnanguard.numerics.snapshot.snapshot import Snapshot
 
 INF, NAN = math.inf, math.nan
 

@@ -10,7 +10,8 @@ from mmengine.model import ExponentialMovingAverage
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from mmnanguard.numerics import Snapshot, read_once
+from mmnanguard.numerics.base.host_read import read_once
+from mmnanguard.numerics.snapshot.snapshot import Snapshot
 
 
 class Encoder(nn.Module):

@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 from toys import ToyNet, guard_hooks, make_runner, read_rows, wrapper
 
 from mmnanguard import watch
-from mmnanguard.numerics import forget_watched, read_watched
+from mmnanguard.numerics.update.watch import forget_watched, read_watched
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mmnanguard.core import GuardConfigError
-from mmnanguard.numerics import HAS_CPU_SCALER
+from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 from mmnanguard.optim import autocast_dtype
 from mmnanguard.optim.autocast_dtype import choose_dtype, has_native_bf16
 

@@ -15,7 +15,8 @@ from mmnanguard.core import (
     TieredClip,
     ZClip,
 )
-from mmnanguard.numerics import AdaptiveGradClip, ValueClip
+from mmnanguard.numerics import AdaptiveGradClip
+from mmnanguard.numerics.update.grad_rules import ValueClip
 from mmnanguard.optim.clip_grad import build_clip, load_clip, mmengines_clip
 
 

@@ -139,7 +139,7 @@ def test_what_is_wrong_with_the_sum_rejects_the_window():
             clean = matrix.everything(model, wrapper)
     (event,) = wrapper.guard.take_events()
     assert (event.action.value, event.cause.value) == ('skip', 'spike')
-    # Told of what rejected it: the spike, and its largest gradient.
+    # ParsedRow of what rejected it: the spike, and its largest gradient.
     assert event.micro_batches is None
     assert event.params[0].kind == 'huge'
     after = matrix.everything(model, wrapper)

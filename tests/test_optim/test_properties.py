@@ -28,7 +28,7 @@ from mmnanguard.core import (
     ZClip,
     decide,
 )
-from mmnanguard.numerics import merge
+from mmnanguard.numerics.update.agree import merge
 from mmnanguard.optim import NanGuardAmpOptimWrapper
 
 # The same examples each time, and no database beside the tests.

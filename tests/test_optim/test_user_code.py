@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import LBFGS, SGD, AdamW
 
 from mmnanguard.core import GuardConfigError, TrainingHalted
-from mmnanguard.numerics import HAS_CPU_SCALER
+from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
 
 BATCH = torch.ones(8, 3).cumsum(0) / 10

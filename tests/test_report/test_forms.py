@@ -26,11 +26,12 @@ from event_rows import (
 from laptop import laptop
 
 import mmnanguard
-from mmnanguard.core import GuardConfigError, to_json
+from mmnanguard.core import GuardConfigError
+from mmnanguard.core.rows.guard_event import to_json
 from mmnanguard.report import RunReport, load_run, print_reports, write_page
+from mmnanguard.report.assessment import judge
 from mmnanguard.report.page import section
 from mmnanguard.report.summarize import summarize
-from mmnanguard.report.verdict import judge
 
 pytest.importorskip('plotly')
 pytest.importorskip('rich')

@@ -22,8 +22,9 @@ from event_rows import (
 )
 
 import mmnanguard
-from mmnanguard.core import Action, Cause, GuardEvent, to_json
-from mmnanguard.report.tell import TOLD, command_of, tell
+from mmnanguard.core import Action, Cause, GuardEvent
+from mmnanguard.core.rows.guard_event import to_json
+from mmnanguard.report.row_text import TOLD, command_of, tell
 
 SPIKE = dict(what='grad_norm', value=9.0, limit=5.0, mean='nan')
 SAID = {

@@ -6,12 +6,17 @@ from collections import Counter
 
 import pytest
 
-from mmnanguard.report.thin_out import Spread, Tally, count_by_bin, thin_curve
+from mmnanguard.report.downsample import (
+    EvenSample,
+    Tally,
+    count_by_bin,
+    downsample_curve,
+)
 
 
 @pytest.mark.parametrize('num', [1, 2, 3, 7, 8, 9, 64, 1000, 1001])
 def test_spread(num):
-    spread = Spread()
+    spread = EvenSample()
     for item in range(num):
         spread.add(item)
         if len(spread) > 8:
@@ -20,14 +25,14 @@ def test_spread(num):
     assert items[0] == 0
     assert items[-1] == num - 1
     assert min(num, 5) <= len(items) <= 9
-    gaps = {b - a for a, b in zip(items, items[1:-1])}
-    assert len(gaps) <= 1  # even distances, but for the last one
+    coverage_warnings = {b - a for a, b in zip(items, items[1:-1])}
+    assert len(coverage_warnings) <= 1  # even distances, but for the last one
     assert spread.num == num
 
 
 def test_thinned_at_any_time_the_last_stays():
     rng = random.Random(0)
-    spread = Spread()
+    spread = EvenSample()
     for item in range(500):
         spread.add(item)
         for _ in range(rng.choice([0, 0, 0, 1, 2])):
@@ -54,8 +59,8 @@ def test_tally_forgets_the_rare():
 
 
 def test_a_short_curve_is_whole():
-    assert thin_curve([1, 5], [2.0, math.nan]) == ([1, 5], [2.0, None])
-    assert thin_curve([], []) == ([], [])
+    assert downsample_curve([1, 5], [2.0, math.nan]) == ([1, 5], [2.0, None])
+    assert downsample_curve([], []) == ([], [])
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -69,7 +74,7 @@ def test_a_thinned_curve_keeps_its_looks(seed):
         values[place] = rng.choice([math.nan, math.inf, -math.inf])
     iters = list(range(1, num + 1))
 
-    thin_iters, thin = thin_curve(iters, values, num_bins)
+    thin_iters, thin = downsample_curve(iters, values, num_bins)
 
     assert len(thin) <= 5 * num_bins
     assert thin_iters == sorted(set(thin_iters))

@@ -15,9 +15,9 @@ from event_rows import (
 )
 
 from mmnanguard.core import Cause
-from mmnanguard.report.cures import IN_SHORT
+from mmnanguard.report.assessment import judge
+from mmnanguard.report.recommendations import IN_SHORT
 from mmnanguard.report.summarize import summarize
-from mmnanguard.report.verdict import judge
 
 
 def judged(rows, last_iter=1000):

@@ -10,7 +10,7 @@ from strategy_job import make, mend_mmengine
 from torch import distributed as dist
 
 from mmnanguard.core import TrainingHalted
-from mmnanguard.numerics import local
+from mmnanguard.numerics.base.shards import local
 
 
 class Spoil(Hook):

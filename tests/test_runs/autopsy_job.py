@@ -29,7 +29,8 @@ from toys import (
     wrapper,
 )
 
-from mmnanguard.numerics import HAS_CPU_SCALER, read_rng
+from mmnanguard.numerics.base.rng_state import read_rng
+from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 
 BATCH_SIZE = 4
 STRUCK = 3  # iteration

@@ -13,7 +13,7 @@ from fsdp_job import WAYS, build
 from torch import distributed as dist
 
 from mmnanguard.core import GuardConfigError
-from mmnanguard.numerics import HAS_CPU_SCALER
+from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 from mmnanguard.optim import NanGuardOptimWrapper
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from toys import total_norm
 
-from mmnanguard.numerics import local
+from mmnanguard.numerics.base.shards import local
 from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
 
 try:

@@ -9,7 +9,7 @@ from mmengine.logging import MMLogger
 from ranks import launch, needs_fsdp
 from toys import assert_same, guard_hooks, make_runner, wrapper
 
-from mmnanguard.numerics import HAS_CPU_SCALER
+from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 
 CLIPS = {
     'TieredClip': dict(type='TieredClip', tiers=[(1, 0.01), (0, 0.05)]),

@@ -21,7 +21,7 @@ from toys import (
     wrapper,
 )
 
-from mmnanguard.numerics import HAS_CPU_SCALER
+from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 from mmnanguard.optim import Guard
 
 # Dynamo looks at the `.grad` of everything.

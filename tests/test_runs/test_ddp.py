@@ -9,7 +9,7 @@ import pytest
 import torch
 from ranks import launch
 
-from mmnanguard.numerics import HAS_CPU_SCALER
+from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 
 NUM_RANKS = 4
 # With a parameter that is each rank's own; rank 0 does not use it.

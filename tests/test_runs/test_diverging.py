@@ -19,7 +19,7 @@ def runs(tmp_path_factory):
     """Of the seed that the config has, by kind."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT)
-        patch.syspath_prepend(ROOT / 'tools')
+        patch.syspath_prepend(ROOT / 'benchmarks')
         import divergence
 
         configs = {

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from toys import NUMBERS, read_rows
 
-from mmnanguard.hooks.dump_replay import open_dump
+from mmnanguard.hooks.replay.dump_replay import open_dump
 
 ROOT = Path(__file__).parents[2]
 CONV = 'backbone.1.conv'

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from ranks import DEADLINE, TESTS, start
 
-from mmnanguard.hooks import choose_resume
-from mmnanguard.numerics import look_at
+from mmnanguard.hooks.recovery.pointers import choose_resume
+from mmnanguard.numerics.checkpoints.checkpoint_file import scan_file
 from mmnanguard.safe_load import allow_mmengine_checkpoints
 
 WRITES = {
@@ -41,7 +41,7 @@ def test_nothing_is_left_half_written(tmp_path, write, time):
 
     left = list(tmp_path.glob('*.pth'))
     assert left
-    assert [p.name for p in left if look_at(p).status != 'read'] == []
+    assert [p.name for p in left if scan_file(p).status != 'read'] == []
     if (write, time) == ('pointer', 1):
         # There is none yet.
         assert list(tmp_path.glob('last_*')) == []
@@ -61,4 +61,4 @@ def test_without_the_audit_it_is(tmp_path, write):
     else:
         assert not last.exists()  # removed, and the next one is broken
         (broken,) = tmp_path.glob('*.pth')
-        assert look_at(broken).status == 'unreadable'
+        assert scan_file(broken).status == 'unreadable'

@@ -5,7 +5,7 @@ import json
 import pytest
 from ranks import launch
 
-from mmnanguard.numerics import HAS_CPU_SCALER
+from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 
 CAUSES = {
     'input': 'loss_nonfinite',

@@ -17,7 +17,7 @@ from torch.optim import SGD, AdamW
 from torch.utils.checkpoint import checkpoint
 from toys import assert_same, guard_hooks, make_runner, read_rows, wrapper
 
-from mmnanguard.numerics import TensorNames
+from mmnanguard.numerics.update.blame import TensorNames
 from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
 
 NUM_UPDATES = 6

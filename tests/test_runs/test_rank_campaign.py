@@ -4,7 +4,7 @@ import json
 
 from ranks import TESTS, start
 
-from mmnanguard.numerics import HAS_CPU_SCALER
+from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 
 
 def test_faults_on_one_rank_leave_no_trace(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mmnanguard.numerics import HAS_CPU_SCALER
+from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / 'configs' / 'digits' / 'drill_fp16.py')

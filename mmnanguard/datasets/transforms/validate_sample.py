@@ -3,7 +3,8 @@ from typing import Any, List, Mapping, Optional, Sequence, Union
 
 from mmengine.logging import print_log
 
-from mmnanguard.core import NanGuardError, check_value
+from mmnanguard.core import NanGuardError
+from mmnanguard.core.checks import check_value
 from mmnanguard.registry import TRANSFORMS
 
 from ..bad_sample_record import BadSampleRecord

@@ -1,0 +1,274 @@
+"""What does each hook or rule cost an iteration in which all is well?
+
+An iteration: hooks, ``train_step``, hooks, as MMEngine's loop does it; loading
+the batch is left out. Each row is a Runner of its own, all with the same
+weights and batches. They take turns in random order and are compared within a
+round. A hook is alone with the guard; EventLogHook needs NanGuardHook. What is
+done every so many iterations is done in each one here, so that its price can
+be read off. Milliseconds stand out of the noise with ``--model small --repeat
+300``. A read is a moment at which Python waits for numbers from the device.
+
+Example:
+    python benchmarks/benchmark_hooks.py --threads 1 --json hooks.json
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple, Optional, Sequence
+
+import numpy as np
+import torch
+from benchmark import HostReads, describe_machine, save, show
+from mmengine.device import get_device
+from mmengine.model import BaseModel
+from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.structures import BaseDataElement
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+# The guard and its hooks compare tensors and batches in the first three.
+NUM_WARM_UPS = 6
+NAN_GUARD = dict(type='mmnanguard.NanGuardHook')
+EVENT_LOG = dict(type='mmnanguard.EventLogHook')
+AUTOPSY = dict(type='mmnanguard.AutopsyHook')
+BATCH_DUMP = dict(type='mmnanguard.BatchDumpHook')
+REJECT = dict(type='mmnanguard.InputGuardHook', action='reject')
+SANITIZE = dict(type='mmnanguard.InputGuardHook', action='sanitize')
+# In float32 it finds nothing to cast, but it looks.
+FP32 = dict(
+    type='mmnanguard.Fp32ModulesHook', modules=[r're:backbone\.(0|conv1)']
+)
+AUDIT = dict(type='mmnanguard.StateAuditHook', interval=1)
+ROLLBACK = dict(type='mmnanguard.RollbackHook', interval=1)
+SPIKE = dict(spike=dict(window=128, warmup=2, action='skip'))
+BACKOFF = dict(lr_backoff=dict(above=1e6))
+BACK = dict(when_exhausted='rollback')
+MICRO_BATCH = dict(accumulation='microbatch')
+
+
+class Side(NamedTuple):
+    hooks: Sequence[dict] = ()
+    guard: Optional[dict] = None
+    clip: Optional[dict] = None
+
+
+PLAIN = "MMEngine's wrapper"
+SIDES = {
+    PLAIN: Side(),
+    'guard alone': Side(),
+    'NanGuardHook': Side([NAN_GUARD]),
+    'NanGuardHook, EventLogHook': Side([NAN_GUARD, EVENT_LOG]),
+    'AutopsyHook': Side([AUTOPSY]),
+    'BatchDumpHook': Side([BATCH_DUMP]),
+    'NanGuardHook, InputGuardHook': Side([NAN_GUARD, REJECT]),
+    'InputGuardHook, sanitize': Side([SANITIZE]),
+    'Fp32ModulesHook': Side([FP32]),
+    'these six': Side(
+        [NAN_GUARD, EVENT_LOG, AUTOPSY, BATCH_DUMP, REJECT, FP32]
+    ),
+    'StateAuditHook, each iteration': Side([AUDIT]),
+    'RollbackHook, each iteration': Side([NAN_GUARD, ROLLBACK], BACK),
+    'guard.spike': Side(guard=SPIKE),
+    'guard.lr_backoff': Side(guard=BACKOFF),
+    "guard.accumulation='microbatch'": Side(guard=MICRO_BATCH),
+    'clip_grad, max_norm': Side(clip=dict(max_norm=35.0)),
+    'TieredClip': Side(clip=dict(type='TieredClip', tiers=[(0, 35.0)])),
+    'AutoClip': Side(clip=dict(type='AutoClip', percentile=10)),
+    'ZClip': Side(clip=dict(type='ZClip')),
+    'AdaptiveGradClip': Side(clip=dict(type='AdaptiveGradClip')),
+}
+PIXELS = dict(mean=[127.5] * 3, std=[127.5] * 3)
+MMPRETRAIN = dict(
+    type='mmpretrain.ImageClassifier',
+    data_preprocessor=dict(
+        type='mmpretrain.ClsDataPreprocessor', num_classes=10, **PIXELS
+    ),
+    backbone=dict(type='mmpretrain.ResNet_CIFAR', depth=18),
+    neck=dict(type='mmpretrain.GlobalAveragePooling'),
+    head=dict(
+        type='mmpretrain.LinearClsHead',
+        num_classes=10,
+        in_channels=512,
+        loss=dict(type='mmpretrain.CrossEntropyLoss'),
+    ),
+)
+MODELS = {
+    'resnet18': [64, 64, 128, 128, 256, 256, 512, 512],  # of each block
+    'small': [8, 16],
+    'mmpretrain': MMPRETRAIN,  # its ResNet-18 for CIFAR, where it imports
+}
+
+
+def conv_norm(inputs, outputs, size, stride):
+    conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
+    return conv, nn.BatchNorm2d(outputs)
+
+
+class Block(nn.Module):
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        first = conv_norm(inputs, outputs, 3, stride)
+        second = conv_norm(outputs, outputs, 3, 1)
+        self.branch = nn.Sequential(*first, nn.ReLU(), *second)
+        shortcut = conv_norm(inputs, outputs, 1, stride) if stride > 1 else ()
+        self.shortcut = nn.Sequential(*shortcut)
+
+    def forward(self, features):
+        return F.relu(self.branch(features) + self.shortcut(features))
+
+
+class ResNet(BaseModel):
+    """For small images: a stem of 3 x 3 and stride 1, and no pooling."""
+
+    def __init__(self, widths):
+        super().__init__(dict(type='ImgDataPreprocessor', **PIXELS))
+        layers, inputs = [*conv_norm(3, widths[0], 3, 1), nn.ReLU()], widths[0]
+        for width in widths:
+            layers.append(Block(inputs, width, 1 + (width > inputs)))
+            inputs = width
+        self.backbone = nn.Sequential(*layers)
+        self.head = nn.Linear(inputs, 10)
+
+    def forward(self, inputs, data_samples, mode):
+        scores = self.head(self.backbone(inputs).mean((2, 3)))
+        labels = torch.cat([sample.gt_label for sample in data_samples])
+        return dict(loss=F.cross_entropy(scores, labels.to(scores.device)))
+
+
+class Images(Dataset):
+    """Noise, packed as mm pipelines pack images."""
+
+    def __init__(self, num_images, size, sample_type=BaseDataElement):
+        self.sample_type = sample_type
+        self.images = torch.randint(0, 256, (num_images, 3, size, size))
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        image = self.images[index].byte()
+        path, label = f'images/{index:06d}.jpg', torch.tensor([index % 10])
+        about = dict(img_path=path, img_shape=tuple(image.shape[1:]))
+        sample = self.sample_type(metainfo=about, gt_label=label)
+        return dict(inputs=image, data_samples=sample)
+
+
+class SteppedLoop(IterBasedTrainLoop):
+    """Begins as MMEngine's does; ``run_iter`` is for others to call."""
+
+    def run(self):
+        self.runner.call_hook('before_train')
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+
+
+def make_runner(name, args, dataset, folder):
+    """A runner that is about to train its first batch."""
+    side, model = SIDES[name], MODELS[args.model]
+    if isinstance(model, list):
+        model = dict(type=ResNet, widths=model)
+    sgd = dict(type='SGD', lr=1e-9, momentum=0.9)
+    wrapper = dict(type='OptimWrapper', optimizer=sgd, clip_grad=side.clip)
+    if name != PLAIN:
+        wrapper.update(
+            type='mmnanguard.NanGuardOptimWrapper', guard=side.guard
+        )
+    sampler = dict(type='InfiniteSampler', seed=0)
+    runner = Runner(
+        model=model,
+        work_dir=f'{folder}/{name}',
+        train_dataloader=dict(
+            dataset=dataset, sampler=sampler, batch_size=args.batch_size
+        ),
+        train_cfg=dict(type=SteppedLoop, max_iters=10**6),
+        optim_wrapper=wrapper,
+        default_hooks=dict(checkpoint=None),
+        custom_hooks=[dict(hook) for hook in side.hooks],
+        experiment_name=name,
+        log_processor=dict(by_epoch=False),
+        log_level='ERROR',
+        randomness=dict(seed=0),
+    )
+    runner.train()
+    return runner
+
+
+def measure(runners, repeat, clock=time.perf_counter, wait=lambda: None):
+    """Milliseconds of iterations by round and runner; a GPU is waited for."""
+    times = np.empty((NUM_WARM_UPS + repeat, len(runners)))
+    for row in track(times, 'rounds', console=Console(stderr=True)):
+        for index in random.sample(range(len(runners)), len(runners)):
+            loop = runners[index].train_loop
+            batch = next(loop.dataloader_iterator)
+            wait()
+            start = clock()
+            loop.run_iter(batch)
+            wait()
+            row[index] = 1e3 * (clock() - start)
+    return times[NUM_WARM_UPS:]
+
+
+def count_reads(runner):
+    batch = next(runner.train_loop.dataloader_iterator)
+    with HostReads() as reads:
+        runner.train_loop.run_iter(batch)
+    return reads.count
+
+
+def make_rows(names, times, reads):
+    plain, guard = times.T[:2]
+    for name, own, num_reads in zip(names, times.T, reads):
+        row = dict(ms=np.median(own), more_ms=np.median(own - guard))
+        for key, other in (('to_mmengine', plain), ('to_guard', guard)):
+            ratios = np.percentile(own / other, (50, 10, 90))
+            row.update(zip((key, f'{key}_p10', f'{key}_p90'), ratios))
+        row = {key: round(number, 3) for key, number in row.items()}
+        yield dict(hooks=name, **row, reads=num_reads)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    add = parser.add_argument
+    add('--model', choices=MODELS, default='resnet18')
+    add('--hooks', nargs='+', choices=SIDES, default=[*SIDES], metavar='ROW')
+    add('--batch-size', type=int, default=8)
+    add('--image-size', type=int, default=32)
+    add('--repeat', type=int, default=30)
+    add('--threads', type=int, default=torch.get_num_threads())
+    add('--markdown', action='store_true')
+    add('--json', type=Path, metavar='FILE')
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    device, num, size = get_device(), args.batch_size, args.image_size
+    names = [*dict.fromkeys([*SIDES][:2] + args.hooks)]  # to compare with
+    sample_type = BaseDataElement
+    if args.model == 'mmpretrain':
+        from mmpretrain.structures import DataSample as sample_type
+    dataset = Images(4 * num, size, sample_type)
+    with tempfile.TemporaryDirectory() as folder:
+        runners = [make_runner(name, args, dataset, folder) for name in names]
+        clock, wait = time.perf_counter, torch.cuda.synchronize
+        if device == 'cpu':
+            wait = int  # for nothing
+        if device == 'cpu' and args.threads == 1:
+            clock = time.thread_time  # what others do on the machine is out
+        times = measure(runners, args.repeat, clock, wait)
+        rows = [*make_rows(names, times, map(count_reads, runners))]
+    machine = describe_machine(device, cpu_note='no GPU')
+    machine += f', {args.model}, {num} images of {size} x {size}'
+    machine += f', {clock.__name__}'
+    show(machine, rows, args.markdown)
+    save(machine, rows, args.json)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Where does the time of a guarded update go?
+
+Medians of its stages, each with what it calls, beside the whole.
+
+Example:
+    python benchmarks/profile_update.py --params 1000-small --optimizer SGD
+"""
+
+import argparse
+import importlib
+import sys
+import time
+from collections import defaultdict
+from functools import wraps
+from statistics import median
+from unittest import mock
+
+import torch
+from benchmark import CLIPS, NUM_WARM_UPS, OPTIMIZERS, describe_machine
+from parameter_sets import PARAMETER_SETS
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from update_sides import Guarded
+
+from mmnanguard.numerics.snapshot.snapshot import Snapshot
+from mmnanguard.optim.guard import Guard
+
+# Their functions of the same names hide these modules.
+OBSERVE = importlib.import_module('mmnanguard.numerics.update.observe')
+STEP = importlib.import_module('mmnanguard.optim.guarded_step')
+
+
+def stages_of(side):
+    """In their order; a dash more where a stage is part of the one above."""
+    return {
+        'the whole update': (side, 'run'),
+        '- begin: copies, versions': (Guard, 'open'),
+        '- find gradients': (Guard, 'collect'),
+        '- observe': (STEP, 'observe'),
+        '-- a norm of each gradient, and of each buffer': (
+            OBSERVE,
+            'tensor_norms',
+        ),
+        '-- what forward changed': (Snapshot, 'facts'),
+        '-- the host read': (OBSERVE, 'read_once'),
+        '- decide': (STEP, 'decide'),
+        '- apply': (STEP, 'apply_update'),
+        '-- optimizer.step': (side.optimizer, 'step'),
+        '- end, tell': (Guard, 'close'),
+        '- zero_grad': (side.wrapper, 'zero_grad'),
+    }
+
+
+def timed(function, spent):
+    @wraps(function)
+    def call(*args, **kwargs):
+        start = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            spent[-1] += 1e3 * (time.perf_counter() - start)
+
+    return call
+
+
+def profile(side, repeat):
+    """Milliseconds a stage takes in an update, by its name."""
+    for _ in range(NUM_WARM_UPS):
+        side.prepare()
+        side.run()
+    times = defaultdict(list)
+    stages = stages_of(side)
+    for name, (owner, attribute) in stages.items():
+        for _ in range(repeat):
+            times[name].append(0.0)
+            function = getattr(owner, attribute)
+            stage = timed(function, times[name])
+            side.prepare()
+            with mock.patch.object(owner, attribute, stage):
+                side.run()
+    return {name: median(spent) for name, spent in times.items()}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    add = parser.add_argument
+    add('--params', choices=PARAMETER_SETS, default='resnet50')
+    add('--optimizer', choices=OPTIMIZERS, default='fused AdamW')
+    add('--clip', choices=CLIPS, default='above')
+    add('--precision', choices=['fp32', 'fp16'], default='fp16')
+    add('--repeat', type=int, default=30)
+    add('--threads', type=int, default=torch.get_num_threads())
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    model = PARAMETER_SETS[args.params]()
+    grads = [torch.randn_like(param) for param in model.parameters()]
+    build, clip = OPTIMIZERS[args.optimizer], CLIPS[args.clip]
+    side = Guarded((model, grads, build, clip, args.precision == 'fp16'))
+    table = Table('stage', 'ms', box=box.MARKDOWN)
+    for name, spent in profile(side, args.repeat).items():
+        table.add_row(name, f'{spent:.2f}')
+    console = Console(width=100)
+    console.print(describe_machine('cpu', 'no GPU'), table, sep='\n')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

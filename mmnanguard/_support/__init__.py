@@ -1,0 +1,9 @@
+"""Small helpers that need the standard library only; private.
+
+Nothing here knows about guards, tensors or MMEngine:
+
+- ``atomic_write``: write a file so that readers see all of it or nothing.
+- ``sample_name``: the name of a sample from its metadata.
+- ``dataset_parts``: the datasets that a wrapped dataset consists of.
+- ``smallest_subset``: a minimal failing subset of items (ddmin).
+"""

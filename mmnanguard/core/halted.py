@@ -1,0 +1,35 @@
+"""Exceptions that end a run, with the update that was the reason."""
+
+from typing import Any, Dict
+
+from .errors import NanGuardError
+from .rows.guard_event import GuardEvent
+
+__all__ = ['RollbackUnavailable', 'TrainingHalted']
+
+
+class TrainingHalted(NanGuardError):
+    """Training was stopped before it could do harm.
+
+    Args:
+        event: The update that stopped the run; kept as ``.event``.
+        story: What a user needs in order to act.
+    """
+
+    def __init__(self, event: GuardEvent, story: str) -> None:
+        super().__init__(story)
+        self.event = event
+
+    def to_row(self) -> Dict[str, Any]:
+        """The last row of an event log."""
+        return {
+            'schema': 1,
+            'kind': 'halt',
+            'id': self.event.id,
+            'iter': self.event.iter,
+            'story': str(self),
+        }
+
+
+class RollbackUnavailable(TrainingHalted):
+    """No earlier state is left to which training could go back."""

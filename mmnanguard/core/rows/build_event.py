@@ -1,0 +1,42 @@
+from typing import Any
+
+from ..rules.observation import Observation
+from ..rules.state import GuardState
+from ..rules.verdict import Action, Verdict
+from .guard_event import GuardEvent
+
+__all__ = ['report']
+
+
+def report(
+    seen: Observation, verdict: Verdict, state: GuardState, **facts: Any
+) -> GuardEvent:
+    """The event of an update that was not a plain step.
+
+    Args:
+        seen: What ``verdict`` was reached on.
+        verdict: What was done.
+        state: After it.
+        facts: What else the event tells, by field.
+    """
+    left_out = seen.left_out
+    if left_out and (verdict.action is Action.STEP or left_out.is_all):
+        seen = left_out.seen
+        facts['params'] = left_out.params
+        facts['micro_batches'] = left_out.to_dict()
+    return GuardEvent(
+        action=verdict.action,
+        cause=verdict.cause,
+        ranks=seen.bad_ranks or (0,),
+        loss=seen.loss,
+        grad_norm=seen.grad_norm,
+        num_bad_params=seen.num_bad_params,
+        num_params=seen.num_params,
+        consecutive_skips=state.consecutive_skips,
+        total_skips=state.total_skips,
+        routine_overflows=state.routine_overflows,
+        spike=verdict.spike and verdict.spike._asdict(),
+        clip_coef=verdict.clip_coef,
+        lr_factor=verdict.lr_factor,
+        **facts,
+    )

@@ -1,0 +1,228 @@
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Dict, Mapping, Optional, Tuple
+
+from ..bad_tensor import BadTensor
+from ..rules.verdict import Action, Cause
+
+__all__ = ['GuardEvent', 'to_json']
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class GuardEvent:
+    """One update that was not a plain STEP; plain builtins only.
+
+    The wrapper fills in what it knows; ``NanGuardHook`` adds the iteration's
+    context (epoch, losses, samples, inputs).
+
+    Attributes:
+        action: What was done.
+        cause: Why.
+        iter: Counts from 1, as MMEngine's log lines do. In a window of
+            several micro-batches: the iteration that ended it.
+        epoch: Counts from 1, as MMEngine's log lines do.
+        batch_idx: MMEngine's index in the epoch, counts from 0.
+        optimizer: Key in the ``OptimWrapperDict``, else 'default'.
+        ranks: Where something was wrong.
+        loss: See ``Observation.loss``.
+        losses: Parts of the loss by name.
+        grad_norm: See ``Observation.grad_norm``.
+        lr: One per parameter group.
+        loss_scale: ``{'before': ..., 'after': ...}``; None without a scaler.
+        num_bad_params: Of ``num_params`` gradients that were looked at.
+        params: A few of the bad tensors, nearest to the loss first.
+        samples: Of the whole window, or of what was left out of it.
+        inputs: Range of each tensor of the batch, as the data loader gave it.
+        watched: Range of each watched tensor.
+        since: Iteration at which the present streak of skips began.
+        spike: What was too large, its value, limit and usual mean.
+        clip_coef: Of a spike that was committed; in (0, 1].
+        lr_factor: By which that update's learning rates were multiplied.
+        micro_batches: ``{'total': ..., 'left_out': [{'rank': ..., 'number':
+            ...}]}`` of a window, on all ranks, numbers from 1; the rest of
+            the event is then about those. None if none was left out.
+    """
+
+    action: Action
+    cause: Cause
+    iter: int
+    epoch: int = 1
+    batch_idx: Optional[int] = None
+    optimizer: str = 'default'
+    ranks: Tuple[int, ...] = (0,)
+    loss: float = math.nan
+    losses: Mapping[str, float] = field(default_factory=dict)
+    grad_norm: float = math.nan
+    lr: Tuple[float, ...] = ()
+    loss_scale: Optional[Mapping[str, float]] = None
+    num_bad_params: int = 0
+    num_params: int = 0
+    params: Tuple[BadTensor, ...] = ()
+    samples: Tuple[str, ...] = ()
+    inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    watched: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    consecutive_skips: int = 0
+    total_skips: int = 0
+    routine_overflows: int = 0
+    since: Optional[int] = None
+    spike: Optional[Mapping[str, Any]] = None
+    clip_coef: float = 1.0
+    lr_factor: float = 1.0
+    micro_batches: Optional[Mapping[str, Any]] = None
+    run: str = ''
+    attempt: int = 1
+    id: str = ''
+    time: str = ''
+
+    @property
+    def is_routine(self) -> bool:
+        return self.cause is Cause.SCALE_OVERFLOW
+
+    def replace(self, **changes: Any) -> 'GuardEvent':
+        return replace(self, **changes)
+
+    def to_row(self) -> Dict[str, Any]:
+        """A JSON-ready dict: enums are their names in lower case, non-finite
+        numbers are the strings 'nan', 'inf', '-inf'.
+        """
+        row: Dict[str, Any] = {'schema': SCHEMA, 'kind': 'update'}
+        first = (
+            'id',
+            'run',
+            'attempt',
+            'time',
+            'iter',
+            'epoch',
+            'batch_idx',
+            'optimizer',
+            'action',
+            'cause',
+        )
+        for name in first:
+            row[name] = getattr(self, name)
+        for item in fields(self):
+            if item.name not in row:
+                row[item.name] = getattr(self, item.name)
+        row.update(
+            action=self.action.value,
+            cause=self.cause.value,
+            params=[asdict(bad) for bad in self.params],
+        )
+        return _jsonable(row)
+
+    def line(self) -> str:
+        """What the console shows; one line."""
+        where = '' if self.optimizer == 'default' else f' ({self.optimizer})'
+        parts = [f'{self._blame()}; {self._done()}']
+        if self.samples:
+            more = len(self.samples) - 1
+            parts.append(
+                f'samples: {self.samples[0]}'
+                + (f' and {more} more' if more else '')
+            )
+        return f'Iter {self.iter}{where}: ' + '; '.join(parts)
+
+    def _blame(self) -> str:
+        """Names the tensor, its kind and how many were bad."""
+        name = f"'{self.params[0].name}'" if self.params else 'a parameter'
+        kind = _KINDS[self.params[0].kind] if self.params else 'bad'
+        more = len(self.params) - 1
+        of_all = f'{self.num_bad_params} of {self.num_params} tensors'
+        if self.cause is Cause.WEIGHT_NONFINITE:
+            others = f' and {more} more are bad' if more else ''
+            is_buffer = self.params and self.params[0].tensor == 'buffer'
+            what = 'buffer' if is_buffer else 'weight'
+            return (
+                f'{what} {name} is {kind}{others}, which happened outside '
+                'any guarded update'
+            )
+        if self.cause is Cause.DIVERGENCE and self.spike is not None:
+            return (
+                'training diverges: the median loss is '
+                f'{self.spike["value"]:.4g}, the limit '
+                f'{self.spike["limit"]:.4g}, its lowest was '
+                f'{self.spike["mean"]:.4g}'
+            )
+        if self.cause is Cause.SPIKE and self.spike is not None:
+            what = str(self.spike['what']).replace('grad_', 'gradient ')
+            mean = self.spike['mean']
+            usual = '' if math.isnan(mean) else f', its mean {mean:.4g}'
+            return (
+                f'{what} {self.spike["value"]:.4g} is a spike: the limit is '
+                f'{self.spike["limit"]:.4g}{usual}'
+            )
+        if self.cause is Cause.INPUT_NONFINITE:
+            return 'the input is not finite'
+        if self.cause is Cause.LOSS_NONFINITE:
+            is_bad = 'loss is ' + ('NaN' if math.isnan(self.loss) else 'Inf')
+            if not self.num_bad_params:
+                return f'{is_bad} while its gradients are finite'
+            return f'{is_bad}, and so are gradients ({of_all})'
+        if self.cause is Cause.BUFFER_NONFINITE:
+            return f'forward made buffer {name} {kind}; the loss is finite'
+        if self.cause is Cause.NORM_OVERFLOW:
+            return (
+                'gradient norm overflows float32 with finite elements, '
+                f'largest in {name} ({of_all})'
+            )
+        return f'gradient of {name} is {kind} ({of_all})'
+
+    def _done(self) -> str:
+        """Says what became of the update and the scale."""
+        if self.cause is Cause.SPIKE and self.action is Action.STEP:
+            return (
+                f'update committed, gradients x {self.clip_coef:.4g}, '
+                f'learning rate x {self.lr_factor:.4g}'
+            )
+        parts = [
+            {
+                Action.STEP: 'the others made the update',
+                Action.HALT: 'training halts, nothing was updated',
+                Action.ROLLBACK: 'training goes back to an earlier state',
+            }.get(self.action, 'update skipped')
+        ]
+        if self.micro_batches is not None:
+            num = len(self.micro_batches['left_out'])
+            total = self.micro_batches['total']
+            parts.insert(0, f'{num} of {total} micro-batches left out')
+        if self.loss_scale is not None:
+            before, after = (
+                self.loss_scale['before'],
+                self.loss_scale['after'],
+            )
+            parts.append(
+                f'loss scale stays at {before:g}'
+                if before == after
+                else f'loss scale {before:g} -> {after:g}'
+            )
+        if self.action is Action.STEP:
+            return ', '.join(parts)
+        if self.is_routine:
+            parts.append(
+                f'routine for a new scale, {self.routine_overflows} so far'
+            )
+        else:
+            skips = 'skip' if self.consecutive_skips == 1 else 'skips'
+            parts.append(f'{self.consecutive_skips} {skips} in a row')
+        return ', '.join(parts)
+
+
+_KINDS = {'nan': 'NaN', 'inf': 'Inf', 'huge': 'huge'}
+
+
+def to_json(row: Mapping[str, Any]) -> str:
+    """One line of strict JSON (RFC 8259 has no NaN and no Infinity)."""
+    return json.dumps(_jsonable(row), allow_nan=False, ensure_ascii=False)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return 'nan' if math.isnan(value) else ('inf' if value > 0 else '-inf')
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    return value

@@ -1,0 +1,58 @@
+from dataclasses import dataclass
+from typing import Tuple
+
+from ..checks import check_value, is_count, is_finite_number
+
+__all__ = ['LrBackoff', 'recover']
+
+
+@dataclass(frozen=True)
+class LrBackoff:
+    """``optim_wrapper.guard.lr_backoff=dict(...)``: above a gradient norm,
+    this and the next updates use a smaller learning rate.
+
+    The factor is on the learning rates during the optimizer's step only:
+    schedulers, logs and checkpoints never see it.
+
+    Attributes:
+        above: Gradient norm, before clipping, exclusive.
+        factor: By which the present factor is multiplied then.
+        floor: The factor never goes below.
+        recovery: Committed updates in which it comes back to 1, in equal
+            steps.
+
+    Raises:
+        GuardConfigError: For a value out of range.
+    """
+
+    above: float
+    factor: float = 0.1
+    floor: float = 0.01
+    recovery: int = 100
+
+    def __post_init__(self) -> None:
+        is_norm = is_finite_number(self.above) and self.above > 0
+        self._check(is_norm, 'above', 'a number above 0')
+        is_share = is_finite_number(self.factor) and 0 < self.factor < 1
+        self._check(is_share, 'factor', 'a number between 0 and 1')
+        is_below = is_finite_number(self.floor) and (
+            0 < self.floor <= self.factor
+        )
+        self._check(is_below, 'floor', 'a number above 0, at most factor')
+        is_long = is_count(self.recovery, least=1)
+        self._check(is_long, 'recovery', 'an integer of at least 1')
+
+    def _check(self, is_right: bool, key: str, allowed: str) -> None:
+        where = f'optim_wrapper.guard.lr_backoff.{key}'
+        check_value(is_right, where, getattr(self, key), allowed)
+
+    def lower(self, factor: float) -> Tuple[float, float]:
+        """The next factor, and by how much it then comes back an update."""
+        factor = max(self.floor, factor * self.factor)
+        return factor, (1 - factor) / self.recovery
+
+
+def recover(factor: float, step: float) -> Tuple[float, float]:
+    """The same, where nothing is lowered."""
+    factor = min(1.0, factor + step)
+    return factor, step if factor < 1.0 else 0.0

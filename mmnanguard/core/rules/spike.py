@@ -1,0 +1,105 @@
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Optional, Sequence
+
+from ..checks import check_value, is_count, is_finite_number
+from .observation import Observation
+
+__all__ = ['Spike', 'SpikePolicy']
+
+ACTIONS = ('skip', 'clip')
+# A series that hardly varies would make a spike of the next number.
+LEAST_SHARE = 1e-3
+
+
+class Spike(NamedTuple):
+    """A number far above what it was of late.
+
+    Attributes:
+        what: 'grad_norm' or 'loss'; 'median_loss' of a divergence.
+        value: Its size.
+        limit: It is above this.
+        mean: Of the window; NaN where the limit is a fixed one. Of a
+            divergence, the lowest median.
+    """
+
+    what: str
+    value: float
+    limit: float
+    mean: float = math.nan
+
+    @property
+    def limit_is_fixed(self) -> bool:
+        return math.isnan(self.mean)
+
+
+@dataclass(frozen=True)
+class SpikePolicy:
+    """``optim_wrapper.guard.spike=dict(...)``: finite, and still too large.
+
+    The gradient norm (before clipping) and the loss are each compared with
+    the mean and the standard deviation of the last ``window`` committed
+    updates. Rejected updates and non-finite numbers never enter; of a
+    clipped spike, the limit enters in its place.
+
+    Attributes:
+        threshold: A spike is more than this many standard deviations above
+            the mean, exclusive.
+        window: Committed updates.
+        warmup: Committed updates before anything is judged; None means
+            ``window``.
+        action: 'skip' rejects the update; 'clip' commits it with the
+            gradients scaled down to the window's mean norm.
+
+    Raises:
+        GuardConfigError: For a value out of range.
+    """
+
+    threshold: float = 6.0
+    window: int = 128
+    warmup: Optional[int] = None
+    action: str = 'skip'
+
+    def __post_init__(self) -> None:
+        is_limit = is_finite_number(self.threshold) and self.threshold > 0
+        self._check(is_limit, 'threshold', 'a number above 0')
+        is_long = is_count(self.window, least=2)
+        self._check(is_long, 'window', 'an integer of at least 2')
+        is_within = self.warmup is None or (
+            is_count(self.warmup, least=2) and self.warmup <= self.window
+        )
+        allowed = 'None, or an integer from 2 to window'
+        self._check(is_within, 'warmup', allowed)
+        is_known = self.action in ACTIONS
+        self._check(is_known, 'action', f'one of {", ".join(ACTIONS)}')
+
+    def _check(self, is_right: bool, key: str, allowed: str) -> None:
+        where = f'optim_wrapper.guard.spike.{key}'
+        check_value(is_right, where, getattr(self, key), allowed)
+
+    def find(
+        self,
+        seen: Observation,
+        norms: Sequence[float],
+        losses: Sequence[float],
+    ) -> Optional[Spike]:
+        """The spike of a clean update, the norm's first.
+
+        Args:
+            seen: The update.
+            norms: Of the window, oldest first.
+            losses: Of the window.
+        """
+        for what, value, past in (
+            ('grad_norm', seen.grad_norm, norms),
+            ('loss', seen.loss, losses),
+        ):
+            if len(past) < (self.warmup or self.window):
+                continue
+            mean = math.fsum(past) / len(past)
+            variance = math.fsum((x - mean) ** 2 for x in past) / len(past)
+            spread = max(math.sqrt(variance), LEAST_SHARE * abs(mean))
+            limit = mean + self.threshold * spread
+            if not value <= limit:
+                return Spike(what, value, limit, mean)
+        return None

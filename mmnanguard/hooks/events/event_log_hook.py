@@ -1,0 +1,111 @@
+import json
+import os
+from pathlib import Path
+from typing import Any, BinaryIO, Mapping
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmnanguard.core import GuardEvent
+from mmnanguard.core.rows.guard_event import to_json
+from mmnanguard.registry import HOOKS
+
+from .._shared.find_guards import find_guards, guard_facts, has_hook
+from .._shared.versions import versions
+
+__all__ = ['EventLogHook', 'last_attempt']
+
+FILE = 'nanguard/events.jsonl'
+
+
+@HOOKS.register_module()
+class EventLogHook(Hook):
+    """Writes ``<runner.log_dir>/nanguard/events.jsonl``.
+
+    One row of strict JSON per event, written and closed at once, so that a
+    killed process loses none; first a row of kind 'start'. Needs
+    ``NanGuardHook``, which hands out the events. Writes on rank 0 only. A
+    disk that is full costs rows, not the run.
+    """
+
+    priority = 'NORMAL'
+
+    def before_train(self, runner: Runner) -> None:
+        self.path = Path(runner.log_dir, FILE)
+        if is_main_process():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        guards = find_guards(runner)
+        if not has_hook(runner, 'NanGuardHook'):
+            runner.logger.error(
+                'mmnanguard: EventLogHook gets no events without '
+                'NanGuardHook. Add default_hooks=dict(nan_guard=dict('
+                "type='mmnanguard.NanGuardHook'))."
+            )
+        first = next(iter(guards.values()), None)
+        self._write(
+            runner,
+            {
+                'schema': 1,
+                'kind': 'start',
+                'run': first.run if first else '',
+                'attempt': first.attempt if first else 1,
+                'iter': runner.iter + 1,
+                'max_iters': runner.max_iters,
+                'versions': versions(),
+                'guards': {
+                    name: guard_facts(guard) for name, guard in guards.items()
+                },
+            },
+        )
+
+    def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
+        self._write(runner, event.to_row())
+
+    def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
+        """What another hook found out about an event."""
+        self._write(runner, row)
+
+    def _write(self, runner: Runner, row: Mapping[str, Any]) -> None:
+        if not is_main_process():
+            return
+        # The name of a file may hold bytes that are no UTF-8; what they are
+        # replaced by is JSON's own escape.
+        line = to_json(row).encode('utf-8', 'backslashreplace') + b'\n'
+        try:
+            with open(self.path, 'a+b') as file:
+                file.write(line_end(file) + line)
+        except OSError as error:
+            runner.logger.error(
+                f'mmnanguard: cannot write {self.path} ({error}); training '
+                'goes on, this row is lost'
+            )
+
+
+def line_end(file: BinaryIO) -> bytes:
+    """What a killed process left out of its last line: the file may be that
+    of an attempt that started in the same second.
+    """
+    if file.seek(0, os.SEEK_END) == 0:
+        return b''
+    file.seek(-1, os.SEEK_END)
+    return b'' if file.read(1) == b'\n' else b'\n'
+
+
+def last_attempt(work_dir: str, run: str) -> int:
+    """The number of the run's newest start that left a row here, else 0.
+
+    A checkpoint alone cannot tell: two starts may resume from the same one.
+    """
+    last = 0
+    for path in Path(work_dir).glob(f'*/{FILE}'):
+        for line in path.read_bytes().split(b'\n'):
+            if b'"kind": "start"' not in line:
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:  # half-written by a process that was killed
+                continue
+            if row['run'] == run:
+                last = max(last, row['attempt'])
+    return last

@@ -1,0 +1,75 @@
+import json
+from typing import Any, Dict, Mapping
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmengine.visualization import LocalVisBackend
+
+from mmnanguard.core import GuardEvent
+from mmnanguard.core.rows.guard_event import to_json
+from mmnanguard.registry import HOOKS
+
+from .event_text import Writer, text_writer
+
+__all__ = ['EventTextHook']
+
+
+@HOOKS.register_module()
+class EventTextHook(Hook):
+    """Shows events as text, next to the scalars, in TensorBoard and others.
+
+    Each event, and what other hooks find out about it, goes as text to the
+    backends of the config's visualizer, under ``guard/<kind of row>`` at the
+    iteration of the event: the console line and the row. Backends:
+    TensorBoard, Weights & Biases, MLflow, ClearML, Neptune, Aim, and any that
+    has a method ``add_text(tag, text, step)``; others are named once in the
+    log. ``LocalVisBackend`` needs none, ``EventLogHook`` writes its file.
+
+    Needs ``NanGuardHook``, which hands out the events. Writes on rank 0 only.
+    A backend that fails is left out from then on, and training goes on.
+    """
+
+    priority = 'NORMAL'
+
+    def before_train(self, runner: Runner) -> None:
+        self._writers: Dict[str, Writer] = {}
+        self._step = runner.iter + 1
+        for name, backend in runner.visualizer._vis_backends.items():
+            write = text_writer(backend)
+            if write is not None:
+                self._writers[name] = write
+            elif not isinstance(backend, LocalVisBackend):
+                runner.logger.info(
+                    f'mmnanguard: {name} shows no text, so no events; they '
+                    "are in EventLogHook's events.jsonl"
+                )
+
+    def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
+        self._step = event.iter
+        self._write(runner, event.to_row(), event.line())
+
+    def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
+        """What another hook found out, mostly about the event before it."""
+        self._write(runner, row, f'Iter {row.get("iter", self._step)}')
+
+    def _write(
+        self, runner: Runner, row: Mapping[str, Any], headline: str
+    ) -> None:
+        if not is_main_process():
+            return
+        # Indented by four: Markdown leaves it as it is.
+        lines = json.dumps(json.loads(to_json(row)), indent=1).splitlines()
+        text = '\n'.join([headline, '', *(f'    {line}' for line in lines)])
+        for name, write in list(self._writers.items()):
+            try:
+                write(
+                    f'guard/{row["kind"]}', text, row.get('iter', self._step)
+                )
+            except Exception as error:
+                del self._writers[name]
+                runner.logger.error(
+                    f'mmnanguard: {name} takes no text '
+                    f'({type(error).__name__}: {error}); events go on to '
+                    "EventLogHook's events.jsonl, and training goes on"
+                )

@@ -1,0 +1,8 @@
+"""NanGuardHook: report what the guards did, and halt when they must.
+
+1. ``nan_guard_hook``: the hook.
+2. ``run_scalars``: counters for the log and for dashboards.
+3. ``recent_samples``: the sample names of the last iterations.
+4. ``ema_freeze``: EMA takes no part in a rejected update.
+5. ``guard_checkpoint``: what a checkpoint needs for an exact resume.
+"""

@@ -1,0 +1,105 @@
+from typing import Any, Callable, Dict, Iterable, List, Optional
+
+import torch
+from mmengine.hooks import EMAHook
+from torch import Tensor, nn
+
+from ..recovery.kept_state import is_mean_teacher, teacher_of
+
+__all__ = ['EmaFreeze']
+
+
+class EmaFreeze:
+    """Keeps averaged weights as they were before a rejected window.
+
+    ``EMAHook`` and mmdet's ``MeanTeacherHook`` average in each iteration,
+    whatever became of the update. In one in which updates were rejected and
+    none was committed they are passed over; with gradient accumulation the
+    averages of the window's earlier iterations are undone from a copy, which
+    costs one copy of the averaged model a window. With several optimizers
+    that is the copy of the iteration in which the latest of their windows
+    began.
+
+    Args:
+        hooks: Of the runner; those that average count, wherever they stand
+            among the others.
+        guards: Whose updates are looked at.
+        accumulates: A window can have more than one iteration.
+        model: The runner's, in which a ``MeanTeacherHook`` has its average.
+    """
+
+    def __init__(
+        self,
+        hooks: Iterable[Any] = (),
+        guards: Iterable[Any] = (),
+        accumulates: bool = False,
+        model: Optional[nn.Module] = None,
+    ) -> None:
+        self._hooks = [
+            hook
+            for hook in hooks
+            if isinstance(hook, EMAHook) or is_mean_teacher(hook)
+        ]
+        self._model = model
+        self._guards = list(guards)
+        self._accumulates = accumulates
+        self._copies: List[Tensor] = []
+        self._before: Dict[str, int] = {}
+        for hook in self._hooks:
+            hook.after_train_iter = self._unless_rejected(
+                hook.after_train_iter
+            )
+
+    def detach(self) -> None:
+        """Give the hooks their own method back."""
+        for hook in self._hooks:
+            del hook.after_train_iter
+
+    @torch.no_grad()
+    def begin_iter(self) -> None:
+        """Before an iteration; no sync."""
+        self._before = {
+            name: self._count(name) for name in ('num_updates', 'num_steps')
+        }
+        self._num_left_out = self._count_left_out()
+        begins = any(not guard.is_open for guard in self._guards)
+        if self._hooks and self._accumulates and begins:
+            self._copies = [tensor.clone() for tensor in self._tensors()]
+
+    def _unless_rejected(self, average: Callable[..., None]) -> Callable:
+        def after_train_iter(*args: Any, **kwargs: Any) -> None:
+            was_judged = self._has_moved('num_updates')
+            if was_judged and not self._has_moved('num_steps'):
+                self._put_back()
+            elif was_judged or self._num_left_out == self._count_left_out():
+                average(*args, **kwargs)
+
+        return after_train_iter
+
+    def _has_moved(self, counter: str) -> bool:
+        return self._count(counter) != self._before.get(counter)
+
+    def _count(self, counter: str) -> int:
+        return sum(getattr(guard.state, counter) for guard in self._guards)
+
+    def _count_left_out(self) -> int:
+        """Micro-batches that are as if they had never been."""
+        return sum(guard.accumulation.num_left_out for guard in self._guards)
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        for tensor, copy in zip(self._tensors(), self._copies):
+            tensor.copy_(copy)
+
+    def _tensors(self) -> List[Tensor]:
+        return [
+            tensor.detach()
+            for hook in self._hooks
+            for average in [self._average(hook)]
+            for tensor in (*average.parameters(), *average.buffers())
+        ]
+
+    def _average(self, hook: Any) -> nn.Module:
+        if is_mean_teacher(hook):
+            return teacher_of(self._model)
+        return hook.ema_model

@@ -1,0 +1,232 @@
+import difflib
+import re
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from mmnanguard.core import GuardConfigError
+from mmnanguard.numerics.update.blame import plain_name
+from mmnanguard.registry import HOOKS
+
+__all__ = ['Fp32ModulesHook', 'in_fp32']
+
+KEY = 'nanguard_fp32_modules'
+
+
+@HOOKS.register_module()
+class Fp32ModulesHook(Hook):
+    """Runs some modules in float32 while the rest is autocast.
+
+    Their inputs are cast to float32 and autocast is off inside, which is
+    where float16 overflows: at 65504.
+
+    Args:
+        modules: Patterns: a module's name ('backbone.patch_embed'), a regex
+            that must match the whole of it ('re:.*dwconvs.*'), a class name
+            ('type:DepthwiseConv'), or a module's method
+            ('decode_head.loss_by_feat'), since mm heads run ``loss`` and
+            not ``forward``.
+        auto: Add what an autopsy found to overflow and float32 to cure,
+            which it has tried, from the next iteration on. Kept in
+            checkpoints. Needs AutopsyHook.
+        max_auto_modules: At most so many.
+
+    Raises:
+        GuardConfigError: At the start of training, for a pattern that
+            matches nothing; it lists near names.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(
+        self,
+        modules: Sequence[str] = (),
+        auto: bool = False,
+        max_auto_modules: int = 8,
+    ) -> None:
+        if isinstance(modules, str):
+            raise GuardConfigError(
+                f'Fp32ModulesHook.modules is {modules!r}: it must be a list '
+                f'such as [{modules!r}].'
+            )
+        self._patterns = list(modules)
+        self._auto = auto
+        self._max_auto_modules = max_auto_modules
+        self._added: List[str] = []
+        self._due: List[Mapping[str, Any]] = []
+        self._undo: Dict[str, Callable[[], None]] = {}
+
+    @property
+    def patterns(self) -> List[str]:
+        """Those of the config, and those that were added."""
+        return [*self._patterns, *self._added]
+
+    def before_train(self, runner: Runner) -> None:
+        for pattern in self._patterns:
+            self._wrap(runner, pattern)
+        for name in list(self._added):
+            try:
+                self._wrap(runner, name)
+            except GuardConfigError as error:  # the model has changed since
+                self._added.remove(name)
+                runner.logger.warning(f'{error} It is left out.')
+        if self._undo:
+            runner.logger.info(
+                f'mmnanguard: in float32 run {", ".join(sorted(self._undo))}'
+            )
+
+    def after_train(self, runner: Runner) -> None:
+        for undo in self._undo.values():
+            undo()
+        self._undo = {}
+
+    def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
+        """Note the module that an autopsy blames, if float32 cures it."""
+        is_cured = row['kind'] == 'autopsy' and row['remedy'] == 'fp32'
+        if self._auto and is_cured and row['module']:
+            self._due.append(row)
+
+    def after_train_iter(self, runner: Runner, **_: Any) -> None:
+        """Not before: others may still look at the window as it was."""
+        for row in self._due:
+            if len(self._added) < self._max_auto_modules:
+                self._add(runner, target_of(row), row['id'])
+        self._due = []
+
+    def _add(self, runner: Runner, name: str, event_id: str) -> None:
+        if name in self._undo:
+            return
+        self._wrap(runner, name)
+        self._added.append(name)
+        config = (
+            "default_hooks=dict(fp32=dict(type='mmnanguard.Fp32ModulesHook', "
+            f'modules={self.patterns!r}))'
+        )
+        runner.logger.warning(
+            f"mmnanguard: '{name}' runs in float32 from now on; to make that "
+            f'permanent: {config}'
+        )
+        runner.call_hook(
+            'after_guard_row',
+            row={
+                'schema': 1,
+                'kind': 'remedy',
+                'id': event_id,
+                'remedy': 'fp32',
+                'module': name,
+                'config': config,
+            },
+        )
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if self._added:
+            checkpoint[KEY] = list(self._added)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if self._auto and runner._resume:
+            self._added = list(checkpoint.get(KEY, []))
+
+    def _wrap(self, runner: Runner, pattern: str) -> None:
+        for name, owner, method in find_targets(runner.model, pattern):
+            if name not in self._undo:
+                device = device_of(runner.model)
+                self._undo[name] = put_in_fp32(owner, method, device)
+
+
+class InFp32:
+    """A method of a module that runs in float32; a copy of the module has a
+    copy of its own.
+    """
+
+    def __init__(self, owner: nn.Module, method: str, device: str) -> None:
+        self._owner = owner
+        self._method = method
+        self._device = device
+        self._own = vars(owner).get(method)  # somebody else's
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tree_map(to_fp32, (args, kwargs))
+        function = self._own
+        if function is None:
+            kind = type(self._owner)
+            function = getattr(kind, self._method).__get__(self._owner)
+        with torch.autocast(self._device, enabled=False):
+            return function(*args, **kwargs)
+
+
+def put_in_fp32(
+    owner: nn.Module, method: str, device: str
+) -> Callable[[], None]:
+    """Gives what undoes it."""
+    own = vars(owner).get(method)
+    setattr(owner, method, InFp32(owner, method, device))
+
+    def undo() -> None:
+        if own is None:
+            delattr(owner, method)
+        else:
+            setattr(owner, method, own)
+
+    return undo
+
+
+@contextmanager
+def in_fp32(model: nn.Module, pattern: str) -> Iterator[None]:
+    """What ``pattern`` means, for a while; see :class:`Fp32ModulesHook`."""
+    undo = [
+        put_in_fp32(owner, method, device_of(model))
+        for _, owner, method in find_targets(model, pattern)
+    ]
+    try:
+        yield
+    finally:
+        for one in undo:
+            one()
+
+
+def target_of(row: Mapping[str, Any]) -> str:
+    """The pattern for what an autopsy blames."""
+    is_forward = row['method'] in ('', 'forward')
+    return row['module'] if is_forward else f'{row["module"]}.{row["method"]}'
+
+
+def device_of(model: nn.Module) -> str:
+    return next(model.parameters()).device.type
+
+
+def to_fp32(leaf: Any) -> Any:
+    is_half = isinstance(leaf, Tensor) and leaf.dtype in (
+        torch.float16,
+        torch.bfloat16,
+    )
+    return leaf.float() if is_half else leaf
+
+
+def find_targets(model: nn.Module, pattern: str) -> List[Any]:
+    """(name, owner, method) of what a pattern means."""
+    modules = {
+        plain_name(name): module for name, module in model.named_modules()
+    }
+    modules.pop('', None)
+    kind, _, rest = pattern.partition(':')
+    if kind == 're':
+        names = [name for name in modules if re.fullmatch(rest, name)]
+    elif kind == 'type':
+        names = [n for n, m in modules.items() if type(m).__name__ == rest]
+    else:
+        names = [pattern] if pattern in modules else []
+        owner, _, method = pattern.rpartition('.')
+        if not names and callable(getattr(modules.get(owner), method, None)):
+            return [(pattern, modules[owner], method)]
+    if not names:
+        near = difflib.get_close_matches(pattern, modules, n=5, cutoff=0.4)
+        raise GuardConfigError(
+            f'Fp32ModulesHook: {pattern!r} matches no module. '
+            f'Near names: {", ".join(near or list(modules)[:5])}.'
+        )
+    return [(name, modules[name], 'forward') for name in names]

@@ -1,0 +1,57 @@
+"""Wrappers, and their guarded twins."""
+
+from typing import Any, Collection, Dict, Mapping
+
+from .nan_hooks import WRAPPERS
+
+__all__ = [
+    'AMP',
+    'FULL',
+    'GUARDED_TYPES',
+    'is_guarded_type',
+    'is_half',
+    'short',
+]
+
+FULL = 'mmnanguard.NanGuardOptimWrapper'
+AMP = 'mmnanguard.NanGuardAmpOptimWrapper'
+GUARDED_TYPES: Dict[str, str] = {
+    'OptimWrapper': FULL,
+    'AmpOptimWrapper': AMP,
+    'NanGuardOptimWrapper': FULL,
+    'NanGuardAmpOptimWrapper': AMP,
+}
+
+
+def short(kind: Any) -> str:
+    """The name of a type, which may be a class or have a scope."""
+    return str(kind).split('.')[-1].split(':')[-1]
+
+
+def is_half(cfg: Mapping[str, Any], old: Collection[str]) -> bool:
+    """Does this config train in float16?
+
+    Args:
+        cfg: Of 1.x or of 2.x.
+        old: Keys of 1.x that count although there is an optim_wrapper.
+    """
+    wrapper = cfg.get('optim_wrapper') or {}
+    live = {
+        key: cfg[key]
+        for key in ('fp16', 'optimizer_config')
+        if key in cfg and (key in old or not wrapper)
+    }
+    if 'fp16' in old:
+        return live['fp16'] is not None
+    kind = short(wrapper.get('type'))
+    hand = WRAPPERS.get(kind)
+    return (
+        live.get('fp16') is not None
+        or 'Fp16' in short((live.get('optimizer_config') or {}).get('type'))
+        or 'AmpOptimWrapper' in kind
+        or bool(hand and hand.is_amp)
+    )
+
+
+def is_guarded_type(kind: str) -> bool:
+    return f'mmnanguard.{kind}' in (FULL, AMP)

@@ -1,0 +1,173 @@
+"""Clip rules that need tensors, applied to unscaled gradients in place."""
+
+import difflib
+import re
+from dataclasses import dataclass, field, replace
+from typing import FrozenSet, List, Mapping, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from mmnanguard.core import GuardConfigError
+from mmnanguard.core.clipping.checks import (
+    CLIP_GRAD,
+    check_clip,
+    check_positive,
+)
+
+from ..base.shards import local
+
+__all__ = ['AdaptiveGradClip', 'ValueClip']
+
+
+@dataclass(frozen=True)
+class ValueClip:
+    """``torch.nn.utils.clip_grad_value_``.
+
+    Attributes:
+        clip_value: Gradients are limited to [-clip_value, clip_value]. On its
+            own this turns Inf into the limit and lets NaN pass, so it is
+            only called with finite gradients.
+    """
+
+    clip_value: float
+
+    @torch.no_grad()
+    def __call__(self, params: List[Tensor], grads: List[Tensor]) -> None:
+        torch._foreach_clamp_max_(grads, self.clip_value)
+        torch._foreach_clamp_min_(grads, -self.clip_value)
+
+    def __str__(self) -> str:
+        return f'clip_grad clip_value={self.clip_value:g}'
+
+
+@dataclass(frozen=True)
+class AdaptiveGradClip:
+    """Limit the norm of each unit's gradient by that of its weights.
+
+    A unit is an output row (all of one index of dimension 0) of a tensor
+    with two dimensions or more, and else the whole tensor.
+
+    Attributes:
+        clip_factor: Largest ratio of the two norms, inclusive.
+        eps: Least norm of weights that is reckoned with. With none, a unit
+            that starts at zero would never train.
+        exclude: Regexes, searched in the names of parameters, that are not
+            clipped; the paper leaves out the last layer.
+        known: Ids of the parameters that ``exclude`` was held against.
+        left_out: Ids of those that it names.
+
+    References:
+        Brock, De, Smith, Simonyan, High-Performance Large-Scale Image
+        Recognition Without Normalization, 2021,
+        https://arxiv.org/abs/2102.06171
+    """
+
+    clip_factor: float = 0.01
+    eps: float = 1e-3
+    exclude: Sequence[str] = ()
+    known: FrozenSet[int] = field(default=frozenset(), repr=False)
+    left_out: FrozenSet[int] = field(default=frozenset(), repr=False)
+
+    def __post_init__(self) -> None:
+        check_positive('clip_factor', self.clip_factor)
+        check_positive('eps', self.eps)
+        # Nor may float32 make it 0, which would give 0 / 0.
+        check_clip(
+            self.clip_factor * self.eps >= torch.finfo(torch.float32).tiny,
+            'eps',
+            self.eps,
+            'larger: clip_factor * eps, with which a unit of zeros begins to '
+            'train, is 0 in float32',
+        )
+        is_list = isinstance(self.exclude, (list, tuple))
+        allowed = "a list of regexes, such as ['head.fc']"
+        check_clip(
+            is_list and all(isinstance(p, str) for p in self.exclude),
+            'exclude',
+            self.exclude,
+            allowed,
+        )
+        for pattern in self.exclude:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                allowed = f'a regex, this one has an error: {error}'
+                check_clip(False, 'exclude', pattern, allowed)
+        object.__setattr__(self, 'exclude', tuple(self.exclude))
+
+    def resolve_names(
+        self, names: Mapping[int, Sequence[str]]
+    ) -> 'AdaptiveGradClip':
+        """The rule for these parameters.
+
+        Args:
+            names: Of each parameter, by id; a shared one has several.
+
+        Raises:
+            GuardConfigError: If a pattern of ``exclude`` is in no name.
+        """
+        left_out = set()
+        for pattern in self.exclude:
+            found = {
+                key
+                for key, own in names.items()
+                if any(re.search(pattern, name) for name in own)
+            }
+            if not found:
+                every = [name for own in names.values() for name in own]
+                near = difflib.get_close_matches(pattern, every, 3, 0.3)
+                raise GuardConfigError(
+                    f'{CLIP_GRAD}.exclude has {pattern!r}, which is in the '
+                    f'name of none of the {len(names)} parameters of this '
+                    f'optimizer. Names near to it: '
+                    f'{", ".join(map(repr, near or every[-3:]))}.'
+                )
+            left_out |= found
+        return replace(
+            self, known=frozenset(names), left_out=frozenset(left_out)
+        )
+
+    @torch.no_grad()
+    def __call__(self, params: List[Tensor], grads: List[Tensor]) -> None:
+        pairs = [
+            (weights_of(param, grad), grad)
+            for param, grad in zip(params, grads)
+            if id(param) not in self.left_out
+        ]
+        if not pairs:
+            return
+        limits = [unit_norms(weights) for weights, _ in pairs]
+        norms = [unit_norms(grad) for _, grad in pairs]
+        torch._foreach_clamp_min_(limits, self.eps)
+        torch._foreach_mul_(limits, self.clip_factor)
+        # A norm of 0 makes an infinite ratio, which is limited to 1.
+        torch._foreach_div_(limits, norms)
+        torch._foreach_clamp_max_(limits, 1.0)
+        torch._foreach_mul_([grad for _, grad in pairs], limits)
+
+    def __str__(self) -> str:
+        return f'clip_grad AdaptiveGradClip clip_factor={self.clip_factor:g}'
+
+
+def unit_norms(tensor: Tensor) -> Tensor:
+    """L2, one per unit, in a shape that multiplies ``tensor``."""
+    if tensor.dim() <= 1:
+        return torch.linalg.vector_norm(tensor)
+    dims: Tuple[int, ...] = tuple(range(1, tensor.dim()))
+    return torch.linalg.vector_norm(tensor, dim=dims, keepdim=True)
+
+
+def weights_of(param: Tensor, grad: Tensor) -> Tensor:
+    """What ``grad`` is of: of a sparse one the rows that it has."""
+    weights = local(param)
+    if param.grad is None or not param.grad.is_sparse or param.dim() <= 1:
+        return weights
+    rows, *others = param.grad._indices()
+    if others:
+        raise GuardConfigError(
+            f'{CLIP_GRAD} is an AdaptiveGradClip, and a parameter of shape '
+            f'{tuple(param.shape)} has a gradient that is sparse in more '
+            'than rows: leave it out with `exclude`.'
+        )
+    return weights.index_select(0, rows)

@@ -1,0 +1,44 @@
+from typing import Sequence
+
+from torch import Tensor
+
+from mmnanguard.core import GuardConfigError
+from mmnanguard.numerics import AdaptiveGradClip
+
+from .guard import Guard
+
+__all__ = ['resolve_clip_names']
+
+
+def resolve_clip_names(guard: Guard, params: Sequence[Tensor]) -> None:
+    """Tell a rule of tensors what parameters are called; once, and again
+    when there are new ones.
+
+    Args:
+        guard: Has the rule.
+        params: Of this update.
+
+    Raises:
+        GuardConfigError: If the rule cannot work with them.
+    """
+    rule = guard.grad_rule
+    if not isinstance(rule, AdaptiveGradClip):
+        return
+    if all(id(param) in rule.known for param in params):
+        return
+    is_flat = any(hasattr(param, '_fqns') for param in params)
+    if is_flat or guard.place(list(params)).groups:
+        raise GuardConfigError(
+            'optim_wrapper.clip_grad is an AdaptiveGradClip, and parameters '
+            'are sharded or flattened (FSDP, DTensor): a rank then holds '
+            'parts of units, whose norms are not those of the units. Use '
+            'DDP, or a clip by the norm of all gradients: AutoClip, ZClip, '
+            'TieredClip or max_norm.'
+        )
+    names = guard.names()
+    guard.grad_rule = rule.resolve_names(
+        {
+            id(param): names.of_param(param).split(' = ')
+            for param in guard.params
+        }
+    )
