@@ -1,3 +1,5 @@
+"""Stubs in place of objects that only the ranks that saved them can load."""
+
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator
@@ -6,11 +8,12 @@ import torch
 
 __all__ = ['STUBS', 'stub_missing_shards']
 
-BUILTINS = ('builtins', '__builtin__')  # of Python 3, and of its pickles
+# Python 3's name, and the name in pickles of protocol 2.
+BUILTINS = ('builtins', '__builtin__')
 
 
 class Stub:
-    """Keeps what a file gives an object, and does nothing with it."""
+    """An object that keeps its pickled content and does nothing with it."""
 
     content: Any
 
@@ -27,7 +30,7 @@ class Stub:
 
 
 class TensorStub(torch.Tensor):
-    """Of a tensor whose parts are elsewhere: it has a shape and no memory."""
+    """A tensor with a shape and no memory, whose shards are elsewhere."""
 
     content: Any = ()
 
@@ -46,12 +49,12 @@ STUBS = (Stub, TensorStub)
 
 @contextmanager
 def stub_missing_shards(file: Path) -> Iterator[None]:
-    """Let ``torch.load`` read what a rank of FSDP saved.
+    """Let ``torch.load`` read the file that one rank of FSDP saved.
 
-    Its tensors lie in objects of ``torch.distributed`` that only come to life
-    among the ranks that saved them. Within this context, a stand-in takes the
-    place of each class of that module that the file names: nothing of the
-    module is run. Does nothing for PyTorch before 2.6.
+    FSDP saves tensors inside objects of ``torch.distributed``, which can be
+    loaded only by the ranks that saved them. Within this context a stub
+    replaces each class of that module that the file names, so that no code
+    of the module is run. Does nothing for PyTorch before 2.6.
 
     Args:
         file: A zip file, as ``torch.save`` writes it.
@@ -70,7 +73,7 @@ def stub_missing_shards(file: Path) -> Iterator[None]:
     ]
 
     def get(owner: Any, name: str) -> Any:
-        """A class within a class is asked for by ``getattr``."""
+        """Stand in for ``getattr``, by which pickle finds nested classes."""
         if owner in STUBS:
             return Stub
         if not getters:
@@ -81,7 +84,7 @@ def stub_missing_shards(file: Path) -> Iterator[None]:
         serialization.clear_safe_globals()
         serialization.add_safe_globals(
             [
-                *(each for each in before if each not in getters),
+                *(entry for entry in before if entry not in getters),
                 *((get, f'{module}.getattr') for module in BUILTINS),
                 *((kind_of(name), name) for name in names),
                 (Stub, 'Stub'),
@@ -94,4 +97,5 @@ def stub_missing_shards(file: Path) -> Iterator[None]:
 
 
 def kind_of(name: str) -> type:
+    """Return the stub for a class, by the class's name."""
     return TensorStub if name.endswith('Tensor') else Stub
