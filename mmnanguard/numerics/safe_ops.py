@@ -148,7 +148,8 @@ def safe_norm(x: Tensor, dim: Dims = -1, *, keepdim: bool = False) -> Tensor:
     """
     wide = widen(x)
     if not wide.numel():  # amax refuses an empty tensor
-        return torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim)
+        empty: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim)
+        return empty
     # Rows of extreme size are scaled by a power of two, which is exact.
     # Dividing by the row's largest number instead would let the gradient flow
     # through that number.
@@ -227,7 +228,8 @@ def masked_softmax(
     # -inf, because a large negative number could be a score that is kept.
     wide = wide.masked_fill(~mask, -math.inf).masked_fill(is_empty, 0.0)
     kept = mask if empty == 'zeros' else mask | is_empty
-    return wide.softmax(dim).masked_fill(~kept, 0.0).to(scores.dtype)
+    shares: Tensor = wide.softmax(dim)
+    return shares.masked_fill(~kept, 0.0).to(scores.dtype)
 
 
 class _Widen(torch.autograd.Function):
@@ -255,7 +257,10 @@ class _Widen(torch.autograd.Function):
 def widen(x: Tensor) -> Tensor:
     """Return half precision as float32 with limited gradients, else ``x``."""
     is_half = x.dtype in (torch.float16, torch.bfloat16)
-    return _Widen.apply(x) if is_half else x  # type: ignore[no-any-return]
+    if not is_half:
+        return x
+    wide: Tensor = _Widen.apply(x)  # type: ignore[no-untyped-call]
+    return wide
 
 
 def _limit(x: Tensor, limit: Tensor) -> Tensor:

@@ -6,10 +6,13 @@ from typing import Any, Dict
 import numpy as np
 import torch
 
-__all__ = ['read_rng', 'set_rng']
+__all__ = ['RngState', 'read_rng', 'set_rng']
+
+# By generator, its state in tensors and builtins.
+RngState = Dict[str, Any]
 
 
-def read_rng() -> Dict[str, Any]:
+def read_rng() -> RngState:
     """Return the state of this process's generators, in plain types.
 
     Returns:
@@ -28,7 +31,7 @@ def read_rng() -> Dict[str, Any]:
     )
 
 
-def set_rng(state: Dict[str, Any]) -> None:
+def set_rng(state: RngState) -> None:
     """Set the state that :func:`read_rng` returned.
 
     The state of GPUs is set only if there are as many as there were.

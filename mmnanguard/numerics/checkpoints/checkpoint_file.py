@@ -44,9 +44,9 @@ class CheckpointFile:
     has_optimizer: bool = False
     scan: CheckpointScan = field(default_factory=CheckpointScan)
 
-    def to_dict(self) -> Dict[str, Any]:
+    def to_dict(self) -> Dict[str, object]:
         """Return the record for JSON, in builtins only."""
-        row = asdict(replace(self, scan=CheckpointScan()))
+        row: Dict[str, object] = asdict(replace(self, scan=CheckpointScan()))
         del row['scan']
         row['path'] = str(self.path)
         row['findings'] = [asdict(item) for item in self.scan.findings]

@@ -22,7 +22,7 @@ HAS_ALLOW_LIST = hasattr(
 )
 # Objects by the name that a pickle has for them. These are what PyTorch 2.6
 # allows; ``mmnanguard.safe_load`` adds what MMEngine needs.
-ALLOWED: Dict[str, Any] = {
+ALLOWED: Dict[str, object] = {
     '_codecs.encode': codecs.encode,  # numpy's arrays hold encoded bytes
     'collections.Counter': Counter,
     'torch.device': torch.device,
@@ -53,15 +53,16 @@ def load_plain(path: Union[str, 'PathLike[str]'], **keys: Any) -> Any:
     return torch.load(str(path), map_location='cpu', **keys)
 
 
-PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+# Typing knows no attributes of this class.
+PythonUnpickler: Any = pickle._Unpickler
 
 
-class Unpickler(PythonUnpickler):
+class Unpickler(PythonUnpickler):  # type: ignore[misc]
     """An unpickler that creates, calls and fills allowed objects only."""
 
     dispatch: ClassVar[Dict[int, Any]] = dict(PythonUnpickler.dispatch)
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         # torch.save writes pickles of protocol 2, which has Python 2's name.
         module = 'builtins' if module == '__builtin__' else module
         known = all_allowed()
@@ -81,13 +82,13 @@ class Unpickler(PythonUnpickler):
     dispatch[pickle.REDUCE[0]] = load_reduce
 
 
-def check(what: str, value: Any) -> None:
+def check(what: str, value: object) -> None:
     """Raise an UnpicklingError if an object is not allowed."""
     if not any(value is allowed for allowed in all_allowed().values()):
         raise pickle.UnpicklingError(f'Unsupported {what} {value!r}')
 
 
-def all_allowed() -> Dict[str, Any]:
+def all_allowed() -> Dict[str, object]:
     """Return PyTorch's own allowed objects and those of :data:`ALLOWED`."""
     return {**_weights_only_unpickler._get_allowed_globals(), **ALLOWED}
 

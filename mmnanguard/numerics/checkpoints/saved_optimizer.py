@@ -24,9 +24,13 @@ __all__ = ['optimizer_tensors', 'optimizers_of', 'running_stats', 'walk']
 # The buffers of BatchNorm, in the order in which it registers them.
 RUNNING_STATS = ('running_mean', 'running_var', 'num_batches_tracked')
 Shape = Tuple[int, ...]
+# A parameter in a saved optimizer: its index, or its name where FSDP saved it.
+Index = Union[int, str]
+# A loaded checkpoint, or a part of it: whatever the file holds.
+StateDict = Mapping[str, Any]
 
 
-def optimizers_of(saved: Any) -> Dict[str, Mapping[str, Any]]:
+def optimizers_of(saved: object) -> Dict[str, StateDict]:
     """Return the states of a checkpoint's optimizers by name.
 
     The name is '' in a run without ``OptimWrapperDict``.
@@ -43,7 +47,7 @@ def optimizers_of(saved: Any) -> Dict[str, Mapping[str, Any]]:
 
 
 def optimizer_tensors(
-    saved: Any, weights: Mapping[str, Tensor]
+    saved: object, weights: Mapping[str, Tensor]
 ) -> Iterator[Tuple[Optional[str], str, Union[Tensor, float]]]:
     """Yield all tensors and floats of a checkpoint's optimizers.
 
@@ -76,11 +80,11 @@ def optimizer_tensors(
 
 
 def param_names(
-    states: Mapping[Any, Any],
-    groups: Sequence[Mapping[str, Any]],
+    states: Mapping[Index, object],
+    groups: Sequence[StateDict],
     weights: Mapping[str, Tensor],
     owner: str = '',
-) -> Dict[Any, str]:
+) -> Dict[Index, str]:
     """Return the names of an optimizer's parameters, where they are certain.
 
     An optimizer saves no names. With a single parameter group, or one group
@@ -98,7 +102,7 @@ def param_names(
             as is usual for GANs; otherwise no name is certain.
     """
     if states and all(isinstance(index, str) for index in states):
-        return {name: name for name in states}
+        return {name: str(name) for name in states}
     order = [index for group in groups for index in group['params']]
     names = [n for group in groups for n in group.get('param_names') or ()]
     if order and len(names) == len(order):
@@ -142,7 +146,7 @@ def place(
     return names
 
 
-def shape_of(state: Any) -> Optional[Shape]:
+def shape_of(state: object) -> Optional[Shape]:
     """Return the shape of a parameter by its moments, or None if unclear."""
     if not isinstance(state, Mapping):
         return None
@@ -169,7 +173,7 @@ def could_be_params(weights: Mapping[str, Tensor]) -> List[str]:
     return names
 
 
-def running_stats(weights: Mapping[str, Any]) -> FrozenSet[str]:
+def running_stats(weights: Mapping[str, object]) -> FrozenSet[str]:
     """Return the names of BatchNorm's buffers."""
     last = RUNNING_STATS[-1]
     stats: Set[str] = set()
@@ -182,7 +186,7 @@ def running_stats(weights: Mapping[str, Any]) -> FrozenSet[str]:
     return frozenset(stats)
 
 
-def walk(node: Any, name: str = '') -> Iterator[Tuple[str, Any]]:
+def walk(node: object, name: str = '') -> Iterator[Tuple[str, Any]]:
     """Yield all tensors and floats at or below a node, with their paths.
 
     The only shard of a sharded tensor has the tensor's path.

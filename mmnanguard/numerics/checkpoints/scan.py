@@ -4,7 +4,6 @@ import hashlib
 import math
 from dataclasses import dataclass, replace
 from typing import (
-    Any,
     Dict,
     FrozenSet,
     Iterator,
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from ..base.shards import local
 from .saved_optimizer import (
+    StateDict,
     optimizer_tensors,
     optimizers_of,
     running_stats,
@@ -90,7 +90,7 @@ class CheckpointScan:
 
 @torch.no_grad()
 def scan_checkpoint(
-    checkpoint: Mapping[str, Any], limit: float = ABSURD
+    checkpoint: StateDict, limit: float = ABSURD
 ) -> CheckpointScan:
     """Look at each tensor of an MMEngine checkpoint.
 
@@ -173,7 +173,7 @@ def join_ranks(scans: Sequence[CheckpointScan]) -> CheckpointScan:
 
 
 def split_averages(
-    checkpoint: Mapping[str, Any],
+    checkpoint: StateDict,
 ) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
     """Return the trained tensors and the averaged tensors, each by name."""
     weights = dict(walk(checkpoint['state_dict']))
@@ -188,7 +188,7 @@ def split_averages(
     return only_tensors(weights), only_tensors(averages)
 
 
-def only_tensors(values: Mapping[str, Any]) -> Dict[str, Tensor]:
+def only_tensors(values: Mapping[str, object]) -> Dict[str, Tensor]:
     """Return the entries that are tensors."""
     return {k: v for k, v in values.items() if isinstance(v, Tensor)}
 
@@ -275,7 +275,7 @@ def digest(value: Tensor) -> str:
     return hashlib.sha256(head + bits.tobytes()).hexdigest()
 
 
-def scan_scales(checkpoint: Mapping[str, Any]) -> Iterator[ScanFinding]:
+def scan_scales(checkpoint: StateDict) -> Iterator[ScanFinding]:
     """Yield a finding for each loss scale that cannot work.
 
     A loss scale must be a positive normal number of float32.

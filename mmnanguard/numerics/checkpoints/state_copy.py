@@ -12,6 +12,9 @@ from ..base.shards import local
 
 __all__ = ['StateCopy']
 
+# The state of one parameter in an optimizer.
+ParamState = Dict[str, Any]
+
 
 class StateCopy:
     """A deep copy of weights, buffers and optimizer states on the host.
@@ -27,7 +30,7 @@ class StateCopy:
     def __init__(
         self,
         tensors: Mapping[str, Tensor],
-        states: Mapping[str, List[Dict[str, Any]]],
+        states: Mapping[str, List[ParamState]],
     ) -> None:
         self._tensors = tensors
         self._states = states
@@ -37,13 +40,13 @@ class StateCopy:
         cls, tensors: Mapping[str, Tensor], optimizers: Mapping[str, Optimizer]
     ) -> 'StateCopy':
         """Copy the present state, without the optimizers' learning rates."""
-        states: Dict[str, List[Dict[str, Any]]] = {}
+        states: Dict[str, List[ParamState]] = {}
         for name, optimizer in optimizers.items():
             states[name] = []
             for param in params_of(optimizer):
                 state = dict(optimizer.state.get(param, {}))
                 states[name].append(tree_map(to_host, state))
-        copies = {name: to_host(tensor) for name, tensor in tensors.items()}
+        copies: Dict[str, Any] = tree_map(to_host, dict(tensors))
         return cls(copies, states)
 
     @torch.no_grad()
@@ -67,7 +70,7 @@ class StateCopy:
 
 
 def restore_state(
-    optimizer: Optimizer, param: Tensor, saved: Dict[str, Any]
+    optimizer: Optimizer, param: Tensor, saved: ParamState
 ) -> None:
     """Make the state of one parameter equal to the saved one."""
     if not saved:
@@ -92,7 +95,7 @@ def params_of(optimizer: Optimizer) -> Iterator[Tensor]:
         yield from group['params']
 
 
-def to_host(leaf: Any) -> Any:
+def to_host(leaf: object) -> object:
     """Return a copy on the host; no sync.
 
     The copy of a tensor on a GPU is in pinned memory. It is complete once

@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Iterator
 
 import torch
 
@@ -15,32 +15,32 @@ BUILTINS = ('builtins', '__builtin__')
 class Stub:
     """An object that keeps its pickled content and does nothing with it."""
 
-    content: Any
+    content: object
 
-    def __new__(cls, *args: Any) -> 'Stub':
+    def __new__(cls, *args: object) -> 'Stub':
         self = super().__new__(cls)
         self.content = args
         return self
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: object) -> None:
         pass
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         self.content = state
 
 
 class TensorStub(torch.Tensor):
     """A tensor with a shape and no memory, whose shards are elsewhere."""
 
-    content: Any = ()
+    content: object = ()
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         self.content = state
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+        cls, func: object, *_: object, **__: object
+    ) -> object:
         raise TypeError(f'{func} needs the parts of a sharded tensor')
 
 
@@ -72,7 +72,7 @@ def stub_missing_shards(file: Path) -> Iterator[None]:
         if isinstance(pair, tuple) and pair[1].endswith('.getattr')
     ]
 
-    def get(owner: Any, name: str) -> Any:
+    def get(owner: object, name: str) -> object:
         """Stand in for ``getattr``, by which pickle finds nested classes."""
         if owner in STUBS:
             return Stub

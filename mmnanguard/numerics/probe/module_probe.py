@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Set, Tuple
+from typing import Dict, Iterable, List, Optional, Set, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten
 
 from ..snapshot.tensor_backup import can_compare
 from ..update.blame import plain_name
-from .sample_tracker import SampleTracker
+from .sample_tracker import Args, Kwargs, Operation, SampleTracker
 from .storage_views import key_of
 
 __all__ = ['InputTensor', 'ModuleProbe', 'Origin']
@@ -90,7 +90,7 @@ class ModuleProbe(TorchDispatchMode):
     def __init__(
         self, model: nn.Module, inputs: Iterable[InputTensor] = ()
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._names = {
             id(module): plain_name(name)
             for name, module in model.named_modules()
@@ -119,11 +119,11 @@ class ModuleProbe(TorchDispatchMode):
 
     def __torch_dispatch__(
         self,
-        func: Any,
-        types: Any,
-        args: Tuple[Any, ...] = (),
-        kwargs: Optional[Mapping[str, Any]] = None,
-    ) -> Any:
+        func: Operation,
+        types: object,
+        args: Args = (),
+        kwargs: Optional[Kwargs] = None,
+    ) -> object:
         kwargs = kwargs or {}
         place = self._locate()
         inputs = floats((args, kwargs))
@@ -224,7 +224,7 @@ class ModuleProbe(TorchDispatchMode):
 
     def _locate(self) -> Place:
         """Return the place in the model's code that runs now."""
-        node: Any = torch._C._current_autograd_node()
+        node = torch._C._current_autograd_node()
         place = self._walk(sys._getframe(2))
         # Activation checkpointing runs forward again during backward.
         if node is None or torch.is_grad_enabled():
@@ -269,7 +269,7 @@ def method_of(owner: nn.Module, code: CodeType) -> str:
     return code.co_name if is_user_code and is_method else 'forward'
 
 
-def floats(tree: Any) -> List[Tensor]:
+def floats(tree: object) -> List[Tensor]:
     """Return the tensors of a tree that can hold NaN or Inf."""
     return [
         leaf

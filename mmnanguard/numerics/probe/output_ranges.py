@@ -2,7 +2,7 @@
 
 import math
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator
+from typing import Callable, Dict, Iterator, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,15 @@ from ..update.blame import plain_name
 
 __all__ = ['Range', 'record_outputs']
 
-# Keys 'min' and 'max' (NaN if no number was seen), and 'is_finite'.
-Range = Dict[str, Any]
+
+class Range(TypedDict):
+    """The range of a tensor; NaN where no number was seen."""
+
+    min: float
+    max: float
+    is_finite: bool
+
+
 Ranges = Dict[str, Range]
 
 
@@ -61,11 +68,11 @@ def is_wrapper_child(name: str) -> bool:
 
 
 def recorded(
-    forward: Callable[..., Any], ranges: Ranges, name: str
-) -> Callable[..., Any]:
+    forward: Callable[..., object], ranges: Ranges, name: str
+) -> Callable[..., object]:
     """Return ``forward`` with its outputs recorded under ``name``."""
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: object, **kwargs: object) -> object:
         outputs = forward(*args, **kwargs)
         for leaf in tree_flatten(outputs)[0]:
             is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()

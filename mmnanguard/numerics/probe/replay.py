@@ -16,6 +16,7 @@ from typing import (
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..base.host_read import read_once
 from ..base.rng_state import read_rng, set_rng
@@ -80,7 +81,7 @@ class ReplayWrapper:
         self.loss_scaler = copy.deepcopy(getattr(wrapper, 'loss_scaler', None))
 
     @property  # type: ignore[misc]
-    def __class__(self) -> Any:
+    def __class__(self) -> type:
         """The class of the real wrapper, for code that tests the type."""
         return type(self._wrapper)
 
@@ -110,30 +111,30 @@ class ReplayWrapper:
             self.loss_scaler.scale(value)
         (loss * self._setting.loss_scale).backward(**kwargs)
 
-    def update_params(self, loss: Tensor, *_: Any, **__: Any) -> None:
+    def update_params(self, loss: Tensor, *_: object, **__: object) -> None:
         self.backward(self.scale_loss(loss))
 
-    def step(self, **kwargs: Any) -> None:
+    def step(self, **kwargs: object) -> None:
         pass
 
-    def zero_grad(self, **kwargs: Any) -> None:
+    def zero_grad(self, **kwargs: object) -> None:
         pass
 
 
-def stub_optimizer(optimizer: Any) -> Any:
+def stub_optimizer(optimizer: Optimizer) -> Optimizer:
     """Return a copy of an optimizer that neither steps nor clears gradients.
 
     The copy has parameter groups of its own, because a model's
     ``train_step`` may change learning rates.
     """
-    stub = copy.copy(optimizer)
+    stub: Any = copy.copy(optimizer)
     stub.param_groups = []
     for group in optimizer.param_groups:
         settings = {k: v for k, v in group.items() if k != 'params'}
         settings = copy.deepcopy(settings)
         stub.param_groups.append({'params': group['params'], **settings})
     stub.step = stub.zero_grad = lambda *args, **kwargs: None
-    return stub
+    return stub  # type: ignore[no-any-return]
 
 
 @contextmanager

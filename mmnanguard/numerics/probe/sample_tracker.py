@@ -12,6 +12,11 @@ from .storage_views import Layout, key_of, layout_of, read_through
 
 __all__ = ['SampleTracker']
 
+# An operation of the dispatcher has no static type in PyTorch.
+Operation = Any
+Args = Tuple[object, ...]
+Kwargs = Mapping[str, object]
+
 # Operations that move elements: each output element is one input element.
 MOVES = (
     *('cat', 'constant_pad_nd', 'flip', 'gather', 'index', 'index_select'),
@@ -94,11 +99,7 @@ class SampleTracker:
         return tuple(sorted(suspects - cleared or suspects))
 
     def follow(
-        self,
-        func: Any,
-        args: Tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        outputs: Any,
+        self, func: Operation, args: Args, kwargs: Kwargs, outputs: object
     ) -> None:
         """Derive the codes of an operation's outputs, after it has run."""
         inputs = tensors((args, kwargs))
@@ -123,9 +124,9 @@ class SampleTracker:
 
     def _derive(
         self,
-        func: Any,
-        args: Tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        func: Operation,
+        args: Args,
+        kwargs: Kwargs,
         inputs: List[Tensor],
         outputs: List[Tensor],
     ) -> List[Optional[Tensor]]:
@@ -176,9 +177,9 @@ class SampleTracker:
 
     def _reduce(
         self,
-        func: Any,
-        args: Tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        func: Operation,
+        args: Args,
+        kwargs: Kwargs,
         codes: Optional[Tensor],
     ) -> Optional[Tensor]:
         """Return the codes of a reduction over some or all dimensions."""
@@ -196,10 +197,10 @@ class SampleTracker:
         keep = [s for d, s in enumerate(codes.shape) if d not in dims]
         return codes.reshape(keep)
 
-    def _coded(self, args: Tuple[Any, ...]) -> Tuple[Any, ...]:
+    def _coded(self, args: Args) -> Args:
         """Return the arguments with the first one replaced by its codes."""
 
-        def replace(leaf: Any) -> Any:
+        def replace(leaf: object) -> object:
             if not isinstance(leaf, Tensor):
                 return leaf
             full = self._full(leaf)
@@ -254,7 +255,7 @@ class SampleTracker:
                 views[other] = read_through(tensor, both, other)
 
 
-def is_view(func: Any) -> bool:
+def is_view(func: Operation) -> bool:
     """Whether an operation returns a view of an input."""
     return any(
         value.alias_info is not None and not value.alias_info.is_write
@@ -270,14 +271,14 @@ def fits(codes: Tensor, tensor: Tensor) -> bool:
 
 
 def bind_arguments(
-    func: Any, args: Tuple[Any, ...], kwargs: Mapping[str, Any]
+    func: Operation, args: Args, kwargs: Kwargs
 ) -> Dict[str, Any]:
     """Return an operation's arguments by name."""
     names = [argument.name for argument in func._schema.arguments]
     return {**dict(zip(names, args)), **kwargs}
 
 
-def tensors(tree: Any) -> List[Tensor]:
+def tensors(tree: object) -> List[Tensor]:
     """Return the strided tensors of a tree."""
     return [
         leaf

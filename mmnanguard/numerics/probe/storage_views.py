@@ -18,7 +18,7 @@ def key_of(tensor: Tensor) -> int:
 
     Another storage may get the same identity once this one is freed.
     """
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def layout_of(tensor: Tensor) -> Layout:
