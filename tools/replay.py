@@ -117,7 +117,7 @@ def show_outputs(outputs):
 
 
 def run(args):
-    from mmnanguard.core.rows.guard_event import to_json
+    from mmnanguard.core.rows.json_numbers import to_json
     from mmnanguard.hooks._shared.versions import versions
     from mmnanguard.hooks.replay.dump_replay import open_dump
 

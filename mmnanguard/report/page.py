@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from mmnanguard._support.atomic_write import atomic_write
 from mmnanguard.core import GuardConfigError
-from mmnanguard.core.rows.guard_event import to_json
+from mmnanguard.core.rows.json_numbers import to_json
 
 from .figure import draw
 from .row_text import command_of, tell

@@ -3,7 +3,7 @@ from dataclasses import fields
 from typing import Any, Callable, Dict, Mapping, Type, TypeVar
 
 from mmnanguard.core import Action, Autopsy, BadTensor, Cause, GuardEvent
-from mmnanguard.core.rows.guard_event import to_json
+from mmnanguard.core.rows.json_numbers import to_json
 
 __all__ = ['as_number', 'autopsy_of', 'command_of', 'tell']
 

@@ -23,7 +23,7 @@ from event_rows import (
 
 import mmnanguard
 from mmnanguard.core import Action, Cause, GuardEvent
-from mmnanguard.core.rows.guard_event import to_json
+from mmnanguard.core.rows.json_numbers import to_json
 from mmnanguard.report.row_text import TOLD, command_of, tell
 
 SPIKE = dict(what='grad_norm', value=9.0, limit=5.0, mean='nan')

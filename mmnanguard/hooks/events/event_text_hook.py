@@ -7,7 +7,7 @@ from mmengine.runner import Runner
 from mmengine.visualization import LocalVisBackend
 
 from mmnanguard.core import GuardEvent
-from mmnanguard.core.rows.guard_event import to_json
+from mmnanguard.core.rows.json_numbers import to_json
 from mmnanguard.registry import HOOKS
 
 from .event_text import Writer, text_writer
