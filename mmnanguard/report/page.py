@@ -7,9 +7,10 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 from mmnanguard._support.atomic_write import atomic_write
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.rows.json_numbers import to_json
+from mmnanguard.core.rows.read_row import sentence_of
 
 from .figure import draw
-from .row_text import command_of, tell
+from .row_text import command_of
 from .run_report import RunReport
 from .summary import ROUTINE, Culprit, Row
 from .traces import COLORS, OTHER
@@ -161,7 +162,7 @@ def compact(row: Row, names: Dict[str, int]) -> Dict[str, Any]:
         'loss': row.get('loss'),
         'grad_norm': row.get('grad_norm'),
         'scale': scale if isinstance(scale, Mapping) else None,
-        'text': tell(row),
+        'text': sentence_of(row),
         'code': command_of(row),
         'detail': detail_of(row),
     }

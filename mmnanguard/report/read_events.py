@@ -15,6 +15,7 @@ from typing import (
 )
 
 from mmnanguard.core import GuardConfigError
+from mmnanguard.core.rows.event_files import EVENTS_FILE, events_files
 
 __all__ = [
     'Part',
@@ -25,7 +26,6 @@ __all__ = [
     'work_dirs_below',
 ]
 
-FILE = 'nanguard/events.jsonl'
 DEPTHS = range(2, 5)  # folders above it, where to look for runs further down
 MAX_WARNED = 3  # lines of a file
 Row = Dict[str, Any]
@@ -157,7 +157,7 @@ def files_of(work_dir: str) -> List[Path]:
     path = Path(work_dir)
     if path.is_file():
         return [path]
-    return sorted(path.glob(f'*/{FILE}')) or sorted(path.glob(FILE))
+    return events_files(work_dir) or sorted(path.glob(EVENTS_FILE))
 
 
 def work_dirs_below(folder: str) -> List[str]:
@@ -167,7 +167,7 @@ def work_dirs_below(folder: str) -> List[str]:
     files = [
         file
         for depth in DEPTHS
-        for file in Path(folder).glob('*/' * depth + FILE)
+        for file in Path(folder).glob('*/' * depth + EVENTS_FILE)
     ]
     files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
     return list(dict.fromkeys(str(file.parents[2]) for file in files))

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from mmnanguard.core import GuardConfigError
+from mmnanguard.core.rows.event_files import EVENTS_FILE, log_dir_of
+from mmnanguard.core.rows.read_row import sentence_of
 
 from .assessment import Assessment, judge
 from .read_events import (
@@ -15,7 +17,6 @@ from .read_events import (
     work_dirs_below,
 )
 from .read_scalars import Curve, read_scalars, scalars_of
-from .row_text import tell
 from .summarize import MAX_KEPT, summarize
 from .summary import Row, Summary
 
@@ -25,14 +26,14 @@ OnProgress = Callable[[int, int], None]
 STEP = 2**22  # bytes between two calls of it
 
 NO_EVENTS = (
-    '{} has no <timestamp>/nanguard/events.jsonl, so that there is nothing to '
+    f'{{}} has no <timestamp>/{EVENTS_FILE}, so that there is nothing to '
     'report: the guard was not attached, or tells nobody. Train with '
     'python -m mmnanguard train CONFIG --guard full, or add '
     "default_hooks=dict(nan_guard=dict(type='mmnanguard.NanGuardHook'), "
     "event_log=dict(type='mmnanguard.EventLogHook')) to the config."
 )
 RUNS_BELOW = (
-    '{} has no <timestamp>/nanguard/events.jsonl. Give the work dir of a run; '
+    f'{{}} has no <timestamp>/{EVENTS_FILE}. Give the work dir of a run; '
     'runs are below it: {}'
 )
 MAX_BELOW = 5  # that are named
@@ -64,8 +65,8 @@ class RunReport:
     def name(self) -> str:
         """For headings: the folder, and the run's own name."""
         path = Path(self.path).absolute()
-        if path.is_file() and path.parent.name == 'nanguard':
-            path = path.parents[1]
+        if path.as_posix().endswith(f'/{EVENTS_FILE}'):
+            path = log_dir_of(path)
         return f'{path.name} ({self.summary.run})'
 
     @property
@@ -131,7 +132,7 @@ class RunReport:
 
 
 def with_text(row: Any) -> Dict[str, Any]:
-    return {**row, 'text': tell(row)}
+    return {**row, 'text': sentence_of(row)}
 
 
 def load_run(

@@ -1,8 +1,9 @@
 from typing import Any, List, Sequence
 
 from mmnanguard.core import GuardConfigError
+from mmnanguard.core.rows.read_row import sentence_of
 
-from .row_text import command_of, tell
+from .row_text import command_of
 from .run_report import RunReport
 
 __all__ = ['print_reports']
@@ -83,7 +84,11 @@ def tables_of(report: RunReport) -> List[Any]:
         for one in summary.samples
     ]
     others: Rows = [
-        [row['iter'], row.get('kind'), tell(row) + below(command_of(row))]
+        [
+            row['iter'],
+            row.get('kind'),
+            sentence_of(row) + below(command_of(row)),
+        ]
         for row in summary.events
         if row.get('kind') != 'update'
     ]

@@ -4,10 +4,10 @@ from html import escape
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from mmnanguard.core.checks import is_finite_number
+from mmnanguard.core.rows.json_numbers import parse_number
 
 from .downsample import Points, count_by_bin, downsample_curve
 from .read_scalars import FACTOR, PANELS, Curve, factor_of, panel_of
-from .row_text import as_number
 from .run_report import RunReport
 from .summary import Row
 
@@ -154,7 +154,7 @@ def markers_of(
     finite or higher.
     """
     drawn = [y for trace in curves[:1] for y in trace['y'] if y is not None]
-    values = [as_number(row.get(field)) for row in updates]
+    values = [parse_number(row.get(field)) for row in updates]
     finite = [v for v in values if is_finite_number(v) and abs(v) < HUGE]
     if not drawn and not finite:
         return []

@@ -2,7 +2,7 @@
 
 import shlex
 from dataclasses import dataclass
-from typing import ClassVar, Mapping, Optional, Tuple
+from typing import Any, ClassVar, Dict, Mapping, Optional, Sequence, Tuple
 
 from .row_record import RowRecord
 
@@ -31,10 +31,13 @@ class DumpRow(RowRecord):
     bytes: int = 0
     needs: Tuple[str, ...] = ()
 
+    def to_row(self) -> Dict[str, Any]:
+        return {**super().to_row(), 'needs': list(self.needs)}
+
     def sentence(self) -> str:
         return f'dumped to {self.path} ({self.bytes / 2**20:.1f} MiB)'
 
-    def line(self, remarks: Tuple[str, ...] = ()) -> str:
+    def line(self, remarks: Sequence[str] = ()) -> str:
         """Return the console line.
 
         Args:
