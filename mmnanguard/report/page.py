@@ -10,6 +10,7 @@ from mmnanguard.core.rows.json_numbers import to_json
 from mmnanguard.core.rows.read_row import sentence_of
 
 from .figure import draw
+from .panels import titles
 from .row_text import command_of
 from .run_report import RunReport
 from .summary import ROUTINE, Culprit, Row
@@ -63,6 +64,7 @@ def write_page(
     data = {
         'made': f'{datetime.now(timezone.utc):%F %T} UTC',
         'reload': reload_after,
+        'titles': titles(),
         'runs': [section(report, end) for report in reports],
     }
     names = ', '.join(report.name for report in reports)

@@ -3,6 +3,7 @@ from typing import Any, List, Sequence
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.rows.read_row import sentence_of
 
+from .panels import FOLLOWED, PANELS
 from .row_text import command_of
 from .run_report import RunReport
 
@@ -92,12 +93,17 @@ def tables_of(report: RunReport) -> List[Any]:
         for row in summary.events
         if row.get('kind') != 'update'
     ]
+    followed = PANELS[FOLLOWED].title.capitalize()
     return [
         ('Updates by cause', ('cause', 'updates', *names), causes),
         ('Parameters', ('name', 'rejected', 'routine', *names), params),
         ('Modules', ('name', 'autopsies', 'first', 'operations'), modules),
         ('Samples', ('name', 'named', 'batches', 'found by'), samples),
-        ('What followed', ('iteration', 'kind', 'what'), others),
+        (
+            PANELS[FOLLOWED].title.capitalize(),
+            ('iteration', 'kind', 'what'),
+            others,
+        ),
     ]
 
 
