@@ -99,11 +99,7 @@ def tables_of(report: RunReport) -> List[Any]:
         ('Parameters', ('name', 'rejected', 'routine', *names), params),
         ('Modules', ('name', 'autopsies', 'first', 'operations'), modules),
         ('Samples', ('name', 'named', 'batches', 'found by'), samples),
-        (
-            PANELS[FOLLOWED].title.capitalize(),
-            ('iteration', 'kind', 'what'),
-            others,
-        ),
+        (followed, ('iteration', 'kind', 'what'), others),
     ]
 
 

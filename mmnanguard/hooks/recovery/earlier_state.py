@@ -2,7 +2,6 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional
 
 from mmengine.dist import broadcast_object_list, is_main_process
-from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from torch import Tensor
 from torch.optim import Optimizer
@@ -14,9 +13,14 @@ from mmnanguard.numerics.checkpoints.checkpoint_file import (
     judge_files,
     scan_file,
 )
+from mmnanguard.numerics.checkpoints.saved_averages import (
+    EMA_KEY,
+    trained_and_averaged,
+)
 from mmnanguard.numerics.checkpoints.state_copy import StateCopy
 from mmnanguard.numerics.update.blame import plain_name
 
+from .._shared.averages import ema_models
 from .._shared.find_guards import find_guards, find_wrappers
 from .pointers import LAST_CLEAN, read_pointer
 
@@ -114,25 +118,12 @@ def find_checkpoint(runner: Runner, before: int) -> Any:
 
 
 def tensors_in(saved: Mapping[str, Any]) -> Iterator[Any]:
-    """Under the names of :func:`tensors_of`. EMAHook saves averages and raw
-    weights crosswise.
-    """
-    raw, averages = saved['state_dict'], {}
-    if 'ema_state_dict' in saved:
-        own = saved['ema_state_dict']
-        averages = {
-            name: raw[name[len('module.') :]]
-            if name.startswith('module.')
-            else tensor
-            for name, tensor in own.items()
-        }
-        raw = {
-            name[len('module.') :]: tensor
-            for name, tensor in own.items()
-            if name.startswith('module.')
-        }
-    yield from raw.items()
-    for name, tensor in averages.items():
+    """Yield names, as in :func:`tensors_of`, and tensors of a checkpoint."""
+    trained, averaged = trained_and_averaged(
+        saved['state_dict'], saved.get(EMA_KEY, {})
+    )
+    yield from trained.items()
+    for name, tensor in averaged.items():
         yield f'average 1: {name}', tensor
 
 
@@ -145,10 +136,8 @@ def states_in(optimizer: Optimizer, saved: Mapping[int, Any]) -> List[Any]:
 def tensors_of(runner: Runner) -> Dict[str, Tensor]:
     """Weights, buffers and averages, by name."""
     tensors: Dict[str, Tensor] = {}
-    averages = [
-        hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)
-    ]
-    for index, model in enumerate([runner.model, *averages]):
+    models = [runner.model, *ema_models(runner.hooks)]
+    for index, model in enumerate(models):
         for name, tensor in [
             *model.named_parameters(),
             *model.named_buffers(),

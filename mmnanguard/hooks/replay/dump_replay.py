@@ -14,6 +14,10 @@ from torch import nn
 
 from mmnanguard.core import Autopsy, NanGuardError
 from mmnanguard.numerics import load_plain
+from mmnanguard.numerics.checkpoints.saved_averages import (
+    EMA_KEY,
+    trained_and_averaged,
+)
 from mmnanguard.numerics.probe.replay import Setting
 from mmnanguard.safe_load import allow_mmengine_checkpoints
 
@@ -210,12 +214,8 @@ def put_weights(
             f'before iteration {event["iter"]}; or dump with '
             'BatchDumpHook(save_weights=True).'
         )
-    if 'ema_state_dict' in saved:  # EMAHook saves the two crosswise
-        state = {
-            name[len('module.') :]: tensor
-            for name, tensor in saved['ema_state_dict'].items()
-            if name.startswith('module.')
-        }
+    if EMA_KEY in saved:
+        state, _ = trained_and_averaged(state, saved[EMA_KEY])
     try:
         missing = model.load_state_dict(state, strict=False).missing_keys
     except RuntimeError as error:

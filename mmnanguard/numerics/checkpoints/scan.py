@@ -18,8 +18,11 @@ from typing import (
 import torch
 from torch import Tensor
 
+from ..base.dtype_name import dtype_name
 from ..base.shards import local
+from .saved_averages import EMA_KEY, source_of, trained_and_averaged
 from .saved_optimizer import (
+    GUARD_KEY,
     optimizer_tensors,
     optimizers_of,
     running_stats,
@@ -177,16 +180,18 @@ def join_ranks(scans: Sequence[CheckpointScan]) -> CheckpointScan:
 def tell_apart(
     checkpoint: Mapping[str, Any],
 ) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
-    """The trained tensors and the averaged ones, by name."""
-    weights = dict(walk(checkpoint['state_dict']))
+    """Return the trained tensors and the averaged ones, by name.
+
+    An average has the name of its source.
+    """
+    weights, averaged = trained_and_averaged(
+        dict(walk(checkpoint['state_dict'])),
+        dict(walk(checkpoint.get(EMA_KEY) or {})),
+    )
     averages = {}
-    saved = walk(checkpoint.get('ema_state_dict') or {})
-    for key, value in list(saved):
-        name = key[len('module.') :]
-        if key.startswith('module.') and name in weights:
-            weights[name], averages[name] = value, weights[name]
-        else:
-            averages[key] = value
+    for name, value in averaged.items():
+        source = source_of(name)
+        averages[source if source in weights else name] = value
     return only_tensors(weights), only_tensors(averages)
 
 
@@ -213,21 +218,17 @@ def examine(
         count, kind = int((finite.abs() > limit).sum()), 'absurd'
         if count == 0:  # low and high are finite, but their sum is not
             return None
+    dtype = value.dtype if isinstance(value, Tensor) else torch.float64
     return ScanFinding(
         part=part,
         name=name,
         kind=kind,
         count=count,
         numel=values.numel(),
-        dtype=name_of_dtype(value),
+        dtype=dtype_name(dtype),
         min=finite.min().item() if finite.numel() else None,
         max=finite.max().item() if finite.numel() else None,
     )
-
-
-def name_of_dtype(value: Union[Tensor, float]) -> str:
-    dtype = value.dtype if isinstance(value, Tensor) else torch.float64
-    return str(dtype).replace('torch.', '')
 
 
 def elements(value: Union[Tensor, float]) -> Optional[Tensor]:
@@ -269,7 +270,7 @@ def digest(value: Tensor) -> str:
 
 def scan_scales(checkpoint: Mapping[str, Any]) -> Iterator[ScanFinding]:
     """A loss scale must be a normal positive number of float32."""
-    saved = checkpoint.get('nanguard') or {}
+    saved = checkpoint.get(GUARD_KEY) or {}
     owners = [*optimizers_of(checkpoint.get('optimizer')).items()]
     # Strategies that leave the scale out of the optimizer's state.
     owners += (saved.get('guards') or {}).items()

@@ -10,6 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from ..base.dtype_name import dtype_name
 from ..snapshot.tensor_backup import can_compare
 from ..update.blame import plain_name
 from .sample_tracker import SampleTracker
@@ -209,7 +210,7 @@ class ModuleProbe(TorchDispatchMode):
             *where[:4],
             op=op.rsplit('.', 1)[0] if op.count('.') > 1 else op,
             source=where[4],
-            dtype=str(output.dtype).replace('torch.', ''),
+            dtype=dtype_name(output.dtype),
             input_absmax=input_absmax,
             output_absmax=float('nan') if is_nan else float('inf'),
             samples=samples,
