@@ -62,7 +62,7 @@ def record_of(row: Row) -> RowRecord:
     if record is not None:
         try:
             return record.from_row(row)
-        except (TypeError, ValueError):
+        except ValueError:
             pass
     return OtherRow(str(row.get('id', '')), row)
 
@@ -71,5 +71,6 @@ def sentence_of(row: Row) -> str:
     """Return what a row says; never raises for what a row holds."""
     try:
         return record_of(row).sentence()
-    except (KeyError, TypeError, ValueError):  # parts of another version
+    # Parts of another version, and integers that no float can hold.
+    except (ArithmeticError, KeyError, TypeError, ValueError):
         return OtherRow('', row).sentence()

@@ -5,7 +5,7 @@ the row's keys. The type of a field says how its value is read.
 """
 
 import collections.abc
-from dataclasses import MISSING, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from enum import Enum
 from functools import lru_cache
 from typing import (
@@ -30,10 +30,11 @@ __all__ = ['SCHEMA', 'Row', 'RowRecord']
 
 SCHEMA = 1
 Row = Mapping[str, Any]
-Parser = Callable[[Any], Any]  # raises ValueError or TypeError
+Parser = Callable[[Any], Any]  # raises ValueError
 R = TypeVar('R', bound='RowRecord')
 
 
+@dataclass(frozen=True)
 class RowRecord:
     """Base class of the records of ``events.jsonl``.
 
@@ -48,7 +49,7 @@ class RowRecord:
     def to_row(self) -> Dict[str, Any]:
         """Return the row, with the values as they are in the record."""
         row: Dict[str, Any] = {'schema': SCHEMA, 'kind': self.KIND}
-        for field in fields(self):  # type: ignore[arg-type]
+        for field in fields(self):
             row[field.name] = getattr(self, field.name)
         return row
 
@@ -71,8 +72,7 @@ class RowRecord:
 
     def replace(self: R, **changes: Any) -> R:
         """Return a copy with other values in some fields."""
-        # A type error for mypy as this base class is no dataclass itself.
-        return replace(self, **changes)  # type: ignore[type-var]
+        return replace(self, **changes)
 
     def sentence(self) -> str:
         """Return what happened, without the iteration."""
@@ -118,7 +118,7 @@ def read_fields(record: type, row: Any) -> Dict[str, Any]:
             continue
         try:
             values[name] = parse(row[name])
-        except (TypeError, ValueError):
+        except ValueError:
             if not has_default:
                 raise
     return values
@@ -143,26 +143,32 @@ def parser_of(hint: Any) -> Parser:
 
 
 def dataclass_of(record: Any) -> Parser:
+    """Return the function that reads a dataclass from a mapping."""
     return lambda value: record(**read_fields(record, value))
 
 
 def optional(parse: Parser) -> Parser:
+    """Return the function that reads None or a value."""
     return lambda value: None if value is None else parse(value)
 
 
 def tuple_of(parse: Parser) -> Parser:
+    """Return the function that reads a list of such values."""
+
     def parse_tuple(value: Any) -> Tuple[Any, ...]:
         if not isinstance(value, (list, tuple)):
-            raise TypeError(f'no list: {value!r}')
+            raise ValueError(f'no list: {value!r}')
         return tuple(map(parse, value))
 
     return parse_tuple
 
 
 def mapping_of(parse: Parser) -> Parser:
+    """Return the function that reads a mapping to such values."""
+
     def parse_mapping(value: Any) -> Dict[str, Any]:
         if not isinstance(value, Mapping):
-            raise TypeError(f'no mapping: {value!r}')
+            raise ValueError(f'no mapping: {value!r}')
         return {str(key): parse(item) for key, item in value.items()}
 
     return parse_mapping
@@ -171,25 +177,28 @@ def mapping_of(parse: Parser) -> Parser:
 def parse_float(value: Any) -> float:
     number = parse_number(value)
     if isinstance(number, bool) or not isinstance(number, (int, float)):
-        raise TypeError(f'no number: {value!r}')
-    return float(number)
+        raise ValueError(f'no number: {value!r}')
+    try:
+        return float(number)
+    except OverflowError as error:  # JSON has integers of any size
+        raise ValueError(str(error)) from error
 
 
 def parse_int(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f'no integer: {value!r}')
+        raise ValueError(f'no integer: {value!r}')
     return value
 
 
 def parse_bool(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise TypeError(f'no bool: {value!r}')
+        raise ValueError(f'no bool: {value!r}')
     return value
 
 
 def parse_str(value: Any) -> str:
     if not isinstance(value, (str, int, float)):
-        raise TypeError(f'no text: {value!r}')
+        raise ValueError(f'no text: {value!r}')
     return str(value)
 
 
