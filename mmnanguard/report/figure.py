@@ -1,7 +1,8 @@
 """The figure of one run: panels over iterations, one below the other."""
 
 import math
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from itertools import chain
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
 
 from .panels import FOLLOWED, GRAD_NORM, LOSS_SCALE, LR, PANELS, REJECTED
 from .run_report import RunReport
@@ -40,7 +41,7 @@ def draw(report: RunReport, last_iter: Optional[int] = None) -> Dict[str, Any]:
 
 
 def lines_of(events: Sequence[Row]) -> List[Dict[str, Any]]:
-    """Through all panels, where a run was resumed, went back or halted."""
+    """Return lines through all panels: resumes, rollbacks, halts, audits."""
     marked = [
         row
         for row in events
@@ -119,7 +120,7 @@ def axis_of(panel: str, traces: Sequence[Trace]) -> Dict[str, Any]:
         return {'type': 'category', 'showgrid': False, 'fixedrange': True}
     if panel == REJECTED:
         return {'rangemode': 'tozero', 'tickformat': ',d', 'nticks': 5}
-    values = [y for trace in traces for y in trace['y'] if y and y > 0]
+    values = [y for y in values_of(traces) if y and y > 0]
     if panel == LOSS_SCALE and values:
         return {'type': 'log', **powers_of_2(min(values))}
     is_wide = bool(values) and max(values) > WIDE * min(values)
@@ -132,9 +133,17 @@ def axis_of(panel: str, traces: Sequence[Trace]) -> Dict[str, Any]:
     }
 
 
+def values_of(traces: Sequence[Trace]) -> Iterator[Optional[float]]:
+    """Return the values that are drawn; None is a gap."""
+    return chain.from_iterable(trace['y'] for trace in traces)
+
+
 def rangemode_of(panel: str, traces: Sequence[Trace]) -> str:
-    """Around a constant plotly shows 1 on both sides."""
-    values = {y for trace in traces for y in trace['y'] if y is not None}
+    """Return where an axis begins.
+
+    By itself, plotly shows 1 on both sides of a constant.
+    """
+    values = {y for y in values_of(traces) if y is not None}
     if not values or min(values) < 0:
         return 'normal'
     is_flat = len(values) == 1
@@ -142,8 +151,10 @@ def rangemode_of(panel: str, traces: Sequence[Trace]) -> str:
 
 
 def powers_of_2(lowest: float) -> Dict[str, Any]:
-    """Ticks, of which one is at the lowest value. How many powers lie from
-    one to the next the page says, which knows what range is shown.
+    """Return ticks at powers of 2, one of them at the lowest value.
+
+    The page knows the range that is shown, so it sets how many powers lie
+    between two ticks.
     """
     power = math.log10(2)
     return {

@@ -28,7 +28,7 @@ FOLLOWED = 'followed'
 
 
 class Panel(NamedTuple):
-    """How a panel is shown.
+    """The looks of a panel.
 
     Attributes:
         title: Text beside its axis.

@@ -1,3 +1,5 @@
+"""The rows of a run, as if it had never been interrupted."""
+
 import json
 import logging
 import math
@@ -33,7 +35,7 @@ OnBytes = Callable[[int], None]
 
 
 class Part(NamedTuple):
-    """Where one process start of a run wrote its rows.
+    """The place in a file where one process start wrote its rows.
 
     Attributes:
         path: Of the file.
@@ -161,8 +163,9 @@ def files_of(work_dir: str) -> List[Path]:
 
 
 def work_dirs_below(folder: str) -> List[str]:
-    """Of runs that lie deeper than those of a work dir, as in 'work_dirs', or
-    in the one that a fire drill was given; the one that wrote last first.
+    """Return work dirs that lie deeper in a folder, such as 'work_dirs'.
+
+    A fire drill makes such folders too. The run that wrote last comes first.
     """
     files = [
         file
@@ -174,7 +177,7 @@ def work_dirs_below(folder: str) -> List[str]:
 
 
 def parts_of(path: Path) -> Iterator[Part]:
-    """Those of one file, as they stand in it."""
+    """Yield the parts of one file, in their order."""
     firsts: List[Optional[int]] = [None]
     parts = [Part(path, 0, 0, line=1)]
     size = 0

@@ -101,7 +101,10 @@ def cut(curves: Dict[str, Curve], iter_: int) -> None:
 
 
 def scalars_of(part: Part) -> Path:
-    """Without a name of its own, the file is called as the folder."""
+    """Return the file of the scalars that belong to a process start.
+
+    A file without a name of its own is called as its folder.
+    """
     folder = part.path.absolute().parents[1]
     path = folder / 'vis_data' / 'scalars.json'
     other = folder / 'vis_data' / f'{folder.name}.json'

@@ -1,3 +1,5 @@
+"""Everything that is known of one run, read from its files."""
+
 import shlex
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -45,7 +47,7 @@ NO_ROWS = (
 
 @dataclass(frozen=True)
 class RunReport:
-    """All that is known of one run.
+    """Everything that is known of one run.
 
     Attributes:
         path: Its work dir or file, as it was given.
@@ -63,7 +65,7 @@ class RunReport:
 
     @property
     def name(self) -> str:
-        """For headings: the folder, and the run's own name."""
+        """Folder and name of the run, for headings."""
         path = Path(self.path).absolute()
         if path.as_posix().endswith(f'/{EVENTS_FILE}'):
             path = log_dir_of(path)
@@ -86,7 +88,7 @@ class RunReport:
 
     @property
     def progress(self) -> str:
-        """How far it came, and when that was written."""
+        """Last iteration, state, and time of the last row, in words."""
         of_all = self.summary.max_iters
         known = f'iteration {self.summary.last_iter:,}'
         if of_all is not None:
@@ -99,7 +101,7 @@ class RunReport:
         return f'{known}, {story}; last written {self.written:%F %T} UTC'
 
     def to_dict(self) -> Dict[str, Any]:
-        """Builtins; non-finite numbers are floats."""
+        """Return builtins; non-finite numbers are floats."""
         summary = self.summary
         culprits = {
             'parameters': summary.parameters,

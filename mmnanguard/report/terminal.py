@@ -1,3 +1,5 @@
+"""The report as text in a terminal."""
+
 from typing import Any, List, Sequence
 
 from mmnanguard.core import GuardConfigError
@@ -15,8 +17,9 @@ Rows = List[List[Any]]
 
 
 def print_reports(reports: Sequence[RunReport]) -> None:
-    """The same as the page, without its curves, on stdout; without colors and
-    160 columns wide where that is no terminal.
+    """Print what the page shows, without its curves.
+
+    Where stdout is no terminal, without colors and 160 columns wide.
 
     Raises:
         GuardConfigError: Without rich.
@@ -65,7 +68,7 @@ def print_reports(reports: Sequence[RunReport]) -> None:
 
 
 def tables_of(report: RunReport) -> List[Any]:
-    """Title, columns and rows of each."""
+    """Return title, columns and rows of each table."""
     summary = report.summary
     names = ('first', 'last')
     causes: Rows = [
@@ -112,7 +115,7 @@ def below(code: str) -> str:
 
 
 def plain(value: Any) -> str:
-    """What a name holds must not steer the terminal."""
+    """Escape control characters, so that no name steers the terminal."""
     text = '' if value is None else str(value)
     return ''.join(
         c if c.isprintable() or c == '\n' else ascii(c)[1:-1] for c in text

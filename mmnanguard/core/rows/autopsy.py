@@ -11,7 +11,7 @@ __all__ = ['Autopsy']
 
 @dataclass(frozen=True)
 class Autopsy(RowRecord):
-    """What a replay of a rejected update found; one row of the event log.
+    """The findings of a replay of a rejected update.
 
     Attributes:
         id: Of the event.

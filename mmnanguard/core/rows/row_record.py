@@ -80,7 +80,7 @@ class RowRecord:
 
 
 class FieldParser(NamedTuple):
-    """How one field of a dataclass is read."""
+    """The way to read one field of a dataclass."""
 
     name: str
     parse: Parser

@@ -1,4 +1,4 @@
-"""What the hooks of several rooms use; private.
+"""Modules that the hooks of several rooms use; private.
 
 - ``find_guards``: the guarded wrappers and the hooks of a runner.
 - ``averages``: the hooks that average weights, and their models.

@@ -1,3 +1,5 @@
+"""The hook that shows rows as text in dashboards."""
+
 import json
 from typing import Any, Dict, Mapping
 
@@ -50,7 +52,7 @@ class EventTextHook(Hook):
         self._write(runner, event.to_row(), event.line())
 
     def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
-        """What another hook found out, mostly about the event before it."""
+        """Show what another hook found out, mostly about the last event."""
         self._write(runner, row, f'Iter {row.get("iter", self._step)}')
 
     def _write(

@@ -1,3 +1,5 @@
+"""Averages that ignore rejected updates."""
+
 from typing import Any, Callable, Dict, Iterable, List, Optional
 
 import torch
@@ -52,7 +54,7 @@ class EmaFreeze:
 
     @torch.no_grad()
     def begin_iter(self) -> None:
-        """Before an iteration; no sync."""
+        """Prepare for an iteration; no sync."""
         self._before = {
             name: self._count(name) for name in ('num_updates', 'num_steps')
         }

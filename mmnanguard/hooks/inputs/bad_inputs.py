@@ -1,6 +1,7 @@
 """The bad samples of all ranks."""
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from mmengine.dist import all_gather_object
@@ -43,17 +44,19 @@ class BadInputs:
         )
 
 
-def gather_bad_inputs(found: Mapping[str, List[str]]) -> Optional[BadInputs]:
-    """Put together what each rank has found; collective.
+def gather_bad_inputs(
+    local_names: Mapping[str, List[str]],
+) -> Optional[BadInputs]:
+    """Put together the bad samples of all ranks; collective.
 
     Args:
-        found: On this rank: names of samples, by key.
+        local_names: Names of this rank's bad samples, by key.
 
     Returns:
-        The same on all ranks; None if none has found anything.
+        The same on all ranks; None if no rank has bad samples.
     """
-    listed = {key: names[:NUM_LISTED] for key, names in found.items()}
-    num_unlisted = len(unique(found)) - len(unique(listed))
+    listed = {key: names[:NUM_LISTED] for key, names in local_names.items()}
+    num_unlisted = len(unique(local_names)) - len(unique(listed))
     everyone = all_gather_object((listed, num_unlisted))
     ranks = tuple(rank for rank, (keys, _) in enumerate(everyone) if keys)
     if not ranks:
@@ -70,4 +73,5 @@ def gather_bad_inputs(found: Mapping[str, List[str]]) -> Optional[BadInputs]:
 
 
 def unique(keys: Mapping[str, Any]) -> Tuple[str, ...]:
-    return tuple(dict.fromkeys(n for names in keys.values() for n in names))
+    """Return the names of all keys, each once."""
+    return tuple(dict.fromkeys(chain.from_iterable(keys.values())))

@@ -224,7 +224,10 @@ class InputGuardHook(Hook):
         runner.call_hook('after_guard_row', row=record.to_row())
 
     def _remove_leftovers(self) -> None:
-        """Of a run that an exception ended: MMEngine calls no hook then."""
+        """Remove hooks of a run that an exception ended.
+
+        MMEngine calls no hook then.
+        """
         looks = self._preprocessor._forward_hooks
         for key, look in list(looks.items()):
             hook = getattr(look, '__self__', None)

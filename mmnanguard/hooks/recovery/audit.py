@@ -11,8 +11,10 @@ __all__ = ['Audit']
 
 @dataclass
 class Audit:
-    """What an audit found; handed to every hook that has a method
-    ``after_audit(runner, audit)``, on all ranks.
+    """Non-finite state that an audit found.
+
+    Every hook that has a method ``after_audit(runner, audit)`` receives it,
+    on all ranks.
 
     Attributes:
         iter: Counts from 1.
@@ -65,7 +67,7 @@ class Audit:
         return self.record.to_row()
 
     def to_event(self) -> GuardEvent:
-        """What a halt is about."""
+        """Return the event of a halt because of this audit."""
         return GuardEvent(
             action=Action.HALT,
             cause=Cause.WEIGHT_NONFINITE,
@@ -84,7 +86,7 @@ class Audit:
         return self.record.line()
 
     def halt_story(self, last_clean: Optional[str], is_guarded: bool) -> str:
-        """For the person who reads it next morning.
+        """Return the text for the person who reads it next morning.
 
         Args:
             last_clean: The checkpoint to go on from; None if there is none.

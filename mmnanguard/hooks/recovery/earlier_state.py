@@ -1,3 +1,5 @@
+"""States of a run that training can go back to."""
+
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional
 
@@ -28,7 +30,7 @@ __all__ = ['EarlierState', 'newest_clean_state', 'present_state']
 
 
 class EarlierState(NamedTuple):
-    """What training can go back to.
+    """A state that training can go back to.
 
     Attributes:
         iter: The last iteration that it knows of; from 1, 0 is the start.
@@ -51,7 +53,10 @@ class EarlierState(NamedTuple):
         lr_return: float,
         with_rng: bool = False,
     ) -> None:
-        """In place; see :meth:`GuardState.rolled_back` for the factors."""
+        """Restore the state in place.
+
+        See :meth:`GuardState.rolled_back` for the factors.
+        """
         self.copy.restore(tensors_of(runner), optimizers_of(runner))
         for name, guard in find_guards(runner).items():
             state, guard.clip_rule = self.rules[name]
@@ -61,7 +66,7 @@ class EarlierState(NamedTuple):
 
 
 def present_state(runner: Runner, iteration: int) -> EarlierState:
-    """As it is now."""
+    """Copy the current state of the run."""
     rules = {
         name: (guard.state, guard.clip_rule)
         for name, guard in find_guards(runner).items()
@@ -71,18 +76,19 @@ def present_state(runner: Runner, iteration: int) -> EarlierState:
 
 
 def newest_clean_state(runner: Runner, before: int) -> Optional[EarlierState]:
-    """From the newest clean checkpoint in the work dir that is older than an
-    iteration; collective.
+    """Return the state in the newest clean checkpoint before an iteration.
+
+    Looks in the work dir; None if there is none. Collective.
     """
     if is_sharded(runner.model):
         return None
-    told: List[Any] = [None]
+    result: List[Any] = [None]
     if is_main_process():
-        told = [find_checkpoint(runner, before)]
-    broadcast_object_list(told)
-    if told[0] is None:
+        result = [find_checkpoint(runner, before)]
+    broadcast_object_list(result)
+    if result[0] is None:
         return None
-    path, iteration = told[0]
+    path, iteration = result[0]
     saved = load_plain(path)
     present = tensors_of(runner)
     tensors = {
@@ -105,7 +111,7 @@ def newest_clean_state(runner: Runner, before: int) -> Optional[EarlierState]:
 
 
 def find_checkpoint(runner: Runner, before: int) -> Any:
-    """Its path and iteration."""
+    """Return the path and iteration of that checkpoint, or None."""
     paths = set(Path(runner.work_dir).glob('*.pth'))
     last_clean = read_pointer(runner.work_dir, LAST_CLEAN)
     if last_clean is not None:

@@ -1,4 +1,6 @@
-from typing import Any, Iterator, List
+"""All tensors that a run keeps from update to update, with their names."""
+
+from typing import Any, Dict, Iterator, List
 
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -16,7 +18,9 @@ __all__ = ['kept_state']
 
 
 def kept_state(runner: Runner) -> List[KeptTensor]:
-    """All that a run keeps from update to update, of this rank; no sync.
+    """Return all that a run keeps from update to update, of this rank.
+
+    No sync.
 
     An average's tensors have the names of their sources. The teacher of a
     ``MeanTeacherHook`` is an average that lies in the model.
@@ -24,17 +28,15 @@ def kept_state(runner: Runner) -> List[KeptTensor]:
     optimizers = [
         wrapper.optimizer for wrapper in find_wrappers(runner).values()
     ]
-    groups = [group for each in optimizers for group in each.param_groups]
+    groups: List[Dict[str, Any]] = []
+    for optimizer in optimizers:
+        groups += optimizer.param_groups
     names = TensorNames([runner.model], groups)
-    return [
-        *of_model(runner, names),
-        *(
-            each
-            for optimizer in optimizers
-            for each in of_optimizer(optimizer, names)
-        ),
-        *of_averages(runner),
-    ]
+    kept = [*of_model(runner, names)]
+    for optimizer in optimizers:
+        kept += of_optimizer(optimizer, names)
+    kept += of_averages(runner)
+    return kept
 
 
 def of_model(runner: Runner, names: TensorNames) -> Iterator[KeptTensor]:
@@ -79,7 +81,7 @@ def of_averages(runner: Runner) -> Iterator[KeptTensor]:
 
 
 def is_sharded_alike(value: Any, param: Tensor) -> bool:
-    """Does it have an element for each of the parameter's?"""
+    """Whether the value has an element for each of the parameter's."""
     return (
         isinstance(value, Tensor)
         and local(value).shape == local(param).shape

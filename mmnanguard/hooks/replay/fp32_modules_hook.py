@@ -66,7 +66,7 @@ class Fp32ModulesHook(Hook):
 
     @property
     def patterns(self) -> List[str]:
-        """Those of the config, and those that were added."""
+        """The patterns of the config, and those that were added."""
         return [*self._patterns, *self._added]
 
     def before_train(self, runner: Runner) -> None:
@@ -97,7 +97,10 @@ class Fp32ModulesHook(Hook):
             self._due.append(autopsy)
 
     def after_train_iter(self, runner: Runner, **_: Any) -> None:
-        """Not before: others may still look at the window as it was."""
+        """Add the modules that are due.
+
+        Not earlier, as other hooks may still replay the window as it was.
+        """
         for autopsy in self._due:
             if len(self._added) < self._max_auto_modules:
                 self._add(runner, target_of(autopsy), autopsy.id)
@@ -155,7 +158,7 @@ class InFp32:
 def put_in_fp32(
     owner: nn.Module, method: str, device: str
 ) -> Callable[[], None]:
-    """Gives what undoes it."""
+    """Put a method in float32 and return the function that undoes it."""
     own = vars(owner).get(method)
     setattr(owner, method, InFp32(owner, method, device))
 
@@ -170,7 +173,7 @@ def put_in_fp32(
 
 @contextmanager
 def in_fp32(model: nn.Module, pattern: str) -> Iterator[None]:
-    """What ``pattern`` means, for a while; see :class:`Fp32ModulesHook`."""
+    """Run what ``pattern`` matches in float32; see the hook for patterns."""
     undo = [
         put_in_fp32(owner, method, device_of(model))
         for _, owner, method in find_targets(model, pattern)
@@ -178,8 +181,8 @@ def in_fp32(model: nn.Module, pattern: str) -> Iterator[None]:
     try:
         yield
     finally:
-        for one in undo:
-            one()
+        for restore in undo:
+            restore()
 
 
 def target_of(autopsy: Autopsy) -> str:
