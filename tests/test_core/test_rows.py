@@ -110,8 +110,32 @@ RECORDS_OF_KIND = {
 }
 
 
+# After 'schema' and 'kind', in the order in which they stand in the file;
+# the keys of 'update' are pinned with the public surface.
+KEYS = {
+    'start': 'run attempt iter max_iters versions guards',
+    'autopsy': 'id phase module module_type method op source dtype '
+    'input_absmax output_absmax dtype_max batch_rows samples rank repeats '
+    'exact fp32_is_finite remedy outputs',
+    'dump': 'id rank path bytes needs',
+    'remedy': 'id remedy module config',
+    'input': 'id action iter since ranks num_samples samples keys',
+    'rollback': 'id iter to path num_rollbacks lr_factor loss_scale',
+    'audit': 'id run attempt iter epoch ranks where num_bad tensors '
+    'checkpoint',
+    'halt': 'id iter story',
+}
+
+
 def test_each_kind_is_tested():
     assert set(RECORDS_OF_KIND) == set(RECORDS)
+
+
+@pytest.mark.parametrize('kind', KEYS)
+def test_keys_of_a_row(kind):
+    keys = {'since': 1} if kind == 'input' else {}
+    row = RECORDS[kind](**keys).to_row()
+    assert list(row) == ['schema', 'kind', *KEYS[kind].split()]
 
 
 @pytest.mark.parametrize('kind', RECORDS)
