@@ -23,6 +23,8 @@ from mmengine.device import get_device
 from rich.console import Console
 from rich.table import Table
 
+from mmnanguard.core.rows.event_files import EVENTS_FILE
+
 
 def find(node, key):
     """Each dict at or below a node that has this key."""
@@ -90,7 +92,7 @@ def run(title, cfg, folder):
         if 'lr' not in row:  # then it is a validation's; the last one stays
             keys = row.keys() - {'time', 'data_time', 'step'}
             result.update((key, row[key]) for key in sorted(keys))
-    return result, read_rows(folder, 'nanguard/events.jsonl')
+    return result, read_rows(folder, EVENTS_FILE)
 
 
 def read_rows(folder, name):

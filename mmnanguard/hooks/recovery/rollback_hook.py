@@ -12,6 +12,7 @@ from mmnanguard.core import (
     TrainingHalted,
 )
 from mmnanguard.core.checks import check_value, is_count, is_finite_number
+from mmnanguard.core.rows.rollback_row import RollbackRow
 from mmnanguard.numerics.checkpoints.state_audit import StateAudit
 from mmnanguard.registry import HOOKS
 
@@ -194,27 +195,17 @@ class RollbackHook(Hook):
         for one in guards.values():
             self._lower(one.scaler)
         self._used = kept
-        of_path = f', from {kept.path}' if kept.path else ''
-        runner.logger.warning(
-            f'Iter {event.iter}: went back to the state after iteration '
-            f'{kept.iter}{of_path} (rollback {guard.state.num_rollbacks} of '
-            f'{self._max_rollbacks}); learning rate x {factor:g}, loss scale '
-            f'{guard.scaler.get_scale():g}; data and schedule go on'
+        rollback = RollbackRow(
+            id=event.id,
+            iter=event.iter,
+            to=kept.iter,
+            path=kept.path,
+            num_rollbacks=guard.state.num_rollbacks,
+            lr_factor=factor,
+            loss_scale=guard.scaler.get_scale(),
         )
-        runner.call_hook(
-            'after_guard_row',
-            row={
-                'schema': 1,
-                'kind': 'rollback',
-                'id': event.id,
-                'iter': event.iter,
-                'to': kept.iter,
-                'path': kept.path,
-                'num_rollbacks': guard.state.num_rollbacks,
-                'lr_factor': factor,
-                'loss_scale': guard.scaler.get_scale(),
-            },
-        )
+        runner.logger.warning(rollback.line(self._max_rollbacks))
+        runner.call_hook('after_guard_row', row=rollback.to_row())
 
     def _choose(
         self, runner: Runner, event: GuardEvent

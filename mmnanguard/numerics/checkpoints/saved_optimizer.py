@@ -19,7 +19,17 @@ from torch import Tensor
 from ..base.shards import local
 from .stubs import STUBS
 
-__all__ = ['optimizer_tensors', 'optimizers_of', 'running_stats', 'walk']
+__all__ = [
+    'GUARD_KEY',
+    'optimizer_tensors',
+    'optimizers_of',
+    'running_stats',
+    'walk',
+]
+
+# Of a checkpoint: the guard's state, for strategies that save only 'state'
+# and 'param_groups' of an optimizer wrapper.
+GUARD_KEY = 'nanguard'
 
 # The buffers of BatchNorm, in the order in which it registers them.
 RUNNING_STATS = ('running_mean', 'running_var', 'num_batches_tracked')

@@ -19,8 +19,11 @@ from typing import (
 import torch
 from torch import Tensor
 
+from ..base.dtype_name import dtype_name
 from ..base.shards import local
+from .saved_averages import EMA_KEY, source_of, trained_and_averaged
 from .saved_optimizer import (
+    GUARD_KEY,
     StateDict,
     optimizer_tensors,
     optimizers_of,
@@ -181,16 +184,18 @@ def join_ranks(scans: Sequence[CheckpointScan]) -> CheckpointScan:
 def split_averages(
     checkpoint: StateDict,
 ) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
-    """Return the trained tensors and the averaged tensors, each by name."""
-    weights = dict(walk(checkpoint['state_dict']))
+    """Return the trained tensors and the averaged tensors, each by name.
+
+    An average has the name of its source.
+    """
+    weights, averaged = trained_and_averaged(
+        dict(walk(checkpoint['state_dict'])),
+        dict(walk(checkpoint.get(EMA_KEY) or {})),
+    )
     averages = {}
-    saved = walk(checkpoint.get('ema_state_dict') or {})
-    for key, value in list(saved):
-        name = key[len('module.') :]
-        if key.startswith('module.') and name in weights:
-            weights[name], averages[name] = value, weights[name]
-        else:
-            averages[key] = value
+    for name, value in averaged.items():
+        source = source_of(name)
+        averages[source if source in weights else name] = value
     return only_tensors(weights), only_tensors(averages)
 
 
@@ -218,6 +223,7 @@ def examine(
         count, kind = int((finite.abs() > limit).sum()), 'absurd'
         if count == 0:  # low and high are finite, but their sum is not
             return None
+    dtype = value.dtype if isinstance(value, Tensor) else torch.float64
     smallest = largest = None
     if finite.numel():
         smallest, largest = finite.min().item(), finite.max().item()
@@ -227,16 +233,10 @@ def examine(
         kind=kind,
         count=count,
         numel=values.numel(),
-        dtype=name_of_dtype(value),
+        dtype=dtype_name(dtype),
         min=smallest,
         max=largest,
     )
-
-
-def name_of_dtype(value: Union[Tensor, float]) -> str:
-    """Return the name of a value's dtype, such as 'float32'."""
-    dtype = value.dtype if isinstance(value, Tensor) else torch.float64
-    return str(dtype).replace('torch.', '')
 
 
 def elements(value: Union[Tensor, float]) -> Optional[Tensor]:
@@ -288,7 +288,7 @@ def scan_scales(checkpoint: StateDict) -> Iterator[ScanFinding]:
 
     A loss scale must be a positive normal number of float32.
     """
-    saved = checkpoint.get('nanguard') or {}
+    saved = checkpoint.get(GUARD_KEY) or {}
     owners = [*optimizers_of(checkpoint.get('optimizer')).items()]
     # Some strategies leave the scale out of the optimizer's state.
     owners += (saved.get('guards') or {}).items()

@@ -13,6 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from ..base.dtype_name import dtype_name
 from ..snapshot.tensor_backup import can_compare
 from ..update.blame import plain_name
 from .sample_tracker import Args, Kwargs, Operation, SampleTracker
@@ -230,7 +231,7 @@ class ModuleProbe(TorchDispatchMode):
             *place[:4],
             op=op,
             source=place[4],
-            dtype=str(output.dtype).replace('torch.', ''),
+            dtype=dtype_name(output.dtype),
             input_absmax=input_absmax,
             output_absmax=absmax,
             samples=samples,
