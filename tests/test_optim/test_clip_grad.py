@@ -175,11 +175,13 @@ def test_what_mmengine_sees_of_it(config, seen):
 
 def test_tiers_that_make_a_larger_norm_keep_more_are_warned_of(told):
     build_clip(dict(type='TieredClip', tiers=[(10, 5), (5, 2), (0, 1)]))
-    assert [level for level, _ in told] == ['WARNING'] * 2
-    assert 'just above 10 to 5, but one of 10 to 2' in told[0][1]
-    assert 'just above 5 to 2, but one of 5 to 1' in told[1][1]
+    # MMEngine reports look-ups in a registry with level DEBUG.
+    first, second = [text for level, text in told if level == 'WARNING']
+    assert 'just above 10 to 5, but one of 10 to 2' in first
+    assert 'just above 5 to 2, but one of 5 to 1' in second
+    told.clear()
     build_clip(dict(type='TieredClip', tiers=[(10, 1), (5, 2), (0, 5)]))
-    assert len(told) == 2
+    assert {level for level, _ in told} <= {'DEBUG'}
 
 
 @pytest.mark.parametrize(
