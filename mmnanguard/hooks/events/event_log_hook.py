@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Mapping
 
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmnanguard.core import GuardEvent
@@ -12,6 +11,7 @@ from mmnanguard.core.rows.guard_event import to_json
 from mmnanguard.registry import HOOKS
 
 from .._shared.find_guards import find_guards, guard_facts, has_hook
+from .._shared.guard_listener import GuardListener
 from .._shared.versions import versions
 
 __all__ = ['EventLogHook', 'last_attempt']
@@ -20,7 +20,7 @@ FILE = 'nanguard/events.jsonl'
 
 
 @HOOKS.register_module()
-class EventLogHook(Hook):
+class EventLogHook(GuardListener):
     """Writes ``<runner.log_dir>/nanguard/events.jsonl``.
 
     One row of strict JSON per event, written and closed at once, so that a
