@@ -130,6 +130,15 @@ def build_rule(cls: type, values: Dict[str, Any]) -> Rules:
     """
     where = f'{CLIP_GRAD} of type {cls.__name__!r}'
     keys = config_keys(cls)
+    inherited = sorted(
+        {'max_norm', 'clip_value'}.intersection(values) - {*keys}
+    )
+    if inherited:
+        raise GuardConfigError(
+            f"{where} has the key {inherited[0]!r} of MMEngine's own clips: "
+            'if it comes from a parent config, add _delete_=True. Allowed '
+            f'keys: {", ".join(keys)}.'
+        )
     check_keys(values, keys, where)
     if 'norm_type' in values:
         values = {**values, 'norm_type': read_norm_type(values)}

@@ -172,6 +172,7 @@ def remember(value):
         (dict(type='math.sqrt'), ['math.sqrt', 'no class', 'ClipRule']),
         (dict(type=dict), ['dict', 'inherit', 'mmnanguard.core.ClipRule']),
         (dict(type='MeanClip', fctor=2), ["'fctor'", "'factor'"]),
+        (dict(type='MeanClip', max_norm=2), ["'max_norm'", '_delete_=True']),
         (dict(type='MeanClip', norms=(1.0,)), ["'norms'", 'factor']),
         (dict(type='MeanClip', norm_type=-1), ['norm_type', '-1']),
         (
