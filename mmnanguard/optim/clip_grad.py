@@ -130,9 +130,8 @@ def build_rule(cls: type, values: Dict[str, Any]) -> Rules:
     """
     where = f'{CLIP_GRAD} of type {cls.__name__!r}'
     keys = config_keys(cls)
-    inherited = sorted(
-        {'max_norm', 'clip_value'}.intersection(values) - {*keys}
-    )
+    foreign = {'max_norm', 'clip_value'} - {*keys}
+    inherited = sorted(foreign.intersection(values))
     if inherited:
         raise GuardConfigError(
             f"{where} has the key {inherited[0]!r} of MMEngine's own clips: "

@@ -58,6 +58,7 @@ def test_a_listener_is_called_with_events_and_rows(tmp_path):
         ('on_guard_event', 'after_guard_event(self, runner, event)'),
         ('afterGuardEvent', 'after_guard_event(self, runner, event)'),
         ('after_guard_rows', 'after_guard_row(self, runner, row)'),
+        ('on_audit', 'after_audit(self, runner, audit)'),
         ('after_audits', 'after_audit(self, runner, audit)'),
     ],
 )

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import re
 from typing import Dict, Iterable, List
 
 from mmengine.hooks import Hook
@@ -12,9 +13,10 @@ from .._shared.guard_listener import LISTENER_METHODS
 
 __all__ = ['check_signatures', 'misspelt_methods']
 
-# 'on_guard_event' is 0.77 like 'after_guard_event'; no method of MMEngine's
-# or the mm projects' own hooks is above 0.72.
+# Below it a name is too far from a listener method to be a slip of the pen.
 CUTOFF = 0.75
+# Beginnings by which other frameworks name such methods.
+PREFIX = re.compile('^(on|before|after)_?')
 
 
 def misspelt_methods(hooks: Iterable[Hook]) -> List[str]:
@@ -37,8 +39,9 @@ def similar_methods(cls: type, known: Iterable[str]) -> Dict[str, str]:
     for method in sorted(set(dir(cls)) - set(known)):
         if method.startswith('_') or not callable(getattr(cls, method)):
             continue
+        usual_name = PREFIX.sub('after_', method.lower())
         near = difflib.get_close_matches(
-            method.lower(), list(LISTENER_METHODS), n=1, cutoff=CUTOFF
+            usual_name, list(LISTENER_METHODS), n=1, cutoff=CUTOFF
         )
         if near:
             similar[method] = near[0]
