@@ -15,6 +15,7 @@ from mmnanguard.core import (
     TieredClip,
     ZClip,
 )
+from mmnanguard.core.clipping.moments import NormMoments
 from mmnanguard.numerics import AdaptiveGradClip
 from mmnanguard.numerics.update.grad_rules import ValueClip
 from mmnanguard.optim.clip_grad import build_clip, load_clip, mmengines_clip
@@ -205,3 +206,28 @@ def test_a_checkpoint_without_its_statistics(told, saved, words):
 def test_rules_that_remember_nothing_say_nothing(told, rule, saved):
     assert load_clip(rule, saved) == rule
     assert told == []
+
+
+@pytest.mark.parametrize(
+    ('rule', 'saved', 'resumed'),
+    [
+        (
+            AutoClip(window=3),
+            dict(type='AutoClip', norms=[3.0, 1.0, 2.0]),
+            AutoClip(window=3).after(1.0).after(2.0),
+        ),
+        (
+            ZClip(warmup=2),
+            dict(type='ZClip', first=[3.0], mean=None, var=0.0),
+            ZClip(warmup=2).after(3.0),
+        ),
+        (
+            ZClip(),
+            dict(type='ZClip', first=[], mean=2.0, var=0.5),
+            ZClip(past=NormMoments((), 2.0, 0.5)),
+        ),
+    ],
+)
+def test_the_format_of_checkpoints_of_0_1(rule, saved, resumed):
+    assert load_clip(rule, saved) == resumed
+    assert set(resumed.to_dict()) == set(saved)
