@@ -69,8 +69,8 @@ class TieredClip(ClipRule):
         """Return the edges at which a larger norm is clipped to more.
 
         Returns:
-            Triples (edge, above, below): a norm just above the edge is
-            clipped to ``above``, a norm on the edge to ``below``.
+            One triple (edge, above, below) for each of them. A norm just
+            above the edge is clipped to ``above``, a norm on it to ``below``.
         """
         lower = [*(max_norm for _, max_norm in self.tiers[1:]), math.inf]
         return tuple(
