@@ -4,7 +4,8 @@ Any mm config will do, once it has a FaultInjectionHook. The job runs three
 times: guarded with the faults, guarded without them, and with the faults
 under MMEngine's own wrapper. Takes the options of tools/train.py. Exit status
 1: a guarded run crashed or ended with non-finite weights, or the guard saw
-nothing of a fault (finite values excepted, which may do no harm).
+nothing of a fault (finite values and own faults excepted, which may do no
+harm).
 
 Example:
     python tools/fire_drill.py configs/digits/drill_fp16.py
@@ -106,7 +107,8 @@ def read_rows(folder, name):
 
 def join(fault, events, window):
     """A fault, and what the guard did with the update that it struck."""
-    told = dict(iter=fault.iter, site=fault.site, value=str(fault.value))
+    value = fault.type or str(fault.value)
+    told = dict(iter=fault.iter, site=fault.site, value=value)
     for row in events:
         if row['kind'] == 'update' and 0 <= row['iter'] - fault.iter < window:
             blamed = [param['name'] for param in row['params']]
@@ -115,6 +117,13 @@ def join(fault, events, window):
             told.update(action=row['action'], cause=row['cause'])
             told['blamed'] = blamed
     return told
+
+
+def must_be_seen(fault):
+    """Whether the guard must act; a finite value or an own fault may do no
+    harm.
+    """
+    return fault.type is None and not math.isfinite(fault.value)
 
 
 def show(rows):
@@ -158,7 +167,8 @@ def main(argv=None):
     for drill in drills:
         for fault in find(drill['faults'], 'site'):
             # MMEngine dumps the float nan as a name that nothing defines.
-            fault['value'] = str(fault.get('value', 'nan'))
+            if fault.get('type') is None:
+                fault['value'] = str(fault.get('value', 'nan'))
         faults += FaultInjectionHook(drill['faults']).faults
     for wrapper in find(cfg.optim_wrapper, 'optimizer'):
         window = max(window, wrapper.get('accumulative_counts', 1))
@@ -172,8 +182,8 @@ def main(argv=None):
     told = [join(fault, events, window) for fault in faults]
     failures = [
         f'the guard saw nothing of {row}'
-        for row in told
-        if 'action' not in row and not math.isfinite(float(row['value']))
+        for fault, row in zip(faults, told)
+        if 'action' not in row and must_be_seen(fault)
     ]
     # A mask may hold -inf by design: it does so without faults as well.
     spoilt = {*(guarded['bad_weights'] or ())} - {*(calm['bad_weights'] or ())}

@@ -5,7 +5,6 @@ import os
 from typing import Any, BinaryIO, Mapping
 
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmnanguard.core import GuardEvent
@@ -16,13 +15,14 @@ from mmnanguard.core.rows.start_row import StartRow
 from mmnanguard.registry import HOOKS
 
 from .._shared.find_guards import find_guards, guard_facts, has_hook
+from .._shared.guard_listener import GuardListener
 from .._shared.versions import versions
 
 __all__ = ['EventLogHook', 'last_attempt']
 
 
 @HOOKS.register_module()
-class EventLogHook(Hook):
+class EventLogHook(GuardListener):
     """Writes ``<runner.log_dir>/nanguard/events.jsonl``.
 
     One row of strict JSON per event, written and closed at once, so that a

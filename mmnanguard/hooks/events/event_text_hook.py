@@ -4,7 +4,6 @@ import json
 from typing import Any, Dict, Mapping
 
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.visualization import LocalVisBackend
 
@@ -12,13 +11,14 @@ from mmnanguard.core import GuardEvent
 from mmnanguard.core.rows.json_numbers import to_json
 from mmnanguard.registry import HOOKS
 
+from .._shared.guard_listener import GuardListener
 from .event_text import Writer, text_writer
 
 __all__ = ['EventTextHook']
 
 
 @HOOKS.register_module()
-class EventTextHook(Hook):
+class EventTextHook(GuardListener):
     """Shows events as text, next to the scalars, in TensorBoard and others.
 
     Each event, and what other hooks find out about it, goes as text to the

@@ -1,7 +1,6 @@
 from typing import Any, List, Optional, Tuple
 
 from mmengine.dist import all_gather_object
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmnanguard.core import (
@@ -16,9 +15,10 @@ from mmnanguard.core.rows.rollback_row import RollbackRow
 from mmnanguard.numerics.checkpoints.state_audit import StateAudit
 from mmnanguard.registry import HOOKS
 
+from .._shared.audit import Audit
 from .._shared.find_guards import find_guards, find_wrappers
+from .._shared.guard_listener import GuardListener
 from .._shared.halt import halt
-from .audit import Audit
 from .earlier_state import EarlierState, newest_clean_state, present_state
 from .kept_state import kept_state
 
@@ -26,7 +26,7 @@ __all__ = ['RollbackHook']
 
 
 @HOOKS.register_module()
-class RollbackHook(Hook):
+class RollbackHook(GuardListener):
     """Goes back to an earlier state where skipping does not help.
 
     With ``optim_wrapper.guard=dict(when_exhausted='rollback')``: at the limit
