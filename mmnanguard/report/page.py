@@ -6,13 +6,13 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from mmnanguard._support.atomic_write import atomic_write
 from mmnanguard.core import GuardConfigError
+from mmnanguard.core.causes import facts_of_cause
 from mmnanguard.core.rows.guard_event import to_json
 
 from .figure import draw
 from .row_text import command_of, tell
 from .run_report import RunReport
-from .summary import ROUTINE, Culprit, Row
-from .traces import COLORS, OTHER
+from .summary import Culprit, Row
 
 __all__ = ['write_page']
 
@@ -98,7 +98,11 @@ def section(report: RunReport, end: int) -> Dict[str, Any]:
         'progress': report.progress,
         'facts': facts_of(report),
         'causes': [
-            {'name': cause, 'count': count, 'color': COLORS.get(cause, OTHER)}
+            {
+                'name': cause,
+                'count': count,
+                'color': facts_of_cause(cause).color,
+            }
             for cause, count in summary.causes.items()
         ],
         'culprits': {
@@ -123,7 +127,7 @@ def facts_of(report: RunReport) -> List[List[str]]:
         ['iterations', f'{summary.last_iter:,}'],
         ['attempts', f'{len(summary.starts):,}'],
         ['rejected', f'{summary.num_skipped:,}'],
-        ['routine overflows', f'{summary.causes.get(ROUTINE, 0):,}'],
+        ['routine overflows', f'{summary.num_routine:,}'],
         *([name, f'{kinds.get(kind, 0):,}'] for kind, name in KINDS.items()),
     ]
 

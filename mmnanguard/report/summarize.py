@@ -3,15 +3,13 @@ from collections import deque
 from dataclasses import replace
 from typing import Any, Counter, Deque, Dict, Iterable, List, Tuple
 
+from mmnanguard.core.causes import Cause, facts_of_cause
+
 from .downsample import EvenSample, Tally
-from .summary import ROUTINE, Culprit, Episode, Row, Summary
+from .summary import Culprit, Episode, Row, Summary
 
 __all__ = ['summarize']
 
-# What forward made: which gradient is bad first tells nothing.
-OF_FORWARD = ('loss_nonfinite', 'input_nonfinite', 'spike', 'divergence')
-# What no sample can be blamed for.
-OF_NO_SAMPLE = (ROUTINE, 'weight_nonfinite', 'divergence')
 GAP = 200  # iterations without a rejected update: then trouble was over
 MAX_KEPT = 2000  # rows, about
 MAX_SORTS = 300  # kinds x causes x parameters that are told apart for it
@@ -79,7 +77,7 @@ class Reader:
         elif kind == 'autopsy':
             self._add_autopsy(row)
         elif kind == 'input':
-            self._name_samples(row, 'input_nonfinite')
+            self._name_samples(row, Cause.INPUT_NONFINITE.value)
         self._keep(row, (kind, str(row.get('cause', '')), name))
 
     def _add_update(self, row: Row) -> str:
@@ -100,7 +98,8 @@ class Reader:
             return ''
         if action == 'halt':
             summary.halt = summary.halt or row
-        if cause != ROUTINE:
+        facts = facts_of_cause(cause)
+        if not facts.is_routine:
             summary.num_skipped += 1
             self._recent.append((iter_, cause))
             if not self._episodes or iter_ - self._episodes[-1].last > GAP:
@@ -108,15 +107,15 @@ class Reader:
             self._episodes[-1].last = iter_
             self._episodes[-1].count += 1
         samples = row.get('samples')
-        if samples and cause not in OF_NO_SAMPLE:
+        if samples and facts.is_of_batch:
             summary.num_with_samples += 1
             self._samples.add(map(str, samples))
         params = row.get('params')
-        if params and cause not in OF_FORWARD:
+        if params and facts.names_origin:
             name = str(params[0].get('name'))
             self._params.setdefault(name, Culprit(name)).blame(cause, iter_)
             return name
-        if cause != 'spike':
+        if facts.adds_up:
             self._blameless.setdefault(cause, Culprit()).blame(cause, iter_)
         return ''
 

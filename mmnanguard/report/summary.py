@@ -2,13 +2,11 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from mmnanguard.core import Cause
+from mmnanguard.core.causes import facts_of_cause
 
-__all__ = ['ROUTINE', 'Culprit', 'Episode', 'Row', 'Summary']
+__all__ = ['Culprit', 'Episode', 'Row', 'Summary']
 
 Row = Mapping[str, Any]
-
-ROUTINE = Cause.SCALE_OVERFLOW.value
 
 
 @dataclass
@@ -37,7 +35,7 @@ class Culprit:
 
     def blame(self, cause: str, iter_: int) -> None:
         self.causes[cause] = self.causes.get(cause, 0) + 1
-        if cause == ROUTINE:
+        if facts_of_cause(cause).is_routine:
             self.num_routine += 1
             return
         self.count += 1
@@ -117,3 +115,22 @@ class Summary:
     events: Tuple[Row, ...] = ()
     num_kinds: Dict[str, int] = field(default_factory=dict)
     others: Dict[str, List[Row]] = field(default_factory=dict)
+
+    @property
+    def routine(self) -> List[str]:
+        """Routine causes among ``causes``."""
+        return [
+            name for name in self.causes if facts_of_cause(name).is_routine
+        ]
+
+    @property
+    def anomalies(self) -> List[str]:
+        """All other causes, the most frequent first."""
+        return [
+            name for name in self.causes if not facts_of_cause(name).is_routine
+        ]
+
+    @property
+    def num_routine(self) -> int:
+        """Routine overflows of the loss scale."""
+        return sum(self.causes[name] for name in self.routine)

@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Dict, Mapping, Optional, Tuple
 
 from ..bad_tensor import BadTensor
-from ..rules.verdict import Action, Cause
+from ..causes import CAUSES, UNKNOWN, Cause
+from ..rules.verdict import Action
 
 __all__ = ['GuardEvent', 'to_json']
 
@@ -79,7 +80,7 @@ class GuardEvent:
 
     @property
     def is_routine(self) -> bool:
-        return self.cause is Cause.SCALE_OVERFLOW
+        return self.cause.is_routine
 
     def replace(self, **changes: Any) -> 'GuardEvent':
         return replace(self, **changes)
@@ -126,53 +127,42 @@ class GuardEvent:
         return f'Iter {self.iter}{where}: ' + '; '.join(parts)
 
     def _blame(self) -> str:
-        """Names the tensor, its kind and how many were bad."""
-        name = f"'{self.params[0].name}'" if self.params else 'a parameter'
-        kind = _KINDS[self.params[0].kind] if self.params else 'bad'
+        """Say what went wrong, in the words of the cause."""
+        return CAUSES.get(self.cause, UNKNOWN).line.format(**self._words())
+
+    def _words(self) -> Dict[str, Any]:
+        """Return the words that a ``CauseFacts.line`` may use."""
+        name, kind, tensor = 'a parameter', 'bad', ''
+        if self.params:
+            first = self.params[0]
+            name, kind = f"'{first.name}'", _KINDS[first.kind]
+            tensor = first.tensor
         more = len(self.params) - 1
         of_all = f'{self.num_bad_params} of {self.num_params} tensors'
-        if self.cause is Cause.WEIGHT_NONFINITE:
-            others = f' and {more} more are bad' if more else ''
-            is_buffer = self.params and self.params[0].tensor == 'buffer'
-            what = 'buffer' if is_buffer else 'weight'
-            return (
-                f'{what} {name} is {kind}{others}, which happened outside '
-                'any guarded update'
-            )
-        if self.cause is Cause.DIVERGENCE and self.spike is not None:
-            return (
-                'training diverges: the median loss is '
-                f'{self.spike["value"]:.4g}, the limit '
-                f'{self.spike["limit"]:.4g}, its lowest was '
-                f'{self.spike["mean"]:.4g}'
-            )
-        if self.cause is Cause.SPIKE and self.spike is not None:
-            what = str(self.spike['what']).replace('grad_', 'gradient ')
-            mean = self.spike['mean']
-            usual = '' if math.isnan(mean) else f', its mean {mean:.4g}'
-            return (
-                f'{what} {self.spike["value"]:.4g} is a spike: the limit is '
-                f'{self.spike["limit"]:.4g}{usual}'
-            )
-        if self.cause is Cause.INPUT_NONFINITE:
-            return 'the input is not finite'
-        if self.cause is Cause.LOSS_NONFINITE:
-            is_bad = 'loss is ' + ('NaN' if math.isnan(self.loss) else 'Inf')
-            if not self.num_bad_params:
-                return f'{is_bad} while its gradients are finite'
-            return f'{is_bad}, and so are gradients ({of_all})'
-        if self.cause is Cause.BUFFER_NONFINITE:
-            return f'forward made buffer {name} {kind}; the loss is finite'
-        if self.cause is Cause.NORM_OVERFLOW:
-            return (
-                'gradient norm overflows float32 with finite elements, '
-                f'largest in {name} ({of_all})'
-            )
-        return f'gradient of {name} is {kind} ({of_all})'
+        gradients = f', and so are gradients ({of_all})'
+        spike = self.spike or _NO_SPIKE
+        usual = f', its mean {spike["mean"]:.4g}'
+        return {
+            'name': name,
+            'kind': kind,
+            'tensor': 'buffer' if tensor == 'buffer' else 'weight',
+            'others': f' and {more} more are bad' if more > 0 else '',
+            'of_all': of_all,
+            'loss': self.loss,
+            'loss_kind': 'NaN' if math.isnan(self.loss) else 'Inf',
+            'gradients': gradients
+            if self.num_bad_params
+            else ' while its gradients are finite',
+            'what': str(spike['what']).replace('grad_', 'gradient '),
+            'value': spike['value'],
+            'limit': spike['limit'],
+            'mean': spike['mean'],
+            'usual': '' if math.isnan(spike['mean']) else usual,
+        }
 
     def _done(self) -> str:
         """Says what became of the update and the scale."""
-        if self.cause is Cause.SPIKE and self.action is Action.STEP:
+        if self.action is Action.STEP and self.micro_batches is None:
             return (
                 f'update committed, gradients x {self.clip_coef:.4g}, '
                 f'learning rate x {self.lr_factor:.4g}'
@@ -211,6 +201,12 @@ class GuardEvent:
 
 
 _KINDS = {'nan': 'NaN', 'inf': 'Inf', 'huge': 'huge'}
+_NO_SPIKE: Mapping[str, Any] = {
+    'what': 'value',
+    'value': math.nan,
+    'limit': math.nan,
+    'mean': math.nan,
+}
 
 
 def to_json(row: Mapping[str, Any]) -> str:

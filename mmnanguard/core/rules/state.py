@@ -4,7 +4,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 from .divergence import LossLevel
 from .observation import Observation
 from .spike import Spike
-from .verdict import Action, Cause, ScaleMove, Verdict
+from .verdict import Action, ScaleMove, Verdict
 
 __all__ = ['GuardState']
 
@@ -74,7 +74,7 @@ class GuardState:
                 num_left_out=self.num_left_out
                 + (len(seen.left_out.places) if seen.left_out else 0),
                 recent_skips=self.recent_skips
-                if verdict.cause is Cause.SCALE_OVERFLOW
+                if verdict.cause.is_routine
                 else self.with_skip(seen.left_out is not None),
                 recent_norms=self._with(
                     'grad_norm', self.recent_norms, seen.grad_norm, spike
@@ -86,7 +86,7 @@ class GuardState:
                 lr_factor=verdict.lr_factor,
                 lr_return=verdict.lr_return,
             )
-        if verdict.cause is Cause.SCALE_OVERFLOW:
+        if verdict.cause.is_routine:
             return replace(
                 self,
                 num_updates=num_updates,

@@ -5,7 +5,8 @@ from typing import Any, Dict, Optional
 from mmengine.dist import all_gather_object, get_rank
 from mmengine.runner import Runner
 
-from mmnanguard.core import Action, Cause, GuardConfigError, GuardEvent
+from mmnanguard.core import Action, GuardConfigError, GuardEvent
+from mmnanguard.core.causes import CAUSES
 from mmnanguard.numerics.base.shards import is_sharded
 from mmnanguard.registry import HOOKS
 
@@ -78,7 +79,7 @@ class BatchDumpHook(WindowHook):
         """Collective, for the rows."""
         if event.action is Action.STEP:  # weights are no longer those
             return
-        if event.cause is Cause.DIVERGENCE:  # which is no one batch's fault
+        if CAUSES[event.cause].is_gradual:  # no batch is at fault
             return
         if event.is_routine and not self._overflows:
             return
