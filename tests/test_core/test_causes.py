@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from event_rows import halt, start, update, write_events
+from event_rows import autopsy, halt, start, update, write_events
 
 import mmnanguard
 from mmnanguard.core import (
@@ -23,8 +23,10 @@ from mmnanguard.core.causes import CAUSES, UNKNOWN, facts_of_cause
 from mmnanguard.core.rows.halt_story import write_halt_story
 from mmnanguard.core.rules.decide import choose_action
 from mmnanguard.report import load_run
+from mmnanguard.report.assessment import judge
 from mmnanguard.report.figure import draw
 from mmnanguard.report.page import section
+from mmnanguard.report.summarize import summarize
 
 PACKAGE = Path(mmnanguard.__file__).parent
 DOCS = PACKAGE.parent / 'docs'
@@ -60,6 +62,10 @@ def event_of(cause, **keys):
         spike=SPIKE,
     )
     return GuardEvent(**{**values, **keys})
+
+
+def judged(rows):
+    return judge(summarize([start(), *rows]))
 
 
 def test_the_table_and_the_enum_agree():
@@ -160,6 +166,45 @@ def test_the_report_draws_and_advises_each_cause(cause, tmp_path):
     assert traces[f'{cause.value} (1)'] == facts.color
     (shown,) = section(report, 9)['causes']
     assert (shown['name'], shown['color']) == (cause.value, facts.color)
+
+
+@pytest.mark.parametrize('scale', [{'before': 4.0, 'after': 4.0}, None])
+@pytest.mark.parametrize('cause', NAMED, ids=by_name)
+def test_the_report_advises_with_and_without_a_scale(cause, scale):
+    keys = dict(action='halt', spike=SPIKE, loss_scale=scale)
+    verdict = judged([update(9, cause.value, **keys), halt(9)])
+    advice = CAUSES[cause].advice_for(has_scale=scale is not None)
+    step = verdict.steps[0]
+    assert (step.text, step.code) == (advice.short, advice.command)
+    assert step.detail == (advice.detail or advice.long)
+
+
+@pytest.mark.parametrize('cause', NAMED, ids=by_name)
+def test_the_report_names_the_culprits_of_each_cause(cause):
+    facts = CAUSES[cause]
+    keys = dict(action='halt', spike=SPIKE, samples=('b.jpg',))
+    rows = [update(iter_, cause.value, **keys) for iter_ in (7, 8, 9)]
+    sentence = judged([*rows, halt(9)]).sentence
+    is_suspect = bool(facts.culprits) and facts.is_of_batch
+    assert ("suspect: sample 'b.jpg'" in sentence) == is_suspect
+    sentence = judged([*rows, autopsy(9), halt(9)]).sentence
+    assert ("culprit: 'head'" in sentence) == ('module' in facts.culprits)
+    verdict = judged([*rows, autopsy(9, samples=('a.jpg',)), halt(9)])
+    has_sample = 'sample' in facts.culprits
+    assert ("culprit: sample 'a.jpg'" in verdict.sentence) == has_sample
+    # To leave the sample out comes first only where a sample is at fault.
+    assert verdict.steps[0].text.startswith('leave out') == has_sample
+
+
+@pytest.mark.parametrize('cause', NAMED, ids=by_name)
+def test_rejections_that_name_nothing_add_up(cause):
+    facts = CAUSES[cause]
+    rows = [
+        update(iter_, cause.value, spike=SPIKE)
+        for iter_ in range(1, 1250, 250)
+    ]
+    is_sick = facts.adds_up and not facts.is_routine
+    assert judged(rows).is_healthy != is_sick
 
 
 @pytest.mark.parametrize('flag', FLAGS)
