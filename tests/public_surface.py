@@ -36,7 +36,7 @@ EXPORTED = {
     'read_config': 'read_config',
     'registry': (
         'CHECKS CLIPS DATASETS FAULTS HOOKS MODELS OPTIM_WRAPPERS TRANSFORMS '
-        'register_bare_names register_configs'
+        'get_registered register_bare_names register_configs'
     ),
     'report': (
         'Assessment RunReport load_run print_reports read_events write_page'
