@@ -103,9 +103,9 @@ class Hops:
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
         is_inside = code.co_filename.startswith(PACKAGE)
-        if event == 'call' and is_inside:
-            if code.co_name not in COMPREHENSIONS:
-                self.codes.append(code)
+        is_function = code.co_name not in COMPREHENSIONS
+        if event == 'call' and is_inside and is_function:
+            self.codes.append(code)
 
     def counts(self) -> Dict[str, int]:
         """Return the numbers of calls, functions, files and changes."""
