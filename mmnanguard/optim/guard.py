@@ -146,6 +146,10 @@ class Guard:
         """The flags that were raised for the present window, by name."""
         return self.window.facts
 
+    def add_loss(self, loss: Tensor) -> None:
+        """Note the loss of one backward pass; no sync."""
+        self.window.add_loss(loss)
+
     def add_fact(self, name: str, flag: Tensor) -> None:
         """Raise a flag for the present window; no sync.
 

@@ -62,7 +62,7 @@ class GuardedWrapper(OptimWrapper):
     @torch.compiler.disable
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Run backward as MMEngine does, and note the loss."""
-        self.guard.window.add_loss(loss)
+        self.guard.add_loss(loss)
         super().backward(loss, **kwargs)
 
     @torch.compiler.disable

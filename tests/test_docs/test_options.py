@@ -73,6 +73,7 @@ TOOLS = [
 IN_WORDS = {
     ('tools/replay.py', '--device'): 'cuda or cpu',
     ('benchmarks/benchmark_hooks.py', '--hooks'): 'all rows',
+    ('benchmarks/hops.py', '--cases'): 'all',
     ('tools/cases.py', 'cases'): 'all',
 }
 
