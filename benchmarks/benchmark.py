@@ -26,6 +26,7 @@ from unittest import mock
 import mmengine
 import numpy as np
 import torch
+from against import compare, measure_updates
 from parameter_sets import PARAMETER_SETS
 from rich import box
 from rich.console import Console
@@ -261,10 +262,21 @@ def main(argv=None):
     add('--markdown', action='store_true')
     add('--json', type=Path, metavar='FILE')
     add('--picture', type=Path, metavar='FILE', help='.svg, .png or .pdf')
+    add('--against', type=Path, metavar='FOLDER', help='another checkout')
+    add('--times', action='store_true', help='print times only, as JSON')
+    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     random.seed(args.seed)
+    if args.times:
+        measure_updates(args, OPTIMIZERS, CLIPS)
+        return 0
+    if args.against:
+        place = argv.index('--against')
+        others = [*argv[:place], *argv[place + 2 :]]
+        compare(others, args.against, args.markdown)
+        return 0
     rows = []
     for kind in product(
         args.params, args.precisions, args.optimizers, args.clips

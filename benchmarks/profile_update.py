@@ -42,12 +42,12 @@ def stages_of(side):
             OBSERVE,
             'tensor_norms',
         ),
-        '-- what forward changed': (Snapshot, 'facts'),
+        '-- what forward changed': (Snapshot, 'compare'),
         '-- the host read': (OBSERVE, 'read_once'),
         '- decide': (STEP, 'decide'),
         '- apply': (STEP, 'apply_update'),
         '-- optimizer.step': (side.optimizer, 'step'),
-        '- end, tell': (Guard, 'close'),
+        '- end of the window': (Guard, 'close'),
         '- zero_grad': (side.wrapper, 'zero_grad'),
     }
 

@@ -1,3 +1,5 @@
+"""The guarded form of any config."""
+
 import copy
 import inspect
 import logging
@@ -22,23 +24,23 @@ GUARDED_TYPES = {
     'NanGuardOptimWrapper': NanGuardOptimWrapper,
     'NanGuardAmpOptimWrapper': NanGuardAmpOptimWrapper,
 }
-# Read by MMEngine on the way to the wrapper, not by the wrapper.
+# Keys that MMEngine's builders read, not the wrapper.
 BUILDER_KEYS = ('type', '_scope_', 'constructor', 'paramwise_cfg')
 
 
 def apply_guard(cfg: Config, guard: str = 'full') -> Config:
-    """Turn any mm config into its guarded form.
+    """Return the guarded form of any mm config.
 
     Each dict below ``optim_wrapper`` that holds an ``optimizer`` (several in
-    GAN-style configs) gets the guard's keys. What the new wrapper takes stays
-    as it was; what it does not take is dropped and listed in the log. All
-    merges by key, as in ``_base_`` configs, so that nothing else is lost.
+    GAN-style configs) gets the guard's keys. Keys that the new wrapper does
+    not know are dropped and logged; all other keys are kept. Overlays are
+    merged by key, as ``_base_`` configs are.
 
     Args:
-        cfg: Left as it is.
+        cfg: The config; not changed.
         guard: A name (fp32, bf16, fp16, full) or the path of an overlay, a
             config with only ``optim_wrapper`` and ``default_hooks``. An
-            overlay that names no wrapper type keeps the precision.
+            overlay without a wrapper type keeps the precision.
 
     Returns:
         A new config.
@@ -68,6 +70,7 @@ def apply_guard(cfg: Config, guard: str = 'full') -> Config:
 
 
 def why_no_wrapper(cfg: Config) -> str:
+    """Return a sentence about why a config has no ``optim_wrapper``."""
     if cfg.get('optimizer'):
         return (
             'It has `optimizer`, as in 1.x; in 2.x that is '
@@ -79,6 +82,7 @@ def why_no_wrapper(cfg: Config) -> str:
 
 
 def load_overlay(guard: str) -> Config:
+    """Load an overlay by name or path."""
     named = GUARDS / f'{guard}.py'
     path = named if named.is_file() else Path(guard)
     if not path.is_file():
@@ -113,15 +117,16 @@ def guard_wrappers(node: Any, changes: Dict[str, Any], where: str) -> Any:
 def guard_wrapper(
     wrapper: Dict[str, Any], changes: Dict[str, Any], where: str
 ) -> ConfigDict:
-    twin = guarded_type_of(wrapper.get('type', 'OptimWrapper'), where)
+    """Return a wrapper's config in its guarded form."""
+    guarded_type = guarded_type_of(wrapper.get('type', 'OptimWrapper'), where)
     if 'type' in changes:
-        twin = guarded_type_of(changes['type'], 'overlay')
-    taken = [*inspect.signature(twin).parameters, *BUILDER_KEYS]
-    check_keys(changes, taken, f'overlay for {twin.__name__}')
+        guarded_type = guarded_type_of(changes['type'], 'overlay')
+    taken = [*inspect.signature(guarded_type).parameters, *BUILDER_KEYS]
+    check_keys(changes, taken, f'overlay for {guarded_type.__name__}')
     dropped = sorted(set(wrapper) - set(taken))
     if dropped:
         print_log(
-            f'{where}: {twin.__name__} does not take '
+            f'{where}: {guarded_type.__name__} does not take '
             f'{", ".join(f"{key}={wrapper[key]!r}" for key in dropped)}; '
             'dropped',
             logger='current',
@@ -130,11 +135,12 @@ def guard_wrapper(
     kept = {key: value for key, value in wrapper.items() if key in taken}
     merged = Config(dict(wrapper=kept))
     merged.merge_from_dict(dict(wrapper=changes))
-    merged.wrapper.type = f'mmnanguard.{twin.__name__}'
+    merged.wrapper.type = f'mmnanguard.{guarded_type.__name__}'
     return merged.wrapper
 
 
 def guarded_type_of(type_: Union[str, type], where: str) -> type:
+    """Return the guarded form of a wrapper type."""
     name = type_ if isinstance(type_, str) else type_.__name__
     name = name.split('.')[-1]
     if name not in GUARDED_TYPES:

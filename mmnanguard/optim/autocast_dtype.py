@@ -1,3 +1,5 @@
+"""The ``dtype`` key of the AMP wrapper."""
+
 from typing import Union
 
 import torch
@@ -14,17 +16,17 @@ VALID = ('float16', 'bfloat16', 'float32', 'float64')
 def choose_dtype(
     dtype: Union[str, torch.dtype, None], device: str
 ) -> torch.dtype:
-    """MMEngine's ``dtype`` key, and 'auto'.
+    """Return the type that autocast is to use.
 
     Args:
-        dtype: 'auto' is bfloat16 where the hardware has it, or where PyTorch
-            has no float16 (below), else float16.
-            None is what MMEngine takes: bfloat16 on a CPU, else float16.
-        device: Type of the device that holds the parameters.
+        dtype: The value of the key. 'auto' means bfloat16 where the hardware
+            has it, or where PyTorch has no float16, else float16. None means
+            MMEngine's choice: bfloat16 on a CPU, else float16.
+        device: The type of the device that holds the parameters.
 
     Raises:
-        GuardConfigError: If it is none of these, or float16 on a CPU with a
-            PyTorch before 2.3.
+        GuardConfigError: If the value is not valid, or if it is float16 on a
+            CPU with a PyTorch before 2.3.
     """
     has_float16 = device != 'cpu' or HAS_CPU_SCALER
     if dtype == 'auto':
@@ -50,9 +52,9 @@ def choose_dtype(
 
 
 def has_native_bf16(device: str) -> bool:
-    """False where bfloat16 is merely emulated, which is slow."""
+    """Whether the hardware has bfloat16; emulation is slow."""
     if device == 'cuda':
-        try:  # counts emulation unless told not to
+        try:  # by default it counts emulation
             return torch.cuda.is_bf16_supported(including_emulation=False)
         except TypeError:  # before PyTorch 2.4, which never counted it
             return torch.cuda.is_bf16_supported()

@@ -1,6 +1,8 @@
+"""Warnings about user code that bypasses the guard."""
+
 import logging
 from contextlib import contextmanager
-from typing import Any, Iterator, Set
+from typing import Iterator, Set
 
 from mmengine.logging import print_log
 from torch.optim import Optimizer
@@ -36,16 +38,16 @@ MESSAGES = {
 
 
 class CoverageWarnings:
-    """Says, once each, what a user's own code keeps from the guard."""
+    """Warns, once each, about user code that bypasses the guard."""
 
     def __init__(self) -> None:
         self._is_stepping = False
         self._said: Set[str] = set()
 
     def watch(self, optimizer: Optimizer) -> None:
-        """See every step that the optimizer makes."""
+        """Watch the steps that the optimizer makes."""
 
-        def after_step(optimizer: Optimizer, *_: Any) -> None:
+        def after_step(optimizer: Optimizer, *_: object) -> None:
             if not self._is_stepping:
                 self.warn_once('step', optimizer=type(optimizer).__name__)
 
@@ -53,7 +55,7 @@ class CoverageWarnings:
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
-        """The guard itself lets the optimizer step."""
+        """Mark a step as the guard's own."""
         self._is_stepping = True
         try:
             yield
@@ -61,6 +63,12 @@ class CoverageWarnings:
             self._is_stepping = False
 
     def warn_once(self, kind: str, **names: str) -> None:
+        """Log a message the first time.
+
+        Args:
+            kind: The key of the message.
+            names: The words to put into the message.
+        """
         if kind in self._said:
             return
         self._said.add(kind)

@@ -1,3 +1,5 @@
+"""The state that a guarded optimizer wrapper keeps as long as it lives."""
+
 import logging
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -18,40 +20,51 @@ from mmnanguard.core import (
     TrainingHalted,
     Verdict,
 )
-from mmnanguard.core.checks import check_keys
 from mmnanguard.core.rows.build_event import build_event
 from mmnanguard.numerics import GuardedGradScaler
 from mmnanguard.numerics.base.shards import Placement
+from mmnanguard.numerics.snapshot.change_tracker import OtherOptimizers
 from mmnanguard.numerics.update.blame import TensorNames
 
-from .accumulation import MicroBatches, WholeWindow
 from .clip_grad import UserClip, build_clip, load_clip
 from .coverage_warnings import CoverageWarnings
 from .guarded_params import GuardedParams, refuse_closure
+from .micro_batches import MicroBatches
 from .streak import Streak
-from .undo import Undo
+from .window import Window, Windows
 
 __all__ = ['Guard']
 
 
 class Guard:
-    """What one optimizer wrapper keeps for its transactions.
+    """The rules, the counters and the present window of one optimizer.
 
-    A transaction opens at the first ``optim_context`` (or ``backward``) when
-    none is open and closes at ``step``. With gradient accumulation it spans
-    the window.
+    A window opens at the first ``optim_context`` (or ``backward``) after a
+    step, and ends with the next step. With gradient accumulation it spans
+    several forward passes. Everything that lives for one window is in
+    ``window``, everything else here.
 
     Args:
-        optimizer: Whose updates are guarded.
+        optimizer: The optimizer whose updates are guarded.
         config: ``optim_wrapper.guard``.
-        clip_grad: ``optim_wrapper.clip_grad``; left as it is.
-        scaler: The loss scale of the gradients; None means no scaling.
+        clip_grad: ``optim_wrapper.clip_grad``; not changed.
+        scaler: The loss scaler of the gradients; None means no scaling.
 
     Attributes:
+        params: The optimizer's parameters.
+        others: The other optimizers of the run.
+        policy: The rules.
+        state: The counters and statistics.
+        clip_rule: The clip rule of numbers: a norm in, a coefficient out.
+        grad_rule: The clip rule of tensors, or None.
+        scaler: The loss scaler.
+        accumulation: Opens the windows.
+        window: The present window.
         name: Key in the ``OptimWrapperDict``, set by ``NanGuardHook``.
-        run: Names the run in events; survives a resume.
-        attempt: Counts process starts of the run, from 1.
-        last_clip_coef: Of the last committed update.
+        run: The name of the run in events; kept by a resumed run.
+        attempt: The number of this process start of the run, from 1. Loading
+            a checkpoint counts it up, unless this guard has trained already.
+        last_clip_coef: The clip coefficient of the last committed update.
     """
 
     def __init__(
@@ -62,30 +75,30 @@ class Guard:
         scaler: Optional[GuardedGradScaler] = None,
     ) -> None:
         self.params = GuardedParams(optimizer)
+        self.others = OtherOptimizers(self.params.foreign)
         self.coverage_warnings = CoverageWarnings()
         self.coverage_warnings.watch(optimizer)
         self.policy = GuardPolicy.from_config(config)
         self.clip_rule, self.grad_rule = build_clip(clip_grad)
         self.state = GuardState.from_dict({}, **self.policy.windows())
         self.scaler = scaler or GuardedGradScaler(enabled=False)
-        self.undo = Undo(self.params.foreign)
         self.name = 'default'
         self.run = ''
         self.attempt = 1
         self.last_clip_coef = 1.0
-        self.losses: List[Tensor] = []
-        self.facts: Dict[str, List[Tensor]] = {}
         self._models: Dict[nn.Module, None] = {}  # an ordered set
         self._has_contexts = False
-        self._listener: Any = None
+        self._has_trained = False
+        self._listener: Optional[object] = None
         self._events: List[GuardEvent] = []
         self._streak = Streak()
         self._message_hub = MessageHub.get_current_instance()
-        self.accumulation = WholeWindow()
+        self.accumulation = Windows(self.others)
         if self.policy.accumulation == 'microbatch':
             self.accumulation = MicroBatches(self)
+        self.window: Window = self.accumulation.open()
 
-    # The window, from its opening to its close
+    # The window, from its opening to its end
 
     def bind(
         self,
@@ -93,66 +106,75 @@ class Guard:
         surroundings: Optional[nn.Module] = None,
         count_steps: Callable[[], int] = int,
     ) -> None:
-        """Open a window for a loop that enters no ``optim_context``; what a
-        context tells is more exact, and takes its place.
+        """Prepare for a forward pass that may enter no ``optim_context``.
+
+        A context names the model more exactly, so once there was one, the
+        models given here are ignored.
 
         Args:
-            models: What this optimizer trains.
-            surroundings: Of several optimizers: the whole model, through
+            models: The models that this optimizer trains.
+            surroundings: With several optimizers, the whole model, through
                 which a forward pass may go further (a generator's through
                 the discriminator).
-            count_steps: Commits of all of them so far.
+            count_steps: Returns the number of commits of all optimizers.
         """
-        self.undo.bind(surroundings, count_steps)
-        self.accumulation.bind(surroundings, count_steps)
+        self.others.model = surroundings
+        self.others.count_steps = count_steps
         if not self._has_contexts:
             for model in models:
-                self._take(model)
+                self._enter(model)
 
     def open(self, model: nn.Module) -> None:
-        """Remember what a forward pass of ``model`` may change; no sync."""
+        """Prepare for a forward pass of ``model`` in its context; no sync."""
         if not self._has_contexts:
             self._has_contexts = True
             self._models.clear()
-            self.undo.snapshot.close()
-        self._take(model)
+            self.window.forget_models()
+        self._enter(model)
 
-    def _take(self, model: nn.Module) -> None:
+    def _enter(self, model: nn.Module) -> None:
         self._models[model] = None
-        self.accumulation.begin(model)
-        self.undo.take(model)
+        self.window.enter(model)
 
     @property
     def is_open(self) -> bool:
-        """Is a window under way, of which a backward pass was seen?"""
-        return bool(self.losses or self.accumulation.num_batches)
+        """Whether a backward pass has run since the last step."""
+        return self.window.is_open
+
+    @property
+    def facts(self) -> Dict[str, List[Tensor]]:
+        """The flags that were raised for the present window, by name."""
+        return self.window.facts
 
     def add_loss(self, loss: Tensor) -> None:
-        """Note the loss of one micro-batch; no sync."""
-        value = loss.detach()
-        self.losses.append(value if value.dim() == 0 else value.sum())
+        """Note the loss of one backward pass; no sync."""
+        self.window.add_loss(loss)
 
     def add_fact(self, name: str, flag: Tensor) -> None:
-        """Raise a flag for this window; no sync.
+        """Raise a flag for the present window; no sync.
 
         Args:
             name: 'input'.
-            flag: 0-dim; non-zero means bad.
+            flag: A 0-dim tensor; non-zero means bad.
 
         Raises:
             GuardConfigError: For another name.
         """
-        check_keys([name], ['input'], 'add_fact')
-        self.facts.setdefault(name, []).append(flag)
+        self.window.add_fact(name, flag)
 
     def collect(
-        self, optimizer: Optimizer, closure: Any = None, **_: Any
+        self,
+        optimizer: Optimizer,
+        closure: Optional[Callable[[], object]] = None,
+        **_: object,
     ) -> Tuple[List[Tensor], List[Tensor]]:
-        """Parameters and gradients that the window ends with.
+        """Return the parameters and gradients that the window ends with.
 
         Args:
-            optimizer: The wrapper's; a strategy may have replaced it.
-            closure: Of ``optimizer.step``; refused with GuardConfigError.
+            optimizer: The wrapper's optimizer; a strategy may have replaced
+                it.
+            closure: An argument of ``optimizer.step``, which is refused with
+                GuardConfigError.
         """
         if closure is not None:
             refuse_closure('a closure given to step()')
@@ -160,19 +182,19 @@ class Guard:
             self.params.use(optimizer)
             self.coverage_warnings.watch(optimizer)
         params, grads = self.params.trained()
-        if grads and not self.undo.snapshot.is_open:
+        if grads and not self.window.snapshot.is_open:
             self.coverage_warnings.warn_once('model')
-        if grads and not self.losses:
+        if grads and not self.window.losses:
             self.coverage_warnings.warn_once('loss')
         return params, grads
 
     def close(self) -> None:
-        self.losses, self.facts = [], {}
-        self.undo.snapshot.close()
-        self.accumulation.close()
+        """End the window, and open the next one."""
+        self.window = self.accumulation.open()
+        self._has_trained = True
 
     def adopt_clip(self, wrapper: OptimWrapper) -> None:
-        """Let a subclass's own ``_clip_grad`` clip instead of a rule here."""
+        """Let the ``_clip_grad`` of a user's subclass clip, if it has one."""
         is_own = type(wrapper)._clip_grad is not OptimWrapper._clip_grad
         if is_own and wrapper.clip_grad_kwargs:
             self.clip_rule, self.grad_rule = NoClip(), UserClip(wrapper)
@@ -180,45 +202,54 @@ class Guard:
 
     @property
     def clips_norm(self) -> bool:
+        """Whether a clip rule of numbers is set."""
         return not isinstance(self.clip_rule, NoClip)
 
     def place(self, params: List[Tensor]) -> Placement:
-        """Which of ``params`` are spread over ranks."""
+        """Return the sharding of ``params``."""
         return self.params.place(params, self._models)
 
     def weights(self) -> List[Tensor]:
-        """All parameters, the optimizer's and those of the models."""
+        """Return all parameters of the optimizer and of the models."""
         return self.params.weights(self._models)
 
     def names(self) -> TensorNames:
+        """Return the names of parameters and buffers."""
         return TensorNames(list(self._models), self.params.groups)
 
-    # Telling
+    # Reports
 
     @property
     def iter(self) -> int:
-        """Of MMEngine's loop, from 1; without a loop, updates judged."""
+        """The iteration of MMEngine's loop, from 1.
+
+        Without a loop, the number of judged updates.
+        """
         done = self._message_hub.get_info('iter')
         return self.state.num_updates if done is None else done + 1
 
     def log_norm(self, norm: float) -> None:
-        """Report a committed update's norm under MMEngine's own name."""
-        if not isinstance(self.grad_rule, UserClip):  # which has done so
+        """Log the norm of a committed update under MMEngine's own name.
+
+        A user's ``_clip_grad`` logs the norm itself.
+        """
+        if not isinstance(self.grad_rule, UserClip):
             self._message_hub.update_scalar('train/grad_norm', norm)
 
-    def attach(self, listener: Any) -> None:
-        """Let ``listener`` fetch events, tell them, and halt."""
+    def attach(self, listener: object) -> None:
+        """Let ``listener`` fetch the events, report them, and halt."""
         self._listener = listener
 
     def detach(self) -> None:
+        """Let the guard log its events and halt by itself again."""
         self._listener = None
 
     def take_events(self) -> List[GuardEvent]:
-        """Events since the last call; the caller now has to tell them."""
+        """Return the events since the last call, for the caller to report."""
         events, self._events = self._events, []
         return events
 
-    def tell(
+    def report(
         self,
         seen: Observation,
         verdict: Verdict,
@@ -226,11 +257,24 @@ class Guard:
         scale_before: float,
         scale_after: float,
     ) -> None:
-        """Hand on one rejected update, or log it and halt by oneself.
+        """Report an update that was not a plain step.
+
+        An attached listener can fetch the event. Without a listener, the
+        event is logged here.
+
+        Args:
+            seen: The observation that the verdict is about.
+            verdict: The decision.
+            bad: A few of the bad tensors.
+            scale_before: The loss scale of the update.
+            scale_after: The loss scale of the next update.
 
         Raises:
-            TrainingHalted: On HALT and ROLLBACK, if nothing is attached.
+            TrainingHalted: On HALT and ROLLBACK, without a listener.
         """
+        loss_scale = None
+        if self.scaler.is_enabled():
+            loss_scale = {'before': scale_before, 'after': scale_after}
         event = build_event(
             seen,
             verdict,
@@ -238,11 +282,7 @@ class Guard:
             iter=self.iter,
             optimizer=self.name,
             lr=self.params.lrs(),
-            loss_scale=(
-                {'before': scale_before, 'after': scale_after}
-                if self.scaler.is_enabled()
-                else None
-            ),
+            loss_scale=loss_scale,
             params=bad,
             since=self.since,
             run=self.run,
@@ -264,37 +304,43 @@ class Guard:
             raise error
 
     def halted(self, event: GuardEvent) -> TrainingHalted:
-        """The exception that tells the whole story."""
+        """Return the exception that tells the story of the halt."""
         return self._streak.halted(event, self.policy)
 
     @property
     def since(self) -> Optional[int]:
-        """Iteration at which the present streak of skips began."""
+        """The iteration at which the present streak of skips began."""
         if self.state.consecutive_skips == 0:
             return None
         return self._streak.since(self.state.consecutive_skips, self.iter)
 
     # Checkpoints
 
-    def state_dict(self) -> dict:
-        """Builtins only."""
+    def state_dict(self) -> Dict[str, Any]:
+        """Return the state in builtins only."""
+        # A start that has not trained yet does not count.
+        attempt = self.attempt if self._has_trained else self.attempt - 1
         return {
             'state': self.state.to_dict(),
             'run': self.run,
-            'attempt': self.attempt,
+            'attempt': attempt,
             'since': self._streak.start,
             'clip': self.clip_rule.to_dict(),
         }
 
     def load_state_dict(self, saved: Dict[str, Any]) -> None:
-        """Go on where a checkpoint ends; the policy is the config's."""
+        """Go on where a checkpoint ends, under the policy of the config."""
         self.state, self.clip_rule = self.rules_of(saved)
         self.run = saved.get('run', '')
-        self.attempt = saved.get('attempt', 0) + 1
+        if not self._has_trained:
+            self.attempt = saved.get('attempt', 0) + 1
         self._streak.start = saved.get('since', 0)
 
     def rules_of(self, saved: Dict[str, Any]) -> Tuple[GuardState, ClipRule]:
-        """What a checkpoint knows; windows and rules are the config's."""
+        """Return the state and the clip rule of a checkpoint.
+
+        Their windows and settings are those of the config.
+        """
         state, clip = saved.get('state', {}), saved.get('clip', {})
         return (
             GuardState.from_dict(state, **self.policy.windows()),

@@ -1,3 +1,5 @@
+"""The parameters and gradients of an optimizer."""
+
 from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple
@@ -16,15 +18,16 @@ __all__ = ['GuardedParams']
 GRAD, DTYPE, LAYOUT = map(attrgetter, ('grad', 'dtype', 'layout'))
 PARAMS = itemgetter('params')
 
-# To tell whose a parameter is; those of wrappers that are gone drop out.
+# All that exist, to find the parameters of other optimizers. Those of deleted
+# wrappers drop out.
 _ALIVE: 'WeakSet[GuardedParams]' = WeakSet()
 
 
 class GuardedParams:
-    """The tensors that an update is about.
+    """The parameters of an optimizer, and their gradients.
 
     Args:
-        optimizer: Whose parameters these are.
+        optimizer: The optimizer.
 
     Raises:
         GuardConfigError: If its updates cannot be guarded.
@@ -40,6 +43,7 @@ class GuardedParams:
                 check_dtype(param)
 
     def use(self, optimizer: Optimizer) -> None:
+        """Replace the optimizer."""
         self.optimizer = optimizer
         self._has_parts = any(map(is_part, self))
         self._shards: Optional[Shards] = None
@@ -49,30 +53,33 @@ class GuardedParams:
 
     @property
     def groups(self) -> List[Dict[str, Any]]:
+        """The optimizer's parameter groups."""
         return self.optimizer.param_groups
 
     def lrs(self) -> Tuple[float, ...]:
+        """Return the learning rate of each parameter group."""
         return tuple(float(group['lr']) for group in self.groups)
 
     def foreign(self) -> Set[int]:
-        """Ids of what other guarded optimizers train."""
+        """Return the ids of the parameters of other guarded optimizers."""
         others = {id(p) for params in list(_ALIVE) for p in params}
         return others - {id(param) for param in self}
 
     def trained(self) -> Tuple[List[Tensor], List[Tensor]]:
-        """Parameters that have a gradient, and these gradients' elements, of
-        a sharded one those on this rank.
+        """Return the parameters with a gradient, and the gradients.
+
+        Of a sharded gradient it is this rank's part, of a sparse one its
+        values.
         """
         params = list(self)
-        grads: List[Any] = list(map(GRAD, params))
+        grads: List[Tensor] = list(map(GRAD, params))
         if type(None) in set(map(type, grads)):
             params = [param for param in params if param.grad is not None]
             grads = list(map(GRAD, params))
         if not self._has_parts and are_plain(grads):
             return params, grads
-        found, params, grads = params, [], []
-        for param in found:
-            grad: Any = param.grad
+        candidates, params, grads = zip(params, grads), [], []
+        for param, grad in candidates:
             if grad.dtype is not torch.float32:
                 check_dtype(param)
             if grad.is_sparse:
@@ -81,7 +88,7 @@ class GuardedParams:
                 grad = grad._values()
             if self._has_parts:
                 grad = local(grad)
-                if grad.numel() == 0:  # a small one may lie on other ranks
+                if grad.numel() == 0:  # small ones may be on other ranks
                     continue
             params.append(param)
             grads.append(grad)
@@ -90,13 +97,15 @@ class GuardedParams:
     def place(
         self, params: List[Tensor], models: Iterable[nn.Module]
     ) -> Placement:
-        """Which of ``params`` are spread over ranks."""
+        """Return the sharding of ``params``, which ``models`` hold."""
+        if not self._has_parts:
+            return Placement()
         if self._shards is None:
             self._shards = Shards(self, models)
         return self._shards.place(params)
 
     def weights(self, models: Iterable[nn.Module]) -> List[Tensor]:
-        """All parameters, the optimizer's and those of the models."""
+        """Return all parameters of the optimizer and of the models."""
         weights = {id(param): param for param in self}
         for model in models:
             for param in model.parameters():
@@ -105,14 +114,14 @@ class GuardedParams:
 
 
 def are_plain(grads: List[Tensor]) -> bool:
-    """Can they be judged as they are?"""
+    """Whether all gradients are dense and in float32."""
     return set(map(DTYPE, grads)) <= {torch.float32} and (
         set(map(LAYOUT, grads)) <= {torch.strided}
     )
 
 
 def is_part(param: Tensor) -> bool:
-    """Does this rank hold a part of it only, or nothing?"""
+    """Whether this rank may hold only a part of the parameter."""
     return (
         hasattr(param, 'to_local')
         or hasattr(param, '_fsdp_flattened')
@@ -121,10 +130,11 @@ def is_part(param: Tensor) -> bool:
 
 
 def check_dtype(param: Tensor) -> None:
-    """Refuse what can overflow in the step itself, behind every check.
+    """Refuse a parameter that can overflow in the step, after every check.
 
-    Float32 cannot: a gradient whose float32 norm is finite keeps moments and
-    weights finite. Frozen parameters may be of any type.
+    A float32 parameter cannot: if the float32 norm of the gradients is
+    finite, moments and weights stay finite. Frozen parameters may have any
+    type.
     """
     if param.is_floating_point() and param.dtype.itemsize < 4:
         raise GuardConfigError(
@@ -137,6 +147,7 @@ def check_dtype(param: Tensor) -> None:
 
 
 def refuse_closure(what: str) -> None:
+    """Raise the GuardConfigError about a closure."""
     raise GuardConfigError(
         f'{what} evaluates the loss inside of its step, several times over: '
         'there is no moment between backward and update at which the guard '

@@ -1,3 +1,5 @@
+"""The end of a window: observe, agree, decide, apply or restore, report."""
+
 from typing import Any, Tuple
 
 from torch.optim import Optimizer
@@ -17,32 +19,39 @@ __all__ = ['guarded_step']
 def guarded_step(
     guard: Guard, optimizer: Optimizer, **step_kwargs: Any
 ) -> None:
-    """End a transaction: the update is committed, or leaves no trace.
+    """End a window: its update is committed, or it leaves no trace.
 
-    The window was opened by ``optim_context`` and ran forward and backward;
-    now the gradients are there, still scaled and not clipped.
+    Forward and backward passes have run; the gradients are still scaled and
+    not clipped. Syncs the device once; a rejected update costs a few syncs
+    more. With several ranks it is collective, and all ranks reach the same
+    verdict.
 
-    Syncs the device once; a rejected update costs a few syncs more. With
-    several ranks it is collective, and all reach the same verdict.
+    Args:
+        guard: The guard of the optimizer.
+        optimizer: The wrapper's optimizer.
+        step_kwargs: Arguments of ``optimizer.step``.
 
     Raises:
-        GuardConfigError: For what cannot be guarded (a closure, parameters
-            in half precision).
+        GuardConfigError: If the update cannot be guarded (a closure,
+            parameters in half precision).
         TrainingHalted: If the policy is exhausted or weights are bad, and no
             hook is attached that will raise it later.
     """
-    guard.accumulation.end()
+    window = guard.window
+    if not window.has_gradients:
+        window.sum_gradients()
     params, grads = guard.collect(optimizer, **step_kwargs)
-    resolve_clip_names(guard, params)
+    if guard.grad_rule is not None:
+        resolve_clip_names(guard, params)
     scale = guard.scaler.read(optimizer)
     norm_type = guard.clip_rule.norm_type
 
     # Observe, and agree with the other ranks
     local, reading = observe(
         grads,
-        guard.losses,
-        guard.facts,
-        guard.undo.snapshot,
+        window.losses,
+        window.facts,
+        window.snapshot,
         scale,
         norm_type,
         guard.place(params),
@@ -51,13 +60,13 @@ def guarded_step(
     if not seen.is_clean:
         local = diagnose(local, reading, grads, guard.weights())
         seen = agree(local, norm_type)
-    seen = guard.accumulation.complete(seen)
+    seen = window.complete(seen)
 
     # Decide
     clip = guard.clip_rule.coefficient
     verdict = decide(seen, guard.state, guard.policy, clip)
 
-    # Apply, or put back
+    # Apply, or restore
     bad: Tuple[BadTensor, ...] = ()
     if verdict.cause is not Cause.NONE:
         bad = blame(
@@ -82,19 +91,20 @@ def guarded_step(
                 guard.grad_rule,
                 **step_kwargs,
             )
+        window.snapshot.commit()
     else:
-        guard.undo.put_back()
+        window.snapshot.restore(reading.changes)
     guard.close()
 
     # Move the scale
     before, after = guard.scaler.move(verdict)
     guard.state = guard.state.after(seen, verdict)
 
-    # Tell
+    # Report
     if verdict.action is Action.STEP:
         norm = seen.grad_norm if seen.clip_norm is None else seen.clip_norm
         guard.last_clip_coef = verdict.clip_coef
         guard.clip_rule = guard.clip_rule.after(norm)
         guard.log_norm(norm)
     if verdict.cause is not Cause.NONE:
-        guard.tell(seen, verdict, bad, before, after)
+        guard.report(seen, verdict, bad, before, after)

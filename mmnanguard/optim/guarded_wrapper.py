@@ -1,4 +1,7 @@
-from typing import Any
+"""The calls of MMEngine's ``OptimWrapper`` that a guard needs to see."""
+
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator
 
 import torch
 from mmengine.optim import OptimWrapper
@@ -11,51 +14,67 @@ __all__ = ['GuardedWrapper']
 
 
 class GuardedWrapper(OptimWrapper):
-    """Tells a guard what it wants to know of an ``OptimWrapper``.
+    """An ``OptimWrapper`` that reports its calls to a guard.
 
-    Nothing of it is compiled: the guard goes by host numbers, which differ
-    with each update.
+    The guard is not compiled, because it decides by host numbers, which
+    differ in each update.
     """
 
     guard: Guard
 
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Prepare the guard and MMEngine for a forward pass of ``model``."""
+        self.open_window(model)
+        with super().optim_context(model):
+            yield
+
     @torch.compiler.disable
     def open_window(self, model: nn.Module) -> None:
-        """A forward pass of ``model`` is next, in its ``optim_context``."""
+        """Prepare the guard for a forward pass of ``model``."""
         self.guard.open(model)
 
     @torch.compiler.disable
     def update_params(self, *args: Any, **kwargs: Any) -> None:
+        """Update parameters as MMEngine does."""
         super().update_params(*args, **kwargs)
-        self.guard.accumulation.judge_last()
+        self.guard.window.judge_last()
 
     @torch.compiler.disable
     def should_update(self) -> bool:
-        """As in MMEngine; where it is True, gradients are all there."""
-        is_due = super().should_update()
-        if is_due:
-            self.guard.accumulation.end()
+        """Whether a step is due; ``param.grad`` then holds the gradients."""
+        is_due: bool = super().should_update()
+        window = self.guard.window
+        if is_due and not window.has_gradients:
+            window.sum_gradients()
         return is_due
 
     @torch.compiler.disable
     def zero_grad(self, **kwargs: Any) -> None:
+        """Set gradients to zero as MMEngine does."""
         super().zero_grad(**kwargs)
-        self.guard.accumulation.drop()
+        self.guard.window.drop_gradients()
 
     def should_sync(self) -> bool:
-        """Does DDP average the gradients of this backward pass?"""
+        """Whether DDP averages the gradients of this backward pass."""
         return not self.guard.accumulation.is_local and super().should_sync()
 
     @torch.compiler.disable
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Run backward as MMEngine does, and note the loss."""
         self.guard.add_loss(loss)
         super().backward(loss, **kwargs)
 
     @torch.compiler.disable
     def step(self, **kwargs: Any) -> None:
+        """Commit the update of the window, or reject it."""
         guarded_step(self.guard, self.optimizer, **kwargs)
 
     @torch.compiler.disable
     def add_fact(self, name: str, flag: Tensor) -> None:
-        """See :meth:`Guard.add_fact`."""
+        """Raise a flag for the present window, see :meth:`Guard.add_fact`."""
         self.guard.add_fact(name, flag)
+
+    def state_dict(self) -> Dict[str, Any]:
+        """Return MMEngine's state and the guard's."""
+        return {**super().state_dict(), 'guard': self.guard.state_dict()}

@@ -1,6 +1,8 @@
+"""The guarded form of MMEngine's ``AmpOptimWrapper``."""
+
 import logging
 from contextlib import contextmanager
-from typing import Iterator, Optional, Union
+from typing import Any, Dict, Iterator, Optional, Union
 
 import torch
 from mmengine.logging import print_log
@@ -18,28 +20,30 @@ from .guarded_wrapper import GuardedWrapper
 
 __all__ = ['NanGuardAmpOptimWrapper']
 
-# Where 'auto' has to take float16, it starts low: each of the usual first
-# overflows from 2**16 costs an update.
+# The first loss scale where 'auto' chooses float16. From 2**16 on, each of the
+# usual first overflows would cost an update.
 AUTO_SCALE = 2.0**10
 
 
 @OPTIM_WRAPPERS.register_module()
 class NanGuardAmpOptimWrapper(GuardedWrapper, AmpOptimWrapper):
-    """MMEngine's ``AmpOptimWrapper``, with updates that commit or leave no
-    trace, and on a CPU as well.
+    """MMEngine's ``AmpOptimWrapper``, guarded.
+
+    It works on a CPU as well.
 
     Args:
-        optimizer: As in MMEngine.
-        loss_scale: As in MMEngine, and more, see
-            :class:`mmnanguard.numerics.GuardedGradScaler`: a number is where
-            the scale starts and what it never passes, but it can be lowered.
-        dtype: As in MMEngine, and 'auto': bfloat16 where the hardware has
-            it, else float16. Only float16 has a scaler.
-        use_fsdp: As in MMEngine, and without effect: all ranks reach one
-            verdict with any scaler.
-        accumulative_counts: As in MMEngine; the window is the transaction.
-        clip_grad: As in MMEngine, or one of mmnanguard's, as in
-            docs/en/clipping.md. Gradients are observed before it.
+        optimizer: The optimizer, as in MMEngine.
+        loss_scale: The loss scale, as in MMEngine or as a dict, see
+            :class:`mmnanguard.numerics.GuardedGradScaler`. A number is the
+            first scale and the highest one, but the scale can be lowered.
+        dtype: The type of autocast, as in MMEngine. 'auto' is bfloat16 where
+            the hardware has it, else float16. Only float16 has a scaler.
+        use_fsdp: Accepted as in MMEngine, but without effect, because all
+            ranks reach one verdict with any scaler.
+        accumulative_counts: Number of micro-batches per update, as in
+            MMEngine. They are committed or rejected together.
+        clip_grad: A clip of MMEngine or of mmnanguard, see
+            docs/en/clipping.md. Gradients are observed before clipping.
         guard: The rules, see :class:`mmnanguard.core.GuardPolicy`.
 
     Attributes:
@@ -52,12 +56,12 @@ class NanGuardAmpOptimWrapper(GuardedWrapper, AmpOptimWrapper):
     def __init__(
         self,
         optimizer: Optimizer,
-        loss_scale: Union[str, float, dict] = 'dynamic',
+        loss_scale: Union[str, float, Dict[str, Any]] = 'dynamic',
         dtype: Union[str, torch.dtype, None] = None,
         use_fsdp: bool = False,
         accumulative_counts: int = 1,
-        clip_grad: Optional[dict] = None,
-        guard: Optional[dict] = None,
+        clip_grad: Optional[Dict[str, Any]] = None,
+        guard: Optional[Dict[str, Any]] = None,
     ) -> None:
         params = [p for g in optimizer.param_groups for p in g['params']]
         self._device = params[0].device.type
@@ -70,7 +74,7 @@ class NanGuardAmpOptimWrapper(GuardedWrapper, AmpOptimWrapper):
                 f"dtype='auto' chose {self.cast_dtype} on this {self._device}",
                 logger='current',
             )
-        # Also checks a loss_scale that will not be used.
+        # Without float16 this only checks the argument.
         self.loss_scaler = GuardedGradScaler.from_config(
             loss_scale, self._device
         )
@@ -84,7 +88,7 @@ class NanGuardAmpOptimWrapper(GuardedWrapper, AmpOptimWrapper):
                 )
             self.loss_scaler = GuardedGradScaler(enabled=False)
         self.guard = Guard(optimizer, guard, clip_grad, self.loss_scaler)
-        # Not AmpOptimWrapper's: it refuses a CPU and builds a scaler that
+        # AmpOptimWrapper.__init__ refuses a CPU and builds a scaler that
         # needs CUDA, even for bfloat16.
         OptimWrapper.__init__(
             self, optimizer, accumulative_counts, mmengines_clip(clip_grad)
@@ -94,24 +98,27 @@ class NanGuardAmpOptimWrapper(GuardedWrapper, AmpOptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Prepare the guard and autocast for a forward pass of ``model``."""
         self.open_window(model)
-        # Not AmpOptimWrapper's: MMEngine's autocast knows no float16 on a CPU.
+        # MMEngine's own autocast does not know float16 on a CPU.
         with OptimWrapper.optim_context(self, model), torch.autocast(
             self._device, dtype=self.cast_dtype
         ):
             yield
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> Dict[str, Any]:
+        """Return MMEngine's state and the guard's."""
         state_dict = OptimWrapper.state_dict(self)
         if self.loss_scaler.is_enabled():
             # MMEngine cannot load a disabled scaler's empty state.
             state_dict['loss_scaler'] = self.loss_scaler.state_dict()
         return {**state_dict, 'guard': self.guard.state_dict()}
 
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Also takes a plain or AMP wrapper's state; leaves it as it is.
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        """Load the state of a guarded, plain or AMP wrapper.
 
-        The checkpoint sets the current loss scale, the config its policy.
+        The checkpoint sets the current loss scale, the config its factors
+        and bounds. ``state_dict`` is not changed.
         """
         state_dict = dict(state_dict)
         self.guard.load_state_dict(state_dict.pop('guard', {}))

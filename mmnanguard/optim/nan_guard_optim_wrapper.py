@@ -1,7 +1,7 @@
-from contextlib import contextmanager
-from typing import Any, Iterator, Optional
+"""The guarded form of MMEngine's ``OptimWrapper``."""
 
-from torch import nn
+from typing import Any, Dict, Optional
+
 from torch.optim import Optimizer
 
 from mmnanguard.core import GuardConfigError
@@ -15,7 +15,7 @@ from .guarded_wrapper import GuardedWrapper
 __all__ = ['NanGuardOptimWrapper']
 
 KEYS = ('optimizer', 'accumulative_counts', 'clip_grad', 'guard')
-OF_AMP = ('loss_scale', 'dtype', 'use_fsdp')
+AMP_KEYS = ('loss_scale', 'dtype', 'use_fsdp')
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -23,10 +23,11 @@ class NanGuardOptimWrapper(GuardedWrapper):
     """MMEngine's ``OptimWrapper``, with updates that commit or leave no trace.
 
     Args:
-        optimizer: As in MMEngine.
-        accumulative_counts: As in MMEngine; the window is the transaction.
-        clip_grad: As in MMEngine, or one of mmnanguard's, as in
-            docs/en/clipping.md. Gradients are observed before it.
+        optimizer: The optimizer, as in MMEngine.
+        accumulative_counts: Number of micro-batches per update, as in
+            MMEngine. They are committed or rejected together.
+        clip_grad: A clip of MMEngine or of mmnanguard, see
+            docs/en/clipping.md. Gradients are observed before clipping.
         guard: The rules, see :class:`mmnanguard.core.GuardPolicy`.
 
     Raises:
@@ -38,11 +39,11 @@ class NanGuardOptimWrapper(GuardedWrapper):
         self,
         optimizer: Optimizer,
         accumulative_counts: int = 1,
-        clip_grad: Optional[dict] = None,
-        guard: Optional[dict] = None,
+        clip_grad: Optional[Dict[str, Any]] = None,
+        guard: Optional[Dict[str, Any]] = None,
         **others: Any,
     ) -> None:
-        for key in set(others).intersection(OF_AMP):
+        for key in set(others).intersection(AMP_KEYS):
             raise GuardConfigError(
                 f'optim_wrapper.{key} is of mixed precision, and '
                 'NanGuardOptimWrapper has none: take '
@@ -50,24 +51,18 @@ class NanGuardOptimWrapper(GuardedWrapper):
                 'out. A base config may have set it, or --amp.'
             )
         check_keys(others, KEYS, 'optim_wrapper')
-        # Before super, for its better errors.
+        # Before super().__init__, because these errors are more precise.
         self.guard = Guard(optimizer, guard, clip_grad)
         super().__init__(
             optimizer, accumulative_counts, mmengines_clip(clip_grad)
         )
         self.guard.adopt_clip(self)
 
-    @contextmanager
-    def optim_context(self, model: nn.Module) -> Iterator[None]:
-        self.open_window(model)
-        with super().optim_context(model):
-            yield
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        """Load the state of a guarded, plain or AMP wrapper.
 
-    def state_dict(self) -> dict:
-        return {**super().state_dict(), 'guard': self.guard.state_dict()}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Also takes a plain or AMP wrapper's state; leaves it as it is."""
+        ``state_dict`` is not changed.
+        """
         state_dict = dict(state_dict)
         self.guard.load_state_dict(state_dict.pop('guard', {}))
         state_dict.pop('loss_scaler', None)

@@ -1,3 +1,5 @@
+"""The present streak of rejected updates."""
+
 from collections import deque
 from typing import Deque
 
@@ -13,7 +15,7 @@ class Streak:
     """Rejected updates in a row, kept for the story of a halt.
 
     Attributes:
-        start: Iteration of the first.
+        start: The iteration of the first one.
     """
 
     def __init__(self) -> None:
@@ -21,24 +23,30 @@ class Streak:
         self.start = 0
 
     def add(self, event: GuardEvent) -> None:
+        """Add a rejected update; the first of a streak begins a new one."""
         if event.consecutive_skips == 1:
             self._events.clear()
             self.start = event.iter
         self._events.append(event)
 
     def since(self, num_skips: int, now: int) -> int:
-        """Iteration of the first of ``num_skips``, the last of them now."""
+        """Return the iteration at which the streak began.
+
+        Args:
+            num_skips: The length of the streak.
+            now: The iteration of its last update.
+        """
         return now if num_skips == 1 else self.start or now
 
     def halted(self, event: GuardEvent, policy: GuardPolicy) -> TrainingHalted:
-        """The exception that tells the whole story.
+        """Return the exception that tells the story of the streak.
 
         Args:
-            event: The last of them, with its context.
-            policy: That was exhausted.
+            event: The last rejected update, with its context.
+            policy: The policy that was exhausted.
         """
         if self._events and self._events[-1].iter == event.iter:
-            self._events.pop()  # the same, without its context
+            self._events.pop()  # this event without its context
         self._events.append(event)
         return TrainingHalted(
             event, write_halt_story(event, self._events, policy)

@@ -83,6 +83,7 @@ STATE = {
 IN_WORDS = {
     ('tools/replay.py', '--device'): 'cuda or cpu',
     ('benchmarks/benchmark_hooks.py', '--hooks'): 'all rows',
+    ('benchmarks/hops.py', '--cases'): 'all',
     ('tools/cases.py', 'cases'): 'all',
 }
 

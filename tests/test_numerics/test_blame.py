@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmnanguard.core import BadTensor, Cause, ScaleReading
-from mmnanguard.numerics.snapshot.snapshot import Snapshot
+from mmnanguard.numerics.snapshot.snapshot import Changes, Snapshot
 from mmnanguard.numerics.update.blame import TensorNames, blame
 from mmnanguard.numerics.update.observe import Reading, observe
 
@@ -215,7 +215,7 @@ def test_weights_are_named_and_not_unscaled():
         [model.bias],
         [torch.tensor([NAN, NAN])],
         [model.bias, model.weight],
-        Reading([NAN], []),
+        Reading([NAN]),
         8.0,
         TensorNames([model], []),
     )
@@ -232,7 +232,7 @@ def test_buffers_are_named_and_not_unscaled():
         list(model.parameters()),
         [torch.tensor([NAN])] * 2,
         list(model.parameters()),
-        Reading([NAN, NAN], [(model[0], 'running_var')]),
+        Reading([NAN, NAN], Changes(bad=[(model[0], 'running_var')])),
         8.0,
         TensorNames([model], []),
     )
@@ -246,7 +246,9 @@ def test_at_most_five_weights_and_buffers():
     model = nn.ParameterList(weights)
     names = TensorNames([model], [])
     norms = [nn.BatchNorm1d(1) for _ in range(7)]
-    reading = Reading([], [(norm, 'running_var') for norm in norms])
+    reading = Reading(
+        [], Changes(bad=[(norm, 'running_var') for norm in norms])
+    )
     for cause in (Cause.WEIGHT_NONFINITE, Cause.BUFFER_NONFINITE):
         bad = blame(cause, [], [], weights, reading, 1.0, names)
         assert len(bad) == 5

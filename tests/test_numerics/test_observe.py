@@ -17,8 +17,9 @@ from mmnanguard.core import (
     decide,
 )
 from mmnanguard.core.rules.observation import NORM_LIMIT
+from mmnanguard.numerics.snapshot.change_tracker import ChangeTracker
 from mmnanguard.numerics.snapshot.snapshot import Snapshot
-from mmnanguard.numerics.update.observe import Reading, diagnose, observe
+from mmnanguard.numerics.update.observe import diagnose, observe
 
 INF, NAN = math.inf, math.nan
 ONE = torch.tensor(1.0)
@@ -52,7 +53,7 @@ def test_a_clean_update():
     assert seen.clip_norm is None
     assert (seen.num_bad_params, seen.num_params) == (0, 2)
     assert seen.scale is scale
-    assert reading == Reading([3.0, 4.0], [])  # still scaled
+    assert reading.norms == [3.0, 4.0]  # still scaled
 
 
 def test_gradients_are_read_and_not_changed():
@@ -285,7 +286,7 @@ def test_bad_buffers_are_handed_on():
     seen, reading = look([ONE], snapshot=snapshot)
     assert not seen.buffers_are_finite
     assert not seen.is_clean
-    assert reading.bad_buffers == [(model, 'running_mean')]
+    assert reading.changes.bad == [(model, 'running_mean')]
 
 
 # The second look
@@ -338,8 +339,9 @@ def test_exactly_one_host_read(norm_type, grads, monkeypatch):
         '__index__',
     ):
         count(name)
-    model, snapshot = nn.BatchNorm1d(2), Snapshot()
+    model, tracker = nn.BatchNorm1d(2), ChangeTracker()
     for _ in range(5):  # comparing buffers, and no longer
+        snapshot = Snapshot(tracker)
         snapshot.take(model)
         model.num_batches_tracked.add_(1)
         reads.clear()
@@ -351,4 +353,4 @@ def test_exactly_one_host_read(norm_type, grads, monkeypatch):
             norm_type=norm_type,
         )
         assert reads == ['tolist']
-        snapshot.close()
+        snapshot.commit()

@@ -303,13 +303,13 @@ def build(optimizer, scale, policy, accumulation, clip):
 
 def train_window(model, wrapper, accumulation, generator, fault):
     """What was decided on the update."""
-    is_halted, verdicts, tell = False, [], wrapper.guard.tell
+    is_halted, verdicts, report = False, [], wrapper.guard.report
 
     def noted(seen, verdict, *rest):
         verdicts.append(verdict)
-        tell(seen, verdict, *rest)
+        report(seen, verdict, *rest)
 
-    wrapper.guard.tell = noted
+    wrapper.guard.report = noted
     try:
         for number in range(accumulation):
             is_struck = fault is not None and number == fault[2] % accumulation
@@ -320,7 +320,7 @@ def train_window(model, wrapper, accumulation, generator, fault):
     except TrainingHalted:
         is_halted = True
     finally:
-        del wrapper.guard.tell
+        del wrapper.guard.report
     verdict = verdicts[-1] if verdicts else Verdict(Action.STEP)
     assert is_halted == (verdict.action is Action.HALT)
     return verdict

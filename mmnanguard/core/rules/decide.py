@@ -3,7 +3,6 @@ from typing import Callable
 
 from ..causes import CAUSES, Cause
 from ..clipping.clip_rule import NoClip
-from .lr_backoff import recover
 from .observation import LeftOut, Observation
 from .policy import GuardPolicy
 from .spike import Spike
@@ -68,7 +67,7 @@ def judge_finite(
     if spike is not None and seen.grad_norm > 0:
         usual = sum(state.recent_norms) / len(state.recent_norms)
         coef = min(coef, usual / seen.grad_norm)
-    backoff = recover(state.lr_factor, state.lr_return)
+    backoff = state.recovered_lr()
     rule = policy.lr_backoff
     if rule is not None and seen.grad_norm > rule.above:
         backoff = rule.lower(state.lr_factor)

@@ -5,7 +5,7 @@ from typing import Tuple
 
 from ..checks import check_value, is_count, is_finite_number
 
-__all__ = ['LrBackoff', 'recover']
+__all__ = ['LrBackoff']
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,3 @@ class LrBackoff:
         """Return the next, lower factor and its growth per later update."""
         factor = max(self.floor, factor * self.factor)
         return factor, (1 - factor) / self.recovery
-
-
-def recover(factor: float, step: float) -> Tuple[float, float]:
-    """Return the next factor and its growth if nothing is lowered."""
-    factor = min(1.0, factor + step)
-    return factor, step if factor < 1.0 else 0.0

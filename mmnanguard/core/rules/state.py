@@ -85,9 +85,12 @@ class GuardState:
         num_commits = self.commits_since_growth
         if verdict.scale_move is ScaleMove.GROW:
             num_commits = 0
-        elif not verdict.cause.is_scaled:
+        elif left_out is None or not verdict.cause.is_scaled:
             # An update that had to leave out an overflow proves no scale.
             num_commits += 1
+        loss_level = self.loss_level
+        if loss_level.window > 0:
+            loss_level = loss_level.after(seen.loss)
         recent_skips = self.recent_skips
         if not verdict.cause.is_routine:
             recent_skips = self.with_skip(left_out is not None)
@@ -105,7 +108,7 @@ class GuardState:
             recent_losses=self._with(
                 'loss', self.recent_losses, seen.loss, spike
             ),
-            loss_level=self.loss_level.after(seen.loss),
+            loss_level=loss_level,
             lr_factor=verdict.lr_factor,
             lr_return=verdict.lr_return,
         )
@@ -130,6 +133,11 @@ class GuardState:
             lr_return=lr_return,
             num_rollbacks=self.num_rollbacks + 1,
         )
+
+    def recovered_lr(self) -> Tuple[float, float]:
+        """Return the next ``lr_factor`` and ``lr_return`` without back-off."""
+        factor = min(1.0, self.lr_factor + self.lr_return)
+        return factor, self.lr_return if factor < 1.0 else 0.0
 
     def with_skip(self, skipped: bool) -> Tuple[bool, ...]:
         """Return ``recent_skips`` with one more update."""

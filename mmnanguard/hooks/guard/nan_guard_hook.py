@@ -146,7 +146,7 @@ class NanGuardHook(Hook):
         outputs: Optional[dict] = None,
     ) -> None:
         for guard in self._guards.values():
-            guard.accumulation.judge_last()
+            guard.window.judge_last()
         self._samples.note(runner.iter, batch_idx, data_batch)
         events = [
             (guard, event)

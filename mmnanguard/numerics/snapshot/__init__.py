@@ -1,7 +1,8 @@
-"""Copies of what a forward pass changes, so that it can be restored.
+"""Copies of the tensors that forward passes change, to undo a window.
 
-1. ``snapshot``: ``Snapshot``, the copies of one window.
+1. ``snapshot``: ``Snapshot``, the copies and the comparison of one window.
 2. ``tensor_backup``: the copy of one buffer or parameter.
-3. ``module_structure``: the names that hang on one module.
+3. ``change_tracker``: the knowledge that is kept from window to window:
+   which modules and tensors a model has, and which of them change.
 4. ``averaged_modules``: momentum encoders, whose parameters forward changes.
 """

@@ -1,59 +1,61 @@
-from typing import Iterable, Iterator, List, Mapping, Set
+"""Frozen parts of a model whose parameters forward changes."""
+
+from typing import TYPE_CHECKING, Iterable, Iterator, Sequence, Set
 
 from torch import nn
 
 from .tensor_backup import TensorBackup
 
+if TYPE_CHECKING:
+    from .change_tracker import TrackedModel
+
 __all__ = ['note_averages', 'note_changing']
 
 
 def note_averages(
-    slots: Iterable[TensorBackup], modules: Iterable[nn.Module]
+    backups: Iterable[TensorBackup], modules: Iterable[nn.Module]
 ) -> None:
-    """Parameters of what has ``update_parameters`` change in forward: of
-    PyTorch's ``AveragedModel`` and MMEngine's ``BaseAveragedModel``.
+    """Note that forward changes the parameters of averaged models.
+
+    These are the modules with a method ``update_parameters``, as PyTorch's
+    ``AveragedModel`` and MMEngine's ``BaseAveragedModel`` have it.
     """
-    averages = {
-        part
-        for module in modules
-        if callable(getattr(module, 'update_parameters', None))
-        for part in module.modules()
-    }
-    for slot in slots:
-        if slot.owner in averages:
-            slot.set_changing()
+    averages: Set[nn.Module] = set()
+    for module in modules:
+        if callable(getattr(module, 'update_parameters', None)):
+            averages.update(module.modules())
+    for backup in backups:
+        if backup.owner in averages:
+            backup.set_changing()
 
 
 def note_changing(
-    found: Iterable[TensorBackup],
-    slots: Mapping[nn.Module, List[TensorBackup]],
-) -> bool:
-    """Forward changed these, and so it may what belongs to the same frozen
-    part: while the learning rate is warmed up, a momentum encoder moves by
-    less than the last bit of some of its parameters.
+    changed: Sequence[TensorBackup], models: Iterable['TrackedModel']
+) -> None:
+    """Note that forward changes some tensors and their frozen neighbours.
+
+    A momentum encoder moves by less than the last bit of some parameters
+    while the learning rate is warmed up. So its other parameters may change
+    later, and all of the frozen part is noted.
 
     Args:
-        found: Those that were seen to change.
-        slots: All, by model.
-
-    Returns:
-        Whether that was news.
+        changed: The backups of tensors that were seen to change.
+        models: The models that may hold them.
     """
-    new = [slot for slot in found if not slot.is_changing]
-    owners = {slot.owner for slot in new}
-    for slot in new:
-        slot.set_changing()
-    for model in slots if owners else ():
-        for part in frozen_parts(model):
-            if not owners.isdisjoint(part):
-                for slot in slots[model]:
-                    if slot.owner in part:
-                        slot.set_changing()
-    return bool(new)
+    owners = {backup.owner for backup in changed}
+    for backup in changed:
+        backup.set_changing()
+    for tracked in models:
+        for part in frozen_parts(tracked.model):
+            if owners.isdisjoint(part):
+                continue
+            for backup in tracked.backups:
+                if backup.owner in part:
+                    backup.set_changing()
 
 
 def frozen_parts(model: nn.Module) -> Iterator[Set[nn.Module]]:
-    """The modules of each largest part without a trained parameter."""
+    """Yield the modules of each largest part without a trained parameter."""
     if not any(param.requires_grad for param in model.parameters()):
         yield set(model.modules())
         return

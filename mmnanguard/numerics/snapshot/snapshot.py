@@ -1,227 +1,232 @@
+"""The copies of one window, and the changes that it made.
+
+A window calls ``take`` before each forward pass. At its end ``compare`` gives
+device scalars, ``learn`` gets their values and returns the ``Changes``, and
+``restore`` or ``commit`` ends the window. A new window has a new snapshot; the
+``ChangeTracker`` stays.
+"""
+
 import math
 import warnings
 from operator import attrgetter
-from typing import Any, Callable, Dict, List, Mapping, Sequence, Set, Tuple
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from ..base.foreach import in_place
 from ..base.norms import tensor_norms
-from ..base.shards import local
-from .averaged_modules import note_averages, note_changing
-from .module_structure import ModuleStructure
-from .tensor_backup import TensorBackup, can_compare
+from .change_tracker import NUM_PROBED_WINDOWS, ChangeTracker, TrackedModel
+from .tensor_backup import TensorBackup
 
-__all__ = ['Snapshot']
-
-# Committed windows up to which tensors are compared to find those that are
-# changed behind autograd's back, and the parameters among them. Rejected ones
-# teach too little: a momentum encoder of what does not move stands still.
-NUM_PROBED_WINDOWS = 3
+__all__ = ['Changes', 'Comparison', 'Snapshot']
 
 # In C, as there may be thousands of parameters.
 VERSION = attrgetter('tensor._version')
 
+Owned = Tuple[nn.Module, str]
 
-class Snapshot:
-    """Copies of the buffers and parameters that a forward pass changes.
 
-    A copy stays valid while the tensor's version counter stands still, so
-    constant buffers are copied once, and a buffer that begins to change late
-    is still covered. Some kernels write without counting, BatchNorm's running
-    statistics above all: norm layers are copied every window, other such
-    buffers are found by comparing over the first windows.
+class Comparison(NamedTuple):
+    """The state of the tensors at the end of a window, before a host read.
 
-    Parameters can be gigabytes, and forward changes hardly any (momentum
-    encoders, prototypes that are kept normalized). Over the first windows
-    all are copied to the host and compared; from then on those that were
-    changed are treated like buffers, with the frozen part of the model that
-    they belong to, and of the others only the version counter is looked at.
-
-    Nothing here syncs the device, but for the copies to the host.
-
-    Args:
-        foreign: Gives the ids of parameters that other optimizers train.
-            They may commit meanwhile, so these are left alone.
+    Attributes:
+        changed: The backups of tensors that have changed.
+        probed: The backups of tensors that look constant but may have been
+            written to uncounted; their checksums tell.
+        late: The backups of quiet parameters that changed after all.
+        judged: The backups of tensors that can have become non-finite.
+        scalars: Device scalars that ``Snapshot.learn`` needs on the host.
     """
 
-    def __init__(self, foreign: Callable[[], Set[int]] = set) -> None:
-        self._foreign = foreign
-        self._slots: Dict[nn.Module, List[TensorBackup]] = {}
-        self._layouts: Dict[nn.Module, List[ModuleStructure]] = {}
-        self._by_key: Dict[Tuple[nn.Module, str, str], TensorBackup] = {}
-        self._models: List[nn.Module] = []
-        self._open: List[TensorBackup] = []
-        self._watched: List[Tuple[List[TensorBackup], List[int]]] = []
-        self._quiet: Dict[
-            nn.Module, Tuple[List[TensorBackup], List[TensorBackup]]
-        ] = {}
-        self._changed: List[TensorBackup] = []
-        self._probed: List[TensorBackup] = []
-        self._judged: List[TensorBackup] = []
-        self._late: List[TensorBackup] = []
-        self._num_commits = 0
-        self._is_commit = False
-        # (owner, key) of buffers found bad that were so before the window.
-        self.lost: List[Tuple[nn.Module, str]] = []
+    changed: List[TensorBackup]
+    probed: List[TensorBackup]
+    late: List[TensorBackup]
+    judged: List[TensorBackup]
+    scalars: Dict[str, Sequence[Tensor]]
+
+
+class Changes(NamedTuple):
+    """The changes that a window made.
+
+    Attributes:
+        backups: The backups of the tensors that can be restored.
+        late: The backups of changed parameters that were not copied.
+        bad: (owner, key) of the tensors that became non-finite.
+        lost: (owner, key) of the non-finite tensors that were non-finite
+            before the window.
+    """
+
+    backups: Sequence[TensorBackup] = ()
+    late: Sequence[TensorBackup] = ()
+    bad: Sequence[Owned] = ()
+    lost: Sequence[Owned] = ()
+
+
+class Snapshot:
+    """Copies of the buffers and parameters that forward passes change.
+
+    A copy stays valid while the tensor's version counter stays constant, so
+    constant buffers are copied once, and a buffer that begins to change late
+    is still covered. Some kernels write uncounted, above all BatchNorm to its
+    running statistics: buffers of norm layers are copied in every window, and
+    other such buffers are found by comparing over the first windows.
+
+    Nothing here syncs the device, except the copies to the host.
+
+    Args:
+        tracker: The knowledge of earlier windows.
+    """
+
+    def __init__(self, tracker: Optional[ChangeTracker] = None) -> None:
+        self.tracker = tracker or ChangeTracker()
+        self._models: Dict[TrackedModel, None] = {}  # an ordered set
+        # Each backup, and whether it was only taken with the shared model.
+        self._taken: Dict[TensorBackup, bool] = {}
+        self._checksums: Dict[TensorBackup, Tensor] = {}
+        self._versions: List[Tuple[List[TensorBackup], List[int]]] = []
+        self._num_steps = 0
 
     @property
     def is_open(self) -> bool:
+        """Whether a model was taken."""
         return bool(self._models)
 
-    @property
-    def is_probing(self) -> bool:
-        return self._num_commits < NUM_PROBED_WINDOWS
+    def take(self, model: nn.Module) -> None:
+        """Copy the tensors that a forward pass of ``model`` may change.
 
-    @torch.no_grad()
-    def take(self, model: nn.Module, is_shared: bool = False) -> None:
-        """Remember what forward may change in ``model`` as it is now.
-
-        What this window already remembers is left alone: its first copy is
-        the one to go back to.
-
-        Args:
-            model: Module.
-            is_shared: Other optimizers' forward passes go through it, too.
+        The first copy of a window is the state to return to, so tensors that
+        this window has copied are left alone.
         """
-        layouts = self._layouts.get(model)
-        if layouts is None or any(layout.is_outdated() for layout in layouts):
-            self._find_slots(model)
-        moving = self._slots[model]
-        if not self.is_probing:
-            if model not in self._quiet:
-                self._quiet[model] = divide(moving)
-            moving, quiet = self._quiet[model]
-            self._watched.append((quiet, versions(quiet)))
-        new = []
-        for slot in moving:
-            if slot.is_open:
-                slot.is_shared = slot.is_shared and is_shared
-                continue
-            slot.is_open, slot.is_shared = True, is_shared
-            new.append(slot)
-        _copy(
-            [
-                (slot.copy, local(slot.tensor))
-                for slot in new
-                if slot.needs_copy(self.is_probing)
-            ]
-        )
-        if self.is_probing:
-            for slot in new:
-                if slot.tensor is not None and not slot.is_uncounted:
-                    slot.checksum = slot.sum_bits()
-        self._open += new
-        self._models.append(model)
+        others = self.tracker.others
+        if others.model is None:
+            self._take(model)
+            return
+        if not self._models:
+            self._num_steps = others.count_steps()
+        self._take(model)
+        self._take(others.model, is_shared=True)
 
     @torch.no_grad()
-    def facts(self) -> Dict[str, Sequence[Tensor]]:
-        """Device scalars that :meth:`find_bad` wants to read back."""
-        self._changed = [slot for slot in self._open if slot.has_changed()]
-        self._probed = [
-            slot
-            for slot in self._open
-            if slot.checksum is not None and not slot.has_changed()
-        ]
-        self._late = [
-            slot
-            for quiet, before in self._watched
-            if versions(quiet) != before
-            for slot, version in zip(quiet, before)
-            if slot.tensor._version != version
-        ]
-        self._judged = [
-            slot for slot in self._changed + self._probed if slot.is_judged
-        ]
-        return {
-            'buffers': tensor_norms(
-                [local(slot.current) for slot in self._judged], 2.0
-            ),
+    def _take(self, model: nn.Module, is_shared: bool = False) -> None:
+        tracked = self.tracker.find(model)
+        self._models[tracked] = None
+        if tracked.quiet:
+            versions = list(map(VERSION, tracked.quiet))
+            self._versions.append((tracked.quiet, versions))
+        new = [b for b in tracked.moving if b not in self._taken]
+        if is_shared:
+            self._taken.update(dict.fromkeys(new, True))
+        else:
+            self._taken.update(dict.fromkeys(tracked.moving, False))
+        is_probing = self.tracker.is_probing
+        copied = [b for b in new if b.prepare_copy(is_probing)]
+        _copy([(b.copy, b.values) for b in copied if b.copy is not None])
+        if is_probing:
+            for backup in new:
+                if backup.tensor is not None and not backup.is_uncounted:
+                    self._checksums[backup] = backup.sum_bits()
+
+    @torch.no_grad()
+    def compare(self) -> Comparison:
+        """Compare the tensors with their copies; no sync."""
+        changed, probed = [], []
+        for backup in self._taken:
+            if backup.has_changed():
+                changed.append(backup)
+            elif backup in self._checksums:
+                probed.append(backup)
+        judged = [b for b in changed + probed if b.is_judged]
+        unknown = [b for b in judged if b.was_finite is None]
+        scalars: Dict[str, Sequence[Tensor]] = {
+            'buffers': tensor_norms([b.current_values for b in judged], 2.0),
             'baselines': tensor_norms(
-                [
-                    slot.copy
-                    for slot in self._judged
-                    if slot.was_finite is None
-                ],
-                math.inf,
+                [b.copy for b in unknown if b.copy is not None], math.inf
             ),
             'moved': [
-                torch.ne(slot.sum_bits(), slot.checksum)
-                for slot in self._probed
+                torch.ne(backup.sum_bits(), self._checksums[backup])
+                for backup in probed
             ],
         }
+        return Comparison(changed, probed, self._late(), judged, scalars)
 
-    def find_bad(
-        self, read: Mapping[str, Sequence[float]]
-    ) -> List[Tuple[nn.Module, str]]:
-        """What became non-finite in this window, as (owner, key).
+    def _late(self) -> List[TensorBackup]:
+        """Return the quiet backups whose version counters have moved."""
+        late = []
+        for quiet, before in self._versions:
+            if list(map(VERSION, quiet)) != before:
+                late += [
+                    backup
+                    for backup, version in zip(quiet, before)
+                    if VERSION(backup) != version
+                ]
+        return late
 
-        A buffer that was non-finite before (a mask of -inf) is not judged.
+    def learn(
+        self, comparison: Comparison, read: Mapping[str, Sequence[float]]
+    ) -> Changes:
+        """Note what a comparison shows, and return the window's changes.
+
+        A buffer that was non-finite before training (a mask with -inf) is
+        not judged.
 
         Args:
-            read: The host's reading of :meth:`facts`.
+            comparison: The result of :meth:`compare`.
+            read: The values of its scalars on the host.
         """
-        for slot, moved in zip(self._probed, read['moved']):
-            if moved:
-                slot.is_uncounted = True
-                self._changed.append(slot)
-        if note_changing(self._changed + self._late, self._slots):
-            self._quiet = {}
+        backups = list(comparison.changed)
+        for backup, has_moved in zip(comparison.probed, read['moved']):
+            if has_moved:
+                backup.is_uncounted = True
+                backups.append(backup)
+        news = [b for b in backups + comparison.late if not b.is_changing]
+        if news:
+            self.tracker.note_changing(news)
         baselines = iter(read['baselines'])
-        bad = []
-        for slot, norm in zip(self._judged, read['buffers']):
-            if slot.was_finite is None:
-                slot.was_finite = math.isfinite(next(baselines))
-            became_bad = slot.was_finite and not math.isfinite(norm)
-            is_bad = became_bad or (slot.is_born and math.isnan(norm))
-            if not (is_bad and slot.is_changing):
+        bad: List[Owned] = []
+        lost: List[Owned] = []
+        for backup, norm in zip(comparison.judged, read['buffers']):
+            if backup.was_finite is None:
+                backup.was_finite = math.isfinite(next(baselines))
+            if math.isfinite(norm):
                 continue
-            # Cold from here on.
-            if slot.is_finite():  # and large
-                continue
-            if slot.went_bad_before():
-                self.lost.append((slot.owner, slot.key))
-            elif slot.is_mask():
-                slot.was_finite = False
+            became_bad = backup.was_finite or (
+                backup.is_born and math.isnan(norm)
+            )
+            if not (became_bad and backup.is_changing) or backup.is_finite():
+                continue  # finite elements can have a norm of inf
+            if backup.went_bad_before():
+                lost.append((backup.owner, backup.key))
+            elif backup.is_mask():
+                backup.was_finite = False
             else:
-                bad.append((slot.owner, slot.key))
-        self._is_commit = True
-        return bad
+                bad.append((backup.owner, backup.key))
+        return Changes(backups, comparison.late, bad, lost)
 
     @torch.no_grad()
-    def restore(self, others_committed: bool = False) -> None:
-        """Put back what changed since :meth:`take`, bit for bit.
+    def restore(self, changes: Changes) -> None:
+        """Undo the changes of this window, bit for bit.
 
-        Args:
-            others_committed: Another optimizer has stepped since: what is
-                shared stays as it is, unless it became non-finite.
+        If another optimizer has committed meanwhile, tensors that it shares
+        stay as they are, unless they became non-finite.
         """
-        self._is_commit = False
-        for model in self._models:
-            for layout in self._layouts[model]:
-                layout.restore()
+        others = self.tracker.others
+        others_committed = others.model is not None and (
+            others.count_steps() != self._num_steps
+        )
+        for tracked in self._models:
+            tracked.restore_structure()
         pairs = []
-        for slot in self._changed:
-            if others_committed and slot.is_shared and not slot.is_bad():
+        for backup in changes.backups:
+            is_kept = others_committed and self._taken[backup]
+            if is_kept and not backup.is_bad():
                 continue
-            getattr(slot.owner, slot.registry)[slot.key] = slot.tensor
-            if slot.has_new_shape():
-                slot.tensor.data = slot.copy.to(slot.tensor.device, copy=True)
-            elif slot.has_new_content():
-                # Counted exactly if the change was: a graph that another
-                # optimizer still wants to run backward through is not
-                # broken by putting back what it never counted.
-                target = local(slot.tensor)
-                if slot.is_uncounted:
-                    target = target.data
-                pairs.append((target, slot.copy))
+            if backup.put_back() and backup.copy is not None:
+                pairs.append((backup.target, backup.copy))
         _copy(pairs)
-        for slot in self._late:
+        for backup in changes.late:
             warnings.warn(
-                f"forward changed the parameter '{slot.key}' of a "
-                f'{type(slot.owner).__name__}, which it had left alone in '
+                f"forward changed the parameter '{backup.key}' of a "
+                f'{type(backup.owner).__name__}, which it had left alone in '
                 f'the first {NUM_PROBED_WINDOWS} commits: this one change '
                 'stays although the update was rejected. From now on such '
                 'changes are put back.',
@@ -229,69 +234,24 @@ class Snapshot:
                 stacklevel=2,
             )
 
-    def close(self) -> None:
-        """End the window; the next :meth:`take` begins a new one."""
-        for slot in self._open:
-            slot.is_open = False
-            slot.checksum = None
-        self._num_commits += self._is_commit
-        self._is_commit = False
-        if self._num_commits == NUM_PROBED_WINDOWS:
-            for slot in self._by_key.values():
-                if not slot.is_changing:
-                    slot.drop_copy()  # the host's
-        self.lost = []
-        self._models, self._open, self._watched = [], [], []
-        self._changed, self._probed, self._judged = [], [], []
-        self._late = []
-
-    def _find_slots(self, model: nn.Module) -> None:
-        """Anew whenever a module got or lost a part; one that was lost in
-        an earlier window keeps its slot.
-        """
-        self._quiet.pop(model, None)
-        owners = list(model.modules())
-        self._layouts[model] = [ModuleStructure(owner) for owner in owners]
-        foreign = self._foreign()
-        slots = dict.fromkeys(
-            slot for slot in self._slots.get(model, ()) if slot.owner in owners
-        )
-        for owner in owners:
-            places = [(owner, '_buffers', key) for key in owner._buffers]
-            places += [
-                (owner, '_parameters', key)
-                for key, param in owner._parameters.items()
-                if param is not None
-                and can_compare(param)
-                and not is_lazy(param)
-                and id(param) not in foreign
-            ]
-            for place in places:
-                if place not in self._by_key:
-                    self._by_key[place] = TensorBackup(*place)
-                slots[self._by_key[place]] = None
-        self._slots[model] = list(slots)
-        note_averages(slots, owners)
+    def commit(self) -> None:
+        """Keep the changes of this window."""
+        self.tracker.count_commit()
 
 
-def divide(
-    slots: List[TensorBackup],
-) -> Tuple[List[TensorBackup], List[TensorBackup]]:
-    """Those that change, and those of which the counter is looked at."""
-    moving = [slot for slot in slots if slot.is_changing]
-    return moving, [slot for slot in slots if not slot.is_changing]
+def _copy(pairs: Sequence[Tuple[Tensor, Tensor]]) -> None:
+    """Copy each source to its target, with one kernel per type and device.
 
-
-def versions(slots: List[TensorBackup]) -> List[int]:
-    return list(map(VERSION, slots))
-
-
-def _copy(pairs: List[Tuple[Tensor, Tensor]]) -> None:
-    """In one kernel per dtype and device: a mixed list takes one a tensor."""
-    groups: Dict[Any, List[Tuple[Tensor, Tensor]]] = {}
+    PyTorch copies a list of several types with one kernel per tensor, and
+    PyTorch 2.1 has no kernel for sparse tensors at all.
+    """
+    groups: Dict[object, List[Tuple[Tensor, Tensor]]] = {}
     for target, source in pairs:
+        if source.layout is not torch.strided:
+            target.copy_(source)
+            continue
         key = (target.dtype, target.device, source.device)
         groups.setdefault(key, []).append((target, source))
     for group in groups.values():
         targets, sources = zip(*group)
-        in_place('copy', targets, sources)
+        torch._foreach_copy_(targets, sources)

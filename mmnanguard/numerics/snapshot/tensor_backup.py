@@ -1,4 +1,6 @@
-from typing import Any, Optional
+"""The copy of one buffer or parameter of a module."""
+
+from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -13,27 +15,29 @@ WIDTH = 1024
 
 
 class TensorBackup:
-    """One buffer or parameter of a module: its copy, and when it was made.
+    """One buffer or parameter of a module, its copy and its known habits.
+
+    Args:
+        owner: The module that holds the tensor.
+        registry: '_buffers' or '_parameters'.
+        key: The name of the tensor in ``registry``.
 
     Attributes:
-        registry: '_buffers' or '_parameters'.
-        tensor: What hung there when the window began; None is possible.
-        copy: Of this rank's part of ``tensor``. A parameter's is on the
-            host while it is not known whether forward changes it.
-        version: Of ``tensor`` when the copy was made.
-        is_uncounted: The version counter cannot be trusted.
-        is_shared: Other optimizers' forward passes may change it, too.
-        is_changing: A forward pass was seen to change it.
-        was_finite: Before any window; None means not known yet.
-        checksum: Of ``tensor`` when the window began, while that is probed.
+        tensor: The tensor under that name when the window began, or None.
+        copy: A copy of this rank's part of ``tensor``. The copy of a
+            parameter is on the host while it is not known whether forward
+            changes it.
+        version: The version counter of ``tensor`` when it was copied.
+        is_uncounted: Whether the version counter cannot be trusted.
+        is_changing: Whether a forward pass was seen to change the tensor.
+        was_finite: Whether the tensor was finite before any window; None if
+            that is not known yet.
     """
 
     __slots__ = (
-        'checksum',
+        '_is_sharded',
         'copy',
         'is_changing',
-        'is_open',
-        'is_shared',
         'is_uncounted',
         'key',
         'owner',
@@ -47,22 +51,21 @@ class TensorBackup:
         self.owner = owner
         self.registry = registry
         self.key = key
-        self.is_open = self.is_shared = False
         self.is_changing = not self.is_param
         self._bind()
 
     def _bind(self) -> None:
-        """Take what hangs there now for the original."""
+        """Take the present tensor for the original."""
         self.tensor = self.current
-        self.copy: Any = None
+        self.copy: Optional[Tensor] = None
         self.version: Optional[int] = None
-        self.checksum: Any = None
         self.was_finite: Optional[bool] = False
         self.is_uncounted = self.is_param and self.is_changing
+        self._is_sharded = hasattr(self.tensor, 'to_local')
         if self.tensor is None:
             return
-        if can_judge(self.tensor):
-            # Bad weights are found and halted by themselves.
+        if can_judge(self.values):
+            # Bad weights are found elsewhere, and halt the run.
             self.was_finite = True if self.is_param else None
         if not self.is_param:
             self.is_uncounted = isinstance(
@@ -70,44 +73,68 @@ class TensorBackup:
             ) or not can_compare(self.tensor)
 
     def set_changing(self) -> None:
-        """What changes a parameter may do so in any way, counted or not."""
+        """Note that forward changes the tensor.
+
+        Code that changes a parameter may do so uncounted at any time.
+        """
         self.is_changing = True
         self.is_uncounted = self.is_uncounted or self.is_param
 
     @property
     def is_param(self) -> bool:
+        """Whether the tensor is a parameter."""
         return self.registry == '_parameters'
 
     @property
-    def current(self) -> Any:
-        """What hangs there now; in a window, maybe no longer ``tensor``."""
-        return getattr(self.owner, self.registry).get(self.key)
+    def values(self) -> Tensor:
+        """This rank's part of ``tensor``, which must not be None."""
+        assert self.tensor is not None
+        return local(self.tensor) if self._is_sharded else self.tensor
+
+    @property
+    def current(self) -> Optional[Tensor]:
+        """The tensor under that name at present; forward may replace it."""
+        registry = getattr(self.owner, self.registry)
+        tensor: Optional[Tensor] = registry.get(self.key)
+        return tensor
+
+    @property
+    def current_values(self) -> Tensor:
+        """This rank's part of ``current``, which must not be None."""
+        current = self.current
+        if current is self.tensor:
+            return self.values
+        assert current is not None
+        return local(current)
 
     @property
     def is_born(self) -> bool:
-        """Made in this window: it may well be a mask of -inf, but not NaN."""
+        """Whether this window made the tensor.
+
+        A new tensor may well be a mask with -inf, but not with NaN.
+        """
         return self.tensor is None and self.current is not None
 
     @property
     def is_judged(self) -> bool:
-        """Can it have become non-finite?"""
-        return (
-            (self.was_finite is not False or self.is_born)
-            and self.current is not None
-            and can_judge(self.current)
-        )
+        """Whether the tensor can have become non-finite."""
+        if self.was_finite is False and not self.is_born:
+            return False
+        return self.current is not None and can_judge(self.current_values)
 
-    def needs_copy(self, is_probing: bool) -> bool:
-        """Also makes room for the copy. While it is not known whether the
-        version counter can be trusted, it is not.
+    def prepare_copy(self, is_probing: bool) -> bool:
+        """Make room for a copy if one is needed, and return whether it is.
+
+        A copy stays valid while the version counter stays constant. While it
+        is not known whether the counter can be trusted, each window copies.
         """
         if self.current is not self.tensor or self.has_new_shape():
-            self._bind()  # since the last window
+            self._bind()  # replaced since the last window
         if self.tensor is None:
             return False
         if not (is_probing or self.has_new_content()):
             return False
-        values = local(self.tensor)
+        values = self.values
         device = values.device if self.is_changing else torch.device('cpu')
         if self.copy is None or self.copy.device != device:
             self.copy = torch.empty_like(values, device=device)
@@ -115,9 +142,11 @@ class TensorBackup:
         return True
 
     def drop_copy(self) -> None:
+        """Free the memory of the copy."""
         self.copy = self.version = None
 
     def has_changed(self) -> bool:
+        """Whether the tensor is another one, or its shape or content is."""
         return (
             self.current is not self.tensor
             or self.has_new_shape()
@@ -125,24 +154,49 @@ class TensorBackup:
         )
 
     def has_new_shape(self) -> bool:
-        if self.copy is None:
+        """Whether the original tensor has another shape or type."""
+        copy = self.copy
+        if copy is None:
             return False
-        tensor = local(self.tensor)
-        return (tensor.shape, tensor.dtype) != (
-            self.copy.shape,
-            self.copy.dtype,
-        )
+        values = self.values
+        return values.shape != copy.shape or values.dtype != copy.dtype
 
     def has_new_content(self) -> bool:
-        """By the version counter, where it can be trusted."""
+        """Whether the original tensor may have been written to."""
         return self.tensor is not None and (
             self.is_uncounted or self.version != self.tensor._version
         )
 
+    def put_back(self) -> bool:
+        """Put the original tensor back under its name.
+
+        Returns:
+            Whether its content is still to be copied to ``target``.
+        """
+        getattr(self.owner, self.registry)[self.key] = self.tensor
+        if self.tensor is not None and self.has_new_shape():
+            assert self.copy is not None
+            self.tensor.data = self.copy.to(self.tensor.device, copy=True)
+            return False
+        return self.has_new_content()
+
+    @property
+    def target(self) -> Tensor:
+        """The memory that the copy is restored to.
+
+        The version counter only counts the restoring if it counted the
+        change. So a graph that another optimizer still wants to run backward
+        through stays intact.
+        """
+        return self.values.data if self.is_uncounted else self.values
+
     @torch.no_grad()
     def sum_bits(self) -> Tensor:
-        """A checksum, in which each element counts by its place; no sync."""
-        values = local(self.tensor).detach()
+        """Return a checksum in which the place of each element counts.
+
+        Does not sync the device.
+        """
+        values = self.values.detach()
         if values.is_complex():
             values = torch.view_as_real(values.resolve_conj())
         flat = values.view(BITS[values.dtype.itemsize]).reshape(-1)
@@ -156,42 +210,49 @@ class TensorBackup:
         )
 
     def is_finite(self) -> bool:
-        """Is each element now; syncs."""
-        return bool(local(self.current).isfinite().all())
+        """Whether all elements are finite at present. Syncs the device."""
+        return bool(self.current_values.isfinite().all())
 
     def is_bad(self) -> bool:
-        """Is it now what it was not when the window began; syncs."""
+        """Whether the tensor became non-finite in this window.
+
+        Syncs the device.
+        """
         return (
             self.current is not None
-            and can_judge(self.current)
+            and can_judge(self.current_values)
             and not self.is_finite()
             and not self.went_bad_before()
         )
 
     def went_bad_before(self) -> bool:
-        """Was it bad when the window began, by the copy; syncs."""
-        is_norm = isinstance(self.owner, _NormBase)
+        """Whether the copy is bad already. Syncs the device."""
         if self.copy is None:
             return False
+        is_norm = isinstance(self.owner, _NormBase)
         bad = ~self.copy.isfinite() if is_norm else self.copy.isnan()
         return bool(bad.any())
 
     def is_mask(self) -> bool:
-        """Re-bound or resized, to what has -inf and nothing worse; syncs."""
+        """Whether a new tensor or shape has -inf, but no NaN and no +inf.
+
+        Syncs the device.
+        """
         is_other = self.current is not self.tensor or self.has_new_shape()
-        values = local(self.current)
+        values = self.current_values
         return is_other and not bool(
             (values.isnan() | values.isposinf()).any()
         )
 
 
 def ramp_sum(values: Tensor) -> Tensor:
+    """Return the sum of 1 * values[0], 2 * values[1] and so on."""
     ramp = torch.arange(1, len(values) + 1, device=values.device)
     return (values.long() * ramp).sum()
 
 
 def can_compare(tensor: Tensor) -> bool:
-    """False for the kinds that hardly any kernel knows (sparse, float8)."""
+    """Whether kernels exist for the tensor: not for sparse or float8."""
     return (
         tensor.layout is torch.strided
         and not tensor.is_meta
@@ -199,9 +260,10 @@ def can_compare(tensor: Tensor) -> bool:
     )
 
 
-def can_judge(tensor: Tensor) -> bool:
+def can_judge(values: Tensor) -> bool:
+    """Whether a tensor, or this rank's part of it, can be non-finite."""
     return (
-        tensor.is_floating_point()
-        and can_compare(tensor)
-        and local(tensor).numel() > 0
+        values.is_floating_point()
+        and can_compare(values)
+        and values.numel() > 0
     )

@@ -1,7 +1,9 @@
+"""The agreement of all ranks on one observation."""
+
 import math
 from collections import defaultdict
 from dataclasses import replace
-from typing import Any, DefaultDict, List, Sequence
+from typing import DefaultDict, List, Sequence
 
 import torch
 from torch import Tensor
@@ -22,26 +24,26 @@ FLAGS = (
 )
 COUNTS = ('num_bad_params', 'num_params')
 NORMS = ('grad_norm', 'clip_norm')
-# What each rank has judged by itself comes first.
+# The two properties come first, because each rank judges by itself.
 FIELDS = ('is_clean', 'forward_is_clean', *FLAGS, *COUNTS, *NORMS, 'loss')
 SHARD_FIELDS = ('group', 'norm', 'clip_norm')
 
 
 def agree(seen: Observation, norm_type: float = 2.0) -> Observation:
-    """Make what was seen the same on all ranks; collective.
+    """Return an observation that is the same on all ranks. Collective.
 
-    One small all-reduce, of a matrix in which each rank fills its own row:
-    what is suspicious never meets another rank's number, so that no NaN is
-    swallowed (a MAX does that) or spread. Must be called on all ranks, as
-    DDP's backward must. Without ranks it does nothing.
+    Ranks exchange a matrix in one small all-reduce. Each rank fills only its
+    own row, so no number meets that of another rank, and no NaN is swallowed
+    (as by a MAX) or spread. All ranks must call this, as they must call
+    DDP's backward. Without ranks it does nothing.
 
-    Gradients that DDP has reduced are equal on all ranks, others are not:
-    the largest norm decides, never a sum, which would count replicas twice.
-    Sharded ones add up over the ranks that share them.
+    Gradients that DDP has reduced are equal on all ranks, and other
+    gradients are not. So the largest norm counts; a sum would count replicas
+    twice. Norms of sharded gradients add up over the ranks that share them.
 
     Args:
-        seen: By this rank.
-        norm_type: Of the clip norm.
+        seen: The observation of this rank.
+        norm_type: The type of the clip norm.
 
     Raises:
         NanGuardError: If another rank does not answer.
@@ -55,21 +57,21 @@ def agree(seen: Observation, norm_type: float = 2.0) -> Observation:
 
 
 def exchange(seen: Observation) -> Tensor:
-    """A row of numbers from each rank, in the order of ranks."""
-    own = to_row(seen)
+    """Return one row of numbers per rank. Collective."""
+    row = to_row(seen)
     device = torch.device('cpu')
     if 'gloo' not in dist.get_backend():
         device = torch.accelerator.current_accelerator() or device
     rows = torch.zeros(
-        dist.get_world_size(), len(own), dtype=torch.float64, device=device
+        dist.get_world_size(), len(row), dtype=torch.float64, device=device
     )
-    rows[dist.get_rank()] = torch.tensor(own, dtype=torch.float64)
+    rows[dist.get_rank()] = torch.tensor(row, dtype=torch.float64)
     add_up(rows)
     return rows.cpu()
 
 
 def add_up(tensor: Tensor) -> None:
-    """Sum over all ranks, in place; collective.
+    """Sum a tensor over all ranks in place. Collective.
 
     Raises:
         NanGuardError: If another rank does not answer.
@@ -88,16 +90,23 @@ def add_up(tensor: Tensor) -> None:
 
 
 def to_row(seen: Observation) -> List[float]:
+    """Return an observation as numbers, in the order of ``FIELDS``."""
     numbers = [getattr(seen, name) for name in FIELDS]
     for shard in seen.shards:
         numbers += [getattr(shard, name) for name in SHARD_FIELDS]
-    return [0.0 if number is None else float(number) for number in numbers]
+    return [float(number or 0.0) for number in numbers]
 
 
 def merge(
     ranks: Sequence[Observation], own: Observation, norm_type: float = 2.0
 ) -> Observation:
-    """What these ranks saw, as one observation."""
+    """Merge the observations of several ranks into one.
+
+    Args:
+        ranks: The observations.
+        own: The observation that holds what all ranks have in common.
+        norm_type: The type of the clip norm.
+    """
     rows = torch.tensor([to_row(seen) for seen in ranks], dtype=torch.float64)
     return merge_rows(rows, own, norm_type)
 
@@ -105,32 +114,30 @@ def merge(
 def merge_rows(
     rows: Tensor, own: Observation, norm_type: float
 ) -> Observation:
-    """One bad rank is enough; the largest norm is the norm.
+    """Merge one row per rank: one bad rank is enough to be bad.
 
-    Goes by columns: an object for each rank would take 50 ms of an update on
-    4,096 ranks.
+    Works by columns, because one object per rank would take 50 ms of an
+    update on 4,096 ranks.
 
     Args:
-        rows: What each rank saw, (ranks, fields), float64, on the CPU.
-        own: Holds what all ranks have in common.
-        norm_type: Of the clip norm.
+        rows: The rows, (ranks, fields), float64, on the CPU.
+        own: The observation that holds what all ranks have in common.
+        norm_type: The type of the clip norm.
     """
-    of = dict(zip(FIELDS, rows.unbind(1)))
-    # NaN comes out as NaN.
+    columns = dict(zip(FIELDS, rows.unbind(1)))
+    # aminmax returns NaN for a column with NaN.
     lowest, highest = (
         dict(zip(FIELDS, row.tolist())) for row in rows.aminmax(dim=0)
     )
-    flags: Any = {name: bool(lowest[name]) for name in FLAGS}
-    counts: Any = {name: int(highest[name]) for name in COUNTS}
-    # Each rank has its own; what is judged is one number.
-    losses = of['loss'].tolist()
+    # Ranks have different losses; their mean is judged.
+    losses = columns['loss'].tolist()
     loss = sum(losses) / len(losses)
     bad, culprits, loud = [], [], []
     if not lowest['is_clean']:
-        # Reduced gradients are bad everywhere: what a rank did by itself
-        # tells.
+        # Reduced gradients are bad on all ranks, so the forward passes and
+        # losses show the culprits.
         bad, culprits, loud = (
-            (of[name] == 0).nonzero().flatten().tolist()
+            (columns[name] == 0).nonzero().flatten().tolist()
             for name in ('is_clean', 'forward_is_clean', 'loss_is_finite')
         )
         loss = losses[(loud or culprits or bad)[0]]
@@ -144,8 +151,13 @@ def merge_rows(
         )
     return replace(
         own,
-        **flags,
-        **counts,
+        loss_is_finite=bool(lowest['loss_is_finite']),
+        grad_is_finite=bool(lowest['grad_is_finite']),
+        buffers_are_finite=bool(lowest['buffers_are_finite']),
+        input_is_finite=bool(lowest['input_is_finite']),
+        weights_are_finite=bool(lowest['weights_are_finite']),
+        num_bad_params=int(highest['num_bad_params']),
+        num_params=int(highest['num_params']),
         loss=loss,
         grad_norm=whole_norm(highest['grad_norm'], groups, norms, 2.0),
         clip_norm=clip_norm,
@@ -160,24 +172,25 @@ def whole_norm(
     norms: List[List[float]],
     norm_type: float,
 ) -> float:
-    """The norm of all gradients, the same number on whatever rank.
+    """Return the norm of all gradients, which is the same on all ranks.
 
     Args:
-        whole: The norm of those that no rank shares with another.
-        groups: Of each kind of part, each rank's group.
-        norms: Of each kind of part, the norm of each rank's.
-        norm_type: Of all of them.
+        whole: The norm of the gradients that are not sharded.
+        groups: For each kind of shard, the group of each rank.
+        norms: For each kind of shard, the norm on each rank.
+        norm_type: The type of all these norms.
     """
     wholes = [whole]
-    for of_ranks in zip(groups, norms):
+    for group_column, norm_column in zip(groups, norms):
         parts: DefaultDict[float, List[float]] = defaultdict(list)
-        for group, norm in zip(*of_ranks):
+        for group, norm in zip(group_column, norm_column):
             parts[group].append(norm)
         wholes.append(
-            largest([combine(own, norm_type) for own in parts.values()])
+            largest([combine(part, norm_type) for part in parts.values()])
         )
     return whole if len(wholes) == 1 else combine(wholes, norm_type)
 
 
 def largest(norms: List[float]) -> float:
+    """Return the largest norm; NaN takes precedence."""
     return math.nan if any(map(math.isnan, norms)) else max(norms)

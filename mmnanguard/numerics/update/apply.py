@@ -1,3 +1,5 @@
+"""The optimizer's step, with unscaling and clipping as one factor."""
+
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any, Callable, Iterator, List, Optional
@@ -23,18 +25,18 @@ def apply_update(
 ) -> None:
     """Unscale, clip and step; no sync.
 
-    Unscaling and norm clipping are one factor. A fused optimizer takes it
-    into its kernel; otherwise it is one multiplication, and none where it
-    is 1, so that nothing is touched without need.
+    Unscaling and norm clipping are one factor. A fused optimizer applies it
+    in its kernel. For other optimizers it is one multiplication, or none if
+    the factor is 1.
 
     Args:
-        optimizer: Steps exactly once.
-        params: Those of its parameters that have a gradient.
-        grads: Their gradients, scaled and finite; changed in place.
-        scale: The loss scale that they carry.
-        clip_coef: In (0, 1].
-        grad_rule: Changes unscaled gradients in place, by ``params``.
-        step_kwargs: For ``optimizer.step``.
+        optimizer: The optimizer, which steps exactly once.
+        params: The parameters that have a gradient.
+        grads: The gradients, scaled and finite; changed in place.
+        scale: The loss scale of the gradients.
+        clip_coef: The clip coefficient, in (0, 1].
+        grad_rule: A rule that changes unscaled gradients in place.
+        step_kwargs: Arguments of ``optimizer.step``.
     """
     factor = clip_coef / scale
     if not grads or (factor == 1.0 and grad_rule is None):
@@ -61,8 +63,9 @@ def apply_update(
 
 @contextmanager
 def scaled_lr(optimizer: Optimizer, factor: float) -> Iterator[None]:
-    """Learning rates times ``factor``, for the length of one step; nobody
-    else ever sees them.
+    """Multiply learning rates by ``factor`` for the length of one step.
+
+    Schedulers, logs and checkpoints do not see the result.
     """
     if factor == 1.0:
         yield
@@ -78,8 +81,10 @@ def scaled_lr(optimizer: Optimizer, factor: float) -> Iterator[None]:
 
 
 def multiply(grads: List[Tensor], factor: float) -> None:
-    """On a CPU a number would be made a tensor anew for each gradient; on a
-    GPU, PyTorch 2.1 takes no tensor that is on the host.
+    """Multiply gradients by a number in place.
+
+    On a CPU, PyTorch would make a tensor of the number for each gradient. On
+    a GPU, PyTorch 2.1 does not accept a tensor that is on the host.
     """
     dtypes = set(map(DTYPE, grads))
     if len(dtypes) == 1 and grads[0].device.type == 'cpu':
@@ -89,8 +94,10 @@ def multiply(grads: List[Tensor], factor: float) -> None:
 
 
 def _takes_grad_scale(optimizer: Optimizer) -> bool:
-    """True for PyTorch's fused optimizers (the mark GradScaler goes by),
-    but not where a plain scale would meet a DTensor.
+    """Whether the optimizer is fused and unscales in its kernel.
+
+    ``GradScaler`` asks for the same attribute. A DTensor does not work with
+    a plain scale.
     """
     if not getattr(optimizer, '_step_supports_amp_scaling', False):
         return False

@@ -1,3 +1,5 @@
+"""The names and statistics of the tensors that a rejection is about."""
+
 import math
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
@@ -23,12 +25,12 @@ WRAPPERS = (
 
 
 class TensorNames:
-    """Names of parameters and buffers from the models that contexts saw.
+    """The names of parameters and buffers.
 
     Args:
-        models: In the order in which names are looked for.
-        groups: The optimizer's parameter groups, for parameters that no
-            model is known to have.
+        models: The models to take names from, in this order.
+        groups: The optimizer's parameter groups, which give names to the
+            parameters that are in none of the models.
     """
 
     def __init__(
@@ -54,17 +56,23 @@ class TensorNames:
                 )
 
     def of_param(self, param: Tensor) -> str:
-        """All names of a shared parameter, joined."""
+        """Return the name of a parameter; a shared one has several, joined."""
         return ' = '.join(self._params[id(param)])
 
-    def split(self, param: Any, values: Tensor) -> List[Tuple[str, Tensor]]:
-        """Names, with what of ``values`` each stands for: one but for a flat
-        parameter of FSDP1, which holds several, or parts of them.
+    def split(self, param: Tensor, values: Tensor) -> List[Tuple[str, Tensor]]:
+        """Return names and the part of ``values`` that each name stands for.
+
+        A flat parameter of FSDP1 holds several parameters, or parts of them;
+        any other parameter has one name.
+
+        Args:
+            param: The parameter.
+            values: This rank's part of the parameter or of its gradient.
         """
-        name, values = self.of_param(param), local(values)
-        try:
-            parts = zip(param._fqns, param._shard_param_infos)
-        except AttributeError:
+        name = self.of_param(param)
+        names = getattr(param, '_fqns', None)
+        infos = getattr(param, '_shard_param_infos', None)
+        if names is None or infos is None:
             return [(name, values)]
         prefix = name[: -len(name.split('.')[-1])]
         return [
@@ -72,11 +80,12 @@ class TensorNames:
                 prefix + part,
                 values.narrow(0, where.offset_in_shard, where.numel_in_shard),
             )
-            for part, where in list(parts)[::-1]
+            for part, where in list(zip(names, infos))[::-1]
             if where.in_shard
         ]
 
     def of_buffer(self, owner: nn.Module, key: str) -> str:
+        """Return the name of a buffer."""
         return plain_name(f'{self._owners.get(id(owner), "")}.{key}')
 
 
@@ -89,72 +98,88 @@ def blame(
     scale: float,
     names: TensorNames,
 ) -> Tuple[BadTensor, ...]:
-    """Name a few of the tensors that a rejection is about; syncs.
+    """Name a few of the tensors that a rejection is about.
 
-    Gradients come nearest to the loss first, which backward reaches first:
-    the first one named is where it began. Must run before anything is put
-    back or set to zero.
+    Gradients nearest to the loss come first. Backward reaches them first, so
+    the fault began in the first one. Must run before anything is restored or
+    set to zero. Syncs the device.
 
     Args:
-        cause: Decides what kind of tensor is blamed.
-        params: Owners of ``grads``.
-        grads: Still scaled.
+        cause: The cause of the rejection, which decides about the kind of
+            tensor that is blamed.
+        params: The parameters of ``grads``.
+        grads: The gradients on this rank, still scaled.
         weights: All parameters, trained or not.
-        reading: What was read of ``grads``.
-        scale: Of ``grads``.
-        names: For the names.
+        reading: The numbers that were read of ``grads``.
+        scale: The loss scale of ``grads``.
+        names: The names of parameters and buffers.
     """
-    kind = CAUSES[cause].blames
-    is_weight = kind == 'weight'
-    if kind == 'buffer' or (is_weight and reading.lost_buffers):
-        return tuple(
-            describe(
-                names.of_buffer(owner, key), 'buffer', getattr(owner, key)
-            )
-            for owner, key in (
-                reading.lost_buffers if is_weight else reading.bad_buffers
-            )[:MAX_BLAMED]
-        )
+    blamed = CAUSES[cause].blames
+    is_weight = blamed == 'weight'
+    if blamed == 'buffer':
+        return describe_buffers(reading.changes.bad, names)
+    if is_weight and reading.changes.lost:
+        return describe_buffers(reading.changes.lost, names)
+    parts: List[Tuple[str, Tensor]] = []
     if is_weight:
-        bad = nonfinite_indices(weights)[:MAX_BLAMED]
-        parts = [
-            (name, 'weight', part, 1.0)
-            for index in bad
-            for name, part in names.split(weights[index], weights[index])
-        ]
+        for index in nonfinite_indices(weights)[:MAX_BLAMED]:
+            values = local(weights[index])
+            parts += names.split(weights[index], values)
     else:
-        bad = [
-            index
-            for index, norm in enumerate(reading.norms)
-            if not math.isfinite(norm)
-        ]
-        if kind == 'largest gradient' and grads and not bad:
-            bad = [max(range(len(grads)), key=reading.norms.__getitem__)]
-        parts = [
-            (name, 'gradient', part, scale)
-            for index in bad[::-1][:MAX_BLAMED]
-            for name, part in names.split(params[index], grads[index])
-        ]
-    found = [describe(*part) for part in parts]
-    if any(tensor.count for tensor in found):
-        # Of a flat parameter's parts, those that are bad.
-        found = [tensor for tensor in found if tensor.count]
-    return tuple(found[:MAX_BLAMED])
+        has_largest = blamed == 'largest gradient'
+        for index in suspects(reading.norms, has_largest)[:MAX_BLAMED]:
+            parts += names.split(params[index], grads[index])
+    kind = 'gradient'
+    if is_weight:
+        kind, scale = 'weight', 1.0
+    culprits = [describe(name, kind, values, scale) for name, values in parts]
+    if any(tensor.count for tensor in culprits):
+        # A flat parameter's other parts are no culprits.
+        culprits = [tensor for tensor in culprits if tensor.count]
+    return tuple(culprits[:MAX_BLAMED])
+
+
+def suspects(norms: Sequence[float], has_largest: bool) -> List[int]:
+    """Return the indices of the bad gradients, nearest to the loss first.
+
+    Args:
+        norms: The norms of all gradients.
+        has_largest: Whether the largest gradient is the culprit if none is
+            non-finite.
+    """
+    bad = [i for i, norm in enumerate(norms) if not math.isfinite(norm)]
+    if has_largest and norms and not bad:
+        return [max(range(len(norms)), key=norms.__getitem__)]
+    return bad[::-1]
+
+
+def describe_buffers(
+    buffers: Sequence[Tuple[nn.Module, str]], names: TensorNames
+) -> Tuple[BadTensor, ...]:
+    """Describe the first few buffers, given as (owner, key)."""
+    return tuple(
+        describe(
+            names.of_buffer(owner, key), 'buffer', local(getattr(owner, key))
+        )
+        for owner, key in buffers[:MAX_BLAMED]
+    )
 
 
 @torch.no_grad()
 def describe(
-    name: str, tensor_kind: str, tensor: Tensor, scale: float = 1.0
+    name: str, tensor_kind: str, values: Tensor, scale: float = 1.0
 ) -> BadTensor:
-    """Statistics of one tensor; syncs."""
-    values = local(tensor).detach()
+    """Return the statistics of a tensor on this rank. Syncs the device."""
+    values = values.detach()
     finite = values[torch.isfinite(values)].float() / scale
     count = values.numel() - finite.numel()
-    is_nan = bool(torch.isnan(values).any())
+    kind = 'inf' if count else 'huge'
+    if torch.isnan(values).any():
+        kind = 'nan'
     return BadTensor(
         name=name,
         tensor=tensor_kind,
-        kind='nan' if is_nan else 'inf' if count else 'huge',
+        kind=kind,
         count=count,
         numel=values.numel(),
         min=finite.min().item() if finite.numel() else math.nan,
@@ -164,6 +189,6 @@ def describe(
 
 
 def plain_name(name: str) -> str:
-    """Without what DDP, FSDP, compilers and checkpointing wrap around."""
+    """Return a name without the wrappers of DDP, FSDP and compilers."""
     parts = [part for part in name.split('.') if part not in WRAPPERS]
     return '.'.join(filter(None, parts))

@@ -1,10 +1,12 @@
+"""PyTorch's GradScaler, under one name for all versions."""
+
 from typing import Any
 
 import torch
 
 __all__ = ['HAS_CPU_SCALER', 'GradScaler', 'OptState']
 
-# Since 2.3, as has float16 in autocast on a CPU.
+# New in PyTorch 2.3, as is float16 in autocast on a CPU.
 HAS_CPU_SCALER = hasattr(torch.amp, 'GradScaler')
 
 if HAS_CPU_SCALER:
@@ -14,7 +16,7 @@ else:
     from torch.cuda.amp.grad_scaler import OptState
 
     class GradScaler(CudaGradScaler):  # type: ignore[no-redef]
-        """By the arguments of later versions; disabled on a CPU."""
+        """A scaler with the arguments of later versions, disabled on a CPU."""
 
         def __init__(
             self, device: str = 'cuda', *, enabled: bool = True, **keys: Any

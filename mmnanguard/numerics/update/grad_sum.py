@@ -1,3 +1,5 @@
+"""The sum of gradients over micro-batches."""
+
 from typing import Dict, Iterable, List, Sequence, Tuple
 
 import torch
@@ -16,8 +18,8 @@ __all__ = ['GradSum', 'find_ddp', 'reduced_params']
 class GradSum:
     """Adds up gradients of micro-batches outside of ``param.grad``.
 
-    As backward itself would, and in the same order, so that the sum has the
-    same bits. Takes the memory of one more gradient of each parameter.
+    It adds in the order of backward itself, so the sum has the same bits. It
+    takes the memory of one more gradient of each parameter.
     """
 
     def __init__(self) -> None:
@@ -25,7 +27,7 @@ class GradSum:
 
     @torch.no_grad()
     def take(self, params: Iterable[Tensor]) -> None:
-        """Add each ``param.grad``, and leave None there; no sync."""
+        """Add each ``param.grad`` and set it to None; no sync."""
         sums, grads = [], []
         for param in params:
             grad, param.grad = param.grad, None
@@ -41,8 +43,9 @@ class GradSum:
 
     @torch.no_grad()
     def give_back(self, params: Iterable[Tensor], factor: float) -> None:
-        """Let each ``param.grad`` be the sum times ``factor``, and begin a
-        new one.
+        """Set each ``param.grad`` to the sum times ``factor``.
+
+        The next sum begins at zero.
         """
         if factor != 1.0 and self._sums:
             in_place('mul', list(self._sums.values()), factor)
@@ -51,18 +54,21 @@ class GradSum:
         self.drop()
 
     def drop(self) -> None:
+        """Forget the sum."""
         self._sums = {}
 
     @torch.no_grad()
     def reduce(
         self, params: Sequence[Tensor], counts: Sequence[int]
     ) -> Tuple[int, ...]:
-        """Average over all ranks what DDP would have, in one all-reduce;
-        collective. A gradient that no rank has stays None.
+        """Average gradients over all ranks in one all-reduce. Collective.
+
+        A gradient that no rank has stays None.
 
         Args:
-            params: In the same order on all ranks.
-            counts: To be summed along with them.
+            params: The parameters that DDP reduces, in the same order on all
+                ranks.
+            counts: Numbers to be summed over ranks.
 
         Returns:
             The sums of ``counts``.
@@ -88,9 +94,9 @@ class GradSum:
             + [params[0].new_tensor([*has_grad, *counts])]
         )
         num_extra = len(has_grad) + len(counts)
-        # As DDP does: before they add up, which might overflow.
+        # DDP divides before it adds, too: a sum might overflow.
         flat[:-num_extra].mul_(1 / dist.get_world_size())
-        for param in params:  # for the memory
+        for param in params:  # frees memory before the all-reduce
             self._sums.pop(id(param), None)
         add_up(flat)
         extra = [int(number) for number in flat[-num_extra:].tolist()]
@@ -102,17 +108,17 @@ class GradSum:
 
 
 def find_ddp(model: nn.Module) -> List[DistributedDataParallel]:
-    """The parts of a model whose gradients DDP averages.
+    """Return the parts of a model whose gradients DDP averages.
 
     Raises:
         GuardConfigError: If they are not averaged over all ranks.
     """
-    found = [
+    ddps = [
         module
         for module in model.modules()
         if isinstance(module, DistributedDataParallel)
     ]
-    for ddp in found:
+    for ddp in ddps:
         if dist.get_world_size(ddp.process_group) != dist.get_world_size():
             raise GuardConfigError(
                 "optim_wrapper.guard.accumulation='microbatch' averages over "
@@ -120,20 +126,17 @@ def find_ddp(model: nn.Module) -> List[DistributedDataParallel]:
                 f'{dist.get_world_size(ddp.process_group)} of them: set '
                 "accumulation='window'."
             )
-    return found
+    return ddps
 
 
 def reduced_params(ddps: Iterable[DistributedDataParallel]) -> List[Tensor]:
-    """Those that DDP averages, by the names that it goes by: of the module
-    itself, with a dot in front.
-    """
-    return list(
-        dict.fromkeys(
-            param
-            for ddp in ddps
-            for owner, module in ddp.module.named_modules()
-            for name, param in module.named_parameters(recurse=False)
-            if param.requires_grad
-            and f'{owner}.{name}' not in ddp.parameters_to_ignore
-        )
-    )
+    """Return the parameters whose gradients DDP averages."""
+    params: Dict[Tensor, None] = {}  # an ordered set
+    for ddp in ddps:
+        for owner, module in ddp.module.named_modules():
+            for name, param in module.named_parameters(recurse=False):
+                # DDP also puts a dot before the name if the owner has none.
+                is_ignored = f'{owner}.{name}' in ddp.parameters_to_ignore
+                if param.requires_grad and not is_ignored:
+                    params[param] = None
+    return list(params)

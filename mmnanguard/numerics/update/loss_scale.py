@@ -1,9 +1,12 @@
+"""A GradScaler whose scale is moved by verdicts."""
+
 import math
 import warnings
 from functools import partial
 from typing import Any, Callable, Dict, Optional, Tuple, Union
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from mmnanguard.core import (
@@ -39,25 +42,27 @@ KEYS = (
 class GuardedGradScaler(GradScaler):
     """A GradScaler whose scale moves by verdict and stays within bounds.
 
-    The scale is known on the host, because only :meth:`move` changes it: no
-    reading of it syncs the device. Its ``state_dict`` and PyTorch's load into
-    each other.
+    The scale is known on the host, because only :meth:`move` changes it, so
+    reading it does not sync the device. It can load the ``state_dict`` of
+    PyTorch's scaler, and PyTorch's scaler can load its.
 
-    PyTorch's own scaler has no floor: after some 150 overflows in a row the
-    scale is so small that a clean gradient unscales to Inf, which its check,
-    made before the division, does not see (pytorch issue 99640).
+    PyTorch's own scaler has no floor. After some 150 overflows in a row the
+    scale is so small that a clean gradient unscales to Inf, and the check
+    for Inf runs before the division
+    (https://github.com/pytorch/pytorch/issues/99640).
 
     Args:
-        device: Type of the device that holds the gradients.
-        init_scale: First value of the scale.
-        growth_factor: Above 1.
-        backoff_factor: In (0, 1).
-        growth_interval: Commits in a row after which the scale grows.
-        hysteresis: Overflows in a row, without a commit between them, that
-            it takes to lower the scale.
-        min_scale: Floor, inclusive.
-        max_scale: Ceiling, inclusive; None means that of float32.
-        enabled: False gives a scale of 1 that never moves.
+        device: The type of the device that holds the gradients.
+        init_scale: The first scale.
+        growth_factor: The factor of a growth, above 1.
+        backoff_factor: The factor of a reduction, in (0, 1).
+        growth_interval: Number of commits in a row after which the scale
+            grows.
+        hysteresis: Number of overflows, without a commit between them, after
+            which the scale is lowered.
+        min_scale: The lowest scale, inclusive.
+        max_scale: The highest scale, inclusive; None means that of float32.
+        enabled: Whether to scale; if not, the scale is always 1.
 
     Raises:
         GuardConfigError: If a value is out of range.
@@ -104,7 +109,7 @@ class GuardedGradScaler(GradScaler):
         self.max_scale = float(max_scale)
         self.hysteresis = hysteresis
         self._first_value = float(init_scale)
-        # PyTorch disables one for a device that is not there.
+        # PyTorch disables the scaler of a device that does not exist.
         self._value = float(init_scale) if self.is_enabled() else 1.0
         self._num_clean = 0
         self._num_overflows = 0
@@ -113,15 +118,15 @@ class GuardedGradScaler(GradScaler):
     def from_config(
         cls, loss_scale: Union[str, float, Dict[str, Any]], device: str
     ) -> 'GuardedGradScaler':
-        """MMEngine's ``loss_scale`` key, with ints and a floor.
+        """Build a scaler from MMEngine's ``loss_scale`` key.
 
         Args:
-            loss_scale: 'dynamic'; a number, at which the scale starts and
-                which it never passes; or a dict of the arguments above.
-            device: Type of the device that holds the gradients.
+            loss_scale: 'dynamic', a dict of the arguments above, or a number,
+                which is the first and the highest scale.
+            device: The type of the device that holds the gradients.
 
         Raises:
-            GuardConfigError: If it is none of these.
+            GuardConfigError: If ``loss_scale`` is not valid.
         """
         if loss_scale == 'dynamic':
             return cls(device)
@@ -132,7 +137,7 @@ class GuardedGradScaler(GradScaler):
             loss_scale, bool
         ):
             _check('a number', loss_scale, lambda v: v > 0, POSITIVE)
-            # A scale below 1 is its own floor: the user asked for it.
+            # The user may ask for a scale below 1, which then is the floor.
             return cls(
                 device,
                 init_scale=loss_scale,
@@ -145,10 +150,11 @@ class GuardedGradScaler(GradScaler):
         )
 
     def read(self, optimizer: Optional[Optimizer] = None) -> ScaleReading:
-        """The facts that a verdict needs; no sync.
+        """Return the facts that a verdict needs; no sync.
 
         Args:
-            optimizer: To know whether :meth:`unscale_` was called for it.
+            optimizer: The optimizer for which :meth:`unscale_` may have been
+                called.
         """
         if not self.is_enabled():
             return ScaleReading()
@@ -168,10 +174,10 @@ class GuardedGradScaler(GradScaler):
         )
 
     def move(self, verdict: Verdict) -> Tuple[float, float]:
-        """Carry out a verdict; no sync.
+        """Move the scale as a verdict says; no sync.
 
-        A commit counts towards growth, an overflow starts that count anew,
-        and an update rejected for another reason leaves it as it was.
+        A commit counts towards growth, an overflow restarts that count, and
+        an update that is rejected for another reason leaves it unchanged.
 
         Returns:
             The scale before and after.
@@ -179,11 +185,11 @@ class GuardedGradScaler(GradScaler):
         before = self._value
         if not self.is_enabled():
             return before, before
-        if verdict.cause.is_scaled:  # also of what a commit left out
+        if verdict.cause.is_scaled:  # or a commit left out an overflow
             self._num_clean = 0
             self._num_overflows += 1
         elif verdict.action is Action.STEP:
-            # At the ceiling, too, each interval begins anew, as in PyTorch.
+            # At the highest scale the count restarts, too, as in PyTorch.
             self._num_clean = (
                 self._num_clean + 1
             ) % self.get_growth_interval()
@@ -193,23 +199,27 @@ class GuardedGradScaler(GradScaler):
         elif verdict.scale_move is ScaleMove.LOWER:
             self._set(max(before * self.get_backoff_factor(), self.min_scale))
             self._num_overflows = 0
-        # PyTorch's record of this iteration (a user's own unscale_).
+        # PyTorch's record of a user's own unscale_ in this iteration.
         self._per_optimizer_states.clear()
         return before, self._value
 
     def get_scale(self) -> float:
-        """The current scale; unlike PyTorch's this does not sync."""
+        """Return the current scale; unlike PyTorch's, without a sync."""
         return self._value
 
-    def update(self, new_scale: Any = None) -> None:
-        """For code that drives the scaler by hand; syncs the device."""
+    def update(self, new_scale: Union[float, Tensor, None] = None) -> None:
+        """Update the scale as PyTorch does. Syncs the device.
+
+        Only code that drives the scaler by hand calls this.
+        """
         super().update(new_scale)
         if self.is_enabled():
             self._value = super().get_scale()
 
     def state_dict(self) -> Dict[str, Any]:
-        """The keys of PyTorch's scaler, and with hysteresis its count; from
-        the host: no sync.
+        """Return the state in PyTorch's keys; no sync.
+
+        With hysteresis there is one key more, the count of overflows.
         """
         if not self.is_enabled():
             return {}
@@ -225,9 +235,10 @@ class GuardedGradScaler(GradScaler):
         return state
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        """Take over the scale; factors, interval and bounds stay as
-        configured. A scale that cannot be used is repaired with a warning;
-        an empty state (a disabled scaler's) is ignored.
+        """Load the scale, but not factors, interval and bounds.
+
+        An unusable scale is repaired with a warning. The empty state of a
+        disabled scaler is ignored.
         """
         if not self.is_enabled() or not state_dict:
             return
@@ -251,7 +262,7 @@ class GuardedGradScaler(GradScaler):
 
     def _set(self, value: float) -> None:
         self._value = value
-        self._init_scale = value  # what the tensor is made from when needed
+        self._init_scale = value  # PyTorch makes the tensor from it
         if self._scale is not None:
             self._scale.fill_(value)
 
@@ -259,6 +270,7 @@ class GuardedGradScaler(GradScaler):
 def _check(
     key: str, value: Any, is_good: Callable[[Any], bool], allowed: str
 ) -> None:
+    """Refuse a value that is no number, too large or not ``is_good``."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not (is_number and abs(value) <= FLOAT32_MAX and is_good(value)):
         raise GuardConfigError(

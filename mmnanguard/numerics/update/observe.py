@@ -1,16 +1,18 @@
+"""One look at an update: device tensors become an ``Observation``."""
+
 import math
 from dataclasses import replace
-from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmnanguard.core import Observation, ScaleReading, Shard
 
 from ..base.host_read import read_once
 from ..base.norms import tensor_norms
 from ..base.shards import Placement, local
-from ..snapshot.snapshot import Snapshot
+from ..snapshot.snapshot import Changes, Snapshot
 
 __all__ = ['Reading', 'diagnose', 'observe']
 
@@ -18,17 +20,16 @@ NOTHING_SHARDED = Placement()
 
 
 class Reading(NamedTuple):
-    """What :func:`observe` read, per tensor, for those who ask who it was.
+    """The numbers per tensor that :func:`observe` read, to find culprits.
 
     Attributes:
-        norms: L2 norm of each gradient, still scaled, NaN and inf included.
-        bad_buffers: (owner, key) of buffers that became non-finite.
-        lost_buffers: The same of those that were so before the window.
+        norms: The L2 norm of each gradient, still scaled; NaN and inf are
+            possible.
+        changes: The changes that the window made to buffers and parameters.
     """
 
     norms: List[float]
-    bad_buffers: List[Tuple[nn.Module, str]]
-    lost_buffers: Sequence[Tuple[nn.Module, str]] = ()
+    changes: Changes = Changes()
 
 
 @torch.no_grad()
@@ -41,38 +42,42 @@ def observe(
     norm_type: float = 2.0,
     placement: Placement = NOTHING_SHARDED,
 ) -> Tuple[Observation, Reading]:
-    """Look at one update: one read of each gradient, one host read.
+    """Observe one update with one pass over the gradients and one host read.
 
-    Must come before clipping, which smears one NaN over all gradients.
+    Must run before clipping, which spreads one NaN over all gradients.
 
     Args:
-        grads: Still scaled, not clipped.
-        losses: What was passed to ``backward``, detached, 0-dim, unscaled.
-        facts: Flags raised before the update, 0-dim, non-zero is bad.
-        snapshot: Holds the buffers as they were before the window.
-        scale: Of the gradients.
-        norm_type: Of the clip rule. Another one than 2 costs a second read.
-        placement: Which of the gradients are parts of ones that are spread
-            over ranks. The norms of those wait in ``Observation.shards``.
+        grads: The gradients, still scaled and not clipped.
+        losses: The losses passed to ``backward``, detached, 0-dim, unscaled.
+        facts: Flags that were raised before the update, 0-dim; non-zero
+            means bad.
+        snapshot: The copies of buffers and parameters of this window.
+        scale: The loss scale of the gradients.
+        norm_type: The norm type of the clip rule. Any other type than 2
+            takes a second pass over the gradients.
+        placement: The sharding of the gradients. Norms of sharded gradients
+            are reported in ``Observation.shards``.
     """
     norms = tensor_norms(grads, 2.0)
+    comparison = snapshot.compare()
     groups: Dict[str, Sequence[Tensor]] = {
         'norms': norms,
         'losses': losses,
         'flags': [flag for flags in facts.values() for flag in flags],
-        'clip_norms': ()
-        if norm_type == 2.0
-        else tensor_norms(grads, norm_type),
-        **snapshot.facts(),
+        'clip_norms': [],
+        **comparison.scalars,
     }
+    if norm_type != 2.0:
+        groups['clip_norms'] = tensor_norms(grads, norm_type)
     read = read_once(groups)  # the one sync of a clean update
-    bad_buffers = snapshot.find_bad(read)
+    changes = snapshot.learn(comparison, read)
     num_bad = sum(not math.isfinite(norm) for norm in read['norms'])
     norm, *norms_of_parts = split_norms(
         read['norms'], 2.0, scale.carried, placement
     )
-    clip_norm: Any = None
-    clip_norms_of_parts: Sequence[Any] = [None] * len(placement.groups)
+    clip_norm: Optional[float] = None
+    clip_norms_of_parts: Sequence[Optional[float]]
+    clip_norms_of_parts = [None] * len(placement.groups)
     if norm_type != 2.0:
         clip_norm, *clip_norms_of_parts = split_norms(
             read['clip_norms'], norm_type, scale.carried, placement
@@ -86,14 +91,14 @@ def observe(
         shards=tuple(
             map(Shard, placement.groups, norms_of_parts, clip_norms_of_parts)
         ),
-        buffers_are_finite=not bad_buffers,
-        weights_are_finite=not snapshot.lost,
+        buffers_are_finite=not changes.bad,
+        weights_are_finite=not changes.lost,
         input_is_finite=not any(read['flags']),
         num_bad_params=num_bad,
         num_params=len(grads),
         scale=scale,
     )
-    return seen, Reading(read['norms'], bad_buffers, tuple(snapshot.lost))
+    return seen, Reading(read['norms'], changes)
 
 
 @torch.no_grad()
@@ -103,10 +108,10 @@ def diagnose(
     grads: Sequence[Tensor],
     weights: Sequence[Tensor],
 ) -> Observation:
-    """The second look at a suspicious update; syncs, and is never hot.
+    """Take a second look at a suspicious update. Syncs the device.
 
-    Tells a norm that overflows over finite elements from a non-finite
-    element, and finds weights that went bad outside any update.
+    Distinguishes a non-finite element from a norm that overflows over finite
+    elements, and finds weights that became bad outside of any update.
     """
     suspects = [
         grad
@@ -118,13 +123,16 @@ def diagnose(
         grad_is_finite=not nonfinite_indices(suspects),
         num_bad_params=max(seen.num_bad_params, int(not seen.norm_is_bounded)),
         weights_are_finite=not (
-            reading.lost_buffers or nonfinite_indices(weights)
+            reading.changes.lost or nonfinite_indices(weights)
         ),
     )
 
 
 def nonfinite_indices(tensors: Sequence[Tensor]) -> List[int]:
-    """Which tensors have a NaN or Inf element here; one host read."""
+    """Return the indices of tensors with NaN or Inf on this rank.
+
+    Reads from the device once.
+    """
     flags = read_once(
         {'bad': [~torch.isfinite(local(tensor)).all() for tensor in tensors]}
     )
@@ -137,7 +145,7 @@ def split_norms(
     carried: float,
     placement: Placement,
 ) -> List[float]:
-    """Unscaled norms: of the whole gradients, then of each group's parts."""
+    """Return the unscaled norm of the whole gradients and of each group's."""
     if not placement.groups:
         return [combine(norms, norm_type) / carried]
     places = placement.places
@@ -149,7 +157,7 @@ def split_norms(
 
 
 def combine(norms: Sequence[float], norm_type: float) -> float:
-    """The norm of norms, in float64; NaN wins over inf."""
+    """Return the norm of norms in float64; NaN takes precedence over inf."""
     if any(map(math.isnan, norms)):
         return math.nan
     largest = max(norms, default=0.0)

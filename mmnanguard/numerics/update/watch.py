@@ -1,3 +1,5 @@
+"""Tensors that a model publishes under a name, for the event of an update."""
+
 from typing import Any, Dict, Tuple
 
 import torch
@@ -8,31 +10,32 @@ from ..base.host_read import read_once
 
 __all__ = ['forget_watched', 'read_watched', 'watch']
 
-# Of the present window; the guard empties it at each new one.
+# The lowest and highest values of the present window, by name. NanGuardHook
+# empties it when a new window begins.
 _WATCHED: Dict[str, Tuple[Tensor, Tensor]] = {}
 
 
 @torch.compiler.disable
 @torch.no_grad()
 def watch(name: str, tensor: Tensor) -> Tensor:
-    """Have a tensor's range in the row of an update that goes bad.
+    """Report the range of a tensor if this update goes bad.
 
-    Costs one reduction on the device, no sync, and keeps two numbers, not
-    the tensor. Several calls with a name in one window, gradient
-    accumulation included, are one range.
+    Costs one reduction on the device and no sync, and keeps two numbers, not
+    the tensor. Several calls with one name in a window, also of several
+    micro-batches, make one range.
 
     Args:
-        name: Key in the event's ``watched``.
-        tensor: Of a floating-point type; what has no range (empty, sparse,
-            complex, float8, under ``vmap``) is ignored.
+        name: The key in the event's ``watched``.
+        tensor: A floating-point tensor. A tensor without a range (empty,
+            sparse, complex, float8, under ``vmap``) is ignored.
 
     Returns:
-        ``tensor``, so that a call fits into an expression.
+        ``tensor``, so that a call can stand in an expression.
     """
     try:
         low, high = torch.aminmax(tensor.detach())
         is_known = low.is_floating_point() and not is_batchedtensor(low)
-    except (AttributeError, RuntimeError):  # a diagnosis is worth no run
+    except (AttributeError, RuntimeError):  # a report must not end a run
         is_known = False
     if is_known:
         if name in _WATCHED:
@@ -44,11 +47,15 @@ def watch(name: str, tensor: Tensor) -> Tensor:
 
 
 def forget_watched() -> None:
+    """Forget all ranges."""
     _WATCHED.clear()
 
 
 def read_watched() -> Dict[str, Dict[str, Any]]:
-    """By name: min, max (NaN if an element is) and is_finite; syncs."""
+    """Return min, max and is_finite of each name. Syncs the device.
+
+    Min and max are NaN if an element is NaN.
+    """
     read = read_once({name: pair for name, pair in _WATCHED.items()})
     return {
         name: {

@@ -1,0 +1,197 @@
+"""The knowledge about models that is kept from window to window."""
+
+from dataclasses import dataclass
+from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from .averaged_modules import note_averages, note_changing
+from .tensor_backup import TensorBackup, can_compare
+
+__all__ = ['ChangeTracker', 'OtherOptimizers', 'TrackedModel']
+
+# Number of committed windows in which tensors are compared, to find the
+# parameters that forward changes and the buffers that change uncounted.
+# Rejected windows teach too little: a momentum encoder of weights that do not
+# move stays constant.
+NUM_PROBED_WINDOWS = 3
+
+
+@dataclass
+class OtherOptimizers:
+    """The optimizers of a run beside the present one.
+
+    Attributes:
+        find_params: Returns the ids of the parameters that they train. They
+            may commit at any time, so these parameters are left alone.
+        model: A model that their forward passes and the present optimizer's
+            share, such as a whole GAN; None if there is none.
+        count_steps: Returns the number of commits of all optimizers so far.
+    """
+
+    find_params: Callable[[], Set[int]] = set
+    model: Optional[nn.Module] = None
+    count_steps: Callable[[], int] = int
+
+
+class ModuleStructure:
+    """The names of a module's buffers and parameters, and its children.
+
+    Args:
+        owner: The module.
+    """
+
+    __slots__ = ('buffers', 'children', 'owner', 'params')
+
+    def __init__(self, owner: nn.Module) -> None:
+        self.owner = owner
+        self.buffers = tuple(owner._buffers)
+        self.params = tuple(owner._parameters)
+        self.children = list(owner._modules.items())
+
+    def is_outdated(self) -> bool:
+        """Whether a name was added or removed, or a child was replaced.
+
+        Every window asks this of every module, so names are only counted.
+        """
+        owner = self.owner
+        return (
+            len(owner._buffers) != len(self.buffers)
+            or len(owner._parameters) != len(self.params)
+            or (
+                bool(owner._modules or self.children)
+                and list(owner._modules.items()) != self.children
+            )
+        )
+
+    def restore(self) -> None:
+        """Remove the names that were added, and put back the children."""
+        for registry, names in (
+            (self.owner._buffers, self.buffers),
+            (self.owner._parameters, self.params),
+        ):
+            for key in set(registry) - set(names):
+                del registry[key]
+        if list(self.owner._modules.items()) != self.children:
+            self.owner._modules.clear()
+            self.owner._modules.update(self.children)
+
+
+class TrackedModel:
+    """The modules and tensors of one model, as they were last found.
+
+    Args:
+        model: The model.
+
+    Attributes:
+        structures: The structure of each module.
+        backups: The backup of each buffer and parameter.
+        moving: The backups of tensors that forward may change; all of them
+            while that is not known yet.
+        quiet: The other backups. A window only reads the version counters
+            of their tensors.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.structures: List[ModuleStructure] = []
+        self.backups: List[TensorBackup] = []
+        self.moving: List[TensorBackup] = []
+        self.quiet: List[TensorBackup] = []
+
+    def is_outdated(self) -> bool:
+        """Whether a module gained or lost a part since it was last found."""
+        return any(structure.is_outdated() for structure in self.structures)
+
+    def restore_structure(self) -> None:
+        """Give every module the parts back that it was last found with."""
+        for structure in self.structures:
+            structure.restore()
+
+    def divide(self, is_probing: bool) -> None:
+        """Divide the backups into ``moving`` and ``quiet``."""
+        self.moving, self.quiet = self.backups, []
+        if not is_probing:
+            self.moving = [b for b in self.backups if b.is_changing]
+            self.quiet = [b for b in self.backups if not b.is_changing]
+
+
+class ChangeTracker:
+    """Learns over the windows which tensors forward passes change.
+
+    A model's parameters can be gigabytes, and forward changes few of them
+    (momentum encoders, prototypes that are kept normalized). Over the first
+    windows all of them are copied to the host and compared. From then on the
+    parameters that were changed are treated like buffers, with the frozen
+    part of the model that they belong to, and of the other parameters only
+    the version counter is read.
+
+    Args:
+        others: The other optimizers of the run, if there are any.
+    """
+
+    def __init__(self, others: Optional[OtherOptimizers] = None) -> None:
+        self.others = others or OtherOptimizers()
+        self._models: Dict[nn.Module, TrackedModel] = {}
+        self._backups: Dict[Tuple[nn.Module, str, str], TensorBackup] = {}
+        self._num_commits = 0
+
+    @property
+    def is_probing(self) -> bool:
+        """Whether all tensors are still copied and compared."""
+        return self._num_commits < NUM_PROBED_WINDOWS
+
+    def find(self, model: nn.Module) -> TrackedModel:
+        """Return the modules and tensors that a model has at present."""
+        tracked = self._models.get(model)
+        if tracked is None or tracked.is_outdated():
+            tracked = self._models.setdefault(model, TrackedModel(model))
+            self._update(tracked)
+        return tracked
+
+    def note_changing(self, backups: Sequence[TensorBackup]) -> None:
+        """Note that forward changed these tensors, which was not known."""
+        note_changing(backups, self._models.values())
+        self._divide()
+
+    def count_commit(self) -> None:
+        """Note that a window was committed; the first windows are probed."""
+        self._num_commits += 1
+        if self._num_commits == NUM_PROBED_WINDOWS:
+            self._divide()
+            for backup in self._backups.values():
+                if not backup.is_changing:
+                    backup.drop_copy()  # on the host
+
+    def _divide(self) -> None:
+        for tracked in self._models.values():
+            tracked.divide(self.is_probing)
+
+    def _update(self, tracked: TrackedModel) -> None:
+        """Find the modules and tensors of a model anew.
+
+        A module that the model lost in an earlier window keeps its backups.
+        """
+        owners = list(tracked.model.modules())
+        tracked.structures = [ModuleStructure(owner) for owner in owners]
+        foreign = self.others.find_params()
+        present = set(owners)
+        backups = {b: None for b in tracked.backups if b.owner in present}
+        for owner in owners:
+            places = [(owner, '_buffers', key) for key in owner._buffers]
+            places += [
+                (owner, '_parameters', key)
+                for key, param in owner._parameters.items()
+                if param is not None
+                and can_compare(param)
+                and not is_lazy(param)
+                and id(param) not in foreign
+            ]
+            for place in places:
+                if place not in self._backups:
+                    self._backups[place] = TensorBackup(*place)
+                backups[self._backups[place]] = None
+        tracked.backups = list(backups)
+        note_averages(tracked.backups, owners)
+        tracked.divide(self.is_probing)

@@ -1,0 +1,96 @@
+"""The state of one accumulation window, which ends with an update."""
+
+from typing import Dict, List
+
+from torch import Tensor, nn
+
+from mmnanguard.core import Observation
+from mmnanguard.core.checks import check_keys
+from mmnanguard.numerics.snapshot.change_tracker import (
+    ChangeTracker,
+    OtherOptimizers,
+)
+from mmnanguard.numerics.snapshot.snapshot import Snapshot
+
+__all__ = ['Window', 'Windows']
+
+
+class Window:
+    """One window, which is judged as a whole by its final gradients.
+
+    Args:
+        snapshot: The copies of what the window's forward passes change.
+
+    Attributes:
+        losses: The loss of each backward pass, detached.
+        facts: The flags that were raised for this window, by name.
+        num_batches: Number of micro-batches that were judged one by one.
+        has_gradients: Whether ``param.grad`` holds the window's gradients,
+            once the last backward pass is over.
+    """
+
+    num_batches = 0
+    has_gradients = True
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.losses: List[Tensor] = []
+        self.facts: Dict[str, List[Tensor]] = {}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a backward pass has run in this window."""
+        return bool(self.losses)
+
+    def enter(self, model: nn.Module) -> None:
+        """Prepare for a forward pass of ``model``; no sync."""
+        self.snapshot.take(model)
+
+    def forget_models(self) -> None:
+        """Drop the copies of all models that were entered."""
+        self.snapshot = Snapshot(self.snapshot.tracker)
+
+    def add_loss(self, loss: Tensor) -> None:
+        """Note the loss of one backward pass; no sync."""
+        value = loss.detach()
+        self.losses.append(value if value.dim() == 0 else value.sum())
+
+    def add_fact(self, name: str, flag: Tensor) -> None:
+        """Raise a flag for this window, see :meth:`Guard.add_fact`."""
+        check_keys([name], ['input'], 'add_fact')
+        self.facts.setdefault(name, []).append(flag)
+
+    def judge_last(self) -> None:
+        """Judge the last micro-batch by itself, where windows do that."""
+
+    def sum_gradients(self) -> None:
+        """Let ``param.grad`` hold the window's gradients."""
+
+    def drop_gradients(self) -> None:
+        """Forget gradients, because the user has set them to zero."""
+
+    def complete(self, seen: Observation) -> Observation:
+        """Add the micro-batches that were left out to an observation."""
+        return seen
+
+
+class Windows:
+    """Opens the windows of one optimizer.
+
+    Args:
+        others: The other optimizers of the run.
+
+    Attributes:
+        is_local: Whether ranks exchange nothing in backward passes.
+        num_left_out: Number of micro-batches left out so far.
+    """
+
+    is_local = False
+    num_left_out = 0
+
+    def __init__(self, others: OtherOptimizers) -> None:
+        self._tracker = ChangeTracker(others)
+
+    def open(self) -> Window:
+        """Return a new window."""
+        return Window(Snapshot(self._tracker))
