@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import train
 from matplotlib import pyplot
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -28,7 +27,8 @@ from rich.console import Console
 from rich.table import Table
 from save_figure import save_figure
 
-CONFIG = train.ROOT / 'configs' / 'digits' / 'diverging_fp16.py'
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / 'configs' / 'digits' / 'diverging_fp16.py'
 WELL_TUNED = 0.2  # OneCycleLR's eta_max
 KINDS = {
     'unguarded': 'tab:red',
@@ -148,7 +148,7 @@ def main(argv=None):
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     parser.add_argument('--picture', help='an .svg')
     args = parser.parse_args(argv)
-    sys.path[:0] = [str(train.ROOT), str(train.ROOT / 'tests')]
+    sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
     table = Table('seed', 'run', 'accuracy (%) after each epoch', 'rollbacks')
     with tempfile.TemporaryDirectory() as folder:
         for seed in args.seeds:

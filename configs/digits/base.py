@@ -1,5 +1,5 @@
-# 8 epochs on the digits, about 99 % accuracy: what the configs here share.
-# The net is so small that OMP_NUM_THREADS=1 is faster on cores that are busy.
+# The base of the configs here: 8 epochs on the digits, about 99 % accuracy.
+# The net is so small that OMP_NUM_THREADS=1 is faster on busy cores.
 default_scope = 'mmengine'
 custom_imports = dict(
     imports=['configs.digits.digits'], allow_failed_imports=False

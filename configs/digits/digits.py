@@ -67,7 +67,7 @@ class DigitsDataset(BaseDataset):
 
 @TRANSFORMS.register_module()
 class PackDigits:
-    """Ends a pipeline: an image of shape (H, W, 1) and what is known of it."""
+    """Ends a pipeline: packs an image of shape (H, W, 1) and its metadata."""
 
     def __call__(self, results: dict) -> dict:
         sample = BaseDataElement(
@@ -81,8 +81,8 @@ class PackDigits:
 class Depthwise(nn.Module):
     """A depthwise convolution with large weights, then a norm in float32.
 
-    With a gain of 1e5, sums of its weights times ordinary numbers leave
-    float16, weights and numbers do not.
+    With a gain of 1e5, sums of weights times ordinary numbers overflow
+    float16, while the weights and the numbers do not.
     """
 
     def __init__(self, channels: int, gain: float) -> None:
@@ -102,14 +102,14 @@ class Depthwise(nn.Module):
 class DigitsNet(BaseModel):
     """Blocks of convolution, norm and ReLU, then a linear head.
 
-    The convolutions are not padded, and that is for speed: on a CPU the
-    backward pass of a padded one is several times slower in float16.
+    The convolutions are not padded, for speed: in float16 on a CPU, the
+    backward pass of a padded convolution is several times slower.
 
     Args:
         channels: Output channels of each block.
         norm_cfg: Norm layer of each block.
-        depthwise_gain: Not 0: a :class:`Depthwise` of this gain follows the
-            first block.
+        depthwise_gain: The gain of a :class:`Depthwise` after the first
+            block; 0 means that there is none.
         **kwargs: To :class:`mmengine.model.BaseModel`.
     """
 
@@ -142,7 +142,7 @@ class DigitsNet(BaseModel):
         if mode == 'tensor':
             return scores
         if mode == 'loss':
-            labels = torch.stack([each.gt_label for each in data_samples])
+            labels = torch.stack([item.gt_label for item in data_samples])
             return dict(loss=F.cross_entropy(scores, labels))
         for sample, label in zip(data_samples, scores.argmax(dim=1)):
             sample.pred_label = label
@@ -157,8 +157,8 @@ class DigitsAccuracy(BaseMetric):
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         self.results += [
-            bool(each['pred_label'] == each['gt_label'])
-            for each in data_samples
+            bool(item['pred_label'] == item['gt_label'])
+            for item in data_samples
         ]
 
     def compute_metrics(self, results: List[bool]) -> Dict[str, float]:

@@ -1,8 +1,8 @@
-# A learning rate that is too high, ten times over: OneCycleLR goes up to 2,
-# where 0.2 is right. Without norm layers nothing forgives that. Unguarded, the
-# net learns for two epochs, then breaks for good: it ends at 10 %, which is
-# chance. With --guard full it goes back and on at a tenth of the rate. As
-# plain_fp16.py it needs a GPU when it is not guarded.
+# A learning rate that is ten times too high: OneCycleLR goes up to 2, where 0.2
+# is right, and there are no norm layers. Unguarded, the net learns for two
+# epochs and then breaks for good: it ends near 10 %, which is chance. With
+# --guard full the run rolls back and goes on at a tenth of the rate. Unguarded
+# it needs a GPU, as plain_fp16.py does.
 _base_ = ['plain_fp16.py']
 
 model = dict(norm_cfg=None)

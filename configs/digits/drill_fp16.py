@@ -1,5 +1,5 @@
-# guarded_fp16.py with a fault at each site that an update can be lost at, for
-# tools/fire_drill.py. 45 iterations make an epoch; they count from 1.
+# guarded_fp16.py with one fault at each site where an update can go bad, for
+# tools/fire_drill.py. Iterations count from 1, 45 of them make an epoch.
 _base_ = ['guarded_fp16.py']
 
 default_hooks = dict(

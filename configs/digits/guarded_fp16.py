@@ -1,5 +1,5 @@
-# plain_fp16.py with its updates guarded: one type and two hooks. It runs on a
-# CPU too.
+# plain_fp16.py with guarded updates: one type and two hooks. It also runs on
+# a CPU.
 _base_ = ['plain_fp16.py']
 
 optim_wrapper = dict(type='mmnanguard.NanGuardAmpOptimWrapper')

@@ -1,4 +1,4 @@
-# plain_fp32.py with its updates guarded: one type and two hooks.
+# plain_fp32.py with guarded updates: one type and two hooks.
 _base_ = ['base.py']
 
 optim_wrapper = dict(type='mmnanguard.NanGuardOptimWrapper')

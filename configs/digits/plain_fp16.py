@@ -1,5 +1,5 @@
-# Unguarded, in float16. It needs a GPU: MMEngine refuses AmpOptimWrapper on
-# a CPU, where guarded_fp16.py does run.
+# float16 without a guard. It needs a GPU, because MMEngine refuses
+# AmpOptimWrapper on a CPU. guarded_fp16.py runs on a CPU.
 _base_ = ['base.py']
 
 optim_wrapper = dict(

@@ -1,6 +1,6 @@
-# A tour of what the guard tells, in 60 iterations, with --guard full: a module
-# that overflows and is cured, a bad input, and weights that go bad outside any
-# update, which is rolled back once and halts the run at the second time.
+# A tour of the guard's reports in 60 iterations, for --guard full: a module
+# overflows and is cured, an input is bad, and weights go bad outside any update.
+# The run rolls back the first time and halts the second time.
 _base_ = ['unstable_fp16.py']
 
 train_cfg = dict(max_epochs=2)

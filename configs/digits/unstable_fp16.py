@@ -1,6 +1,6 @@
 # guarded_fp16.py with a convolution that overflows float16 on ordinary images,
-# and all that finds and cures it. Unguarded, or without the cure, it learns
-# nothing.
+# and with the hooks that find and cure it. Without the guard, or without the
+# cure, the net learns nothing.
 _base_ = ['guarded_fp16.py']
 
 model = dict(depthwise_gain=1e5)

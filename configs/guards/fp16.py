@@ -1,5 +1,4 @@
-# float16 with a loss scale that comes down on overflow and never passes its
-# floor. Costs one read of the gradients per update, and copies of the norm
+# float16 with a loss scale that is lowered on overflow, down to its floor. Costs one read of the gradients per update, and copies of the norm
 # layers' statistics.
 optim_wrapper = dict(
     type='mmnanguard.NanGuardAmpOptimWrapper', dtype='float16'

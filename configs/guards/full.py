@@ -1,14 +1,14 @@
-# All that takes no number of your own, at the precision that the config has;
-# the wrapper's type is replaced by its guarded twin. What happens, rung by
-# rung:
-#   a routine overflow     the loss scale comes down
-#   any other bad update   it is skipped, the first of its kind looked into,
-#                          and its batch dumped
-#   a module overflows     it runs in float32 from then on
-#   20 skips in a row, or half of the last 200 updates, or bad weights, or a
-#   loss most of the way back to where it began
-#                          back to an earlier state, and on at a tenth of the
-#                          learning rate, three times at most
+# Every part of the guard that needs no number from you, at the config's own
+# precision. The wrapper's type is replaced by its guarded type. What happens,
+# step by step:
+#   a routine overflow     the loss scale is lowered
+#   any other bad update   the update is skipped and its batch dumped; an
+#                          autopsy runs for the first of each kind
+#   a module overflows     the module runs in float32 from then on
+#   20 skips in a row, or skips in half of the last 200 updates, or bad
+#   weights, or a loss most of the way back to where it began
+#                          the run rolls back to an earlier state and goes on
+#                          at a tenth of the learning rate, three times at most
 #   after that             training halts
 optim_wrapper = dict(guard=dict(when_exhausted='rollback', divergence=dict()))
 default_hooks = dict(

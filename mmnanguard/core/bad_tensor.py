@@ -1,3 +1,5 @@
+"""The record of a tensor that is not as it should be."""
+
 from dataclasses import dataclass
 
 __all__ = ['BadTensor']
@@ -8,15 +10,16 @@ class BadTensor:
     """One tensor that was not as it should be.
 
     Attributes:
-        name: As in the model, without wrapper prefixes; all names of a shared
-            parameter, joined by ' = '.
+        name: The tensor's name in the model, without wrapper prefixes. A
+            shared parameter has all its names, joined by ' = '.
         tensor: 'gradient', 'weight' or 'buffer'.
         kind: 'nan' if any element is NaN, else 'inf', else 'huge'.
         count: Number of non-finite elements.
         numel: Number of elements.
-        min: Smallest finite element; gradients are unscaled. NaN if none.
-        max: Largest finite element; gradients are unscaled. NaN if none.
-        dtype: Such as 'float32'.
+        min: Smallest finite element, of a gradient unscaled; NaN without a
+            finite element.
+        max: Largest finite element, likewise.
+        dtype: The name of the dtype, such as 'float32'.
     """
 
     name: str

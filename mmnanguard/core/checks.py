@@ -16,39 +16,44 @@ __all__ = [
 ]
 
 
-def is_number(value: Any) -> bool:
-    """True and False are none; NaN and Inf are."""
+def is_number(value: object) -> bool:
+    """Whether the value is an int or float, including NaN and Inf.
+
+    Bools do not count.
+    """
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def is_finite_number(value: Any) -> bool:
+    """Whether the value is an int or float other than NaN and Inf."""
     return is_number(value) and math.isfinite(value)
 
 
-def is_count(value: Any, least: int) -> bool:
-    """An integer of at least ``least``; True and False are none."""
-    is_int = isinstance(value, int) and not isinstance(value, bool)
-    return is_int and value >= least
+def is_count(value: object, least: int) -> bool:
+    """Whether the value is an int, but no bool, of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return False
+    return value >= least
 
 
-def check_value(is_right: bool, key: str, value: Any, allowed: str) -> None:
-    """Refuse a value that a config has.
+def check_value(is_right: bool, key: str, value: object, allowed: str) -> None:
+    """Refuse a value of a config.
 
     Args:
-        is_right: May it pass?
-        key: Where it stands, such as 'RollbackHook.interval'.
-        value: What it is.
-        allowed: What it must be.
+        is_right: Whether the value is allowed.
+        key: The key of the value, such as 'RollbackHook.interval'.
+        value: The value, for the message.
+        allowed: A description of the allowed values.
 
     Raises:
-        GuardConfigError: If it may not.
+        GuardConfigError: If ``is_right`` is False.
     """
     if not is_right:
         raise GuardConfigError(f'{key} is {value!r}: it must be {allowed}.')
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A question for a message, or nothing if no name is near."""
+    """Return a hint at the nearest known name, or '' if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean '{near[0]}'? " if near else ''
 

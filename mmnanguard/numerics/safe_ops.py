@@ -1,21 +1,20 @@
 """Divisions, norms and softmaxes that make no NaN of finite numbers.
 
-What holds for all of them:
+All operations here have these properties:
 
 - **Finite in, finite out, forward and backward**, over the dtype's whole
-  range: zeros, denormals, its largest numbers, masks that keep nothing; for
-  gradients from above of at most 6e4. Elsewhere they are the plain operation
-  to the dtype's precision.
-- float16 and bfloat16 are computed in float32, under autocast too; the result
-  has the dtype of the input. A gradient too large for float16 becomes its
-  largest number.
-- They hide nothing that goes in: of a NaN or Inf they make what the plain
-  operation makes, so that a guard sees it; but what lies at a masked place
-  reaches nothing. A NaN or Inf in the gradient from above goes through, but
-  where the gradient is 0 by design (a place that is filled, limited, left
-  out or masked) it ends.
-- No sync, no collective. They compile as one graph, and of finite numbers
-  of an ordinary size there are second derivatives, too.
+  range: zeros, denormals, its largest numbers, masks that keep nothing. This
+  holds for incoming gradients of at most 6e4. For ordinary numbers an
+  operation equals the plain operation to the dtype's precision.
+- float16 and bfloat16 are computed in float32, also under autocast. The
+  result has the dtype of the input. A gradient too large for float16 becomes
+  float16's largest number.
+- A NaN or Inf in the input gives what the plain operation gives, so that a
+  guard sees it. A value at a masked place has no effect.
+- A NaN or Inf in the incoming gradient passes through, except where the
+  gradient is 0 by design: at a place that is filled, limited or masked.
+- No operation syncs the device or is collective. Each compiles as one graph,
+  and has second derivatives for finite numbers of an ordinary size.
 """
 
 import math
@@ -48,25 +47,25 @@ def safe_divide(
     eps: float = 0.0,
     fill: float = 0.0,
 ) -> Tensor:
-    """``numerator / denominator``, and ``fill`` where nothing is divided by.
+    """Return ``numerator / denominator``, or ``fill`` at zero denominators.
 
-    A denominator that is zero says that the quotient means nothing (a hand
-    without a size), so by default it adds nothing. An epsilon in the
+    A zero denominator says that the quotient has no meaning (such as a hand
+    of size zero), so the result there is 0 by default. An epsilon in the
     denominator would make it the largest number of the batch instead.
 
     Args:
-        numerator: Of any shape that broadcasts with the other's.
-        denominator: Floating point.
-        eps: In units of the denominator: up to this magnitude, inclusive, it
-            counts as zero. 0 or more; compared in float32 at least.
-        fill: Result where the denominator counts as zero.
+        numerator: A number, or a tensor that broadcasts with the other.
+        denominator: A floating-point tensor.
+        eps: The largest magnitude of the denominator, inclusive, that counts
+            as zero. At least 0; compared in float32 or float64.
+        fill: The result where the denominator counts as zero.
 
     Returns:
-        The quotient; limited to the dtype's largest number where it would
-        be beyond. At ``fill`` and at this limit both gradients are 0. So is
-        one whose derivative (1 / b, -a / b**2) is above the square root of
-        float32's (float64's) largest number, 1.8e19 (1.3e154): the second
-        moment of an optimizer holds no more.
+        The quotient, limited to the dtype's largest number. Where the result
+        is ``fill`` or limited, both gradients are 0. A gradient is also 0
+        where its derivative (1 / b or -a / b**2) is above 1.8e19 (in float64
+        1.3e154), the square root of the largest number: an optimizer's
+        second moment could not hold its square.
 
     Raises:
         GuardConfigError: If ``eps`` is negative.
@@ -84,7 +83,7 @@ def safe_divide(
         steepest = min(map(_steepest, _float_dtypes(top, bottom)))
         top_is_steep = bottom.reciprocal().abs() > steepest
         bottom_is_steep = (quotient / bottom).abs() > steepest
-        # Inf for an infinite numerator, which is not to look finite.
+        # An infinite numerator has an infinite limit and stays infinite.
         limit = top.abs().to(quotient).clamp(min=torch.finfo(dtype).max)
     quotient = torch.where(top_is_steep, top.detach(), top) / torch.where(
         bottom_is_steep, bottom.detach(), bottom
@@ -94,10 +93,14 @@ def safe_divide(
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
-    """``sqrt(x)``; 0 with gradient 0 where ``x`` is zero or negative.
+    """Return ``sqrt(x)``, and 0 with gradient 0 where ``x`` is at most 0.
 
-    ``x.sqrt().clamp(min=eps)`` is no cure: its gradient at 0 is 0 * Inf. To
-    bound the gradient, too, limit what goes in: ``safe_sqrt(x.clamp(eps))``.
+    ``x.sqrt().clamp(min=eps)`` does not help: its gradient at 0 is 0 * Inf.
+    To bound the gradient as well, limit the input:
+    ``safe_sqrt(x.clamp(min=eps))``.
+
+    Args:
+        x: A floating-point tensor.
     """
     wide = widen(x)
     is_low = (wide <= 0) & wide.isfinite()
@@ -106,14 +109,13 @@ def safe_sqrt(x: Tensor) -> Tensor:
 
 
 def safe_log(x: Tensor, *, eps: Optional[float] = None) -> Tensor:
-    """``log(x)``; log(eps) with gradient 0 where ``x`` is at most ``eps``.
+    """Return ``log(x)``, or log(eps) with gradient 0 where ``x <= eps``.
 
     Args:
-        x: Floating point; negative numbers are below ``eps``, too.
-        eps: Smallest number that is told apart from zero, and the inverse of
-            the largest derivative. By default 5.4e-20 (log: -44.4), and in
-            float64 7.5e-155 (-354.9). It works in float16, which has no such
-            number itself.
+        x: A floating-point tensor; negative numbers count as below ``eps``.
+        eps: The limit, and the inverse of the largest derivative. By default
+            5.4e-20 (log: -44.4), in float64 7.5e-155 (log: -354.9). The
+            limit also works for float16, which has no such small number.
 
     Raises:
         GuardConfigError: If ``eps`` is below float32's (float64's) smallest
@@ -129,21 +131,28 @@ def safe_log(x: Tensor, *, eps: Optional[float] = None) -> Tensor:
 
 
 def safe_norm(x: Tensor, dim: Dims = -1, *, keepdim: bool = False) -> Tensor:
-    """L2 norm; 0 with gradient 0 for a row of zeros.
+    """Return the L2 norm, and 0 with gradient 0 for a row of zeros.
 
-    No square over- or underflows, so a row of 1e-30 has its norm and its
-    gradient x / norm, which is at most 1. The second derivative is right for
-    norms from 1e-12 to 1e14.
+    No square overflows or underflows: a row of 1e-30 has its true norm and
+    the gradient x / norm, which is at most 1. The second derivative is right
+    for norms from 1e-12 to 1e14.
+
+    Args:
+        x: A floating-point tensor.
+        dim: The dimensions of a row.
+        keepdim: Whether to keep these dimensions with size 1.
 
     Returns:
-        The norms over ``dim``; limited to the dtype's largest number where
-        they would be beyond, with gradient 0.
+        The norms, limited to the dtype's largest number. A limited norm has
+        gradient 0.
     """
     wide = widen(x)
-    if not wide.numel():  # has no largest number
-        return torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim)
-    # Powers of two, so that scaling is exact, and only in rows that need it.
-    # Dividing a row by its largest number would multiply its gradient by it.
+    if not wide.numel():  # amax refuses an empty tensor
+        empty: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim)
+        return empty
+    # Rows of extreme size are scaled by a power of two, which is exact.
+    # Dividing by the row's largest number instead would let the gradient flow
+    # through that number.
     exponent = math.frexp(torch.finfo(wide.dtype).max)[1]  # 128 in float32
     with torch.no_grad():
         size = wide.abs().amax(dim, keepdim=True)
@@ -164,13 +173,15 @@ def masked_mean(
     *,
     keepdim: bool = False,
 ) -> Tensor:
-    """Mean of what the mask keeps; 0 with gradient 0 where it keeps nothing.
+    """Return the mean over the places that a mask keeps.
+
+    Where the mask keeps no place, the mean is 0 with gradient 0.
 
     Args:
-        x: Floating point.
+        x: A floating-point tensor.
         mask: Booleans, **True takes part**; broadcasts with ``x``.
         dim: Dimensions to reduce; all of them by default.
-        keepdim: Keep them, with size 1.
+        keepdim: Whether to keep these dimensions with size 1.
 
     Raises:
         GuardConfigError: If the mask is not boolean.
@@ -178,7 +189,8 @@ def masked_mean(
     check_mask(mask, 'masked_mean')
     wide, mask = torch.broadcast_tensors(widen(x), mask)
     count = mask.sum(dim, keepdim=True).clamp(min=1)
-    # Divided before it is added, and by twice as much: no sum overflows.
+    # Each number is divided before the sum, and by twice the count, so that
+    # no sum overflows.
     halves = wide.masked_fill(~mask, 0.0) * (0.5 / count.to(wide.dtype))
     half = halves.sum(dim, keepdim=keepdim)
     half = _limit(half, half.new_full((), torch.finfo(x.dtype).max / 2))
@@ -188,17 +200,20 @@ def masked_mean(
 def masked_softmax(
     scores: Tensor, mask: Tensor, dim: int = -1, *, empty: str = 'zeros'
 ) -> Tensor:
-    """Softmax over what the mask keeps, 0 elsewhere; never NaN.
+    """Return the softmax over the places that a mask keeps, 0 elsewhere.
+
+    The result is never NaN for finite scores.
 
     Args:
-        scores: Floating point.
+        scores: A floating-point tensor.
         mask: Booleans, **True takes part**, as in PyTorch's
             ``scaled_dot_product_attention`` (in ``nn.MultiheadAttention``
             True is left out: pass ``~key_padding_mask``). Broadcasts with
             ``scores``.
-        dim: Along which a row adds up to 1.
-        empty: What a row is of which the mask keeps nothing: 'zeros', or
-            'uniform' (1 / length at each place). Its gradient is 0.
+        dim: The dimension along which a row adds up to 1.
+        empty: The result for a row of which the mask keeps no place:
+            'zeros', or 'uniform' (1 / length at each place), with gradient 0
+            in both cases.
 
     Raises:
         GuardConfigError: If the mask is not boolean or ``empty`` is another.
@@ -210,14 +225,18 @@ def masked_softmax(
     )
     wide, mask = torch.broadcast_tensors(widen(scores), mask)
     is_empty = ~mask.any(dim, keepdim=True)
-    # Not a large negative number: a score that is kept may be as low.
+    # -inf, because a large negative number could be a score that is kept.
     wide = wide.masked_fill(~mask, -math.inf).masked_fill(is_empty, 0.0)
     kept = mask if empty == 'zeros' else mask | is_empty
-    return wide.softmax(dim).masked_fill(~kept, 0.0).to(scores.dtype)
+    shares: Tensor = wide.softmax(dim)
+    return shares.masked_fill(~kept, 0.0).to(scores.dtype)
 
 
 class _Widen(torch.autograd.Function):
-    """To float32; a gradient on its way back is limited, not overflown."""
+    """Conversion to float32, which limits the gradient to the input's dtype.
+
+    A plain conversion back would overflow to Inf.
+    """
 
     generate_vmap_rule = True
 
@@ -236,34 +255,45 @@ class _Widen(torch.autograd.Function):
 
 
 def widen(x: Tensor) -> Tensor:
-    """float16 and bfloat16 to float32, with limited gradients; else ``x``."""
+    """Return half precision as float32 with limited gradients, else ``x``."""
     is_half = x.dtype in (torch.float16, torch.bfloat16)
-    return _Widen.apply(x) if is_half else x  # type: ignore[no-any-return]
+    if not is_half:
+        return x
+    wide: Tensor = _Widen.apply(x)  # type: ignore[no-untyped-call]
+    return wide
 
 
 def _limit(x: Tensor, limit: Tensor) -> Tensor:
-    """Clamp to [-limit, limit], but leave an Inf, which is none of ours."""
+    """Clamp to [-limit, limit], but keep an Inf that is already there."""
     return torch.where(x.isinf(), x, x.clamp(-limit, limit))
 
 
 def _promote(*tensors: Tensor) -> torch.dtype:
-    """``torch.result_type`` of a division, which Dynamo does not trace: what
-    has no dimensions counts only if nothing else is floating point.
+    """Return what ``torch.result_type`` would for a division.
+
+    Dynamo does not trace that function. A 0-dim tensor counts only if no
+    other tensor is floating point.
     """
     shaped = _float_dtypes(*[tensor for tensor in tensors if tensor.dim()])
     return reduce(torch.promote_types, shaped or _float_dtypes(*tensors))
 
 
 def _float_dtypes(*tensors: Tensor) -> List[torch.dtype]:
+    """Return the dtypes of the floating-point tensors."""
     return [t.dtype for t in tensors if t.is_floating_point()]
 
 
 def _steepest(dtype: torch.dtype) -> float:
+    """Return the square root of a dtype's largest number."""
     return 2.0 ** (math.frexp(torch.finfo(dtype).max)[1] // 2)
 
 
 def check_mask(mask: Tensor, where: str) -> None:
-    """Refuse a mask whose polarity is anyone's guess."""
+    """Refuse a mask that is not boolean: its polarity would be unclear.
+
+    Raises:
+        GuardConfigError: If the mask is not boolean.
+    """
     check_value(
         mask.dtype is torch.bool,
         f'the dtype of the mask of {where}',

@@ -19,7 +19,7 @@ from mmnanguard.core import (
     Verdict,
 )
 from mmnanguard.core.checks import check_keys
-from mmnanguard.core.rows.build_event import report
+from mmnanguard.core.rows.build_event import build_event
 from mmnanguard.numerics import GuardedGradScaler
 from mmnanguard.numerics.base.shards import Placement
 from mmnanguard.numerics.update.blame import TensorNames
@@ -231,7 +231,7 @@ class Guard:
         Raises:
             TrainingHalted: On HALT and ROLLBACK, if nothing is attached.
         """
-        event = report(
+        event = build_event(
             seen,
             verdict,
             self.state,

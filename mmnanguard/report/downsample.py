@@ -1,11 +1,14 @@
+"""Few items that stand for many: rows, names and points of curves."""
+
 import math
 from typing import (
-    Any,
     Counter,
     Generic,
     Iterable,
     List,
+    Optional,
     Sequence,
+    Set,
     Tuple,
     TypeVar,
 )
@@ -13,15 +16,17 @@ from typing import (
 __all__ = ['EvenSample', 'Points', 'Tally', 'count_by_bin', 'downsample_curve']
 
 T = TypeVar('T')
-Points = Tuple[List[int], List[Any]]
+# Iterations, and a value for each; None leaves a gap.
+Points = Tuple[List[int], List[Optional[float]]]
 
 
 class EvenSample(Generic[T]):
-    """Of any number of items the first, the last, and some between at even
-    distances.
+    """Keeps the first and the last of many items, and some between.
+
+    The items between have even distances.
 
     Attributes:
-        num: Items seen.
+        num: Number of items that were added.
     """
 
     def __init__(self) -> None:
@@ -34,7 +39,10 @@ class EvenSample(Generic[T]):
         return len(self._kept)
 
     def add(self, item: T) -> bool:
-        """Is it kept? Else it is, until another one comes."""
+        """Add an item and return whether it is retained.
+
+        The newest item is always available, retained or not.
+        """
         is_kept = self.num % self._stride == 0
         self.num += 1
         if is_kept:
@@ -42,8 +50,8 @@ class EvenSample(Generic[T]):
         self._last = [] if is_kept else [item]
         return is_kept
 
-    def thin_out(self) -> None:
-        """Keep every second one, and the last."""
+    def drop_every_second(self) -> None:
+        """Drop every second item, but not the last."""
         if len(self._kept) % 2 == 0:
             self._last = self._last or self._kept[-1:]
         self._kept = self._kept[::2]
@@ -51,20 +59,20 @@ class EvenSample(Generic[T]):
 
     @property
     def items(self) -> List[T]:
-        """In the order in which they came."""
+        """The kept items in the order in which they were added."""
         return self._kept + self._last
 
 
 class Tally:
-    """Counts names, in bounded memory.
+    """Counts names in bounded memory.
 
     Args:
-        limit: Names kept. When there are more, those that were counted least
-            are forgotten, so that counts may be too low by ``num_forgotten``
-            at most.
+        limit: The greatest number of names that are kept. If there are more,
+            the names with the lowest counts are forgotten, so that a count
+            may be too low, by ``num_forgotten`` at most.
 
     Attributes:
-        num_forgotten: The highest count that was forgotten in all.
+        num_forgotten: By how much a count may be too low.
     """
 
     def __init__(self, limit: int) -> None:
@@ -89,32 +97,35 @@ class Tally:
 def downsample_curve(
     iters: Sequence[int], values: Sequence[float], num_bins: int = 500
 ) -> Points:
-    """A curve that looks the same with at most five points a bin: its first,
-    last, lowest and highest value, and None for a value that is not finite,
-    which leaves a gap.
+    """Return a curve that looks the same with fewer points.
+
+    Of each bin the first, last, lowest and highest value are kept, and one
+    non-finite value, as None, which leaves a gap in the curve.
 
     Args:
-        iters: In rising order.
-        values: As many.
-        num_bins: Of equal numbers of points.
+        iters: Iterations in rising order.
+        values: One value for each iteration.
+        num_bins: Number of bins with equal numbers of points.
     """
     num = len(iters)
     kept: Iterable[int] = range(num)
     if num > 4 * num_bins:
         edges = [num * number // num_bins for number in range(num_bins + 1)]
-        kept = sorted(
-            {
-                place
-                for begin, end in zip(edges, edges[1:])
-                for place in tell_bin(values, begin, end)
-            }
-        )
-    drawn = [values[i] if math.isfinite(values[i]) else None for i in kept]
-    return [iters[i] for i in kept], drawn
+        indices: Set[int] = set()
+        for begin, end in zip(edges, edges[1:]):
+            indices.update(extremes_of_bin(values, begin, end))
+        kept = sorted(indices)
+    drawn: List[Optional[float]] = []
+    for index in kept:
+        is_finite = math.isfinite(values[index])
+        drawn.append(values[index] if is_finite else None)
+    return [iters[index] for index in kept], drawn
 
 
-def tell_bin(values: Sequence[float], begin: int, end: int) -> List[int]:
-    """The places that are drawn of those from ``begin`` to ``end``."""
+def extremes_of_bin(
+    values: Sequence[float], begin: int, end: int
+) -> List[int]:
+    """Return the indices to draw, from ``begin`` up to but without ``end``."""
     finite = [i for i in range(begin, end) if math.isfinite(values[i])]
     gaps = [i for i in range(begin, end) if not math.isfinite(values[i])]
     if not finite:
@@ -127,7 +138,14 @@ def tell_bin(values: Sequence[float], begin: int, end: int) -> List[int]:
 def count_by_bin(
     iters: Iterable[int], first: int, width: int, num_bins: int
 ) -> List[int]:
-    """How many iterations lie in each bin of ``width`` from ``first`` on."""
+    """Count the iterations in each bin.
+
+    Args:
+        iters: The iterations. Those outside all bins count for the nearest.
+        first: The first iteration of the first bin.
+        width: Number of iterations in a bin.
+        num_bins: Number of bins.
+    """
     counts = [0] * num_bins
     for iter_ in iters:
         counts[min(max((iter_ - first) // width, 0), num_bins - 1)] += 1

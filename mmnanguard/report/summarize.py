@@ -150,7 +150,7 @@ class Reader:
         if self._num_kept > self._max_kept:
             longest = max(self._kept.values(), key=len)
             self._num_kept -= len(longest)
-            longest.thin_out()
+            longest.drop_every_second()
             self._num_kept += len(longest)
 
     def _events(self) -> Tuple[Row, ...]:

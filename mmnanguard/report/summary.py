@@ -1,3 +1,5 @@
+"""The summary of a run: counts, culprits and a sample of its rows."""
+
 from array import array
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Tuple
@@ -16,15 +18,17 @@ class Culprit:
     """A parameter, module or sample, and what it is blamed for.
 
     Attributes:
-        name: As in the rows; '' where none can be blamed.
-        count: Of a parameter, rejected updates, routine overflows aside; of
-            a module, autopsies; of a sample, autopsies and looks at inputs
-            that named it, and not all of its batch.
-        first: Iteration at which it was blamed first.
-        last: The same of the last time.
-        causes: How often for which cause.
-        num_routine: Routine overflows of the loss scale.
-        num_batches: Of a sample: rejected updates that it was part of.
+        name: The name in the rows; '' if nothing can be blamed.
+        count: For a parameter, the number of rejected updates without
+            routine overflows. For a module, the number of autopsies. For a
+            sample, the number of autopsies and input checks that named it
+            and not its whole batch.
+        first: Iteration of the first blame.
+        last: Iteration of the last blame.
+        causes: Number of blames by cause.
+        num_routine: Number of routine overflows of the loss scale.
+        num_batches: For a sample, the number of rejected updates that it was
+            part of.
     """
 
     name: str = ''
@@ -36,6 +40,7 @@ class Culprit:
     num_batches: int = 0
 
     def blame(self, cause: str, iter_: int) -> None:
+        """Count one blame."""
         self.causes[cause] = self.causes.get(cause, 0) + 1
         if cause == ROUTINE:
             self.num_routine += 1
@@ -47,12 +52,14 @@ class Culprit:
 
 @dataclass
 class Episode:
-    """Rejected updates not far from one to the next, routine overflows aside.
+    """A group of rejected updates that are close to one another.
+
+    Routine overflows do not count.
 
     Attributes:
-        first: Iteration of the first one.
-        last: Of the last one.
-        count: How many.
+        first: Iteration of the first rejected update.
+        last: Iteration of the last rejected update.
+        count: Number of rejected updates.
     """
 
     first: int
@@ -62,36 +69,37 @@ class Episode:
 
 @dataclass
 class Summary:
-    """What the rows of one run come to; as large for a million of them.
+    """The summary of a run's rows, in memory that does not grow with them.
 
     Attributes:
-        run: Its name.
-        num_rows: Read.
-        last_iter: The last iteration that is known of, from 1.
-        max_iters: What the run is to reach; None if it is not told.
-        starts: Rows of kind 'start'.
-        causes: Updates by cause, the most frequent first.
-        actions: Updates by what was done.
-        iters: Iterations of the updates of each cause.
-        num_left_out: Updates committed without some micro-batches.
-        num_skipped: Rejected updates, routine overflows aside.
-        recent: Iteration and cause of the last ones of them.
-        episodes: In which these fall.
-        last: The last update row.
-        halt: The row of the halt that ended the last attempt; None if none
-            did.
-        parameters: Blamed first, the most often blamed one first.
-        blameless: Rejected updates that no parameter can be blamed for, by
-            cause; without names.
-        modules: That autopsies named.
-        samples: Those that were named first, then by the number of batches.
-        num_forgotten: By how much a count of a sample may be too low.
-        num_with_samples: Rejected updates that name samples.
-        events: Rows of all kinds, with ``iter``; if there are too many, some
-            of each kind, cause and parameter; ``place`` is the number among
-            all rows.
-        num_kinds: Rows by kind.
-        others: Rows of other kinds than 'update' and 'start', by kind.
+        run: Name of the run.
+        num_rows: Number of rows.
+        last_iter: The last known iteration, from 1.
+        max_iters: The last planned iteration; None if no row names it.
+        starts: The rows of kind 'start'.
+        causes: Number of updates by cause, the most frequent first.
+        actions: Number of updates by action.
+        iters: By cause, the iterations of the updates.
+        num_left_out: Number of updates committed without some micro-batches.
+        num_skipped: Number of rejected updates without routine overflows.
+        recent: Iteration and cause of the last rejected updates.
+        episodes: The episodes of rejected updates.
+        last: The last row of kind 'update'.
+        halt: The row of the halt that ended the last attempt, or None.
+        parameters: The parameters that were blamed first in their update,
+            the most blamed one first.
+        blameless: By cause, the rejected updates for which no parameter can
+            be blamed; without names.
+        modules: The modules that autopsies named.
+        samples: Samples that autopsies and input checks named, then samples
+            by the number of rejected batches.
+        num_forgotten: By how much a sample's count may be too low.
+        num_with_samples: Number of rejected updates that name samples.
+        events: Rows of all kinds, with ``iter`` and with ``place``, the
+            number among all rows. If there are too many rows, some rows of
+            each kind, cause and parameter.
+        num_kinds: Number of rows by kind.
+        others: By kind, the rows other than 'update' and 'start'.
     """
 
     run: str = ''

@@ -63,7 +63,9 @@ OWNERS.update(
 # Which scripts have options: those that build a parser.
 TOOLS = [
     path.relative_to(ROOT).as_posix()
-    for path in sorted((ROOT / 'tools').glob('*.py'))
+    for path in sorted(
+        [*(ROOT / 'tools').glob('*.py'), *(ROOT / 'benchmarks').glob('*.py')]
+    )
     if 'argparse.ArgumentParser(' in path.read_text()
 ]
 

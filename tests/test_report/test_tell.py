@@ -128,7 +128,7 @@ def test_each_kind_that_is_written_is_told():
     text = ''.join(
         path.read_text()
         for ring in ('core', 'hooks')
-        for path in (folder / ring).glob('*.py')
+        for path in (folder / ring).rglob('*.py')
     )
     kinds = re.findall(r"""'kind': '(\w+)'|\bkind='(\w+)'""", text)
     written = {one or other for one, other in kinds} - {'nan', 'inf', 'huge'}

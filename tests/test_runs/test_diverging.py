@@ -36,8 +36,9 @@ def runs(tmp_path_factory):
 
 def test_unguarded_it_dies(runs):
     accuracy = runs['unguarded'].accuracy
-    assert max(accuracy) > 50  # it had begun to learn
-    assert accuracy[-1] < 20  # 10 is chance
+    # It had begun to learn, and lost most of it; chance is 10.
+    assert max(accuracy) > 50
+    assert accuracy[-1] < max(accuracy) / 2
 
 
 def test_guarded_it_ends_as_a_well_tuned_one(runs):

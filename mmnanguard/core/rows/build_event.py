@@ -1,3 +1,5 @@
+"""The event of an update, built from what was observed and decided."""
+
 from typing import Any
 
 from ..rules.observation import Observation
@@ -5,19 +7,19 @@ from ..rules.state import GuardState
 from ..rules.verdict import Action, Verdict
 from .guard_event import GuardEvent
 
-__all__ = ['report']
+__all__ = ['build_event']
 
 
-def report(
+def build_event(
     seen: Observation, verdict: Verdict, state: GuardState, **facts: Any
 ) -> GuardEvent:
-    """The event of an update that was not a plain step.
+    """Return the event of an update that was not a plain step.
 
     Args:
-        seen: What ``verdict`` was reached on.
-        verdict: What was done.
-        state: After it.
-        facts: What else the event tells, by field.
+        seen: The observation that the verdict is about.
+        verdict: The decision.
+        state: The state after the update.
+        **facts: More fields of the event.
     """
     left_out = seen.left_out
     if left_out and (verdict.action is Action.STEP or left_out.is_all):

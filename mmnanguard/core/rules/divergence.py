@@ -1,3 +1,5 @@
+"""Divergence: the loss climbs back with numbers that are all finite."""
+
 from dataclasses import dataclass, replace
 from statistics import median_low
 from typing import Any, Mapping, Optional, Tuple
@@ -10,21 +12,22 @@ __all__ = ['Divergence', 'LossLevel']
 
 @dataclass(frozen=True)
 class LossLevel:
-    """How high the losses of committed updates are, were at first, and were
-    at best; each the (low) median of a window, which a few odd batches do not
+    """The present, first and best level of the losses of committed updates.
+
+    A level is the (low) median of a window, which a few odd batches do not
     move.
 
     Attributes:
-        window: Updates; 0 keeps nothing.
+        window: Number of updates in a window; 0 keeps nothing.
         recent: Losses of the last window, oldest first.
-        start: Median of the first window; None until it is full.
+        start: Median of the first window; None until the window is full.
         best: Lowest median so far.
-        spread: Between median and upper quartile of the window that had it,
-            or of the next one, whichever is less.
-        age: Updates since then.
-        peak: Highest median since then.
-        swing: The largest rise from a lowest median that was healthy, as a
-            lower one came after it.
+        spread: Distance from the median to the upper quartile, in the window
+            with the lowest median or in the next window, whichever is less.
+        age: Number of updates since the lowest median.
+        peak: Highest median since the lowest one.
+        swing: The largest rise above a lowest median that proved healthy,
+            because a lower median came later.
     """
 
     window: int = 0
@@ -37,7 +40,7 @@ class LossLevel:
     swing: float = 0.0
 
     def after(self, loss: float) -> 'LossLevel':
-        """With the loss of one committed update more."""
+        """Return the level after one more committed update."""
         if self.window == 0:
             return self
         recent = (*self.recent, loss)[-self.window :]
@@ -47,7 +50,9 @@ class LossLevel:
         spread = sorted(recent)[self.window * 3 // 4] - now
         if self.start is not None and now >= self.best:
             age = self.age + 1
-            if age == self.window:  # a steep fall is no noise
+            # The window with the lowest median may hold a steep fall, which is
+            # no noise. The next full window does not.
+            if age == self.window:
                 spread = min(spread, self.spread)
             else:
                 spread = self.spread
@@ -71,7 +76,7 @@ class LossLevel:
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any], window: int) -> 'LossLevel':
-        """Of a checkpoint; medians of another window are not comparable."""
+        """Read a saved level; start anew if its window had another length."""
         if saved.get('window') != window:
             return cls(window)
         return cls(**{**saved, 'recent': tuple(saved['recent'])})
@@ -79,19 +84,19 @@ class LossLevel:
 
 @dataclass(frozen=True)
 class Divergence:
-    """``optim_wrapper.guard.divergence=dict(...)``: what was learnt is being
-    lost, with numbers that are all finite.
+    """The rule for divergence, ``optim_wrapper.guard.divergence=dict(...)``.
 
-    The median loss of the last ``window`` committed updates is compared with
-    that of the first ones and with the lowest so far. Nothing is judged
-    before learning is plain to see: until the limit is two standard deviations
-    of single losses above the lowest median, and twice as far as medians
-    have risen before and come back.
+    A run diverges when it loses what it has learnt while all numbers stay
+    finite. The median loss of the last ``window`` committed updates is
+    compared with the first median and with the lowest one. Nothing is judged
+    before learning is plain to see: the limit must be two standard
+    deviations of single losses above the lowest median, and twice as far
+    above it as medians have risen before and come back.
 
     Attributes:
-        window: Committed updates.
-        share: Of the way from the lowest median back to the first one; the
-            run diverges above it, exclusive.
+        window: Number of committed updates in a window.
+        share: The limit, exclusive, as a share of the way from the lowest
+            median back to the first one.
 
     Raises:
         GuardConfigError: For a value out of range.
@@ -116,12 +121,17 @@ class Divergence:
         )
 
     def find(self, level: LossLevel, loss: float) -> Optional[Spike]:
-        """What is too high with the loss of one clean update more."""
+        """Return the rise of the median, if the run diverges with this loss.
+
+        Args:
+            level: The level before this update.
+            loss: The loss of this clean update.
+        """
         if level.start is None:
             return None
         limit = level.best + self.share * (level.start - level.best)
         now = median_low((*level.recent[1:], loss))
-        # Of a normal distribution 2 sigma are 3 times this spread.
+        # For a normal distribution, 2 sigma are 3 times this spread.
         noise = max(3 * level.spread, 2 * level.swing)
         if level.best + noise < limit < now:
             return Spike('median_loss', now, limit, level.best)

@@ -1,3 +1,5 @@
+"""A smaller learning rate after a large gradient norm."""
+
 from dataclasses import dataclass
 from typing import Tuple
 
@@ -8,18 +10,18 @@ __all__ = ['LrBackoff', 'recover']
 
 @dataclass(frozen=True)
 class LrBackoff:
-    """``optim_wrapper.guard.lr_backoff=dict(...)``: above a gradient norm,
-    this and the next updates use a smaller learning rate.
+    """The rule for back-off, ``optim_wrapper.guard.lr_backoff=dict(...)``.
 
-    The factor is on the learning rates during the optimizer's step only:
-    schedulers, logs and checkpoints never see it.
+    After a gradient norm above a limit, this update and the next ones use a
+    smaller learning rate. The factor changes learning rates during the
+    optimizer's step only: schedulers, logs and checkpoints never see it.
 
     Attributes:
-        above: Gradient norm, before clipping, exclusive.
-        factor: By which the present factor is multiplied then.
-        floor: The factor never goes below.
-        recovery: Committed updates in which it comes back to 1, in equal
-            steps.
+        above: The limit of the gradient norm before clipping, exclusive.
+        factor: The number that the present factor is then multiplied by.
+        floor: The lowest factor, inclusive.
+        recovery: Number of committed updates in which the factor returns to
+            1, in equal steps.
 
     Raises:
         GuardConfigError: For a value out of range.
@@ -47,12 +49,12 @@ class LrBackoff:
         check_value(is_right, where, getattr(self, key), allowed)
 
     def lower(self, factor: float) -> Tuple[float, float]:
-        """The next factor, and by how much it then comes back an update."""
+        """Return the next, lower factor and its growth per later update."""
         factor = max(self.floor, factor * self.factor)
         return factor, (1 - factor) / self.recovery
 
 
 def recover(factor: float, step: float) -> Tuple[float, float]:
-    """The same, where nothing is lowered."""
+    """Return the next factor and its growth if nothing is lowered."""
     factor = min(1.0, factor + step)
     return factor, step if factor < 1.0 else 0.0

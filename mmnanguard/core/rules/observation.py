@@ -1,13 +1,15 @@
+"""The facts about one update, in plain numbers."""
+
 import math
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from typing import Dict, Optional, Tuple
 
 from ..bad_tensor import BadTensor
 
 __all__ = ['NORM_LIMIT', 'LeftOut', 'Observation', 'ScaleReading', 'Shard']
 
-# The largest float32 whose square is a float32 too. A gradient norm within it
-# bounds the square of each element, so no second moment can overflow.
+# The largest float32 whose square is a float32, too. A gradient norm within
+# this limit bounds the square of each element, so no second moment overflows.
 NORM_LIMIT = 2.0**64 * (1 - 2.0**-24)
 
 
@@ -16,12 +18,13 @@ class ScaleReading:
     """The loss scale before the verdict; the defaults mean 'no scaler'.
 
     Attributes:
-        value: What the loss is multiplied by.
-        floor: ``value`` never goes below; at the floor an overflow cannot be
-            cured by lowering the scale.
-        lower_is_due: False at the floor, or while hysteresis is not used up.
-        growth_is_due: This update, if committed, is the one that grows it.
-        is_unscaled: A user's own ``loss_scaler.unscale_`` came first.
+        value: The factor on the loss.
+        floor: The lowest value of the scale, inclusive. At the floor a lower
+            scale cannot cure an overflow.
+        lower_is_due: Whether an overflow in this update lowers the scale.
+            False at the floor, and while hysteresis is not used up.
+        growth_is_due: Whether the scale grows if this update is committed.
+        is_unscaled: Whether the user has called ``loss_scaler.unscale_``.
     """
 
     value: float = 1.0
@@ -32,18 +35,18 @@ class ScaleReading:
 
     @property
     def carried(self) -> float:
-        """What the gradients still are multiplied by."""
+        """The factor that the gradients still carry."""
         return 1.0 if self.is_unscaled else self.value
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Norms of this rank's part of gradients that are spread over ranks.
+    """The norms of this rank's part of sharded gradients.
 
     Attributes:
-        group: Lowest of the ranks that share the whole.
-        norm: As ``Observation.grad_norm``.
-        clip_norm: As ``Observation.clip_norm``.
+        group: The lowest of the ranks that share the gradients.
+        norm: The part's ``Observation.grad_norm``.
+        clip_norm: The part's ``Observation.clip_norm``.
     """
 
     group: int
@@ -53,14 +56,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """The micro-batches that were not to join their window.
+    """The micro-batches that were left out of their window.
 
     Attributes:
-        seen: What was wrong with them, all together.
-        places: Of each its rank, its number in the window, from 1, and the
-            iteration.
-        total: Micro-batches of the window, on all ranks.
-        params: A few of their bad tensors.
+        seen: The merged observation of these micro-batches.
+        places: (rank, number, iteration) of each; the number in the window
+            counts from 1.
+        total: The number of micro-batches of the window on all ranks.
+        params: A few of the bad tensors.
     """
 
     seen: 'Observation'
@@ -70,9 +73,11 @@ class LeftOut:
 
     @property
     def is_all(self) -> bool:
+        """Whether the whole window was left out."""
         return len(self.places) == self.total
 
-    def to_dict(self) -> Dict[str, Any]:
+    def to_dict(self) -> Dict[str, object]:
+        """Return the value of ``micro_batches`` in a row."""
         return {
             'total': self.total,
             'left_out': [
@@ -84,26 +89,31 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Observation:
-    """What was seen of one update, in plain numbers.
+    """The facts about one update.
 
     Attributes:
-        loss: Sum of what was passed to ``backward`` in the window, unscaled:
-            with MMEngine's division by the accumulation, the window's mean.
-        loss_is_finite: Each micro-batch's loss is finite.
+        loss: Sum of the losses given to ``backward`` in the window, unscaled.
+            MMEngine divides each loss by the accumulation, so this is the
+            window's mean.
+        loss_is_finite: Whether the loss of each micro-batch is finite.
         grad_norm: L2 norm of all gradients, unscaled, before clipping; inf
             where a float32 norm overflows.
-        grad_is_finite: No gradient has a NaN or Inf element.
-        clip_norm: The norm that clipping asks for, unscaled; None means that
-            it is ``grad_norm``.
-        buffers_are_finite: No buffer became non-finite in this window.
-        input_is_finite: No input flag was raised.
-        weights_are_finite: Looked at only when something else is wrong.
-        num_bad_params: Gradients that are non-finite or too large.
-        num_params: Gradients that were looked at.
+        grad_is_finite: Whether no gradient has a NaN or Inf element.
+        clip_norm: The norm that the clip rule needs, unscaled; None means
+            ``grad_norm``.
+        buffers_are_finite: Whether no buffer became non-finite in this
+            window.
+        input_is_finite: Whether no input flag was raised.
+        weights_are_finite: Whether all parameters are finite. They are
+            checked only if something else is wrong.
+        num_bad_params: Number of gradients that are non-finite or too large.
+        num_params: Number of gradients.
         scale: The loss scale.
-        bad_ranks: Ranks on which something was wrong.
-        shards: What the norms lack until ranks have agreed.
-        left_out: What the rest is not about, unless all was left out.
+        bad_ranks: The ranks on which something was wrong.
+        shards: The norms of sharded gradients, which the norms above lack
+            until ranks have agreed.
+        left_out: The micro-batches that were left out. The other attributes
+            are about the rest of the window, unless all were left out.
     """
 
     loss: float
@@ -123,24 +133,31 @@ class Observation:
 
     @property
     def loss_scale(self) -> float:
+        """The factor on the loss."""
         return self.scale.value
 
     @property
     def norm_is_bounded(self) -> bool:
-        """Written so that NaN counts as unbounded.
+        """Whether all norms are within their limits; False for NaN.
 
-        A clip norm that overflows would clip everything to zero.
+        A clip norm of inf would clip everything to zero.
         """
         parts = [(self.grad_norm, self.clip_norm)]
         parts += [(shard.norm, shard.clip_norm) for shard in self.shards]
-        return all(
-            norm <= NORM_LIMIT and (clip_norm is None or clip_norm < math.inf)
-            for norm, clip_norm in parts
-        )
+        for norm, clip_norm in parts:
+            # Comparisons with NaN are False, so that NaN is out of bounds.
+            if not norm <= NORM_LIMIT:
+                return False
+            if clip_norm is not None and not clip_norm < math.inf:
+                return False
+        return True
 
     @property
     def forward_is_clean(self) -> bool:
-        """Nothing wrong before backward, where ranks share gradients."""
+        """Whether nothing was wrong before the backward pass.
+
+        Ranks share gradients, so only the forward pass tells a rank apart.
+        """
         return (
             self.loss_is_finite
             and self.buffers_are_finite
@@ -149,6 +166,7 @@ class Observation:
 
     @property
     def is_clean(self) -> bool:
+        """Whether nothing was wrong."""
         return (
             self.forward_is_clean
             and self.grad_is_finite

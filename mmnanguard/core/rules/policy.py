@@ -1,5 +1,7 @@
+"""The rules that a user sets in ``optim_wrapper.guard``."""
+
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, Mapping, Optional, Tuple, Type, Union
 
 from ..checks import check_keys, check_value, is_count, is_number
 from ..errors import GuardConfigError
@@ -10,7 +12,9 @@ from .spike import SpikePolicy
 __all__ = ['GuardPolicy']
 
 WHERE = 'optim_wrapper.guard'
-NESTED = {
+Rule = Union[SpikePolicy, LrBackoff, Divergence]
+# The keys whose value is a dict.
+NESTED: Dict[str, Type[Rule]] = {
     'spike': SpikePolicy,
     'lr_backoff': LrBackoff,
     'divergence': Divergence,
@@ -19,29 +23,31 @@ NESTED = {
 
 @dataclass(frozen=True)
 class GuardPolicy:
-    """The rules, from ``optim_wrapper.guard=dict(...)``.
+    """The rules of a guard, from ``optim_wrapper.guard=dict(...)``.
 
-    Routine overflows of the loss scale are never counted as skips.
+    Routine overflows of the loss scale never count as skips.
 
     Attributes:
-        max_consecutive_skips: The run halts at this many skips in a row,
-            inclusive; None means no limit.
-        max_skip_rate: The run halts when more than this share, exclusive, of
-            the last ``skip_rate_window`` updates were skipped. A window of
-            nothing but skips is one streak, which ``max_consecutive_skips``
-            judges. None means no limit.
-        skip_rate_window: Number of updates; judged once that many were seen.
-        proven_after: A loss scale that this many commits were made at, or
-            above, since it started or last grew, is proven: an overflow at a
-            proven scale is an anomaly, below that it is routine.
-        when_exhausted: What happens at a limit, where weights are bad, or
-            where the run diverges: 'halt', or 'rollback', which takes a
+        max_consecutive_skips: The run halts at this number of skips in a
+            row, inclusive. None means no limit.
+        max_skip_rate: The run halts when the share of skips among the last
+            ``skip_rate_window`` updates is above this limit, exclusive. A
+            window of skips only is one streak, which
+            ``max_consecutive_skips`` judges. None means no limit.
+        skip_rate_window: The number of updates that ``max_skip_rate`` is
+            about. Nothing is judged before there are that many.
+        proven_after: A loss scale is proven after this number of commits at
+            the scale or above it, counted since the scale started or last
+            grew. An overflow at a proven scale is an anomaly, any other is
+            routine.
+        when_exhausted: What happens at a limit, when weights are bad, or
+            when the run diverges: 'halt', or 'rollback', which needs a
             ``RollbackHook``.
-        accumulation: What is rejected when a micro-batch is bad: the
-            'window', or that 'microbatch', if there are others.
-        spike: See :class:`SpikePolicy`; None judges no spikes.
-        lr_backoff: See :class:`LrBackoff`; None leaves learning rates alone.
-        divergence: See :class:`Divergence`; None judges none.
+        accumulation: What is rejected because of a bad micro-batch: the
+            'window', or only the 'microbatch' if the window has good ones.
+        spike: See :class:`SpikePolicy`. None switches the rule off.
+        lr_backoff: See :class:`LrBackoff`. None leaves learning rates alone.
+        divergence: See :class:`Divergence`. None switches the rule off.
     """
 
     max_consecutive_skips: Optional[int] = 20
@@ -80,7 +86,7 @@ class GuardPolicy:
 
     @classmethod
     def from_config(cls, config: Optional[Mapping[str, Any]]) -> 'GuardPolicy':
-        """Check and freeze a config dict; None gives the defaults.
+        """Return the policy of a config dict; None gives the defaults.
 
         Raises:
             GuardConfigError: For an unknown key (it names the nearest valid
@@ -96,15 +102,14 @@ class GuardPolicy:
                 'dict(max_consecutive_skips=50).'
             )
         check_keys(config, (field.name for field in fields(cls)), WHERE)
-        nested = {
-            key: build(key, kind, config[key])
-            for key, kind in NESTED.items()
-            if config.get(key) is not None
-        }
-        return cls(**{**config, **nested})
+        rules: Dict[str, Rule] = {}
+        for key, kind in NESTED.items():
+            if config.get(key) is not None:
+                rules[key] = build(key, kind, config[key])
+        return cls(**{**config, **rules})
 
     def windows(self) -> Dict[str, int]:
-        """How much a state remembers, as ``GuardState.from_dict`` takes it."""
+        """Return the lengths of memory that ``GuardState.from_dict`` takes."""
         return {
             'skip_rate_window': self.skip_rate_window,
             'spike_window': self.spike.window if self.spike else 0,
@@ -112,11 +117,17 @@ class GuardPolicy:
         }
 
     def to_dict(self) -> Dict[str, Any]:
+        """Return the policy as a config dict."""
         return asdict(self)
 
 
-def build(key: str, kind: Any, config: Any) -> Any:
-    """A part of the policy that is a dict of its own."""
+def build(key: str, kind: Type[Rule], config: object) -> Rule:
+    """Build the rule of a nested dict, such as ``guard.spike``.
+
+    Raises:
+        GuardConfigError: If ``config`` is no dict, has an unknown key or
+            lacks one.
+    """
     where = f'{WHERE}.{key}'
     if not isinstance(config, Mapping):
         raise GuardConfigError(
@@ -133,13 +144,13 @@ def build(key: str, kind: Any, config: Any) -> Any:
     return kind(**config)
 
 
-def _check_count(key: str, value: Any, least: int) -> None:
+def _check_count(key: str, value: object, least: int) -> None:
     is_right = value is None or is_count(value, least)
     allowed = f'an integer of at least {least}'
     check_value(is_right, f'{WHERE}.{key}', value, allowed)
 
 
-def _check_choice(key: str, value: Any, choices: Tuple[str, ...]) -> None:
+def _check_choice(key: str, value: str, choices: Tuple[str, ...]) -> None:
     if value not in choices:
         raise GuardConfigError(
             f'{WHERE}.{key} is {value!r}: this version knows '

@@ -1,3 +1,5 @@
+"""Spikes: numbers that are finite and far above the usual."""
+
 import math
 from dataclasses import dataclass
 from typing import NamedTuple, Optional, Sequence
@@ -8,19 +10,20 @@ from .observation import Observation
 __all__ = ['Spike', 'SpikePolicy']
 
 ACTIONS = ('skip', 'clip')
-# A series that hardly varies would make a spike of the next number.
+# The least standard deviation, as a share of the mean. Without it any number
+# would be a spike in a series that hardly varies.
 LEAST_SHARE = 1e-3
 
 
 class Spike(NamedTuple):
-    """A number far above what it was of late.
+    """A number far above its recent values.
 
     Attributes:
-        what: 'grad_norm' or 'loss'; 'median_loss' of a divergence.
-        value: Its size.
-        limit: It is above this.
-        mean: Of the window; NaN where the limit is a fixed one. Of a
-            divergence, the lowest median.
+        what: 'grad_norm' or 'loss'; 'median_loss' for a divergence.
+        value: The number.
+        limit: The limit that ``value`` is above.
+        mean: The mean of the recent values; NaN if the limit is a fixed one.
+            For a divergence, the lowest median.
     """
 
     what: str
@@ -30,25 +33,26 @@ class Spike(NamedTuple):
 
     @property
     def limit_is_fixed(self) -> bool:
+        """Whether the limit does not depend on recent values."""
         return math.isnan(self.mean)
 
 
 @dataclass(frozen=True)
 class SpikePolicy:
-    """``optim_wrapper.guard.spike=dict(...)``: finite, and still too large.
+    """The rule for spikes, ``optim_wrapper.guard.spike=dict(...)``.
 
     The gradient norm (before clipping) and the loss are each compared with
     the mean and the standard deviation of the last ``window`` committed
-    updates. Rejected updates and non-finite numbers never enter; of a
-    clipped spike, the limit enters in its place.
+    updates. Rejected updates and non-finite numbers never enter the
+    statistics. A clipped spike enters them with its limit.
 
     Attributes:
-        threshold: A spike is more than this many standard deviations above
-            the mean, exclusive.
-        window: Committed updates.
-        warmup: Committed updates before anything is judged; None means
-            ``window``.
-        action: 'skip' rejects the update; 'clip' commits it with the
+        threshold: The number of standard deviations above the mean from
+            which on, exclusive, a number is a spike.
+        window: Number of committed updates in the statistics.
+        warmup: Number of committed updates before anything is judged; None
+            means ``window``.
+        action: 'skip' rejects the update. 'clip' commits the update with its
             gradients scaled down to the window's mean norm.
 
     Raises:
@@ -83,12 +87,14 @@ class SpikePolicy:
         norms: Sequence[float],
         losses: Sequence[float],
     ) -> Optional[Spike]:
-        """The spike of a clean update, the norm's first.
+        """Return the spike of a clean update, or None.
+
+        The gradient norm is judged before the loss.
 
         Args:
             seen: The update.
-            norms: Of the window, oldest first.
-            losses: Of the window.
+            norms: Gradient norms of the window, oldest first.
+            losses: Losses of the window, oldest first.
         """
         for what, value, past in (
             ('grad_norm', seen.grad_norm, norms),

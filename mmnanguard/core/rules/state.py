@@ -1,3 +1,5 @@
+"""The memory of a guard from update to update."""
+
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
@@ -11,29 +13,33 @@ __all__ = ['GuardState']
 
 @dataclass(frozen=True)
 class GuardState:
-    """What the rules remember, equal on all ranks.
+    """The counters and statistics of a guard, equal on all ranks.
 
     Attributes:
-        num_updates: Updates judged, whatever became of them.
-        num_steps: Updates committed.
-        total_skips: Updates rejected, routine overflows left out.
-        consecutive_skips: The same since the last commit.
-        routine_overflows: Updates rejected at a loss scale not yet proven.
-        commits_since_growth: Commits since the loss scale started or grew.
-            The scale only went down since then, so all of them were made at
-            the present scale or above.
-        recent_skips: Was it a skip, or a commit that left micro-batches out;
-            oldest first, routine overflows not among them.
-        skip_rate_window: The most that ``recent_skips`` keeps.
-        recent_norms: Of committed updates, oldest first; of a clipped spike,
-            its limit.
-        recent_losses: The same.
-        spike_window: The most that these two keep.
+        num_updates: Number of judged updates.
+        num_steps: Number of committed updates.
+        total_skips: Number of rejected updates without routine overflows.
+        consecutive_skips: Number of these since the last commit.
+        routine_overflows: Number of updates rejected at a loss scale that
+            was not yet proven.
+        commits_since_growth: Number of commits since the loss scale started
+            or grew. The scale has only been lowered since then, so all these
+            commits were made at the present scale or above it.
+        recent_skips: Whether an update was a skip or left micro-batches out;
+            oldest first, without routine overflows.
+        skip_rate_window: The greatest length of ``recent_skips``.
+        recent_norms: Gradient norms of committed updates, oldest first. A
+            clipped spike counts with its limit.
+        recent_losses: Losses of committed updates, likewise.
+        spike_window: The greatest length of ``recent_norms`` and
+            ``recent_losses``.
         loss_level: See :class:`LossLevel`.
-        lr_factor: Of the last committed update, in (0, 1].
-        lr_return: By how much it grows with the next.
-        num_rollbacks: Returns to an earlier state.
-        num_left_out: Micro-batches that did not join a committed update.
+        lr_factor: Factor on the learning rates of the last committed update,
+            in (0, 1].
+        lr_return: By how much ``lr_factor`` grows with the next commit.
+        num_rollbacks: Number of returns to an earlier state.
+        num_left_out: Number of micro-batches that were left out of committed
+            updates.
     """
 
     num_updates: int = 0
@@ -54,57 +60,63 @@ class GuardState:
     num_left_out: int = 0
 
     def after(self, seen: Observation, verdict: Verdict) -> 'GuardState':
-        """The next state; ``seen`` is what ``verdict`` was reached on."""
-        num_updates = self.num_updates + 1
+        """Return the state after an update.
+
+        Args:
+            seen: The observation that the verdict is about.
+            verdict: The decision.
+        """
+        state = replace(self, num_updates=self.num_updates + 1)
         if verdict.action is Action.STEP:
-            grew = verdict.scale_move is ScaleMove.GROW
-            spike = verdict.spike
-            return replace(
-                self,
-                num_updates=num_updates,
-                num_steps=self.num_steps + 1,
-                consecutive_skips=0,
-                # An update that had to leave out an overflow proves no scale.
-                commits_since_growth=(
-                    0
-                    if grew
-                    else self.commits_since_growth
-                    + (not verdict.cause.is_scaled)
-                ),
-                num_left_out=self.num_left_out
-                + (len(seen.left_out.places) if seen.left_out else 0),
-                recent_skips=self.recent_skips
-                if verdict.cause is Cause.SCALE_OVERFLOW
-                else self.with_skip(seen.left_out is not None),
-                recent_norms=self._with(
-                    'grad_norm', self.recent_norms, seen.grad_norm, spike
-                ),
-                recent_losses=self._with(
-                    'loss', self.recent_losses, seen.loss, spike
-                ),
-                loss_level=self.loss_level.after(seen.loss),
-                lr_factor=verdict.lr_factor,
-                lr_return=verdict.lr_return,
-            )
+            return state._committed(seen, verdict)
         if verdict.cause is Cause.SCALE_OVERFLOW:
-            return replace(
-                self,
-                num_updates=num_updates,
-                routine_overflows=self.routine_overflows + 1,
-            )
+            num_overflows = self.routine_overflows + 1
+            return replace(state, routine_overflows=num_overflows)
         return replace(
-            self,
-            num_updates=num_updates,
+            state,
             total_skips=self.total_skips + 1,
             consecutive_skips=self.consecutive_skips + 1,
             recent_skips=self.with_skip(True),
         )
 
+    def _committed(self, seen: Observation, verdict: Verdict) -> 'GuardState':
+        """Return the state after a commit."""
+        spike, left_out = verdict.spike, seen.left_out
+        num_commits = self.commits_since_growth
+        if verdict.scale_move is ScaleMove.GROW:
+            num_commits = 0
+        elif not verdict.cause.is_scaled:
+            # An update that had to leave out an overflow proves no scale.
+            num_commits += 1
+        recent_skips = self.recent_skips
+        if verdict.cause is not Cause.SCALE_OVERFLOW:
+            recent_skips = self.with_skip(left_out is not None)
+        num_left_out = len(left_out.places) if left_out else 0
+        return replace(
+            self,
+            num_steps=self.num_steps + 1,
+            consecutive_skips=0,
+            commits_since_growth=num_commits,
+            num_left_out=self.num_left_out + num_left_out,
+            recent_skips=recent_skips,
+            recent_norms=self._with(
+                'grad_norm', self.recent_norms, seen.grad_norm, spike
+            ),
+            recent_losses=self._with(
+                'loss', self.recent_losses, seen.loss, spike
+            ),
+            loss_level=self.loss_level.after(seen.loss),
+            lr_factor=verdict.lr_factor,
+            lr_return=verdict.lr_return,
+        )
+
     def rolled_back(
         self, to: 'GuardState', lr_factor: float, lr_return: float
     ) -> 'GuardState':
-        """Counters go on, and limits are counted anew; what is known of
-        norms and losses is that of ``to``.
+        """Return the state after a rollback.
+
+        Counters go on and limits are counted anew. The statistics of norms
+        and losses are those of ``to``.
         """
         return replace(
             self,
@@ -120,6 +132,7 @@ class GuardState:
         )
 
     def with_skip(self, skipped: bool) -> Tuple[bool, ...]:
+        """Return ``recent_skips`` with one more update."""
         return (*self.recent_skips, skipped)[-self.skip_rate_window :]
 
     def _with(
@@ -129,6 +142,14 @@ class GuardState:
         value: float,
         spike: Optional[Spike],
     ) -> Tuple[float, ...]:
+        """Return a series with one more value, of a clipped spike its limit.
+
+        Args:
+            what: The name of the series in ``Spike.what``.
+            past: The series, oldest first.
+            value: The new value.
+            spike: The spike of this update, if any.
+        """
         if self.spike_window == 0:
             return ()
         if spike and spike.what == what and not spike.limit_is_fixed:
@@ -136,7 +157,7 @@ class GuardState:
         return (*past, value)[-self.spike_window :]
 
     def to_dict(self) -> Dict[str, Any]:
-        """Builtins only, so that a checkpoint loads with weights_only."""
+        """Return builtins, so that a checkpoint loads with weights_only."""
         return asdict(self, dict_factory=with_lists)
 
     @classmethod
@@ -147,15 +168,18 @@ class GuardState:
         spike_window: int = 0,
         loss_window: int = 0,
     ) -> 'GuardState':
-        """Read ``to_dict``; missing keys keep defaults, others are ignored.
+        """Read what ``to_dict`` returned in this or another version.
+
+        Missing keys get their defaults, and unknown keys are ignored.
 
         Args:
-            saved: From this or another version.
-            skip_rate_window: Of the present config, which sets the policy.
-            spike_window: The same.
-            loss_window: The same.
+            saved: The saved state.
+            skip_rate_window: The length in the present config, which has
+                precedence over the saved one.
+            spike_window: Likewise.
+            loss_window: Likewise.
         """
-        names = {each.name for each in fields(cls)}
+        names = {item.name for item in fields(cls)}
         known = {key: value for key, value in saved.items() if key in names}
         known['recent_skips'] = tuple(
             map(bool, known.get('recent_skips', ()))
@@ -172,8 +196,9 @@ class GuardState:
 
 
 def with_lists(items: List[Tuple[str, Any]]) -> Dict[str, Any]:
-    """As JSON gives them back."""
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in items
-    }
+    """Return a dict with lists for tuples, as JSON would read it back."""
+    result = dict(items)
+    for key, value in items:
+        if isinstance(value, tuple):
+            result[key] = list(value)
+    return result

@@ -1,3 +1,6 @@
+"""The one transfer from the device to the host per clean update."""
+
+from itertools import chain
 from operator import attrgetter
 from typing import Dict, List, Mapping, Sequence
 
@@ -6,7 +9,7 @@ from torch import Tensor
 
 __all__ = ['read_once']
 
-# In C, as there may be thousands of values.
+# attrgetter runs in C, which matters for thousands of values.
 DEVICE = attrgetter('device')
 
 
@@ -15,21 +18,21 @@ def read_once(
 ) -> Dict[str, List[float]]:
     """Bring many 0-dim tensors to the host in one transfer.
 
-    This is the ONE sync of a clean update: whatever a stage wants to know
-    joins a group here instead of calling ``item``.
+    This is the only sync of a clean update: a stage adds its tensors to a
+    group instead of calling ``item``.
 
     Args:
         groups: 0-dim tensors of any dtype and device, by name.
 
     Returns:
-        The same groups as Python floats, rounded to float32; a finite
-        float64 beyond float32's range reads as inf.
+        The groups as Python floats, rounded to float32. A finite float64
+        beyond float32's range becomes inf.
     """
-    flat = [value for group in groups.values() for value in group]
+    flat = list(chain.from_iterable(groups.values()))
     if not flat:
         return {name: [] for name in groups}
-    # A device, if any value is on one: a copy to the host that does not block
-    # could be read before it has arrived.
+    # Values are gathered on an accelerator if any value is there, because a
+    # non-blocking copy to the host could be read before it has arrived.
     devices = set(map(DEVICE, flat))
     if len(devices) > 1:
         device = next(d for d in devices if d.type != 'cpu')

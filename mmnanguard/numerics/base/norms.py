@@ -1,3 +1,5 @@
+"""Norms of many tensors at a time."""
+
 import math
 from typing import Sequence
 
@@ -10,16 +12,17 @@ __all__ = ['tensor_norms']
 def tensor_norms(
     tensors: Sequence[Tensor], norm_type: float
 ) -> Sequence[Tensor]:
-    """One norm per tensor, accumulated in float32, or in float64 for the
-    powers that would overflow it; no sync.
+    """Return one norm per tensor, as 0-dim tensors; no sync.
 
-    Half-precision tensors of moderate size have norms beyond float16.
+    Norms are accumulated in float32, because half-precision tensors of
+    moderate size have norms beyond float16. Powers other than 1, 2 and inf
+    could overflow float32 and are accumulated in float64.
 
     Args:
-        tensors: Of floating-point types.
-        norm_type: With 2, finite elements above 1.8e19 give inf, too; with
-            inf only non-finite ones do, which on a CPU takes ten times as
-            long.
+        tensors: Tensors of floating-point types.
+        norm_type: The power. With 2, finite elements above 1.8e19 give inf
+            as well. With inf only non-finite elements do, but on a CPU that
+            takes ten times as long.
     """
     dtype = torch.float32
     if norm_type not in (1.0, 2.0, math.inf):
@@ -28,11 +31,11 @@ def tensor_norms(
     norms = iter(torch._foreach_norm(plain, norm_type) if plain else ())
     if len(plain) == len(tensors):
         return list(norms)
-    return [
-        next(norms)
-        if tensor.dtype is dtype
-        else torch.linalg.vector_norm(
-            tensor, norm_type, dtype=torch.promote_types(tensor.dtype, dtype)
-        )
-        for tensor in tensors
-    ]
+    result = []
+    for tensor in tensors:
+        if tensor.dtype is dtype:
+            result.append(next(norms))
+            continue
+        wide = torch.promote_types(tensor.dtype, dtype)
+        result.append(torch.linalg.vector_norm(tensor, norm_type, dtype=wide))
+    return result

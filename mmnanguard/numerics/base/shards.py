@@ -1,4 +1,15 @@
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple
+"""Parameters that are sharded over ranks: FSDP and DTensor."""
+
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+    Union,
+)
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -7,18 +18,21 @@ __all__ = ['Placement', 'Shards', 'is_sharded', 'local']
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a DTensor, in the same memory; else the tensor."""
+    """Return this rank's part of a DTensor, or a plain tensor as it is.
+
+    The part shares memory with the DTensor.
+    """
     return tensor.to_local() if hasattr(tensor, 'to_local') else tensor
 
 
 class Placement(NamedTuple):
-    """Which of some gradients are parts, and of which whole.
+    """The sharding of some gradients.
 
     Attributes:
-        places: Per gradient: None for a whole one, else an index into
+        places: Per gradient, None if it is whole, else an index into
             ``groups``.
-        groups: Sets of ranks that share a whole, each by its lowest rank.
-            The same number on all ranks, in the same order.
+        groups: The sets of ranks that share a gradient, each set as its
+            lowest rank. All ranks have equally many groups in one order.
     """
 
     places: Tuple[Optional[int], ...] = ()
@@ -26,12 +40,12 @@ class Placement(NamedTuple):
 
 
 class Shards:
-    """Finds the parameters that are spread over ranks: those of FSDP in both
-    generations, and every DTensor.
+    """Knows which parameters are sharded, by FSDP1, FSDP2 or as a DTensor.
 
     Args:
-        params: The optimizer's.
-        models: That hold them; FSDP1 leaves no trace of its group in them.
+        params: The optimizer's parameters.
+        models: The models that hold the parameters, because a parameter of
+            FSDP1 does not know its process group.
     """
 
     def __init__(
@@ -52,6 +66,7 @@ class Shards:
         self._groups = tuple(map(min, groups))
 
     def place(self, params: Iterable[Tensor]) -> Placement:
+        """Return the sharding of the gradients of some parameters."""
         if not self._groups:
             return Placement()
         return Placement(
@@ -60,36 +75,37 @@ class Shards:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Does any rank hold but a part of some parameter?"""
+    """Whether any parameter of a model is sharded."""
     params = list(model.parameters())
     return bool(Shards(params, [model]).place(params).groups)
 
 
 def shard_ranks(param: Any) -> Tuple[int, ...]:
-    """The ranks that together hold a DTensor; none for a plain tensor."""
+    """Return the ranks that share a DTensor; none for a plain tensor."""
     if not hasattr(param, 'to_local'):
         return ()
     mesh = param.device_mesh
-    place = tuple(
-        own if placement.is_replicate() else slice(None)
-        for placement, own in zip(param.placements, mesh.get_coordinate())
-    )
-    return tuple(mesh.mesh[place].flatten().tolist())
+    # This rank's coordinate along replicated dimensions of the mesh, all
+    # coordinates along the others.
+    index: List[Union[int, slice]] = []
+    for placement, here in zip(param.placements, mesh.get_coordinate()):
+        index.append(here if placement.is_replicate() else slice(None))
+    return tuple(mesh.mesh[tuple(index)].flatten().tolist())
 
 
 def fsdp_groups(models: Iterable[nn.Module]) -> Dict[int, Tuple[int, ...]]:
-    """Per parameter that FSDP1 holds, the ranks that share it."""
+    """Return the ranks that share each parameter of FSDP1, by id."""
     from torch.distributed.fsdp import (
         FullyShardedDataParallel,
         ShardingStrategy,
     )
 
-    found: Dict[int, Tuple[int, ...]] = {}
+    groups: Dict[int, Tuple[int, ...]] = {}
     for model in models:
-        # From the outside in, so that the innermost has the last word.
+        # Modules come from the outside in, and the innermost one counts.
         for module in FullyShardedDataParallel.fsdp_modules(model):
             is_whole = module.sharding_strategy is ShardingStrategy.NO_SHARD
             ranks = dist.get_process_group_ranks(module.process_group)
             for param in module.parameters():
-                found[id(param)] = () if is_whole else tuple(ranks)
-    return found
+                groups[id(param)] = () if is_whole else tuple(ranks)
+    return groups

@@ -1,3 +1,5 @@
+"""Checkpoint files: scanned, and judged by comparison with one another."""
+
 import re
 import zipfile
 from contextlib import nullcontext
@@ -20,18 +22,18 @@ __all__ = ['CheckpointFile', 'judge_files', 'scan_file']
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """A checkpoint on disk and what was seen in it.
+    """A checkpoint on disk and the result of its scan.
 
     Attributes:
-        path: A file, or a folder with a file a rank.
+        path: A file, or a folder with one file per rank.
         status: 'read' until :func:`judge_files` has compared the file with
             others, then 'clean' or 'bad'. 'unreadable' is a file such as a
             truncated one, 'foreign' one that MMEngine did not write.
-        reason: Why it is unreadable or foreign.
-        iter: Iterations that were run; None if that is not known.
-        time: Of its last modification, in seconds since 1970.
-        has_optimizer: Whether training can be resumed from it.
-        scan: Of all ranks.
+        reason: Why the file is unreadable or foreign.
+        iter: Number of iterations before the checkpoint; None if not known.
+        time: Time of the last modification, in seconds since 1970.
+        has_optimizer: Whether training can be resumed from the file.
+        scan: The joined scans of all ranks.
     """
 
     path: Path
@@ -42,26 +44,27 @@ class CheckpointFile:
     has_optimizer: bool = False
     scan: CheckpointScan = field(default_factory=CheckpointScan)
 
-    def to_dict(self) -> Dict[str, Any]:
-        """For JSON: builtins only."""
-        row = asdict(replace(self, scan=CheckpointScan()))
+    def to_dict(self) -> Dict[str, object]:
+        """Return the record for JSON, in builtins only."""
+        row: Dict[str, object] = asdict(replace(self, scan=CheckpointScan()))
         del row['scan']
         row['path'] = str(self.path)
-        row['findings'] = [asdict(found) for found in self.scan.findings]
+        row['findings'] = [asdict(item) for item in self.scan.findings]
         row['masks'] = [asdict(mask) for mask, _ in self.scan.masks]
         return row
 
 
 class ForeignFileError(ValueError):
-    pass
+    """A readable file that is no checkpoint of MMEngine."""
 
 
 def scan_file(path: Path, limit: float = ABSURD) -> CheckpointFile:
-    """Scan a checkpoint on the CPU; never raises for what a file holds.
+    """Scan a checkpoint on the CPU. Never raises for what a file holds.
 
-    No code of the file is run, so that whatever it needs beyond tensors and
-    builtins must have been allowed before (``mmnanguard.safe_load``). Tensors
-    are mapped from the file where its format allows it: memory stays small.
+    No code of the file is run. Classes that the file needs besides tensors
+    and builtins must have been allowed before (``mmnanguard.safe_load``).
+    Tensors are mapped from the file where its format allows it, so that
+    little memory is used.
 
     Args:
         path: A file, or a folder of rank0.pth, rank1.pth and so on, as
@@ -91,6 +94,12 @@ def scan_file(path: Path, limit: float = ABSURD) -> CheckpointFile:
 
 
 def load(file: Path, is_sharded: bool) -> Mapping[str, Any]:
+    """Load a checkpoint file.
+
+    Raises:
+        ValueError: If the file is empty, truncated or no pickle.
+        ForeignFileError: If the file has no ``state_dict``.
+    """
     with file.open('rb') as stream:
         head = stream.read(4)
     is_zip = zipfile.is_zipfile(file)
@@ -102,7 +111,8 @@ def load(file: Path, is_sharded: bool) -> Mapping[str, Any]:
         raise ValueError('it is neither a zip file nor a pickle')
     is_sharded = is_sharded and is_zip
     with stub_missing_shards(file) if is_sharded else nullcontext():
-        content = load_plain(file, mmap=is_zip)  # files of before 1.6 are not
+        # PyTorch before 1.6 wrote no zip files, which mmap needs.
+        content = load_plain(file, mmap=is_zip)
     if not isinstance(content, Mapping) or not isinstance(
         content.get('state_dict'), Mapping
     ):
@@ -111,26 +121,33 @@ def load(file: Path, is_sharded: bool) -> Mapping[str, Any]:
 
 
 def rank_files(folder: Path) -> List[Path]:
-    found = (re.fullmatch(r'rank(\d+)\.pth', p.name) for p in folder.iterdir())
-    ranks = sorted(int(match[1]) for match in found if match)
+    """Return the files of all ranks in their order.
+
+    Raises:
+        ValueError: If the file of a rank is missing.
+    """
+    names = (path.name for path in folder.iterdir())
+    matches = (re.fullmatch(r'rank(\d+)\.pth', name) for name in names)
+    ranks = sorted(int(match[1]) for match in matches if match)
     if not ranks or ranks != list(range(len(ranks))):
         raise ValueError(f'a folder with the files of ranks {ranks}')
     return [folder / f'rank{rank}.pth' for rank in ranks]
 
 
 def reason_of(error: Exception) -> str:
-    """One line, without PyTorch's advice to trust the file."""
+    """Return an error as one line, without PyTorch's advice on trust."""
     lines = str(error).splitlines() or ['']
-    told = [line for line in lines if 'Unpickler error' in line] or lines
-    reason = told[0].split('Unpickler error: ')[-1].split('. Please')[0]
+    messages = [line for line in lines if 'Unpickler error' in line] or lines
+    reason = messages[0].split('Unpickler error: ')[-1].split('. Please')[0]
     return f'{type(error).__name__}: {reason.strip()[:200]}'
 
 
 def judge_files(files: Sequence[CheckpointFile]) -> List[CheckpointFile]:
-    """Oldest first, each clean or bad now that its masks are compared.
+    """Call each file clean or bad, and sort the files, oldest first.
 
-    By iteration; a file without one comes after those that are not younger.
-    Of the same iteration, one that can be resumed is the newest.
+    Masks are compared between all files. Files are sorted by iteration. A
+    file without an iteration comes after all files that are not younger. Of
+    two files of one iteration, a file that can be resumed is the newer one.
     """
 
     def age(file: CheckpointFile) -> Tuple[int, bool, bool, float]:
@@ -140,11 +157,11 @@ def judge_files(files: Sequence[CheckpointFile]) -> List[CheckpointFile]:
             count = max(older)
         return count, file.iter is None, file.has_optimizer, file.time
 
-    settled = []
+    judged = []
     scans = classify_masks([file.scan for file in files])
     for file, scan in zip(files, scans):
         status = file.status
         if status == 'read':
             status = 'bad' if scan.findings else 'clean'
-        settled.append(replace(file, status=status, scan=scan))
-    return sorted(settled, key=age)
+        judged.append(replace(file, status=status, scan=scan))
+    return sorted(judged, key=age)

@@ -20,21 +20,31 @@ __all__ = ['ALLOWED', 'HAS_ALLOW_LIST', 'load_plain']
 HAS_ALLOW_LIST = hasattr(
     torch.serialization, 'get_unsafe_globals_in_checkpoint'
 )
-# By the name that a file has for it; at first what later versions know.
-ALLOWED: Dict[str, Any] = {
-    '_codecs.encode': codecs.encode,  # of bytes, as numpy's arrays have them
+# Objects by the name that a pickle has for them. These are what PyTorch 2.6
+# allows; ``mmnanguard.safe_load`` adds what MMEngine needs.
+ALLOWED: Dict[str, object] = {
+    '_codecs.encode': codecs.encode,  # numpy's arrays hold encoded bytes
     'collections.Counter': Counter,
     'torch.device': torch.device,
-    **{
-        f'builtins.{kind.__name__}': kind for kind in (bytearray, complex, set)
-    },
+    'builtins.bytearray': bytearray,
+    'builtins.complex': complex,
+    'builtins.set': set,
     **{str(d): d for d in vars(torch).values() if isinstance(d, torch.dtype)},
 }
 
 
 def load_plain(path: Union[str, 'PathLike[str]'], **keys: Any) -> Any:
-    """On the CPU; what it may hold beyond tensors and builtins is known since
-    ``mmnanguard.safe_load.allow_mmengine_checkpoints`` was called.
+    """Load a file on the CPU without running any code of it.
+
+    Besides tensors and builtins, the file may hold what a call of
+    ``mmnanguard.safe_load.allow_mmengine_checkpoints`` has allowed.
+
+    Args:
+        path: A file that ``torch.save`` wrote.
+        **keys: More arguments of ``torch.load``.
+
+    Raises:
+        pickle.UnpicklingError: If the file holds anything else.
     """
     if HAS_ALLOW_LIST:
         keys.update(weights_only=True)
@@ -43,16 +53,17 @@ def load_plain(path: Union[str, 'PathLike[str]'], **keys: Any) -> Any:
     return torch.load(str(path), map_location='cpu', **keys)
 
 
-PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+# Typing knows no attributes of this class.
+PythonUnpickler: Any = pickle._Unpickler
 
 
-class Unpickler(PythonUnpickler):
-    """Makes, calls and fills nothing but what is allowed."""
+class Unpickler(PythonUnpickler):  # type: ignore[misc]
+    """An unpickler that creates, calls and fills allowed objects only."""
 
     dispatch: ClassVar[Dict[int, Any]] = dict(PythonUnpickler.dispatch)
 
-    def find_class(self, module: str, name: str) -> Any:
-        # Python 2 called it so, whose kind of pickle torch.save writes.
+    def find_class(self, module: str, name: str) -> object:
+        # torch.save writes pickles of protocol 2, which has Python 2's name.
         module = 'builtins' if module == '__builtin__' else module
         known = all_allowed()
         if f'{module}.{name}' not in known:
@@ -71,14 +82,17 @@ class Unpickler(PythonUnpickler):
     dispatch[pickle.REDUCE[0]] = load_reduce
 
 
-def check(what: str, value: Any) -> None:
-    if not any(value is each for each in all_allowed().values()):
+def check(what: str, value: object) -> None:
+    """Raise an UnpicklingError if an object is not allowed."""
+    if not any(value is allowed for allowed in all_allowed().values()):
         raise pickle.UnpicklingError(f'Unsupported {what} {value!r}')
 
 
-def all_allowed() -> Dict[str, Any]:
+def all_allowed() -> Dict[str, object]:
+    """Return PyTorch's own allowed objects and those of :data:`ALLOWED`."""
     return {**_weights_only_unpickler._get_allowed_globals(), **ALLOWED}
 
 
 def load(file: IO[bytes], **keys: Any) -> Any:
+    """Stand in for ``pickle.load``."""
     return Unpickler(file, **keys).load()

@@ -1,3 +1,5 @@
+"""The optimizer states in a checkpoint, with the names of parameters."""
+
 from typing import (
     Any,
     Dict,
@@ -7,6 +9,7 @@ from typing import (
     Mapping,
     Optional,
     Sequence,
+    Set,
     Tuple,
     Union,
 )
@@ -18,14 +21,19 @@ from .stubs import STUBS
 
 __all__ = ['optimizer_tensors', 'optimizers_of', 'running_stats', 'walk']
 
-# As BatchNorm registers them: buffers, whatever optimizer there is.
+# The buffers of BatchNorm, in the order in which it registers them.
 RUNNING_STATS = ('running_mean', 'running_var', 'num_batches_tracked')
 Shape = Tuple[int, ...]
+# A parameter in a saved optimizer: its index, or its name where FSDP saved it.
+Index = Union[int, str]
+# A loaded checkpoint, or a part of it: whatever the file holds.
+StateDict = Mapping[str, Any]
 
 
-def optimizers_of(saved: Any) -> Dict[str, Mapping[str, Any]]:
-    """The states of a checkpoint's optimizers, by name; '' for the one of a
-    run without ``OptimWrapperDict``.
+def optimizers_of(saved: object) -> Dict[str, StateDict]:
+    """Return the states of a checkpoint's optimizers by name.
+
+    The name is '' in a run without ``OptimWrapperDict``.
     """
     if not isinstance(saved, Mapping):
         return {}
@@ -39,23 +47,24 @@ def optimizers_of(saved: Any) -> Dict[str, Mapping[str, Any]]:
 
 
 def optimizer_tensors(
-    saved: Any, weights: Mapping[str, Tensor]
+    saved: object, weights: Mapping[str, Tensor]
 ) -> Iterator[Tuple[Optional[str], str, Union[Tensor, float]]]:
-    """All tensors and floats of a checkpoint's optimizers.
+    """Yield all tensors and floats of a checkpoint's optimizers.
 
     Args:
-        saved: What lies under the checkpoint's key 'optimizer'.
+        saved: The value of the checkpoint's key 'optimizer'.
         weights: The model's tensors, in the order of its ``state_dict``.
 
     Yields:
-        The parameter, None where it is not certain; a name to show; a value.
+        The parameter's name, or None where it is not certain; a name to
+        show; the value.
     """
     for owner, optimizer in optimizers_of(saved).items():
         start = f'{owner}: ' if owner else ''
         states = optimizer.get('state')
         groups = optimizer.get('param_groups') or ()
         if not isinstance(states, Mapping):
-            # Another format than PyTorch's: shown as it is.
+            # The format is not PyTorch's own.
             for path, value in walk(optimizer):
                 yield None, start + path, value
             continue
@@ -71,34 +80,36 @@ def optimizer_tensors(
 
 
 def param_names(
-    states: Mapping[Any, Any],
-    groups: Sequence[Mapping[str, Any]],
+    states: Mapping[Index, object],
+    groups: Sequence[StateDict],
     weights: Mapping[str, Tensor],
     owner: str = '',
-) -> Dict[Any, str]:
-    """Names of those of an optimizer's parameters for which only one fits.
+) -> Dict[Index, str]:
+    """Return the names of an optimizer's parameters, where they are certain.
 
-    An optimizer saves no names. Its parameters come in the order of the
-    model's ``state_dict``, in which there are buffers as well, if there is a
-    single group, or a group for each, as MMEngine makes them. A parameter has
-    the shape of its moments; of all ways to place the parameters among the
-    tensors of the model, the first and the last must agree.
+    An optimizer saves no names. With a single parameter group, or one group
+    per parameter (as MMEngine makes them), parameters come in the order of
+    the model's ``state_dict``, which also holds buffers. A parameter has the
+    shape of its moments. Of all ways to place the parameters among the
+    tensors of the model, the first and the last way must agree on a name.
 
     Args:
-        states: By index; by name where FSDP saved them.
-        groups: With the indices of their parameters.
+        states: The states by index of the parameter; by name if FSDP saved
+            them.
+        groups: The parameter groups, which hold indices.
         weights: The model's tensors.
-        owner: Name of the optimizer: it is taken for that of a submodule, as
-            usual for GANs, else nothing is certain.
+        owner: The name of the optimizer. It must be the name of a submodule,
+            as is usual for GANs; otherwise no name is certain.
     """
     if states and all(isinstance(index, str) for index in states):
-        return {name: name for name in states}
+        return {name: str(name) for name in states}
     order = [index for group in groups for index in group['params']]
     names = [n for group in groups for n in group.get('param_names') or ()]
     if order and len(names) == len(order):
         return dict(zip(order, names))
     if len(groups) > 1 and any(len(group['params']) != 1 for group in groups):
-        return {}  # groups may have been made in any order
+        # Groups of several parameters may have been made in any order.
+        return {}
     start = f'{owner}.' if owner else ''
     candidates = [
         (name, tuple(local(weights[name]).shape))
@@ -118,7 +129,11 @@ def param_names(
 def place(
     shapes: Sequence[Optional[Shape]], candidates: List[Tuple[str, Shape]]
 ) -> List[str]:
-    """Each shape at the first candidate that fits, in order; [] if none."""
+    """Place each shape at the first candidate that fits, in order.
+
+    Returns:
+        The names of the candidates; [] if there is no way to place all.
+    """
     names = []
     remaining = iter(candidates)
     for shape in shapes:
@@ -131,19 +146,22 @@ def place(
     return names
 
 
-def shape_of(state: Any) -> Optional[Shape]:
-    """A parameter's, by its moments; None where they do not tell."""
+def shape_of(state: object) -> Optional[Shape]:
+    """Return the shape of a parameter by its moments, or None if unclear."""
     if not isinstance(state, Mapping):
         return None
     values = [v for v in state.values() if isinstance(v, Tensor)]
     shapes = {tuple(local(value).shape) for value in values}
-    # Step counters have no dimensions, whatever the parameter has.
+    # Step counters have no dimensions, whatever the parameter's shape is.
     shapes = {shape for shape in shapes if shape} or shapes
     return shapes.pop() if len(shapes) == 1 else None
 
 
 def could_be_params(weights: Mapping[str, Tensor]) -> List[str]:
-    """Names without statistics of norms and second names of a tensor."""
+    """Return the names that parameters can have.
+
+    Statistics of norm layers and second names of a tensor are left out.
+    """
     stats, seen, names = running_stats(weights), set(), []
     for name, value in weights.items():
         if name in stats or value.is_sparse:
@@ -155,25 +173,23 @@ def could_be_params(weights: Mapping[str, Tensor]) -> List[str]:
     return names
 
 
-def running_stats(weights: Mapping[str, Any]) -> FrozenSet[str]:
-    """Names of BatchNorm's buffers."""
-    owners = [
-        name[: -len(RUNNING_STATS[-1])]
-        for name in weights
-        if name.endswith(RUNNING_STATS[-1])
-    ]
-    groups = [[owner + key for key in RUNNING_STATS] for owner in owners]
-    return frozenset(
-        name
-        for group in groups
-        if all(name in weights for name in group)
-        for name in group
-    )
+def running_stats(weights: Mapping[str, object]) -> FrozenSet[str]:
+    """Return the names of BatchNorm's buffers."""
+    last = RUNNING_STATS[-1]
+    stats: Set[str] = set()
+    for name in weights:
+        if name.endswith(last):
+            owner = name[: -len(last)]
+            names = [owner + key for key in RUNNING_STATS]
+            if all(name in weights for name in names):
+                stats.update(names)
+    return frozenset(stats)
 
 
-def walk(node: Any, name: str = '') -> Iterator[Tuple[str, Any]]:
-    """All tensors and floats at or below a node, with their paths; those of
-    a sharded tensor by its own name.
+def walk(node: object, name: str = '') -> Iterator[Tuple[str, Any]]:
+    """Yield all tensors and floats at or below a node, with their paths.
+
+    The only shard of a sharded tensor has the tensor's path.
     """
     if isinstance(node, STUBS):
         shards = [v for _, v in walk(node.content) if isinstance(v, Tensor)]

@@ -1,8 +1,9 @@
+"""A scan of a checkpoint for numbers that are not as they should be."""
+
 import hashlib
 import math
 from dataclasses import dataclass, replace
 from typing import (
-    Any,
     Dict,
     FrozenSet,
     Iterator,
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ..base.shards import local
 from .saved_optimizer import (
+    StateDict,
     optimizer_tensors,
     optimizers_of,
     running_stats,
@@ -45,19 +47,19 @@ class ScanFinding:
     """One tensor of a checkpoint that is not as it should be.
 
     Attributes:
-        part: 'weight' (buffers too), 'optimizer', 'ema' or 'scale'.
-        name: As in the model; that of an optimizer's state is the parameter
-            and the key ('head.weight exp_avg'), or 'state 17 exp_avg' where
-            the parameter is not certain.
-        kind: 'nan' if any element is NaN, else 'inf', else 'absurd': finite
-            but beyond the limit; of a loss scale also zero, negative or
-            denormal.
-        count: Number of elements that are not as they should be; NaN and Inf
-            only, if there are any.
+        part: 'weight' (also for buffers), 'optimizer', 'ema' or 'scale'.
+        name: The tensor's name in the model. In an optimizer's state, the
+            parameter and the key ('head.weight exp_avg'), or
+            'state 17 exp_avg' if the parameter is not certain.
+        kind: 'nan' if any element is NaN, else 'inf' if any is Inf, else
+            'absurd': finite but beyond the limit. A loss scale that is zero,
+            negative or denormal is 'absurd' as well.
+        count: Number of NaN and Inf elements, or of absurd elements if there
+            is no NaN and no Inf.
         numel: Number of elements.
-        dtype: Such as 'float32'.
-        min: Smallest finite element; None if none.
-        max: Largest finite element; None if none.
+        dtype: The name of the dtype, such as 'float32'.
+        min: Smallest finite element; None without a finite element.
+        max: Largest finite element; None without a finite element.
     """
 
     part: str
@@ -72,11 +74,12 @@ class ScanFinding:
 
 @dataclass(frozen=True)
 class CheckpointScan:
-    """What :func:`scan_checkpoint` saw.
+    """The result of :func:`scan_checkpoint`.
 
     Attributes:
-        findings: What is bad, in the order of the checkpoint.
-        masks: What may be a mask by design, with a digest of its bits.
+        findings: The bad tensors, in the order of the checkpoint.
+        masks: Tensors that may hold Inf by design, with a digest of their
+            bits.
         keys: (part, name) of all tensors of the model and of its average.
     """
 
@@ -87,26 +90,27 @@ class CheckpointScan:
 
 @torch.no_grad()
 def scan_checkpoint(
-    checkpoint: Mapping[str, Any], limit: float = ABSURD
+    checkpoint: StateDict, limit: float = ABSURD
 ) -> CheckpointScan:
     """Look at each tensor of an MMEngine checkpoint.
 
     With ``EMAHook``, MMEngine saves the averaged weights as ``state_dict``
-    and the trained ones in ``ema_state_dict``. A finding's part says what a
-    tensor is, not where it lies: 'ema' is an average, 'weight' is trained.
+    and the trained weights in ``ema_state_dict``. A finding's part says what
+    a tensor is, not where it lies: 'ema' is an average, 'weight' is trained.
 
-    A tensor whose only non-finite elements are Inf and whose other elements
-    are integers or all the same may be a mask (attention's): it is returned
-    apart, for :func:`classify_masks` to compare it with other checkpoints. A
-    parameter that is known to be trained and statistics of BatchNorm are no
-    masks, and neither is a tensor without a finite element.
+    A tensor may be a mask (such as attention's) if its only non-finite
+    elements are Inf and its other elements are integers or all equal. Masks
+    are returned apart, so that :func:`classify_masks` can compare them with
+    other checkpoints. Trained parameters, statistics of BatchNorm and
+    tensors without a finite element are never masks.
 
     Args:
-        checkpoint: As loaded; only read.
-        limit: Above it, in absolute value, a weight or buffer is absurd.
-            In an optimizer's state, which holds squares, it is squared.
+        checkpoint: The loaded checkpoint, which is only read.
+        limit: The largest absolute value, inclusive, of a sound weight or
+            buffer. In an optimizer's state, which holds squares, the limit
+            is squared.
     """
-    weights, averages = tell_apart(checkpoint)
+    weights, averages = split_averages(checkpoint)
     states = list(optimizer_tensors(checkpoint.get('optimizer'), weights))
     trained = {param for param, _, _ in states if param}
     findings: List[ScanFinding] = []
@@ -116,53 +120,47 @@ def scan_checkpoint(
         stats = running_stats(tensors)
         for name, value in tensors.items():
             keys.append((part, name))
-            found = examine(part, name, value, limit)
-            if found is None:
+            finding = examine(part, name, value, limit)
+            if finding is None:
                 continue
             if name not in trained | stats and is_like_mask(value, limit):
-                masks.append((found, digest(value)))
+                masks.append((finding, digest(value)))
             else:
-                findings.append(found)
+                findings.append(finding)
     for _, name, state in states:
-        found = examine('optimizer', name, state, limit * limit)
-        if found is not None:
-            findings.append(found)
+        finding = examine('optimizer', name, state, limit * limit)
+        if finding is not None:
+            findings.append(finding)
     findings.extend(scan_scales(checkpoint))
     return CheckpointScan(tuple(findings), tuple(masks), frozenset(keys))
 
 
 def classify_masks(scans: Sequence[CheckpointScan]) -> List[CheckpointScan]:
-    """Decide what is a mask: what is the same, bit for bit, wherever it is.
+    """Decide which candidates are masks, by comparing checkpoints.
 
-    Any other becomes a finding. A single checkpoint is compared with nothing:
-    all of its candidates stay masks.
+    A mask has the same bits in every checkpoint. Any other candidate becomes
+    a finding. With a single checkpoint all candidates stay masks.
     """
-    bits: Dict[Key, Set[Optional[str]]] = {}
+    digests: Dict[Key, Set[Optional[str]]] = {}
     for scan in scans:
-        own = {(mask.part, mask.name): value for mask, value in scan.masks}
+        known = {(mask.part, mask.name): value for mask, value in scan.masks}
         for key in scan.keys:
-            bits.setdefault(key, set()).add(own.get(key))
-    settled = []
+            digests.setdefault(key, set()).add(known.get(key))
+    classified = []
     for scan in scans:
-        changed = [
-            mask
-            for mask, _ in scan.masks
-            if len(bits[mask.part, mask.name]) > 1
-        ]
-        settled.append(
-            replace(
-                scan,
-                findings=(*changed, *scan.findings),
-                masks=tuple(
-                    each for each in scan.masks if each[0] not in changed
-                ),
-            )
-        )
-    return settled
+        changed, masks = [], []
+        for mask, value in scan.masks:
+            if len(digests[mask.part, mask.name]) > 1:
+                changed.append(mask)
+            else:
+                masks.append((mask, value))
+        findings = (*changed, *scan.findings)
+        classified.append(replace(scan, findings=findings, masks=tuple(masks)))
+    return classified
 
 
 def join_ranks(scans: Sequence[CheckpointScan]) -> CheckpointScan:
-    """One scan of a checkpoint that each rank saved its part of."""
+    """Join the scans of a checkpoint of which each rank saved a part."""
     findings: List[ScanFinding] = []
     masks: List[Tuple[ScanFinding, str]] = []
     keys: List[Key] = []
@@ -174,10 +172,10 @@ def join_ranks(scans: Sequence[CheckpointScan]) -> CheckpointScan:
     return CheckpointScan(tuple(findings), tuple(masks), frozenset(keys))
 
 
-def tell_apart(
-    checkpoint: Mapping[str, Any],
+def split_averages(
+    checkpoint: StateDict,
 ) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
-    """The trained tensors and the averaged ones, by name."""
+    """Return the trained tensors and the averaged tensors, each by name."""
     weights = dict(walk(checkpoint['state_dict']))
     averages = {}
     saved = walk(checkpoint.get('ema_state_dict') or {})
@@ -190,19 +188,21 @@ def tell_apart(
     return only_tensors(weights), only_tensors(averages)
 
 
-def only_tensors(values: Mapping[str, Any]) -> Dict[str, Tensor]:
+def only_tensors(values: Mapping[str, object]) -> Dict[str, Tensor]:
+    """Return the entries that are tensors."""
     return {k: v for k, v in values.items() if isinstance(v, Tensor)}
 
 
 def examine(
     part: str, name: str, value: Union[Tensor, float], limit: float
 ) -> Optional[ScanFinding]:
-    """What is wrong with a tensor; None if nothing is."""
+    """Return what is wrong with a tensor, or None."""
     values = elements(value)
     if values is None:
         return None
     low, high = (bound.item() for bound in torch.aminmax(values))
-    # Without a copy of the tensor, and NaN is never within the bounds.
+    # aminmax makes no copy of the tensor. It propagates NaN, for which the
+    # comparison is False.
     if max(-low, high) <= limit and math.isfinite(low + high):
         return None
     is_finite = torch.isfinite(values)
@@ -226,12 +226,18 @@ def examine(
 
 
 def name_of_dtype(value: Union[Tensor, float]) -> str:
+    """Return the name of a value's dtype, such as 'float32'."""
     dtype = value.dtype if isinstance(value, Tensor) else torch.float64
     return str(dtype).replace('torch.', '')
 
 
 def elements(value: Union[Tensor, float]) -> Optional[Tensor]:
-    """Real numbers that may be non-finite; None if there are none."""
+    """Return a value's elements as real numbers that can be non-finite.
+
+    Returns:
+        A tensor of a floating type, of a sharded tensor this rank's part;
+        None if there are no such elements.
+    """
     if isinstance(value, float):
         return torch.tensor(value, dtype=torch.float64)
     values = local(value.detach())
@@ -241,11 +247,12 @@ def elements(value: Union[Tensor, float]) -> Optional[Tensor]:
         values = torch.view_as_real(values)
     if not values.is_floating_point() or values.numel() == 0:
         return None
-    # Few operations know the types of 8 bits.
+    # Few operations are implemented for floating types of 8 bits.
     return values.float() if values.element_size() == 1 else values
 
 
 def is_like_mask(value: Tensor, limit: float) -> bool:
+    """Whether a tensor may hold Inf by design; see :func:`scan_checkpoint`."""
     values = elements(value)
     if values is None or value.is_sparse or torch.isnan(values).any():
         return False
@@ -255,23 +262,27 @@ def is_like_mask(value: Tensor, limit: float) -> bool:
     largest = finite.abs().max().item()
     if (finite == finite[0]).all():
         return largest <= limit
-    # Above it, each number of the type is an integer.
+    # Above 1 / eps each number of the type is an integer.
     is_exact = largest <= 1 / torch.finfo(finite.dtype).eps
     return is_exact and bool((finite == finite.round()).all())
 
 
 def digest(value: Tensor) -> str:
+    """Return a hash of a tensor's dtype, shape and bits."""
     tensor = local(value.detach()).contiguous()
     bits = tensor.flatten().view(torch.uint8).numpy()
     head = f'{tensor.dtype} {tuple(tensor.shape)}'.encode()
     return hashlib.sha256(head + bits.tobytes()).hexdigest()
 
 
-def scan_scales(checkpoint: Mapping[str, Any]) -> Iterator[ScanFinding]:
-    """A loss scale must be a normal positive number of float32."""
+def scan_scales(checkpoint: StateDict) -> Iterator[ScanFinding]:
+    """Yield a finding for each loss scale that cannot work.
+
+    A loss scale must be a positive normal number of float32.
+    """
     saved = checkpoint.get('nanguard') or {}
     owners = [*optimizers_of(checkpoint.get('optimizer')).items()]
-    # Strategies that leave the scale out of the optimizer's state.
+    # Some strategies leave the scale out of the optimizer's state.
     owners += (saved.get('guards') or {}).items()
     for name, owner in owners:
         scale = (owner.get('loss_scaler') or {}).get('scale')

@@ -1,5 +1,8 @@
+"""An audit of all that a run keeps from update to update."""
+
 import math
 import weakref
+from itertools import chain
 from typing import Any, Dict, List, NamedTuple, Sequence, Set, Tuple, Union
 
 import torch
@@ -17,13 +20,15 @@ __all__ = ['AuditResult', 'KeptTensor', 'StateAudit']
 
 
 class KeptTensor(NamedTuple):
-    """One tensor, or float, of what a run keeps from update to update.
+    """A tensor or float that a run keeps from update to update.
 
     Attributes:
         where: 'weights', 'buffers', 'optimizer' or 'ema'.
-        name: Unique at its place; that of an average is its source's.
-        value: Only read.
-        can_be_mask: It is not trained and holds no running statistics.
+        name: Unique among the tensors of one ``where``. An average has the
+            name of its source.
+        value: The tensor or float itself, which is only read.
+        can_be_mask: Whether the value is neither trained nor a running
+            statistic.
     """
 
     where: str
@@ -33,11 +38,11 @@ class KeptTensor(NamedTuple):
 
 
 class AuditResult(NamedTuple):
-    """What is not finite.
+    """The non-finite tensors that an audit found.
 
     Attributes:
-        names: (where, name) of all that is bad.
-        tensors: A few at each place, looked at closely.
+        names: (where, name) of all bad tensors.
+        tensors: Details of a few bad tensors of each ``where``.
     """
 
     names: Tuple[Tuple[str, str], ...] = ()
@@ -45,16 +50,17 @@ class AuditResult(NamedTuple):
 
 
 class StateAudit:
-    """Finds what is not finite among all that a run keeps.
+    """Finds non-finite tensors among all that a run keeps.
 
-    What holds Inf at the beginning does so by design (attention's masks):
-    only NaN is bad in it, and its average is not judged, since averaging
-    makes NaN of Inf. So does a mask that has taken the place of another
-    tensor.
+    A tensor that holds Inf at the beginning is a mask by design (such as
+    attention's): only NaN is bad in it. Its average is not judged, since
+    averaging turns Inf into NaN. A mask that replaces another tensor later
+    is treated alike.
 
     Args:
-        kept: All of it, as it is at the beginning.
-        is_fresh: Nothing of it was loaded: NaN, too, is there by design.
+        kept: All tensors of the run, at the beginning.
+        is_fresh: Whether nothing was loaded. NaN at the beginning is then
+            there by design, too.
     """
 
     def __init__(
@@ -63,36 +69,39 @@ class StateAudit:
         self._masks: Set[str] = set()
         self._not_judged: Set[str] = set()
         self._last: Dict[str, Any] = {}
-        candidates = [each for each in kept if each.can_be_mask]
-        for each in self._suspects(candidates):
-            if not has_nan(each.value):
-                self._masks.add(each.name)
+        candidates = [item for item in kept if item.can_be_mask]
+        for item in self._nonfinite(candidates):
+            if not has_nan(item.value):
+                self._masks.add(item.name)
             elif is_fresh:
-                self._not_judged.add(each.name)
+                self._not_judged.add(item.name)
         self._remember(kept)
 
     @torch.no_grad()
     def look(self, kept: Sequence[KeptTensor]) -> AuditResult:
-        """One pass, and ONE host read if all is well.
+        """Look for non-finite tensors; syncs once if there are none.
 
         Args:
-            kept: All of it, as it is now.
+            kept: All tensors of the run, at present.
         """
         bad = [] if self._is_clean(kept) else self._find_bad(kept)
         self._remember(kept)
-        told: Dict[str, List[BadTensor]] = {}
-        for each in bad:
-            few = told.setdefault(each.where, [])
-            values = elements(each.value)
-            if len(few) < MAX_BLAMED and values is not None:
-                few.append(describe(each.name, each.where, values))
+        details: Dict[str, List[BadTensor]] = {}
+        for item in bad:
+            described = details.setdefault(item.where, [])
+            values = elements(item.value)
+            if len(described) < MAX_BLAMED and values is not None:
+                described.append(describe(item.name, item.where, values))
         return AuditResult(
-            tuple((each.where, each.name) for each in bad),
-            tuple(tensor for few in told.values() for tensor in few),
+            tuple((item.where, item.name) for item in bad),
+            tuple(chain.from_iterable(details.values())),
         )
 
     def _is_clean(self, kept: Sequence[KeptTensor]) -> bool:
-        """Also False where finite elements are beyond 1.8e19: look closer."""
+        """Whether all norms are finite and no mask holds NaN; syncs once.
+
+        False also for finite elements above 1.8e19, whose norm overflows.
+        """
         judged, masks = self._to_judge(kept)
         read = read_once(
             {
@@ -105,19 +114,19 @@ class StateAudit:
         )
 
     def _find_bad(self, kept: Sequence[KeptTensor]) -> List[KeptTensor]:
-        """By name, as they come; syncs."""
+        """Return the bad tensors, and note new masks; syncs."""
         judged, masks = self._to_judge(kept)
-        bad = [each for each, values in masks if has_nan(values)]
-        for each in self._suspects([each for each, _ in judged]):
-            last = self._last.get(each.name, lambda: None)()
+        bad = [item for item, values in masks if has_nan(values)]
+        for item in self._nonfinite([item for item, _ in judged]):
+            last = self._last.get(item.name, lambda: None)()
             if (
-                each.can_be_mask
-                and last is not each.value
-                and is_like_mask(torch.as_tensor(each.value), ABSURD)
+                item.can_be_mask
+                and last is not item.value
+                and is_like_mask(torch.as_tensor(item.value), ABSURD)
             ):
-                self._masks.add(each.name)
+                self._masks.add(item.name)
             else:
-                bad.append(each)
+                bad.append(item)
         return bad
 
     def _to_judge(
@@ -125,34 +134,42 @@ class StateAudit:
     ) -> Tuple[
         List[Tuple[KeptTensor, Tensor]], List[Tuple[KeptTensor, Tensor]]
     ]:
-        """What must be finite, and what must not be NaN, as real numbers."""
+        """Return the items that must be finite, and those without NaN.
+
+        Each item comes with its elements as real numbers.
+        """
         judged, masks = [], []
-        for each in kept:
-            values = elements(each.value)
-            if values is None or each.name in self._not_judged:
+        for item in kept:
+            values = elements(item.value)
+            if values is None or item.name in self._not_judged:
                 continue
-            if each.name not in self._masks:
-                judged.append((each, values))
-            elif each.can_be_mask:
-                masks.append((each, values))
+            if item.name not in self._masks:
+                judged.append((item, values))
+            elif item.can_be_mask:
+                masks.append((item, values))
         return judged, masks
 
     @staticmethod
-    def _suspects(kept: Sequence[KeptTensor]) -> List[KeptTensor]:
-        """What has an element that is not finite; one host read."""
-        values = [elements(each.value) for each in kept]
-        there = [(each, v) for each, v in zip(kept, values) if v is not None]
-        bad = nonfinite_indices([v for _, v in there])
-        return [there[index][0] for index in bad]
+    def _nonfinite(kept: Sequence[KeptTensor]) -> List[KeptTensor]:
+        """Return the items with a non-finite element; syncs once."""
+        items, tensors = [], []
+        for item in kept:
+            values = elements(item.value)
+            if values is not None:
+                items.append(item)
+                tensors.append(values)
+        return [items[index] for index in nonfinite_indices(tensors)]
 
     def _remember(self, kept: Sequence[KeptTensor]) -> None:
+        """Keep which tensors there were, without keeping them alive."""
         self._last = {
-            each.name: weakref.ref(each.value)
-            for each in kept
-            if each.can_be_mask and isinstance(each.value, Tensor)
+            item.name: weakref.ref(item.value)
+            for item in kept
+            if item.can_be_mask and isinstance(item.value, Tensor)
         }
 
 
 def has_nan(value: Union[Tensor, float]) -> bool:
+    """Whether any element is NaN. Syncs the device."""
     values = elements(value)
     return values is not None and bool(torch.isnan(values).any())

@@ -1,3 +1,5 @@
+"""A copy of the trained state on the host, to go back to."""
+
 import copy
 from typing import Any, Dict, Iterator, List, Mapping
 
@@ -10,22 +12,25 @@ from ..base.shards import local
 
 __all__ = ['StateCopy']
 
+# The state of one parameter in an optimizer.
+ParamState = Dict[str, Any]
+
 
 class StateCopy:
-    """What a run has trained, on the host; nothing of it is shared.
+    """A deep copy of weights, buffers and optimizer states on the host.
 
-    Of tensors that are spread over ranks, this rank's parts.
+    Of a sharded tensor it holds this rank's part.
 
     Args:
-        tensors: Weights and buffers, by name.
-        states: Of each optimizer by name, those of its parameters, in the
+        tensors: Weights and buffers by name.
+        states: By name of the optimizer, the states of its parameters in the
             order of its groups.
     """
 
     def __init__(
         self,
         tensors: Mapping[str, Tensor],
-        states: Mapping[str, List[Dict[str, Any]]],
+        states: Mapping[str, List[ParamState]],
     ) -> None:
         self._tensors = tensors
         self._states = states
@@ -34,17 +39,15 @@ class StateCopy:
     def of(
         cls, tensors: Mapping[str, Tensor], optimizers: Mapping[str, Optimizer]
     ) -> 'StateCopy':
-        """A copy of what is there; of optimizers without learning rates."""
-        return cls(
-            {name: to_host(tensor) for name, tensor in tensors.items()},
-            {
-                name: [
-                    tree_map(to_host, dict(optimizer.state.get(param, {})))
-                    for param in params_of(optimizer)
-                ]
-                for name, optimizer in optimizers.items()
-            },
-        )
+        """Copy the present state, without the optimizers' learning rates."""
+        states: Dict[str, List[ParamState]] = {}
+        for name, optimizer in optimizers.items():
+            states[name] = []
+            for param in params_of(optimizer):
+                state = dict(optimizer.state.get(param, {}))
+                states[name].append(tree_map(to_host, state))
+        copies: Dict[str, Any] = tree_map(to_host, dict(tensors))
+        return cls(copies, states)
 
     @torch.no_grad()
     def restore(
@@ -52,11 +55,11 @@ class StateCopy:
         tensors: Mapping[str, Tensor],
         optimizers: Mapping[str, Optimizer],
     ) -> None:
-        """Write it into the present ones, in place.
+        """Write the copy into the present tensors and states, in place.
 
         Raises:
-            KeyError: If one is not there any more.
-            RuntimeError: If one has another shape now.
+            KeyError: If a tensor or optimizer does not exist any more.
+            RuntimeError: If a tensor has another shape now.
         """
         for name, saved in self._tensors.items():
             local(tensors[name]).copy_(saved)
@@ -67,8 +70,9 @@ class StateCopy:
 
 
 def restore_state(
-    optimizer: Optimizer, param: Tensor, saved: Dict[str, Any]
+    optimizer: Optimizer, param: Tensor, saved: ParamState
 ) -> None:
+    """Make the state of one parameter equal to the saved one."""
     if not saved:
         optimizer.state.pop(param, None)
         return
@@ -86,13 +90,16 @@ def restore_state(
 
 
 def params_of(optimizer: Optimizer) -> Iterator[Tensor]:
+    """Yield an optimizer's parameters in the order of its groups."""
     for group in optimizer.param_groups:
         yield from group['params']
 
 
-def to_host(leaf: Any) -> Any:
-    """A copy; of a tensor on a GPU in pinned memory, complete once the
-    stream that it was asked for in has come to it.
+def to_host(leaf: object) -> object:
+    """Return a copy on the host; no sync.
+
+    The copy of a tensor on a GPU is in pinned memory. It is complete once
+    the current stream has reached it.
     """
     if not isinstance(leaf, Tensor):
         return copy.deepcopy(leaf)

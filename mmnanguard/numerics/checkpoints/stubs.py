@@ -1,43 +1,46 @@
+"""Stubs in place of objects that only the ranks that saved them can load."""
+
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Iterator
 
 import torch
 
 __all__ = ['STUBS', 'stub_missing_shards']
 
-BUILTINS = ('builtins', '__builtin__')  # of Python 3, and of its pickles
+# Python 3's name, and the name in pickles of protocol 2.
+BUILTINS = ('builtins', '__builtin__')
 
 
 class Stub:
-    """Keeps what a file gives an object, and does nothing with it."""
+    """An object that keeps its pickled content and does nothing with it."""
 
-    content: Any
+    content: object
 
-    def __new__(cls, *args: Any) -> 'Stub':
+    def __new__(cls, *args: object) -> 'Stub':
         self = super().__new__(cls)
         self.content = args
         return self
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: object) -> None:
         pass
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         self.content = state
 
 
 class TensorStub(torch.Tensor):
-    """Of a tensor whose parts are elsewhere: it has a shape and no memory."""
+    """A tensor with a shape and no memory, whose shards are elsewhere."""
 
-    content: Any = ()
+    content: object = ()
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         self.content = state
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+        cls, func: object, *_: object, **__: object
+    ) -> object:
         raise TypeError(f'{func} needs the parts of a sharded tensor')
 
 
@@ -46,12 +49,12 @@ STUBS = (Stub, TensorStub)
 
 @contextmanager
 def stub_missing_shards(file: Path) -> Iterator[None]:
-    """Let ``torch.load`` read what a rank of FSDP saved.
+    """Let ``torch.load`` read the file that one rank of FSDP saved.
 
-    Its tensors lie in objects of ``torch.distributed`` that only come to life
-    among the ranks that saved them. Within this context, a stand-in takes the
-    place of each class of that module that the file names: nothing of the
-    module is run. Does nothing for PyTorch before 2.6.
+    FSDP saves tensors inside objects of ``torch.distributed``, which can be
+    loaded only by the ranks that saved them. Within this context a stub
+    replaces each class of that module that the file names, so that no code
+    of the module is run. Does nothing for PyTorch before 2.6.
 
     Args:
         file: A zip file, as ``torch.save`` writes it.
@@ -69,8 +72,8 @@ def stub_missing_shards(file: Path) -> Iterator[None]:
         if isinstance(pair, tuple) and pair[1].endswith('.getattr')
     ]
 
-    def get(owner: Any, name: str) -> Any:
-        """A class within a class is asked for by ``getattr``."""
+    def get(owner: object, name: str) -> object:
+        """Stand in for ``getattr``, by which pickle finds nested classes."""
         if owner in STUBS:
             return Stub
         if not getters:
@@ -81,7 +84,7 @@ def stub_missing_shards(file: Path) -> Iterator[None]:
         serialization.clear_safe_globals()
         serialization.add_safe_globals(
             [
-                *(each for each in before if each not in getters),
+                *(entry for entry in before if entry not in getters),
                 *((get, f'{module}.getattr') for module in BUILTINS),
                 *((kind_of(name), name) for name in names),
                 (Stub, 'Stub'),
@@ -94,4 +97,5 @@ def stub_missing_shards(file: Path) -> Iterator[None]:
 
 
 def kind_of(name: str) -> type:
+    """Return the stub for a class, by the class's name."""
     return TensorStub if name.endswith('Tensor') else Stub

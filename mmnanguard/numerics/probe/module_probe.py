@@ -1,8 +1,10 @@
+"""A dispatch mode that finds the operation that made the first NaN or Inf."""
+
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Set, Tuple
+from typing import Dict, Iterable, List, Optional, Set, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -12,48 +14,50 @@ from torch.utils._pytree import tree_flatten
 
 from ..snapshot.tensor_backup import can_compare
 from ..update.blame import plain_name
-from .sample_tracker import SampleTracker
+from .sample_tracker import Args, Kwargs, Operation, SampleTracker
 from .storage_views import key_of
 
 __all__ = ['InputTensor', 'ModuleProbe', 'Origin']
 
-# Whose lines are no one's fault: torch's, and what stands around a module.
+# Frames to skip when looking for the user's source line.
 SKIPPED = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
-# Their outputs are whatever was in memory.
+# Operations whose output is whatever was in memory.
 UNFILLED = (
     *('empty', 'empty_like', 'empty_strided', 'new_empty', 'resize'),
     'new_empty_strided',
 )
-# They write a number that someone asked for: a mask of -inf is no fault.
+# Operations that write a requested number: a mask of -inf is no fault.
 FILLS = (
     *('fill', 'full', 'full_like', 'new_full', 'masked_fill', 'where'),
     *('scalar_tensor', 'lift', 'lift_fresh', 'constant_pad_nd'),
 )
-# phase, module, its type, method, line
+# The phase, the module's name and type, its method, and the source line.
 Place = Tuple[str, str, str, str, str]
 
-# A tensor of the batch, and the numbers of its samples: one, one in each
-# row, or none if that is not known.
+# A tensor of the batch with the numbers of its samples: one number for the
+# whole tensor, one for each row, or none if the samples are not known.
 InputTensor = Tuple[Tensor, Tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where non-finite numbers came from.
+    """The operation that made non-finite numbers.
 
     Attributes:
         phase: 'input', 'weight', 'forward', 'loss' or 'backward'.
         module: Name of the module that ran; '' is the model itself.
-        module_type: Its class.
-        method: Of the module, that ran.
-        op: The operation, as ``aten.convolution``; '' for a tensor that was
-            bad to begin with.
-        source: File and line of the innermost code outside of torch.
-        dtype: Of the output.
+        module_type: Class name of that module.
+        method: Name of the module's method that ran.
+        op: The operation, such as ``aten.convolution``; '' for a tensor that
+            was non-finite before the replay.
+        source: File and line of the innermost code outside PyTorch, such as
+            'head.py:41'.
+        dtype: The dtype of the operation's output, such as 'float16'.
         input_absmax: Largest finite absolute value among the inputs.
-        output_absmax: The same of the output: 'inf' or 'nan' inclusive.
-        samples: Numbers of those in the bad elements; empty if not known.
-        is_fill: The number was written on purpose.
+        output_absmax: Inf or NaN; NaN if any element of the output is NaN.
+        samples: Numbers of the samples in the bad elements; empty if not
+            known.
+        is_fill: Whether the operation wrote the number on request.
     """
 
     phase: str
@@ -70,23 +74,23 @@ class Origin:
 
 
 class ModuleProbe(TorchDispatchMode):
-    """Follows non-finite numbers through forward and backward to where they
-    began: the first operation with finite inputs and a non-finite output.
+    """Finds the first operation with finite inputs and a non-finite output.
 
-    Infinities that were written on purpose (a mask) are followed, and blamed
-    only where they reach what is asked for. Syncs with every operation: for
-    replays, never for training.
+    Non-finite numbers are followed through forward and backward.
+    Infinities that an operation wrote on request (a mask) are followed, too,
+    and blamed only if they reach the tensor that :meth:`origin_of` is asked
+    about. Syncs the device with every operation, so it is for replays only.
 
     Args:
-        model: Whose modules are named.
-        inputs: Tensors that the replay begins with; bad ones have the phase
+        model: The model whose modules are named.
+        inputs: The tensors of the batch. A non-finite input gives the phase
             'input'.
     """
 
     def __init__(
         self, model: nn.Module, inputs: Iterable[InputTensor] = ()
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._names = {
             id(module): plain_name(name)
             for name, module in model.named_modules()
@@ -107,7 +111,7 @@ class ModuleProbe(TorchDispatchMode):
         self._buffers = {key_of(buffer) for buffer in model.buffers()}
 
     def origin_of(self, tensor: Tensor) -> Optional[Origin]:
-        """Where the bad elements of ``tensor`` began, if it has any."""
+        """Return the origin of a tensor's non-finite elements, if any."""
         origin = self._origins.get(key_of(tensor))
         if origin is None or origin.phase != 'input':
             return origin
@@ -115,13 +119,13 @@ class ModuleProbe(TorchDispatchMode):
 
     def __torch_dispatch__(
         self,
-        func: Any,
-        types: Any,
-        args: Tuple[Any, ...] = (),
-        kwargs: Optional[Mapping[str, Any]] = None,
-    ) -> Any:
+        func: Operation,
+        types: object,
+        args: Args = (),
+        kwargs: Optional[Kwargs] = None,
+    ) -> object:
         kwargs = kwargs or {}
-        where = self._locate()
+        place = self._locate()
         inputs = floats((args, kwargs))
         bad_inputs = [tensor for tensor in inputs if not is_finite(tensor)]
         absmax = max(map(finite_absmax, inputs), default=0.0)
@@ -129,43 +133,44 @@ class ModuleProbe(TorchDispatchMode):
         name = func._schema.name.split('::')[-1].rstrip('_')
         self._tracker.follow(func, args, kwargs, outputs)
         if func.namespace == 'c10d':
-            # What it brings from other ranks is not there yet.
+            # A collective is asynchronous: its result is not there yet.
             for tensor in floats((args, outputs)):
                 self._hold(tensor)
-                self._senders[key_of(tensor)] = where, str(func)
+                self._senders[key_of(tensor)] = place, str(func)
             return outputs
-        # BatchNorm writes its statistics besides.
+        # BatchNorm also writes its running statistics.
         written = [t for t in inputs if key_of(t) in self._buffers]
         for output in [*floats(outputs), *written]:
             if name in UNFILLED or is_finite(output):
                 self._clear(output)
                 continue
-            known = [self._known(tensor, where) for tensor in bad_inputs]
+            known = [self._known(tensor, place) for tensor in bad_inputs]
             only_fills = all(origin.is_fill for origin in known)
             if known and not (only_fills and output.isnan().any()):
-                # A fault stands above a mask.
+                # A fault takes precedence over a mask.
                 origin = min(known, key=lambda origin: origin.is_fill)
             else:
                 origin = self._make_origin(
-                    where, str(func), output, absmax, name in FILLS
+                    place, str(func), output, absmax, name in FILLS
                 )
             self._hold(output)
             self._origins[key_of(output)] = origin
         return outputs
 
-    def _known(self, bad: Tensor, where: Place) -> Origin:
-        """Where a bad input of an operation comes from."""
+    def _known(self, bad: Tensor, place: Place) -> Origin:
+        """Return the origin of an operation's non-finite input."""
         key = key_of(bad)
         if key not in self._origins:
-            # Not made by any operation seen: by another rank, or by NumPy.
-            place, op = self._senders.get(key, (where, ''))
+            # No operation of this rank made it: another rank or NumPy did.
+            place, op = self._senders.get(key, (place, ''))
             self._hold(bad)
             self._origins[key] = self._make_origin(place, op, bad, 0.0, False)
         return self._origins[key]
 
     def _clear(self, tensor: Tensor) -> None:
-        """Forget what was written over; a sound view of bad numbers leaves
-        them where they are.
+        """Forget the origin of memory that was overwritten as a whole.
+
+        A finite view of a part of the memory proves nothing about the rest.
         """
         num_bytes = tensor.numel() * tensor.element_size()
         if num_bytes >= tensor.untyped_storage().nbytes():
@@ -173,16 +178,17 @@ class ModuleProbe(TorchDispatchMode):
             self._senders.pop(key_of(tensor), None)
 
     def _hold(self, tensor: Tensor) -> None:
-        """Let no other storage get this address; its memory is not kept."""
+        """Reserve the storage's address without keeping its memory."""
         if key_of(tensor) not in self._refs:
             self._refs[key_of(tensor)] = StorageWeakRef(
                 tensor.untyped_storage()
             )
 
     def _add_leaf(self, tensor: Tensor, phase: str) -> None:
+        """Note a tensor that is non-finite before the replay begins."""
         if not floats(tensor) or is_finite(tensor):
             return
-        # A mask that a model keeps as a buffer; what is trained is none.
+        # A model may keep a mask of -inf in a tensor that is not trained.
         is_mask = (
             phase == 'weight'
             and not tensor.requires_grad
@@ -197,7 +203,7 @@ class ModuleProbe(TorchDispatchMode):
 
     def _make_origin(
         self,
-        where: Place,
+        place: Place,
         op: str,
         output: Tensor,
         input_absmax: float,
@@ -206,9 +212,9 @@ class ModuleProbe(TorchDispatchMode):
         is_nan = bool(output.isnan().any())
         samples = self._tracker.samples_of(output, ~torch.isfinite(output))
         return Origin(
-            *where[:4],
+            *place[:4],
             op=op.rsplit('.', 1)[0] if op.count('.') > 1 else op,
-            source=where[4],
+            source=place[4],
             dtype=str(output.dtype).replace('torch.', ''),
             input_absmax=input_absmax,
             output_absmax=float('nan') if is_nan else float('inf'),
@@ -217,13 +223,13 @@ class ModuleProbe(TorchDispatchMode):
         )
 
     def _locate(self) -> Place:
-        """Phase, module, its type and the line that runs now."""
-        node: Any = torch._C._current_autograd_node()
+        """Return the place in the model's code that runs now."""
+        node = torch._C._current_autograd_node()
         place = self._walk(sys._getframe(2))
-        # What a checkpoint runs again in backward is forward.
+        # Activation checkpointing runs forward again during backward.
         if node is None or torch.is_grad_enabled():
-            # The node of the operation to come was made just before it. An
-            # operation without one (a counter's) finds the last one's.
+            # Autograd made the node of the coming operation just before it.
+            # An operation without a node (a counter's) gets the last number.
             number = torch._C._autograd._get_sequence_nr() - 1
             self._forward.setdefault(number, place)
             return place
@@ -231,9 +237,10 @@ class ModuleProbe(TorchDispatchMode):
         return ('backward', *(known or place)[1:])
 
     def _walk(self, frame: Optional[FrameType]) -> Place:
-        """The innermost module whose code runs, and the innermost line that
-        is of neither torch nor this package. By frames, not by hooks: mm
-        heads run ``head.loss()``, which no hook sees.
+        """Return the innermost module and the user's innermost line.
+
+        Frames are read instead of module hooks, because mm heads run
+        ``head.loss()``, which calls no hook.
         """
         source, module = '', None
         while frame is not None and not (source and module):
@@ -256,14 +263,14 @@ class ModuleProbe(TorchDispatchMode):
 
 
 def method_of(owner: nn.Module, code: CodeType) -> str:
-    """The method that runs; of PyTorch's own modules only one is called."""
-    is_own = not code.co_filename.startswith(SKIPPED)
+    """Return the method that runs; 'forward' for PyTorch's own modules."""
+    is_user_code = not code.co_filename.startswith(SKIPPED)
     is_method = callable(getattr(type(owner), code.co_name, None))
-    return code.co_name if is_own and is_method else 'forward'
+    return code.co_name if is_user_code and is_method else 'forward'
 
 
-def floats(tree: Any) -> List[Tensor]:
-    """Its tensors that can be bad."""
+def floats(tree: object) -> List[Tensor]:
+    """Return the tensors of a tree that can hold NaN or Inf."""
     return [
         leaf
         for leaf in tree_flatten(tree)[0]
@@ -276,8 +283,10 @@ def floats(tree: Any) -> List[Tensor]:
 
 
 def is_finite(tensor: Tensor) -> bool:
+    """Whether all elements are finite. Syncs the device."""
     return bool(torch.isfinite(tensor).all())
 
 
 def finite_absmax(tensor: Tensor) -> float:
+    """Return the largest finite absolute value. Syncs the device."""
     return float(tensor.detach().abs().nan_to_num(0.0, 0.0, 0.0).max())

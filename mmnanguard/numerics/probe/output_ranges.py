@@ -1,6 +1,8 @@
+"""The range of what each top-level module of a model returns."""
+
 import math
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator
+from typing import Callable, Dict, Iterator, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -9,20 +11,33 @@ from torch.utils._pytree import tree_flatten
 
 from ..update.blame import plain_name
 
-__all__ = ['record_outputs']
+__all__ = ['Range', 'record_outputs']
 
-Ranges = Dict[str, Dict[str, Any]]
+
+class Range(TypedDict):
+    """The range of a tensor; NaN where no number was seen."""
+
+    min: float
+    max: float
+    is_finite: bool
+
+
+Ranges = Dict[str, Range]
 
 
 @contextmanager
 def record_outputs(model: nn.Module) -> Iterator[Ranges]:
-    """Range of what each top-level child puts out, over all its calls.
+    """Record the range of all outputs of each top-level child of a model.
 
-    Not by hooks: many mm heads call ``self.forward``, which no hook sees.
-    NaN counts for ``is_finite`` alone. Syncs.
+    ``forward`` is replaced for the time, because many mm heads call
+    ``self.forward``, which runs no module hooks. A NaN changes ``is_finite``
+    but neither ``min`` nor ``max``. Syncs the device.
 
     Args:
-        model: Wrappers around it (DDP, FSDP) are looked through.
+        model: The model; its wrappers (DDP, FSDP) are looked through.
+
+    Yields:
+        By name of the child, its range so far.
     """
     ranges: Ranges = {}
     replaced = []
@@ -32,34 +47,38 @@ def record_outputs(model: nn.Module) -> Iterator[Ranges]:
     try:
         yield ranges
     finally:
-        for child, own in replaced:
+        for child, instance_forward in replaced:
             del child.forward
-            if own is not None:
-                child.forward = own
+            if instance_forward is not None:
+                child.forward = instance_forward
 
 
 def children(model: nn.Module) -> Dict[str, nn.Module]:
-    found = dict(model.named_children())
-    while len(found) == 1 and is_wrapped(*found):
-        (model,) = found.values()
-        found = dict(model.named_children())
-    return {plain_name(name): child for name, child in found.items()}
+    """Return the top-level children by name, below any wrappers."""
+    named = dict(model.named_children())
+    while len(named) == 1 and is_wrapper_child(*named):
+        (model,) = named.values()
+        named = dict(model.named_children())
+    return {plain_name(name): child for name, child in named.items()}
 
 
-def is_wrapped(name: str) -> bool:
-    """By DDP, FSDP and the like, whose only child has such a name."""
+def is_wrapper_child(name: str) -> bool:
+    """Whether DDP, FSDP and the like call their only child by this name."""
     return name == 'module' or not plain_name(name)
 
 
 def recorded(
-    forward: Callable[..., Any], ranges: Ranges, name: str
-) -> Callable[..., Any]:
-    def run(*args: Any, **kwargs: Any) -> Any:
+    forward: Callable[..., object], ranges: Ranges, name: str
+) -> Callable[..., object]:
+    """Return ``forward`` with its outputs recorded under ``name``."""
+
+    def run(*args: object, **kwargs: object) -> object:
         outputs = forward(*args, **kwargs)
         for leaf in tree_flatten(outputs)[0]:
             is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()
             if is_float and leaf.numel() > 0:
-                with _disable_current_modes():  # no probe looks at this
+                # A probe must not see the operations of this record.
+                with _disable_current_modes():
                     add(ranges, name, leaf.detach())
         return outputs
 
@@ -67,12 +86,13 @@ def recorded(
 
 
 def add(ranges: Ranges, name: str, values: Tensor) -> None:
+    """Widen the range of ``name`` by some values. Syncs the device."""
     known = ranges.setdefault(
         name, {'min': math.nan, 'max': math.nan, 'is_finite': True}
     )
     sound = values[~values.isnan()]
     if sound.numel() > 0:
-        # In this order a NaN, which nothing is less than, does not win.
+        # min() returns its first argument if the second is NaN.
         known['min'] = min(float(sound.min()), known['min'])
         known['max'] = max(float(sound.max()), known['max'])
     if not bool(torch.isfinite(values).all()):

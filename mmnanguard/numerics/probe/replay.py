@@ -1,5 +1,8 @@
+"""A window of micro-batches, run again without any lasting effect."""
+
 import copy
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from typing import (
     Any,
     Callable,
@@ -13,25 +16,26 @@ from typing import (
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..base.host_read import read_once
 from ..base.rng_state import read_rng, set_rng
 from ..snapshot.snapshot import Snapshot
 from ..update.observe import nonfinite_indices
 from .module_probe import InputTensor, ModuleProbe, Origin
-from .output_ranges import record_outputs
+from .output_ranges import Range, record_outputs
 
 __all__ = ['Pass', 'ReplayWrapper', 'Setting', 'leave_no_trace', 'run_pass']
 
 
 class Setting(NamedTuple):
-    """How one optimizer's losses were made and scaled in training.
+    """The way in which one optimizer's losses are made and scaled.
 
     Attributes:
-        dtype: Of autocast; None switches it off, whatever the model asks for
-            around it.
-        loss_scale: What a loss is multiplied by.
-        accumulation: Micro-batches that a loss is divided by.
+        dtype: The dtype of autocast. None switches autocast off, also where
+            the model's surroundings ask for it.
+        loss_scale: The factor on each loss before ``backward``.
+        accumulation: The number of micro-batches that a loss is divided by.
     """
 
     dtype: Optional[torch.dtype] = None
@@ -40,29 +44,31 @@ class Setting(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """What one replay of a window came to.
+    """The result of one replay of a window.
 
     Attributes:
-        is_finite: Losses and gradients are.
-        losses: Sum of what went into ``backward``, by optimizer.
-        origin: Where it began, if it was looked for and is not finite.
-        outputs: Range of what each top-level child put out, if looked for.
+        is_finite: Whether all losses, buffers and gradients were finite.
+        losses: By optimizer, the sum of the losses given to ``backward``.
+        origin: The operation that made the first non-finite number; None if
+            there was none, or if the replay ran without a probe.
+        outputs: By top-level child of the model, the range of its outputs;
+            empty if the replay ran without a probe.
     """
 
     is_finite: bool
     losses: Mapping[str, float]
     origin: Optional[Origin] = None
-    outputs: Mapping[str, Mapping[str, Any]] = {}
+    outputs: Mapping[str, Range] = {}
 
 
 class ReplayWrapper:
-    """Stands in for an optimizer wrapper while a window is run again: all
-    but the update.
+    """An optimizer wrapper for replays, which does everything but update.
 
     Args:
-        wrapper: The real one, which still answers for the rest.
-        setting: Of that one.
-        device: Type of the device.
+        wrapper: The real wrapper. Attributes that this class does not have
+            are read from it.
+        setting: How ``wrapper`` makes and scales its losses in this replay.
+        device: The type of the device, such as 'cuda'.
     """
 
     def __init__(self, wrapper: Any, setting: Setting, device: str) -> None:
@@ -70,13 +76,13 @@ class ReplayWrapper:
         self._setting = setting
         self._device = device
         self.losses: List[Tensor] = []
-        self.optimizer = stub_wrapper(wrapper.optimizer)
-        # A user's own unscale_ is noted in it.
+        self.optimizer = stub_optimizer(wrapper.optimizer)
+        # A copy, because a user's own call of unscale_ changes its state.
         self.loss_scaler = copy.deepcopy(getattr(wrapper, 'loss_scaler', None))
 
     @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        """For code that asks what it was given."""
+    def __class__(self) -> type:
+        """The class of the real wrapper, for code that tests the type."""
         return type(self._wrapper)
 
     @property
@@ -101,39 +107,41 @@ class ReplayWrapper:
         value = loss.detach()
         self.losses.append(value if value.dim() == 0 else value.sum())
         if self.loss_scaler is not None:
-            self.loss_scaler.scale(value)  # or it knows of no scale yet
+            # A scaler makes its scale tensor in the first call of scale().
+            self.loss_scaler.scale(value)
         (loss * self._setting.loss_scale).backward(**kwargs)
 
-    def update_params(self, loss: Tensor, *_: Any, **__: Any) -> None:
+    def update_params(self, loss: Tensor, *_: object, **__: object) -> None:
         self.backward(self.scale_loss(loss))
 
-    def step(self, **kwargs: Any) -> None:
+    def step(self, **kwargs: object) -> None:
         pass
 
-    def zero_grad(self, **kwargs: Any) -> None:
+    def zero_grad(self, **kwargs: object) -> None:
         pass
 
 
-def stub_wrapper(optimizer: Any) -> Any:
-    """One that neither steps nor forgets gradients, with settings of its
-    own: a user's code may change learning rates in ``train_step``.
+def stub_optimizer(optimizer: Optimizer) -> Optimizer:
+    """Return a copy of an optimizer that neither steps nor clears gradients.
+
+    The copy has parameter groups of its own, because a model's
+    ``train_step`` may change learning rates.
     """
-    stand_in = copy.copy(optimizer)
-    stand_in.param_groups = [
-        {
-            key: value if key == 'params' else copy.deepcopy(value)
-            for key, value in group.items()
-        }
-        for group in optimizer.param_groups
-    ]
-    stand_in.step = stand_in.zero_grad = lambda *args, **kwargs: None
-    return stand_in
+    stub: Any = copy.copy(optimizer)
+    stub.param_groups = []
+    for group in optimizer.param_groups:
+        settings = {k: v for k, v in group.items() if k != 'params'}
+        settings = copy.deepcopy(settings)
+        stub.param_groups.append({'params': group['params'], **settings})
+    stub.step = stub.zero_grad = lambda *args, **kwargs: None
+    return stub  # type: ignore[no-any-return]
 
 
 @contextmanager
 def leave_no_trace(model: nn.Module) -> Iterator[None]:
-    """Put back gradients, buffers, random states and all that forward
-    changes; compiled code runs as written.
+    """Restore gradients, buffers, random states and all that forward changes.
+
+    Compiled code runs as it is written, without a compiler. Syncs the device.
     """
     rng = read_rng()
     grads = [(param, param.grad) for param in model.parameters()]
@@ -141,7 +149,7 @@ def leave_no_trace(model: nn.Module) -> Iterator[None]:
         param.grad = None
     snapshot = Snapshot()
     snapshot.take(model)
-    # Before torch 2.6 there is none, and code runs as it is.
+    # PyTorch before 2.6 has no stances; compiled code then stays compiled.
     stance = getattr(torch.compiler, 'set_stance', nullcontext)
     try:
         with stance('force_eager'):
@@ -161,14 +169,17 @@ def run_pass(
     inputs: List[InputTensor],
     looks: bool,
 ) -> Pass:
-    """Run a window again; syncs, and is collective where the model is.
+    """Run a window again and leave no trace.
+
+    Syncs the device, and is collective if the model's forward or backward is.
 
     Args:
-        model: Whose gradients are looked at.
-        run: Forward and backward of all micro-batches; gives the losses, by
-            optimizer.
-        inputs: What it begins with.
-        looks: For where it began, which takes long.
+        model: The model whose buffers and gradients are judged.
+        run: Runs forward and backward of all micro-batches and returns the
+            losses by optimizer.
+        inputs: The tensors of the batches.
+        looks: Whether to find the operation that made the first non-finite
+            number. This takes many times as long.
     """
     with leave_no_trace(model):
         sound = [b for b in model.buffers() if not nonfinite_indices([b])]
@@ -179,26 +190,34 @@ def run_pass(
         with record_outputs(model) as outputs, probe:
             losses = run()
         bad = find_bad(model, losses, sound)
-        found = [probe.origin_of(tensor) for tensor in bad]
-        origin = next((o for o in found if o is not None), None)
+        origins = [probe.origin_of(tensor) for tensor in bad]
+        origin = next((o for o in origins if o is not None), None)
     return Pass(not bad, sums(losses), origin, outputs)
 
 
 def find_bad(
     model: nn.Module, losses: Mapping[str, List[Tensor]], sound: List[Tensor]
 ) -> List[Tensor]:
-    """The earliest first: losses, buffers, gradients from the last layer."""
+    """Return the non-finite losses, buffers and gradients, earliest first.
+
+    Gradients come in the order of the backward pass, last layer first.
+
+    Args:
+        model: The model after the replay.
+        losses: By optimizer, the losses of the replay.
+        sound: The buffers that were finite before the replay.
+    """
     grads = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = [loss for several in losses.values() for loss in several]
-    return [
-        tensors[index]
-        for tensors in (flat, sound, grads[::-1])
-        for index in nonfinite_indices(tensors)
-    ]
+    all_losses = list(chain.from_iterable(losses.values()))
+    bad: List[Tensor] = []
+    for tensors in (all_losses, sound, grads[::-1]):
+        bad += [tensors[index] for index in nonfinite_indices(tensors)]
+    return bad
 
 
 def sums(losses: Mapping[str, List[Tensor]]) -> Dict[str, float]:
+    """Return the sum of each optimizer's losses. Syncs the device."""
     return {
-        name: sum(read_once({'': several})[''])
-        for name, several in losses.items()
+        name: sum(read_once({'': values})[''])
+        for name, values in losses.items()
     }

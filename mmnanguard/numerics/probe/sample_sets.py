@@ -1,4 +1,6 @@
-from typing import Any, Dict, FrozenSet, List, Optional, Sequence, Set
+"""Sets of samples as integers, so that tensors can hold them."""
+
+from typing import Dict, FrozenSet, Iterable, List, Optional, Sequence, Set
 
 import torch
 from torch import Tensor
@@ -6,25 +8,28 @@ from torch import Tensor
 __all__ = ['SampleSets', 'compact']
 
 NOBODY: FrozenSet[int] = frozenset()
-# Samples that share an element, as in the gradient of Mixup; more are nobody.
+# At most this many samples share an element, as in the gradient of Mixup.
+# More samples are counted as unknown.
 MAX_TOGETHER = 3
-# What is folded in reasonable time: few rows, or short ones.
+# Limits within which a fold takes a reasonable time: few or short rows.
 MAX_ROWS = 256
 MAX_FOLDED = 4096
 
 
 class SampleSets:
-    """Sets of samples as numbers, elementwise in tensors of integers.
+    """Numbers sets of samples; tensors of these numbers are called codes.
 
-    Those tensors, codes, have size 1 along dimensions over which they are
-    the same. 0 is nobody; so is None in place of codes.
+    Codes have size 1 along dimensions over which they are constant. The
+    number 0 means that the samples are not known, and so does None in place
+    of codes.
     """
 
     def __init__(self) -> None:
         self._sets: List[FrozenSet[int]] = [NOBODY]
         self._numbers: Dict[FrozenSet[int], int] = {NOBODY: 0}
 
-    def number(self, samples: Any) -> int:
+    def number(self, samples: Iterable[int]) -> int:
+        """Return the number of a set of samples, a new one if needed."""
         samples = frozenset(samples)
         if len(samples) > MAX_TOGETHER:
             return 0
@@ -34,10 +39,11 @@ class SampleSets:
         return self._numbers[samples]
 
     def union(self, codes: Set[int]) -> FrozenSet[int]:
+        """Return all samples in the sets with these numbers."""
         return NOBODY.union(*(self._sets[code] for code in codes))
 
     def combine(self, many: Sequence[Optional[Tensor]]) -> Optional[Tensor]:
-        """Of elements that come from all of these."""
+        """Return the codes of elements that depend on all the given ones."""
         result: Optional[Tensor] = None
         for codes in many:
             if result is None or codes is None:
@@ -54,7 +60,7 @@ class SampleSets:
         return result
 
     def fold(self, codes: Optional[Tensor], dim: int) -> Optional[Tensor]:
-        """Union along one dimension, which is left with size 1."""
+        """Return the union along one dimension, which keeps size 1."""
         if codes is None or codes.shape[dim] == 1:
             return codes
         first = codes.narrow(dim, 0, 1)
@@ -68,7 +74,7 @@ class SampleSets:
             sets = list(map(set, flat.tolist()))
         else:
             return torch.zeros_like(first)
-        numbers = [self.number(self.union(one)) for one in sets]
+        numbers = [self.number(self.union(row)) for row in sets]
         return (
             torch.tensor(numbers)[places]
             .reshape(rows.shape[:-1])
@@ -76,6 +82,7 @@ class SampleSets:
         )
 
     def fold_rows(self, codes: Tensor, num_dims: int) -> Optional[Tensor]:
+        """Return the union of each row, in ``num_dims`` dimensions."""
         flat = codes.reshape(len(codes), -1)
         folded = self.fold(flat, 1)
         if folded is None:
@@ -84,7 +91,7 @@ class SampleSets:
 
 
 def compact(codes: Tensor) -> Tensor:
-    """With size 1 wherever a dimension makes no difference."""
+    """Reduce dimensions over which the codes are constant to size 1."""
     for dim, size in enumerate(codes.shape):
         if size > 1:
             first = codes.narrow(dim, 0, 1)

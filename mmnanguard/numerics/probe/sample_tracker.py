@@ -1,3 +1,5 @@
+"""Samples, followed through the operations of a replay."""
+
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
@@ -10,19 +12,24 @@ from .storage_views import Layout, key_of, layout_of, read_through
 
 __all__ = ['SampleTracker']
 
-# Operations whose output elements each come from one input element.
+# An operation of the dispatcher has no static type in PyTorch.
+Operation = Any
+Args = Tuple[object, ...]
+Kwargs = Mapping[str, object]
+
+# Operations that move elements: each output element is one input element.
 MOVES = (
     *('cat', 'constant_pad_nd', 'flip', 'gather', 'index', 'index_select'),
     *('repeat', 'roll', 'select_backward', 'slice_backward', 'stack'),
 )
 RESHAPES = ('view', '_unsafe_view', 'reshape', '_reshape_alias')
-# Elementwise, though not all of them are tagged so.
+# Elementwise operations that PyTorch does not tag as pointwise.
 POINTWISE = (
     *('_to_copy', 'clone', 'native_dropout', 'native_dropout_backward'),
     *('nll_loss2d_backward', 'mse_loss', 'smooth_l1_loss', 'huber_loss'),
     *('binary_cross_entropy', 'binary_cross_entropy_with_logits'),
 )
-# Elementwise but for one dimension, which they mix.
+# Operations that mix the elements along one dimension only.
 ALONG = (
     *('_softmax', '_log_softmax', '_softmax_backward_data', 'cumsum', 'sort'),
     *('_log_softmax_backward_data', 'topk', 'glu', 'logcumsumexp', 'cumprod'),
@@ -31,7 +38,7 @@ REDUCTIONS = (
     *('sum', 'mean', 'amax', 'amin', 'max', 'min', 'var', 'std', 'prod'),
     *('logsumexp', 'linalg_vector_norm', 'norm', 'any', 'all', 'var_mean'),
 )
-# The first dimension of the first output is that of the inputs.
+# Operations that keep rows apart: parts of their names.
 ROWS = (
     *('convolution', 'convolution_backward', 'im2col', 'col2im', 'nll_loss'),
     *('batch_norm', 'group_norm', 'pool', 'upsample', 'grid_sampler'),
@@ -40,16 +47,17 @@ ROWS = (
 
 
 class SampleTracker:
-    """Follows through a replay which samples each number is made of.
+    """Knows which samples each element of each tensor depends on.
 
-    Each tensor gets the numbers of its samples, elementwise, and of size 1
-    along dimensions over which they are the same; each operation is followed
-    by what it does to them: moves, combines, reduces. So rows are still
-    known after Swin's windows or Mixup, and a dimension that merely happens
-    to be as long as the batch is not taken for it. What it does not know is
-    nobody's: no name rather than a wrong one.
+    Each tensor has codes (see :class:`SampleSets`), and each operation does
+    to the codes what it does to the elements: move, combine or reduce. So
+    samples are still known after Swin's windows or Mixup, and a dimension
+    that happens to be as long as the batch is not mistaken for the batch.
+    After an operation that is not known here, the samples count as unknown:
+    no name is better than a wrong one.
 
-    Statistics over a batch are nobody's, too: a normalized row is its own.
+    Statistics over a batch are ignored: a normalized row depends on its own
+    sample only.
     """
 
     def __init__(self) -> None:
@@ -58,7 +66,7 @@ class SampleTracker:
         self._refs: Dict[int, StorageWeakRef] = {}  # keep addresses unique
 
     def add(self, tensor: Tensor, samples: Sequence[int]) -> None:
-        """Begin with ``tensor``: of one sample, or with one in each row."""
+        """Note the samples of an input: one for all of it, or one per row."""
         codes = torch.tensor([self._sets.number({s}) for s in samples])
         if tensor.dim() == 0:
             codes = codes.reshape(())
@@ -67,10 +75,17 @@ class SampleTracker:
         self._store(tensor, codes)
 
     def samples_of(self, tensor: Tensor, bad: Tensor) -> Tuple[int, ...]:
-        """Those of the elements that ``bad`` marks; empty if not known.
+        """Return the samples of the elements that ``bad`` marks.
 
-        Where samples are mixed, one that is also part of something good is
-        not to blame.
+        A sample that good elements depend on as well is left out, unless no
+        sample would remain.
+
+        Args:
+            tensor: The tensor with bad elements.
+            bad: Booleans in the shape of ``tensor``; True is bad.
+
+        Returns:
+            The numbers of the samples; empty if they are not known.
         """
         codes = self._codes_of(tensor)
         if codes is None:
@@ -84,13 +99,9 @@ class SampleTracker:
         return tuple(sorted(suspects - cleared or suspects))
 
     def follow(
-        self,
-        func: Any,
-        args: Tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        outputs: Any,
+        self, func: Operation, args: Args, kwargs: Kwargs, outputs: object
     ) -> None:
-        """After one operation has run."""
+        """Derive the codes of an operation's outputs, after it has run."""
         inputs = tensors((args, kwargs))
         written = tensors(outputs)
         is_known = any(self._codes_of(tensor) is not None for tensor in inputs)
@@ -99,7 +110,7 @@ class SampleTracker:
         try:
             derived = self._derive(func, args, kwargs, inputs, written)
         except (RuntimeError, IndexError):
-            derived = []  # of other shapes than thought: nobody's
+            derived = []  # unexpected shapes: the samples are not known
         derived += [None] * (len(written) - len(derived))
         for output, codes in zip(written, derived):
             if codes is not None and not fits(codes, output):
@@ -113,12 +124,13 @@ class SampleTracker:
 
     def _derive(
         self,
-        func: Any,
-        args: Tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        func: Operation,
+        args: Args,
+        kwargs: Kwargs,
         inputs: List[Tensor],
         outputs: List[Tensor],
     ) -> List[Optional[Tensor]]:
+        """Return codes for the first outputs; None where not known."""
         name = func._schema.name.split('::')[-1]
         plain = name.rstrip('_')
         codes = [self._codes_of(tensor) for tensor in inputs]
@@ -139,17 +151,16 @@ class SampleTracker:
             factors = self._sets.fold(left, -1), self._sets.fold(right, -2)
             return [self._sets.combine([*bias, *factors])]
         if 'layer_norm' in plain:
-            given = next(a for a in args if isinstance(a, (list, tuple)))
-            both = codes[: 2 if 'backward' in plain else 1]
-            mixed = self._sets.combine(both)
-            for dim in range(len(given)):
+            shape = next(a for a in args if isinstance(a, (list, tuple)))
+            num_sources = 2 if 'backward' in plain else 1
+            mixed = self._sets.combine(codes[:num_sources])
+            for dim in range(len(shape)):
                 mixed = self._sets.fold(mixed, -1 - dim)
             return [mixed] if 'backward' in plain else [mixed] * 3
         if plain in ALONG:
-            dim = bound(func, args, kwargs).get('dim', -1)
-            return [self._sets.fold(self._sets.combine(codes), dim)] * len(
-                outputs
-            )
+            dim = bind_arguments(func, args, kwargs).get('dim', -1)
+            mixed = self._sets.fold(self._sets.combine(codes), dim)
+            return [mixed] * len(outputs)
         if plain in REDUCTIONS and len(inputs) == 1:
             return [self._reduce(func, args, kwargs, codes[0])] * len(outputs)
         if any(part in plain for part in ROWS):
@@ -166,37 +177,36 @@ class SampleTracker:
 
     def _reduce(
         self,
-        func: Any,
-        args: Tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        func: Operation,
+        args: Args,
+        kwargs: Kwargs,
         codes: Optional[Tensor],
     ) -> Optional[Tensor]:
+        """Return the codes of a reduction over some or all dimensions."""
         if codes is None:
             return None
-        given = bound(func, args, kwargs)
-        dims = given.get('dim')
+        arguments = bind_arguments(func, args, kwargs)
+        dims = arguments.get('dim')
         if isinstance(dims, int):
             dims = [dims]
         dims = [dim % codes.dim() for dim in dims or range(codes.dim())]
         for dim in dims:
             codes = self._sets.fold(codes, dim)
-        if codes is None or given.get('keepdim'):
+        if codes is None or arguments.get('keepdim'):
             return codes
         keep = [s for d, s in enumerate(codes.shape) if d not in dims]
         return codes.reshape(keep)
 
-    def _coded(self, args: Tuple[Any, ...]) -> Tuple[Any, ...]:
-        """The arguments, the data among them replaced by its codes."""
+    def _coded(self, args: Args) -> Args:
+        """Return the arguments with the first one replaced by its codes."""
 
-        def replace(leaf: Any) -> Any:
+        def replace(leaf: object) -> object:
             if not isinstance(leaf, Tensor):
                 return leaf
             full = self._full(leaf)
-            return (
-                torch.zeros(1).long().expand(leaf.shape)
-                if (full is None)
-                else full
-            )
+            if full is None:
+                return torch.zeros(1).long().expand(leaf.shape)
+            return full
 
         data = tree_map(replace, args[0])
         rest = tree_map(
@@ -206,6 +216,7 @@ class SampleTracker:
         return (data, *rest)
 
     def _full(self, tensor: Tensor) -> Optional[Tensor]:
+        """Return the codes expanded to the tensor's shape."""
         codes = self._codes_of(tensor)
         return None if codes is None else codes.expand(tensor.shape)
 
@@ -215,7 +226,7 @@ class SampleTracker:
             return None
         layout = layout_of(tensor)
         if layout not in views:
-            # A view that no operation was seen to make.
+            # No operation was seen to make this view.
             try:
                 views[layout] = read_through(tensor, views, layout)
             except RuntimeError:  # memory that overlaps itself
@@ -233,7 +244,7 @@ class SampleTracker:
         views[layout_of(tensor)] = compact(codes)
 
     def _rewrite(self, tensor: Tensor, codes: Optional[Tensor]) -> None:
-        """What other views show of it once ``tensor`` was written."""
+        """Update the codes of other views after ``tensor`` was written."""
         if codes is None:
             codes = torch.zeros([1] * tensor.dim(), dtype=torch.long)
         layout = layout_of(tensor)
@@ -244,8 +255,8 @@ class SampleTracker:
                 views[other] = read_through(tensor, both, other)
 
 
-def is_view(func: Any) -> bool:
-    """Its output is the memory of an input, which it only reads."""
+def is_view(func: Operation) -> bool:
+    """Whether an operation returns a view of an input."""
     return any(
         value.alias_info is not None and not value.alias_info.is_write
         for value in func._schema.returns
@@ -253,20 +264,22 @@ def is_view(func: Any) -> bool:
 
 
 def fits(codes: Tensor, tensor: Tensor) -> bool:
+    """Whether the codes can be expanded to the tensor's shape."""
     return codes.dim() == tensor.dim() and all(
         left in (1, right) for left, right in zip(codes.shape, tensor.shape)
     )
 
 
-def bound(
-    func: Any, args: Tuple[Any, ...], kwargs: Mapping[str, Any]
+def bind_arguments(
+    func: Operation, args: Args, kwargs: Kwargs
 ) -> Dict[str, Any]:
-    """Arguments by their names."""
+    """Return an operation's arguments by name."""
     names = [argument.name for argument in func._schema.arguments]
     return {**dict(zip(names, args)), **kwargs}
 
 
-def tensors(tree: Any) -> List[Tensor]:
+def tensors(tree: object) -> List[Tensor]:
+    """Return the strided tensors of a tree."""
     return [
         leaf
         for leaf in tree_flatten(tree)[0]

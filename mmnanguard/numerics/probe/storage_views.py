@@ -1,3 +1,5 @@
+"""Views of one storage: how a tensor lies in its memory."""
+
 from typing import Mapping, Tuple
 
 import torch
@@ -7,16 +9,20 @@ from .sample_sets import compact
 
 __all__ = ['Layout', 'key_of', 'layout_of', 'read_through']
 
-# Offset, shape, strides, bytes of an element.
+# The offset, shape and strides in elements, and the bytes of an element.
 Layout = Tuple[int, Tuple[int, ...], Tuple[int, ...], int]
 
 
 def key_of(tensor: Tensor) -> int:
-    """Of its memory; another takes it once nothing refers to it."""
-    return tensor.untyped_storage()._cdata
+    """Return the identity of the tensor's storage.
+
+    Another storage may get the same identity once this one is freed.
+    """
+    return int(tensor.untyped_storage()._cdata)
 
 
 def layout_of(tensor: Tensor) -> Layout:
+    """Return how a tensor lies in its storage."""
     return (
         int(tensor.storage_offset()),
         tuple(tensor.shape),
@@ -28,14 +34,19 @@ def layout_of(tensor: Tensor) -> Layout:
 def read_through(
     tensor: Tensor, views: Mapping[Layout, Tensor], wanted: Layout
 ) -> Tensor:
-    """What one view of a memory shows if the others show this, the last of
-    them above all.
+    """Return the codes of one view, derived from those of other views.
+
+    Args:
+        tensor: Any view of the storage.
+        views: By layout, the known codes. Later entries overwrite earlier
+            ones where they overlap.
+        wanted: The layout of the view in question.
     """
     size = tensor.untyped_storage().nbytes() // tensor.element_size()
     flat = torch.zeros(size, dtype=torch.long)
     for (offset, shape, stride, itemsize), codes in views.items():
         if itemsize == tensor.element_size():
-            # Of an expanded dimension, one.
+            # All elements of an expanded dimension are the same memory.
             shape = tuple(n if step else 1 for n, step in zip(shape, stride))
             for dim, length in enumerate(shape):
                 codes = codes.narrow(dim, 0, min(length, codes.shape[dim]))

@@ -20,7 +20,7 @@ def test_spread(num):
     for item in range(num):
         spread.add(item)
         if len(spread) > 8:
-            spread.thin_out()
+            spread.drop_every_second()
     items = spread.items
     assert items[0] == 0
     assert items[-1] == num - 1
@@ -36,7 +36,7 @@ def test_thinned_at_any_time_the_last_stays():
     for item in range(500):
         spread.add(item)
         for _ in range(rng.choice([0, 0, 0, 1, 2])):
-            spread.thin_out()
+            spread.drop_every_second()
         assert spread.items[0] == 0
         assert spread.items[-1] == item
         assert spread.items == sorted(set(spread.items))
