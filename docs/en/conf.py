@@ -61,7 +61,7 @@ nitpick_ignore_regex = [
     (r'py:func', 'summarize'),
     (r'py:.*', r'unscale_|draws_anew|.*\.InputPolicy'),
     (r'py:exc', r'MissingKey|UnreadableField'),
-    (r'py:class', r'mmnanguard\.core\.(sorted_window|norm_moments)\..*'),
+    (r'py:class', r'mmnanguard\.core\.clipping\.(window|moments)\..*'),
 ]
 linkcheck_timeout = 10
 linkcheck_retries = 1
