@@ -27,6 +27,8 @@ from rich.console import Console
 from rich.table import Table
 from save_figure import save_figure
 
+from mmnanguard.core.rows.event_files import events_file
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'configs' / 'digits' / 'diverging_fp16.py'
 WELL_TUNED = 0.2  # OneCycleLR's eta_max
@@ -68,8 +70,8 @@ def train_one(cfg, seed, work_dir):
     cfg.log_level = 'ERROR'
     runner = Runner.from_cfg(cfg)
     runner.train()
-    told = Path(runner.log_dir, 'nanguard', 'events.jsonl')
-    lines = told.read_text().splitlines() if told.exists() else []
+    file = events_file(runner.log_dir)
+    lines = file.read_text().splitlines() if file.exists() else []
     scalars = runner.message_hub.log_scalars
     return Trained(
         [float(value) for value in scalars['val/accuracy'].data[0]],

@@ -5,6 +5,8 @@
 this name, and a config needs no ``custom_imports`` for scoped types.
 """
 
+from typing import Callable, Optional, Sequence
+
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
@@ -18,33 +20,40 @@ from mmnanguard.core.checks import did_you_mean
 
 __all__ = [
     'CHECKS',
+    'CLIPS',
     'DATASETS',
+    'FAULTS',
     'HOOKS',
     'MODELS',
     'OPTIM_WRAPPERS',
     'TRANSFORMS',
+    'get_registered',
     'register_bare_names',
     'register_configs',
 ]
 
 
 class GuardRegistry(Registry):
-    """Asks what a name was meant to be, where MMEngine says that it is not
-    there.
-    """
+    """A registry whose error for an unknown name suggests the nearest one."""
 
-    def get(self, key):
-        found = super().get(key)
+    def get(self, key: str) -> Optional[type]:
+        """Return the class of a name, or None for a name of another scope.
+
+        Raises:
+            GuardConfigError: If a name without a scope, or with this one, is
+                unknown.
+        """
+        registered: Optional[type] = super().get(key)
         *places, name = key.split('.')
-        if found is None and places in ([], [self.scope]):
+        if registered is None and places in ([], [self.scope]):
             raise GuardConfigError(
                 f"mmnanguard has no {self.name} '{name}': "
                 f'{did_you_mean(name, self.module_dict)}It has '
                 f'{", ".join(sorted(self.module_dict))}.'
             )
-        return found
+        return registered
 
-    def __contains__(self, key):
+    def __contains__(self, key: str) -> bool:
         return super().get(key) is not None
 
 
@@ -78,19 +87,54 @@ TRANSFORMS = GuardRegistry(
     scope='mmnanguard',
     locations=['mmnanguard.datasets'],
 )
-# What ValidateSample and tools/audit_dataset.py look at; MMEngine has no such
-# registry, and a user's own checks are registered here.
+# MMEngine has no such registries; docs/en/extending.md shows how a user's
+# project registers in them. ValidateSample and tools/audit_dataset.py use
+# CHECKS, optim_wrapper.clip_grad uses CLIPS, FaultInjectionHook uses FAULTS.
 CHECKS = Registry(
     'check', scope='mmnanguard', locations=['mmnanguard.datasets']
 )
+CLIPS = Registry('clip', scope='mmnanguard', locations=['mmnanguard.optim'])
+FAULTS = Registry('fault', scope='mmnanguard', locations=['mmnanguard.hooks'])
+
+
+def get_registered(
+    registry: Registry, name: object, where: str, others: Sequence[str] = ()
+) -> Callable[..., object]:
+    """Look up what a config names: a registered name or a path to import.
+
+    Args:
+        registry: Where to look.
+        name: 'MyClip', 'mmnanguard.ZClip' or 'my_project.clips.MyClip'.
+        where: Key of the config, for the message.
+        others: Names that are allowed beside the registered ones.
+
+    Raises:
+        GuardConfigError: If there is no such thing. It lists the names that
+            are registered and suggests the nearest.
+    """
+    reason = None
+    if isinstance(name, str):
+        try:
+            registered = registry.get(name)
+        except RuntimeError as error:  # the import of the path fails
+            registered, reason = None, error
+        if callable(registered):
+            return registered
+    known = [*others, *sorted(registry.module_dict)]
+    hint = did_you_mean(str(name).split('.')[-1], known)
+    names = ', '.join(map(repr, known)) or 'nothing yet'
+    raise GuardConfigError(
+        f'{where} is {name!r}: {hint}It must be a registered {registry.name} '
+        f'({names}); the module of your own must be in custom_imports.'
+    ) from reason
 
 
 def register_bare_names() -> None:
     """Make ``type='NanGuardHook'`` work next to ``'mmnanguard.NanGuardHook'``.
 
-    A type without a scope is searched in the registry of the config's
-    ``default_scope`` and then in MMEngine's root, never in a sibling. So each
-    class stands in the root as well.
+    MMEngine looks up a type without a scope in the registry of the config's
+    ``default_scope`` and then in its own root, never in a sibling registry.
+    So each class is registered in the root as well.
     """
     for registry in (DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, TRANSFORMS):
         registry.import_from_location()
@@ -102,8 +146,8 @@ def register_bare_names() -> None:
 def register_configs() -> None:
     """Let ``get_config`` and ``_base_`` find 'mmnanguard::guards/fp16.py'.
 
-    What MMEngine looks up by this name is a distribution or, if there is none
-    of it, a module. An editable install's distribution lies elsewhere than
-    its files, so that the name of a module is given, whose folder is theirs.
+    MMEngine resolves this name to a distribution or, if there is none, to a
+    module. The distribution of an editable install lies elsewhere than its
+    files, so the name of a module in the folder of the files is given.
     """
     MODULE2PACKAGE['mmnanguard'] = 'mmnanguard.registry'

@@ -3,7 +3,7 @@
 import json
 
 from mmnanguard.core import Action, Autopsy, BadTensor, Cause, GuardEvent
-from mmnanguard.core.rows.guard_event import to_json
+from mmnanguard.core.rows.json_numbers import to_json
 
 RUN = 'a'
 NAN = float('nan')

@@ -14,9 +14,10 @@ from mmengine.registry import (
 )
 
 import mmnanguard
-from mmnanguard import core
+from mmnanguard import core, hooks
 from mmnanguard.core import GuardEvent, GuardPolicy
-from mmnanguard.registry import CHECKS
+from mmnanguard.hooks import GuardListener
+from mmnanguard.registry import CHECKS, CLIPS, FAULTS
 
 WRAPPERS = ['NanGuardOptimWrapper', 'NanGuardAmpOptimWrapper']
 HOOK_NAMES = [
@@ -113,6 +114,24 @@ def test_checks():
     CHECKS.import_from_location()
     names = {'Finite', 'NotDegenerate', 'NotEmpty', 'Range'}
     assert names <= set(CHECKS.module_dict)
+
+
+def test_clip_rules():
+    CLIPS.import_from_location()
+    names = {'AdaptiveGradClip', 'AutoClip', 'TieredClip', 'ZClip'}
+    assert names <= set(CLIPS.module_dict)
+    assert FAULTS.name == 'fault'  # the faults are all users' own
+
+
+def test_what_extensions_inherit_from():
+    members = {'__call__', 'after', 'to_dict', 'with_state', 'coefficient'}
+    assert members <= set(dir(core.ClipRule))
+    assert core.ClipRule.norm_type == 2.0
+    assert core.ClipRule.STATE
+    listener = ['after_guard_event', 'after_guard_row', 'after_audit']
+    own = [name for name in vars(GuardListener) if name[0] != '_']
+    assert own == listener
+    assert {'Audit', 'GuardListener', *HOOK_NAMES} == set(hooks.__all__)
 
 
 def test_policy_keys():

@@ -29,6 +29,8 @@ from mmengine.runner import Runner
 from rich.console import Console
 from rich.table import Table
 
+from mmnanguard.core.rows.event_files import events_file
+
 ROOT = Path(__file__).resolve().parents[1]
 CASES = ROOT / 'configs' / 'cases'
 COLUMNS = 'plain', 'guarded', 'cured', 'culprit', 'reported'
@@ -77,8 +79,8 @@ def run(path, work_dir) -> Dict[str, Any]:
         runner.train()
     except RuntimeError as error:
         raised = f'Iter {runner.iter + 1}: {error}'.splitlines()[0]
-    told = Path(runner.log_dir, 'nanguard', 'events.jsonl')
-    lines = told.read_text().splitlines() if told.exists() else []
+    file = events_file(runner.log_dir)
+    lines = file.read_text().splitlines() if file.exists() else []
     rows = [json.loads(line) for line in lines]
     updates = [row for row in rows if row['kind'] == 'update']
     scalars = runner.message_hub.log_scalars

@@ -4,7 +4,8 @@ Any mm config will do, once it has a FaultInjectionHook. The job runs three
 times: guarded with the faults, guarded without them, and with the faults
 under MMEngine's own wrapper. Takes the options of tools/train.py. Exit status
 1: a guarded run crashed or ended with non-finite weights, or the guard saw
-nothing of a fault (finite values excepted, which may do no harm).
+nothing of a fault (finite values and own faults excepted, which may do no
+harm).
 
 Example:
     python tools/fire_drill.py configs/digits/drill_fp16.py
@@ -22,6 +23,8 @@ import train
 from mmengine.device import get_device
 from rich.console import Console
 from rich.table import Table
+
+from mmnanguard.core.rows.event_files import EVENTS_FILE
 
 
 def find(node, key):
@@ -90,7 +93,7 @@ def run(title, cfg, folder):
         if 'lr' not in row:  # then it is a validation's; the last one stays
             keys = row.keys() - {'time', 'data_time', 'step'}
             result.update((key, row[key]) for key in sorted(keys))
-    return result, read_rows(folder, 'nanguard/events.jsonl')
+    return result, read_rows(folder, EVENTS_FILE)
 
 
 def read_rows(folder, name):
@@ -104,7 +107,8 @@ def read_rows(folder, name):
 
 def join(fault, events, window):
     """A fault, and what the guard did with the update that it struck."""
-    told = dict(iter=fault.iter, site=fault.site, value=str(fault.value))
+    value = fault.type or str(fault.value)
+    told = dict(iter=fault.iter, site=fault.site, value=value)
     for row in events:
         if row['kind'] == 'update' and 0 <= row['iter'] - fault.iter < window:
             blamed = [param['name'] for param in row['params']]
@@ -113,6 +117,13 @@ def join(fault, events, window):
             told.update(action=row['action'], cause=row['cause'])
             told['blamed'] = blamed
     return told
+
+
+def must_be_seen(fault):
+    """Whether the guard must act; a finite value or an own fault may do no
+    harm.
+    """
+    return fault.type is None and not math.isfinite(fault.value)
 
 
 def show(rows):
@@ -156,7 +167,8 @@ def main(argv=None):
     for drill in drills:
         for fault in find(drill['faults'], 'site'):
             # MMEngine dumps the float nan as a name that nothing defines.
-            fault['value'] = str(fault.get('value', 'nan'))
+            if fault.get('type') is None:
+                fault['value'] = str(fault.get('value', 'nan'))
         faults += FaultInjectionHook(drill['faults']).faults
     for wrapper in find(cfg.optim_wrapper, 'optimizer'):
         window = max(window, wrapper.get('accumulative_counts', 1))
@@ -170,8 +182,8 @@ def main(argv=None):
     told = [join(fault, events, window) for fault in faults]
     failures = [
         f'the guard saw nothing of {row}'
-        for row in told
-        if 'action' not in row and not math.isfinite(float(row['value']))
+        for fault, row in zip(faults, told)
+        if 'action' not in row and must_be_seen(fault)
     ]
     # A mask may hold -inf by design: it does so without faults as well.
     spoilt = {*(guarded['bad_weights'] or ())} - {*(calm['bad_weights'] or ())}

@@ -117,7 +117,7 @@ def show_outputs(outputs):
 
 
 def run(args):
-    from mmnanguard.core.rows.guard_event import to_json
+    from mmnanguard.core.rows.json_numbers import to_json
     from mmnanguard.hooks._shared.versions import versions
     from mmnanguard.hooks.replay.dump_replay import open_dump
 
@@ -125,18 +125,18 @@ def run(args):
     case = open_dump(
         args.dump, args.config, args.checkpoint, args.device, args.allow_pickle
     )
-    event, then, now = case.dump['event'], case.dump['versions'], versions()
+    event, then, now = case.event, case.dump['versions'], versions()
     for name in now:
         if then.get(name) != now[name]:
             print(f'{name} was {then.get(name)} and is {now[name]} here')
     print(
-        f'Iter {event["iter"]}, optimizer {event["optimizer"]!r}, rank '
-        f'{case.dump["rank"]}: {event["cause"]}, loss {event["loss"]}; '
+        f'Iter {event.iter}, optimizer {event.optimizer!r}, rank '
+        f'{case.dump["rank"]}: {event.cause.value}, loss {event.loss}; '
         f'now on {args.device}'
     )
     found = case.autopsy()
-    print(found.line(event['iter']))
-    if event.get('spike'):
+    print(found.line(event.iter))
+    if event.spike:
         print('(a spike: finite numbers, of which an autopsy knows nothing)')
     doubts = [*case.doubts]
     if not found.exact and not doubts:

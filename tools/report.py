@@ -86,7 +86,7 @@ def load(args):
 
 def report(args, reload_after=None):
     """Write or print it; the exit status."""
-    from mmnanguard.core.rows.guard_event import to_json
+    from mmnanguard.core.rows.json_numbers import to_json
     from mmnanguard.report import print_reports, write_page
 
     runs = load(args)

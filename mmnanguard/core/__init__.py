@@ -1,14 +1,8 @@
 """Ring 1: facts, rules and records; the standard library only."""
 
 from .bad_tensor import BadTensor
-from .clipping.rules import (
-    AutoClip,
-    ClipRule,
-    NoClip,
-    NormClip,
-    TieredClip,
-    ZClip,
-)
+from .clipping.clip_rule import ClipRule, NoClip, NormClip
+from .clipping.rules import AutoClip, TieredClip, ZClip
 from .errors import GuardConfigError, NanGuardError
 from .halted import RollbackUnavailable, TrainingHalted
 from .rows.autopsy import Autopsy

@@ -1,8 +1,11 @@
 """The record of a tensor that is not as it should be."""
 
+import math
 from dataclasses import dataclass
 
 __all__ = ['BadTensor']
+
+KINDS_IN_WORDS = {'nan': 'NaN', 'inf': 'Inf', 'huge': 'huge'}
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,15 @@ class BadTensor:
     """
 
     name: str
-    tensor: str
-    kind: str
-    count: int
-    numel: int
-    min: float
-    max: float
-    dtype: str
+    tensor: str = ''
+    kind: str = ''
+    count: int = 0
+    numel: int = 0
+    min: float = math.nan
+    max: float = math.nan
+    dtype: str = ''
+
+    @property
+    def kind_in_words(self) -> str:
+        """The kind as it is written in a sentence."""
+        return KINDS_IN_WORDS.get(self.kind, self.kind)

@@ -4,6 +4,7 @@ from typing import Any, Dict
 
 from .errors import NanGuardError
 from .rows.guard_event import GuardEvent
+from .rows.halt_row import HaltRow
 
 __all__ = ['RollbackUnavailable', 'TrainingHalted']
 
@@ -21,14 +22,9 @@ class TrainingHalted(NanGuardError):
         self.event = event
 
     def to_row(self) -> Dict[str, Any]:
-        """The last row of an event log."""
-        return {
-            'schema': 1,
-            'kind': 'halt',
-            'id': self.event.id,
-            'iter': self.event.iter,
-            'story': str(self),
-        }
+        """Return the last row of an event log."""
+        event = self.event
+        return HaltRow(event.id, event.iter, story=str(self)).to_row()
 
 
 class RollbackUnavailable(TrainingHalted):

@@ -5,7 +5,7 @@ import weakref
 from typing import Dict
 from uuid import uuid4
 
-from mmnanguard.core.rows.guard_event import to_json
+from mmnanguard.core.rows.json_numbers import to_json
 
 __all__ = ['BadSampleRecord']
 

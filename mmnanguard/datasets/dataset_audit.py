@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping
 from torch.utils.data import DataLoader
 
 from mmnanguard.core import GuardConfigError
-from mmnanguard.core.rows.guard_event import to_json
+from mmnanguard.core.rows.json_numbers import to_json
 
 from .audited_dataset import AuditedDataset
 

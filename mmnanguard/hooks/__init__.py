@@ -1,5 +1,7 @@
 """Ring 3, around the iteration: one consequence a file."""
 
+from ._shared.audit import Audit
+from ._shared.guard_listener import GuardListener
 from .drill.fault_injection_hook import FaultInjectionHook
 from .events.event_log_hook import EventLogHook
 from .events.event_text_hook import EventTextHook
@@ -13,6 +15,7 @@ from .replay.batch_dump_hook import BatchDumpHook
 from .replay.fp32_modules_hook import Fp32ModulesHook
 
 __all__ = [
+    'Audit',
     'AutopsyHook',
     'BadSamplesHook',
     'BatchDumpHook',
@@ -20,6 +23,7 @@ __all__ = [
     'EventTextHook',
     'FaultInjectionHook',
     'Fp32ModulesHook',
+    'GuardListener',
     'InputGuardHook',
     'NanGuardHook',
     'RollbackHook',

@@ -3,6 +3,7 @@ from typing import Union
 import torch
 
 from mmnanguard.core import GuardConfigError
+from mmnanguard.numerics.base.dtype_name import dtype_name
 from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 
 __all__ = ['choose_dtype']
@@ -32,7 +33,7 @@ def choose_dtype(
     if dtype is None:
         return torch.bfloat16 if device == 'cpu' else torch.float16
     if isinstance(dtype, torch.dtype):
-        dtype = str(dtype).replace('torch.', '')
+        dtype = dtype_name(dtype)
     if dtype not in VALID:
         raise GuardConfigError(
             f"optim_wrapper.dtype is {dtype!r}: it must be 'auto', None or "

@@ -1,5 +1,12 @@
+"""Build the rules that ``optim_wrapper.clip_grad`` names.
+
+MMEngine's own two kinds keep their meaning; all other kinds are in the
+registry ``CLIPS``, where a user's project can add its own.
+"""
+
+import inspect
 import logging
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 from mmengine.logging import print_log
@@ -17,31 +24,34 @@ from mmnanguard.core import (
 )
 from mmnanguard.core.checks import check_keys
 from mmnanguard.core.clipping.checks import CLIP_GRAD
+from mmnanguard.core.clipping.clip_rule import config_keys
+from mmnanguard.core.clipping.contract import check_rule, check_rule_class
 from mmnanguard.numerics import AdaptiveGradClip
 from mmnanguard.numerics.update.grad_rules import ValueClip
+from mmnanguard.registry import CLIPS, get_registered
 
 __all__ = ['UserClip', 'build_clip', 'load_clip', 'mmengines_clip']
 
 # error_if_nonfinite and foreach are accepted and change nothing: no
 # non-finite gradient reaches the clip, and multi-tensor kernels are used.
-KEYS = {
+MMENGINE_KEYS = {
     'norm': ('max_norm', 'norm_type', 'error_if_nonfinite', 'foreach'),
     'value': ('clip_value', 'foreach'),
 }
-RULES: Dict[str, Any] = {
-    rule.__name__: rule
-    for rule in (TieredClip, AutoClip, ZClip, AdaptiveGradClip)
-}
-# What a rule remembers is no key of its config.
-MEMORY = ('past', 'known', 'left_out')
+OWN_RULES = (TieredClip, AutoClip, ZClip, AdaptiveGradClip)
+for own_rule in OWN_RULES:
+    CLIPS.register_module(module=own_rule)
+
 GradRule = Callable[[List[Tensor], List[Tensor]], None]
+# A rule of numbers (norm in, coefficient out) and a rule of tensors.
+Rules = Tuple[ClipRule, Optional[GradRule]]
 
 
-def build_clip(
-    config: Optional[Mapping[str, Any]],
-) -> Tuple[ClipRule, Optional[GradRule]]:
-    """Read ``clip_grad``: MMEngine's own two kinds, with MMEngine's meaning,
-    and those of this package.
+def build_clip(config: Optional[Mapping[str, Any]]) -> Rules:
+    """Build the rules that a ``clip_grad`` config asks for.
+
+    Args:
+        config: As in MMEngine, or with the type of a registered rule.
 
     Returns:
         A rule of numbers (norm in, coefficient out) and a rule of tensors,
@@ -57,25 +67,32 @@ def build_clip(
             f'{CLIP_GRAD} is {config!r}: it must be None or a dict such as '
             'dict(max_norm=35, norm_type=2).'
         )
-    kind = kind_of(config)
-    if kind not in (*KEYS, *RULES):
-        raise GuardConfigError(
-            f'{CLIP_GRAD}.type is {kind!r}: it must be '
-            f'{", ".join(map(repr, KEYS))}, {", ".join(map(repr, RULES))}.'
-        )
+    kind = config.get('type', 'norm')
     values = {key: value for key, value in config.items() if key != 'type'}
-    if kind in RULES:
-        return build_rule(RULES[kind], values)
-    if kind == 'norm' and 'clip_value' in config:
+    if is_mmengines(config):
+        return build_mmengines(kind, values)
+    return build_rule(find_rule(kind), values)
+
+
+def is_mmengines(config: Mapping[str, Any]) -> bool:
+    """Whether ``clip_grad`` is of a kind that MMEngine has itself."""
+    kind = config.get('type', 'norm')
+    return isinstance(kind, str) and kind in MMENGINE_KEYS
+
+
+def build_mmengines(kind: str, values: Mapping[str, Any]) -> Rules:
+    """Build the rule of one of MMEngine's two kinds."""
+    if kind == 'norm' and 'clip_value' in values:
         raise GuardConfigError(
             f"{CLIP_GRAD} has clip_value but no type='value': write "
             f"clip_grad=dict(type='value', clip_value=...)."
         )
-    check_keys(values, KEYS[kind], CLIP_GRAD)
-    limit = values.get('max_norm' if kind == 'norm' else 'clip_value')
+    keys = MMENGINE_KEYS[kind]
+    check_keys(values, keys, CLIP_GRAD)
+    limit = values.get(keys[0])
     if not (isinstance(limit, (int, float)) and limit > 0):
         raise GuardConfigError(
-            f'{CLIP_GRAD}: {KEYS[kind][0]} is {limit!r}, it must be a number '
+            f'{CLIP_GRAD}: {keys[0]} is {limit!r}, it must be a number '
             'above 0.'
         )
     if kind == 'value':
@@ -83,38 +100,78 @@ def build_clip(
     return NormClip(float(limit), read_norm_type(values)), None
 
 
-def kind_of(config: Mapping[str, Any]) -> Any:
-    """Its type, without the scope, and of a class the name."""
-    kind = config.get('type', 'norm')
-    kind = getattr(kind, '__name__', kind)
-    if isinstance(kind, str) and kind.startswith('mmnanguard.'):
-        return kind.split('.')[-1]
-    return kind
+def find_rule(kind: object) -> type:
+    """Return the class of a rule that a config names or holds.
+
+    Raises:
+        GuardConfigError: If there is no such rule, or the class is no rule.
+    """
+    CLIPS.import_from_location()
+    where = f'{CLIP_GRAD}.type'
+    rule: object = kind
+    if not inspect.isclass(kind):
+        rule = get_registered(CLIPS, kind, where, list(MMENGINE_KEYS))
+    if not isinstance(rule, type):
+        raise GuardConfigError(
+            f'{where} is {kind!r}, which is no class: a clip rule is a class '
+            'that inherits from mmnanguard.core.ClipRule.'
+        )
+    if rule not in OWN_RULES:
+        check_rule_class(rule)
+    return rule
 
 
-def build_rule(
-    rule: Any, values: Dict[str, Any]
-) -> Tuple[ClipRule, Optional[GradRule]]:
-    keys = [key.name for key in fields(rule) if key.name not in MEMORY]
-    check_keys(values, keys, f'{CLIP_GRAD} of type {rule.__name__!r}')
+def build_rule(cls: type, values: Dict[str, Any]) -> Rules:
+    """Build a rule of a registered class.
+
+    Raises:
+        GuardConfigError: For a key or value that cannot work, and for a
+            user's rule that does not keep to the contract.
+    """
+    where = f'{CLIP_GRAD} of type {cls.__name__!r}'
+    keys = config_keys(cls)
+    foreign = {'max_norm', 'clip_value'} - {*keys}
+    inherited = sorted(foreign.intersection(values))
+    if inherited:
+        raise GuardConfigError(
+            f"{where} has the key {inherited[0]!r} of MMEngine's own clips: "
+            'if it comes from a parent config, add _delete_=True. Allowed '
+            f'keys: {", ".join(keys)}.'
+        )
+    check_keys(values, keys, where)
     if 'norm_type' in values:
         values = {**values, 'norm_type': read_norm_type(values)}
-    if rule is AdaptiveGradClip:
-        return NoClip(), AdaptiveGradClip(**values)
-    built = rule(**values)
-    if isinstance(built, TieredClip):
-        for edge, above, below in built.jumps():
-            print_log(
-                f'{CLIP_GRAD}: TieredClip clips a norm just above {edge:g} '
-                f'to {above:g}, but one of {edge:g} to {below:g}: the larger '
-                'gradient makes the larger update',
-                logger='current',
-                level=logging.WARNING,
-            )
-    return built, None
+    try:
+        rule = cls(**values)
+    except TypeError as error:
+        raise GuardConfigError(f'{where}: {error}.') from error
+    if isinstance(rule, AdaptiveGradClip):
+        return NoClip(), rule
+    if cls not in OWN_RULES:
+        check_rule(rule)
+    if isinstance(rule, TieredClip):
+        warn_of_jumps(rule)
+    return rule, None
+
+
+def warn_of_jumps(rule: TieredClip) -> None:
+    """Warn of tiers that clip a larger norm to more than a smaller one."""
+    for edge, above, below in rule.jumps():
+        print_log(
+            f'{CLIP_GRAD}: TieredClip clips a norm just above {edge:g} '
+            f'to {above:g}, but one of {edge:g} to {below:g}: the larger '
+            'gradient makes the larger update',
+            logger='current',
+            level=logging.WARNING,
+        )
 
 
 def read_norm_type(values: Mapping[str, Any]) -> float:
+    """Read ``norm_type``, which a config may also give as a string.
+
+    Raises:
+        GuardConfigError: If it is not above 0.
+    """
     try:
         norm_type = float(values.get('norm_type', 2))
     except (TypeError, ValueError):
@@ -130,24 +187,25 @@ def read_norm_type(values: Mapping[str, Any]) -> float:
 def mmengines_clip(
     config: Optional[Mapping[str, Any]],
 ) -> Optional[Dict[str, Any]]:
-    """What of a checked ``clip_grad`` MMEngine is to see: its own kinds, as a
-    copy, because it pops 'type' out of the dict.
+    """Return the part of ``clip_grad`` that MMEngine understands, or None.
+
+    A copy, because MMEngine pops 'type' from it.
     """
-    return dict(config) if config and kind_of(config) in KEYS else None
+    return dict(config) if config and is_mmengines(config) else None
 
 
 def load_clip(rule: ClipRule, saved: Mapping[str, Any]) -> ClipRule:
-    """Go on with what a checkpoint's rule remembers; the rest is the config's.
+    """Return a rule with the state that a checkpoint has for it.
 
     Args:
-        rule: The config's.
-        saved: Of ``to_dict``; {} from a checkpoint that has none.
+        rule: The rule of the config.
+        saved: The result of ``to_dict``; {} from a checkpoint without one.
     """
     name = type(rule).__name__
     fresh = rule.with_state({})
     if saved.get('type') == name:
         return rule.with_state(saved)
-    if len(fresh.to_dict()) > 1:  # more than its type: it does remember
+    if len(fresh.to_dict()) > 1:  # it has state
         print_log(
             f'mmnanguard: the checkpoint has no statistics of {name} (its '
             f'clip_grad: {saved.get("type", "not saved")}): they start afresh',
@@ -158,10 +216,10 @@ def load_clip(rule: ClipRule, saved: Mapping[str, Any]) -> ClipRule:
 
 @dataclass(frozen=True)
 class UserClip:
-    """A subclass's own ``_clip_grad``, at the place of MMEngine's.
+    """The own ``_clip_grad`` of a subclass, called where a rule would be.
 
     Attributes:
-        wrapper: The instance of the subclass.
+        wrapper: Instance of the subclass.
     """
 
     wrapper: OptimWrapper

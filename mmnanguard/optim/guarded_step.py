@@ -54,7 +54,8 @@ def guarded_step(
     seen = guard.accumulation.complete(seen)
 
     # Decide
-    verdict = decide(seen, guard.state, guard.policy, guard.clip_rule)
+    clip = guard.clip_rule.coefficient
+    verdict = decide(seen, guard.state, guard.policy, clip)
 
     # Apply, or put back
     bad: Tuple[BadTensor, ...] = ()

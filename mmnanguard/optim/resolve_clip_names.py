@@ -1,3 +1,5 @@
+"""Names of parameters for ``AdaptiveGradClip``, whose config names some."""
+
 from typing import Sequence
 
 from torch import Tensor
@@ -11,15 +13,16 @@ __all__ = ['resolve_clip_names']
 
 
 def resolve_clip_names(guard: Guard, params: Sequence[Tensor]) -> None:
-    """Tell a rule of tensors what parameters are called; once, and again
-    when there are new ones.
+    """Give an ``AdaptiveGradClip`` the names of the parameters.
+
+    Runs once, and again when the optimizer has got new parameters.
 
     Args:
-        guard: Has the rule.
-        params: Of this update.
+        guard: The guard whose rule needs the names.
+        params: Parameters of this update.
 
     Raises:
-        GuardConfigError: If the rule cannot work with them.
+        GuardConfigError: If the rule cannot work with these parameters.
     """
     rule = guard.grad_rule
     if not isinstance(rule, AdaptiveGradClip):

@@ -1,27 +1,23 @@
-import math
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+"""The figure of one run: panels over iterations, one below the other."""
 
+import math
+from itertools import chain
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
+
+from .panels import FOLLOWED, GRAD_NORM, LOSS_SCALE, LR, PANELS, REJECTED
 from .run_report import RunReport
 from .summary import Row
 from .traces import MARKS, Trace, traces_of
 
 __all__ = ['draw']
 
-HEIGHTS = {
-    'loss': 200,
-    'gradient norm': 170,
-    'loss scale': 100,
-    'learning rate': 100,
-    'rejected': 120,
-    'what followed': 130,
-}
 GAP = 14  # pixels between panels
 WIDE = 30  # from lowest to highest, above which an axis is logarithmic
 MAX_LINES = 40  # that mark where a run was resumed, halted, rolled back
 
 
 def draw(report: RunReport, last_iter: Optional[int] = None) -> Dict[str, Any]:
-    """The figure of one run: panels over iterations, one below the other.
+    """Draw the figure of one run.
 
     Args:
         report: Of the run.
@@ -29,6 +25,7 @@ def draw(report: RunReport, last_iter: Optional[int] = None) -> Dict[str, Any]:
 
     Returns:
         ``data`` and ``layout`` as plotly.js takes them, checked by plotly.
+        ``layout['meta']['panels']`` has the panel of each axis.
     """
     from plotly.graph_objects import Figure  # a report in text needs none
 
@@ -36,16 +33,15 @@ def draw(report: RunReport, last_iter: Optional[int] = None) -> Dict[str, Any]:
     panels = traces_of(report, end)
     layout = layout_of(panels, end)
     data = []
-    for number, traces in enumerate(panels.values(), 1):
-        axis = '' if number == 1 else number
+    for number, traces in enumerate(panels.values()):
         for trace in traces:
-            data.append({**trace, 'xaxis': 'x', 'yaxis': f'y{axis}'})
+            data.append({**trace, 'xaxis': 'x', 'yaxis': axis_name(number)})
     layout['shapes'] = lines_of(report.summary.events)
     return Figure(data, layout).to_plotly_json()
 
 
 def lines_of(events: Sequence[Row]) -> List[Dict[str, Any]]:
-    """Through all panels, where a run was resumed, went back or halted."""
+    """Return lines through all panels: resumes, rollbacks, halts, audits."""
     marked = [
         row
         for row in events
@@ -73,7 +69,8 @@ def lines_of(events: Sequence[Row]) -> List[Dict[str, Any]]:
 
 
 def layout_of(panels: Mapping[str, List[Trace]], end: int) -> Dict[str, Any]:
-    total = sum(HEIGHTS[panel] for panel in panels) + GAP * (len(panels) - 1)
+    heights = {panel: PANELS[panel].height for panel in panels}
+    total = sum(heights.values()) + GAP * (len(panels) - 1)
     layout: Dict[str, Any] = {
         'height': total + 90,
         'margin': {'l': 80, 'r': 16, 't': 40, 'b': 46},
@@ -92,34 +89,42 @@ def layout_of(panels: Mapping[str, List[Trace]], end: int) -> Dict[str, Any]:
         'xaxis': {
             'range': [0, end * 1.01 + 1],
             'title': {'text': 'iteration'},
-            'anchor': f'y{len(panels)}' if len(panels) > 1 else 'y',
+            'anchor': axis_name(len(panels) - 1),
             'tickformat': ',d',
         },
     }
-    top = total
-    for number, panel in enumerate(panels, 1):
-        bottom = top - HEIGHTS[panel]
-        layout[f'yaxis{number if number > 1 else ""}'] = {
+    top, panel_of_axis = total, {}
+    for number, panel in enumerate(panels):
+        bottom = top - heights[panel]
+        key = axis_name(number).replace('y', 'yaxis')
+        panel_of_axis[key] = panel
+        layout[key] = {
             'domain': [max(bottom / total, 0), top / total],
             'anchor': 'x',
-            'title': {'text': panel, 'standoff': 8},
+            'title': {'text': PANELS[panel].title, 'standoff': 8},
             **axis_of(panel, panels[panel]),
         }
         top = bottom - GAP
+    layout['meta'] = {'panels': panel_of_axis}
     return layout
 
 
+def axis_name(number: int) -> str:
+    """Return plotly's name of the y axis of a panel, counted from 0."""
+    return f'y{number + 1}' if number else 'y'
+
+
 def axis_of(panel: str, traces: Sequence[Trace]) -> Dict[str, Any]:
-    """How its values are drawn."""
-    if panel == 'what followed':
+    """Return how the values of a panel are drawn."""
+    if panel == FOLLOWED:
         return {'type': 'category', 'showgrid': False, 'fixedrange': True}
-    if panel == 'rejected':
+    if panel == REJECTED:
         return {'rangemode': 'tozero', 'tickformat': ',d', 'nticks': 5}
-    values = [y for trace in traces for y in trace['y'] if y and y > 0]
-    if panel == 'loss scale' and values:
+    values = [y for y in values_of(traces) if y and y > 0]
+    if panel == LOSS_SCALE and values:
         return {'type': 'log', **powers_of_2(min(values))}
     is_wide = bool(values) and max(values) > WIDE * min(values)
-    if panel == 'gradient norm' and is_wide:
+    if panel == GRAD_NORM and is_wide:
         return {'type': 'log', 'dtick': 1, 'exponentformat': 'power'}
     return {
         'nticks': 5,
@@ -128,18 +133,28 @@ def axis_of(panel: str, traces: Sequence[Trace]) -> Dict[str, Any]:
     }
 
 
+def values_of(traces: Sequence[Trace]) -> Iterator[Optional[float]]:
+    """Return the values that are drawn; None is a gap."""
+    return chain.from_iterable(trace['y'] for trace in traces)
+
+
 def rangemode_of(panel: str, traces: Sequence[Trace]) -> str:
-    """Around a constant plotly shows 1 on both sides."""
-    values = {y for trace in traces for y in trace['y'] if y is not None}
+    """Return where an axis begins.
+
+    By itself, plotly shows 1 on both sides of a constant.
+    """
+    values = {y for y in values_of(traces) if y is not None}
     if not values or min(values) < 0:
         return 'normal'
     is_flat = len(values) == 1
-    return 'tozero' if is_flat or panel == 'learning rate' else 'nonnegative'
+    return 'tozero' if is_flat or panel == LR else 'nonnegative'
 
 
 def powers_of_2(lowest: float) -> Dict[str, Any]:
-    """Ticks, of which one is at the lowest value. How many powers lie from
-    one to the next the page says, which knows what range is shown.
+    """Return ticks at powers of 2, one of them at the lowest value.
+
+    The page knows the range that is shown, so it sets how many powers lie
+    between two ticks.
     """
     power = math.log10(2)
     return {

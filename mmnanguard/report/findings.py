@@ -2,8 +2,8 @@ from collections import Counter
 from typing import List, NamedTuple, Optional
 
 from mmnanguard.core import Cause
+from mmnanguard.core.rows.read_row import sentence_of
 
-from .row_text import tell
 from .summary import ROUTINE, Summary
 
 __all__ = ['Finding', 'collect_findings']
@@ -79,7 +79,7 @@ def of_audits(summary: Summary) -> Optional[Finding]:
     audits = summary.others.get('audit')
     if not audits:
         return None
-    what = tell(audits[0]).replace('audit: ', 'an audit found that ')
+    what = f'an audit found that {sentence_of(audits[0])}'
     return Finding(audits[0].get('iter') or 0, WEIGHTS, what)
 
 

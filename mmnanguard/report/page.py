@@ -1,3 +1,5 @@
+"""The report as one HTML file."""
+
 import json
 from datetime import datetime, timezone
 from html import escape
@@ -6,10 +8,12 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from mmnanguard._support.atomic_write import atomic_write
 from mmnanguard.core import GuardConfigError
-from mmnanguard.core.rows.guard_event import to_json
+from mmnanguard.core.rows.json_numbers import to_json
+from mmnanguard.core.rows.read_row import sentence_of
 
 from .figure import draw
-from .row_text import command_of, tell
+from .panels import titles
+from .row_text import command_of
 from .run_report import RunReport
 from .summary import ROUTINE, Culprit, Row
 from .traces import COLORS, OTHER
@@ -62,6 +66,7 @@ def write_page(
     data = {
         'made': f'{datetime.now(timezone.utc):%F %T} UTC',
         'reload': reload_after,
+        'titles': titles(),
         'runs': [section(report, end) for report in reports],
     }
     names = ', '.join(report.name for report in reports)
@@ -85,7 +90,7 @@ def write_page(
 
 
 def section(report: RunReport, end: int) -> Dict[str, Any]:
-    """What the page shows of one run; plain builtins."""
+    """Return the data of one run, as plain builtins."""
     summary, verdict = report.summary, report.verdict
     names: Dict[str, int] = {}
     return {
@@ -116,7 +121,7 @@ def section(report: RunReport, end: int) -> Dict[str, Any]:
 
 
 def facts_of(report: RunReport) -> List[List[str]]:
-    """For the table of runs, and the line below the verdict."""
+    """Return names and values of the line below the verdict."""
     summary = report.summary
     kinds = summary.num_kinds
     return [
@@ -142,7 +147,10 @@ def tell_culprit(one: Culprit) -> Dict[str, Any]:
 
 
 def compact(row: Row, names: Dict[str, int]) -> Dict[str, Any]:
-    """A row of the table; names stand in it by their number in ``names``."""
+    """Return a row of the table of events.
+
+    Names stand in it by their number in ``names``.
+    """
 
     def numbers(given: Any) -> List[int]:
         return [names.setdefault(str(name), len(names)) for name in given]
@@ -161,21 +169,21 @@ def compact(row: Row, names: Dict[str, int]) -> Dict[str, Any]:
         'loss': row.get('loss'),
         'grad_norm': row.get('grad_norm'),
         'scale': scale if isinstance(scale, Mapping) else None,
-        'text': tell(row),
+        'text': sentence_of(row),
         'code': command_of(row),
         'detail': detail_of(row),
     }
 
 
 def named_in(row: Row) -> List[str]:
-    """Parameters, buffers, modules."""
+    """Return the parameters, buffers and modules that a row names."""
     tensors = [*(row.get('params') or ()), *(row.get('tensors') or ())]
     names = [tensor.get('name') for tensor in tensors]
     return [name for name in (*names, row.get('module')) if name]
 
 
 def detail_of(row: Row) -> str:
-    """The rest of it, a key a line."""
+    """Return what the other columns do not show, one line per key."""
     lines = [
         f'{key}: {json.dumps(value, ensure_ascii=False)}'
         for key, value in row.items()

@@ -1,3 +1,5 @@
+"""The rows of a run, as if it had never been interrupted."""
+
 import json
 import logging
 import math
@@ -15,6 +17,7 @@ from typing import (
 )
 
 from mmnanguard.core import GuardConfigError
+from mmnanguard.core.rows.event_files import EVENTS_FILE, events_files
 
 __all__ = [
     'Part',
@@ -25,7 +28,6 @@ __all__ = [
     'work_dirs_below',
 ]
 
-FILE = 'nanguard/events.jsonl'
 DEPTHS = range(2, 5)  # folders above it, where to look for runs further down
 MAX_WARNED = 3  # lines of a file
 Row = Dict[str, Any]
@@ -33,7 +35,7 @@ OnBytes = Callable[[int], None]
 
 
 class Part(NamedTuple):
-    """Where one process start of a run wrote its rows.
+    """The place in a file where one process start wrote its rows.
 
     Attributes:
         path: Of the file.
@@ -157,24 +159,25 @@ def files_of(work_dir: str) -> List[Path]:
     path = Path(work_dir)
     if path.is_file():
         return [path]
-    return sorted(path.glob(f'*/{FILE}')) or sorted(path.glob(FILE))
+    return events_files(work_dir) or sorted(path.glob(EVENTS_FILE))
 
 
 def work_dirs_below(folder: str) -> List[str]:
-    """Of runs that lie deeper than those of a work dir, as in 'work_dirs', or
-    in the one that a fire drill was given; the one that wrote last first.
+    """Return work dirs that lie deeper in a folder, such as 'work_dirs'.
+
+    A fire drill makes such folders too. The run that wrote last comes first.
     """
     files = [
         file
         for depth in DEPTHS
-        for file in Path(folder).glob('*/' * depth + FILE)
+        for file in Path(folder).glob('*/' * depth + EVENTS_FILE)
     ]
     files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
     return list(dict.fromkeys(str(file.parents[2]) for file in files))
 
 
 def parts_of(path: Path) -> Iterator[Part]:
-    """Those of one file, as they stand in it."""
+    """Yield the parts of one file, in their order."""
     firsts: List[Optional[int]] = [None]
     parts = [Part(path, 0, 0, line=1)]
     size = 0

@@ -1,3 +1,5 @@
+"""The curves of a run, from the scalars that MMEngine wrote."""
+
 import json
 import logging
 from array import array
@@ -6,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence
 
+from .panels import GRAD_NORM, LOSS, LOSS_SCALE, LR
 from .read_events import OnBytes, Part
 
 __all__ = ['FACTOR', 'Curve', 'factor_of', 'panel_of', 'read_scalars']
 
 FACTOR = 'lr_factor'
-PANELS = ('loss', 'gradient norm', 'loss scale', 'learning rate')
 
 
 @dataclass
@@ -28,19 +30,19 @@ class Curve:
 
 
 def panel_of(key: str) -> str:
-    """The panel that draws a scalar; '' if none does.
+    """Return the identifier of the panel that draws a scalar, or ''.
 
     The keys are those of MMEngine, without 'train/'; several optimizers write
     their name into them.
     """
     last = key.split('/')[-1].split('.')[-1]
     if last == 'grad_norm':
-        return 'gradient norm'
+        return GRAD_NORM
     if last == 'amp_scale':
-        return 'loss scale'
+        return LOSS_SCALE
     if last == 'lr':
-        return 'learning rate'
-    return 'loss' if 'loss' in last and 'scale' not in last else ''
+        return LR
+    return LOSS if 'loss' in last and 'scale' not in last else ''
 
 
 def factor_of(key: str) -> str:
@@ -99,7 +101,10 @@ def cut(curves: Dict[str, Curve], iter_: int) -> None:
 
 
 def scalars_of(part: Part) -> Path:
-    """Without a name of its own, the file is called as the folder."""
+    """Return the file of the scalars that belong to a process start.
+
+    A file without a name of its own is called as its folder.
+    """
     folder = part.path.absolute().parents[1]
     path = folder / 'vis_data' / 'scalars.json'
     other = folder / 'vis_data' / f'{folder.name}.json'

@@ -1,11 +1,12 @@
 import math
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
-from mmnanguard.core import Cause
+from mmnanguard.core import Autopsy, Cause
 from mmnanguard.core.rows.halt_story import ADVICE
+from mmnanguard.core.rows.remedy_row import FP32, RemedyRow
 
 from .findings import Finding
-from .row_text import autopsy_of, command_of
+from .row_text import command_of
 from .summary import Row, Summary
 
 __all__ = ['Step', 'next_steps', 'quoted', 'remedied', 'tell_culprit']
@@ -93,9 +94,9 @@ def run_in_fp32(summary: Summary) -> List[Step]:
             )
         ]
     cured = [
-        str(row.get('module'))
-        for row in summary.others.get('autopsy', ())
-        if row.get('remedy') == 'fp32' and row.get('module')
+        autopsy.module
+        for autopsy in summary.records(Autopsy)
+        if autopsy.remedy == FP32 and autopsy.module
     ]
     names = list(dict.fromkeys(cured))
     if not names:
@@ -111,9 +112,9 @@ def run_in_fp32(summary: Summary) -> List[Step]:
 
 
 def remedied(summary: Summary) -> List[str]:
-    """Modules that run in float32 since autopsies asked for it."""
-    rows = summary.others.get('remedy', ())
-    return list(dict.fromkeys(str(row.get('module')) for row in rows))
+    """Return the modules that run in float32 since an autopsy advised it."""
+    names = [remedy.module for remedy in summary.records(RemedyRow)]
+    return list(dict.fromkeys(names))
 
 
 def quoted(names: Sequence[str]) -> str:
@@ -201,7 +202,7 @@ def tell_culprit(summary: Summary, trouble: Finding) -> str:
 
 
 def tell_module(row: Row) -> str:
-    found = autopsy_of(row)
+    found = Autopsy.from_row(row)
     made = 'gives NaN' if math.isnan(found.output_absmax) else 'overflows'
     where = ', '.join(
         filter(None, (found.module_type, found.op, found.source))

@@ -1,3 +1,5 @@
+"""Everything that is known of one run, read from its files."""
+
 import shlex
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -5,6 +7,8 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from mmnanguard.core import GuardConfigError
+from mmnanguard.core.rows.event_files import EVENTS_FILE, log_dir_of
+from mmnanguard.core.rows.read_row import sentence_of
 
 from .assessment import Assessment, judge
 from .read_events import (
@@ -15,7 +19,6 @@ from .read_events import (
     work_dirs_below,
 )
 from .read_scalars import Curve, read_scalars, scalars_of
-from .row_text import tell
 from .summarize import MAX_KEPT, summarize
 from .summary import Row, Summary
 
@@ -25,14 +28,14 @@ OnProgress = Callable[[int, int], None]
 STEP = 2**22  # bytes between two calls of it
 
 NO_EVENTS = (
-    '{} has no <timestamp>/nanguard/events.jsonl, so that there is nothing to '
+    f'{{}} has no <timestamp>/{EVENTS_FILE}, so that there is nothing to '
     'report: the guard was not attached, or tells nobody. Train with '
     'python -m mmnanguard train CONFIG --guard full, or add '
     "default_hooks=dict(nan_guard=dict(type='mmnanguard.NanGuardHook'), "
     "event_log=dict(type='mmnanguard.EventLogHook')) to the config."
 )
 RUNS_BELOW = (
-    '{} has no <timestamp>/nanguard/events.jsonl. Give the work dir of a run; '
+    f'{{}} has no <timestamp>/{EVENTS_FILE}. Give the work dir of a run; '
     'runs are below it: {}'
 )
 MAX_BELOW = 5  # that are named
@@ -44,7 +47,7 @@ NO_ROWS = (
 
 @dataclass(frozen=True)
 class RunReport:
-    """All that is known of one run.
+    """Everything that is known of one run.
 
     Attributes:
         path: Its work dir or file, as it was given.
@@ -62,10 +65,10 @@ class RunReport:
 
     @property
     def name(self) -> str:
-        """For headings: the folder, and the run's own name."""
+        """Folder and name of the run, for headings."""
         path = Path(self.path).absolute()
-        if path.is_file() and path.parent.name == 'nanguard':
-            path = path.parents[1]
+        if path.as_posix().endswith(f'/{EVENTS_FILE}'):
+            path = log_dir_of(path)
         return f'{path.name} ({self.summary.run})'
 
     @property
@@ -85,7 +88,7 @@ class RunReport:
 
     @property
     def progress(self) -> str:
-        """How far it came, and when that was written."""
+        """Last iteration, state, and time of the last row, in words."""
         of_all = self.summary.max_iters
         known = f'iteration {self.summary.last_iter:,}'
         if of_all is not None:
@@ -98,7 +101,7 @@ class RunReport:
         return f'{known}, {story}; last written {self.written:%F %T} UTC'
 
     def to_dict(self) -> Dict[str, Any]:
-        """Builtins; non-finite numbers are floats."""
+        """Return builtins; non-finite numbers are floats."""
         summary = self.summary
         culprits = {
             'parameters': summary.parameters,
@@ -131,7 +134,7 @@ class RunReport:
 
 
 def with_text(row: Any) -> Dict[str, Any]:
-    return {**row, 'text': tell(row)}
+    return {**row, 'text': sentence_of(row)}
 
 
 def load_run(

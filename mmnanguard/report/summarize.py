@@ -1,7 +1,12 @@
 from array import array
 from collections import deque
 from dataclasses import replace
-from typing import Any, Counter, Deque, Dict, Iterable, List, Tuple
+from typing import Any, Counter, Deque, Dict, Iterable, List, Sequence, Tuple
+
+from mmnanguard.core import Autopsy
+from mmnanguard.core.rows.input_row import InputRow
+from mmnanguard.core.rows.read_row import record_of
+from mmnanguard.core.rows.start_row import StartRow
 
 from .downsample import EvenSample, Tally
 from .summary import ROUTINE, Culprit, Episode, Row, Summary
@@ -70,20 +75,19 @@ class Reader:
         if kind == 'update':
             name = self._add_update(row)
         elif kind == 'start':
-            self._starts.append(row)
-            summary.run = str(row.get('run', ''))
-            summary.max_iters = row.get('max_iters', summary.max_iters)
-            summary.halt = None
+            self._add_start(row)
         elif kind == 'halt':
             summary.halt = row
-        elif kind == 'autopsy':
-            self._add_autopsy(row)
-        elif kind == 'input':
-            self._name_samples(row, 'input_nonfinite')
+        else:
+            self._name_culprits(row)
         self._keep(row, (kind, str(row.get('cause', '')), name))
 
     def _add_update(self, row: Row) -> str:
-        """The name of the parameter that is blamed first."""
+        """Count an update; return the parameter that is blamed first.
+
+        The row is read as it stands, for causes and actions of another
+        version count as well.
+        """
         summary = self._so_far
         iter_, cause = int(row.get('iter') or 0), str(row.get('cause'))
         action = str(row.get('action'))
@@ -120,18 +124,31 @@ class Reader:
             self._blameless.setdefault(cause, Culprit()).blame(cause, iter_)
         return ''
 
-    def _add_autopsy(self, row: Row) -> None:
-        if row.get('phase') in ('forward', 'loss', 'backward'):
-            name = str(row.get('module') or row.get('module_type'))
-            culprit = self._modules.setdefault(name, Culprit(name))
-            culprit.blame(str(row.get('op')), self._iter_of(row))
-        self._name_samples(row, str(row.get('phase')))
+    def _add_start(self, row: Row) -> None:
+        start, summary = StartRow.from_row(row), self._so_far
+        self._starts.append(row)
+        summary.run = start.run
+        if start.max_iters is not None:
+            summary.max_iters = start.max_iters
+        summary.halt = None
 
-    def _name_samples(self, row: Row, cause: str) -> None:
-        for name in map(str, row.get('samples') or ()):
+    def _name_culprits(self, row: Row) -> None:
+        """Count the modules and samples that a row names."""
+        record, iter_ = record_of(row), self._iter_of(row)
+        samples: Sequence[str] = ()
+        cause = ''
+        if isinstance(record, Autopsy):
+            samples, cause = record.samples, record.phase
+            if record.phase in ('forward', 'loss', 'backward'):
+                name = record.module or record.module_type
+                culprit = self._modules.setdefault(name, Culprit(name))
+                culprit.blame(record.op, iter_)
+        elif isinstance(record, InputRow):
+            samples, cause = record.samples, 'input_nonfinite'
+        for name in samples:
             if name in self._named or len(self._named) < MAX_SAMPLES:
                 culprit = self._named.setdefault(name, Culprit(name))
-                culprit.blame(cause, self._iter_of(row))
+                culprit.blame(cause, iter_)
 
     def _iter_of(self, row: Row) -> Any:
         """A row may say only to which update it is joined."""

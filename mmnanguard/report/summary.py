@@ -2,14 +2,15 @@
 
 from array import array
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Dict, List, Optional, Tuple, Type, TypeVar
 
 from mmnanguard.core import Cause
+from mmnanguard.core.rows.read_row import record_of
+from mmnanguard.core.rows.row_record import Row, RowRecord
 
 __all__ = ['ROUTINE', 'Culprit', 'Episode', 'Row', 'Summary']
 
-Row = Mapping[str, Any]
-
+R = TypeVar('R', bound=RowRecord)
 ROUTINE = Cause.SCALE_OVERFLOW.value
 
 
@@ -125,3 +126,12 @@ class Summary:
     events: Tuple[Row, ...] = ()
     num_kinds: Dict[str, int] = field(default_factory=dict)
     others: Dict[str, List[Row]] = field(default_factory=dict)
+
+    def records(self, record: Type[R]) -> List[R]:
+        """Return the rows of one kind, other than 'update' and 'start'.
+
+        Rows that cannot be read as such a record are left out.
+        """
+        rows = self.others.get(record.KIND, ())
+        records = [record_of(row) for row in rows]
+        return [item for item in records if isinstance(item, record)]

@@ -1,8 +1,12 @@
+"""The report as text in a terminal."""
+
 from typing import Any, List, Sequence
 
 from mmnanguard.core import GuardConfigError
+from mmnanguard.core.rows.read_row import sentence_of
 
-from .row_text import command_of, tell
+from .panels import FOLLOWED, PANELS
+from .row_text import command_of
 from .run_report import RunReport
 
 __all__ = ['print_reports']
@@ -13,8 +17,9 @@ Rows = List[List[Any]]
 
 
 def print_reports(reports: Sequence[RunReport]) -> None:
-    """The same as the page, without its curves, on stdout; without colors and
-    160 columns wide where that is no terminal.
+    """Print what the page shows, without its curves.
+
+    Where stdout is no terminal, without colors and 160 columns wide.
 
     Raises:
         GuardConfigError: Without rich.
@@ -63,7 +68,7 @@ def print_reports(reports: Sequence[RunReport]) -> None:
 
 
 def tables_of(report: RunReport) -> List[Any]:
-    """Title, columns and rows of each."""
+    """Return title, columns and rows of each table."""
     summary = report.summary
     names = ('first', 'last')
     causes: Rows = [
@@ -83,16 +88,21 @@ def tables_of(report: RunReport) -> List[Any]:
         for one in summary.samples
     ]
     others: Rows = [
-        [row['iter'], row.get('kind'), tell(row) + below(command_of(row))]
+        [
+            row['iter'],
+            row.get('kind'),
+            sentence_of(row) + below(command_of(row)),
+        ]
         for row in summary.events
         if row.get('kind') != 'update'
     ]
+    followed = PANELS[FOLLOWED].title.capitalize()
     return [
         ('Updates by cause', ('cause', 'updates', *names), causes),
         ('Parameters', ('name', 'rejected', 'routine', *names), params),
         ('Modules', ('name', 'autopsies', 'first', 'operations'), modules),
         ('Samples', ('name', 'named', 'batches', 'found by'), samples),
-        ('What followed', ('iteration', 'kind', 'what'), others),
+        (followed, ('iteration', 'kind', 'what'), others),
     ]
 
 
@@ -105,7 +115,7 @@ def below(code: str) -> str:
 
 
 def plain(value: Any) -> str:
-    """What a name holds must not steer the terminal."""
+    """Escape control characters, so that no name steers the terminal."""
     text = '' if value is None else str(value)
     return ''.join(
         c if c.isprintable() or c == '\n' else ascii(c)[1:-1] for c in text

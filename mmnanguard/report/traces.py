@@ -1,13 +1,25 @@
+"""The traces of each panel of a run's figure, as plotly.js takes them."""
+
 from array import array
 from bisect import bisect_right
 from html import escape
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 from mmnanguard.core.checks import is_finite_number
+from mmnanguard.core.rows.json_numbers import parse_number
 
 from .downsample import Points, count_by_bin, downsample_curve
-from .read_scalars import FACTOR, PANELS, Curve, factor_of, panel_of
-from .row_text import as_number
+from .panels import (
+    FOLLOWED,
+    GRAD_NORM,
+    LOSS,
+    LOSS_SCALE,
+    LR,
+    OF_SCALARS,
+    PANELS,
+    REJECTED,
+)
+from .read_scalars import FACTOR, Curve, factor_of, panel_of
 from .run_report import RunReport
 from .summary import Row
 
@@ -38,32 +50,32 @@ MARKS = {
 }
 HUGE = 1e30  # no axis can show it beside others
 NUM_BINS = 120
-FIELDS = {'loss': 'loss', 'gradient norm': 'grad_norm'}
+FIELDS = {LOSS: 'loss', GRAD_NORM: 'grad_norm'}  # of an update's row
 Trace = Dict[str, Any]
 
 
 def traces_of(report: RunReport, end: int) -> Dict[str, List[Trace]]:
-    """By panel, top down; only panels that have something to show."""
+    """Return the traces by panel, top down, without empty panels."""
     updates = [
         row
         for row in report.summary.events
         if row.get('kind') == 'update' and row['iter'] is not None
     ]
     panels: Dict[str, List[Trace]] = {}
-    for panel in PANELS:
+    for panel in OF_SCALARS:
         curves = {
             key: curve
             for key, curve in report.curves.items()
             if panel_of(key) == panel
         }
-        if panel == 'learning rate':
+        if panel == LR:
             curves = dict(used_rate(key, report.curves) for key in curves)
         traces = curves_of(panel, curves, updates)
         if panel in FIELDS:
             traces += markers_of(FIELDS[panel], traces, updates)
         panels[panel] = traces
-    panels['rejected'] = bars_of(report, end)
-    panels['what followed'] = marks_of(report.summary.events)
+    panels[REJECTED] = bars_of(report, end)
+    panels[FOLLOWED] = marks_of(report.summary.events)
     return {panel: traces for panel, traces in panels.items() if traces}
 
 
@@ -75,12 +87,13 @@ def curves_of(
         key: downsample_curve(curve.iters, curve.values)
         for key, curve in curves.items()
     }
-    if panel == 'loss scale' and len(points) < 2:
-        key = next(iter(points), panel)
+    title = PANELS[panel].title
+    if panel == LOSS_SCALE and len(points) < 2:
+        key = next(iter(points), title)
         points = {key: merged(points.get(key, ([], [])), scales_of(updates))}
-    if panel == 'learning rate' and not points:
-        points = {panel: rates_of(updates)}
-    names = sorted(points, key=lambda key: (key != 'loss', key))
+    if panel == LR and not points:
+        points = {title: rates_of(updates)}
+    names = sorted(points, key=lambda key: (key != LOSS, key))
     return [
         {
             'type': 'scatter',
@@ -90,13 +103,13 @@ def curves_of(
             'name': escape(name),
             # Rates that are not those of the log say so.
             'showlegend': name.endswith(FACTOR)
-            or (panel == 'loss' and len(names) > 1),
+            or (panel == LOSS and len(names) > 1),
             # The parts of a loss can be switched on.
-            'visible': 'legendonly' if number and panel == 'loss' else True,
+            'visible': 'legendonly' if number and panel == LOSS else True,
             'line': {
                 'color': LINES[number % len(LINES)],
                 'width': 1.5,
-                'shape': 'hv' if panel == 'loss scale' else 'linear',
+                'shape': 'hv' if panel == LOSS_SCALE else 'linear',
             },
             'hovertemplate': f'iteration %{{x:,}}<br>{escape(name)} '
             '%{y:.5g}<extra></extra>',
@@ -154,7 +167,7 @@ def markers_of(
     finite or higher.
     """
     drawn = [y for trace in curves[:1] for y in trace['y'] if y is not None]
-    values = [as_number(row.get(field)) for row in updates]
+    values = [parse_number(row.get(field)) for row in updates]
     finite = [v for v in values if is_finite_number(v) and abs(v) < HUGE]
     if not drawn and not finite:
         return []

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from mmnanguard.core import Action, BadTensor, Cause, GuardEvent
-from mmnanguard.core.rows.guard_event import to_json
+from mmnanguard.core.rows.json_numbers import to_json
 
 WEIGHT = 'backbone.patch_embed.projection.weight'
 BAD = BadTensor(WEIGHT, 'gradient', 'nan', 12, 4704, -0.03, 0.02, 'float32')

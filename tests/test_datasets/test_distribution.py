@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from mmnanguard.core.rows.guard_event import to_json
+from mmnanguard.core.rows.json_numbers import to_json
 from mmnanguard.datasets.audit_report import draw
 from mmnanguard.datasets.distribution import MAX_POINTS, distribution, summary
 

@@ -10,11 +10,13 @@ from docs_shell import ROOT, parser_of
 
 from mmnanguard import apply_guard
 from mmnanguard.core import Divergence, GuardPolicy, LrBackoff, SpikePolicy
+from mmnanguard.core.clipping.clip_rule import config_keys
 from mmnanguard.hooks.drill.fault import Fault
 from mmnanguard.numerics import GuardedGradScaler
-from mmnanguard.optim.clip_grad import KEYS, MEMORY, RULES
+from mmnanguard.optim.clip_grad import MMENGINE_KEYS, OWN_RULES
 from mmnanguard.registry import (
     CHECKS,
+    CLIPS,
     DATASETS,
     HOOKS,
     MODELS,
@@ -37,6 +39,7 @@ REGISTERED = {
     cls
     for registry in (
         CHECKS,
+        CLIPS,
         DATASETS,
         HOOKS,
         MODELS,
@@ -47,7 +50,7 @@ REGISTERED = {
     for cls in registry.module_dict.values()
     if cls.__module__.startswith('mmnanguard.')
 }
-OWNERS = {cls.__name__: cls for cls in {*REGISTERED, *RULES.values()}}
+OWNERS = {cls.__name__: cls for cls in REGISTERED}
 OWNERS.update(
     {
         'The policy': GuardPolicy,
@@ -69,6 +72,13 @@ TOOLS = [
     if 'argparse.ArgumentParser(' in path.read_text()
 ]
 
+# What rules of clip_grad remember is no key of their config.
+STATE = {
+    field.name
+    for rule in OWN_RULES
+    for field in dataclasses.fields(rule)
+    if field.name not in config_keys(rule)
+}
 # Defaults that depend on the machine, or are too long for a table.
 IN_WORDS = {
     ('tools/replay.py', '--device'): 'cuda or cpu',
@@ -94,7 +104,7 @@ def test_each_key_is_there_with_its_default(heading):
     defaults = {
         each.name: written(each.default)
         for each in parameters
-        if each.name not in ('device', 'others', *MEMORY)
+        if each.name not in ('device', 'others', *STATE)
     }
     if heading == 'TieredClip':  # which refuses its own default
         defaults['tiers'] = 'needed'
@@ -106,7 +116,7 @@ def test_no_section_is_about_what_is_not_there():
     assert set(SECTIONS) == {*OWNERS, *TOOLS, *others}
     assert {key for key, *_ in SECTIONS["MMEngine's own"]} == {
         'type',
-        *itertools.chain(*KEYS.values()),
+        *itertools.chain(*MMENGINE_KEYS.values()),
     }
 
 

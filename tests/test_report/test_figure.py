@@ -1,9 +1,17 @@
 """The curves show what was, on axes that can be read."""
 
-from event_rows import start, write_events, write_scalars
+import re
+from pathlib import Path
 
+from event_rows import remedy, start, update, write_events, write_scalars
+
+from mmnanguard import report
 from mmnanguard.report import load_run
 from mmnanguard.report.figure import draw
+from mmnanguard.report.panels import PANELS
+from mmnanguard.report.traces import traces_of
+
+PAGE = Path(report.__file__).with_name('template') / 'page.js'
 
 
 def figure(folder, scalars, rows=()):
@@ -42,3 +50,44 @@ def test_each_optimizer_has_its_factor(tmp_path):
         False,
         True,
     ]
+
+
+def run_with_all_panels(folder):
+    write_events(folder / '1', [start(), update(2, name='head'), remedy(2)])
+    row = {'loss': 1.0, 'grad_norm': 1.0, 'lr': 0.1, 'guard/amp_scale': 8.0}
+    scalars = [dict(row, iter=iter_) for iter_ in (1, 2)]
+    write_scalars(folder / '1', scalars)
+    return load_run(str(folder))
+
+
+def test_a_title_stands_in_one_place(tmp_path, monkeypatch):
+    """Renaming it changes the text beside an axis and nothing else."""
+    run = run_with_all_panels(tmp_path)
+    before = draw(run)
+    assert list(traces_of(run, 2)) == list(PANELS)
+    for name, panel in PANELS.items():
+        renamed = panel._replace(title=f'renamed {name}')
+        monkeypatch.setitem(PANELS, name, renamed)
+    after = draw(run)
+    panels = after['layout']['meta']['panels']
+    assert list(panels.values()) == list(PANELS)
+    for axis, name in panels.items():
+        title = after['layout'][axis]['title']
+        assert title['text'] == f'renamed {name}'
+        title['text'] = before['layout'][axis]['title']['text']
+    assert after == before
+
+
+def test_the_page_knows_panels_by_identifier_only():
+    script = PAGE.read_text()
+    for name, panel in PANELS.items():
+        if panel.title != name:
+            assert panel.title not in script.lower(), panel.title
+    compared = re.findall(r"panel [!=]== '(\w+)'", script)
+    compared += re.findall(r"meta\.panels\.\w+ === '(\w+)'", script)
+    assert set(compared) == {'rejected', 'loss_scale', 'followed', 'loss'}
+    shown = re.findall(r'data\.titles\.(\w+)', script)
+    (listed,) = re.findall(r'\[([^]]*)\]\.map\(\(panel\)', script)
+    shown += re.findall(r"'(\w+)'", listed)
+    assert {*compared, *shown} <= set(PANELS)
+    assert 'title.text' not in script

@@ -27,7 +27,7 @@ from laptop import laptop
 
 import mmnanguard
 from mmnanguard.core import GuardConfigError
-from mmnanguard.core.rows.guard_event import to_json
+from mmnanguard.core.rows.json_numbers import to_json
 from mmnanguard.report import RunReport, load_run, print_reports, write_page
 from mmnanguard.report.assessment import judge
 from mmnanguard.report.page import section

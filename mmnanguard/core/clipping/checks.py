@@ -15,22 +15,31 @@ __all__ = [
 CLIP_GRAD = 'optim_wrapper.clip_grad'
 
 
-def check_clip(is_right: bool, key: str, value: Any, allowed: str) -> None:
-    """See :func:`check_value`; ``key`` is one of ``clip_grad``."""
+def check_clip(is_right: bool, key: str, value: object, allowed: str) -> None:
+    """Refuse a value of ``clip_grad``, as :func:`check_value` does."""
     check_value(is_right, f'{CLIP_GRAD}.{key}', value, allowed)
 
 
 def check_positive(key: str, value: Any, otherwise: str = '') -> None:
+    """Refuse a value that is not a finite number above 0.
+
+    Args:
+        key: Key of ``clip_grad``.
+        value: Value to be checked.
+        otherwise: Words for what else is allowed, such as ', or None'.
+    """
     is_right = is_finite_number(value) and value > 0
     check_clip(is_right, key, value, f'a finite number above 0{otherwise}')
 
 
-def check_count(key: str, value: Any, least: int) -> None:
+def check_count(key: str, value: object, least: int) -> None:
+    """Refuse a value that is not an integer of at least ``least``."""
     allowed = f'an integer of at least {least}'
     check_clip(is_count(value, least), key, value, allowed)
 
 
 def check_norm_type(value: Any) -> None:
+    """Refuse a norm type that is not a number above 0."""
     check_clip(
         is_number(value) and value > 0,
         'norm_type',

@@ -1,3 +1,5 @@
+"""The running mean and variance of norms, as ZClip needs them."""
+
 import math
 from dataclasses import dataclass, replace
 from typing import Any, Dict, Mapping, Optional, Tuple
@@ -10,9 +12,10 @@ class NormMoments:
     """Running mean and variance of norms.
 
     Attributes:
-        first: Norms of the warm-up, until there is a mean.
+        first: Norms of the warm-up; empty once there is a mean.
         mean: None during the warm-up, then positive.
-        var: Exponentially weighted, about the mean of its time.
+        var: Exponentially weighted variance; each norm's deviation is from
+            the mean at that time.
     """
 
     first: Tuple[float, ...] = ()
@@ -20,16 +23,16 @@ class NormMoments:
     var: float = 0.0
 
     def after(self, norm: float, alpha: float, warmup: int) -> 'NormMoments':
-        """With one norm more.
+        """Return the moments with one norm more.
 
         Args:
             norm: Positive and finite.
             alpha: Weight of the past.
-            warmup: Norms that the first mean is taken of.
+            warmup: Number of norms that the first mean is taken of.
         """
         if self.mean is not None:
             mean = alpha * self.mean + (1 - alpha) * norm
-            # About the new mean, as the authors' code has it.
+            # The deviation is from the new mean, as in the authors' code.
             var = alpha * self.var + (1 - alpha) * (norm - mean) ** 2
             return replace(self, mean=mean, var=var)
         first = (*self.first, norm)
@@ -40,11 +43,12 @@ class NormMoments:
         return NormMoments((), mean, var)
 
     def to_dict(self) -> Dict[str, Any]:
+        """Return the moments in Python's own types."""
         return {'first': list(self.first), 'mean': self.mean, 'var': self.var}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> 'NormMoments':
-        """Read ``to_dict``; missing keys keep defaults, others are ignored."""
+        """Read the result of ``to_dict``; missing keys get defaults."""
         return cls(
             tuple(saved.get('first', ())),
             saved.get('mean'),

@@ -1,4 +1,4 @@
-"""Clip rules that need only numbers: a norm in, a coefficient out."""
+"""The clip rules that a config names and that need only numbers."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -6,78 +6,14 @@ from typing import Any, Dict, Mapping, Optional, Tuple
 
 from ..checks import is_finite_number, is_number
 from .checks import check_clip, check_count, check_norm_type, check_positive
+from .clip_rule import ClipRule, NormClip
 from .moments import NormMoments
 from .window import SortedWindow
 
-__all__ = ['AutoClip', 'ClipRule', 'NoClip', 'NormClip', 'TieredClip', 'ZClip']
+__all__ = ['AutoClip', 'TieredClip', 'ZClip']
 
-# Squares of what is remembered stay finite.
+# Larger norms are not remembered, so that the squares of norms stay finite.
 LARGEST = 1e150
-
-
-class ClipRule:
-    """What all rules have in common; those that remember override it.
-
-    A rule is a value: it never changes, a commit replaces it by the next.
-
-    Attributes:
-        norm_type: Of the norm that it asks for.
-    """
-
-    norm_type: float
-
-    def __call__(self, norm: float) -> float:
-        """A factor in (0, 1], for a finite unscaled norm."""
-        raise NotImplementedError
-
-    def after(self, norm: float) -> 'ClipRule':
-        """The rule for the next update.
-
-        Args:
-            norm: Of an update that was committed, unscaled, before clipping.
-        """
-        return self
-
-    def to_dict(self) -> Dict[str, Any]:
-        """Its type and what it remembers, in builtins."""
-        return {'type': type(self).__name__}
-
-    def with_state(self, saved: Mapping[str, Any]) -> 'ClipRule':
-        """This rule with what ``to_dict`` saved; afresh where that is {}."""
-        return self
-
-
-@dataclass(frozen=True)
-class NoClip(ClipRule):
-    """Gradients pass as they are."""
-
-    norm_type: float = 2.0
-
-    def __call__(self, norm: float) -> float:
-        return 1.0
-
-    def __str__(self) -> str:
-        return 'no clipping'
-
-
-@dataclass(frozen=True)
-class NormClip(ClipRule):
-    """The coefficient of ``torch.nn.utils.clip_grad_norm_``.
-
-    Attributes:
-        max_norm: Of all gradients together, inclusive.
-        norm_type: Positive, or inf for the largest absolute element.
-    """
-
-    max_norm: float
-    norm_type: float = 2.0
-
-    def __call__(self, norm: float) -> float:
-        # The 1e-6 is PyTorch's own, kept so that results agree with it.
-        return min(1.0, self.max_norm / (norm + 1e-6))
-
-    def __str__(self) -> str:
-        return f'clip_grad max_norm={self.max_norm:g}'
 
 
 @dataclass(frozen=True)
@@ -86,8 +22,8 @@ class TieredClip(ClipRule):
 
     Attributes:
         tiers: Pairs (above, max_norm), in any order: a norm above the
-            first number, exclusive, and in no higher tier, is clipped to
-            the second as ``NormClip`` does it. A norm in no tier passes.
+            first number (exclusive), and in no higher tier, is clipped to
+            the second, as ``NormClip`` clips. A norm in no tier passes.
         norm_type: As in ``NormClip``.
     """
 
@@ -130,11 +66,11 @@ class TieredClip(ClipRule):
         return 1.0
 
     def jumps(self) -> Tuple[Tuple[float, float, float], ...]:
-        """Where a norm just above a tier's edge keeps more than one on it.
+        """Return the edges at which a larger norm is clipped to more.
 
         Returns:
-            Of each such edge, that edge, what a norm just above it is clipped
-            to, and what one on the edge is clipped to.
+            One triple (edge, above, below) for each of them. A norm just
+            above the edge is clipped to ``above``, a norm on it to ``below``.
         """
         lower = [*(max_norm for _, max_norm in self.tiers[1:]), math.inf]
         return tuple(
@@ -154,11 +90,12 @@ class AutoClip(ClipRule):
 
     Attributes:
         percentile: In [0, 100), interpolated linearly.
-        window: Norms that it is taken of, the last ones; at least 2.
-        warmup: Commits before the first that may be clipped.
+        window: Number of latest norms that the percentile is taken of; at
+            least 2.
+        warmup: Commits before the first update that may be clipped.
         norm_type: As in ``NormClip``.
-        past: Norms of the last ``window`` - 1 commits. A norm of 0 is not
-            among them: a percentile of 0 would end training.
+        past: Norms of the last ``window`` - 1 commits. A norm of 0 is left
+            out: a percentile of 0 would end training.
 
     References:
         Seetharaman, Wichern, Pardo, Le Roux, AutoClip: Adaptive Gradient
@@ -170,7 +107,9 @@ class AutoClip(ClipRule):
     window: int = 1000
     warmup: int = 0
     norm_type: float = 2.0
-    past: SortedWindow = field(default_factory=SortedWindow)
+    past: SortedWindow = field(
+        default_factory=SortedWindow, metadata=ClipRule.STATE
+    )
 
     def __post_init__(self) -> None:
         check_clip(
@@ -201,7 +140,7 @@ class AutoClip(ClipRule):
         return replace(self, past=self.past.after(norm, self.window - 1))
 
     def to_dict(self) -> Dict[str, Any]:
-        return {**super().to_dict(), 'norms': list(self.past.row)}
+        return {'type': type(self).__name__, 'norms': list(self.past.row)}
 
     def with_state(self, saved: Mapping[str, Any]) -> 'AutoClip':
         norms = filter(is_memorable, saved.get('norms', ()))
@@ -217,14 +156,15 @@ class ZClip(ClipRule):
 
     With their running mean and deviation, a norm whose z-score is above the
     threshold is clipped to mean + z_threshold**2 * deviation / z: the
-    farther out, the nearer to the mean. What it was clipped to, not the
-    outlier, enters the statistics.
+    farther out, the nearer to the mean. The clipped norm, not the outlier,
+    enters the statistics.
 
     Attributes:
         alpha: Weight of the past in mean and variance, in (0, 1).
         z_threshold: Above 0.
-        warmup: Commits whose plain mean and variance the statistics start
-            from; in these only ``max_norm`` clips.
+        warmup: Number of first commits. The statistics start from the plain
+            mean and variance of their norms; until then only ``max_norm``
+            clips.
         max_norm: Upper limit at all times; None means no such limit.
         eps: Added to the deviation in the z-score; above 0.
         norm_type: As in ``NormClip``.
@@ -242,7 +182,9 @@ class ZClip(ClipRule):
     max_norm: Optional[float] = 1.0
     eps: float = 1e-6
     norm_type: float = 2.0
-    past: NormMoments = field(default_factory=NormMoments)
+    past: NormMoments = field(
+        default_factory=NormMoments, metadata=ClipRule.STATE
+    )
 
     def __post_init__(self) -> None:
         is_share = is_number(self.alpha) and 0 < self.alpha < 1
@@ -261,7 +203,7 @@ class ZClip(ClipRule):
         return 1.0 if norm <= limit else limit / norm
 
     def effective(self, norm: float) -> float:
-        """The norm itself, or what an outlier is clipped to."""
+        """Return the norm, or the limit that an outlier is clipped to."""
         if self.past.mean is None:
             return norm
         deviation = math.sqrt(self.past.var)
@@ -277,7 +219,7 @@ class ZClip(ClipRule):
         return replace(self, past=past)
 
     def to_dict(self) -> Dict[str, Any]:
-        return {**super().to_dict(), **self.past.to_dict()}
+        return {'type': type(self).__name__, **self.past.to_dict()}
 
     def with_state(self, saved: Mapping[str, Any]) -> 'ZClip':
         return replace(self, past=NormMoments.from_dict(saved))
@@ -287,5 +229,6 @@ class ZClip(ClipRule):
 
 
 def is_memorable(norm: float) -> bool:
-    """Written so that NaN is not."""
+    """Whether a norm may enter the statistics."""
+    # Written so that NaN is refused.
     return 0 < norm <= LARGEST

@@ -1,3 +1,5 @@
+"""A window of recent numbers that is kept in order, for percentiles."""
+
 from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass
 from typing import Iterable, Tuple
@@ -7,13 +9,14 @@ __all__ = ['SortedWindow']
 
 @dataclass(frozen=True)
 class SortedWindow:
-    """The last of a row of numbers, and the same in order.
+    """The latest numbers of a series, by age and by size.
 
-    Kept in order because sorting them for each percentile would cost most.
+    They are kept in order because sorting them for each percentile would take
+    most of the time.
 
     Attributes:
-        row: Finite, oldest first.
-        ordered: The same, smallest first.
+        row: Finite numbers, oldest first.
+        ordered: The numbers of ``row``, smallest first.
     """
 
     row: Tuple[float, ...] = ()
@@ -21,12 +24,17 @@ class SortedWindow:
 
     @classmethod
     def of(cls, row: Iterable[float], size: int) -> 'SortedWindow':
-        """The last ``size`` of a row."""
+        """Build the window of the last ``size`` numbers of a series."""
         last = tuple(row)[-size:]
         return cls(last, tuple(sorted(last)))
 
     def after(self, value: float, size: int) -> 'SortedWindow':
-        """With one number more, and the oldest gone if it held ``size``."""
+        """Return the window with a number added.
+
+        Args:
+            value: The number to add.
+            size: Largest number of entries; beyond it the oldest is dropped.
+        """
         ordered = list(self.ordered)
         if len(self.row) == size:
             del ordered[bisect_left(ordered, self.row[0])]
@@ -34,11 +42,11 @@ class SortedWindow:
         return SortedWindow((*self.row, value)[-size:], tuple(ordered))
 
     def percentile(self, percent: float, extra: float) -> float:
-        """As ``numpy.percentile`` of the row and one number more.
+        """Compute ``numpy.percentile`` of the row and one number more.
 
         Args:
             percent: In [0, 100].
-            extra: As if it were in the row.
+            extra: Number that is counted as if it were in the row.
         """
         place = bisect_right(self.ordered, extra)
 

@@ -1,15 +1,17 @@
+"""The row of a rejected update that was run again."""
+
 import math
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Dict, Mapping, Optional, Tuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Mapping, Optional, Tuple
+
+from .row_record import RowRecord
 
 __all__ = ['Autopsy']
 
-SCHEMA = 1
-
 
 @dataclass(frozen=True)
-class Autopsy:
-    """What a replay of a rejected update found; one row of the event log.
+class Autopsy(RowRecord):
+    """The findings of a replay of a rejected update.
 
     Attributes:
         id: Of the event.
@@ -36,7 +38,9 @@ class Autopsy:
         outputs: Range of the output of each top-level child.
     """
 
-    id: str
+    KIND: ClassVar[str] = 'autopsy'
+
+    id: str = ''
     phase: str = ''
     module: str = ''
     module_type: str = ''
@@ -56,36 +60,31 @@ class Autopsy:
     remedy: str = ''
     outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def to_row(self) -> Dict[str, Any]:
-        row: Dict[str, Any] = {'schema': SCHEMA, 'kind': 'autopsy'}
-        row.update({f.name: getattr(self, f.name) for f in fields(self)})
-        return row
-
-    def replace(self, **changes: Any) -> 'Autopsy':
-        return replace(self, **changes)
-
     def line(self, iteration: int, is_compiled: bool = False) -> str:
-        """What the console shows; one line.
+        """Return the console line.
 
         Args:
             iteration: From 1.
             is_compiled: Training runs compiled code; a replay never does.
         """
-        start = f'Iter {iteration}: autopsy: '
+        return f'Iter {iteration}: autopsy: {self.sentence(is_compiled)}'
+
+    def sentence(self, is_compiled: bool = False) -> str:
+        """Return what the replay found; see :meth:`line`."""
         if not self.repeats and is_compiled:
             return (
-                f'{start}eager did not reproduce it: run again without '
+                'eager did not reproduce it: run again without '
                 'torch.compile, the update is finite; either the fault is '
                 'transient or the compiled code makes it'
             )
         if not self.repeats:
             return (
-                f'{start}run again, the update is finite: the fault is '
+                'run again, the update is finite: the fault is '
                 'transient, or in what a replay does not have (Python state, '
                 'hooks that change the batch or inject the fault)'
             )
         if not self.phase:
-            return f'{start}the fault repeats; where it begins was not seen'
+            return 'the fault repeats; where it begins was not seen'
         parts = [self._culprit()]
         if self.fp32_is_finite is not None:
             cure = 'finite' if self.fp32_is_finite else 'no better'
@@ -93,7 +92,7 @@ class Autopsy:
                 cure = 'finite, but not by this module alone'
             parts.append(f'in float32 it is {cure}')
         parts.append('it happens again when replayed')
-        return start + '; '.join(parts)
+        return '; '.join(parts)
 
     def _culprit(self) -> str:
         who = 'the batch'

@@ -1,18 +1,25 @@
-import json
+"""The row of an update that was not a plain step."""
+
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Dict, Mapping, Optional, Tuple
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Dict, Mapping, Optional, Tuple
 
 from ..bad_tensor import BadTensor
 from ..rules.verdict import Action, Cause
+from .json_numbers import to_jsonable
+from .row_record import RowRecord
 
-__all__ = ['GuardEvent', 'to_json']
+__all__ = ['GuardEvent']
 
-SCHEMA = 1
+# In a row they come first, in this order.
+FIRST_KEYS = (
+    *('schema', 'kind', 'id', 'run', 'attempt', 'time', 'iter', 'epoch'),
+    *('batch_idx', 'optimizer'),
+)
 
 
 @dataclass(frozen=True)
-class GuardEvent:
+class GuardEvent(RowRecord):
     """One update that was not a plain STEP; plain builtins only.
 
     The wrapper fills in what it knows; ``NanGuardHook`` adds the iteration's
@@ -45,6 +52,8 @@ class GuardEvent:
             ...}]}`` of a window, on all ranks, numbers from 1; the rest of
             the event is then about those. None if none was left out.
     """
+
+    KIND: ClassVar[str] = 'update'
 
     action: Action
     cause: Cause
@@ -81,41 +90,27 @@ class GuardEvent:
     def is_routine(self) -> bool:
         return self.cause is Cause.SCALE_OVERFLOW
 
-    def replace(self, **changes: Any) -> 'GuardEvent':
-        return replace(self, **changes)
-
     def to_row(self) -> Dict[str, Any]:
-        """A JSON-ready dict: enums are their names in lower case, non-finite
-        numbers are the strings 'nan', 'inf', '-inf'.
+        """Return a JSON-ready dict.
+
+        Enums are their names in lower case, non-finite numbers are the
+        strings 'nan', 'inf', '-inf'.
         """
-        row: Dict[str, Any] = {'schema': SCHEMA, 'kind': 'update'}
-        first = (
-            'id',
-            'run',
-            'attempt',
-            'time',
-            'iter',
-            'epoch',
-            'batch_idx',
-            'optimizer',
-            'action',
-            'cause',
-        )
-        for name in first:
-            row[name] = getattr(self, name)
-        for item in fields(self):
-            if item.name not in row:
-                row[item.name] = getattr(self, item.name)
+        row = super().to_row()
         row.update(
             action=self.action.value,
             cause=self.cause.value,
             params=[asdict(bad) for bad in self.params],
         )
-        return _jsonable(row)
+        keys = [*FIRST_KEYS, *(key for key in row if key not in FIRST_KEYS)]
+        return to_jsonable({key: row[key] for key in keys})
 
     def line(self) -> str:
-        """What the console shows; one line."""
+        """Return the console line."""
         where = '' if self.optimizer == 'default' else f' ({self.optimizer})'
+        return f'Iter {self.iter}{where}: {self.sentence()}'
+
+    def sentence(self) -> str:
         parts = [f'{self._blame()}; {self._done()}']
         if self.samples:
             more = len(self.samples) - 1
@@ -123,12 +118,12 @@ class GuardEvent:
                 f'samples: {self.samples[0]}'
                 + (f' and {more} more' if more else '')
             )
-        return f'Iter {self.iter}{where}: ' + '; '.join(parts)
+        return '; '.join(parts)
 
     def _blame(self) -> str:
         """Names the tensor, its kind and how many were bad."""
         name = f"'{self.params[0].name}'" if self.params else 'a parameter'
-        kind = _KINDS[self.params[0].kind] if self.params else 'bad'
+        kind = self.params[0].kind_in_words if self.params else 'bad'
         more = len(self.params) - 1
         of_all = f'{self.num_bad_params} of {self.num_params} tensors'
         if self.cause is Cause.WEIGHT_NONFINITE:
@@ -208,21 +203,3 @@ class GuardEvent:
             skips = 'skip' if self.consecutive_skips == 1 else 'skips'
             parts.append(f'{self.consecutive_skips} {skips} in a row')
         return ', '.join(parts)
-
-
-_KINDS = {'nan': 'NaN', 'inf': 'Inf', 'huge': 'huge'}
-
-
-def to_json(row: Mapping[str, Any]) -> str:
-    """One line of strict JSON (RFC 8259 has no NaN and no Infinity)."""
-    return json.dumps(_jsonable(row), allow_nan=False, ensure_ascii=False)
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return 'nan' if math.isnan(value) else ('inf' if value > 0 else '-inf')
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
-    return value

@@ -1,7 +1,7 @@
 from dataclasses import replace
 from typing import Callable
 
-from ..clipping.rules import NoClip
+from ..clipping.clip_rule import NoClip
 from .lr_backoff import recover
 from .observation import LeftOut, Observation
 from .policy import GuardPolicy

@@ -1,3 +1,5 @@
+"""The hook that plants faults, to rehearse an incident."""
+
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 import torch
@@ -20,15 +22,16 @@ class FaultInjectionHook(Hook):
     """A fire drill: makes numbers go bad on purpose, in any mm model.
 
     Works with every optimizer wrapper, so that a run can be rehearsed with
-    and without the guard. One element is struck per fault:
+    and without the guard. Each fault strikes one tensor, of which one element
+    gets a value, or which a registered function of the user changes:
 
     ==========  ==========================================================
-    input       of what the data preprocessor gives to the model
-    activation  of a module's output, before later modules see it
+    input       the first that the data preprocessor gives to the model
+    activation  a module's output, before later modules see it
     loss        the loss itself; its gradient stays as it is
-    grad        of a gradient after backward, before the update (scaled)
-    buffer      of a buffer after forward, before the update
-    weight      of a weight between two iterations: no update can undo it
+    grad        a gradient after backward, before the update (scaled)
+    buffer      a buffer after forward, before the update
+    weight      a weight between two iterations: no update can undo it
     ==========  ==========================================================
 
     Args:
@@ -114,17 +117,17 @@ class FaultInjectionHook(Hook):
         return hook
 
     def _wrap_backward(self, runner: Runner, wrapper: Any) -> None:
-        """Between forward and update, the wrapper's backward is the one
-        place that every model comes by.
+        """Plant faults in ``backward``, which each model runs through between
+        forward and update.
         """
         backward = wrapper.backward
 
         @torch.compiler.disable
         def faulty_backward(loss: Tensor, **kwargs: Any) -> None:
             for fault in self._pending_at('loss'):
+                struck = self._struck_copy(runner, fault, loss.detach())
                 # The value changes, its gradient does not.
-                loss = loss + (fault.value - loss.detach())
-                self._told(runner, fault)
+                loss = loss + (struck - loss.detach())
             backward(loss, **kwargs)
             for fault in self._pending_at('grad'):
                 param = self._targets[fault][1]
@@ -150,32 +153,28 @@ class FaultInjectionHook(Hook):
 
     def _strike(self, runner: Runner, fault: Fault, tensor: Tensor) -> None:
         with torch.no_grad():
-            # Index of the first element, for any shape and layout.
-            tensor[(0,) * tensor.dim()] = fault.value
-        self._told(runner, fault)
-
-    def _told(self, runner: Runner, fault: Fault) -> None:
+            fault.strike(tensor)
         self._pending.remove(fault)
         runner.logger.warning(
             f'fire drill: iteration {fault.iter}, {fault.site} '
-            f'({self._targets[fault][0]}) becomes {fault.value}'
+            f'({self._targets[fault][0]}) {fault.effect}'
         )
 
 
 def map_first_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A copy of a nested output, its first floating-point tensor changed.
+    """Copy a nested output with its first floating-point tensor changed.
 
     Raises:
         NanGuardError: If there is none.
     """
-    found = False
+    is_changed = False
 
     def walk(item: Any) -> Any:
-        nonlocal found
-        if found:
+        nonlocal is_changed
+        if is_changed:
             return item
         if isinstance(item, Tensor) and item.is_floating_point():
-            found = True
+            is_changed = True
             return change(item)
         if isinstance(item, Mapping):
             return {key: walk(part) for key, part in item.items()}
@@ -184,7 +183,7 @@ def map_first_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return item
 
     result = walk(value)
-    if not found:
+    if not is_changed:
         raise NanGuardError(
             'FaultInjectionHook: the output to be struck holds no '
             'floating-point tensor.'

@@ -1,26 +1,28 @@
+"""The hook that writes a run's rows to ``events.jsonl``."""
+
 import json
 import os
-from pathlib import Path
 from typing import Any, BinaryIO, Mapping
 
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmnanguard.core import GuardEvent
-from mmnanguard.core.rows.guard_event import to_json
+from mmnanguard.core.rows.event_files import events_file, events_files
+from mmnanguard.core.rows.json_numbers import to_json
+from mmnanguard.core.rows.read_row import record_of
+from mmnanguard.core.rows.start_row import StartRow
 from mmnanguard.registry import HOOKS
 
 from .._shared.find_guards import find_guards, guard_facts, has_hook
+from .._shared.guard_listener import GuardListener
 from .._shared.versions import versions
 
 __all__ = ['EventLogHook', 'last_attempt']
 
-FILE = 'nanguard/events.jsonl'
-
 
 @HOOKS.register_module()
-class EventLogHook(Hook):
+class EventLogHook(GuardListener):
     """Writes ``<runner.log_dir>/nanguard/events.jsonl``.
 
     One row of strict JSON per event, written and closed at once, so that a
@@ -32,7 +34,7 @@ class EventLogHook(Hook):
     priority = 'NORMAL'
 
     def before_train(self, runner: Runner) -> None:
-        self.path = Path(runner.log_dir, FILE)
+        self.path = events_file(runner.log_dir)
         if is_main_process():
             self.path.parent.mkdir(parents=True, exist_ok=True)
         guards = find_guards(runner)
@@ -43,27 +45,21 @@ class EventLogHook(Hook):
                 "type='mmnanguard.NanGuardHook'))."
             )
         first = next(iter(guards.values()), None)
-        self._write(
-            runner,
-            {
-                'schema': 1,
-                'kind': 'start',
-                'run': first.run if first else '',
-                'attempt': first.attempt if first else 1,
-                'iter': runner.iter + 1,
-                'max_iters': runner.max_iters,
-                'versions': versions(),
-                'guards': {
-                    name: guard_facts(guard) for name, guard in guards.items()
-                },
-            },
+        start = StartRow(
+            run=first.run if first else '',
+            attempt=first.attempt if first else 1,
+            iter=runner.iter + 1,
+            max_iters=runner.max_iters,
+            versions=versions(),
+            guards={name: guard_facts(guards[name]) for name in guards},
         )
+        self._write(runner, start.to_row())
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
         self._write(runner, event.to_row())
 
     def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
-        """What another hook found out about an event."""
+        """Write what another hook found out about an event."""
         self._write(runner, row)
 
     def _write(self, runner: Runner, row: Mapping[str, Any]) -> None:
@@ -83,8 +79,9 @@ class EventLogHook(Hook):
 
 
 def line_end(file: BinaryIO) -> bytes:
-    """What a killed process left out of its last line: the file may be that
-    of an attempt that started in the same second.
+    """Return the line end that a killed process did not write, or nothing.
+
+    The file may be that of an attempt that started in the same second.
     """
     if file.seek(0, os.SEEK_END) == 0:
         return b''
@@ -93,19 +90,19 @@ def line_end(file: BinaryIO) -> bytes:
 
 
 def last_attempt(work_dir: str, run: str) -> int:
-    """The number of the run's newest start that left a row here, else 0.
+    """Return the number of the run's newest start that left a row, else 0.
 
     A checkpoint alone cannot tell: two starts may resume from the same one.
     """
     last = 0
-    for path in Path(work_dir).glob(f'*/{FILE}'):
+    for path in events_files(work_dir):
         for line in path.read_bytes().split(b'\n'):
-            if b'"kind": "start"' not in line:
+            if b'"start"' not in line:
                 continue
             try:
-                row = json.loads(line)
+                row = record_of(json.loads(line))
             except ValueError:  # half-written by a process that was killed
                 continue
-            if row['run'] == run:
-                last = max(last, row['attempt'])
+            if isinstance(row, StartRow) and row.run == run:
+                last = max(last, row.attempt)
     return last

@@ -1,22 +1,24 @@
+"""The hook that shows rows as text in dashboards."""
+
 import json
 from typing import Any, Dict, Mapping
 
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.visualization import LocalVisBackend
 
 from mmnanguard.core import GuardEvent
-from mmnanguard.core.rows.guard_event import to_json
+from mmnanguard.core.rows.json_numbers import to_json
 from mmnanguard.registry import HOOKS
 
+from .._shared.guard_listener import GuardListener
 from .event_text import Writer, text_writer
 
 __all__ = ['EventTextHook']
 
 
 @HOOKS.register_module()
-class EventTextHook(Hook):
+class EventTextHook(GuardListener):
     """Shows events as text, next to the scalars, in TensorBoard and others.
 
     Each event, and what other hooks find out about it, goes as text to the
@@ -50,7 +52,7 @@ class EventTextHook(Hook):
         self._write(runner, event.to_row(), event.line())
 
     def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
-        """What another hook found out, mostly about the event before it."""
+        """Show what another hook found out, mostly about the last event."""
         self._write(runner, row, f'Iter {row.get("iter", self._step)}')
 
     def _write(

@@ -5,4 +5,5 @@
 3. ``recent_samples``: the sample names of the last iterations.
 4. ``ema_freeze``: EMA takes no part in a rejected update.
 5. ``guard_checkpoint``: what a checkpoint needs for an exact resume.
+6. ``check_listeners``: find misspelt listener methods of other hooks.
 """

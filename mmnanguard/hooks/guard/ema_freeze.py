@@ -1,10 +1,11 @@
+"""Averages that ignore rejected updates."""
+
 from typing import Any, Callable, Dict, Iterable, List, Optional
 
 import torch
-from mmengine.hooks import EMAHook
 from torch import Tensor, nn
 
-from ..recovery.kept_state import is_mean_teacher, teacher_of
+from .._shared.averages import average_of, averaging_hooks
 
 __all__ = ['EmaFreeze']
 
@@ -35,11 +36,7 @@ class EmaFreeze:
         accumulates: bool = False,
         model: Optional[nn.Module] = None,
     ) -> None:
-        self._hooks = [
-            hook
-            for hook in hooks
-            if isinstance(hook, EMAHook) or is_mean_teacher(hook)
-        ]
+        self._hooks = averaging_hooks(hooks)
         self._model = model
         self._guards = list(guards)
         self._accumulates = accumulates
@@ -57,7 +54,7 @@ class EmaFreeze:
 
     @torch.no_grad()
     def begin_iter(self) -> None:
-        """Before an iteration; no sync."""
+        """Prepare for an iteration; no sync."""
         self._before = {
             name: self._count(name) for name in ('num_updates', 'num_steps')
         }
@@ -92,14 +89,8 @@ class EmaFreeze:
             tensor.copy_(copy)
 
     def _tensors(self) -> List[Tensor]:
-        return [
-            tensor.detach()
-            for hook in self._hooks
-            for average in [self._average(hook)]
-            for tensor in (*average.parameters(), *average.buffers())
-        ]
-
-    def _average(self, hook: Any) -> nn.Module:
-        if is_mean_teacher(hook):
-            return teacher_of(self._model)
-        return hook.ema_model
+        tensors: List[Tensor] = []
+        for hook in self._hooks:
+            average = average_of(hook, self._model)
+            tensors += [*average.parameters(), *average.buffers()]
+        return [tensor.detach() for tensor in tensors]

@@ -5,10 +5,9 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from mmnanguard.numerics.base.rng_state import read_rng, set_rng
+from mmnanguard.numerics.checkpoints.saved_optimizer import GUARD_KEY
 
 __all__ = ['GuardCheckpoint']
-
-KEY = 'nanguard'
 
 
 class GuardCheckpoint:
@@ -79,11 +78,11 @@ class GuardCheckpoint:
             else:
                 saved['rng'] = states
         if saved:
-            checkpoint[KEY] = saved
+            checkpoint[GUARD_KEY] = saved
 
     def load(self, checkpoint: Mapping[str, Any]) -> None:
         """Keep what was saved until the run is set up."""
-        self._loaded = checkpoint.get(KEY, {})
+        self._loaded = checkpoint.get(GUARD_KEY, {})
 
     def resume_guards(
         self, runner: Runner, wrappers: Mapping[str, Any]

@@ -25,6 +25,7 @@ from .._shared.find_guards import (
 )
 from .._shared.halt import halt
 from ..events.event_log_hook import last_attempt
+from .check_listeners import check_signatures, misspelt_methods
 from .ema_freeze import EmaFreeze
 from .guard_checkpoint import GuardCheckpoint
 from .recent_samples import RecentSamples
@@ -45,8 +46,8 @@ class NanGuardHook(Hook):
 
     On each update that was not a plain step: completes the event with the
     iteration's context, says it in one console line, and hands it to every
-    hook that has a method ``after_guard_event(runner, event)``. Raises
-    ``TrainingHalted`` last of all.
+    hook that has a method ``after_guard_event(runner, event)``, see
+    :class:`GuardListener`. Raises ``TrainingHalted`` last of all.
 
     Scalars, each iteration, in every visualizer backend of the config (with
     several optimizers, ``guard/<optimizer>/...``):
@@ -96,6 +97,7 @@ class NanGuardHook(Hook):
     def before_train(self, runner: Runner) -> None:
         self._guards = find_guards(runner)
         check_rollback(runner)
+        check_signatures(runner.hooks)
         self._checkpoint.resume_guards(runner, find_wrappers(runner))
         self._num_updates = self._count('num_updates')
         self._modules = own_modules(runner)
@@ -214,6 +216,8 @@ class NanGuardHook(Hook):
                     "--amp, which puts MMEngine's wrapper in its place. "
                     'DeepSpeed, ColossalAI and Apex cannot be guarded.'
                 )
+        for warning in misspelt_methods(runner.hooks):
+            runner.logger.warning(f'mmnanguard: {warning}')
         for key, cure in LEFTOVERS.items():
             if runner.cfg.get(key) is not None:
                 runner.logger.warning(

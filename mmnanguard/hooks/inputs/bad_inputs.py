@@ -1,12 +1,16 @@
+"""The bad samples of all ranks."""
+
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from mmengine.dist import all_gather_object, get_world_size
+from mmengine.dist import all_gather_object
+
+from mmnanguard.core.rows.input_row import InputRow
 
 __all__ = ['BadInputs', 'gather_bad_inputs']
 
 NUM_LISTED = 100  # samples of each key and rank, in a row
-NUM_SAID = 3
 
 
 @dataclass(frozen=True)
@@ -23,52 +27,36 @@ class BadInputs:
     keys: Mapping[str, Tuple[str, ...]]
     num_unlisted: int = 0
 
-    @property
-    def samples(self) -> Tuple[str, ...]:
-        """Each once."""
-        return unique(self.keys)
-
-    @property
-    def num_samples(self) -> int:
-        return len(self.samples) + self.num_unlisted
-
-    def say(self) -> str:
-        """How many, of what, on which ranks, and the first names."""
-        number = (
-            '1 sample'
-            if self.num_samples == 1
-            else (f'{self.num_samples} samples')
-        )
-        said = ', '.join(self.samples[:NUM_SAID])
-        more = self.num_samples - NUM_SAID
-        where = ''
-        if get_world_size() > 1:
-            ranks = ', '.join(map(str, self.ranks))
-            where = f' on rank{"s" * (len(self.ranks) > 1)} {ranks}'
-        return f'{number} ({", ".join(self.keys)}){where}: {said}' + (
-            f' and {more} more' if more > 0 else ''
+    def record(
+        self, id_: str, action: str, iter_: int, since: Optional[int] = None
+    ) -> InputRow:
+        """Return the row that names the samples, each once."""
+        samples = unique(self.keys)
+        return InputRow(
+            id=id_,
+            action=action,
+            iter=iter_,
+            since=since,
+            ranks=self.ranks,
+            num_samples=len(samples) + self.num_unlisted,
+            samples=samples,
+            keys=self.keys,
         )
 
-    def to_row(self) -> Dict[str, Any]:
-        return {
-            'ranks': self.ranks,
-            'num_samples': self.num_samples,
-            'samples': self.samples,
-            'keys': self.keys,
-        }
 
-
-def gather_bad_inputs(found: Mapping[str, List[str]]) -> Optional[BadInputs]:
-    """Put together what each rank has found; collective.
+def gather_bad_inputs(
+    local_names: Mapping[str, List[str]],
+) -> Optional[BadInputs]:
+    """Put together the bad samples of all ranks; collective.
 
     Args:
-        found: On this rank: names of samples, by key.
+        local_names: Names of this rank's bad samples, by key.
 
     Returns:
-        The same on all ranks; None if none has found anything.
+        The same on all ranks; None if no rank has bad samples.
     """
-    listed = {key: names[:NUM_LISTED] for key, names in found.items()}
-    num_unlisted = len(unique(found)) - len(unique(listed))
+    listed = {key: names[:NUM_LISTED] for key, names in local_names.items()}
+    num_unlisted = len(unique(local_names)) - len(unique(listed))
     everyone = all_gather_object((listed, num_unlisted))
     ranks = tuple(rank for rank, (keys, _) in enumerate(everyone) if keys)
     if not ranks:
@@ -85,4 +73,5 @@ def gather_bad_inputs(found: Mapping[str, List[str]]) -> Optional[BadInputs]:
 
 
 def unique(keys: Mapping[str, Any]) -> Tuple[str, ...]:
-    return tuple(dict.fromkeys(n for names in keys.values() for n in names))
+    """Return the names of all keys, each once."""
+    return tuple(dict.fromkeys(chain.from_iterable(keys.values())))

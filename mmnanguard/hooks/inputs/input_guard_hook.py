@@ -1,3 +1,5 @@
+"""The hook that looks at the inputs before the model does."""
+
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -13,6 +15,7 @@ from mmnanguard.core import (
     GuardEvent,
     TrainingHalted,
 )
+from mmnanguard.core.rows.input_row import InputRow
 from mmnanguard.registry import HOOKS
 
 from .._shared.find_guards import find_guards, has_hook
@@ -162,16 +165,15 @@ class InputGuardHook(Hook):
         bad = gather_bad_inputs(bad_samples([flags for flags, _ in window]))
         if bad is None:  # flagged by somebody else
             return
-        runner.logger.warning(
-            f'Iter {event.iter}: input is not finite in {bad.say()}'
-        )
-        self._write(runner, event.id, event.iter, bad.to_row())
+        record = bad.record(event.id, self._policy.action, event.iter)
+        self._tell(runner, record)
         if self._policy.action == 'halt':
             is_left_out = event.action is Action.STEP
+            subject = record.subject(with_ranks=get_world_size() > 1)
             self._halt = TrainingHalted(
                 event,
                 f'mmnanguard: halted at iteration {event.iter}: the input is '
-                f'not finite in {bad.say()}; InputGuardHook has '
+                f'not finite in {subject}; InputGuardHook has '
                 "action='halt'. Nothing was updated"
                 f'{" from it" if is_left_out else ""}. Mend the samples, or '
                 "set action='reject' or 'sanitize'.",
@@ -210,26 +212,22 @@ class InputGuardHook(Hook):
         since, self._since, self._mended = self._since, self._iter + 1, []
         if bad is None:
             return
-        runner.logger.warning(
-            f'Iter {since} to {self._iter}: input was not finite in '
-            f'{bad.say()}; mended and trained on'
-        )
         run = next((guard.run for guard in self._guards.values()), '')
-        row = dict(since=since, **bad.to_row())
-        self._write(runner, f'{run}-{self._iter}-input', self._iter, row)
+        id_ = f'{run}-{self._iter}-input'
+        action = self._policy.action
+        self._tell(runner, bad.record(id_, action, self._iter, since))
 
-    def _write(
-        self, runner: Runner, id_: str, iter_: int, row: Dict[str, Any]
-    ) -> None:
-        first = dict(
-            schema=1, kind='input', id=id_, action=self._policy.action
-        )
-        runner.call_hook(
-            'after_guard_row', row={**first, 'iter': iter_, **row}
-        )
+    @staticmethod
+    def _tell(runner: Runner, record: InputRow) -> None:
+        with_ranks = get_world_size() > 1
+        runner.logger.warning(record.line(with_ranks))
+        runner.call_hook('after_guard_row', row=record.to_row())
 
     def _remove_leftovers(self) -> None:
-        """Of a run that an exception ended: MMEngine calls no hook then."""
+        """Remove hooks of a run that an exception ended.
+
+        MMEngine calls no hook then.
+        """
         looks = self._preprocessor._forward_hooks
         for key, look in list(looks.items()):
             hook = getattr(look, '__self__', None)

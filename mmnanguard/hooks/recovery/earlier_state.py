@@ -1,8 +1,9 @@
+"""States of a run that training can go back to."""
+
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional
 
 from mmengine.dist import broadcast_object_list, is_main_process
-from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from torch import Tensor
 from torch.optim import Optimizer
@@ -14,9 +15,14 @@ from mmnanguard.numerics.checkpoints.checkpoint_file import (
     judge_files,
     scan_file,
 )
+from mmnanguard.numerics.checkpoints.saved_averages import (
+    EMA_KEY,
+    trained_and_averaged,
+)
 from mmnanguard.numerics.checkpoints.state_copy import StateCopy
 from mmnanguard.numerics.update.blame import plain_name
 
+from .._shared.averages import ema_models
 from .._shared.find_guards import find_guards, find_wrappers
 from .pointers import LAST_CLEAN, read_pointer
 
@@ -24,7 +30,7 @@ __all__ = ['EarlierState', 'newest_clean_state', 'present_state']
 
 
 class EarlierState(NamedTuple):
-    """What training can go back to.
+    """A state that training can go back to.
 
     Attributes:
         iter: The last iteration that it knows of; from 1, 0 is the start.
@@ -47,7 +53,10 @@ class EarlierState(NamedTuple):
         lr_return: float,
         with_rng: bool = False,
     ) -> None:
-        """In place; see :meth:`GuardState.rolled_back` for the factors."""
+        """Restore the state in place.
+
+        See :meth:`GuardState.rolled_back` for the factors.
+        """
         self.copy.restore(tensors_of(runner), optimizers_of(runner))
         for name, guard in find_guards(runner).items():
             state, guard.clip_rule = self.rules[name]
@@ -57,7 +66,7 @@ class EarlierState(NamedTuple):
 
 
 def present_state(runner: Runner, iteration: int) -> EarlierState:
-    """As it is now."""
+    """Copy the current state of the run."""
     rules = {
         name: (guard.state, guard.clip_rule)
         for name, guard in find_guards(runner).items()
@@ -67,18 +76,19 @@ def present_state(runner: Runner, iteration: int) -> EarlierState:
 
 
 def newest_clean_state(runner: Runner, before: int) -> Optional[EarlierState]:
-    """From the newest clean checkpoint in the work dir that is older than an
-    iteration; collective.
+    """Return the state in the newest clean checkpoint before an iteration.
+
+    Looks in the work dir; None if there is none. Collective.
     """
     if is_sharded(runner.model):
         return None
-    told: List[Any] = [None]
+    result: List[Any] = [None]
     if is_main_process():
-        told = [find_checkpoint(runner, before)]
-    broadcast_object_list(told)
-    if told[0] is None:
+        result = [find_checkpoint(runner, before)]
+    broadcast_object_list(result)
+    if result[0] is None:
         return None
-    path, iteration = told[0]
+    path, iteration = result[0]
     saved = load_plain(path)
     present = tensors_of(runner)
     tensors = {
@@ -101,7 +111,7 @@ def newest_clean_state(runner: Runner, before: int) -> Optional[EarlierState]:
 
 
 def find_checkpoint(runner: Runner, before: int) -> Any:
-    """Its path and iteration."""
+    """Return the path and iteration of that checkpoint, or None."""
     paths = set(Path(runner.work_dir).glob('*.pth'))
     last_clean = read_pointer(runner.work_dir, LAST_CLEAN)
     if last_clean is not None:
@@ -114,25 +124,12 @@ def find_checkpoint(runner: Runner, before: int) -> Any:
 
 
 def tensors_in(saved: Mapping[str, Any]) -> Iterator[Any]:
-    """Under the names of :func:`tensors_of`. EMAHook saves averages and raw
-    weights crosswise.
-    """
-    raw, averages = saved['state_dict'], {}
-    if 'ema_state_dict' in saved:
-        own = saved['ema_state_dict']
-        averages = {
-            name: raw[name[len('module.') :]]
-            if name.startswith('module.')
-            else tensor
-            for name, tensor in own.items()
-        }
-        raw = {
-            name[len('module.') :]: tensor
-            for name, tensor in own.items()
-            if name.startswith('module.')
-        }
-    yield from raw.items()
-    for name, tensor in averages.items():
+    """Yield names, as in :func:`tensors_of`, and tensors of a checkpoint."""
+    trained, averaged = trained_and_averaged(
+        saved['state_dict'], saved.get(EMA_KEY, {})
+    )
+    yield from trained.items()
+    for name, tensor in averaged.items():
         yield f'average 1: {name}', tensor
 
 
@@ -145,10 +142,8 @@ def states_in(optimizer: Optimizer, saved: Mapping[int, Any]) -> List[Any]:
 def tensors_of(runner: Runner) -> Dict[str, Tensor]:
     """Weights, buffers and averages, by name."""
     tensors: Dict[str, Tensor] = {}
-    averages = [
-        hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook)
-    ]
-    for index, model in enumerate([runner.model, *averages]):
+    models = [runner.model, *ema_models(runner.hooks)]
+    for index, model in enumerate(models):
         for name, tensor in [
             *model.named_parameters(),
             *model.named_buffers(),

@@ -1,7 +1,7 @@
-from typing import Any, Iterator, List
+"""All tensors that a run keeps from update to update, with their names."""
 
-from mmengine.hooks import EMAHook
-from mmengine.model import is_model_wrapper
+from typing import Any, Dict, Iterator, List
+
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -11,13 +11,16 @@ from mmnanguard.numerics.checkpoints.saved_optimizer import running_stats, walk
 from mmnanguard.numerics.checkpoints.state_audit import KeptTensor
 from mmnanguard.numerics.update.blame import TensorNames, plain_name
 
+from .._shared.averages import ema_models, is_mean_teacher
 from .._shared.find_guards import find_wrappers
 
-__all__ = ['is_mean_teacher', 'kept_state', 'teacher_of']
+__all__ = ['kept_state']
 
 
 def kept_state(runner: Runner) -> List[KeptTensor]:
-    """All that a run keeps from update to update, of this rank; no sync.
+    """Return all that a run keeps from update to update, of this rank.
+
+    No sync.
 
     An average's tensors have the names of their sources. The teacher of a
     ``MeanTeacherHook`` is an average that lies in the model.
@@ -25,22 +28,15 @@ def kept_state(runner: Runner) -> List[KeptTensor]:
     optimizers = [
         wrapper.optimizer for wrapper in find_wrappers(runner).values()
     ]
-    groups = [group for each in optimizers for group in each.param_groups]
+    groups: List[Dict[str, Any]] = []
+    for optimizer in optimizers:
+        groups += optimizer.param_groups
     names = TensorNames([runner.model], groups)
-    return [
-        *of_model(runner, names),
-        *(
-            each
-            for optimizer in optimizers
-            for each in of_optimizer(optimizer, names)
-        ),
-        *(
-            KeptTensor('ema', plain_name(name), tensor)
-            for hook in runner.hooks
-            if isinstance(hook, EMAHook)
-            for name, tensor in named_tensors(hook.ema_model)
-        ),
-    ]
+    kept = [*of_model(runner, names)]
+    for optimizer in optimizers:
+        kept += of_optimizer(optimizer, names)
+    kept += of_averages(runner)
+    return kept
 
 
 def of_model(runner: Runner, names: TensorNames) -> Iterator[KeptTensor]:
@@ -78,8 +74,14 @@ def of_optimizer(optimizer: Any, names: TensorNames) -> Iterator[KeptTensor]:
                     yield KeptTensor('optimizer', f'{name} {key}', part)
 
 
+def of_averages(runner: Runner) -> Iterator[KeptTensor]:
+    for model in ema_models(runner.hooks):
+        for name, tensor in named_tensors(model):
+            yield KeptTensor('ema', plain_name(name), tensor)
+
+
 def is_sharded_alike(value: Any, param: Tensor) -> bool:
-    """Does it have an element for each of the parameter's?"""
+    """Whether the value has an element for each of the parameter's."""
     return (
         isinstance(value, Tensor)
         and local(value).shape == local(param).shape
@@ -90,16 +92,3 @@ def is_sharded_alike(value: Any, param: Tensor) -> bool:
 def named_tensors(model: nn.Module) -> Iterator[Any]:
     yield from model.named_parameters()
     yield from model.named_buffers()
-
-
-def is_mean_teacher(hook: Any) -> bool:
-    """Is it mmdet's hook, or another project's of that name?
-
-    Known by name: mmdet need not be there.
-    """
-    return any(cls.__name__ == 'MeanTeacherHook' for cls in type(hook).mro())
-
-
-def teacher_of(model: Any) -> nn.Module:
-    """The average that a ``MeanTeacherHook`` keeps."""
-    return (model.module if is_model_wrapper(model) else model).teacher

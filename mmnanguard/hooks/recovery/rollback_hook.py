@@ -1,7 +1,6 @@
 from typing import Any, List, Optional, Tuple
 
 from mmengine.dist import all_gather_object
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmnanguard.core import (
@@ -12,12 +11,14 @@ from mmnanguard.core import (
     TrainingHalted,
 )
 from mmnanguard.core.checks import check_value, is_count, is_finite_number
+from mmnanguard.core.rows.rollback_row import RollbackRow
 from mmnanguard.numerics.checkpoints.state_audit import StateAudit
 from mmnanguard.registry import HOOKS
 
+from .._shared.audit import Audit
 from .._shared.find_guards import find_guards, find_wrappers
+from .._shared.guard_listener import GuardListener
 from .._shared.halt import halt
-from .audit import Audit
 from .earlier_state import EarlierState, newest_clean_state, present_state
 from .kept_state import kept_state
 
@@ -25,7 +26,7 @@ __all__ = ['RollbackHook']
 
 
 @HOOKS.register_module()
-class RollbackHook(Hook):
+class RollbackHook(GuardListener):
     """Goes back to an earlier state where skipping does not help.
 
     With ``optim_wrapper.guard=dict(when_exhausted='rollback')``: at the limit
@@ -194,27 +195,17 @@ class RollbackHook(Hook):
         for one in guards.values():
             self._lower(one.scaler)
         self._used = kept
-        of_path = f', from {kept.path}' if kept.path else ''
-        runner.logger.warning(
-            f'Iter {event.iter}: went back to the state after iteration '
-            f'{kept.iter}{of_path} (rollback {guard.state.num_rollbacks} of '
-            f'{self._max_rollbacks}); learning rate x {factor:g}, loss scale '
-            f'{guard.scaler.get_scale():g}; data and schedule go on'
+        rollback = RollbackRow(
+            id=event.id,
+            iter=event.iter,
+            to=kept.iter,
+            path=kept.path,
+            num_rollbacks=guard.state.num_rollbacks,
+            lr_factor=factor,
+            loss_scale=guard.scaler.get_scale(),
         )
-        runner.call_hook(
-            'after_guard_row',
-            row={
-                'schema': 1,
-                'kind': 'rollback',
-                'id': event.id,
-                'iter': event.iter,
-                'to': kept.iter,
-                'path': kept.path,
-                'num_rollbacks': guard.state.num_rollbacks,
-                'lr_factor': factor,
-                'loss_scale': guard.scaler.get_scale(),
-            },
-        )
+        runner.logger.warning(rollback.line(self._max_rollbacks))
+        runner.call_hook('after_guard_row', row=rollback.to_row())
 
     def _choose(
         self, runner: Runner, event: GuardEvent

@@ -9,9 +9,9 @@ from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.numerics.checkpoints.state_audit import AuditResult, StateAudit
 from mmnanguard.registry import HOOKS
 
+from .._shared.audit import Audit
 from .._shared.find_guards import find_guards
 from .._shared.halt import halt
-from .audit import Audit
 from .kept_state import kept_state
 from .pointers import LAST_CLEAN, read_pointer
 from .safe_checkpoints import SafeCheckpoints

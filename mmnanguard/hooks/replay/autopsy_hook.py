@@ -11,6 +11,7 @@ from torch import nn
 
 from mmnanguard.core import Autopsy, Cause, GuardEvent
 from mmnanguard.core.checks import check_value, is_count
+from mmnanguard.core.rows.remedy_row import RemedyRow
 from mmnanguard.registry import HOOKS
 
 from .._shared.find_guards import find_wrappers
@@ -124,7 +125,7 @@ class AutopsyHook(WindowHook):
 
     def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
         """What goes bad after a remedy has another culprit."""
-        if row['kind'] == 'remedy':
+        if row['kind'] == RemedyRow.KIND:
             self._looks = {}
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:

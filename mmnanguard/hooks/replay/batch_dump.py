@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_flatten
 from mmnanguard._support.atomic_write import atomic_write
 from mmnanguard.core import GuardEvent
 from mmnanguard.core.checks import is_number
+from mmnanguard.numerics.base.dtype_name import dtype_name
 
 from .._shared.find_guards import find_wrappers
 from .._shared.versions import versions
@@ -42,7 +43,7 @@ def collect(
         'settings': {
             name: dict(
                 setting._asdict(),
-                dtype=setting.dtype and str(setting.dtype).split('.')[1],
+                dtype=setting.dtype and dtype_name(setting.dtype),
             )
             for name, setting in settings.items()
         },

@@ -1,11 +1,14 @@
-import shlex
+"""The hook that saves rejected updates, to be run again elsewhere."""
+
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Optional
 
 from mmengine.dist import all_gather_object, get_rank
 from mmengine.runner import Runner
 
 from mmnanguard.core import Action, Cause, GuardConfigError, GuardEvent
+from mmnanguard.core.rows.dump_row import DumpRow
+from mmnanguard.core.rows.event_files import DUMPS_FOLDER
 from mmnanguard.numerics.base.shards import is_sharded
 from mmnanguard.registry import HOOKS
 
@@ -14,8 +17,6 @@ from .plain_config import parse_config
 from .window import Window, WindowHook
 
 __all__ = ['BatchDumpHook']
-
-FOLDER = 'nanguard/dumps'
 
 
 @HOOKS.register_module()
@@ -82,20 +83,20 @@ class BatchDumpHook(WindowHook):
             return
         if event.is_routine and not self._overflows:
             return
-        row = None
+        dump = None
         if get_rank() in event.ranks and self._window and self._num_left:
             self._num_left -= 1
-            row = self._write(runner, event, self._window)
-        for written in all_gather_object(row):
+            dump = self._write(runner, event, self._window)
+        for written in all_gather_object(dump):
             if written is not None:
-                runner.call_hook('after_guard_row', row=written)
+                runner.call_hook('after_guard_row', row=written.to_row())
 
     def _write(
         self, runner: Runner, event: GuardEvent, window: Window
-    ) -> Optional[Dict[str, Any]]:
-        """Gives the row that tells of it."""
+    ) -> Optional[DumpRow]:
+        """Write the dump and return its record; None if that failed."""
         name = f'iter_{event.iter}_rank{get_rank()}.pt'
-        path = Path(runner.log_dir, FOLDER, name)
+        path = Path(runner.log_dir, DUMPS_FOLDER, name)
         try:
             dump, pickled, lost = collect(runner, event, window)
             if self._save_weights:
@@ -110,29 +111,21 @@ class BatchDumpHook(WindowHook):
                 'dump is lost'
             )
             return None
-        story = f'mmnanguard: dumped to {path} ({size / 2**20:.1f} MiB)'
+        remarks, needs = [], []
         if pickled:
-            story += f'; to read its {", ".join(pickled)} takes --allow-pickle'
+            listed = ', '.join(pickled)
+            remarks.append(f'to read its {listed} takes --allow-pickle')
         if lost:
-            story += f'; of {", ".join(lost)}, only the text could be kept'
-        needs = []  # options of tools/replay.py
+            listed = ', '.join(lost)
+            remarks.append(f'of {listed}, only the text could be kept')
         try:
             parse_config(dump['config'])
         except ValueError as error:
             needs.append('config')
-            story += f'; its config {error}, so it takes another'
+            remarks.append(f'its config {error}, so it takes another')
         if 'weights' not in dump:
             needs.append('checkpoint')
-            story += '; without weights, it takes those of a checkpoint'
-        command = f'python -m mmnanguard replay {shlex.quote(str(path))}'
-        command += ''.join(f' --{option} FILE' for option in needs)
-        runner.logger.warning(f'{story}; run it: {command}')
-        return {
-            'schema': 1,
-            'kind': 'dump',
-            'id': event.id,
-            'rank': get_rank(),
-            'path': str(path),
-            'bytes': size,
-            'needs': needs,
-        }
+            remarks.append('without weights, it takes those of a checkpoint')
+        record = DumpRow(event.id, get_rank(), str(path), size, tuple(needs))
+        runner.logger.warning(record.line(remarks))
+        return record

@@ -1,3 +1,5 @@
+"""A dumped update, on a model that is built anew for it."""
+
 import re
 import shutil
 import tempfile
@@ -12,8 +14,12 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from mmnanguard.core import Autopsy, NanGuardError
+from mmnanguard.core import Autopsy, GuardEvent, NanGuardError
 from mmnanguard.numerics import load_plain
+from mmnanguard.numerics.checkpoints.saved_averages import (
+    EMA_KEY,
+    trained_and_averaged,
+)
 from mmnanguard.numerics.probe.replay import Setting
 from mmnanguard.safe_load import allow_mmengine_checkpoints
 
@@ -41,19 +47,23 @@ class DumpReplay(NamedTuple):
     examination: WindowReplay
     doubts: Tuple[str, ...]
 
+    @property
+    def event(self) -> GuardEvent:
+        """The event of the rejected update."""
+        return GuardEvent.from_row(self.dump['event'])
+
     def autopsy(self) -> Autopsy:
-        """Run it.
+        """Run the window again.
 
         Raises:
             NanGuardError: If the model cannot run on the batches.
         """
-        event = self.dump['event']
-        is_own = self.dump['rank'] == event['ranks'][0]
+        event = self.event
+        # The event has the loss of that rank.
+        has_loss = self.dump['rank'] == event.ranks[0]
         try:
             found = self.examination.autopsy(
-                event['id'],
-                event['optimizer'],
-                float(event['loss']) if is_own else None,
+                event.id, event.optimizer, event.loss if has_loss else None
             )
         except Exception as error:  # of the user's model
             place = traceback.extract_tb(error.__traceback__)[-1]
@@ -210,12 +220,8 @@ def put_weights(
             f'before iteration {event["iter"]}; or dump with '
             'BatchDumpHook(save_weights=True).'
         )
-    if 'ema_state_dict' in saved:  # EMAHook saves the two crosswise
-        state = {
-            name[len('module.') :]: tensor
-            for name, tensor in saved['ema_state_dict'].items()
-            if name.startswith('module.')
-        }
+    if EMA_KEY in saved:
+        state, _ = trained_and_averaged(state, saved[EMA_KEY])
     try:
         missing = model.load_state_dict(state, strict=False).missing_keys
     except RuntimeError as error:

@@ -1,3 +1,5 @@
+"""The hook that runs modules in float32 while the rest is autocast."""
+
 import difflib
 import re
 from contextlib import contextmanager
@@ -9,7 +11,8 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from mmnanguard.core import GuardConfigError
+from mmnanguard.core import Autopsy, GuardConfigError
+from mmnanguard.core.rows.remedy_row import FP32, RemedyRow
 from mmnanguard.numerics.update.blame import plain_name
 from mmnanguard.registry import HOOKS
 
@@ -58,12 +61,12 @@ class Fp32ModulesHook(Hook):
         self._auto = auto
         self._max_auto_modules = max_auto_modules
         self._added: List[str] = []
-        self._due: List[Mapping[str, Any]] = []
+        self._due: List[Autopsy] = []
         self._undo: Dict[str, Callable[[], None]] = {}
 
     @property
     def patterns(self) -> List[str]:
-        """Those of the config, and those that were added."""
+        """The patterns of the config, and those that were added."""
         return [*self._patterns, *self._added]
 
     def before_train(self, runner: Runner) -> None:
@@ -87,15 +90,20 @@ class Fp32ModulesHook(Hook):
 
     def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
         """Note the module that an autopsy blames, if float32 cures it."""
-        is_cured = row['kind'] == 'autopsy' and row['remedy'] == 'fp32'
-        if self._auto and is_cured and row['module']:
-            self._due.append(row)
+        if not self._auto or row['kind'] != Autopsy.KIND:
+            return
+        autopsy = Autopsy.from_row(row)
+        if autopsy.remedy == FP32 and autopsy.module:
+            self._due.append(autopsy)
 
     def after_train_iter(self, runner: Runner, **_: Any) -> None:
-        """Not before: others may still look at the window as it was."""
-        for row in self._due:
+        """Add the modules that are due.
+
+        Not earlier, as other hooks may still replay the window as it was.
+        """
+        for autopsy in self._due:
             if len(self._added) < self._max_auto_modules:
-                self._add(runner, target_of(row), row['id'])
+                self._add(runner, target_of(autopsy), autopsy.id)
         self._due = []
 
     def _add(self, runner: Runner, name: str, event_id: str) -> None:
@@ -107,21 +115,9 @@ class Fp32ModulesHook(Hook):
             "default_hooks=dict(fp32=dict(type='mmnanguard.Fp32ModulesHook', "
             f'modules={self.patterns!r}))'
         )
-        runner.logger.warning(
-            f"mmnanguard: '{name}' runs in float32 from now on; to make that "
-            f'permanent: {config}'
-        )
-        runner.call_hook(
-            'after_guard_row',
-            row={
-                'schema': 1,
-                'kind': 'remedy',
-                'id': event_id,
-                'remedy': 'fp32',
-                'module': name,
-                'config': config,
-            },
-        )
+        remedy = RemedyRow(event_id, FP32, name, config)
+        runner.logger.warning(remedy.line())
+        runner.call_hook('after_guard_row', row=remedy.to_row())
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if self._added:
@@ -162,7 +158,7 @@ class InFp32:
 def put_in_fp32(
     owner: nn.Module, method: str, device: str
 ) -> Callable[[], None]:
-    """Gives what undoes it."""
+    """Put a method in float32 and return the function that undoes it."""
     own = vars(owner).get(method)
     setattr(owner, method, InFp32(owner, method, device))
 
@@ -177,7 +173,7 @@ def put_in_fp32(
 
 @contextmanager
 def in_fp32(model: nn.Module, pattern: str) -> Iterator[None]:
-    """What ``pattern`` means, for a while; see :class:`Fp32ModulesHook`."""
+    """Run what ``pattern`` matches in float32; see the hook for patterns."""
     undo = [
         put_in_fp32(owner, method, device_of(model))
         for _, owner, method in find_targets(model, pattern)
@@ -185,14 +181,15 @@ def in_fp32(model: nn.Module, pattern: str) -> Iterator[None]:
     try:
         yield
     finally:
-        for one in undo:
-            one()
+        for restore in undo:
+            restore()
 
 
-def target_of(row: Mapping[str, Any]) -> str:
-    """The pattern for what an autopsy blames."""
-    is_forward = row['method'] in ('', 'forward')
-    return row['module'] if is_forward else f'{row["module"]}.{row["method"]}'
+def target_of(autopsy: Autopsy) -> str:
+    """Return the pattern for the method that an autopsy blames."""
+    if autopsy.method in ('', 'forward'):
+        return autopsy.module
+    return f'{autopsy.module}.{autopsy.method}'
 
 
 def device_of(model: nn.Module) -> str:

@@ -84,7 +84,7 @@ class WindowReplay:
         if not (found.remedy and found.module):
             return found
         try:
-            with in_fp32(self._model, target_of(found.to_row())):
+            with in_fp32(self._model, target_of(found)):
                 tried = self.run(looks=True)
             cures = tried.is_finite or (
                 tried.origin is not None

@@ -4,5 +4,6 @@
 - ``norms``: one norm per tensor.
 - ``foreach``: multi-tensor kernels, with a slower way where one is missing.
 - ``shards``: which tensors are sharded over ranks, and over which.
+- ``dtype_name``: the name of a dtype without 'torch.'.
 - ``rng_state``: read and set the state of the random generators.
 """

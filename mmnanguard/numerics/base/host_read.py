@@ -29,17 +29,24 @@ def read_once(
         beyond float32's range becomes inf.
     """
     flat = list(chain.from_iterable(groups.values()))
-    if not flat:
-        return {name: [] for name in groups}
-    # Values are gathered on an accelerator if any value is there, because a
-    # non-blocking copy to the host could be read before it has arrived.
-    devices = set(map(DEVICE, flat))
-    if len(devices) > 1:
-        device = next(d for d in devices if d.type != 'cpu')
-        flat = [value.to(device, non_blocking=True) for value in flat]
-    numbers = torch.stack(flat).float().tolist()
+    numbers: List[float] = []
+    if flat:
+        numbers = torch.stack(on_one_device(flat)).float().tolist()
     read, start = {}, 0
     for name, group in groups.items():
         read[name] = numbers[start : start + len(group)]
         start += len(group)
     return read
+
+
+def on_one_device(values: List[Tensor]) -> List[Tensor]:
+    """Return tensors on one device, an accelerator if any of them is there.
+
+    A non-blocking copy to the host could be read before it has arrived, so
+    values on the host go to the accelerator and not the other way round.
+    """
+    devices = set(map(DEVICE, values))
+    if len(devices) == 1:
+        return values
+    device = next(d for d in devices if d.type != 'cpu')
+    return [value.to(device, non_blocking=True) for value in values]

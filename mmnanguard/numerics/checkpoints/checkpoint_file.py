@@ -2,12 +2,13 @@
 
 import re
 import zipfile
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from .load_plain import load_plain
+from .saved_optimizer import StateDict
 from .scan import (
     ABSURD,
     CheckpointScan,
@@ -49,7 +50,7 @@ class CheckpointFile:
         row: Dict[str, object] = asdict(replace(self, scan=CheckpointScan()))
         del row['scan']
         row['path'] = str(self.path)
-        row['findings'] = [asdict(item) for item in self.scan.findings]
+        row['findings'] = list(map(asdict, self.scan.findings))
         row['masks'] = [asdict(mask) for mask, _ in self.scan.masks]
         return row
 
@@ -71,29 +72,41 @@ def scan_file(path: Path, limit: float = ABSURD) -> CheckpointFile:
             FSDP's 'local' format has it.
         limit: See :func:`scan_checkpoint`.
     """
-    seen = CheckpointFile(path, 'unreadable')
+    result = CheckpointFile(path, 'unreadable')
     try:
-        seen = replace(seen, time=path.stat().st_mtime)
-        scans = []
-        for file in rank_files(path) if path.is_dir() else [path]:
-            content = load(file, is_sharded=path.is_dir())
-            scans.append(scan_checkpoint(content, limit))
-            meta = content.get('meta')
-            count = meta.get('iter') if isinstance(meta, Mapping) else None
-            seen = replace(
-                seen,
-                iter=count if isinstance(count, int) else None,
-                has_optimizer=bool(content.get('optimizer')),
-            )
-        scan = join_ranks(scans) if path.is_dir() else scans[0]
-        return replace(seen, status='read', scan=scan)
+        result = replace(result, time=path.stat().st_mtime)
+        if not path.is_dir():
+            content = load(path)
+            scan = scan_checkpoint(content, limit)
+        else:
+            scans = []
+            for file in rank_files(path):
+                content = load(file, is_sharded=True)
+                scans.append(scan_checkpoint(content, limit))
+            scan = join_ranks(scans)
+        # All ranks save the same facts.
+        result = replace(
+            result,
+            iter=iteration_of(content),
+            has_optimizer=bool(content.get('optimizer')),
+        )
+        return replace(result, status='read', scan=scan)
     except ForeignFileError as error:
-        return replace(seen, status='foreign', reason=str(error))
+        return replace(result, status='foreign', reason=str(error))
     except Exception as error:  # a broken file may raise anything
-        return replace(seen, reason=reason_of(error))
+        return replace(result, reason=reason_of(error))
 
 
-def load(file: Path, is_sharded: bool) -> Mapping[str, Any]:
+def iteration_of(content: StateDict) -> Optional[int]:
+    """Return the number of iterations before a checkpoint, or None."""
+    meta = content.get('meta')
+    if not isinstance(meta, Mapping):
+        return None
+    count = meta.get('iter')
+    return count if isinstance(count, int) else None
+
+
+def load(file: Path, is_sharded: bool = False) -> StateDict:
     """Load a checkpoint file.
 
     Raises:
@@ -109,8 +122,9 @@ def load(file: Path, is_sharded: bool) -> Mapping[str, Any]:
         raise ValueError('it is truncated: its end is not that of a zip file')
     if not is_zip and head[:1] != b'\x80':
         raise ValueError('it is neither a zip file nor a pickle')
-    is_sharded = is_sharded and is_zip
-    with stub_missing_shards(file) if is_sharded else nullcontext():
+    with ExitStack() as stubs:
+        if is_sharded and is_zip:
+            stubs.enter_context(stub_missing_shards(file))
         # PyTorch before 1.6 wrote no zip files, which mmap needs.
         content = load_plain(file, mmap=is_zip)
     if not isinstance(content, Mapping) or not isinstance(
@@ -126,9 +140,12 @@ def rank_files(folder: Path) -> List[Path]:
     Raises:
         ValueError: If the file of a rank is missing.
     """
-    names = (path.name for path in folder.iterdir())
-    matches = (re.fullmatch(r'rank(\d+)\.pth', name) for name in names)
-    ranks = sorted(int(match[1]) for match in matches if match)
+    ranks = []
+    for path in folder.iterdir():
+        match = re.fullmatch(r'rank(\d+)\.pth', path.name)
+        if match:
+            ranks.append(int(match[1]))
+    ranks.sort()
     if not ranks or ranks != list(range(len(ranks))):
         raise ValueError(f'a folder with the files of ranks {ranks}')
     return [folder / f'rank{rank}.pth' for rank in ranks]
@@ -137,8 +154,13 @@ def rank_files(folder: Path) -> List[Path]:
 def reason_of(error: Exception) -> str:
     """Return an error as one line, without PyTorch's advice on trust."""
     lines = str(error).splitlines() or ['']
-    messages = [line for line in lines if 'Unpickler error' in line] or lines
-    reason = messages[0].split('Unpickler error: ')[-1].split('. Please')[0]
+    reason = lines[0]
+    for line in lines:
+        # PyTorch puts the reason in the middle of its advice.
+        if 'Unpickler error' in line:
+            reason = line.split('Unpickler error: ')[-1]
+            break
+    reason = reason.split('. Please')[0]
     return f'{type(error).__name__}: {reason.strip()[:200]}'
 
 
@@ -160,8 +182,9 @@ def judge_files(files: Sequence[CheckpointFile]) -> List[CheckpointFile]:
     judged = []
     scans = classify_masks([file.scan for file in files])
     for file, scan in zip(files, scans):
-        status = file.status
-        if status == 'read':
+        file = replace(file, scan=scan)
+        if file.status == 'read':
             status = 'bad' if scan.findings else 'clean'
-        judged.append(replace(file, status=status, scan=scan))
+            file = replace(file, status=status)
+        judged.append(file)
     return sorted(judged, key=age)

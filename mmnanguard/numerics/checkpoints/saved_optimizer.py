@@ -19,7 +19,17 @@ from torch import Tensor
 from ..base.shards import local
 from .stubs import STUBS
 
-__all__ = ['optimizer_tensors', 'optimizers_of', 'running_stats', 'walk']
+__all__ = [
+    'GUARD_KEY',
+    'optimizer_tensors',
+    'optimizers_of',
+    'running_stats',
+    'walk',
+]
+
+# Of a checkpoint: the guard's state, for strategies that save only 'state'
+# and 'param_groups' of an optimizer wrapper.
+GUARD_KEY = 'nanguard'
 
 # The buffers of BatchNorm, in the order in which it registers them.
 RUNNING_STATS = ('running_mean', 'running_var', 'num_batches_tracked')
@@ -39,11 +49,12 @@ def optimizers_of(saved: object) -> Dict[str, StateDict]:
         return {}
     if 'state' in saved or 'param_groups' in saved:
         return {'': saved}
-    return {
-        str(name): state
-        for name, state in saved.items()
-        if isinstance(state, Mapping)
-    }
+    # OptimWrapperDict saves further keys, such as 'base_param_settings'.
+    states = {}
+    for name, state in saved.items():
+        if isinstance(state, Mapping):
+            states[str(name)] = state
+    return states
 
 
 def optimizer_tensors(
@@ -101,29 +112,32 @@ def param_names(
         owner: The name of the optimizer. It must be the name of a submodule,
             as is usual for GANs; otherwise no name is certain.
     """
-    if states and all(isinstance(index, str) for index in states):
-        return {name: str(name) for name in states}
-    order = [index for group in groups for index in group['params']]
-    names = [n for group in groups for n in group.get('param_names') or ()]
+    if states and set(map(type, states)) == {str}:
+        return dict(zip(states, map(str, states)))
+    order: List[Index] = []
+    names: List[str] = []
+    for group in groups:
+        order += group['params']
+        names += group.get('param_names') or ()
     if order and len(names) == len(order):
         return dict(zip(order, names))
-    if len(groups) > 1 and any(len(group['params']) != 1 for group in groups):
+    sizes = {len(group['params']) for group in groups}
+    if len(groups) > 1 and sizes != {1}:
         # Groups of several parameters may have been made in any order.
         return {}
     start = f'{owner}.' if owner else ''
-    candidates = [
-        (name, tuple(local(weights[name]).shape))
-        for name in could_be_params(weights)
-        if name.startswith(start)
-    ]
+    candidates = []
+    for name in could_be_params(weights):
+        if name.startswith(start):
+            candidates.append((name, tuple(local(weights[name]).shape)))
     shapes = [shape_of(states.get(index)) for index in order]
     first = place(shapes, candidates)
     last = place(shapes[::-1], candidates[::-1])[::-1]
-    return {
-        index: name
-        for index, name, other in zip(order, first, last)
-        if name == other
-    }
+    certain = {}
+    for index, name, other in zip(order, first, last):
+        if name == other:
+            certain[index] = name
+    return certain
 
 
 def place(
@@ -150,10 +164,13 @@ def shape_of(state: object) -> Optional[Shape]:
     """Return the shape of a parameter by its moments, or None if unclear."""
     if not isinstance(state, Mapping):
         return None
-    values = [v for v in state.values() if isinstance(v, Tensor)]
-    shapes = {tuple(local(value).shape) for value in values}
+    shapes: Set[Shape] = set()
+    for value in state.values():
+        if isinstance(value, Tensor):
+            shapes.add(tuple(local(value).shape))
     # Step counters have no dimensions, whatever the parameter's shape is.
-    shapes = {shape for shape in shapes if shape} or shapes
+    if len(shapes) > 1:
+        shapes.discard(())
     return shapes.pop() if len(shapes) == 1 else None
 
 
@@ -180,9 +197,10 @@ def running_stats(weights: Mapping[str, object]) -> FrozenSet[str]:
     for name in weights:
         if name.endswith(last):
             owner = name[: -len(last)]
-            names = [owner + key for key in RUNNING_STATS]
-            if all(name in weights for name in names):
-                stats.update(names)
+            names = {owner + key for key in RUNNING_STATS}
+            # Another layer may count its batches by the same name.
+            if names <= weights.keys():
+                stats |= names
     return frozenset(stats)
 
 
@@ -193,7 +211,9 @@ def walk(node: object, name: str = '') -> Iterator[Tuple[str, Any]]:
     """
     if isinstance(node, STUBS):
         shards = [v for _, v in walk(node.content) if isinstance(v, Tensor)]
-        node = shards[0] if len(shards) == 1 else shards
+        node = shards
+        if len(shards) == 1:
+            node = shards[0]
     if isinstance(node, (list, tuple)):
         node = dict(enumerate(node))
     if isinstance(node, Mapping):

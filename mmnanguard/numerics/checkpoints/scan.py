@@ -19,8 +19,11 @@ from typing import (
 import torch
 from torch import Tensor
 
+from ..base.dtype_name import dtype_name
 from ..base.shards import local
+from .saved_averages import EMA_KEY, source_of, trained_and_averaged
 from .saved_optimizer import (
+    GUARD_KEY,
     StateDict,
     optimizer_tensors,
     optimizers_of,
@@ -112,7 +115,7 @@ def scan_checkpoint(
     """
     weights, averages = split_averages(checkpoint)
     states = list(optimizer_tensors(checkpoint.get('optimizer'), weights))
-    trained = {param for param, _, _ in states if param}
+    trained = {param for param, _, _ in states}
     findings: List[ScanFinding] = []
     masks: List[Tuple[ScanFinding, str]] = []
     keys: List[Key] = []
@@ -143,7 +146,10 @@ def classify_masks(scans: Sequence[CheckpointScan]) -> List[CheckpointScan]:
     """
     digests: Dict[Key, Set[Optional[str]]] = {}
     for scan in scans:
-        known = {(mask.part, mask.name): value for mask, value in scan.masks}
+        known: Dict[Key, str] = {}
+        for mask, value in scan.masks:
+            known[mask.part, mask.name] = value
+        # A tensor that is no candidate here has the digest None.
         for key in scan.keys:
             digests.setdefault(key, set()).add(known.get(key))
     classified = []
@@ -166,25 +172,30 @@ def join_ranks(scans: Sequence[CheckpointScan]) -> CheckpointScan:
     keys: List[Key] = []
     for rank, scan in enumerate(scans):
         start = f'rank {rank}: '
-        findings += [replace(f, name=start + f.name) for f in scan.findings]
-        masks += [(replace(f, name=start + f.name), d) for f, d in scan.masks]
-        keys += [(part, start + name) for part, name in scan.keys]
+        for finding in scan.findings:
+            findings.append(replace(finding, name=start + finding.name))
+        for mask, value in scan.masks:
+            masks.append((replace(mask, name=start + mask.name), value))
+        for part, name in scan.keys:
+            keys.append((part, start + name))
     return CheckpointScan(tuple(findings), tuple(masks), frozenset(keys))
 
 
 def split_averages(
     checkpoint: StateDict,
 ) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
-    """Return the trained tensors and the averaged tensors, each by name."""
-    weights = dict(walk(checkpoint['state_dict']))
+    """Return the trained tensors and the averaged tensors, each by name.
+
+    An average has the name of its source.
+    """
+    weights, averaged = trained_and_averaged(
+        dict(walk(checkpoint['state_dict'])),
+        dict(walk(checkpoint.get(EMA_KEY) or {})),
+    )
     averages = {}
-    saved = walk(checkpoint.get('ema_state_dict') or {})
-    for key, value in list(saved):
-        name = key[len('module.') :]
-        if key.startswith('module.') and name in weights:
-            weights[name], averages[name] = value, weights[name]
-        else:
-            averages[key] = value
+    for name, value in averaged.items():
+        source = source_of(name)
+        averages[source if source in weights else name] = value
     return only_tensors(weights), only_tensors(averages)
 
 
@@ -200,35 +211,32 @@ def examine(
     values = elements(value)
     if values is None:
         return None
-    low, high = (bound.item() for bound in torch.aminmax(values))
+    low, high = map(Tensor.item, torch.aminmax(values))
     # aminmax makes no copy of the tensor. It propagates NaN, for which the
     # comparison is False.
     if max(-low, high) <= limit and math.isfinite(low + high):
         return None
-    is_finite = torch.isfinite(values)
-    finite = values[is_finite]
+    finite = values[torch.isfinite(values)]
     count = values.numel() - finite.numel()
     kind = 'nan' if torch.isnan(values).any() else 'inf'
     if count == 0:
         count, kind = int((finite.abs() > limit).sum()), 'absurd'
         if count == 0:  # low and high are finite, but their sum is not
             return None
+    dtype = value.dtype if isinstance(value, Tensor) else torch.float64
+    smallest = largest = None
+    if finite.numel():
+        smallest, largest = finite.min().item(), finite.max().item()
     return ScanFinding(
         part=part,
         name=name,
         kind=kind,
         count=count,
         numel=values.numel(),
-        dtype=name_of_dtype(value),
-        min=finite.min().item() if finite.numel() else None,
-        max=finite.max().item() if finite.numel() else None,
+        dtype=dtype_name(dtype),
+        min=smallest,
+        max=largest,
     )
-
-
-def name_of_dtype(value: Union[Tensor, float]) -> str:
-    """Return the name of a value's dtype, such as 'float32'."""
-    dtype = value.dtype if isinstance(value, Tensor) else torch.float64
-    return str(dtype).replace('torch.', '')
 
 
 def elements(value: Union[Tensor, float]) -> Optional[Tensor]:
@@ -280,7 +288,7 @@ def scan_scales(checkpoint: StateDict) -> Iterator[ScanFinding]:
 
     A loss scale must be a positive normal number of float32.
     """
-    saved = checkpoint.get('nanguard') or {}
+    saved = checkpoint.get(GUARD_KEY) or {}
     owners = [*optimizers_of(checkpoint.get('optimizer')).items()]
     # Some strategies leave the scale out of the optimizer's state.
     owners += (saved.get('guards') or {}).items()
@@ -288,18 +296,28 @@ def scan_scales(checkpoint: StateDict) -> Iterator[ScanFinding]:
         scale = (owner.get('loss_scaler') or {}).get('scale')
         if scale is None:
             continue
-        scale = float(scale)
-        is_finite = math.isfinite(scale)
-        if is_finite and scale >= FLOAT32_TINY:
+        finding = examine_scale(float(scale))
+        if finding is None:
             continue
-        kind = 'nan' if math.isnan(scale) else 'inf'
-        yield ScanFinding(
-            part='scale',
-            name=f'{name}: loss_scaler.scale' if name else 'loss_scaler.scale',
-            kind='absurd' if is_finite else kind,
-            count=1,
-            numel=1,
-            dtype='float32',
-            min=scale if is_finite else None,
-            max=scale if is_finite else None,
-        )
+        start = f'{name}: ' if name else ''
+        yield replace(finding, name=start + finding.name)
+
+
+def examine_scale(scale: float) -> Optional[ScanFinding]:
+    """Return what is wrong with a loss scale, or None."""
+    if not math.isfinite(scale):
+        kind, finite = 'nan' if math.isnan(scale) else 'inf', None
+    elif scale < FLOAT32_TINY:
+        kind, finite = 'absurd', scale
+    else:
+        return None
+    return ScanFinding(
+        part='scale',
+        name='loss_scaler.scale',
+        kind=kind,
+        count=1,
+        numel=1,
+        dtype='float32',
+        min=finite,
+        max=finite,
+    )

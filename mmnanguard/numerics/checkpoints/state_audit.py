@@ -92,10 +92,8 @@ class StateAudit:
             values = elements(item.value)
             if len(described) < MAX_BLAMED and values is not None:
                 described.append(describe(item.name, item.where, values))
-        return AuditResult(
-            tuple((item.where, item.name) for item in bad),
-            tuple(chain.from_iterable(details.values())),
-        )
+        names = tuple((item.where, item.name) for item in bad)
+        return AuditResult(names, tuple(chain.from_iterable(details.values())))
 
     def _is_clean(self, kept: Sequence[KeptTensor]) -> bool:
         """Whether all norms are finite and no mask holds NaN; syncs once.
@@ -103,15 +101,12 @@ class StateAudit:
         False also for finite elements above 1.8e19, whose norm overflows.
         """
         judged, masks = self._to_judge(kept)
-        read = read_once(
-            {
-                'norms': tensor_norms([values for _, values in judged], 2.0),
-                'is_nan': [torch.isnan(values).any() for _, values in masks],
-            }
-        )
-        return all(map(math.isfinite, read['norms'])) and not any(
-            read['is_nan']
-        )
+        norms = tensor_norms([values for _, values in judged], 2.0)
+        is_nan = [torch.isnan(values).any() for _, values in masks]
+        # Both questions share the one transfer to the host.
+        read = read_once({'norms': norms, 'is_nan': is_nan})
+        are_finite = all(map(math.isfinite, read['norms']))
+        return are_finite and not any(read['is_nan'])
 
     def _find_bad(self, kept: Sequence[KeptTensor]) -> List[KeptTensor]:
         """Return the bad tensors, and note new masks; syncs."""
@@ -119,6 +114,8 @@ class StateAudit:
         bad = [item for item, values in masks if has_nan(values)]
         for item in self._nonfinite([item for item, _ in judged]):
             last = self._last.get(item.name, lambda: None)()
+            # A new tensor of this name may be a mask that the model has made
+            # anew. An old one has gone bad.
             if (
                 item.can_be_mask
                 and last is not item.value
@@ -162,11 +159,10 @@ class StateAudit:
 
     def _remember(self, kept: Sequence[KeptTensor]) -> None:
         """Keep which tensors there were, without keeping them alive."""
-        self._last = {
-            item.name: weakref.ref(item.value)
-            for item in kept
-            if item.can_be_mask and isinstance(item.value, Tensor)
-        }
+        self._last = {}
+        for item in kept:
+            if item.can_be_mask and isinstance(item.value, Tensor):
+                self._last[item.name] = weakref.ref(item.value)
 
 
 def has_nan(value: Union[Tensor, float]) -> bool:

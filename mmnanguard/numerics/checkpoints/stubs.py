@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator, List
 
 import torch
 
@@ -66,11 +66,12 @@ def stub_missing_shards(file: Path) -> Iterator[None]:
     names = serialization.get_unsafe_globals_in_checkpoint(str(file))
     names = [name for name in names if name.startswith('torch.distributed.')]
     before = serialization.get_safe_globals()
-    getters = [
-        pair
-        for pair in before
-        if isinstance(pair, tuple) and pair[1].endswith('.getattr')
-    ]
+    # The allow-list's replacement of getattr is itself replaced below.
+    getters: List[Any] = []
+    others: List[Any] = []
+    for entry in before:
+        is_getter = isinstance(entry, tuple) and entry[1].endswith('.getattr')
+        (getters if is_getter else others).append(entry)
 
     def get(owner: object, name: str) -> object:
         """Stand in for ``getattr``, by which pickle finds nested classes."""
@@ -82,14 +83,12 @@ def stub_missing_shards(file: Path) -> Iterator[None]:
 
     try:
         serialization.clear_safe_globals()
-        serialization.add_safe_globals(
-            [
-                *(entry for entry in before if entry not in getters),
-                *((get, f'{module}.getattr') for module in BUILTINS),
-                *((kind_of(name), name) for name in names),
-                (Stub, 'Stub'),
-            ]
-        )
+        # An entry may be a pair of an object and the name in the file.
+        serialization.add_safe_globals([*others, (Stub, 'Stub')])
+        for module in BUILTINS:
+            serialization.add_safe_globals([(get, f'{module}.getattr')])
+        for name in names:
+            serialization.add_safe_globals([(kind_of(name), name)])
         yield
     finally:
         serialization.clear_safe_globals()

@@ -1,5 +1,6 @@
 """A dispatch mode that finds the operation that made the first NaN or Inf."""
 
+import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from ..base.dtype_name import dtype_name
 from ..snapshot.tensor_backup import can_compare
 from ..update.blame import plain_name
 from .sample_tracker import Args, Kwargs, Operation, SampleTracker
@@ -91,10 +93,9 @@ class ModuleProbe(TorchDispatchMode):
         self, model: nn.Module, inputs: Iterable[InputTensor] = ()
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._names = {
-            id(module): plain_name(name)
-            for name, module in model.named_modules()
-        }
+        self._names: Dict[int, str] = {}
+        for name, module in model.named_modules():
+            self._names[id(module)] = plain_name(name)
         self._origins: Dict[int, Origin] = {}  # by storage
         self._senders: Dict[int, Tuple[Place, str]] = {}  # by storage
         self._refs: Dict[int, StorageWeakRef] = {}  # keep addresses unique
@@ -108,7 +109,7 @@ class ModuleProbe(TorchDispatchMode):
             self._add_leaf(tensor, 'input')
         for tensor in [*model.parameters(), *model.buffers()]:
             self._add_leaf(tensor, 'weight')
-        self._buffers = {key_of(buffer) for buffer in model.buffers()}
+        self._buffers = set(map(key_of, model.buffers()))
 
     def origin_of(self, tensor: Tensor) -> Optional[Origin]:
         """Return the origin of a tensor's non-finite elements, if any."""
@@ -127,6 +128,7 @@ class ModuleProbe(TorchDispatchMode):
         kwargs = kwargs or {}
         place = self._locate()
         inputs = floats((args, kwargs))
+        # Inputs are judged before the operation, which may write to them.
         bad_inputs = [tensor for tensor in inputs if not is_finite(tensor)]
         absmax = max(map(finite_absmax, inputs), default=0.0)
         outputs = func(*args, **kwargs)
@@ -144,18 +146,29 @@ class ModuleProbe(TorchDispatchMode):
             if name in UNFILLED or is_finite(output):
                 self._clear(output)
                 continue
-            known = [self._known(tensor, place) for tensor in bad_inputs]
-            only_fills = all(origin.is_fill for origin in known)
-            if known and not (only_fills and output.isnan().any()):
-                # A fault takes precedence over a mask.
-                origin = min(known, key=lambda origin: origin.is_fill)
-            else:
+            origin = self._inherited(output, bad_inputs, place)
+            if origin is None:
                 origin = self._make_origin(
                     place, str(func), output, absmax, name in FILLS
                 )
             self._hold(output)
             self._origins[key_of(output)] = origin
         return outputs
+
+    def _inherited(
+        self, output: Tensor, bad_inputs: List[Tensor], place: Place
+    ) -> Optional[Origin]:
+        """Return the origin that an output has from its inputs, if any.
+
+        NaN made of masks alone (-inf minus -inf) has no earlier origin.
+        """
+        origins = [self._known(tensor, place) for tensor in bad_inputs]
+        faults = [origin for origin in origins if not origin.is_fill]
+        if faults:
+            return faults[0]
+        if origins and not output.isnan().any():
+            return origins[0]
+        return None
 
     def _known(self, bad: Tensor, place: Place) -> Origin:
         """Return the origin of an operation's non-finite input."""
@@ -209,15 +222,18 @@ class ModuleProbe(TorchDispatchMode):
         input_absmax: float,
         is_fill: bool,
     ) -> Origin:
-        is_nan = bool(output.isnan().any())
+        """Return the origin of an output's non-finite elements."""
+        absmax = math.nan if bool(output.isnan().any()) else math.inf
+        if op.count('.') > 1:
+            op = op.rsplit('.', 1)[0]  # without the overload's name
         samples = self._tracker.samples_of(output, ~torch.isfinite(output))
         return Origin(
             *place[:4],
-            op=op.rsplit('.', 1)[0] if op.count('.') > 1 else op,
+            op=op,
             source=place[4],
-            dtype=str(output.dtype).replace('torch.', ''),
+            dtype=dtype_name(output.dtype),
             input_absmax=input_absmax,
-            output_absmax=float('nan') if is_nan else float('inf'),
+            output_absmax=absmax,
             samples=samples,
             is_fill=is_fill,
         )
@@ -252,8 +268,9 @@ class ModuleProbe(TorchDispatchMode):
                 if isinstance(owner, nn.Module) and id(owner) in self._names:
                     kind = type(owner).__name__
                     is_loss = 'loss' in f'{code.co_name} {kind}'.lower()
+                    phase = 'loss' if is_loss else 'forward'
                     module = (
-                        'loss' if is_loss else 'forward',
+                        phase,
                         self._names[id(owner)],
                         kind,
                         method_of(owner, code),
@@ -266,7 +283,10 @@ def method_of(owner: nn.Module, code: CodeType) -> str:
     """Return the method that runs; 'forward' for PyTorch's own modules."""
     is_user_code = not code.co_filename.startswith(SKIPPED)
     is_method = callable(getattr(type(owner), code.co_name, None))
-    return code.co_name if is_user_code and is_method else 'forward'
+    if is_user_code and is_method:
+        return code.co_name
+    # PyTorch's own modules run helpers of other names below forward.
+    return 'forward'
 
 
 def floats(tree: object) -> List[Tensor]:

@@ -130,9 +130,10 @@ def stub_optimizer(optimizer: Optimizer) -> Optimizer:
     stub: Any = copy.copy(optimizer)
     stub.param_groups = []
     for group in optimizer.param_groups:
-        settings = {k: v for k, v in group.items() if k != 'params'}
+        settings = dict(group)
+        params = settings.pop('params')  # shared, never copied
         settings = copy.deepcopy(settings)
-        stub.param_groups.append({'params': group['params'], **settings})
+        stub.param_groups.append({'params': params, **settings})
     stub.step = stub.zero_grad = lambda *args, **kwargs: None
     return stub  # type: ignore[no-any-return]
 
@@ -144,8 +145,9 @@ def leave_no_trace(model: nn.Module) -> Iterator[None]:
     Compiled code runs as it is written, without a compiler. Syncs the device.
     """
     rng = read_rng()
-    grads = [(param, param.grad) for param in model.parameters()]
-    for param, _ in grads:
+    grads = []
+    for param in model.parameters():
+        grads.append((param, param.grad))
         param.grad = None
     snapshot = Snapshot()
     snapshot.take(model)
@@ -190,8 +192,8 @@ def run_pass(
         with record_outputs(model) as outputs, probe:
             losses = run()
         bad = find_bad(model, losses, sound)
-        origins = [probe.origin_of(tensor) for tensor in bad]
-        origin = next((o for o in origins if o is not None), None)
+        # The earliest bad tensor that the probe knows about.
+        origin = next(filter(None, map(probe.origin_of, bad)), None)
     return Pass(not bad, sums(losses), origin, outputs)
 
 
@@ -207,17 +209,15 @@ def find_bad(
         losses: By optimizer, the losses of the replay.
         sound: The buffers that were finite before the replay.
     """
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
     all_losses = list(chain.from_iterable(losses.values()))
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
     bad: List[Tensor] = []
     for tensors in (all_losses, sound, grads[::-1]):
-        bad += [tensors[index] for index in nonfinite_indices(tensors)]
+        bad += map(tensors.__getitem__, nonfinite_indices(tensors))
     return bad
 
 
 def sums(losses: Mapping[str, List[Tensor]]) -> Dict[str, float]:
     """Return the sum of each optimizer's losses. Syncs the device."""
-    return {
-        name: sum(read_once({'': values})[''])
-        for name, values in losses.items()
-    }
+    values = read_once(losses)
+    return {name: sum(values[name]) for name in losses}

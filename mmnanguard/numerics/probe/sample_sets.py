@@ -38,24 +38,34 @@ class SampleSets:
             self._sets.append(samples)
         return self._numbers[samples]
 
+    def number_one(self, sample: int) -> int:
+        """Return the number of the set of one sample."""
+        return self.number({sample})
+
     def union(self, codes: Set[int]) -> FrozenSet[int]:
         """Return all samples in the sets with these numbers."""
-        return NOBODY.union(*(self._sets[code] for code in codes))
+        return NOBODY.union(*map(self._sets.__getitem__, codes))
 
     def combine(self, many: Sequence[Optional[Tensor]]) -> Optional[Tensor]:
         """Return the codes of elements that depend on all the given ones."""
         result: Optional[Tensor] = None
         for codes in many:
-            if result is None or codes is None:
-                result = codes if result is None else result
+            if codes is None:
                 continue
+            if result is None:
+                result = codes
+                continue
+            # Each pair of codes is one number, so that each pair that occurs
+            # is looked up only once.
             base = len(self._sets)
             pairs = compact(result) * base + compact(codes)
             values, places = pairs.unique(return_inverse=True)
-            numbers = [
-                self.number(self._sets[pair // base] | self._sets[pair % base])
-                for pair in values.tolist()
-            ]
+            numbers = []
+            for pair in values.tolist():
+                first, second = divmod(pair, base)
+                numbers.append(
+                    self.number(self._sets[first] | self._sets[second])
+                )
             result = torch.tensor(numbers)[places]
         return result
 
@@ -68,18 +78,17 @@ class SampleSets:
         flat = rows.reshape(-1, rows.shape[-1])
         if len(flat) <= MAX_ROWS:
             places = torch.arange(len(flat))
-            sets = [set(row.unique().tolist()) for row in flat]
         elif codes.shape[dim] <= MAX_FOLDED:
+            # Rows that are equal are folded once.
             flat, places = flat.unique(dim=0, return_inverse=True)
-            sets = list(map(set, flat.tolist()))
         else:
             return torch.zeros_like(first)
-        numbers = [self.number(self.union(row)) for row in sets]
-        return (
-            torch.tensor(numbers)[places]
-            .reshape(rows.shape[:-1])
-            .unsqueeze(dim if dim >= 0 else codes.dim() + dim)
-        )
+        numbers = []
+        for row in flat:
+            samples = self.union(set(row.unique().tolist()))
+            numbers.append(self.number(samples))
+        folded = torch.tensor(numbers)[places].reshape(rows.shape[:-1])
+        return folded.unsqueeze(dim % codes.dim())
 
     def fold_rows(self, codes: Tensor, num_dims: int) -> Optional[Tensor]:
         """Return the union of each row, in ``num_dims`` dimensions."""
@@ -95,6 +104,8 @@ def compact(codes: Tensor) -> Tensor:
     for dim, size in enumerate(codes.shape):
         if size > 1:
             first = codes.narrow(dim, 0, 1)
+            # A stride of 0 needs no comparison.
             if codes.stride(dim) == 0 or bool((codes == first).all()):
                 codes = first
+    # A copy, because a view of one element would keep all of them alive.
     return codes.clone() if codes.numel() == 1 else codes.contiguous()

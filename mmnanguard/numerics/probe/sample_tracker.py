@@ -5,7 +5,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from .sample_sets import SampleSets, compact
 from .storage_views import Layout, key_of, layout_of, read_through
@@ -67,7 +67,7 @@ class SampleTracker:
 
     def add(self, tensor: Tensor, samples: Sequence[int]) -> None:
         """Note the samples of an input: one for all of it, or one per row."""
-        codes = torch.tensor([self._sets.number({s}) for s in samples])
+        codes = torch.tensor(list(map(self._sets.number_one, samples)))
         if tensor.dim() == 0:
             codes = codes.reshape(())
         else:
@@ -132,31 +132,27 @@ class SampleTracker:
     ) -> List[Optional[Tensor]]:
         """Return codes for the first outputs; None where not known."""
         name = func._schema.name.split('::')[-1]
-        plain = name.rstrip('_')
-        codes = [self._codes_of(tensor) for tensor in inputs]
-        if plain in ('copy', 'fill', 'zero'):
-            source = codes[1] if plain == 'copy' and len(codes) > 1 else None
-            return [source]
+        plain = name.rstrip('_')  # the in-place form does the same to codes
+        codes = list(map(self._codes_of, inputs))
+        if plain == 'copy' and len(codes) > 1:
+            return [codes[1]]
+        if plain in ('copy', 'fill', 'zero', 'as_strided'):
+            return []
         if plain in RESHAPES:
             full = self._full(inputs[0])
-            return [None if full is None else full.reshape(outputs[0].shape)]
-        if plain == 'as_strided':
-            return []
+            return [] if full is None else [full.reshape(outputs[0].shape)]
         if is_view(func) or plain in MOVES:
+            # The operation itself moves the codes as it moves the elements.
             return list(tensors(func(*self._coded(args), **kwargs)))
         if plain == 'embedding':
-            return [None if codes[1] is None else codes[1].unsqueeze(-1)]
+            # Rows of the table go where the indices say.
+            return [] if codes[1] is None else [codes[1].unsqueeze(-1)]
         if plain in ('mm', 'bmm', 'addmm', 'baddbmm'):
             *bias, left, right = codes
             factors = self._sets.fold(left, -1), self._sets.fold(right, -2)
             return [self._sets.combine([*bias, *factors])]
         if 'layer_norm' in plain:
-            shape = next(a for a in args if isinstance(a, (list, tuple)))
-            num_sources = 2 if 'backward' in plain else 1
-            mixed = self._sets.combine(codes[:num_sources])
-            for dim in range(len(shape)):
-                mixed = self._sets.fold(mixed, -1 - dim)
-            return [mixed] if 'backward' in plain else [mixed] * 3
+            return self._layer_norm(plain, args, codes)
         if plain in ALONG:
             dim = bind_arguments(func, args, kwargs).get('dim', -1)
             mixed = self._sets.fold(self._sets.combine(codes), dim)
@@ -164,16 +160,43 @@ class SampleTracker:
         if plain in REDUCTIONS and len(inputs) == 1:
             return [self._reduce(func, args, kwargs, codes[0])] * len(outputs)
         if any(part in plain for part in ROWS):
-            num = len(outputs[0]) if outputs[0].dim() else 0
-            rows = [
-                self._sets.fold_rows(code, outputs[0].dim())
-                for code, tensor in zip(codes, inputs)
-                if code is not None and tensor.dim() and len(tensor) == num
-            ]
-            return [self._sets.combine(rows)] if num else []
+            return self._keep_rows(codes, inputs, outputs[0])
         if torch.Tag.pointwise in func.tags or plain in POINTWISE:
             return [self._sets.combine(codes)] * len(outputs)
         return []
+
+    def _layer_norm(
+        self, name: str, args: Args, codes: List[Optional[Tensor]]
+    ) -> List[Optional[Tensor]]:
+        """Return the codes of a layer norm, which mixes its last dimensions.
+
+        Forward has three outputs: the result, the mean and the deviation.
+        Backward has two inputs with samples: the gradient and the input.
+        """
+        shape = next(a for a in args if isinstance(a, (list, tuple)))
+        is_backward = 'backward' in name
+        mixed = self._sets.combine(codes[: 1 + is_backward])
+        for dim in range(len(shape)):
+            mixed = self._sets.fold(mixed, -1 - dim)
+        return [mixed] if is_backward else [mixed] * 3
+
+    def _keep_rows(
+        self,
+        codes: List[Optional[Tensor]],
+        inputs: List[Tensor],
+        output: Tensor,
+    ) -> List[Optional[Tensor]]:
+        """Return the codes of an operation that mixes all but the rows."""
+        if output.dim() == 0 or len(output) == 0:
+            return []
+        rows = []
+        for code, tensor in zip(codes, inputs):
+            # A weight has as many rows as the batch only by accident, and has
+            # no codes.
+            has_rows = tensor.dim() > 0 and len(tensor) == len(output)
+            if code is not None and has_rows:
+                rows.append(self._sets.fold_rows(code, output.dim()))
+        return [self._sets.combine(rows)]
 
     def _reduce(
         self,
@@ -189,13 +212,15 @@ class SampleTracker:
         dims = arguments.get('dim')
         if isinstance(dims, int):
             dims = [dims]
-        dims = [dim % codes.dim() for dim in dims or range(codes.dim())]
+        dims = dims or range(codes.dim())
         for dim in dims:
             codes = self._sets.fold(codes, dim)
         if codes is None or arguments.get('keepdim'):
             return codes
-        keep = [s for d, s in enumerate(codes.shape) if d not in dims]
-        return codes.reshape(keep)
+        # From the last one on, so that the others keep their numbers.
+        for dim in sorted((dim % codes.dim() for dim in dims), reverse=True):
+            codes = codes.squeeze(dim)
+        return codes
 
     def _coded(self, args: Args) -> Args:
         """Return the arguments with the first one replaced by its codes."""
@@ -208,12 +233,9 @@ class SampleTracker:
                 return torch.zeros(1).long().expand(leaf.shape)
             return full
 
+        # Codes are on the CPU, so that other tensors (indices) must be, too.
         data = tree_map(replace, args[0])
-        rest = tree_map(
-            lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf,
-            args[1:],
-        )
-        return (data, *rest)
+        return (data, *tree_map_only(Tensor, Tensor.cpu, args[1:]))
 
     def _full(self, tensor: Tensor) -> Optional[Tensor]:
         """Return the codes expanded to the tensor's shape."""
@@ -221,6 +243,7 @@ class SampleTracker:
         return None if codes is None else codes.expand(tensor.shape)
 
     def _codes_of(self, tensor: Tensor) -> Optional[Tensor]:
+        """Return the codes of a tensor, if any view of its memory has some."""
         views = self._codes.get(key_of(tensor))
         if not views:
             return None
@@ -234,6 +257,7 @@ class SampleTracker:
         return views[layout]
 
     def _store(self, tensor: Tensor, codes: Optional[Tensor]) -> None:
+        """Set or forget the codes of one view."""
         key = key_of(tensor)
         if codes is None:
             self._codes.get(key, {}).pop(layout_of(tensor), None)
@@ -257,25 +281,29 @@ class SampleTracker:
 
 def is_view(func: Operation) -> bool:
     """Whether an operation returns a view of an input."""
-    return any(
-        value.alias_info is not None and not value.alias_info.is_write
-        for value in func._schema.returns
-    )
+    for value in func._schema.returns:
+        # An output that is written to is an in-place result, not a view.
+        if value.alias_info is not None and not value.alias_info.is_write:
+            return True
+    return False
 
 
 def fits(codes: Tensor, tensor: Tensor) -> bool:
     """Whether the codes can be expanded to the tensor's shape."""
-    return codes.dim() == tensor.dim() and all(
-        left in (1, right) for left, right in zip(codes.shape, tensor.shape)
-    )
+    if codes.dim() != tensor.dim():
+        return False
+    sizes = zip(codes.shape, tensor.shape)
+    return all(size in (1, full_size) for size, full_size in sizes)
 
 
 def bind_arguments(
     func: Operation, args: Args, kwargs: Kwargs
 ) -> Dict[str, Any]:
     """Return an operation's arguments by name."""
-    names = [argument.name for argument in func._schema.arguments]
-    return {**dict(zip(names, args)), **kwargs}
+    arguments = dict(kwargs)
+    for argument, value in zip(func._schema.arguments, args):
+        arguments[argument.name] = value
+    return arguments
 
 
 def tensors(tree: object) -> List[Tensor]:

@@ -47,9 +47,12 @@ def read_through(
     for (offset, shape, stride, itemsize), codes in views.items():
         if itemsize == tensor.element_size():
             # All elements of an expanded dimension are the same memory.
-            shape = tuple(n if step else 1 for n, step in zip(shape, stride))
-            for dim, length in enumerate(shape):
-                codes = codes.narrow(dim, 0, min(length, codes.shape[dim]))
-            flat.as_strided(shape, stride, offset).copy_(codes)
+            sizes = list(shape)
+            for dim, step in enumerate(stride):
+                if step == 0:
+                    sizes[dim] = 1
+                size = min(sizes[dim], codes.shape[dim])
+                codes = codes.narrow(dim, 0, size)
+            flat.as_strided(sizes, stride, offset).copy_(codes)
     offset, shape, stride, _ = wanted
     return compact(flat.as_strided(shape, stride, offset))

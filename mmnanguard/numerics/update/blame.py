@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from mmnanguard.core import BadTensor, Cause
 
+from ..base.dtype_name import dtype_name
 from ..base.shards import local
 from .observe import Reading, nonfinite_indices
 
@@ -157,7 +158,7 @@ def describe(
         numel=values.numel(),
         min=finite.min().item() if finite.numel() else math.nan,
         max=finite.max().item() if finite.numel() else math.nan,
-        dtype=str(values.dtype).replace('torch.', ''),
+        dtype=dtype_name(values.dtype),
     )
 
 

@@ -1,14 +1,15 @@
 """Clip rules that need tensors, applied to unscaled gradients in place."""
 
 import difflib
+import itertools
 import re
 from dataclasses import dataclass, field, replace
-from typing import FrozenSet, List, Mapping, Sequence, Tuple
+from typing import FrozenSet, List, Mapping, Sequence, Set, Tuple
 
 import torch
 from torch import Tensor
 
-from mmnanguard.core import GuardConfigError
+from mmnanguard.core import ClipRule, GuardConfigError
 from mmnanguard.core.clipping.checks import (
     CLIP_GRAD,
     check_clip,
@@ -22,7 +23,7 @@ __all__ = ['AdaptiveGradClip', 'ValueClip']
 
 @dataclass(frozen=True)
 class ValueClip:
-    """``torch.nn.utils.clip_grad_value_``.
+    """The clip of ``torch.nn.utils.clip_grad_value_``.
 
     Attributes:
         clip_value: Gradients are limited to [-clip_value, clip_value]. On its
@@ -45,17 +46,17 @@ class ValueClip:
 class AdaptiveGradClip:
     """Limit the norm of each unit's gradient by that of its weights.
 
-    A unit is an output row (all of one index of dimension 0) of a tensor
-    with two dimensions or more, and else the whole tensor.
+    A unit is an output row (one index of dimension 0) of a tensor with two
+    dimensions or more; a smaller tensor is a unit as a whole.
 
     Attributes:
         clip_factor: Largest ratio of the two norms, inclusive.
-        eps: Least norm of weights that is reckoned with. With none, a unit
-            that starts at zero would never train.
-        exclude: Regexes, searched in the names of parameters, that are not
-            clipped; the paper leaves out the last layer.
-        known: Ids of the parameters that ``exclude`` was held against.
-        left_out: Ids of those that it names.
+        eps: Smallest norm of weights that counts. Without it, a unit that
+            starts at zero would never train.
+        exclude: Regexes, searched in the names of parameters. Parameters that
+            match are not clipped; the paper leaves out the last layer.
+        known: Ids of the parameters whose names were searched.
+        left_out: Ids of the parameters that ``exclude`` matches.
 
     References:
         Brock, De, Smith, Simonyan, High-Performance Large-Scale Image
@@ -66,13 +67,17 @@ class AdaptiveGradClip:
     clip_factor: float = 0.01
     eps: float = 1e-3
     exclude: Sequence[str] = ()
-    known: FrozenSet[int] = field(default=frozenset(), repr=False)
-    left_out: FrozenSet[int] = field(default=frozenset(), repr=False)
+    known: FrozenSet[int] = field(
+        default=frozenset(), repr=False, metadata=ClipRule.STATE
+    )
+    left_out: FrozenSet[int] = field(
+        default=frozenset(), repr=False, metadata=ClipRule.STATE
+    )
 
     def __post_init__(self) -> None:
         check_positive('clip_factor', self.clip_factor)
         check_positive('eps', self.eps)
-        # Nor may float32 make it 0, which would give 0 / 0.
+        # In float32 the product may not become 0, which would give 0 / 0.
         check_clip(
             self.clip_factor * self.eps >= torch.finfo(torch.float32).tiny,
             'eps',
@@ -99,31 +104,21 @@ class AdaptiveGradClip:
     def resolve_names(
         self, names: Mapping[int, Sequence[str]]
     ) -> 'AdaptiveGradClip':
-        """The rule for these parameters.
+        """Return the rule for these parameters.
 
         Args:
-            names: Of each parameter, by id; a shared one has several.
+            names: Names by the id of each parameter; a shared parameter has
+                several.
 
         Raises:
             GuardConfigError: If a pattern of ``exclude`` is in no name.
         """
         left_out = set()
         for pattern in self.exclude:
-            found = {
-                key
-                for key, own in names.items()
-                if any(re.search(pattern, name) for name in own)
-            }
-            if not found:
-                every = [name for own in names.values() for name in own]
-                near = difflib.get_close_matches(pattern, every, 3, 0.3)
-                raise GuardConfigError(
-                    f'{CLIP_GRAD}.exclude has {pattern!r}, which is in the '
-                    f'name of none of the {len(names)} parameters of this '
-                    f'optimizer. Names near to it: '
-                    f'{", ".join(map(repr, near or every[-3:]))}.'
-                )
-            left_out |= found
+            matching = ids_of_matches(pattern, names)
+            if not matching:
+                refuse_pattern(pattern, names)
+            left_out |= matching
         return replace(
             self, known=frozenset(names), left_out=frozenset(left_out)
         )
@@ -150,8 +145,30 @@ class AdaptiveGradClip:
         return f'clip_grad AdaptiveGradClip clip_factor={self.clip_factor:g}'
 
 
+def ids_of_matches(
+    pattern: str, names: Mapping[int, Sequence[str]]
+) -> Set[int]:
+    """Return the ids of the parameters that have a name with a pattern."""
+    return {
+        key
+        for key, names_of_param in names.items()
+        if any(re.search(pattern, name) for name in names_of_param)
+    }
+
+
+def refuse_pattern(pattern: str, names: Mapping[int, Sequence[str]]) -> None:
+    """Raise the error for a pattern that matches no parameter."""
+    every = list(itertools.chain(*names.values()))
+    near = difflib.get_close_matches(pattern, every, 3, 0.3)
+    raise GuardConfigError(
+        f'{CLIP_GRAD}.exclude has {pattern!r}, which is in the name of none '
+        f'of the {len(names)} parameters of this optimizer. Names near to '
+        f'it: {", ".join(map(repr, near or every[-3:]))}.'
+    )
+
+
 def unit_norms(tensor: Tensor) -> Tensor:
-    """L2, one per unit, in a shape that multiplies ``tensor``."""
+    """Return the L2 norm of each unit, in a shape that multiplies it."""
     if tensor.dim() <= 1:
         return torch.linalg.vector_norm(tensor)
     dims: Tuple[int, ...] = tuple(range(1, tensor.dim()))
@@ -159,7 +176,10 @@ def unit_norms(tensor: Tensor) -> Tensor:
 
 
 def weights_of(param: Tensor, grad: Tensor) -> Tensor:
-    """What ``grad`` is of: of a sparse one the rows that it has."""
+    """Return the weights that ``grad`` belongs to.
+
+    A sparse gradient has only some rows; only their weights are returned.
+    """
     weights = local(param)
     if param.grad is None or not param.grad.is_sparse or param.dim() <= 1:
         return weights

@@ -29,6 +29,10 @@ function count(number) {
   return number.toLocaleString('en-US');
 }
 
+function capitalized(text) {
+  return text[0].toUpperCase() + text.slice(1);
+}
+
 function cell(value) {
   const isNumber = typeof value === 'number';
   const text = isNumber ? count(value) : String(value ?? '');
@@ -93,7 +97,7 @@ function culprits(run, filters) {
       ? `Counts may be too low by ${count(run.num_forgotten)} at most.` : '';
     const more = found.length > 10 ? `The first 10 of ${found.length}${found.length === 50 ? ' or more' : ''}. ` : '';
     return element('div', {class: 'card'},
-      element('h3', {}, `${kind[0].toUpperCase()}${kind.slice(1)}`),
+      element('h3', {}, capitalized(kind)),
       table(columns.map(([title, key]) =>
         [title, ['name', 'causes'].includes(key) ? '' : 'number']), rows),
       more || note ? element('small', {}, more + note) : null);
@@ -104,7 +108,7 @@ function culprits(run, filters) {
 function story(run) {
   const rows = run.events.filter((event) => event.kind !== 'update');
   return element('div', {class: 'card'},
-    element('h3', {}, 'What followed: attempts, autopsies, remedies, rollbacks, audits, dumps'),
+    element('h3', {}, `${capitalized(data.titles.followed)}: attempts, autopsies, remedies, rollbacks, audits, dumps`),
     table([['iteration', 'number'], ['what'], ['']], rows.slice(0, STORY_ROWS).map((event) =>
       element('tr', {}, cell(event.iter),
         element('td', {class: 'nowrap'}, event.kind),
@@ -156,8 +160,8 @@ class Events {
           element('th', {class: 'number'}, element('button', {class: 'small', title: 'turn the order round',
             onclick: () => { this.newestFirst = !this.newestFirst; this.show(); }}, 'iteration')),
           ...['cause or kind', 'what'].map((title) => element('th', {}, title)),
-          ...['loss', 'gradient norm', 'loss scale'].map((title) =>
-            element('th', {class: 'number'}, title)))), this.body)),
+          ...['loss', 'grad_norm', 'loss_scale'].map((panel) =>
+            element('th', {class: 'number'}, data.titles[panel])))), this.body)),
       this.pages);
   }
 
@@ -288,13 +292,18 @@ function colors(layout) {
   return changes;
 }
 
+/** The vertical axes of a layout: key and the identifier of the panel. */
+function verticalAxes(layout) {
+  return Object.entries(layout.meta.panels);
+}
+
 /** Where plotly does not choose them: ticks for the range that is shown. */
-function ticks(axis, key, [low, high]) {
+function ticks(layout, key, panel, [low, high]) {
   const name = `${key}.dtick`;
-  if (axis.title.text === 'rejected') {  // no halves
+  if (panel === 'rejected') {  // no halves
     return high < 6 ? {[name]: 1} : {[`${key}.tickmode`]: 'auto'};
   }
-  if (axis.title.text !== 'loss scale' || axis.type !== 'log') return {};
+  if (panel !== 'loss_scale' || layout[key].type !== 'log') return {};
   const powers = Math.ceil((high - low) / Math.log10(2) / 5);
   return {[name]: Math.max(powers, 1) * Math.log10(2)};
 }
@@ -315,7 +324,7 @@ function hover(event) {
   }
   const what = event.kind === 'update' ? `${event.action}, ${event.cause}` : event.kind;
   const parts = [`iteration ${event.iter === null ? '?' : count(event.iter)}: ${what}`, ...lines.slice(0, 12)];
-  if (event.kind === 'update') parts.push(`loss ${event.loss}, gradient norm ${event.grad_norm}`);
+  if (event.kind === 'update') parts.push(`${data.titles.loss} ${event.loss}, ${data.titles.grad_norm} ${event.grad_norm}`);
   return parts.map(plain).join('<br>');
 }
 
@@ -328,18 +337,18 @@ async function chart(run, events) {
   const logLoss = element('button', {class: 'small', onclick: () => {
     const isLog = plot.layout.yaxis.type === 'log';
     Plotly.relayout(plot, {'yaxis.type': isLog ? 'linear' : 'log', 'yaxis.autorange': true});
-  }}, 'loss: linear / log');
+  }}, `${data.titles.loss}: linear / log`);
   const root = element('div', {class: 'card'},
     element('div', {class: 'top'}, element('h3', {}, 'Curves and events'),
       element('small', {}, 'drag to zoom, double-click to zoom out; what is not finite, or off the curve, is at its top'
         + (run.events.length < run.num_rows ? '; dots are some of the events, bars count all' : '')),
-      run.figure.layout.yaxis?.title.text === 'loss' ? logLoss : null), plot);
+      run.figure.layout.meta.panels.yaxis === 'loss' ? logLoss : null), plot);
   return {root, plot, draw: async () => {
     await Plotly.newPlot(plot, run.figure.data, run.figure.layout, {responsive: true,
       // Those that plotly.js has by itself can send a chart to its makers.
       displaylogo: false, modeBarButtons: [['toImage'], ['zoom2d', 'pan2d', 'zoomIn2d', 'zoomOut2d']]});
-    const fitted = Object.entries(plot.layout).filter(([key]) => /^yaxis/.test(key))
-      .map(([key, axis]) => ticks(axis, key, axis.range));
+    const fitted = verticalAxes(plot.layout)
+      .map(([key, panel]) => ticks(plot.layout, key, panel, plot.layout[key].range));
     await Plotly.relayout(plot, Object.assign(colors(plot.layout), ...fitted));
     const home = [...plot.layout.xaxis.range];
     plot.home = home;
@@ -375,32 +384,30 @@ async function zoom(range) {
 async function sameAxes() {
   if (sections.length < 2) return;
   const ranges = {};
-  const axes = ({plot}) => Object.keys(plot.layout).filter((key) => /^yaxis\d*$/.test(key))
-    .map((key) => [key, plot.layout[key].title.text])
-    .filter(([, title]) => title !== 'what followed');
+  const axes = ({plot}) => verticalAxes(plot.layout).filter(([, panel]) => panel !== 'followed');
   // Logarithmic in one, logarithmic in all.
   const type = ({plot}, key) => plot.layout[key].type;
   const logs = sections.flatMap((section) => axes(section)
-    .filter(([key]) => type(section, key) === 'log').map(([, title]) => title));
+    .filter(([key]) => type(section, key) === 'log').map(([, panel]) => panel));
   for (const section of sections) {
-    for (const [key, title] of axes(section)) {
-      if (!logs.includes(title) || type(section, key) === 'log') continue;
+    for (const [key, panel] of axes(section)) {
+      if (!logs.includes(panel) || type(section, key) === 'log') continue;
       await Plotly.relayout(section.plot,
         {[`${key}.type`]: 'log', [`${key}.dtick`]: 1, [`${key}.autorange`]: true});
     }
   }
   for (const section of sections) {
-    for (const [key, title] of axes(section)) {
+    for (const [key, panel] of axes(section)) {
       const [low, high] = section.plot.layout[key].range;
-      const known = ranges[title] || [low, high];
-      ranges[title] = [Math.min(low, known[0]), Math.max(high, known[1])];
+      const known = ranges[panel] || [low, high];
+      ranges[panel] = [Math.min(low, known[0]), Math.max(high, known[1])];
     }
   }
   for (const section of sections) {
     const changes = {};
-    for (const [key, title] of axes(section)) {
-      changes[`${key}.range`] = [...ranges[title]];
-      Object.assign(changes, ticks(section.plot.layout[key], key, ranges[title]));
+    for (const [key, panel] of axes(section)) {
+      changes[`${key}.range`] = [...ranges[panel]];
+      Object.assign(changes, ticks(section.plot.layout, key, panel, ranges[panel]));
     }
     await Plotly.relayout(section.plot, changes);
   }

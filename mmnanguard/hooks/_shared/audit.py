@@ -1,17 +1,20 @@
-from dataclasses import asdict, dataclass
+"""The result of an audit, which other hooks receive."""
+
+from dataclasses import dataclass
 from typing import Any, Dict, Optional, Tuple
 
 from mmnanguard.core import Action, BadTensor, Cause, GuardEvent
+from mmnanguard.core.rows.audit_row import AuditRow
 
 __all__ = ['Audit']
-
-KINDS = {'nan': 'NaN', 'inf': 'Inf'}
 
 
 @dataclass
 class Audit:
-    """What an audit found; handed to every hook that has a method
-    ``after_audit(runner, audit)``, on all ranks.
+    """Non-finite state that an audit found.
+
+    Every hook that has a method ``after_audit(runner, audit)`` receives it,
+    on all ranks.
 
     Attributes:
         iter: Counts from 1.
@@ -44,24 +47,27 @@ class Audit:
     def where(self) -> Tuple[str, ...]:
         return tuple(dict.fromkeys(where for where, _ in self.names))
 
+    @property
+    def record(self) -> AuditRow:
+        """The audit as a row of the event log."""
+        return AuditRow(
+            id=self.id,
+            run=self.run,
+            attempt=self.attempt,
+            iter=self.iter,
+            epoch=self.epoch,
+            ranks=self.ranks,
+            where=self.where,
+            num_bad=len(self.names),
+            tensors=self.tensors,
+            checkpoint=self.checkpoint,
+        )
+
     def to_row(self) -> Dict[str, Any]:
-        return {
-            'schema': 1,
-            'kind': 'audit',
-            'id': self.id,
-            'run': self.run,
-            'attempt': self.attempt,
-            'iter': self.iter,
-            'epoch': self.epoch,
-            'ranks': self.ranks,
-            'where': self.where,
-            'num_bad': len(self.names),
-            'tensors': [asdict(tensor) for tensor in self.tensors],
-            'checkpoint': self.checkpoint,
-        }
+        return self.record.to_row()
 
     def to_event(self) -> GuardEvent:
-        """What a halt is about."""
+        """Return the event of a halt because of this audit."""
         return GuardEvent(
             action=Action.HALT,
             cause=Cause.WEIGHT_NONFINITE,
@@ -76,23 +82,11 @@ class Audit:
         )
 
     def line(self) -> str:
-        """What the console shows; one line."""
-        first = self.tensors[0]
-        more = len(self.names) - 1
-        story = (
-            f"Iter {self.iter}: audit: '{first.name}' ({first.tensor}) is "
-            f'{KINDS[first.kind]}, {first.count} of {first.numel}'
-        )
-        if more:
-            story += f', and {more} more in {", ".join(self.where)}'
-        if self.ranks != (0,):
-            story += f', on ranks {", ".join(map(str, self.ranks))}'
-        if self.checkpoint:
-            story += f'; {self.checkpoint} is not written'
-        return story
+        """Return the console line."""
+        return self.record.line()
 
     def halt_story(self, last_clean: Optional[str], is_guarded: bool) -> str:
-        """For the person who reads it next morning.
+        """Return the text for the person who reads it next morning.
 
         Args:
             last_clean: The checkpoint to go on from; None if there is none.

@@ -1,0 +1,36 @@
+"""Places of the files that this project writes into a run's folders.
+
+MMEngine's ``runner.log_dir`` is ``<work_dir>/<timestamp>``; each process
+start of a run has one.
+"""
+
+from pathlib import Path
+from typing import List
+
+__all__ = [
+    'DUMPS_FOLDER',
+    'EVENTS_FILE',
+    'events_file',
+    'events_files',
+    'log_dir_of',
+]
+
+FOLDER = 'nanguard'
+# Both below the log dir.
+EVENTS_FILE = f'{FOLDER}/events.jsonl'
+DUMPS_FOLDER = f'{FOLDER}/dumps'
+
+
+def events_file(log_dir: str) -> Path:
+    """Return the path of the event log of one process start."""
+    return Path(log_dir, EVENTS_FILE)
+
+
+def events_files(work_dir: str) -> List[Path]:
+    """Return the event logs of all process starts in a work dir, sorted."""
+    return sorted(Path(work_dir).glob(f'*/{EVENTS_FILE}'))
+
+
+def log_dir_of(events_path: Path) -> Path:
+    """Return the log dir that an event log lies in."""
+    return events_path.absolute().parents[1]

@@ -1,0 +1,29 @@
+"""The last row of a run that the guard ended."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Optional, Tuple
+
+from .row_record import RowRecord
+
+__all__ = ['HaltRow']
+
+
+@dataclass(frozen=True)
+class HaltRow(RowRecord):
+    """The end of a run.
+
+    Attributes:
+        id: Of the event that ended it.
+        iter: Iteration at which it ended.
+        story: The text that the log shows: reason, counts and advice.
+    """
+
+    KIND: ClassVar[str] = 'halt'
+    NEEDED: ClassVar[Tuple[str, ...]] = ('story',)
+
+    id: str = ''
+    iter: Optional[int] = None
+    story: str = ''
+
+    def sentence(self) -> str:
+        return self.story

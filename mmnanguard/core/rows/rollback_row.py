@@ -1,0 +1,53 @@
+"""The row of a run that went back to an earlier state."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Optional, Tuple
+
+from .row_record import RowRecord
+
+__all__ = ['RollbackRow']
+
+
+@dataclass(frozen=True)
+class RollbackRow(RowRecord):
+    """A rollback.
+
+    Attributes:
+        id: Of the event that was the reason.
+        iter: Iteration at which training went back.
+        to: The iteration after which the restored state was kept.
+        path: Of the checkpoint that the state came from; '' for memory.
+        num_rollbacks: Rollbacks of the run, this one included.
+        lr_factor: Factor on learning rates from now on.
+        loss_scale: Loss scale from now on; 1.0 without a scaler.
+    """
+
+    KIND: ClassVar[str] = 'rollback'
+    NEEDED: ClassVar[Tuple[str, ...]] = ('to',)
+
+    id: str = ''
+    iter: Optional[int] = None
+    to: int = 0
+    path: str = ''
+    num_rollbacks: int = 1
+    lr_factor: float = 1.0
+    loss_scale: float = 1.0
+
+    def sentence(self, max_rollbacks: Optional[int] = None) -> str:
+        """Return what happened, without the iteration.
+
+        Args:
+            max_rollbacks: The limit of the run, if it is known.
+        """
+        of_path = f', from {self.path}' if self.path else ''
+        of_max = '' if max_rollbacks is None else f' of {max_rollbacks}'
+        return (
+            f'went back to the state after iteration {self.to}{of_path} '
+            f'(rollback {self.num_rollbacks}{of_max}); learning rate x '
+            f'{self.lr_factor:g}, loss scale {self.loss_scale:g}; data and '
+            'schedule go on'
+        )
+
+    def line(self, max_rollbacks: int) -> str:
+        """Return the console line."""
+        return f'Iter {self.iter}: {self.sentence(max_rollbacks)}'

@@ -1,0 +1,55 @@
+"""The panels of a run's figure: identifiers, titles and heights.
+
+Code, here and in ``template/page.js``, names a panel by its identifier. Its
+title stands in ``PANELS`` only.
+"""
+
+from typing import Dict, NamedTuple
+
+__all__ = [
+    'FOLLOWED',
+    'GRAD_NORM',
+    'LOSS',
+    'LOSS_SCALE',
+    'LR',
+    'OF_SCALARS',
+    'PANELS',
+    'REJECTED',
+    'Panel',
+    'titles',
+]
+
+LOSS = 'loss'
+GRAD_NORM = 'grad_norm'
+LOSS_SCALE = 'loss_scale'
+LR = 'lr'
+REJECTED = 'rejected'
+FOLLOWED = 'followed'
+
+
+class Panel(NamedTuple):
+    """The looks of a panel.
+
+    Attributes:
+        title: Text beside its axis.
+        height: In pixels.
+    """
+
+    title: str
+    height: int
+
+
+PANELS = {  # by identifier, top down
+    LOSS: Panel('loss', 200),
+    GRAD_NORM: Panel('gradient norm', 170),
+    LOSS_SCALE: Panel('loss scale', 100),
+    LR: Panel('learning rate', 100),
+    REJECTED: Panel('rejected', 120),
+    FOLLOWED: Panel('what followed', 130),
+}
+OF_SCALARS = (LOSS, GRAD_NORM, LOSS_SCALE, LR)  # panels that draw curves
+
+
+def titles() -> Dict[str, str]:
+    """Return the titles of all panels, by identifier."""
+    return {name: panel.title for name, panel in PANELS.items()}
