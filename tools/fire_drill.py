@@ -107,12 +107,15 @@ def read_rows(folder, name):
 
 def join(fault, events, window):
     """A fault, and what the guard did with the update that it struck."""
+    from mmnanguard.core.causes import facts_of_cause
+
     value = fault.type or str(fault.value)
     told = dict(iter=fault.iter, site=fault.site, value=value)
     for row in events:
         if row['kind'] == 'update' and 0 <= row['iter'] - fault.iter < window:
             blamed = [param['name'] for param in row['params']]
-            if row['cause'] in ('loss_nonfinite', 'input_nonfinite'):
+            facts = facts_of_cause(row['cause'])
+            if facts.blames == 'gradient' and not facts.names_origin:
                 blamed = row['samples']  # no tensor stands out
             told.update(action=row['action'], cause=row['cause'])
             told['blamed'] = blamed

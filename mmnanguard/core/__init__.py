@@ -1,6 +1,7 @@
 """Ring 1: facts, rules and records; the standard library only."""
 
 from .bad_tensor import BadTensor
+from .causes import Cause
 from .clipping.clip_rule import ClipRule, NoClip, NormClip
 from .clipping.rules import AutoClip, TieredClip, ZClip
 from .errors import GuardConfigError, NanGuardError
@@ -14,7 +15,7 @@ from .rules.observation import LeftOut, Observation, ScaleReading, Shard
 from .rules.policy import GuardPolicy
 from .rules.spike import Spike, SpikePolicy
 from .rules.state import GuardState
-from .rules.verdict import Action, Cause, ScaleMove, Verdict
+from .rules.verdict import Action, ScaleMove, Verdict
 
 __all__ = [
     'Action',

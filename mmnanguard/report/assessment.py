@@ -3,7 +3,7 @@ from typing import Optional, Tuple
 
 from .findings import collect_findings
 from .recommendations import Step, next_steps, quoted, remedied, tell_culprit
-from .summary import ROUTINE, Summary
+from .summary import Summary
 
 __all__ = ['Assessment', 'judge']
 
@@ -69,10 +69,10 @@ def judge(summary: Summary) -> Assessment:
 
 
 def tell_healthy(summary: Summary) -> str:
-    num_routine, told = summary.causes.get(ROUTINE, 0), []
+    num_routine, told = summary.num_routine, []
     if num_routine:
         plural = 's' if num_routine > 1 else ''
-        last = summary.iters[ROUTINE][-1]
+        last = max(summary.iters[cause][-1] for cause in summary.routine)
         told.append(
             f'{num_routine:,} routine overflow{plural} in the first {last:,} '
             'iterations'
@@ -92,7 +92,7 @@ def tell_healthy(summary: Summary) -> str:
 
 
 def tell_skips(summary: Summary) -> str:
-    causes = [cause for cause in summary.causes if cause != ROUTINE]
+    causes = summary.anomalies
     num, last = summary.num_skipped, summary.episodes[-1].last
     if num == 1:
         story = f'1 update rejected at iteration {last:,} ({causes[0]})'

@@ -2,9 +2,10 @@ from collections import Counter
 from typing import List, NamedTuple, Optional
 
 from mmnanguard.core import Cause
+from mmnanguard.core.causes import facts_of_cause
 from mmnanguard.core.rows.read_row import sentence_of
 
-from .summary import ROUTINE, Summary
+from .summary import Summary
 
 __all__ = ['Finding', 'collect_findings']
 
@@ -122,8 +123,8 @@ def of_repeats(summary: Summary) -> Optional[Finding]:
         is_often = one.count >= max(NUM_REPEATS, REPEAT_RATE * num_iters)
         if not is_often or any(iter_ >= last for iter_ in cures):
             continue
-        counts = {k: n for k, n in one.causes.items() if k != ROUTINE}
-        cause = max(counts, key=counts.__getitem__)
+        anomalies = [k for k in one.causes if not facts_of_cause(k).is_routine]
+        cause = max(anomalies, key=one.causes.__getitem__)
         name = f" of '{one.name}'" if one.name else ''
         what = (
             f'{one.count:,} updates were rejected for {cause}{name}, the last '
@@ -141,7 +142,7 @@ def of_rate(summary: Summary) -> Optional[Finding]:
     rate = num / (summary.last_iter - first + 1)
     if rate < REJECTED_RATE:
         return None
-    cause = next(cause for cause in summary.causes if cause != ROUTINE)
+    cause = summary.anomalies[0]
     what = f'{num:,} updates were rejected, {rate:.1%} of all since then'
     return Finding(first, cause, what)
 

@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from mmnanguard._support.atomic_write import atomic_write
 from mmnanguard.core import GuardConfigError
+from mmnanguard.core.causes import facts_of_cause
 from mmnanguard.core.rows.json_numbers import to_json
 from mmnanguard.core.rows.read_row import sentence_of
 
@@ -15,8 +16,7 @@ from .figure import draw
 from .panels import titles
 from .row_text import command_of
 from .run_report import RunReport
-from .summary import ROUTINE, Culprit, Row
-from .traces import COLORS, OTHER
+from .summary import Culprit, Row
 
 __all__ = ['write_page']
 
@@ -103,7 +103,11 @@ def section(report: RunReport, end: int) -> Dict[str, Any]:
         'progress': report.progress,
         'facts': facts_of(report),
         'causes': [
-            {'name': cause, 'count': count, 'color': COLORS.get(cause, OTHER)}
+            {
+                'name': cause,
+                'count': count,
+                'color': facts_of_cause(cause).color,
+            }
             for cause, count in summary.causes.items()
         ],
         'culprits': {
@@ -128,7 +132,7 @@ def facts_of(report: RunReport) -> List[List[str]]:
         ['iterations', f'{summary.last_iter:,}'],
         ['attempts', f'{len(summary.starts):,}'],
         ['rejected', f'{summary.num_skipped:,}'],
-        ['routine overflows', f'{summary.causes.get(ROUTINE, 0):,}'],
+        ['routine overflows', f'{summary.num_routine:,}'],
         *([name, f'{kinds.get(kind, 0):,}'] for kind, name in KINDS.items()),
     ]
 

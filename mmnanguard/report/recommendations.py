@@ -1,8 +1,8 @@
 import math
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
-from mmnanguard.core import Autopsy, Cause
-from mmnanguard.core.rows.halt_story import ADVICE
+from mmnanguard.core import Autopsy
+from mmnanguard.core.causes import facts_of_cause
 from mmnanguard.core.rows.remedy_row import FP32, RemedyRow
 
 from .findings import Finding
@@ -26,26 +26,6 @@ class Step(NamedTuple):
     code: str = ''
 
 
-# For the sentence; ``ADVICE`` has it at length.
-IN_SHORT = {
-    Cause.WEIGHT_NONFINITE: 'resume from the last clean checkpoint',
-    Cause.INPUT_NONFINITE: 'look at the samples of the rejected batches',
-    Cause.LOSS_NONFINITE: 'look at the samples and at the divisions, logs and '
-    'square roots in the loss',
-    Cause.BUFFER_NONFINITE: 'look at the layer that feeds the buffer',
-    Cause.GRAD_NONFINITE: 'try bfloat16, or float32 for the module at fault',
-    Cause.NORM_OVERFLOW: 'lower the learning rate, lengthen warm-up, or clip',
-    Cause.DIVERGENCE: 'lower the learning rate, lengthen warm-up, or clip',
-    Cause.SPIKE: 'lower the learning rate, or let spikes pass, clipped',
-}
-# In bfloat16 and float32, whose range is as wide as there is.
-UNSCALED = Step(
-    'look for a sqrt, norm or division at zero in the module at fault',
-    'The backward pass makes it, and no loss scale is at work that could be '
-    'lowered; AutopsyHook names the operation.',
-)
-# Numbers grew too large or weights went bad: no one module is to blame.
-OF_ALL = ('weight_nonfinite', 'norm_overflow', 'divergence', 'spike')
 NUM_EXCLUDED = 20
 MIN_BATCHES = 3
 MIN_SHARE = 0.25  # of what all parameters are blamed for
@@ -61,7 +41,8 @@ def next_steps(
     if trouble is None:
         return tuple(cures)
     advice = advise(summary, trouble)
-    steps = [advice, *cures] if trouble.cause in OF_ALL else [*cures, advice]
+    is_local = 'sample' in facts_of_cause(trouble.cause).culprits
+    steps = [*cures, advice] if is_local else [advice, *cures]
     return (*steps, *advise_closer_look(summary, trouble.since))
 
 
@@ -122,16 +103,10 @@ def quoted(names: Sequence[str]) -> str:
 
 
 def advise(summary: Summary, trouble: Finding) -> Step:
-    try:
-        known = Cause(trouble.cause)
-        text = IN_SHORT[known]
-    except (KeyError, ValueError):  # of another version
-        return Step('look at the rows of the events')
-    if known is Cause.GRAD_NONFINITE and is_unscaled(summary, trouble):
-        return UNSCALED
-    code = 'python -m mmnanguard train CONFIG --resume'
-    is_bad = known is Cause.WEIGHT_NONFINITE
-    return Step(text, ADVICE[known], code if is_bad else '')
+    """Return the advice on the cause as a step."""
+    has_scale = not is_unscaled(summary, trouble)
+    advice = facts_of_cause(trouble.cause).advice_for(has_scale)
+    return Step(advice.short, advice.detail or advice.long, advice.command)
 
 
 def is_unscaled(summary: Summary, trouble: Finding) -> bool:
@@ -171,10 +146,11 @@ def advise_closer_look(summary: Summary, since: int) -> List[Step]:
 
 def tell_culprit(summary: Summary, trouble: Finding) -> str:
     """A clause; empty if none is known."""
-    if trouble.cause in ('divergence', 'spike'):
+    culprits = facts_of_cause(trouble.cause).culprits
+    if not culprits:
         return ''
     named = [one for one in summary.samples if one.count]
-    if named and trouble.cause not in OF_ALL:
+    if named and 'sample' in culprits:
         times = f', {named[0].count} times' if named[0].count > 1 else ''
         more = f' and {len(named) - 1} more' if named[1:] else ''
         return f"culprit: sample '{named[0].name}'{more}{times}"
@@ -183,7 +159,7 @@ def tell_culprit(summary: Summary, trouble: Finding) -> str:
         for row in summary.others.get('autopsy', ())
         if row.get('module_type') and (row.get('iter') or 0) >= trouble.since
     ]
-    if found and trouble.cause != 'weight_nonfinite':
+    if found and 'module' in culprits:
         return tell_module(found[0])
     for one in summary.samples:
         if one.num_batches >= max(MIN_BATCHES, summary.num_with_samples // 2):

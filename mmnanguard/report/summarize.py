@@ -3,20 +3,17 @@ from collections import deque
 from dataclasses import replace
 from typing import Any, Counter, Deque, Dict, Iterable, List, Sequence, Tuple
 
-from mmnanguard.core import Autopsy
+from mmnanguard.core import Autopsy, Cause
+from mmnanguard.core.causes import facts_of_cause
 from mmnanguard.core.rows.input_row import InputRow
 from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rows.start_row import StartRow
 
 from .downsample import EvenSample, Tally
-from .summary import ROUTINE, Culprit, Episode, Row, Summary
+from .summary import Culprit, Episode, Row, Summary
 
 __all__ = ['summarize']
 
-# What forward made: which gradient is bad first tells nothing.
-OF_FORWARD = ('loss_nonfinite', 'input_nonfinite', 'spike', 'divergence')
-# What no sample can be blamed for.
-OF_NO_SAMPLE = (ROUTINE, 'weight_nonfinite', 'divergence')
 GAP = 200  # iterations without a rejected update: then trouble was over
 MAX_KEPT = 2000  # rows, about
 MAX_SORTS = 300  # kinds x causes x parameters that are told apart for it
@@ -104,7 +101,8 @@ class Reader:
             return ''
         if action == 'halt':
             summary.halt = summary.halt or row
-        if cause != ROUTINE:
+        facts = facts_of_cause(cause)
+        if not facts.is_routine:
             summary.num_skipped += 1
             self._recent.append((iter_, cause))
             if not self._episodes or iter_ - self._episodes[-1].last > GAP:
@@ -112,15 +110,15 @@ class Reader:
             self._episodes[-1].last = iter_
             self._episodes[-1].count += 1
         samples = row.get('samples')
-        if samples and cause not in OF_NO_SAMPLE:
+        if samples and facts.is_of_batch:
             summary.num_with_samples += 1
             self._samples.add(map(str, samples))
         params = row.get('params')
-        if params and cause not in OF_FORWARD:
+        if params and facts.names_origin:
             name = str(params[0].get('name'))
             self._params.setdefault(name, Culprit(name)).blame(cause, iter_)
             return name
-        if cause != 'spike':
+        if facts.adds_up:
             self._blameless.setdefault(cause, Culprit()).blame(cause, iter_)
         return ''
 
@@ -144,7 +142,7 @@ class Reader:
                 culprit = self._modules.setdefault(name, Culprit(name))
                 culprit.blame(record.op, iter_)
         elif isinstance(record, InputRow):
-            samples, cause = record.samples, 'input_nonfinite'
+            samples, cause = record.samples, Cause.INPUT_NONFINITE.value
         for name in samples:
             if name in self._named or len(self._named) < MAX_SAMPLES:
                 culprit = self._named.setdefault(name, Culprit(name))

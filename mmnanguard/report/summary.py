@@ -4,14 +4,13 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional, Tuple, Type, TypeVar
 
-from mmnanguard.core import Cause
+from mmnanguard.core.causes import facts_of_cause
 from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rows.row_record import Row, RowRecord
 
-__all__ = ['ROUTINE', 'Culprit', 'Episode', 'Row', 'Summary']
+__all__ = ['Culprit', 'Episode', 'Row', 'Summary']
 
 R = TypeVar('R', bound=RowRecord)
-ROUTINE = Cause.SCALE_OVERFLOW.value
 
 
 @dataclass
@@ -43,7 +42,7 @@ class Culprit:
     def blame(self, cause: str, iter_: int) -> None:
         """Count one blame."""
         self.causes[cause] = self.causes.get(cause, 0) + 1
-        if cause == ROUTINE:
+        if facts_of_cause(cause).is_routine:
             self.num_routine += 1
             return
         self.count += 1
@@ -135,3 +134,22 @@ class Summary:
         rows = self.others.get(record.KIND, ())
         records = [record_of(row) for row in rows]
         return [item for item in records if isinstance(item, record)]
+
+    @property
+    def routine(self) -> List[str]:
+        """Routine causes among ``causes``."""
+        return [
+            name for name in self.causes if facts_of_cause(name).is_routine
+        ]
+
+    @property
+    def anomalies(self) -> List[str]:
+        """All other causes, the most frequent first."""
+        return [
+            name for name in self.causes if not facts_of_cause(name).is_routine
+        ]
+
+    @property
+    def num_routine(self) -> int:
+        """Routine overflows of the loss scale."""
+        return sum(self.causes[name] for name in self.routine)

@@ -5,6 +5,7 @@ from bisect import bisect_right
 from html import escape
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
+from mmnanguard.core.causes import UNKNOWN, facts_of_cause
 from mmnanguard.core.checks import is_finite_number
 from mmnanguard.core.rows.json_numbers import parse_number
 
@@ -23,20 +24,9 @@ from .read_scalars import FACTOR, Curve, factor_of, panel_of
 from .run_report import RunReport
 from .summary import Row
 
-__all__ = ['COLORS', 'MARKS', 'OTHER', 'Trace', 'traces_of']
+__all__ = ['MARKS', 'Trace', 'traces_of']
 
-COLORS = {
-    'scale_overflow': '#8d99ae',
-    'grad_nonfinite': '#f28e2b',
-    'norm_overflow': '#b07aa1',
-    'loss_nonfinite': '#e15759',
-    'buffer_nonfinite': '#17a2a2',
-    'input_nonfinite': '#8e5bd0',
-    'spike': '#d4a300',
-    'divergence': '#d6409f',
-    'weight_nonfinite': '#a4161a',
-}
-OTHER = '#6c757d'
+OTHER = UNKNOWN.color
 LINES = ('#3b7dd8', '#59a14f', '#9c755f', '#76b7b2', '#bab0ac', '#edc948')
 MARKS = {
     'start': ('triangle-right', '#59a14f'),
@@ -189,7 +179,7 @@ def markers_of(
             'legendgroup': escape(cause),
             'showlegend': False,
             'marker': {
-                'color': COLORS.get(cause, OTHER),
+                'color': facts_of_cause(cause).color,
                 'size': 8,
                 'line': {'width': 1, 'color': 'rgba(255,255,255,0.7)'},
             },
@@ -213,7 +203,7 @@ def bars_of(report: RunReport, end: int) -> List[Trace]:
             'name': f'{escape(cause)} ({len(iters):,})',
             'legendgroup': escape(cause),
             'marker': {
-                'color': COLORS.get(cause, OTHER),
+                'color': facts_of_cause(cause).color,
                 'line': {'width': 0},
             },
             'customdata': [

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Dict, Mapping, Optional, Tuple
 
 from ..bad_tensor import BadTensor
-from ..rules.verdict import Action, Cause
+from ..causes import CAUSES, UNKNOWN, Cause
+from ..rules.verdict import Action
 from .json_numbers import to_jsonable
 from .row_record import RowRecord
 
@@ -88,7 +89,7 @@ class GuardEvent(RowRecord):
 
     @property
     def is_routine(self) -> bool:
-        return self.cause is Cause.SCALE_OVERFLOW
+        return self.cause.is_routine
 
     def to_row(self) -> Dict[str, Any]:
         """Return a JSON-ready dict.
@@ -121,53 +122,42 @@ class GuardEvent(RowRecord):
         return '; '.join(parts)
 
     def _blame(self) -> str:
-        """Names the tensor, its kind and how many were bad."""
-        name = f"'{self.params[0].name}'" if self.params else 'a parameter'
-        kind = self.params[0].kind_in_words if self.params else 'bad'
+        """Say what went wrong, in the words of the cause."""
+        return CAUSES.get(self.cause, UNKNOWN).line.format(**self._words())
+
+    def _words(self) -> Dict[str, Any]:
+        """Return the words that a ``CauseFacts.line`` may use."""
+        name, kind, tensor = 'a parameter', 'bad', ''
+        if self.params:
+            first = self.params[0]
+            name, kind = f"'{first.name}'", first.kind_in_words
+            tensor = first.tensor
         more = len(self.params) - 1
         of_all = f'{self.num_bad_params} of {self.num_params} tensors'
-        if self.cause is Cause.WEIGHT_NONFINITE:
-            others = f' and {more} more are bad' if more else ''
-            is_buffer = self.params and self.params[0].tensor == 'buffer'
-            what = 'buffer' if is_buffer else 'weight'
-            return (
-                f'{what} {name} is {kind}{others}, which happened outside '
-                'any guarded update'
-            )
-        if self.cause is Cause.DIVERGENCE and self.spike is not None:
-            return (
-                'training diverges: the median loss is '
-                f'{self.spike["value"]:.4g}, the limit '
-                f'{self.spike["limit"]:.4g}, its lowest was '
-                f'{self.spike["mean"]:.4g}'
-            )
-        if self.cause is Cause.SPIKE and self.spike is not None:
-            what = str(self.spike['what']).replace('grad_', 'gradient ')
-            mean = self.spike['mean']
-            usual = '' if math.isnan(mean) else f', its mean {mean:.4g}'
-            return (
-                f'{what} {self.spike["value"]:.4g} is a spike: the limit is '
-                f'{self.spike["limit"]:.4g}{usual}'
-            )
-        if self.cause is Cause.INPUT_NONFINITE:
-            return 'the input is not finite'
-        if self.cause is Cause.LOSS_NONFINITE:
-            is_bad = 'loss is ' + ('NaN' if math.isnan(self.loss) else 'Inf')
-            if not self.num_bad_params:
-                return f'{is_bad} while its gradients are finite'
-            return f'{is_bad}, and so are gradients ({of_all})'
-        if self.cause is Cause.BUFFER_NONFINITE:
-            return f'forward made buffer {name} {kind}; the loss is finite'
-        if self.cause is Cause.NORM_OVERFLOW:
-            return (
-                'gradient norm overflows float32 with finite elements, '
-                f'largest in {name} ({of_all})'
-            )
-        return f'gradient of {name} is {kind} ({of_all})'
+        gradients = f', and so are gradients ({of_all})'
+        spike = self.spike or _NO_SPIKE
+        usual = f', its mean {spike["mean"]:.4g}'
+        return {
+            'name': name,
+            'kind': kind,
+            'tensor': 'buffer' if tensor == 'buffer' else 'weight',
+            'others': f' and {more} more are bad' if more > 0 else '',
+            'of_all': of_all,
+            'loss': self.loss,
+            'loss_kind': 'NaN' if math.isnan(self.loss) else 'Inf',
+            'gradients': gradients
+            if self.num_bad_params
+            else ' while its gradients are finite',
+            'what': str(spike['what']).replace('grad_', 'gradient '),
+            'value': spike['value'],
+            'limit': spike['limit'],
+            'mean': spike['mean'],
+            'usual': '' if math.isnan(spike['mean']) else usual,
+        }
 
     def _done(self) -> str:
         """Says what became of the update and the scale."""
-        if self.cause is Cause.SPIKE and self.action is Action.STEP:
+        if self.action is Action.STEP and self.micro_batches is None:
             return (
                 f'update committed, gradients x {self.clip_coef:.4g}, '
                 f'learning rate x {self.lr_factor:.4g}'
@@ -203,3 +193,11 @@ class GuardEvent(RowRecord):
             skips = 'skip' if self.consecutive_skips == 1 else 'skips'
             parts.append(f'{self.consecutive_skips} {skips} in a row')
         return ', '.join(parts)
+
+
+_NO_SPIKE: Mapping[str, Any] = {
+    'what': 'value',
+    'value': math.nan,
+    'limit': math.nan,
+    'mean': math.nan,
+}

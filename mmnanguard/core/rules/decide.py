@@ -1,13 +1,14 @@
 from dataclasses import replace
 from typing import Callable
 
+from ..causes import CAUSES, Cause
 from ..clipping.clip_rule import NoClip
 from .lr_backoff import recover
 from .observation import LeftOut, Observation
 from .policy import GuardPolicy
 from .spike import Spike
 from .state import GuardState
-from .verdict import Action, Cause, ScaleMove, Verdict
+from .verdict import Action, ScaleMove, Verdict
 
 __all__ = ['decide', 'find_cause']
 
@@ -53,7 +54,7 @@ def judge_finite(
     if policy.divergence is not None:
         rise = policy.divergence.find(state.loss_level, seen.loss)
         if rise is not None:
-            action = Action(policy.when_exhausted)
+            action = choose_action(Cause.DIVERGENCE, state, policy)
             return Verdict(action, Cause.DIVERGENCE, spike=rise)
     if policy.spike is not None:
         spike = policy.spike.find(
@@ -94,7 +95,7 @@ def committed_without(
     if cause.is_scaled:
         lowers = left_out.seen.scale.lower_is_due
         move = ScaleMove.LOWER if lowers else ScaleMove.KEEP
-    is_over = cause is not Cause.SCALE_OVERFLOW and rate_is_over(state, policy)
+    is_over = not cause.is_routine and rate_is_over(state, policy)
     action = Action(policy.when_exhausted) if is_over else verdict.action
     return replace(verdict, action=action, cause=cause, scale_move=move)
 
@@ -127,10 +128,10 @@ def find_cause(
 def choose_action(
     cause: Cause, state: GuardState, policy: GuardPolicy
 ) -> Action:
-    if cause is Cause.SCALE_OVERFLOW:
+    facts = CAUSES[cause]
+    if facts.is_routine:
         return Action.SKIP
-    # Whatever is put back, the next forward pass meets the same weights.
-    is_over = cause is Cause.WEIGHT_NONFINITE or is_exhausted(state, policy)
+    is_over = facts.ends_run or is_exhausted(state, policy)
     if not is_over:
         return Action.SKIP
     return Action(policy.when_exhausted)

@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 from .divergence import LossLevel
 from .observation import Observation
 from .spike import Spike
-from .verdict import Action, Cause, ScaleMove, Verdict
+from .verdict import Action, ScaleMove, Verdict
 
 __all__ = ['GuardState']
 
@@ -69,7 +69,7 @@ class GuardState:
         state = replace(self, num_updates=self.num_updates + 1)
         if verdict.action is Action.STEP:
             return state._committed(seen, verdict)
-        if verdict.cause is Cause.SCALE_OVERFLOW:
+        if verdict.cause.is_routine:
             num_overflows = self.routine_overflows + 1
             return replace(state, routine_overflows=num_overflows)
         return replace(
@@ -89,7 +89,7 @@ class GuardState:
             # An update that had to leave out an overflow proves no scale.
             num_commits += 1
         recent_skips = self.recent_skips
-        if verdict.cause is not Cause.SCALE_OVERFLOW:
+        if not verdict.cause.is_routine:
             recent_skips = self.with_skip(left_out is not None)
         num_left_out = len(left_out.places) if left_out else 0
         return replace(

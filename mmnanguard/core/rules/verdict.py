@@ -2,9 +2,10 @@ import enum
 from dataclasses import dataclass
 from typing import Optional
 
+from ..causes import Cause
 from .spike import Spike
 
-__all__ = ['Action', 'Cause', 'ScaleMove', 'Verdict']
+__all__ = ['Action', 'ScaleMove', 'Verdict']
 
 
 class Action(enum.Enum):
@@ -14,32 +15,6 @@ class Action(enum.Enum):
     SKIP = 'skip'
     ROLLBACK = 'rollback'
     HALT = 'halt'
-
-
-class Cause(enum.Enum):
-    """Why an update was not a plain step, most fundamental cause first."""
-
-    NONE = 'none'
-    WEIGHT_NONFINITE = 'weight_nonfinite'
-    INPUT_NONFINITE = 'input_nonfinite'
-    LOSS_NONFINITE = 'loss_nonfinite'
-    BUFFER_NONFINITE = 'buffer_nonfinite'
-    SCALE_OVERFLOW = 'scale_overflow'
-    GRAD_NONFINITE = 'grad_nonfinite'
-    NORM_OVERFLOW = 'norm_overflow'
-    DIVERGENCE = 'divergence'
-    SPIKE = 'spike'
-
-    @property
-    def is_scaled(self) -> bool:
-        """May a lower loss scale cure it? What the forward pass made it
-        cannot.
-        """
-        return self in (
-            Cause.SCALE_OVERFLOW,
-            Cause.GRAD_NONFINITE,
-            Cause.NORM_OVERFLOW,
-        )
 
 
 class ScaleMove(enum.Enum):

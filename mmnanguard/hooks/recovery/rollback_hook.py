@@ -5,11 +5,11 @@ from mmengine.runner import Runner
 
 from mmnanguard.core import (
     Action,
-    Cause,
     GuardEvent,
     RollbackUnavailable,
     TrainingHalted,
 )
+from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.checks import check_value, is_count, is_finite_number
 from mmnanguard.core.rows.rollback_row import RollbackRow
 from mmnanguard.numerics.checkpoints.state_audit import StateAudit
@@ -214,7 +214,7 @@ class RollbackHook(GuardListener):
         led back to it, unless it is all there is; else one on disk.
         """
         trouble = event.since or event.iter
-        if event.cause is Cause.DIVERGENCE:
+        if CAUSES[event.cause].is_gradual:
             wrapper = find_wrappers(runner)[event.optimizer]
             window = wrapper.guard.policy.divergence.window
             # Its median is above the limit: about half of it is spoilt.

@@ -9,7 +9,8 @@ from mmengine.dist import (
 from mmengine.runner import Runner
 from torch import nn
 
-from mmnanguard.core import Autopsy, Cause, GuardEvent
+from mmnanguard.core import Autopsy, GuardEvent
+from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.core.rows.remedy_row import RemedyRow
 from mmnanguard.registry import HOOKS
@@ -118,8 +119,7 @@ class AutopsyHook(WindowHook):
             is_new
             and not self.is_spent
             and (self._overflows or not event.is_routine)
-            # Finite: there is nothing to look for.
-            and event.cause not in (Cause.SPIKE, Cause.DIVERGENCE)
+            and CAUSES[event.cause].is_replayable
             and self._window is not None
         )
 

@@ -6,7 +6,8 @@ from typing import Optional
 from mmengine.dist import all_gather_object, get_rank
 from mmengine.runner import Runner
 
-from mmnanguard.core import Action, Cause, GuardConfigError, GuardEvent
+from mmnanguard.core import Action, GuardConfigError, GuardEvent
+from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.rows.dump_row import DumpRow
 from mmnanguard.core.rows.event_files import DUMPS_FOLDER
 from mmnanguard.numerics.base.shards import is_sharded
@@ -79,7 +80,7 @@ class BatchDumpHook(WindowHook):
         """Collective, for the rows."""
         if event.action is Action.STEP:  # weights are no longer those
             return
-        if event.cause is Cause.DIVERGENCE:  # which is no one batch's fault
+        if CAUSES[event.cause].is_gradual:  # no batch is at fault
             return
         if event.is_routine and not self._overflows:
             return

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from mmnanguard.core import BadTensor, Cause
+from mmnanguard.core.causes import CAUSES
 
 from ..base.dtype_name import dtype_name
 from ..base.shards import local
@@ -103,8 +104,9 @@ def blame(
         scale: Of ``grads``.
         names: For the names.
     """
-    is_weight = cause is Cause.WEIGHT_NONFINITE
-    if cause is Cause.BUFFER_NONFINITE or (is_weight and reading.lost_buffers):
+    kind = CAUSES[cause].blames
+    is_weight = kind == 'weight'
+    if kind == 'buffer' or (is_weight and reading.lost_buffers):
         return tuple(
             describe(
                 names.of_buffer(owner, key), 'buffer', getattr(owner, key)
@@ -126,8 +128,7 @@ def blame(
             for index, norm in enumerate(reading.norms)
             if not math.isfinite(norm)
         ]
-        is_large = cause in (Cause.NORM_OVERFLOW, Cause.SPIKE)
-        if is_large and grads and not bad:
+        if kind == 'largest gradient' and grads and not bad:
             bad = [max(range(len(grads)), key=reading.norms.__getitem__)]
         parts = [
             (name, 'gradient', part, scale)

@@ -1,0 +1,277 @@
+"""The causes of an update that was not a plain step, and all facts on them.
+
+:data:`CAUSES` is the one place with everything that depends on a cause. The
+decision, the hooks and the report ask it instead of comparing causes, so that
+a new cause needs an entry here and a rule that finds it
+(CONTRIBUTING.md, "Adding a cause").
+"""
+
+import enum
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, Mapping, Optional, Tuple
+
+__all__ = [
+    'CAUSES',
+    'UNKNOWN',
+    'Advice',
+    'Cause',
+    'CauseFacts',
+    'facts_of_cause',
+]
+
+Culprit = Literal['sample', 'module', 'parameter']
+
+
+class Cause(enum.Enum):
+    """Why an update was not a plain step, most fundamental cause first."""
+
+    NONE = 'none'
+    WEIGHT_NONFINITE = 'weight_nonfinite'
+    INPUT_NONFINITE = 'input_nonfinite'
+    LOSS_NONFINITE = 'loss_nonfinite'
+    BUFFER_NONFINITE = 'buffer_nonfinite'
+    SCALE_OVERFLOW = 'scale_overflow'
+    GRAD_NONFINITE = 'grad_nonfinite'
+    NORM_OVERFLOW = 'norm_overflow'
+    DIVERGENCE = 'divergence'
+    SPIKE = 'spike'
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether a lower loss scale may cure it; False for ``NONE``."""
+        return self is not Cause.NONE and CAUSES[self].is_scaled
+
+    @property
+    def is_routine(self) -> bool:
+        """Whether it is no anomaly at all; False for ``NONE``."""
+        return self is not Cause.NONE and CAUSES[self].is_routine
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The recommendation for a run that suffers from a cause.
+
+    Attributes:
+        short: A clause in the imperative, for the report's verdict.
+        long: Full sentences, for the story of a halt.
+        detail: Full sentences, for the report's list of steps; '' means
+            ``long``.
+        command: A shell command to paste; may be empty.
+    """
+
+    short: str
+    long: str
+    detail: str = ''
+    command: str = ''
+
+
+@dataclass(frozen=True)
+class CauseFacts:
+    """Everything that depends on a cause.
+
+    Attributes:
+        line: The start of the console line, a template; ``GuardEvent`` fills
+            in the words.
+        advice: The recommendation.
+        color: CSS color in the report's figure and table.
+        blames: The tensors that an event names: bad weights, bad buffers, bad
+            gradients, or the largest gradient if none is bad.
+        culprits: The kinds of culprit that the report may name. Where that is
+            no sample, the general advice comes before all other steps.
+        unscaled_advice: Replaces ``advice`` in a run without a loss scale.
+        is_scaled: A lower loss scale may cure it; nothing that the forward
+            pass made is cured so.
+        is_routine: An expected part of training with a loss scale: it is
+            always skipped, counts toward no limit and makes no run sick.
+        ends_run: It halts or rolls back at once, whatever the limits.
+        is_gradual: It built up over the window of the divergence rule: no
+            batch is worth a dump, a rollback goes back before that window.
+        is_of_batch: The samples of the batch are suspects.
+        is_replayable: A replay can find where it begins: something is not
+            finite. Else an autopsy has nothing to look for.
+        names_origin: The first tensor that an event names is close to the
+            origin, so that the report counts it.
+        adds_up: Many of them make a run sick even if no parameter is named.
+    """
+
+    line: str
+    advice: Advice
+    color: str
+    blames: Literal['weight', 'buffer', 'gradient', 'largest gradient', '']
+    culprits: Tuple[Culprit, ...] = ('sample', 'module', 'parameter')
+    unscaled_advice: Optional[Advice] = None
+    is_scaled: bool = False
+    is_routine: bool = False
+    ends_run: bool = False
+    is_gradual: bool = False
+    is_of_batch: bool = True
+    is_replayable: bool = True
+    names_origin: bool = True
+    adds_up: bool = True
+
+    def advice_for(self, has_scale: bool) -> Advice:
+        """Return the advice for a run with or without a loss scale."""
+        if has_scale or self.unscaled_advice is None:
+            return self.advice
+        return self.unscaled_advice
+
+
+BAD_GRADIENT = 'gradient of {name} is {kind} ({of_all})'
+
+CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
+    {
+        Cause.WEIGHT_NONFINITE: CauseFacts(
+            line='{tensor} {name} is {kind}{others}, which happened outside '
+            'any guarded update',
+            advice=Advice(
+                'resume from the last clean checkpoint',
+                'Resume from a checkpoint written before; look for code that '
+                'changes weights outside optim_wrapper.step (hooks, EMA '
+                'swaps, .data).',
+                command='python -m mmnanguard train CONFIG --resume',
+            ),
+            color='#a4161a',
+            blames='weight',
+            culprits=('parameter',),
+            # Skip or not, the next forward pass meets the same weights.
+            ends_run=True,
+            is_of_batch=False,
+        ),
+        Cause.INPUT_NONFINITE: CauseFacts(
+            line='the input is not finite',
+            advice=Advice(
+                'look at the samples of the rejected batches',
+                'Look at the samples named above and remove or repair them.',
+            ),
+            color='#8e5bd0',
+            blames='gradient',
+            names_origin=False,
+        ),
+        Cause.LOSS_NONFINITE: CauseFacts(
+            line='loss is {loss_kind}{gradients}',
+            advice=Advice(
+                'look at the samples and at the divisions, logs and square '
+                'roots in the loss',
+                'The forward pass makes it, so no loss scale and no clipping '
+                'can help: look at the samples and at divisions, logs and '
+                'square roots in the loss; under float16 try '
+                "optim_wrapper.dtype='bfloat16' or float32.",
+            ),
+            color='#e15759',
+            blames='gradient',
+            names_origin=False,
+        ),
+        Cause.BUFFER_NONFINITE: CauseFacts(
+            line='forward made buffer {name} {kind}; the loss is finite',
+            advice=Advice(
+                'look at the layer that feeds the buffer',
+                'An activation overflows: look at the samples and at the '
+                'layer that feeds the buffer; under float16 try bfloat16 or '
+                'float32.',
+            ),
+            color='#17a2a2',
+            blames='buffer',
+        ),
+        Cause.SCALE_OVERFLOW: CauseFacts(
+            line=BAD_GRADIENT,
+            advice=Advice(
+                'start with a lower optim_wrapper.loss_scale',
+                'The loss scale is still on its way down, which is routine: '
+                'start with a lower optim_wrapper.loss_scale to save these '
+                'updates.',
+            ),
+            color='#8d99ae',
+            blames='gradient',
+            is_scaled=True,
+            is_routine=True,
+            is_of_batch=False,
+        ),
+        Cause.GRAD_NONFINITE: CauseFacts(
+            line=BAD_GRADIENT,
+            advice=Advice(
+                'try bfloat16, or float32 for the module at fault',
+                'The backward pass makes it at a scale that lowering did not '
+                "cure: try optim_wrapper.dtype='bfloat16' or float32 for the "
+                'module named above, and look for sqrt, norm or division at '
+                'zero.',
+            ),
+            # Without a loss scale nothing overflows for its sake.
+            unscaled_advice=Advice(
+                'look for a sqrt, norm or division at zero in the module at '
+                'fault',
+                'The backward pass makes it of finite numbers: look for '
+                'sqrt, norm or division at zero in the module named above; '
+                'mmnanguard.AutopsyHook names the operation.',
+                detail='The backward pass makes it, and no loss scale is at '
+                'work that could be lowered; AutopsyHook names the operation.',
+            ),
+            color='#f28e2b',
+            blames='gradient',
+            is_scaled=True,
+        ),
+        Cause.NORM_OVERFLOW: CauseFacts(
+            line='gradient norm overflows float32 with finite elements, '
+            'largest in {name} ({of_all})',
+            advice=Advice(
+                'lower the learning rate, lengthen warm-up, or clip',
+                'Gradients explode: lower the learning rate, lengthen '
+                'warm-up, or set '
+                'optim_wrapper.clip_grad=dict(max_norm=...).',
+            ),
+            color='#b07aa1',
+            blames='largest gradient',
+            culprits=('module', 'parameter'),
+            is_scaled=True,
+        ),
+        Cause.DIVERGENCE: CauseFacts(
+            line='training diverges: the median loss is {value:.4g}, the '
+            'limit {limit:.4g}, its lowest was {mean:.4g}',
+            advice=Advice(
+                'lower the learning rate, lengthen warm-up, or clip',
+                'What was learnt is being lost: lower the learning rate, '
+                'lengthen warm-up, or clip; if losses rise by design, set '
+                'optim_wrapper.guard.divergence=None.',
+            ),
+            color='#d6409f',
+            blames='',
+            culprits=(),
+            ends_run=True,
+            is_gradual=True,
+            is_of_batch=False,
+            is_replayable=False,
+            names_origin=False,
+        ),
+        Cause.SPIKE: CauseFacts(
+            line='{what} {value:.4g} is a spike: the limit is '
+            '{limit:.4g}{usual}',
+            advice=Advice(
+                'lower the learning rate, or let spikes pass, clipped',
+                'Norm or loss stay above what they were: lower the learning '
+                'rate, or let spikes pass, clipped: '
+                "optim_wrapper.guard.spike.action='clip'.",
+            ),
+            color='#d4a300',
+            blames='largest gradient',
+            culprits=(),
+            is_replayable=False,
+            names_origin=False,
+            adds_up=False,
+        ),
+    }
+)
+# Rows of another version may name a cause that this one does not have.
+UNKNOWN = CauseFacts(
+    line=BAD_GRADIENT,
+    advice=Advice('look at the rows of the events', ''),
+    color='#6c757d',
+    blames='gradient',
+)
+
+
+def facts_of_cause(name: str) -> CauseFacts:
+    """Return the facts on a cause that a row names, else ``UNKNOWN``."""
+    return FACTS_BY_NAME.get(name, UNKNOWN)
+
+
+FACTS_BY_NAME = {cause.value: facts for cause, facts in CAUSES.items()}
