@@ -1,52 +1,161 @@
-"""What configs and readers depend on: changing it means changing this."""
+"""The public surface equals the table in public_surface.py, additions
+included: whoever changes it on purpose changes the table.
+"""
 
 import dataclasses
+import importlib
+import json
+import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
+import mmengine.registry
+import public_surface as expected
 import pytest
-from mmengine.registry import (
-    DATASETS,
-    HOOKS,
-    MODELS,
-    OPTIM_WRAPPERS,
-    TRANSFORMS,
-)
+from mmengine.registry import Registry
+from mmengine.runner import Runner
+from written_by_0_1.make import config, train
 
 import mmnanguard
-from mmnanguard import core, hooks
-from mmnanguard.core import GuardEvent, GuardPolicy
-from mmnanguard.hooks import GuardListener
-from mmnanguard.registry import CHECKS, CLIPS, FAULTS
+from mmnanguard import core, registry
+from mmnanguard.__main__ import TOOLS
+from mmnanguard.core import GuardEvent
+from mmnanguard.numerics.checkpoints.load_plain import load_plain
+from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
+from mmnanguard.safe_load import allow_mmengine_checkpoints
 
-WRAPPERS = ['NanGuardOptimWrapper', 'NanGuardAmpOptimWrapper']
-HOOK_NAMES = [
-    'AutopsyHook',
-    'BadSamplesHook',
-    'BatchDumpHook',
-    'EventLogHook',
-    'EventTextHook',
-    'FaultInjectionHook',
-    'Fp32ModulesHook',
-    'InputGuardHook',
-    'NanGuardHook',
-    'RollbackHook',
-    'StateAuditHook',
+ROOT = Path(__file__).parents[1]
+MMENGINE_FILES = [
+    '<time>.py',
+    '<time>/<time>.log',
+    '<time>/vis_data/<time>.json',
+    '<time>/vis_data/config.py',
+    '<time>/vis_data/scalars.json',
+    'iter_12.pth',
+    'iter_24.pth',
+    'last_checkpoint',
 ]
-LAYERS = ['SafeAdaLNZero', 'SafeAttention', 'SafeRMSNorm']
+MMENGINE_KEYS = ['meta', 'state_dict', 'message_hub', 'optimizer']
+MODEL_SCALARS = ['loss', 'loss_cls', 'loss_size', 'lr', 'time', 'data_time']
+
+
+def assert_listed(names, table_entry):
+    """Compare with an entry of the table, whose names are sorted."""
+    assert sorted(names) == table_entry.split()
+
+
+def our_registries():
+    registries = {}
+    for name, value in vars(registry).items():
+        if isinstance(value, Registry) and value.scope == 'mmnanguard':
+            value.import_from_location()
+            registries[name] = value
+    return registries
+
+
+# Names in the code
+
+
+def test_exported_names():
+    modules = ['mmnanguard']
+    for module in pkgutil.iter_modules(mmnanguard.__path__):
+        if not module.name.startswith('_'):
+            modules.append(module.name)
+    assert sorted(modules) == sorted(expected.EXPORTED)
+    for name in modules:
+        path = name if name == 'mmnanguard' else f'mmnanguard.{name}'
+        module = importlib.import_module(path)
+        exported = getattr(module, '__all__', [])
+        assert_listed(exported, expected.EXPORTED[name])
+        for exported_name in exported:
+            assert hasattr(module, exported_name)
+
+
+def test_registered_names():
+    registries = our_registries()
+    assert registries.keys() == expected.REGISTERED.keys()
+    for name, our_registry in registries.items():
+        assert_listed(our_registry.module_dict, expected.REGISTERED[name])
 
 
 @pytest.mark.parametrize('scope', ['', 'mmnanguard.'])
-def test_registered_types(scope):
-    for registry, names in (
-        (DATASETS, ['ExcludeSamples']),
-        (HOOKS, HOOK_NAMES),
-        (OPTIM_WRAPPERS, WRAPPERS),
-        (TRANSFORMS, ['ValidateSample']),
-        (MODELS, LAYERS),
-    ):
-        for name in names:
-            assert registry.get(scope + name).__name__ == name
+def test_names_resolve_in_the_registries_of_mmengine(scope):
+    for registry_name, names in expected.REGISTERED.items():
+        root = getattr(mmengine.registry, registry_name, None)
+        for name in names.split():
+            if root is not None:
+                assert root.get(scope + name).__name__ == name
+
+
+def test_policy_keys():
+    for name, keys in expected.POLICY_KEYS.items():
+        fields = dataclasses.fields(getattr(core, name))
+        assert [field.name for field in fields] == keys.split()
+
+
+def test_tools_and_guards():
+    assert_listed(TOOLS, expected.TOOLS)
+    overlays = (ROOT / 'configs' / 'guards').glob('*.py')
+    assert_listed([path.stem for path in overlays], expected.GUARDS)
+
+
+def test_fields_of_an_event():
+    row = GuardEvent(core.Action.SKIP, core.Cause.LOSS_NONFINITE, 1).to_row()
+    assert list(row) == expected.ROW_FIELDS['update'].split()
+
+
+# Names in what a run writes
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """All hooks, rows of all kinds, and the switches that add scalars."""
+    if not HAS_CPU_SCALER:
+        pytest.skip('float16 on a CPU needs torch>=2.3')
+    cfg = config(tmp_path_factory.mktemp('surface'), 'surface')
+    cfg.optim_wrapper.guard.accumulation = 'microbatch'
+    cfg.default_hooks.bad_samples = dict(
+        type='mmnanguard.BadSamplesHook', interval=1
+    )
+    return train(Runner.from_cfg(cfg))
+
+
+def test_row_fields(run):
+    text = Path(run.log_dir, 'nanguard/events.jsonl').read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert {row['kind'] for row in rows} == expected.ROW_FIELDS.keys()
+    for row in rows:
+        assert list(row) == expected.ROW_FIELDS[row['kind']].split()
+
+
+def test_scalars(run):
+    scalars = set(run.message_hub.log_scalars)
+    scalars -= {f'train/{name}' for name in MODEL_SCALARS}
+    assert_listed(scalars, expected.SCALARS)
+
+
+def test_files(run):
+    work_dir = Path(run.work_dir)
+    files = set()
+    for path in work_dir.rglob('*'):
+        if path.is_file():
+            name = path.relative_to(work_dir).as_posix()
+            files.add(name.replace(run.timestamp, '<time>'))
+    assert_listed(files - set(MMENGINE_FILES), expected.FILES)
+
+
+def test_keys_of_files(run):
+    allow_mmengine_checkpoints()
+    checkpoint = load_plain(Path(run.work_dir, 'iter_12.pth'))
+    ours = set(checkpoint) - set(MMENGINE_KEYS)
+    assert_listed(ours, expected.CHECKPOINT_KEYS)
+    assert_listed(checkpoint['optimizer'], expected.OPTIMIZER_KEYS)
+    (path,) = Path(run.log_dir).glob('nanguard/dumps/*.pt')
+    assert_listed(load_plain(path), expected.DUMP_KEYS)
+
+
+# Imports
 
 
 def test_a_scoped_type_needs_no_import():
@@ -108,85 +217,3 @@ def test_core_needs_neither_torch_nor_mmengine():
         [sys.executable, '-c', code], capture_output=True, text=True
     )
     assert 'GuardPolicy' in done.stdout, done.stderr
-
-
-def test_checks():
-    CHECKS.import_from_location()
-    names = {'Finite', 'NotDegenerate', 'NotEmpty', 'Range'}
-    assert names <= set(CHECKS.module_dict)
-
-
-def test_clip_rules():
-    CLIPS.import_from_location()
-    names = {'AdaptiveGradClip', 'AutoClip', 'TieredClip', 'ZClip'}
-    assert names <= set(CLIPS.module_dict)
-    assert FAULTS.name == 'fault'  # the faults are all users' own
-
-
-def test_what_extensions_inherit_from():
-    members = {'__call__', 'after', 'to_dict', 'with_state', 'coefficient'}
-    assert members <= set(dir(core.ClipRule))
-    assert core.ClipRule.norm_type == 2.0
-    assert core.ClipRule.STATE
-    listener = ['after_guard_event', 'after_guard_row', 'after_audit']
-    own = [name for name in vars(GuardListener) if name[0] != '_']
-    assert own == listener
-    assert {'Audit', 'GuardListener', *HOOK_NAMES} == set(hooks.__all__)
-
-
-def test_policy_keys():
-    assert [field.name for field in dataclasses.fields(GuardPolicy)] == [
-        'max_consecutive_skips',
-        'max_skip_rate',
-        'skip_rate_window',
-        'proven_after',
-        'when_exhausted',
-        'accumulation',
-        'spike',
-        'lr_backoff',
-        'divergence',
-    ]
-
-
-def test_event_keys():
-    row = GuardEvent(core.Action.SKIP, core.Cause.LOSS_NONFINITE, 1).to_row()
-    assert list(row) == [
-        'schema',
-        'kind',
-        'id',
-        'run',
-        'attempt',
-        'time',
-        'iter',
-        'epoch',
-        'batch_idx',
-        'optimizer',
-        'action',
-        'cause',
-        'ranks',
-        'loss',
-        'losses',
-        'grad_norm',
-        'lr',
-        'loss_scale',
-        'num_bad_params',
-        'num_params',
-        'params',
-        'samples',
-        'inputs',
-        'watched',
-        'consecutive_skips',
-        'total_skips',
-        'routine_overflows',
-        'since',
-        'spike',
-        'clip_coef',
-        'lr_factor',
-        'micro_batches',
-    ]
-
-
-def test_exported_names():
-    assert mmnanguard.__all__ == ['__version__', 'apply_guard', 'watch']
-    for name in core.__all__:
-        assert hasattr(core, name)

@@ -39,7 +39,7 @@ PRODUCERS = {
     'core/causes.py',
     'core/rules/decide.py',
     'hooks/inputs/input_guard_hook.py',
-    'hooks/recovery/audit.py',
+    'hooks/_shared/audit.py',
     'report/findings.py',
     'report/summarize.py',
 }

@@ -115,6 +115,18 @@ def test_a_window_names_the_samples_of_all_its_micro_batches(tmp_path):
     assert row['samples'] == [f'train/{n:06d}.jpg' for n in range(12, 24)]
 
 
+def test_a_short_last_window_names_its_own_samples_only(tmp_path):
+    runner = make_runner(
+        tmp_path,
+        wrapper('NanGuardOptimWrapper', accumulative_counts=3),
+        default_hooks=guard_hooks(dict(iter=10, site='loss', value='nan')),
+    )
+    runner.train()
+    (row,) = read_rows(runner)
+    assert row['iter'] == 10
+    assert row['samples'] == [f'train/{n:06d}.jpg' for n in range(36, 40)]
+
+
 def test_without_sample_names_the_batch_is_named(tmp_path):
     runner = make_runner(
         tmp_path, GUARDED, default_hooks=guard_hooks(FAULTS[1])

@@ -1,6 +1,5 @@
 """tools/replay.py says of a dump what the autopsy said in the run."""
 
-import importlib
 import json
 import math
 from pathlib import Path
@@ -15,7 +14,7 @@ from mmengine.runner import Runner
 from torch import nn
 from toys import NUMBERS, ToyData, guard_hooks, loader, read_rows, wrapper
 
-ROOT = Path(__file__).parents[2]
+TOOL = 'replay'
 ILL = 13  # the second sample of the fourth iteration
 
 
@@ -124,13 +123,6 @@ def train(
     paths = sorted(Path(runner.log_dir).glob('nanguard/dumps/*.pt'))
     assert len(paths) == num_dumps
     return runner, paths[-1]
-
-
-@pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT)
-    monkeypatch.syspath_prepend(ROOT / 'tools')
-    return importlib.import_module('replay')
 
 
 def replay(tool, path, *options):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_replay import ROOT, SickNet, replay, tool, train
+from test_replay import SickNet, replay, train
 
-__all__ = ['tool']
+TOOL = 'replay'
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,5 @@
 """tools/report.py, on what real runs left."""
 
-import importlib
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from laptop import laptop
 from ranks import DEADLINE
 from toys import guard_hooks, make_runner, wrapper
 
+TOOL = 'report'
 ROOT = Path(__file__).parents[2]
 JOB = """
 import os, signal, sys
@@ -34,13 +34,6 @@ hooks['checkpoint'] = dict(type='CheckpointHook', by_epoch=False, interval=5)
 make_runner(sys.argv[1], wrapper(), default_hooks=hooks,
             custom_hooks=[Dies()]).train()
 """
-
-
-@pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT)
-    monkeypatch.syspath_prepend(ROOT / 'tools')
-    return importlib.import_module('report')
 
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,5 @@
 """tools/scan_checkpoints.py, on checkpoints that a Runner saved."""
 
-import importlib
 import json
 import os
 import pickle
@@ -20,15 +19,8 @@ from toys import ToyNet, guard_hooks, low_precision, make_runner, wrapper
 from mmnanguard.numerics import load_plain
 from mmnanguard.safe_load import allow_mmengine_checkpoints
 
-ROOT = Path(__file__).parents[2]
+TOOL = 'scan_checkpoints'
 NAN, INF = float('nan'), float('inf')
-
-
-@pytest.fixture
-def tool(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT)
-    monkeypatch.syspath_prepend(ROOT / 'tools')
-    return importlib.import_module('scan_checkpoints')
 
 
 @pytest.fixture(scope='module')
