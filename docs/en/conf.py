@@ -58,6 +58,7 @@ nitpick_ignore_regex = [
     (r'py:.*', r'(argparse|datetime|pathlib|contextlib|logging)\b.*'),
     # Not for users.
     (r'py:class', r'mmnanguard\.report\.\w+\.(Summary|Curve|Step)'),
+    (r'py:class', r'mmnanguard\.core\.rows\.audit_row\.AuditRow'),
     (r'py:func', 'summarize'),
     (r'py:.*', r'unscale_|draws_anew|.*\.InputPolicy'),
     (r'py:exc', r'MissingKey|UnreadableField'),

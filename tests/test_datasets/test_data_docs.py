@@ -32,7 +32,7 @@ def test_the_own_check():
 
 @pytest.mark.parametrize(
     ('start', 'owner'),
-    [('## Leave them out', ExcludeSamples), ('\nAll have', FieldCheck)],
+    [('## Leave them out', ExcludeSamples), ('\nAll checks have', FieldCheck)],
 )
 def test_each_option_is_explained_with_its_default(start, owner):
     parameters = inspect.signature(owner).parameters.values()
