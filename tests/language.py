@@ -53,7 +53,6 @@ PENDING = {
     'mmnanguard/hooks/inputs',
     'mmnanguard/hooks/recovery',
     'mmnanguard/hooks/replay',
-    'mmnanguard/migrate',
     'mmnanguard/models',
     'mmnanguard/numerics',
     'mmnanguard/numerics/base',
