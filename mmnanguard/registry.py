@@ -5,6 +5,8 @@
 this name, and a config needs no ``custom_imports`` for scoped types.
 """
 
+from typing import Callable, Optional, Union
+
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
@@ -28,23 +30,32 @@ __all__ = [
 ]
 
 
-class GuardRegistry(Registry):
-    """Asks what a name was meant to be, where MMEngine says that it is not
-    there.
-    """
+# A class, or a function that builds an object.
+Registered = Union[type, Callable[..., object]]
 
-    def get(self, key):
-        found = super().get(key)
-        *places, name = key.split('.')
-        if found is None and places in ([], [self.scope]):
+
+class GuardRegistry(Registry):
+    """A registry that suggests the nearest name for an unknown type."""
+
+    def get(self, key: str) -> Optional[Registered]:
+        """Return the class of a type.
+
+        Raises:
+            GuardConfigError: If the type is in this package's scope and
+                there is none of that name.
+        """
+        registered: Optional[Registered] = super().get(key)
+        *scopes, name = key.split('.')
+        if registered is None and scopes in ([], [self.scope]):
             raise GuardConfigError(
                 f"mmnanguard has no {self.name} '{name}': "
                 f'{did_you_mean(name, self.module_dict)}It has '
                 f'{", ".join(sorted(self.module_dict))}.'
             )
-        return found
+        return registered
 
-    def __contains__(self, key):
+    def __contains__(self, key: str) -> bool:
+        # Asking for a name must not raise, as get() does.
         return super().get(key) is not None
 
 
@@ -78,8 +89,8 @@ TRANSFORMS = GuardRegistry(
     scope='mmnanguard',
     locations=['mmnanguard.datasets'],
 )
-# What ValidateSample and tools/audit_dataset.py look at; MMEngine has no such
-# registry, and a user's own checks are registered here.
+# The checks of ValidateSample and tools/audit_dataset.py, those of users
+# included; MMEngine has no registry that could be their parent.
 CHECKS = Registry(
     'check', scope='mmnanguard', locations=['mmnanguard.datasets']
 )
@@ -88,9 +99,9 @@ CHECKS = Registry(
 def register_bare_names() -> None:
     """Make ``type='NanGuardHook'`` work next to ``'mmnanguard.NanGuardHook'``.
 
-    A type without a scope is searched in the registry of the config's
-    ``default_scope`` and then in MMEngine's root, never in a sibling. So each
-    class stands in the root as well.
+    MMEngine searches a type without a scope in the registry of the config's
+    ``default_scope`` and then in the root, never in a sibling. So each class
+    is registered in the root as well.
     """
     for registry in (DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, TRANSFORMS):
         registry.import_from_location()
@@ -102,8 +113,9 @@ def register_bare_names() -> None:
 def register_configs() -> None:
     """Let ``get_config`` and ``_base_`` find 'mmnanguard::guards/fp16.py'.
 
-    What MMEngine looks up by this name is a distribution or, if there is none
-    of it, a module. An editable install's distribution lies elsewhere than
-    its files, so that the name of a module is given, whose folder is theirs.
+    MMEngine looks for a distribution of this name or, if there is none, for
+    a module, and then for ``.mim`` in its folder. The distribution of an
+    editable install is in another folder than its files, so this gives the
+    name of a module.
     """
     MODULE2PACKAGE['mmnanguard'] = 'mmnanguard.registry'

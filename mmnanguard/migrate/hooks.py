@@ -277,6 +277,7 @@ class HookEdit(cst.CSTTransformer):
         line: int,
         options: Mapping[str, ConfigValue],
     ) -> ConfigValue:
+        """Return a container whose EMAHook has its options of MMEngine."""
         momentum = options.get('momentum', 0.0002)
         interval = options.get('interval', 1)
         changes: ConfigDict = dict(warm_up=None, resume_from=None)
