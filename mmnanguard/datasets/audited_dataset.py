@@ -196,7 +196,10 @@ class AuditedDataset(Dataset[Union[Row, GuardConfigError, None]]):
             raise
         except Exception as error:  # a user's pipeline: whatever it raises
             return error
-        return sample if isinstance(sample, Mapping) else {'sample': sample}
+        if isinstance(sample, Mapping):
+            return sample
+        # A pipeline may pack a sample as a tuple, which has no keys.
+        return {'sample': sample}
 
     def _name(self, index: int) -> Optional[str]:
         """Return a sample's name from the annotations.

@@ -200,8 +200,9 @@ class NotEmpty(FieldCheck):
     def check_array(self, path: str, array: np.ndarray) -> Optional[str]:
         if array.any():
             return None
-        what = f'0 in all of its {array.size} elements'
-        return f'{path} is {what if array.size else "empty"}'
+        if array.size == 0:
+            return f'{path} is empty'
+        return f'{path} is 0 in all of its {array.size} elements'
 
 
 def within_type(bound: float, dtype: np.dtype) -> float:

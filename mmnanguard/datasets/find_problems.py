@@ -64,7 +64,8 @@ def build_check(
     config: Union[str, Mapping[str, Any]], where: str
 ) -> Tuple[str, Check]:
     """Build a check from its config, as :func:`build_checks` does."""
-    config = dict(type=config) if isinstance(config, str) else config
+    if isinstance(config, str):
+        config = dict(type=config)
     is_config = isinstance(config, Mapping) and 'type' in config
     check_value(is_config, where, config, "a dict with a 'type', or its name")
     kind = config['type']
@@ -91,7 +92,9 @@ def build_check(
         signature.bind(*sample_args, **options)
     except TypeError as error:
         raise GuardConfigError(f'{where}: {name}: {error}.') from None
-    return name, kind(**options) if is_class else partial(kind, **options)
+    if is_class:
+        return name, kind(**options)
+    return name, partial(kind, **options)
 
 
 def find_problems(

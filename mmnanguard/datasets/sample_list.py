@@ -20,7 +20,9 @@ class Listed:
     name: Optional[str] = None
 
     def __str__(self) -> str:
-        return f'index {self.index}' if self.name is None else self.name
+        if self.name is None:
+            return f'index {self.index}'
+        return self.name
 
 
 def write_sample_list(path: Path, samples: Iterable[Listed]) -> None:

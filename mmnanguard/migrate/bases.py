@@ -52,7 +52,9 @@ def base_names(path: Path) -> List[str]:
                 raise GuardConfigError(
                     f'{path}: _base_ is computed; write its files as strings.'
                 ) from error
-            return [names] if isinstance(names, str) else list(names)
+            if isinstance(names, str):
+                return [names]
+            return list(names)
     return []
 
 
@@ -60,7 +62,11 @@ def load_bases(path: Path) -> ConfigDict:
     """Return the merged value of all bases."""
     made: ConfigDict = {}
     for name in base_names(path):
-        made.update(load(name if '::' in name else path.parent / name))
+        # A name of a package's config is no path.
+        if '::' in name:
+            made.update(load(name))
+        else:
+            made.update(load(path.parent / name))
     return made
 
 

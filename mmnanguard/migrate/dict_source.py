@@ -37,15 +37,20 @@ def parts_of(node: Optional[cst.CSTNode]) -> Optional[List[Part]]:
     """Return the entries of a dict as nodes; None if it is no dict."""
     if isinstance(node, cst.Dict):
         return list(node.elements)
-    if isinstance(node, cst.Call) and isinstance(node.func, cst.Name):
-        return list(node.args) if node.func.value == 'dict' else None
+    if (
+        isinstance(node, cst.Call)
+        and isinstance(node.func, cst.Name)
+        and node.func.value == 'dict'
+    ):
+        return list(node.args)
     return None
 
 
 def key_of(part: Part) -> Optional[str]:
     """Return the key of a dict's entry; None if it is no string."""
-    if isinstance(part, cst.Arg):
-        return part.keyword.value if part.keyword else None
+    # Without a keyword it is *args, **kwargs or dict(pairs).
+    if isinstance(part, cst.Arg) and part.keyword:
+        return part.keyword.value
     if isinstance(part, cst.DictElement) and isinstance(
         part.key, cst.SimpleString
     ):

@@ -128,9 +128,14 @@ def logger(m: Migration) -> ConfigDict:
     backends = vis_backends(m, hooks)
     if backends:
         has_visualizer = bool(m.inherited.get('visualizer'))
-        made_by = {} if has_visualizer else {'type': 'Visualizer'}
+        visualizer: ConfigDict = {}
+        # An inherited visualizer has a type, which a project may have changed.
+        if not has_visualizer:
+            visualizer['type'] = 'Visualizer'
+        # MMEngine's default, which the list replaces.
         backends.insert(0, dict(type='LocalVisBackend'))
-        m.new['visualizer'] = dict(**made_by, vis_backends=backends)
+        visualizer['vis_backends'] = backends
+        m.new['visualizer'] = visualizer
     return made
 
 

@@ -223,11 +223,15 @@ def dataloader(
         )
     if phase in data:
         source = data[phase]
-        without = () if is_training else (BATCH,)
-        dataset: ConfigValue = m.keep('data', phase, without=without)
+        dataset: ConfigValue = m.keep('data', phase)
+        if not is_training:
+            # It is no key of a dataset: it went to the loader above.
+            dataset = m.keep('data', phase, without=(BATCH,))
+        # The builder of 1.x concatenated a list of datasets by itself.
         if isinstance(source, (list, tuple)):
             dataset = dict(type='ConcatDataset', datasets=dataset)
         sampler = 'DefaultSampler'
+        # A loop of iterations needs a sampler that never ends.
         if is_training and not m.loop.by_epoch:
             sampler = 'InfiniteSampler'
         shuffle: ConfigValue = is_training

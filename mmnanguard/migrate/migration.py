@@ -118,8 +118,11 @@ class Migration:
 
     def line(self, path: KeyPath) -> Optional[int]:
         """Return the line of the value at a path; None if not here."""
-        path = (path,) if isinstance(path, str) else path
-        return self.source.line(*path) if path else None
+        if isinstance(path, str):
+            path = (path,)
+        if not path:
+            return None
+        return self.source.line(*path)
 
     @property
     def loop(self) -> Loop:

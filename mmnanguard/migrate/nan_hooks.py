@@ -117,7 +117,7 @@ def guard_options(
     hand: HandWritten, options: Mapping[str, ConfigValue]
 ) -> ConfigDict:
     """Return the ``optim_wrapper.guard`` nearest to a hand-written class."""
-    limit = options.get(hand.limit) if hand.limit else None
+    limit = options.get(hand.limit)
     if limit is None:
         return dict(hand.guard)
     if limit < 0:  # -1 stands for no limit in these classes

@@ -85,11 +85,12 @@ def wrapper_of_old(m: Migration) -> ConfigDict:
     if 'cumulative_iters' in config:
         path = ('optimizer_config', 'cumulative_iters')
         wrapper['accumulative_counts'] = m.keep(*path)
-        counts = 'both count batches, not updates, so max_iters stays; '
+        units = ''
+        if not m.loop.by_epoch:
+            units = 'both count batches, not updates, so max_iters stays; '
         m.changed(
             path,
-            ('' if m.loop.by_epoch else counts)
-            + 'a window is one update, and one bad batch rejects it '
+            f'{units}a window is one update, and one bad batch rejects it '
             "(guard.accumulation='microbatch' leaves out that batch)",
         )
     elif is_deleted(m, 'optimizer_config', 'cumulative_iters'):
@@ -129,7 +130,8 @@ def loss_scale(m: Migration, wrapper: Mapping[str, ConfigValue]) -> ConfigDict:
             'the guard is not of float16: its loss scale is left out',
         )
         return {}
-    scale: ConfigValue = m.keep(*path) if path else Kept((), 512.0)
+    # mmcv's default is 512.
+    scale = m.keep(*path) if path else Kept((), 512.0)
     if isinstance(scale.value, (int, float)):
         default = '' if path else " (mmcv's default)"
         m.changed(
@@ -208,7 +210,9 @@ def hand_written(
 def limit_of(config: Mapping[str, ConfigValue]) -> List[str]:
     """Return the option that limits a known hook's bad updates, if any."""
     hand = WRAPPERS.get(short(config.get('type')))
-    return [hand.limit] if hand else []
+    if hand is None:
+        return []
+    return [hand.limit]
 
 
 def optimizer(m: Migration) -> ConfigDict:

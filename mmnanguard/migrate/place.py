@@ -74,7 +74,9 @@ def edited(m: Migration, name: str) -> List[str]:
     """Return the new source of a key of 2.x that the file has."""
     if name == 'custom_hooks' and is_empty(m.source.assigned[name]):
         # An empty list still replaces the one of a base.
-        return ['custom_hooks = []'] if m.inherited.get(name) else []
+        if m.inherited.get(name):
+            return ['custom_hooks = []']
+        return []
     value = m.new[name]
     if value is None or isinstance(value, dict):
         return [m.source.edited(name, value or {})]
@@ -116,7 +118,9 @@ def entries_for_default_hooks(m: Migration) -> ConfigDict:
             ('default_hooks', name),
             f'{name} is there already: what 1.x says of it was not added',
         )
-    return dict(default_hooks=plain(m, new)) if new else {}
+    if not new:
+        return {}
+    return dict(default_hooks=plain(m, new))
 
 
 def plain(m: Migration, value: ConfigValue) -> ConfigValue:
@@ -128,7 +132,10 @@ def plain(m: Migration, value: ConfigValue) -> ConfigValue:
         return value.value
     if isinstance(value, dict):
         return {key: plain(m, item) for key, item in value.items()}
-    return cst.Name('None') if value is None else value
+    if value is None:
+        # For an edit, None itself means to remove the entry.
+        return cst.Name('None')
+    return value
 
 
 def is_empty(node: cst.BaseExpression) -> bool:

@@ -131,8 +131,12 @@ def cyclic(policy: Policy) -> None:
     config = policy.config
     default = (10, 1e-4) if policy.kind == 'LR' else (0.85 / 0.95, 1)
     ratios = config.get('target_ratio', default)
-    ratios = ratios if isinstance(ratios, (list, tuple)) else (ratios,)
-    high, low = ratios if len(ratios) == 2 else (ratios[0], ratios[0] / 1e5)
+    if not isinstance(ratios, (list, tuple)):
+        ratios = (ratios,)
+    if len(ratios) != 2:
+        # mmcv derives the low one like this.
+        ratios = (ratios[0], ratios[0] / 1e5)
+    high, low = ratios
     if config.get('anneal_strategy', 'cos') != 'cos' or config.get('warmup'):
         raise CannotMigrate(
             'a cycle that is linear, or under a warm-up, has no counterpart'
@@ -170,7 +174,9 @@ def cyclic(policy: Policy) -> None:
 def tidy(count: float) -> float:
     """Return a count without rounding errors, an int if it is whole."""
     count = round(count, 9)
-    return int(count) if count == int(count) else count
+    if count == int(count):
+        return int(count)
+    return count
 
 
 def one_cycle(policy: Policy) -> None:

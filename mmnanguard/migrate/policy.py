@@ -61,8 +61,9 @@ class Policy:
     by_epoch: bool = True
 
     def __post_init__(self) -> None:
-        self.kind = 'LR' if self.name == 'lr_config' else 'Momentum'
-        self.word = 'lr' if self.kind == 'LR' else 'momentum'
+        self.kind, self.word = 'Momentum', 'momentum'
+        if self.name == 'lr_config':
+            self.kind, self.word = 'LR', 'lr'
 
     def keep(self, key: str, default: ConfigValue) -> ConfigValue:
         """Carry over an option, or return the default of 1.x."""
@@ -146,7 +147,9 @@ class Policy:
                 f"min_{self.word} with these restarts needs the optimizer's "
                 f'{self.word}, which this file does not know'
             )
-        return floor / self.base if floor and self.base else 0.0
+        if not floor or not self.base:
+            return 0.0
+        return floor / self.base
 
     def warm_up(self) -> None:
         """Add the schedulers of the warm-up, if there is one.

@@ -120,8 +120,12 @@ def prefixed_entries(value: ConfigValue) -> List[Tuple[str, ConfigValue]]:
 def brackets(value: ConfigValue) -> Tuple[str, str]:
     """Return the opening and the closing bracket of a container."""
     if isinstance(value, dict):
-        return ('dict(', ')') if are_names(value) else ('{', '}')
-    return ('[', ']') if isinstance(value, list) else ('(', ')')
+        if are_names(value):
+            return 'dict(', ')'
+        return '{', '}'
+    if isinstance(value, list):
+        return '[', ']'
+    return '(', ')'
 
 
 def are_names(value: ConfigValue) -> bool:

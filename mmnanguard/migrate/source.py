@@ -104,7 +104,9 @@ class Source:
             return self.positions[node].start.line
         if path[0] in self.tangled:
             return self.tangled[path[0]][-1]
-        return self.line(*path[:-1]) if len(path) > 1 else None
+        if len(path) == 1:
+            return None
+        return self.line(*path[:-1])
 
     def node(self, path: Sequence[str]) -> Optional[cst.BaseExpression]:
         """Return the expression at a path; None if not in this file."""

@@ -141,9 +141,10 @@ def swapped(
     if not m.is_named:
         # Of several wrappers, some may be in half precision and some not.
         is_amp = hand.is_amp if hand else GUARDED_TYPES[kind] == AMP
-        changes = dict(type=AMP if is_amp else FULL)
+        changes = dict(type=FULL)
         if is_amp:
-            changes['dtype'] = value.get('dtype', 'float16')
+            # Without a dtype, autocast on a CPU would take bfloat16.
+            changes = dict(type=AMP, dtype=value.get('dtype', 'float16'))
     options = guard_options(hand, value) if hand else {}
     if options:
         changes['guard'] = {**options, **changes.get('guard', {})}
@@ -156,6 +157,7 @@ def swapped(
         taken.remove('loss_scale')
     dropped: List[str] = [key for key in entries if key not in taken]
     changes.update(dict.fromkeys(dropped))
+    # An edit should show real changes only.
     same = {
         k for k, v in changes.items() if v == value.get(k) and k in entries
     }

@@ -100,7 +100,9 @@ class ValidateSample(BaseTransform):
                     "ValidateSample(action='drop')."
                 )
             self._report(name, story)
-            return None if self.action == 'drop' else results
+            if self.action == 'drop':
+                # MMEngine's datasets then take another sample at random.
+                return None
         return results
 
     def _report(self, name: str, story: str) -> None:
