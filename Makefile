@@ -46,6 +46,7 @@ lint: .venv/test.done
 	.venv/bin/ruff format --check .
 	.venv/bin/codespell
 	.venv/bin/mypy mmnanguard
+	.venv/bin/python tests/language.py
 	.venv/bin/vermin --quiet --violations --eval-annotations --target=3.8- \
 		mmnanguard tools benchmarks configs
 
@@ -54,7 +55,7 @@ docs: .venv/docs.done
 		--keep-going --quiet docs/$$language build/docs/$$language || exit 1; \
 		done
 
-# Needs a network; what cannot be reached is told, and is no error.
+# Needs a network; what cannot be reached is reported, and is no error.
 linkcheck: .venv/docs.done
 	-.venv/bin/sphinx-build --builder linkcheck docs/en build/linkcheck
 

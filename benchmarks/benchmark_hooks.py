@@ -1,12 +1,13 @@
-"""What does each hook or rule cost an iteration in which all is well?
+"""Measure the cost of each hook or rule in an iteration without faults.
 
-An iteration: hooks, ``train_step``, hooks, as MMEngine's loop does it; loading
-the batch is left out. Each row is a Runner of its own, all with the same
+An iteration is hooks, ``train_step``, hooks, as in MMEngine's loop; loading
+the batch does not count. Each row is a separate Runner, all with the same
 weights and batches. They take turns in random order and are compared within a
-round. A hook is alone with the guard; EventLogHook needs NanGuardHook. What is
-done every so many iterations is done in each one here, so that its price can
-be read off. Milliseconds stand out of the noise with ``--model small --repeat
-300``. A read is a moment at which Python waits for numbers from the device.
+round. A hook is alone with the guard; EventLogHook needs NanGuardHook. Work
+that a hook does at an interval is done in each iteration here, so that its
+price is visible. Milliseconds rise above the noise with ``--model small
+--repeat 300``. A read is a moment at which Python waits for numbers from the
+device.
 
 Example:
     python benchmarks/benchmark_hooks.py --threads 1 --json hooks.json
@@ -41,7 +42,7 @@ AUTOPSY = dict(type='mmnanguard.AutopsyHook')
 BATCH_DUMP = dict(type='mmnanguard.BatchDumpHook')
 REJECT = dict(type='mmnanguard.InputGuardHook', action='reject')
 SANITIZE = dict(type='mmnanguard.InputGuardHook', action='sanitize')
-# In float32 it finds nothing to cast, but it looks.
+# In float32 it has nothing to cast, but it checks.
 FP32 = dict(
     type='mmnanguard.Fp32ModulesHook', modules=[r're:backbone\.(0|conv1)']
 )
@@ -54,6 +55,8 @@ MICRO_BATCH = dict(accumulation='microbatch')
 
 
 class Side(NamedTuple):
+    """The hooks, the guard's policy and the clip rule of a row."""
+
     hooks: Sequence[dict] = ()
     guard: Optional[dict] = None
     clip: Optional[dict] = None
@@ -100,18 +103,22 @@ MMPRETRAIN = dict(
     ),
 )
 MODELS = {
-    'resnet18': [64, 64, 128, 128, 256, 256, 512, 512],  # of each block
+    # The widths of a ResNet's blocks, or a config.
+    'resnet18': [64, 64, 128, 128, 256, 256, 512, 512],
     'small': [8, 16],
-    'mmpretrain': MMPRETRAIN,  # its ResNet-18 for CIFAR, where it imports
+    'mmpretrain': MMPRETRAIN,  # its ResNet-18 for CIFAR, if it imports
 }
 
 
 def conv_norm(inputs, outputs, size, stride):
+    """Return a convolution and its BatchNorm."""
     conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
     return conv, nn.BatchNorm2d(outputs)
 
 
 class Block(nn.Module):
+    """A basic residual block."""
+
     def __init__(self, inputs, outputs, stride):
         super().__init__()
         first = conv_norm(inputs, outputs, 3, stride)
@@ -121,11 +128,12 @@ class Block(nn.Module):
         self.shortcut = nn.Sequential(*shortcut)
 
     def forward(self, features):
+        """Return features of shape (N, outputs, H / stride, W / stride)."""
         return F.relu(self.branch(features) + self.shortcut(features))
 
 
 class ResNet(BaseModel):
-    """For small images: a stem of 3 x 3 and stride 1, and no pooling."""
+    """A ResNet for small images: a stem of 3 x 3, stride 1 and no pooling."""
 
     def __init__(self, widths):
         super().__init__(dict(type='ImgDataPreprocessor', **PIXELS))
@@ -137,13 +145,14 @@ class ResNet(BaseModel):
         self.head = nn.Linear(inputs, 10)
 
     def forward(self, inputs, data_samples, mode):
+        """Return the loss of images of shape (N, 3, H, W)."""
         scores = self.head(self.backbone(inputs).mean((2, 3)))
         labels = torch.cat([sample.gt_label for sample in data_samples])
         return dict(loss=F.cross_entropy(scores, labels.to(scores.device)))
 
 
 class Images(Dataset):
-    """Noise, packed as mm pipelines pack images."""
+    """A dataset of noise, packed as mm pipelines pack images."""
 
     def __init__(self, num_images, size, sample_type=BaseDataElement):
         self.sample_type = sample_type
@@ -161,16 +170,17 @@ class Images(Dataset):
 
 
 class SteppedLoop(IterBasedTrainLoop):
-    """Begins as MMEngine's does; ``run_iter`` is for others to call."""
+    """A loop whose ``run_iter`` the benchmark calls."""
 
     def run(self):
+        """Prepare training as MMEngine's loop does, without iterating."""
         self.runner.call_hook('before_train')
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
 
 
 def make_runner(name, args, dataset, folder):
-    """A runner that is about to train its first batch."""
+    """Return a runner that is ready to train its first batch."""
     side, model = SIDES[name], MODELS[args.model]
     if isinstance(model, list):
         model = dict(type=ResNet, widths=model)
@@ -201,7 +211,14 @@ def make_runner(name, args, dataset, folder):
 
 
 def measure(runners, repeat, clock=time.perf_counter, wait=lambda: None):
-    """Milliseconds of iterations by round and runner; a GPU is waited for."""
+    """Return milliseconds of iterations, of shape (repeat, runners).
+
+    Args:
+        runners: The runners, which take turns in random order.
+        repeat: Number of rounds.
+        clock: Returns the time in seconds.
+        wait: Waits for the device.
+    """
     times = np.empty((NUM_WARM_UPS + repeat, len(runners)))
     for row in track(times, 'rounds', console=Console(stderr=True)):
         for index in random.sample(range(len(runners)), len(runners)):
@@ -216,6 +233,7 @@ def measure(runners, repeat, clock=time.perf_counter, wait=lambda: None):
 
 
 def count_reads(runner):
+    """Count the host reads of the next iteration."""
     batch = next(runner.train_loop.dataloader_iterator)
     with HostReads() as reads:
         runner.train_loop.run_iter(batch)
@@ -223,17 +241,27 @@ def count_reads(runner):
 
 
 def make_rows(names, times, reads):
+    """Yield a row of the table for each runner.
+
+    Args:
+        names: The names of the rows.
+        times: Milliseconds, of shape (rounds, rows).
+        reads: The host reads of an iteration, by row.
+    """
     plain, guard = times.T[:2]
-    for name, own, num_reads in zip(names, times.T, reads):
-        row = dict(ms=np.median(own), more_ms=np.median(own - guard))
+    for name, spent, num_reads in zip(names, times.T, reads):
+        row = dict(ms=np.median(spent), more_ms=np.median(spent - guard))
         for key, other in (('to_mmengine', plain), ('to_guard', guard)):
-            ratios = np.percentile(own / other, (50, 10, 90))
+            # Only times of the same round are compared: the load of the
+            # machine changes from round to round.
+            ratios = np.percentile(spent / other, (50, 10, 90))
             row.update(zip((key, f'{key}_p10', f'{key}_p90'), ratios))
         row = {key: round(number, 3) for key, number in row.items()}
         yield dict(hooks=name, **row, reads=num_reads)
 
 
 def main(argv=None):
+    """Run the benchmark; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     add = parser.add_argument
     add('--model', choices=MODELS, default='resnet18')
@@ -248,7 +276,8 @@ def main(argv=None):
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     device, num, size = get_device(), args.batch_size, args.image_size
-    names = [*dict.fromkeys([*SIDES][:2] + args.hooks)]  # to compare with
+    # The first two are always there: the others are compared with them.
+    names = [*dict.fromkeys([*SIDES][:2] + args.hooks)]
     sample_type = BaseDataElement
     if args.model == 'mmpretrain':
         from mmpretrain.structures import DataSample as sample_type
@@ -257,9 +286,10 @@ def main(argv=None):
         runners = [make_runner(name, args, dataset, folder) for name in names]
         clock, wait = time.perf_counter, torch.cuda.synchronize
         if device == 'cpu':
-            wait = int  # for nothing
+            wait = int  # does nothing
         if device == 'cpu' and args.threads == 1:
-            clock = time.thread_time  # what others do on the machine is out
+            # It leaves out the time of other processes on the machine.
+            clock = time.thread_time
         times = measure(runners, args.repeat, clock, wait)
         rows = [*make_rows(names, times, map(count_reads, runners))]
     machine = describe_machine(device, cpu_note='no GPU')

@@ -1,4 +1,4 @@
-"""What does it cost that ranks agree on each update?
+"""Measure what it costs that ranks agree on each update.
 
 Measured on gloo processes: MMEngine's wrapper, the guard, the guard without
 agreement, and its message alone take turns, in a random order that is the same
@@ -65,20 +65,21 @@ NOTHING = nullcontext()
 
 
 def agree_alone(seen, norm_type=2.0):
-    """As without other ranks: a part is taken for the whole."""
+    """Agree without other ranks, as if this rank had all shards."""
     return merge([seen], seen, norm_type) if seen.shards else seen
 
 
 class Collectives(TorchDispatchMode):
-    """The bytes of each reduction, whoever asks for it."""
+    """A record of the bytes of each reduction, from any caller."""
 
     def __init__(self):
         super().__init__()
         self.sizes = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if any(issubclass(each, DTensor) for each in types):
-            return NotImplemented  # it comes back with the parts
+        if any(issubclass(kind, DTensor) for kind in types):
+            # DTensor then calls this again with its local tensors.
+            return NotImplemented
         if 'c10d' in func.namespace and 'reduce' in func.__name__:
             tensors = filter(torch.is_tensor, tree_flatten(args)[0])
             self.sizes.append(sum(tensor.nbytes for tensor in tensors))
@@ -86,16 +87,18 @@ class Collectives(TorchDispatchMode):
 
 
 class Side:
+    """A model and its wrapper, shared in some way over the ranks."""
+
     def __init__(self, build_wrapper, way, args, **patch):
         torch.manual_seed(0)
         self.model = WAYS[way](ResNet(MODELS[args.model]))
         sgd = torch.optim.SGD(self.model.parameters(), lr=1e-9, momentum=0.9)
-        # The norm is above: all have to multiply.
+        # The norm is always above, so that all sides have to clip.
         self.wrapper = build_wrapper(sgd, clip_grad=dict(max_norm=1e-3))
         self.patch = mock.patch.dict(guarded_step.__globals__, **patch)
 
     def iterate(self, batch, spy=NOTHING):
-        """Seconds of the update and of the iteration."""
+        """Run an iteration; return the seconds of its update and of all."""
         start = time.perf_counter()
         with self.wrapper.optim_context(self.model):
             entered = time.perf_counter()
@@ -113,7 +116,7 @@ class Side:
 
 
 def measure_way(way, args):
-    """Two rows of times and one of counts; collective."""
+    """Return two rows of times and one of counts; called on all ranks."""
     sides = {
         'plain': Side(OptimWrapper, way, args),
         'guarded': Side(NanGuardOptimWrapper, way, args),
@@ -149,10 +152,10 @@ def measure_way(way, args):
     times = 1e3 * times[NUM_WARM_UPS:].permute(1, 2, 0).numpy()
     counts['message_ms'] = np.median(times[0, 3])
     rows = []
-    for span, of_sides in zip(('update', 'iteration'), times):
+    for span, side_times in zip(('update', 'iteration'), times):
         row = dict(ranks=counts['ranks'], sharing=way, span=span)
-        row.update(zip((f'{n}_ms' for n in sides), np.median(of_sides, 1)))
-        plain, guarded, alone, _ = of_sides
+        row.update(zip((f'{n}_ms' for n in sides), np.median(side_times, 1)))
+        plain, guarded, alone, _ = side_times
         row['more_ms'] = np.median(guarded - alone)
         for name, other in (('alone', alone), ('plain', plain)):
             ratios = np.percentile(guarded / other, (50, 10, 90))
@@ -163,6 +166,7 @@ def measure_way(way, args):
 
 
 def run_rank(rank, num_ranks, folder, args):
+    """Measure in a process; rank 0 writes the result into the folder."""
     torch.set_num_threads(args.threads)
     dist.init_process_group(
         'gloo',
@@ -180,7 +184,7 @@ def run_rank(rank, num_ranks, folder, args):
 
 
 def measure(args):
-    """Rows of times, and of counts."""
+    """Return rows of times, and of counts."""
     rows, counts = [], []
     for num_ranks in args.ranks:
         with tempfile.TemporaryDirectory() as folder:
@@ -194,7 +198,7 @@ def measure(args):
 
 
 def measure_host(num_ranks, row_bytes):
-    """Milliseconds of Python for a message, once it is there."""
+    """Return the milliseconds that Python takes to read a message."""
     num_parts = (row_bytes // 8 - len(FIELDS)) // len(SHARD_FIELDS)
     seen = Observation(1.0, shards=(Shard(0, 1.0),) * num_parts)
     rows = torch.tensor([to_row(seen)] * num_ranks, dtype=torch.float64)
@@ -203,11 +207,13 @@ def measure_host(num_ranks, row_bytes):
 
 
 def tidy(row):
+    """Round the numbers of a row to four digits."""
     digits = {k: f'{v:.4g}' for k, v in row.items() if isinstance(v, float)}
     return {**row, **{key: float(value) for key, value in digits.items()}}
 
 
 def main(argv=None):
+    """Run the benchmark; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     add = parser.add_argument
     several = dict(nargs='+', metavar='N', type=int)
@@ -232,7 +238,7 @@ def main(argv=None):
         parser.error('--repeat, --ethernet, --infiniband: must be above 0')
     torch.set_num_threads(args.threads)
     times, counts = measure(args)
-    # What a rank sends is a row; the message holds those of all ranks.
+    # Each rank sends a row; the message holds the rows of all ranks.
     row_bytes = max(row['guarded_bytes'] // row['ranks'] for row in counts)
     links = dict(Ethernet=args.ethernet, InfiniBand=args.infiniband)
     networks = [Network(name, *link) for name, link in links.items()]

@@ -1,7 +1,7 @@
-"""What do the safe operations and layers cost beside the plain ones?
+"""Measure the cost of the safe operations and layers beside plain ones.
 
-Forward and backward of tokens of 64 a sample, in pairs in random order; a
-ratio is of one pair. The plain ones are those that PyTorch has: `rms_norm`,
+Forward and backward on 64 tokens a sample, in pairs in random order; a ratio
+is that of a pair. The plain operations are PyTorch's: `rms_norm`,
 `MultiheadAttention` with its fused attention.
 
 Example:
@@ -37,19 +37,26 @@ NUM_HEADS = 8
 
 
 class PlainAdaLNZero(nn.Module):
+    """SafeAdaLNZero without a bound, on PyTorch's norm."""
+
     def __init__(self, dims):
         super().__init__()
         self.norm = nn.RMSNorm(dims, elementwise_affine=False)
         self.project = nn.Linear(dims, 3 * dims)
 
     def forward(self, x, cond):
+        """Normalise and modulate, as SafeAdaLNZero does."""
         raw = self.project(F.silu(cond)).unsqueeze(1)
         scale, shift, gate = raw.chunk(3, dim=-1)
         return self.norm(x) * (1 + scale) + shift, gate
 
 
 def make_cases(dims, dtype):
-    """Plain and safe, functions of tokens, positive tokens and a mask."""
+    """Return a plain and a safe function for each operation.
+
+    All take tokens, positive tokens and a mask, as :func:`measure_case`
+    makes them.
+    """
     rms, safe_rms = nn.RMSNorm(dims).to(dtype), SafeRMSNorm(dims).to(dtype)
     ada = PlainAdaLNZero(dims).to(dtype)
     safe_ada = SafeAdaLNZero(dims, dims).to(dtype)
@@ -104,20 +111,23 @@ def make_cases(dims, dtype):
 
 
 class Side:
+    """Forward and backward of a function, for ``measure``."""
+
     def __init__(self, function, x, y, mask):
         self.function, self.args = function, (x, y, mask)
 
     def prepare(self):
-        pass
+        """Do nothing: no run changes anything."""
 
     def run(self):
+        """Run forward and backward."""
         result = self.function(*self.args)
         inputs = self.args[:2]
         torch.autograd.grad(result.sum(), inputs, allow_unused=True)
 
 
 def measure_case(name, dtype, args, device):
-    """One row: an operation, its times and their ratio."""
+    """Return the row of an operation: its times and their ratio."""
     shape = args.samples, NUM_TOKENS, args.dims
     x = torch.randn(shape, dtype=DTYPES[dtype], device=device)
     y = x.abs() + 0.1
@@ -131,9 +141,10 @@ def measure_case(name, dtype, args, device):
     sides = [Side(function, *tensors, mask) for function in pair]
     clock, wait = time.perf_counter, torch.cuda.synchronize
     if device == 'cpu':
-        wait = int  # for nothing
+        wait = int  # does nothing
     if device == 'cpu' and args.threads == 1:
-        clock = time.thread_time  # what others do on the machine is out
+        # It leaves out the time of other processes on the machine.
+        clock = time.thread_time
     measure(sides, NUM_WARM_UPS, wait)
     times = measure(sides, args.repeat, wait, clock)
     ratios = np.percentile(times[:, 1] / times[:, 0], (50, 10, 90))
@@ -144,6 +155,7 @@ def measure_case(name, dtype, args, device):
 
 
 def main(argv=None):
+    """Run the benchmark; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     add = parser.add_argument
     add('--samples', type=int, default=32)

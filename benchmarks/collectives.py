@@ -1,12 +1,12 @@
 """All-reduces in the alpha-beta model, by formula and step by step.
 
-A message takes a latency and its bytes by the bandwidth; adding numbers up
-takes nothing, and all links are alike: R. Thakur, R. Rabenseifner, W. Gropp,
-*Optimization of Collective Communication Operations in MPICH*, 2005,
+A message takes a latency plus its bytes divided by the bandwidth; adding
+numbers takes no time, and all links are alike: R. Thakur, R. Rabenseifner, W.
+Gropp, *Optimization of Collective Communication Operations in MPICH*, 2005,
 <https://doi.org/10.1177/1094342005051521>. Numbers of ranks are powers of two.
 
-An algorithm is a list of steps: from whom each rank receives (from itself:
-nothing comes), and how many bytes.
+An algorithm is a list of steps. A step has the rank from which each rank
+receives (a rank that receives nothing has itself), and the number of bytes.
 """
 
 from itertools import product
@@ -15,24 +15,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-GRADIENTS = 4 * 25_557_032  # bytes of ResNet-50's, float32
-NUM_DRAWS = 11
+GRADIENTS = 4 * 25_557_032  # bytes of ResNet-50's gradients in float32
+NUM_DRAWS = 11  # simulations with different delays
 
 
 class Network(NamedTuple):
+    """A network with links that are all alike."""
+
     name: str
     latency: float  # in microseconds
     bandwidth: float  # in GB/s
 
 
 def ring(num_ranks, size):
-    """Reduce-scatter and all-gather: each part goes round twice."""
+    """Return the steps in which each part goes round the ring twice."""
     left = np.roll(np.arange(num_ranks), 1)
     return [(left, size / num_ranks)] * (2 * (num_ranks - 1))
 
 
 def tree(num_ranks, size):
-    """All of it to rank 0 and back, along a binomial tree."""
+    """Return the steps to rank 0 and back, along a binomial tree."""
     ranks = np.arange(num_ranks)
     up, down = [], []
     for distance in distances(num_ranks):
@@ -44,7 +46,10 @@ def tree(num_ranks, size):
 
 
 def halving(num_ranks, size):
-    """Reduce-scatter of halves, with ever nearer ranks, and back."""
+    """Return the steps of recursive halving, and of doubling back.
+
+    A reduce-scatter of halves with ever nearer ranks, then an all-gather.
+    """
     ranks = np.arange(num_ranks)
     gather = [
         (ranks ^ distance, size * distance / num_ranks)
@@ -54,10 +59,12 @@ def halving(num_ranks, size):
 
 
 def distances(num_ranks):
+    """Return the powers of two below the number of ranks."""
     return [2**power for power in range(int(log2(num_ranks)))]
 
 
-# Of each its steps, and by formula how many latencies and sizes it takes.
+# For each algorithm its steps, and a formula that gives the number of
+# latencies and of message sizes that it takes on p ranks.
 ALGORITHMS = {
     'ring': (ring, lambda p: (2 * (p - 1), 2 * (p - 1) / p)),
     'tree': (tree, lambda p: (2 * log2(p), 2 * log2(p))),
@@ -66,17 +73,23 @@ ALGORITHMS = {
 
 
 def predict(name, num_ranks, size, network):
-    """Milliseconds by formula; ``size`` in bytes."""
+    """Return the milliseconds by the formula; ``size`` is in bytes."""
     latencies, sizes = ALGORITHMS[name][1](num_ranks)
     transfer = 1e-3 * size / network.bandwidth  # GB/s are 1,000 bytes/us
     return 1e-3 * (latencies * network.latency + sizes * transfer)
 
 
 def simulate(name, num_ranks, size, network, jitter=0.0, rng=None):
-    """Milliseconds until the last rank has the sum.
+    """Return the milliseconds until the last rank has the sum.
 
-    Each message leaves late by a random time, exponential, with a mean of
-    ``jitter`` latencies.
+    Args:
+        name: The algorithm.
+        num_ranks: Number of ranks.
+        size: Size of the message in bytes.
+        network: The network.
+        jitter: Mean delay of each message in latencies; delays have an
+            exponential distribution.
+        rng: The generator of the delays; not needed without jitter.
     """
     clocks = np.zeros(num_ranks)  # in microseconds
     for senders, num_bytes in ALGORITHMS[name][0](num_ranks, size):
@@ -91,7 +104,11 @@ def simulate(name, num_ranks, size, network, jitter=0.0, rng=None):
 
 
 def foresee(networks, all_ranks, row_bytes, jitter, seed=0):
-    """Rows: a message with ``row_bytes`` of each rank, beside gradients."""
+    """Yield a row for each network, number of ranks and algorithm.
+
+    Each compares the guard's message, with ``row_bytes`` of every rank, with
+    the fastest all-reduce of the gradients.
+    """
     rng = np.random.default_rng(seed)
     for network, num_ranks in product(networks, all_ranks):
         best = min(
@@ -100,7 +117,7 @@ def foresee(networks, all_ranks, row_bytes, jitter, seed=0):
         for name, (find_steps, _) in ALGORITHMS.items():
             job = (name, num_ranks, num_ranks * row_bytes, network)
             late = [simulate(*job, jitter, rng) for _ in range(NUM_DRAWS)]
-            senders = [each for each, _ in find_steps(*job[1:3])]
+            senders = [step[0] for step in find_steps(*job[1:3])]
             yield dict(
                 network=network.name,
                 algorithm=name,
@@ -117,7 +134,7 @@ def foresee(networks, all_ranks, row_bytes, jitter, seed=0):
 
 
 def draw(rows, measured, path):
-    """Time and share against ranks: foreseen lines, measured marks."""
+    """Draw time and share against ranks: lines simulated, marks measured."""
     from matplotlib.figure import Figure
     from save_figure import save_figure
 
@@ -125,24 +142,24 @@ def draw(rows, measured, path):
     left, right = figure.subplots(1, 2)
 
     def plot(axes, table, key, style, label=None, **where):
-        own = [r for r in table if where.items() <= r.items()]
-        xs, ys = zip(*((row['ranks'], row[key]) for row in own))
+        chosen = [row for row in table if where.items() <= row.items()]
+        xs, ys = zip(*((row['ranks'], row[key]) for row in chosen))
         axes.plot(xs, ys, style, label=label)
 
     networks = sorted({row['network'] for row in rows})
     for color, network in zip(('C0', 'C1'), networks):
         for dashes, name in zip(('-', '--', ':'), ALGORITHMS):
-            own = dict(network=network, algorithm=name)
+            keys = dict(network=network, algorithm=name)
             style, label = color + dashes, f'{network}, {name}'
-            plot(left, rows, 'ms', style, label, **own)
-            plot(left, rows, 'late_ms', color + 'x', **own)
-            plot(right, rows, 'percent', style, **own)
+            plot(left, rows, 'ms', style, label, **keys)
+            plot(left, rows, 'late_ms', color + 'x', **keys)
+            plot(right, rows, 'percent', style, **keys)
         label = f'{network}, gradients'
-        plot(left, rows, 'gradients_ms', color + '-.', label, **own)
-    plot(left, rows, 'host_ms', 'k-', 'Python', **own)
+        plot(left, rows, 'gradients_ms', color + '-.', label, **keys)
+    plot(left, rows, 'host_ms', 'k-', 'Python', **keys)
     for mark, way in zip('os^', dict.fromkeys(r['sharing'] for r in measured)):
-        own = dict(sharing=way, span='update')
-        plot(left, measured, 'more_ms', 'k' + mark, f'{way}, measured', **own)
+        keys = dict(sharing=way, span='update')
+        plot(left, measured, 'more_ms', 'k' + mark, f'{way}, measured', **keys)
     ticks = sorted({row['ranks'] for row in [*rows, *measured]})
     for axes in (left, right):
         axes.set(xscale='log', yscale='log', xlabel='ranks')

@@ -1,4 +1,4 @@
-"""A learning rate that is too high: unguarded, guarded, and well tuned.
+"""Compare training at a too high learning rate, guarded and unguarded.
 
 Trains configs/digits/diverging_fp16.py three times for each seed: under
 MMEngine's own wrapper, with --guard full, and under MMEngine's own wrapper
@@ -37,17 +37,20 @@ KINDS = {
     'guarded': 'tab:blue',
     'well tuned': 'tab:gray',
 }
-NUMBERS = itertools.count()  # MMEngine wants each run to have its name
+NUMBERS = itertools.count()  # MMEngine needs a unique name for each run
 
 
 class Trained(NamedTuple):
+    """A finished run."""
+
     accuracy: list  # in percent, after each epoch
     losses: list  # of each iteration
-    rows: list  # what the guard told
+    rows: list  # the guard's events
     runner: Runner
 
 
 def make_config(kind, guard='full'):
+    """Return the config of a kind of run."""
     from mmnanguard import apply_guard
 
     cfg = Config.fromfile(CONFIG)
@@ -61,6 +64,7 @@ def make_config(kind, guard='full'):
 
 
 def train_one(cfg, seed, work_dir):
+    """Train a config with a seed."""
     import baseline  # noqa: F401  registers CpuAmpOptimWrapper
 
     cfg.randomness = dict(seed=seed)
@@ -81,8 +85,8 @@ def train_one(cfg, seed, work_dir):
     )
 
 
-def tell(trained):
-    """The guard's rows, in a few words."""
+def describe_rollbacks(trained):
+    """Describe the rollbacks of a run in a few words."""
     return ', '.join(
         f'{row["iter"]} back to {row["to"]}, LR x {row["lr_factor"]:g}'
         for row in trained.rows
@@ -91,14 +95,15 @@ def tell(trained):
 
 
 def draw(runs, path):
-    """Losses and accuracies of one seed, and when the guard went back."""
+    """Draw the losses and accuracies of a seed, and its rollbacks."""
     figure, (top, bottom) = pyplot.subplots(
         2, sharex=True, figsize=(7, 5.5), layout='constrained'
     )
     for kind, run in runs.items():
         color = KINDS[kind]
-        length = len(run.losses) / len(run.accuracy)  # of an epoch
-        # Medians of a third of an epoch: single losses hide one another.
+        length = len(run.losses) / len(run.accuracy)  # iterations per epoch
+        # Single losses would cover one another: draw medians of thirds of an
+        # epoch.
         span = int(length / 3)
         starts = range(0, len(run.losses), span)
         middles = [(start + span / 2) / length for start in starts]
@@ -143,6 +148,7 @@ def draw(runs, path):
 
 
 def main(argv=None):
+    """Run the comparison; return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -158,8 +164,8 @@ def main(argv=None):
             for kind in KINDS:
                 run = train_one(make_config(kind), seed, folder)
                 runs[kind] = run
-                accuracies = ' '.join(f'{each:.1f}' for each in run.accuracy)
-                cells = str(seed), kind, accuracies, tell(run)
+                accuracies = ' '.join(f'{value:.1f}' for value in run.accuracy)
+                cells = str(seed), kind, accuracies, describe_rollbacks(run)
                 print(*cells, sep=' | ', flush=True)
                 table.add_row(*cells)
             if args.picture and seed == args.seeds[0]:

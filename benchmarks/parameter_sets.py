@@ -1,10 +1,12 @@
-"""The tensors of well-known models; only their optimizers can be called."""
+"""The tensors of well-known models, which only optimizers can use."""
 
 import torch
 from torch import nn
 
 
 def resnet50(has_buffers):
+    """Return the layers of ResNet-50, with or without running statistics."""
+
     def conv(inputs, outputs, size):
         norm = nn.BatchNorm2d(outputs, track_running_stats=has_buffers)
         return [nn.Conv2d(inputs, outputs, size, bias=False), norm]
@@ -20,6 +22,7 @@ def resnet50(has_buffers):
 
 
 def transformer_block(dim):
+    """Return the layers of a transformer block."""
     return [
         nn.LayerNorm(dim),
         nn.Linear(dim, 3 * dim),
@@ -31,10 +34,12 @@ def transformer_block(dim):
 
 
 def table(*shape):
+    """Return a layer with a single parameter of this shape."""
     return nn.ParameterList([torch.zeros(shape)])
 
 
-def vit_b():  # 16 x 16 patches of 224 x 224 pixels
+def vit_b():
+    """Return the layers of ViT-B on 16 x 16 patches of 224 x 224 pixels."""
     dim = 768
     layers = [nn.Conv2d(3, dim, 16), table(1, 1, dim), table(1, 197, dim)]
     for _ in range(12):
@@ -42,7 +47,8 @@ def vit_b():  # 16 x 16 patches of 224 x 224 pixels
     return nn.Sequential(*layers, nn.LayerNorm(dim), nn.Linear(dim, 1000))
 
 
-def swin_t():  # windows of 7 x 7
+def swin_t():
+    """Return the layers of Swin-T with windows of 7 x 7."""
     layers, dim = [nn.Conv2d(3, 96, 4), nn.LayerNorm(96)], 96
     for stage, (depth, num_heads) in enumerate(
         ((2, 3), (2, 6), (6, 12), (2, 24))

@@ -1,6 +1,6 @@
-"""Where does the time of a guarded update go?
+"""Profile the stages of a guarded update.
 
-Medians of its stages, each with what it calls, beside the whole.
+Prints the median time of each stage, its calls included, beside the whole.
 
 Example:
     python benchmarks/profile_update.py --params 1000-small --optimizer SGD
@@ -26,13 +26,16 @@ from update_sides import Guarded
 from mmnanguard.numerics.snapshot.snapshot import Snapshot
 from mmnanguard.optim.guard import Guard
 
-# Their functions of the same names hide these modules.
+# An import statement would give the functions of the same names.
 OBSERVE = importlib.import_module('mmnanguard.numerics.update.observe')
 STEP = importlib.import_module('mmnanguard.optim.guarded_step')
 
 
 def stages_of(side):
-    """In their order; a dash more where a stage is part of the one above."""
+    """Return the owner and the name of each stage's function, in order.
+
+    A further dash marks a stage that is part of the stage above.
+    """
     return {
         'the whole update': (side, 'run'),
         '- begin: copies, versions': (Guard, 'open'),
@@ -53,6 +56,8 @@ def stages_of(side):
 
 
 def timed(function, spent):
+    """Wrap a function to add its milliseconds to the last item of a list."""
+
     @wraps(function)
     def call(*args, **kwargs):
         start = time.perf_counter()
@@ -65,7 +70,7 @@ def timed(function, spent):
 
 
 def profile(side, repeat):
-    """Milliseconds a stage takes in an update, by its name."""
+    """Return the median milliseconds of each stage, by its name."""
     for _ in range(NUM_WARM_UPS):
         side.prepare()
         side.run()
@@ -73,6 +78,7 @@ def profile(side, repeat):
     stages = stages_of(side)
     for name, (owner, attribute) in stages.items():
         for _ in range(repeat):
+            # Only a stage at a time is timed, so that clocks do not add up.
             times[name].append(0.0)
             function = getattr(owner, attribute)
             stage = timed(function, times[name])
@@ -83,6 +89,7 @@ def profile(side, repeat):
 
 
 def main(argv=None):
+    """Run the profile; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     add = parser.add_argument
     add('--params', choices=PARAMETER_SETS, default='resnet50')

@@ -1,4 +1,4 @@
-"""An update as each of those would make it who could make it."""
+"""The updates that a benchmark compares: guarded, MMEngine's, and others."""
 
 import copy
 from functools import partial
@@ -11,7 +11,7 @@ from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
 
 
 class Side:
-    """An update, to be repeated from the same gradients.
+    """An update that can be repeated from the same gradients.
 
     Args:
         setting: Model, gradients, a function that builds the optimizer, the
@@ -27,13 +27,17 @@ class Side:
         self.scaler = torch.amp.GradScaler(self.device, enabled=self.is_fp16)
         self.optimizer = build_optimizer(self.params)
         self.set_up()
-        self.scaler.scale(self.loss)  # the first loss creates the scale
+        # The first loss creates the scale.
+        self.scaler.scale(self.loss)
 
     def set_up(self):
-        """What is to be built once."""
+        """Build what all updates share."""
 
     def prepare(self):
-        """Leave gradients as backward does; held, so that none is freed."""
+        """Set gradients as backward does.
+
+        They are also held here, so that freeing them is not timed.
+        """
         scale = self.scaler.get_scale()
         self.scaled = [grad * scale for grad in self.grads]
         for param, grad in zip(self.params, self.scaled):
@@ -41,36 +45,45 @@ class Side:
 
 
 class BareStep(Side):
-    """No scale, no clip, no guard: what an update takes at least."""
+    """An update without scale, clip and guard: the least possible."""
 
     def prepare(self):
+        """Set gradients that are not scaled."""
         self.scaler = torch.amp.GradScaler(self.device, enabled=False)
         super().prepare()
 
     def run(self):
+        """Run the update."""
         self.optimizer.step()
         self.optimizer.zero_grad()
 
 
 class CpuAmpOptimWrapper(AmpOptimWrapper):
-    def __init__(self, optimizer, clip_grad):  # MMEngine's refuses a CPU
+    """MMEngine's wrapper for half precision, without its refusal of a CPU."""
+
+    def __init__(self, optimizer, clip_grad):
         OptimWrapper.__init__(self, optimizer, clip_grad=clip_grad)
         self.loss_scaler = torch.amp.GradScaler('cpu')
         self._scale_update_param = self.cast_dtype = None
 
 
 class MMEngine(Side):
+    """The update of MMEngine's own wrappers."""
+
     def wrapper_types(self):
+        """Return the wrappers for float32 and for float16."""
         is_cpu = self.device == 'cpu'
         return OptimWrapper, CpuAmpOptimWrapper if is_cpu else AmpOptimWrapper
 
     def set_up(self):
+        """Build the wrapper."""
         clip_grad = self.clip and dict(max_norm=self.clip)
         build = self.wrapper_types()[self.is_fp16]
         self.wrapper = build(optimizer=self.optimizer, clip_grad=clip_grad)
         self.scaler = getattr(self.wrapper, 'loss_scaler', self.scaler)
 
     def run(self):
+        """Run the update."""
         with self.wrapper.optim_context(self.model):
             pass
         self.wrapper.step()
@@ -78,19 +91,25 @@ class MMEngine(Side):
 
 
 class Guarded(MMEngine):
+    """The update of the guarded wrappers."""
+
     def wrapper_types(self):
+        """Return the wrappers for float32 and for float16."""
         amp = partial(NanGuardAmpOptimWrapper, dtype='float16')
         return NanGuardOptimWrapper, amp
 
     def run(self):
-        self.wrapper.guard.add_loss(self.loss)  # as ``backward`` does
+        """Run the update."""
+        # ``backward`` would do this, which is not timed.
+        self.wrapper.guard.add_loss(self.loss)
         super().run()
 
 
 class IsnanLoop(Side):
-    """What people write by hand into their training loop."""
+    """The check for NaN that people write into their training loop."""
 
     def run(self):
+        """Run the update."""
         self.scaler.unscale_(self.optimizer)
         is_bad = False
         for param in self.params:
@@ -108,7 +127,10 @@ class IsnanLoop(Side):
 
 
 class Accelerate(Side):
+    """The update of Hugging Face's accelerate."""
+
     def set_up(self):
+        """Build the library's objects."""
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
 
@@ -119,7 +141,8 @@ class Accelerate(Side):
             mixed_precision='fp16' if self.is_fp16 and not is_cpu else 'no',
         )
         if self.is_fp16:
-            if is_cpu:  # which it refuses for float16
+            if is_cpu:
+                # It refuses float16 on a CPU, so that is set afterwards.
                 self.accelerator.native_amp = True
                 self.accelerator.state._mixed_precision = 'fp16'
                 self.accelerator.scaler = self.scaler
@@ -127,6 +150,7 @@ class Accelerate(Side):
         self.optimizer = self.accelerator.prepare_optimizer(self.optimizer)
 
     def run(self):
+        """Run the update."""
         if self.clip:
             self.accelerator.clip_grad_norm_(self.params, self.clip)
         self.optimizer.step()
@@ -134,9 +158,10 @@ class Accelerate(Side):
 
 
 class Lightning(Side):
-    """By Fabric, whose step is the Trainer's without its callbacks."""
+    """The update of Lightning Fabric: the Trainer's without callbacks."""
 
     def set_up(self):
+        """Build the library's objects."""
         from lightning.fabric import Fabric
         from lightning.fabric.plugins import MixedPrecision
 
@@ -153,6 +178,7 @@ class Lightning(Side):
         )
 
     def run(self):
+        """Run the update."""
         if self.clip:
             self.fabric.clip_gradients(
                 self.fabric_model, self.optimizer, max_norm=self.clip

@@ -12,7 +12,7 @@ The way of a batch through a guarded iteration::
                                                       # 8 apply or put back,
                                                       # 9 blame, 10 scale
         hooks.after_train_iter
-            NanGuardHook                              # 11 tell
+            NanGuardHook                              # 11 report
                 -> after_guard_event                  # 12 consequences
 """
 
@@ -22,13 +22,15 @@ from .version import __version__
 
 __all__ = ['__version__']
 
-# The core reads events wherever Python runs; the rest needs MMEngine.
+# ``core`` and ``report`` read events wherever Python runs; only the guard
+# itself needs PyTorch and MMEngine.
 if find_spec('torch') and find_spec('mmengine'):
     import mmengine
     import torch
 
     from .check_stack import check_stack
 
+    # Before anything of theirs is used that an unsupported version lacks.
     check_stack(torch, mmengine)
 
     from .numerics import watch

@@ -1,4 +1,4 @@
-"""The tools, wherever the package is installed.
+"""The command line: runs a tool of the installed package.
 
 Example:
     python -m mmnanguard report work_dirs/my_run
@@ -23,19 +23,22 @@ TOOLS = (
 
 
 def usage() -> str:
+    """Return the list of tools with the first sentence of each docstring."""
     lines = ['usage: python -m mmnanguard TOOL ..., where TOOL is']
     for name in TOOLS:
+        # Parsed and not imported: a tool may need what is not installed.
         text = (FOLDER / f'{name}.py').read_text(encoding='utf-8')
-        told = ast.get_docstring(ast.parse(text)) or ''
-        first = ' '.join(told.split('\n\n')[0].split())
-        lines.append(f'  {name}: {first.partition(". ")[0].rstrip(".:")}')
+        docstring = ast.get_docstring(ast.parse(text)) or ''
+        summary = ' '.join(docstring.split('\n\n')[0].split())
+        lines.append(f'  {name}: {summary.partition(". ")[0].rstrip(".:")}')
     return '\n'.join(lines)
 
 
 def main() -> None:
-    """Run it as its file, with all of its options.
+    """Run the tool that the command line names, with all of its options.
 
-    Exits with its status; with 2 and the list of tools without one.
+    Exits with the tool's status; without a known tool with 2 and the list of
+    tools.
     """
     name = sys.argv[1] if sys.argv[1:] else '--help'
     if name in ('-h', '--help'):
@@ -45,7 +48,8 @@ def main() -> None:
         print(f'{name!r} is no tool.\n{usage()}', file=sys.stderr)
         sys.exit(2)
     sys.argv[:2] = [str(FOLDER / f'{name}.py')]
-    sys.path.insert(0, str(FOLDER))  # some import one another
+    # Some tools import another tool by its bare name.
+    sys.path.insert(0, str(FOLDER))
     runpy.run_path(sys.argv[0], run_name='__main__')
 
 

@@ -1,3 +1,5 @@
+"""The check of the installed versions, at the package's import."""
+
 import re
 import warnings
 from importlib import metadata
@@ -7,9 +9,9 @@ from mmnanguard.core.errors import GuardConfigError
 
 __all__ = ['check_stack']
 
-# From this version on, and below that one.
+# The least version, and the first that is too new (None: no limit).
 RANGES = {'torch': ((2, 1), None), 'mmengine': ((0, 10), (1, 0))}
-# Distributions that put their files into one and the same folder.
+# Distributions that install their files into the same folder.
 RIVALS = {
     'mmengine': ('mmengine', 'mmengine-lite', 'onedl-mmengine'),
     'mmcv': ('mmcv', 'mmcv-full', 'mmcv-lite', 'onedl-mmcv'),
@@ -17,10 +19,14 @@ RIVALS = {
 
 
 def check_stack(torch: ModuleType, mmengine: ModuleType) -> None:
-    """Refuse versions that the guard does not work with, at its import.
+    """Refuse versions that the guard does not work with.
 
-    Two distributions of one package are warned of: which files are whose is
-    known to none.
+    Warns if two distributions of the same package are installed: nobody
+    knows which of them a file is from.
+
+    Args:
+        torch: The imported package.
+        mmengine: The imported package.
 
     Raises:
         GuardConfigError: If a version is out of range, or files of MMEngine
@@ -28,10 +34,12 @@ def check_stack(torch: ModuleType, mmengine: ModuleType) -> None:
             would say that the package is not installed.
     """
     for package, rivals in RIVALS.items():
-        found = [f'{name} {version(name)}' for name in rivals if version(name)]
-        if len(found) > 1:
+        present = [
+            f'{name} {version(name)}' for name in rivals if version(name)
+        ]
+        if len(present) > 1:
             warnings.warn(
-                f'{" and ".join(found)} are installed, and both are the '
+                f'{" and ".join(present)} are installed, and both are the '
                 f'package {package}: the later has overwritten files of the '
                 f'earlier. Uninstall all, then install one: pip uninstall '
                 f'{" ".join(rivals)}. With pip install --no-deps nothing '
@@ -43,6 +51,7 @@ def check_stack(torch: ModuleType, mmengine: ModuleType) -> None:
 
 
 def version(distribution: str) -> str:
+    """Return the version of a distribution; '' if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -50,11 +59,16 @@ def version(distribution: str) -> str:
 
 
 def check_version(module: ModuleType) -> None:
+    """Refuse a package whose version is missing or out of range.
+
+    Raises:
+        GuardConfigError: If it is.
+    """
     name = module.__name__
     least, below = RANGES[name]
     given = str(getattr(module, '__version__', ''))
-    found = re.match(r'(\d+)\.(\d+)', given)
-    if not found:
+    match = re.match(r'(\d+)\.(\d+)', given)
+    if not match:
         rivals = ' or '.join(RIVALS.get(name, [name]))
         raise GuardConfigError(
             f'{name} in {list(module.__path__)} has no version: files are '
@@ -62,7 +76,7 @@ def check_version(module: ModuleType) -> None:
             'uninstalled. Install it again: pip install --force-reinstall '
             f'--no-deps {rivals}.'
         )
-    pair = int(found[1]), int(found[2])
+    pair = int(match[1]), int(match[2])
     if pair < least or (below is not None and pair >= below):
         allowed = '>={}.{}'.format(*least)
         if below is not None:

@@ -1,3 +1,5 @@
+"""The reader of configs: files, and configs that a project ships."""
+
 from pathlib import Path
 from typing import Any, Union
 
@@ -12,14 +14,15 @@ __all__ = ['read_config']
 
 
 def read_config(path: Union[str, Path], **keys: Any) -> Config:
-    """``Config.fromfile``, also of a project's config by its name.
+    """Read a config from a file, or a project's config by its name.
 
-    MMEngine's ``get_config`` installs a project that is missing, with all
-    that it needs, and asks nobody.
+    MMEngine's ``get_config`` would install a missing project with all its
+    requirements, without asking; this function refuses instead.
 
     Args:
-        path: Of a file, or a name such as 'mmpretrain::resnet/x.py'.
-        keys: For ``Config.fromfile``.
+        path: The path of a file, or a name such as
+            'mmpretrain::resnet/x.py'.
+        keys: Options of ``Config.fromfile``, for a file.
 
     Raises:
         GuardConfigError: If there is no such file or project.

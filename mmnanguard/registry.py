@@ -5,7 +5,7 @@
 this name, and a config needs no ``custom_imports`` for scoped types.
 """
 
-from typing import Callable, Optional, Sequence
+from typing import Callable, Optional, Sequence, Union
 
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
@@ -33,19 +33,23 @@ __all__ = [
 ]
 
 
+# A class, or a function that builds an object.
+Registered = Union[type, Callable[..., object]]
+
+
 class GuardRegistry(Registry):
     """A registry whose error for an unknown name suggests the nearest one."""
 
-    def get(self, key: str) -> Optional[type]:
+    def get(self, key: str) -> Optional[Registered]:
         """Return the class of a name, or None for a name of another scope.
 
         Raises:
             GuardConfigError: If a name without a scope, or with this one, is
                 unknown.
         """
-        registered: Optional[type] = super().get(key)
-        *places, name = key.split('.')
-        if registered is None and places in ([], [self.scope]):
+        registered: Optional[Registered] = super().get(key)
+        *scopes, name = key.split('.')
+        if registered is None and scopes in ([], [self.scope]):
             raise GuardConfigError(
                 f"mmnanguard has no {self.name} '{name}': "
                 f'{did_you_mean(name, self.module_dict)}It has '
@@ -54,6 +58,7 @@ class GuardRegistry(Registry):
         return registered
 
     def __contains__(self, key: str) -> bool:
+        # Asking for a name must not raise, as get() does.
         return super().get(key) is not None
 
 
@@ -99,7 +104,7 @@ FAULTS = Registry('fault', scope='mmnanguard', locations=['mmnanguard.hooks'])
 
 def get_registered(
     registry: Registry, name: object, where: str, others: Sequence[str] = ()
-) -> Callable[..., object]:
+) -> Registered:
     """Look up what a config names: a registered name or a path to import.
 
     Args:
@@ -113,13 +118,14 @@ def get_registered(
             are registered and suggests the nearest.
     """
     reason = None
+    registered: Optional[Registered] = None
     if isinstance(name, str):
         try:
             registered = registry.get(name)
         except RuntimeError as error:  # the import of the path fails
-            registered, reason = None, error
-        if callable(registered):
-            return registered
+            reason = error
+    if callable(registered):
+        return registered
     known = [*others, *sorted(registry.module_dict)]
     hint = did_you_mean(str(name).split('.')[-1], known)
     names = ', '.join(map(repr, known)) or 'nothing yet'
@@ -146,8 +152,9 @@ def register_bare_names() -> None:
 def register_configs() -> None:
     """Let ``get_config`` and ``_base_`` find 'mmnanguard::guards/fp16.py'.
 
-    MMEngine resolves this name to a distribution or, if there is none, to a
-    module. The distribution of an editable install lies elsewhere than its
-    files, so the name of a module in the folder of the files is given.
+    MMEngine looks for a distribution of this name or, if there is none, for
+    a module, and then for ``.mim`` in its folder. The distribution of an
+    editable install is in another folder than its files, so this gives the
+    name of a module.
     """
     MODULE2PACKAGE['mmnanguard'] = 'mmnanguard.registry'

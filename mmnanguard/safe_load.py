@@ -1,14 +1,14 @@
 """Let PyTorch load MMEngine's checkpoints with ``weights_only=True``.
 
-PyTorch 2.6 and later refuse MMEngine's own checkpoints (mmengine issue 1655),
-because they hold ``HistoryBuffer`` objects, numpy arrays and, of a one-cycle
-schedule, functions of its class. Going back to
-``weights_only=False`` would run whatever code a file brings along; this is
-the narrow list of what such a checkpoint really needs.
+PyTorch 2.6 and later refuse MMEngine's own checkpoints, because they hold
+``HistoryBuffer`` objects, numpy arrays and, for a one-cycle schedule,
+functions of its class (https://github.com/open-mmlab/mmengine/issues/1655).
+With ``weights_only=False`` any code in a file would be executed; this module
+allows only the types that such a checkpoint needs.
 """
 
 import logging
-from typing import Any
+from typing import Any, Callable, List, Tuple, Union
 
 import numpy as np
 import torch
@@ -20,49 +20,56 @@ from mmnanguard.numerics.checkpoints.load_plain import ALLOWED, HAS_ALLOW_LIST
 __all__ = ['allow_mmengine_checkpoints']
 
 
-# What a one-cycle schedule has in its state.
+# A class or a function that a checkpoint names.
+Named = Callable[..., Any]
+# The functions that a one-cycle schedule has in its state.
 ANNEALING = ('_annealing_cos', '_annealing_linear')
 
 
-def restricted_getattr(owner: Any, name: str) -> Any:
-    """Stands for ``getattr`` in a checkpoint, and answers for nothing but
-    HistoryBuffer's public names and those of :data:`ANNEALING`: the real one
-    would open every door.
+def restricted_getattr(owner: object, name: str) -> object:
+    """Return an attribute that MMEngine's checkpoints need.
+
+    It replaces ``getattr``, which such a checkpoint refers to and with which
+    a malicious file could reach any function. Allowed are the public names
+    of HistoryBuffer and those of :data:`ANNEALING`.
+
+    Raises:
+        ValueError: For any other attribute.
     """
     is_statistic = owner is HistoryBuffer and not name.startswith('_')
     if is_statistic or (owner is OneCycleParamScheduler and name in ANNEALING):
-        return getattr(owner, name)
+        attribute: object = getattr(owner, name)
+        return attribute
     raise ValueError(
         f'this checkpoint asks for {name!r} of {owner!r}, which an MMEngine '
         'checkpoint has no need of; it was not loaded'
     )
 
 
-def name_of(kind: type) -> str:
+def name_of(kind: Named) -> str:
+    """Return the name under which a checkpoint refers to a type."""
     return f'{kind.__module__}.{kind.__qualname__}'
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Allow-list what MMEngine's checkpoints hold, for this process.
+    """Allow the types that MMEngine's checkpoints hold, for this process.
 
-    Before PyTorch 2.6, which has no such list, for mmnanguard alone: MMEngine
-    there loads without one.
+    PyTorch before 2.6 has no such list. There it applies to the checkpoints
+    that mmnanguard reads; MMEngine itself loads without a list.
     """
+    # Pickled arrays and scalars refer to these private functions of numpy.
     functions = {
         '_reconstruct': np.empty(0).__reduce__()[0],
         'scalar': np.float64(0).__reduce__()[0],
     }
-    allowed = [
+    type_codes = np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?'
+    allowed: List[Union[Named, Tuple[Named, str]]] = [
         HistoryBuffer,
         OneCycleParamScheduler,
         np.ndarray,
         np.dtype,
-        *{
-            type(np.dtype(kind))
-            for kind in np.typecodes['AllInteger']
-            + np.typecodes['AllFloat']
-            + '?'
-        },
+        *{type(np.dtype(code)) for code in type_codes},
+        # Python 2 called the module __builtin__; pickle protocol 2 still does.
         (restricted_getattr, 'builtins.getattr'),
         (restricted_getattr, '__builtin__.getattr'),
     ]
@@ -74,9 +81,11 @@ def allow_mmengine_checkpoints() -> None:
         torch.serialization.add_safe_globals(allowed)
     else:
         for entry in allowed:
-            is_named = isinstance(entry, tuple)
-            value, name = entry if is_named else (entry, name_of(entry))
-            ALLOWED[name] = value
+            if isinstance(entry, tuple):
+                function, name = entry
+                ALLOWED[name] = function
+            else:
+                ALLOWED[name_of(entry)] = entry
     print_log(
         "allowed MMEngine's HistoryBuffer and numpy arrays in checkpoints "
         'that load with weights_only=True',

@@ -26,7 +26,7 @@ def run(*words, cwd):
     ('words', 'status', 'told'),
     [
         ((), 2, 'where TOOL is'),
-        (('--help',), 0, 'report: What a guarded run went through'),
+        (('--help',), 0, 'report: Report a guarded run on one page'),
         (('trane',), 2, "'trane' is no tool"),
         (('scan_checkpoints', '--help'), 0, 'usage: scan_checkpoints.py'),
         (('report', 'nowhere'), 2, 'nowhere: there is no such folder'),

@@ -1,0 +1,1 @@
+"""The tools that users run; ``python -m mmnanguard TOOL`` runs them too."""

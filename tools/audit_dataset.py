@@ -1,12 +1,12 @@
-"""Finds bad data before training: walks a dataset through its own pipeline.
+"""Find bad data before training, by loading a dataset with its pipeline.
 
-Each sample is loaded once. What a check finds wrong with it, in --checks or in
-a ValidateSample of the pipeline, and an error of the pipeline, makes it bad.
-OUT then holds report.json, bad_samples.txt for mmnanguard.ExcludeSamples, and
-the distribution of each --key. Killed, it goes on where it was; under torchrun
-each rank does its share.
-Exit status: 0; with --strict 1 if something is bad; 2 if it cannot be told,
-as for a wrong command line or config.
+Each sample is loaded once. A sample is bad if a check in --checks or in a
+ValidateSample of the pipeline fails, or if the pipeline raises. OUT then
+holds report.json, bad_samples.txt for mmnanguard.ExcludeSamples, and the
+distribution of each --key. An audit that was killed continues where it was;
+under torchrun each rank does its share.
+Exit status: 0; with --strict 1 if a sample is bad; 2 if the audit fails, as
+for a wrong command line or config.
 
 Example:
     python tools/audit_dataset.py configs/digits/plain_fp32.py --key inputs \
@@ -18,6 +18,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple
 
 from mmengine.config import DictAction
 from mmengine.registry import DATASETS, init_default_scope
@@ -32,11 +33,16 @@ from rich.progress import (
 )
 from rich.table import Table
 
+if TYPE_CHECKING:
+    from mmnanguard.datasets.audit_report import Report
+    from mmnanguard.datasets.audited_dataset import AuditedDataset, Row
+
 ROOT = Path(__file__).resolve().parents[1]
 MAX_SHOWN = 20  # bad samples; report.json has them all
 
 
-def parse_args(argv=None):
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -44,21 +50,36 @@ def parse_args(argv=None):
     parser.add_argument(
         'config', help="a file, or a project's own such as mmpretrain::x/y.py"
     )
-    told = "a name, or dict(type='Range', key='img', min=0); default: Finite"
-    parser.add_argument('--checks', nargs='*', default=['Finite'], help=told)
-    told = 'tell its distribution: a field or an expression over fields'
-    parser.add_argument('--key', nargs='+', default=[], help=told)
+    parser.add_argument(
+        '--checks',
+        nargs='*',
+        default=['Finite'],
+        help="a name, or dict(type='Range', key='img', min=0); "
+        'default: Finite',
+    )
+    parser.add_argument(
+        '--key',
+        nargs='+',
+        default=[],
+        help='report its distribution: a field or an expression over fields',
+    )
     parser.add_argument(
         '--dataloader', choices=['train', 'val', 'test'], default='train'
     )
-    told = "default: the config's"
-    parser.add_argument('--num-workers', type=int, help=told)
-    told = 'default: audit_<dataloader> in the work dir'
-    parser.add_argument('--out', type=Path, help=told)
-    told = 'exit status 1 if something is bad'
-    parser.add_argument('--strict', action='store_true', help=told)
-    told = 'of random transforms'
-    parser.add_argument('--seed', type=int, default=0, help=told)
+    parser.add_argument(
+        '--num-workers', type=int, help="default: the config's"
+    )
+    parser.add_argument(
+        '--out', type=Path, help='default: audit_<dataloader> in the work dir'
+    )
+    parser.add_argument(
+        '--strict',
+        action='store_true',
+        help='exit status 1 if something is bad',
+    )
+    parser.add_argument(
+        '--seed', type=int, default=0, help='of random transforms'
+    )
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE'
     )
@@ -73,15 +94,24 @@ def parse_args(argv=None):
     return args
 
 
-def read_check(text):
-    """The command line is the user's own."""
+def read_check(text: str) -> object:
+    """Return a check's config, or its name if the text is no expression.
+
+    Evaluating the text is safe: the user writes the command line.
+    """
     if '(' not in text and '{' not in text:
         return text
     return eval(text, dict(true=True, false=False, null=None))
 
 
-def load(args):
-    """The dataset, what its rows depend on, and the number of workers."""
+def load(
+    args: argparse.Namespace,
+) -> Tuple['AuditedDataset', Dict[str, object]]:
+    """Return the dataset, and the settings that its rows depend on.
+
+    Fills in the defaults of ``args.out`` and ``args.num_workers``, which
+    come from the config.
+    """
     from mmnanguard.core import GuardConfigError
     from mmnanguard.datasets.audited_dataset import AuditedDataset
     from mmnanguard.datasets.fields import check_key
@@ -100,7 +130,8 @@ def load(args):
     for key in args.key:
         check_key(key)
     checks = build_checks(args.checks, '--checks') if args.checks else []
-    # As the run does: how its processes start, no threads of OpenCV in them.
+    # As a training run does: the start method of processes, and no threads
+    # of OpenCV in them.
     set_multi_processing(**cfg.get('env_cfg', {}).get('mp_cfg', {}))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     dataset = DATASETS.build(loader.dataset)
@@ -117,8 +148,12 @@ def load(args):
     return dataset, facts
 
 
-def walk(dataset, facts, args):
-    """All of this rank's share; is the whole dataset done?"""
+def walk(
+    dataset: 'AuditedDataset',
+    facts: Dict[str, object],
+    args: argparse.Namespace,
+) -> bool:
+    """Audit this rank's share; return whether the whole dataset is done."""
     from mmnanguard.datasets.dataset_audit import audit
 
     rank = int(os.environ.get('RANK', 0))
@@ -129,14 +164,14 @@ def walk(dataset, facts, args):
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=Console(file=sys.stderr),
-        auto_refresh=False,  # no thread beside processes that fork
+        auto_refresh=False,  # a thread is no good beside processes that fork
         disable=rank > 0,
     )
     num_bad = 0
     share = len(range(rank, len(dataset), world_size))
     task = progress.add_task('0 bad', total=share)
 
-    def advance(rows):
+    def advance(rows: List['Row']) -> None:
         nonlocal num_bad
         num_bad += sum(bool(row['problems']) for row in rows)
         progress.update(
@@ -155,10 +190,12 @@ def walk(dataset, facts, args):
         )
 
 
-def show(report, out):
+def show(report: 'Report', out: Path) -> None:
+    """Print the tables of bad samples and of distributions."""
     console = Console(markup=False, highlight=False)
-    # A log's lines are to be found by a search: none is broken in two.
-    console.width = console.width if console.is_terminal else 240
+    # In a log, a line that is broken in two cannot be found by a search.
+    if not console.is_terminal:
+        console.width = 240
     if report['bad']:
         table = Table('index', 'sample', 'check', 'what')
         for row in report['bad'][:MAX_SHOWN]:
@@ -170,9 +207,9 @@ def show(report, out):
     if report['distributions']:
         columns = ('count', 'mean', 'std', 'min', 'quartiles', 'max')
         table = Table('key', *columns, 'nonfinite', 'missing')
-        for key, told in report['distributions'].items():
-            cells = [as_text(told.get(column)) for column in columns]
-            counts = [str(told[name]) for name in ('nonfinite', 'missing')]
+        for key, values in report['distributions'].items():
+            cells = [as_text(values.get(column)) for column in columns]
+            counts = [str(values[name]) for name in ('nonfinite', 'missing')]
             table.add_row(key, *cells, *counts)
         console.print(table)
     if report['num_dropped']:
@@ -183,13 +220,15 @@ def show(report, out):
     )
 
 
-def as_text(value):
+def as_text(value: object) -> str:
+    """Format a number or a list of numbers for a table."""
     if isinstance(value, list):
         return ' '.join(map(as_text, value))
     return f'{value:.4g}' if isinstance(value, float) else str(value)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
+    """Audit the dataset and write the report; return the exit status."""
     from mmnanguard.datasets.audit_report import audit_report, write_report
     from mmnanguard.datasets.dataset_audit import read_rows
 
@@ -198,14 +237,15 @@ def run(args):
         print('this share is done; the last one to end writes the report')
         return 0
     rows = read_rows(args.out, facts)
-    # Not a fact of the rows: one file has several paths.
+    # The rows do not depend on the config's path: a file has several paths.
     report = audit_report(rows, args.key, dict(config=args.config, **facts))
     write_report(report, args.out)
     show(report, args.out)
     return int(args.strict and report['num_bad'] > 0)
 
 
-def main(argv=None):
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the tool; return its exit status."""
     sys.path[:0] = [str(ROOT)]
     args = parse_args(argv)
     from mmnanguard.core import GuardConfigError
@@ -214,7 +254,8 @@ def main(argv=None):
         return run(args)
     except (GuardConfigError, OSError) as error:
         print(f'{type(error).__name__}: {error}', file=sys.stderr)
-    except Exception:  # of a config, a dataset, a worker
+    except Exception:
+        # A config, a dataset or a worker process may raise anything.
         traceback.print_exc()
     return 2
 

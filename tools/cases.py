@@ -1,8 +1,8 @@
-"""Five documented failures: as reported, guarded, cured, and what the
-reports' own cures do.
+"""Run five documented failures: as reported, guarded, cured, and with the
+cures that the reports propose.
 
-Runs configs/cases on a CPU, some seconds each, and prints what came of it.
-Exit status 1: something is not as configs/cases/documented.py has it.
+Runs configs/cases on a CPU, some seconds each, and prints the outcomes.
+Exit status 1: an outcome is not as configs/cases/documented.py has it.
 
 Example:
     python tools/cases.py
@@ -17,39 +17,71 @@ import re
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+)
 
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
 from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 
 from mmnanguard.core.rows.event_files import events_file
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = ROOT / 'configs' / 'cases'
 COLUMNS = 'plain', 'guarded', 'cured', 'culprit', 'reported'
+Scalars = Mapping[str, HistoryBuffer]
+
+
+# The outcome of a run by key; run() has the keys.
+Outcome = Dict[str, Any]
+Row = Dict[str, Any]
 
 
 class Recorder(Hook):
-    """What each iteration left behind."""
+    """A hook that records losses, and updates that changed no weight.
+
+    Attributes:
+        losses: The loss of each iteration.
+        lost: Number of iterations after which no weight was different.
+        bad_from: The first iteration, from 1, after which a weight was not
+            finite; None if there is none.
+    """
 
     priority = 'LOWEST'
 
     def __init__(self) -> None:
         self.losses: List[float] = []
         self.lost = 0
-        self.bad_from = None
+        self.bad_from: Optional[int] = None
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
+        """Remember the initial weights."""
         self.weights = flat(runner.model)
 
-    def after_train_iter(self, runner, batch_idx, data_batch, outputs) -> None:
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: object,
+        outputs: Mapping[str, Tensor],
+    ) -> None:
+        """Record the loss, and whether the weights have changed."""
         self.losses.append(outputs['loss'].item())
         weights = flat(runner.model)
         self.lost += torch.equal(weights, self.weights)
@@ -58,19 +90,32 @@ class Recorder(Hook):
             self.bad_from = runner.iter + 1
 
 
-def flat(model):
+def flat(model: nn.Module) -> Tensor:
+    """Return a copy of all parameters, of shape (number of weights,)."""
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def count_bad(tensors):
-    return sum(not tensor.isfinite().all() for tensor in tensors)
+def count_bad(tensors: Iterable[Tensor]) -> int:
+    """Count the tensors that have a NaN or an Inf."""
+    return sum(not bool(tensor.isfinite().all()) for tensor in tensors)
 
 
-def run(path, work_dir) -> Dict[str, Any]:
-    """Train one config; what came of it."""
+def moments_of(optimizer: torch.optim.Optimizer) -> List[Tensor]:
+    """Return the tensors of an optimizer's state, except its counters."""
+    moments = []
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            if key != 'step' and value is not None:
+                moments.append(value)
+    return moments
+
+
+def run(path: Path, work_dir: str) -> Outcome:
+    """Train a config and return the outcome."""
     cfg = Config.fromfile(path)
     cfg.work_dir = str(work_dir)
-    cfg.experiment_name = cfg.work_dir  # must be new to MMEngine
+    # MMEngine refuses a name that this process has used already.
+    cfg.experiment_name = cfg.work_dir
     cfg.log_level = 'WARNING'
     runner, recorder = Runner.from_cfg(cfg), Recorder()
     runner.register_hook(recorder)
@@ -84,13 +129,6 @@ def run(path, work_dir) -> Dict[str, Any]:
     rows = [json.loads(line) for line in lines]
     updates = [row for row in rows if row['kind'] == 'update']
     scalars = runner.message_hub.log_scalars
-    optimizer = runner.optim_wrapper.optimizer
-    moments = [
-        value
-        for state in optimizer.state.values()
-        for key, value in state.items()
-        if key != 'step' and value is not None
-    ]
     is_nan = [not math.isfinite(loss) for loss in recorder.losses]
     return dict(
         raised=raised,
@@ -98,7 +136,7 @@ def run(path, work_dir) -> Dict[str, Any]:
         bad_from=recorder.bad_from,
         bad_weights=count_bad(runner.model.parameters()),
         bad_buffers=count_bad(runner.model.buffers()),
-        bad_moments=count_bad(moments),
+        bad_moments=count_bad(moments_of(runner.optim_wrapper.optimizer)),
         lost=recorder.lost,
         lr_left=lr_left(cfg, scalars),
         top_loss=max(filter(math.isfinite, recorder.losses)),
@@ -115,17 +153,22 @@ def run(path, work_dir) -> Dict[str, Any]:
     )
 
 
-def chosen(scalars, key, choose):
+def chosen(
+    scalars: Scalars, key: str, choose: Callable[[np.ndarray], float]
+) -> Optional[float]:
+    """Return a value of a scalar's history; None if it was never logged."""
     return float(choose(scalars[key].data[0])) if key in scalars else None
 
 
-def late_median(values):
-    return np.median(values[len(values) // 2 :])
+def late_median(values: np.ndarray) -> float:
+    """Return the median of the second half of the values."""
+    return float(np.median(values[len(values) // 2 :]))
 
 
-def lr_left(cfg, scalars):
-    """The learning rate of the last iteration, as a part of what the schedule
-    gives by itself.
+def lr_left(cfg: Config, scalars: Scalars) -> float:
+    """Return the last learning rate as a share of the schedule's.
+
+    It is below 1 if a remedy has lowered the rate.
     """
     rates = scalars['train/lr'].data[0]
     bare = OptimWrapper(
@@ -141,75 +184,84 @@ def lr_left(cfg, scalars):
     return float(rates[-1] / bare.param_groups[0]['lr'])
 
 
-def culprits(rows) -> List[str]:
-    """What the guard named, each once."""
-    told = {}
+def culprits(rows: Iterable[Row]) -> List[str]:
+    """Return the culprits that the guard named, each once."""
+    # The first sample that was named with a culprit, or ''.
+    samples: Dict[str, str] = {}
     for row in rows:
-        samples = row.get('samples') or ['']
+        sample = (row.get('samples') or [''])[0]
         if row['kind'] == 'autopsy':
-            who = f"'{row['module']}' ({row['module_type']}, {row['op']})"
-            told.setdefault(who if row['module'] else row['op'], samples[0])
+            module = f"'{row['module']}' ({row['module_type']}, {row['op']})"
+            samples.setdefault(module if row['module'] else row['op'], sample)
         elif row['kind'] == 'update':
             if row['cause'] == 'grad_nonfinite':
                 bad = row['params'][0]
                 kind = bad['kind'].capitalize()
-                what = f"gradient of '{bad['name']}' is {kind}"
-                told.setdefault(what, samples[0])
+                samples.setdefault(
+                    f"gradient of '{bad['name']}' is {kind}", sample
+                )
             if row['cause'] == 'spike':
-                told[f'norm {row["grad_norm"]:.1f}'] = samples[0]
+                samples[f'norm {row["grad_norm"]:.1f}'] = sample
             for name, seen in row['watched'].items():
-                what = 'is not finite'
+                values = 'is not finite'
                 if seen['is_finite']:
-                    what = f'from {seen["min"]:g} to {seen["max"]:.1f}'
-                told[f'{name} {what}'] = ''
+                    values = f'from {seen["min"]:g} to {seen["max"]:.1f}'
+                samples[f'{name} {values}'] = ''
         elif row['kind'] == 'audit':
             bad = row['tensors'][0]
-            told[f"'{bad['name']}' ({bad['tensor']})"] = ''
-    return [
-        f'{what}: {sample}' if sample else what
-        for what, sample in told.items()
-    ]
+            samples[f"'{bad['name']}' ({bad['tensor']})"] = ''
+    named = []
+    for culprit, sample in samples.items():
+        named.append(f'{culprit}: {sample}' if sample else culprit)
+    return named
 
 
-def left_out(log_dir) -> List[str]:
-    """What ValidateSample said."""
+def left_out(log_dir: str) -> List[str]:
+    """Return the samples that ValidateSample reported in the log."""
     (log,) = Path(log_dir).glob('*.log')
     return re.findall(r'ValidateSample: (.* is bad: .*) \(', log.read_text())
 
 
-def tell(came) -> str:
-    """The outcome of a run in a few words."""
+def describe(came: Outcome) -> str:
+    """Describe the outcome of a run in a few words."""
     if came['raised']:
-        return came['raised']
-    told = []
+        return str(came['raised'])
+    facts = []
     if came['bad_from']:
-        what = 'weights and moments' if came['bad_moments'] else 'weights'
-        told.append(f'{what} NaN from iteration {came["bad_from"]} on')
+        bad = 'weights and moments' if came['bad_moments'] else 'weights'
+        facts.append(f'{bad} NaN from iteration {came["bad_from"]} on')
     elif came['bad_moments']:
-        told.append(f'moments NaN from iteration {came["first_nan"]} on')
+        facts.append(f'moments NaN from iteration {came["first_nan"]} on')
     if came['bad_buffers']:
-        told.append(f'{came["bad_buffers"]} running statistics NaN')
+        facts.append(f'{came["bad_buffers"]} running statistics NaN')
     if came['lost'] > came['skips']:
-        told.append(f'{came["lost"]} updates that changed no weight')
+        facts.append(f'{came["lost"]} updates that changed no weight')
     if came['skips']:
-        told.append(f'{came["skips"]} skipped')
+        facts.append(f'{came["skips"]} skipped')
     if came['events'] > came['skips']:
-        told.append(f'{came["events"] - came["skips"]} spikes')
+        facts.append(f'{came["events"] - came["skips"]} spikes')
     if came['is_guarded']:
         if not came['events']:
-            told.append('no event')
-        told.append(f'norm {came["late_norm"]:.2g}')
+            facts.append('no event')
+        facts.append(f'norm {came["late_norm"]:.2g}')
     if came['top_loss'] > 1e6:
-        told.append(f'loss up to {came["top_loss"]:.1g}')
+        facts.append(f'loss up to {came["top_loss"]:.1g}')
     if came['lr_left'] < 0.99:
-        told.append(f'learning rate x {came["lr_left"]:.2g}')
+        facts.append(f'learning rate x {came["lr_left"]:.2g}')
     if came['error'] is not None:
-        told.append(f'error {came["error"]:.2g}')
-    return ', '.join(told)
+        facts.append(f'error {came["error"]:.2g}')
+    return ', '.join(facts)
 
 
-def differences(came, documented) -> List[str]:
-    found = []
+def differences(came: Outcome, documented: Mapping[str, Any]) -> List[str]:
+    """Return the differences between an outcome and the documented one.
+
+    Args:
+        came: The outcome.
+        documented: The expected values by key: a value, the lowest and the
+            highest, 'nan', or words that a text must have.
+    """
+    messages = []
     for key, expected in documented.items():
         value = came[key]
         if key in ('culprit', 'raised'):
@@ -222,12 +274,22 @@ def differences(came, documented) -> List[str]:
         else:
             is_right = value == expected
         if not is_right:
-            found.append(f'{key} is {value!r}, documented is {expected!r}')
-    return found
+            messages.append(f'{key} is {value!r}, documented is {expected!r}')
+    return messages
 
 
-def run_case(case, names=None) -> Dict[str, Dict[str, Any]]:
-    """Outcomes of a case's runs, by name; 'differences' are in each."""
+def run_case(
+    case: str, names: Optional[Sequence[str]] = None
+) -> Dict[str, Outcome]:
+    """Return the outcomes of a case's runs, by the names of the runs.
+
+    Args:
+        case: The name of a case.
+        names: The runs; None means all.
+
+    Returns:
+        Outcomes, with 'differences' from the documented ones.
+    """
     documented = load_documented()[case]
     outcomes = {}
     for name in names or documented:
@@ -242,31 +304,40 @@ def run_case(case, names=None) -> Dict[str, Dict[str, Any]]:
     return outcomes
 
 
-def load_documented():
-    return Config.fromfile(CASES / 'documented.py').to_dict()
+def load_documented() -> Dict[str, Any]:
+    """Return the documented outcomes, by case and by run."""
+    documented: Dict[str, Any] = Config.fromfile(
+        CASES / 'documented.py'
+    ).to_dict()
+    return documented
 
 
-def row_of(case, outcomes) -> List[str]:
-    """The table's cells: runs of a kind, each by the rest of its name."""
+def row_of(case: str, outcomes: Mapping[str, Outcome]) -> List[str]:
+    """Return the cells of a case's row in the table.
+
+    A run's name begins with its column; its rest stands before the outcome.
+    """
     cells = dict.fromkeys(COLUMNS, '')
     for name, came in outcomes.items():
         kind, _, rest = name.partition('_')
         kind = kind if kind in cells else 'plain'
         rest = rest if name.startswith(kind) else name
-        text = f'`{rest}`: {tell(came)}' if rest else tell(came)
+        text = f'`{rest}`: {describe(came)}' if rest else describe(came)
         cells[kind] += f'; {text}' if cells[kind] else text
         if name == 'guarded':
             cells['culprit'] = came['culprit']
     return [case, *cells.values()]
 
 
-def markdown(rows) -> str:
+def markdown(rows: Iterable[Sequence[str]]) -> str:
+    """Return the rows as a table in Markdown."""
     head = ['case', *COLUMNS]
     lines = [head, ['---'] * len(head), *rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def main(argv=None):
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the cases; return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -284,11 +355,9 @@ def main(argv=None):
     for case in args.cases or documented:
         outcomes = run_case(case, args.runs)
         rows.append(row_of(case, outcomes))
-        wrong += [
-            f'{case}/{name}: {difference}'
-            for name, came in outcomes.items()
-            for difference in came['differences']
-        ]
+        for name, came in outcomes.items():
+            for difference in came['differences']:
+                wrong.append(f'{case}/{name}: {difference}')
     if args.markdown:
         print(markdown(rows))
     else:

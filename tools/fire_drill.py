@@ -1,11 +1,11 @@
-"""Rehearse the bad day: what would faults do to this job?
+"""Rehearse the bad day, by injecting faults into a job.
 
 Any mm config will do, once it has a FaultInjectionHook. The job runs three
 times: guarded with the faults, guarded without them, and with the faults
 under MMEngine's own wrapper. Takes the options of tools/train.py. Exit status
 1: a guarded run crashed or ended with non-finite weights, or the guard saw
-nothing of a fault (finite values and own faults excepted, which may do no
-harm).
+nothing of a fault. Finite values and own faults may do no harm and are
+excepted.
 
 Example:
     python tools/fire_drill.py configs/digits/drill_fp16.py
@@ -18,41 +18,65 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import train
+from mmengine.config import Config
 from mmengine.device import get_device
 from rich.console import Console
 from rich.table import Table
 
 from mmnanguard.core.rows.event_files import EVENTS_FILE
 
+if TYPE_CHECKING:
+    from mmnanguard.hooks.drill.fault import Fault
 
-def find(node, key):
-    """Each dict at or below a node that has this key."""
+# A row of a log, or of a table of this tool.
+Row = Dict[str, Any]
+
+
+def find(node: object, key: str) -> List[Dict[str, Any]]:
+    """Return the outermost dicts at or below a node that have this key."""
     if isinstance(node, (list, tuple)):
         node = dict(enumerate(node))
     if not isinstance(node, dict):
         return []
     if key in node:
         return [node]
-    return [each for value in node.values() for each in find(value, key)]
+    dicts = []
+    for value in node.values():
+        dicts += find(value, key)
+    return dicts
 
 
-def name_of(cfg):
+def name_of(cfg: Optional[Mapping[str, Any]]) -> str:
+    """Return the bare name of a config's type, which may be a class."""
     return str((cfg or {}).get('type')).strip("'>").split('.')[-1]
 
 
-def unguard(cfg):
-    """The config under MMEngine's own wrapper, and what to call that."""
+def unguard(cfg: Config) -> Tuple[Config, str]:
+    """Return a config under MMEngine's own wrapper, and a title for it."""
     from mmnanguard.registry import HOOKS
 
     cfg, title = copy.deepcopy(cfg), 'unguarded'
     for wrapper in find(cfg.optim_wrapper, 'optimizer'):
         dropped = ['guard']
         wrapper['type'] = name_of(wrapper).replace('NanGuard', '')
+        # MMEngine's wrapper for half precision refuses to run on a CPU.
         if wrapper['type'] == 'AmpOptimWrapper' and get_device() == 'cpu':
             wrapper['type'], title = 'OptimWrapper', 'unguarded, fp32 (no GPU)'
             dropped += ['loss_scale', 'dtype', 'use_fsdp']
+        # Only the guard has other kinds of clipping.
         clip = wrapper.get('clip_grad') or {}
         if clip.get('type', 'norm') not in ('norm', 'value'):
             dropped.append('clip_grad')
@@ -67,8 +91,8 @@ def unguard(cfg):
     return cfg, title
 
 
-def run(title, cfg, folder):
-    """Train in a process of its own; what came of it, and its event rows."""
+def run(title: str, cfg: Config, folder: Path) -> Tuple[Row, List[Row]]:
+    """Train in a separate process; return the result and its event rows."""
     print(f'{title}: {folder}', flush=True)
     folder.mkdir(parents=True)
     cfg.dump(folder / 'drill.py')
@@ -90,54 +114,72 @@ def run(title, cfg, folder):
         bad = [name for name, value in weights if not value.isfinite().all()]
     result = dict(run=title, exit=status, seconds=seconds, bad_weights=bad)
     for row in read_rows(folder, 'vis_data/scalars.json'):
-        if 'lr' not in row:  # then it is a validation's; the last one stays
+        # A row without a learning rate is of validation; the last one stays.
+        if 'lr' not in row:
             keys = row.keys() - {'time', 'data_time', 'step'}
             result.update((key, row[key]) for key in sorted(keys))
     return result, read_rows(folder, EVENTS_FILE)
 
 
-def read_rows(folder, name):
-    """MMEngine writes a bare NaN, which is not JSON; as a string it is."""
-    return [
-        json.loads(line, parse_constant=lambda text: str(float(text)))
-        for file in folder.glob(f'*/{name}')
-        for line in file.read_text().splitlines()
-    ]
+def read_rows(folder: Path, name: str) -> List[Row]:
+    """Return the rows of a run's file, with NaN and Inf as strings.
+
+    MMEngine writes a bare NaN, which is no JSON and cannot be written again.
+    """
+    rows = []
+    for file in folder.glob(f'*/{name}'):
+        for line in file.read_text().splitlines():
+            row = json.loads(line, parse_constant=lambda x: str(float(x)))
+            rows.append(row)
+    return rows
 
 
-def join(fault, events, window):
-    """A fault, and what the guard did with the update that it struck."""
+def join(fault: 'Fault', events: Iterable[Row], window: int) -> Row:
+    """Return a fault, and what the guard did with the update that it hit.
+
+    Args:
+        fault: The fault.
+        events: The rows of the run's events.
+        window: Number of iterations in an update.
+    """
     from mmnanguard.core.causes import facts_of_cause
 
     value = fault.type or str(fault.value)
-    told = dict(iter=fault.iter, site=fault.site, value=value)
+    outcome: Row = dict(iter=fault.iter, site=fault.site, value=value)
     for row in events:
         if row['kind'] == 'update' and 0 <= row['iter'] - fault.iter < window:
             blamed = [param['name'] for param in row['params']]
             facts = facts_of_cause(row['cause'])
             if facts.blames == 'gradient' and not facts.names_origin:
-                blamed = row['samples']  # no tensor stands out
-            told.update(action=row['action'], cause=row['cause'])
-            told['blamed'] = blamed
-    return told
+                # No parameter stands out: the whole batch is bad.
+                blamed = row['samples']
+            outcome.update(action=row['action'], cause=row['cause'])
+            outcome['blamed'] = blamed
+    return outcome
 
 
-def must_be_seen(fault):
-    """Whether the guard must act; a finite value or an own fault may do no
-    harm.
+def must_be_seen(fault: 'Fault') -> bool:
+    """Whether the guard must act on a fault.
+
+    A finite value or a user's own fault may do no harm.
     """
     return fault.type is None and not math.isfinite(fault.value)
 
 
-def show(rows):
-    table = Table(*dict.fromkeys(key for row in rows for key in row))
+def show(rows: Sequence[Row]) -> None:
+    """Print a table with a column for each key that a row has."""
+    # A dict, because a set would lose the order of the keys.
+    headers: Dict[str, None] = {}
     for row in rows:
-        cells = [row.get(column.header) for column in table.columns]
-        table.add_row(*map(tell, cells))
+        headers.update(dict.fromkeys(row))
+    table = Table(*headers)
+    for row in rows:
+        table.add_row(*(as_text(row.get(header)) for header in headers))
     Console(markup=False).print(table)
 
 
-def tell(value):
+def as_text(value: object) -> str:
+    """Format a value for a table; of a list, the first item and a count."""
     if isinstance(value, list):
         more = f' and {len(value) - 1} more' if value[1:] else ''
         return f'{value[0]}{more}' if value else 'none'
@@ -146,27 +188,58 @@ def tell(value):
     return '-' if value is None else str(value)
 
 
-def main(argv=None):
+def find_failures(
+    faults: Sequence['Fault'], outcomes: Sequence[Row], guarded: Row, calm: Row
+) -> List[str]:
+    """Return the reasons why the drill has failed.
+
+    Args:
+        faults: The planted faults.
+        outcomes: By fault, what the guard did.
+        guarded: The result of the guarded run with the faults.
+        calm: The result of the guarded run without them.
+    """
+    failures = []
+    for fault, row in zip(faults, outcomes):
+        if 'action' not in row and must_be_seen(fault):
+            failures.append(f'the guard saw nothing of {row}')
+    # A mask may hold -inf by design: it does so without faults as well.
+    bad_by_design = {*(calm['bad_weights'] or ())}
+    spoilt = {*(guarded['bad_weights'] or ())} - bad_by_design
+    failures += [f'{name} is not finite' for name in sorted(spoilt)]
+    # Halting is the right answer to weights that go bad between updates.
+    is_halted = any(row.get('cause') == 'weight_nonfinite' for row in outcomes)
+    if calm['exit'] or (guarded['exit'] and not is_halted):
+        failures.append('a guarded run crashed, see above')
+    return failures
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the drill; return its exit status."""
     sys.path[:0] = [str(train.ROOT)]
-    train.__doc__ = __doc__  # the options are the same, --help is not
+    # The options are those of train.py; only the text of --help differs.
+    train.__doc__ = __doc__
     cfg = train.load_config(train.parse_args(argv))
     from mmnanguard.hooks import FaultInjectionHook
     from mmnanguard.safe_load import allow_mmengine_checkpoints
 
     allow_mmengine_checkpoints()
     hooks = [cfg.get('default_hooks'), cfg.get('custom_hooks')]
-    drills, faults, window = find(hooks, 'faults'), [], 1
+    drills = find(hooks, 'faults')
+    faults: List[Fault] = []
+    window = 1
     if not drills or 'NanGuard' not in str(cfg.optim_wrapper):
         raise SystemExit(
             'A drill needs a guarded optim_wrapper (or --guard) and a '
             'FaultInjectionHook in the config.'
         )
-    # The events are what the drill reads.
+    # The drill reads the events.
     for hook in ('NanGuardHook', 'EventLogHook'):
         if hook not in str(hooks):
             cfg.default_hooks[hook] = dict(type=f'mmnanguard.{hook}')
     if (cfg.get('randomness') or {}).get('seed') is None:
-        cfg.randomness = dict(seed=0)  # the runs differ in nothing else
+        # The runs must differ in nothing but the faults and the guard.
+        cfg.randomness = dict(seed=0)
     for drill in drills:
         for fault in find(drill['faults'], 'site'):
             # MMEngine dumps the float nan as a name that nothing defines.
@@ -182,28 +255,17 @@ def main(argv=None):
     for drill in drills:
         drill['faults'] = []
     calm, _ = run('guarded, no faults', cfg, folder / 'no_faults')
-    told = [join(fault, events, window) for fault in faults]
-    failures = [
-        f'the guard saw nothing of {row}'
-        for fault, row in zip(faults, told)
-        if 'action' not in row and must_be_seen(fault)
-    ]
-    # A mask may hold -inf by design: it does so without faults as well.
-    spoilt = {*(guarded['bad_weights'] or ())} - {*(calm['bad_weights'] or ())}
-    failures += [f'{name} is not finite' for name in sorted(spoilt)]
-    # Halting is the right answer to weights that go bad between updates.
-    is_halted = any(row.get('cause') == 'weight_nonfinite' for row in told)
-    if calm['exit'] or (guarded['exit'] and not is_halted):
-        failures.append('a guarded run crashed, see above')
+    outcomes = [join(fault, events, window) for fault in faults]
+    failures = find_failures(faults, outcomes, guarded, calm)
     runs = [guarded, calm, plain]
-    show(told)
+    show(outcomes)
     show(runs)
     for failure in failures:
         print(f'DRILL FAILED: {failure}')
     passed = not failures
     if passed:
         print('drill passed')
-    report = dict(passed=passed, faults=told, runs=runs)
+    report = dict(passed=passed, faults=outcomes, runs=runs)
     file = Path(cfg.work_dir, 'fire_drill.json')
     file.write_text(json.dumps(report, indent=2, allow_nan=False))
     return int(not passed)

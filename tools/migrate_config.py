@@ -1,10 +1,10 @@
 """Turn a config of 1.x, or one with a NaN guard of your own, into a guarded
 one of MMEngine.
 
-Prints the difference and what is to be said of it; writes only with --out or
---in-place. The config is run to be read, as MMEngine does with any. Exit
-status: 0 if all is done, 1 if something is left to you, 2 for a wrong command
-line or a file that cannot be read.
+Prints the difference and notes on it; writes only with --out or --in-place.
+The config is executed to be read, as MMEngine does with any. Exit status: 0
+if all is done, 1 if something is left to you, 2 for a wrong command line or a
+file that cannot be read.
 
 Example:
     python tools/migrate_config.py configs/cases/fp16_static_scale/old_1x.py
@@ -14,6 +14,7 @@ import argparse
 import difflib
 import sys
 from pathlib import Path
+from typing import Optional, Sequence
 
 from rich.console import Console
 from rich.text import Text
@@ -22,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 COLOURS = {'+': 'green', '-': 'red', '@': 'cyan'}
 
 
-def parse_args(argv=None):
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -47,8 +49,8 @@ def parse_args(argv=None):
     return args
 
 
-def show(old, new, path):
-    """The difference, in colour on a terminal."""
+def show(old: str, new: str, path: Path) -> None:
+    """Print the difference, in colour on a terminal."""
     lines = difflib.unified_diff(
         old.splitlines(),
         new.splitlines(),
@@ -61,7 +63,8 @@ def show(old, new, path):
         console.print(Text(line, style=COLOURS.get(line[0], '')))
 
 
-def main(argv=None):
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the tool; return its exit status."""
     args = parse_args(argv)
     try:
         from mmnanguard.migrate import migrate
@@ -72,25 +75,25 @@ def main(argv=None):
     from mmnanguard.optim.apply_guard import load_overlay
 
     try:
-        found = migrate(args.config, load_overlay, args.guard)
+        migrated = migrate(args.config, load_overlay, args.guard)
     except ValueError as error:  # GuardConfigError says what to do
         print(f'{type(error).__name__}: {error}', file=sys.stderr)
         return 2
-    show(found.old, found.new, args.config)
-    for title, lines in found.notes.sections().items():
+    show(migrated.old, migrated.new, args.config)
+    for title, lines in migrated.notes.sections().items():
         if lines:
             print(f'\n{title}:')
             print('\n'.join(f'- {line}' for line in lines))
-    if found.old == found.new:
+    if migrated.old == migrated.new:
         print('nothing to do here')
     path = args.config if args.in_place else args.out
     if path:
         with atomic_write(path) as aside, open(
             aside, 'w', encoding='utf-8', newline=''
         ) as file:
-            file.write(found.new)
+            file.write(migrated.new)
         print(f'\nwritten: {path}')
-    return 1 if found.notes.left else 0
+    return 1 if migrated.notes.left else 0
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
 r"""Run a dumped update again, and say where it goes bad.
 
-Reads what ``BatchDumpHook`` wrote, on a CPU or a GPU. The model is built from
+Reads a dump of ``BatchDumpHook``, on a CPU or a GPU. The model is built from
 the config in the dump; the weights come from --checkpoint, or from the dump
-if it was made with save_weights=True. The same is written as JSON.
+if it was made with save_weights=True. The result is also written as JSON.
 
 The config in the dump is read as data. Modules that it names, such as those
 of its custom_imports, are imported by name from where Python finds modules
@@ -17,15 +17,20 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+if TYPE_CHECKING:
+    from mmnanguard.hooks.replay.window_replay import WindowReplay
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def parse_args(argv=None):
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -33,22 +38,36 @@ def parse_args(argv=None):
     parser.add_argument('dump', type=Path)
     parser.add_argument('--config', help="a file, in place of the dump's own")
     parser.add_argument('--checkpoint', help='a file with the weights')
-    told = 'find a smallest set of samples that still goes bad'
-    parser.add_argument('--bisect', action='store_true', help=told)
+    parser.add_argument(
+        '--bisect',
+        action='store_true',
+        help='find a smallest set of samples that still goes bad',
+    )
     default = 'cuda' if torch.cuda.is_available() else 'cpu'
     parser.add_argument('--device', default=default, help=f'here: {default}')
-    told = (
-        'trust the dump: open pickled objects of the batch and build any '
-        'type its config names; both can run any code'
+    parser.add_argument(
+        '--allow-pickle',
+        action='store_true',
+        help='trust the dump: open pickled objects of the batch and build '
+        'any type its config names; both can run any code',
     )
-    parser.add_argument('--allow-pickle', action='store_true', help=told)
-    told = 'default: beside the dump, with .json'
-    parser.add_argument('--json', type=Path, metavar='FILE', help=told)
+    parser.add_argument(
+        '--json',
+        type=Path,
+        metavar='FILE',
+        help='default: beside the dump, with .json',
+    )
     return parser.parse_args(argv)
 
 
-def place_of_json(args):
-    """Where to write; tried before the work."""
+def place_of_json(args: argparse.Namespace) -> Path:
+    """Return the path of the JSON file, and check that it can be written.
+
+    Called before the replay, which may take long.
+
+    Raises:
+        NanGuardError: If there is no dump, or the file cannot be written.
+    """
     from mmnanguard.core import NanGuardError
 
     if not args.dump.is_file():
@@ -56,7 +75,7 @@ def place_of_json(args):
             f'{args.dump} is no file. Dumps lie under a work_dir in '
             '<timestamp>/nanguard/dumps.'
         )
-    path = args.json or args.dump.with_suffix('.json')
+    path: Path = args.json or args.dump.with_suffix('.json')
     is_new = not path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,24 +90,35 @@ def place_of_json(args):
     return path
 
 
-def bisect(examination):
-    """Names of a smallest set of samples, and how many sets could not be run;
-    says each try, for it takes long.
+def bisect(window_replay: 'WindowReplay') -> Dict[str, object]:
+    """Search a smallest set of samples that goes bad.
+
+    Prints each attempt, as the search may take long.
+
+    Args:
+        window_replay: The replay of the dumped window.
+
+    Returns:
+        The names of the samples as 'smallest', and as 'not_run' the number
+        of sets that could not be run.
     """
     from mmnanguard._support.smallest_subset import smallest_subset
 
-    names = examination.samples
+    names = window_replay.samples
     errors = {}
 
-    def fails(samples):
+    def fails(samples: List[int]) -> bool:
         try:
-            is_bad = not examination.of(samples).run().is_finite
-        except Exception as error:  # BatchNorm wants more than one value, say
+            is_bad = not window_replay.of(samples).run().is_finite
+        except Exception as error:
+            # BatchNorm, for example, refuses a single value per channel.
             errors[tuple(samples)] = error
             print(f'  {len(samples)} of {len(names)} samples: {error}')
             return False
-        told = 'bad' if is_bad else 'finite'
-        print(f'  {len(samples)} of {len(names)} samples: {told}', flush=True)
+        outcome = 'bad' if is_bad else 'finite'
+        print(
+            f'  {len(samples)} of {len(names)} samples: {outcome}', flush=True
+        )
         return is_bad
 
     smallest = [
@@ -104,7 +134,8 @@ def bisect(examination):
     return dict(smallest=smallest, not_run=len(errors))
 
 
-def show_outputs(outputs):
+def show_outputs(outputs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the range of each module's output."""
     table = Table('module', 'min', 'max', 'is finite')
     for name, seen in outputs.items():
         table.add_row(
@@ -116,7 +147,8 @@ def show_outputs(outputs):
     Console(markup=False).print(table)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
+    """Replay the dump; print and write the autopsy."""
     from mmnanguard.core.rows.json_numbers import to_json
     from mmnanguard.hooks._shared.versions import versions
     from mmnanguard.hooks.replay.dump_replay import open_dump
@@ -134,25 +166,26 @@ def run(args):
         f'{case.dump["rank"]}: {event.cause.value}, loss {event.loss}; '
         f'now on {args.device}'
     )
-    found = case.autopsy()
-    print(found.line(event.iter))
+    autopsy = case.autopsy()
+    print(autopsy.line(event.iter))
     if event.spike:
         print('(a spike: finite numbers, of which an autopsy knows nothing)')
     doubts = [*case.doubts]
-    if not found.exact and not doubts:
+    if not autopsy.exact and not doubts:
         doubts = ['the loss is not that of training, or the batch has changed']
     for doubt in doubts:
         print(f'inexact: {doubt}')
-    show_outputs(found.outputs)
-    row = dict(found.to_row(), device=args.device, versions=now)
-    if args.bisect and found.repeats:
+    show_outputs(autopsy.outputs)
+    row = dict(autopsy.to_row(), device=args.device, versions=now)
+    if args.bisect and autopsy.repeats:
         row.update(bisect(case.examination))
     json_path.write_text(to_json(row) + '\n', encoding='utf-8')
     print(f'written to {json_path}')
 
 
-def main(argv=None):
-    # As where a run is started: a config's own modules lie there.
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the tool; return its exit status."""
+    # The folder in which a run is started has the config's own modules.
     sys.path[:0] = [str(ROOT), os.getcwd()]
     args = parse_args(argv)
     from mmnanguard.core import NanGuardError

@@ -1,8 +1,8 @@
-"""Which checkpoints of a run are clean, and which one to go on from?
+"""Find the clean checkpoints of a run, and the one to continue from.
 
-Looks at every weight, buffer, average, loss scale and optimizer state, on the
+Checks every weight, buffer, average, loss scale and optimizer state, on the
 CPU; a file's code is never run. Inf is no fault in a mask that is the same,
-bit for bit, wherever it is saved: better scan two checkpoints than one.
+bit for bit, in all checkpoints: scan two checkpoints rather than one.
 Exit status: 0 if the newest checkpoint is clean, 1 if not, 2 if there is none.
 
 Example:
@@ -15,23 +15,42 @@ import math
 import shlex
 import sys
 from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Dict,
+    Iterable,
+    List,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
 from mmengine.utils import ProgressBar
 from rich.console import Console
 from rich.table import Table
 
+if TYPE_CHECKING:
+    from mmnanguard.numerics.checkpoints.checkpoint_file import CheckpointFile
+
 ROOT = Path(__file__).resolve().parents[1]
 MAX_SHOWN = 10  # findings of one checkpoint; --json has them all
 
 
-def parse_args(argv=None):
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('paths', nargs='+', type=Path, metavar='DIR_OR_FILE')
-    told = "weights beyond are absurd, an optimizer's state beyond its square"
-    parser.add_argument('--limit', type=float, default=1e18, help=told)
+    parser.add_argument(
+        '--limit',
+        type=float,
+        default=1e18,
+        help="weights beyond are absurd, an optimizer's state beyond its "
+        'square',
+    )
     parser.add_argument('--json', type=Path, metavar='FILE')
     args = parser.parse_args(argv)
     if not 0 < args.limit < math.inf:
@@ -42,17 +61,20 @@ def parse_args(argv=None):
     return args
 
 
-def find_checkpoints(paths):
-    found = {}  # the same file, or a link to it, counts once
+def find_checkpoints(paths: Iterable[Path]) -> List[Path]:
+    """Return the checkpoints among some files and folders."""
+    # The same file, or a link to it, counts once.
+    checkpoints: Dict[Path, Path] = {}
     for path in paths:
+        # A folder with a file for each rank is a single checkpoint.
         is_folder = path.is_dir() and not list(path.glob('rank*.pth'))
-        for each in sorted(path.glob('*.pth')) if is_folder else [path]:
-            found.setdefault(each.resolve(), each)
-    return list(found.values())
+        for checkpoint in sorted(path.glob('*.pth')) if is_folder else [path]:
+            checkpoints.setdefault(checkpoint.resolve(), checkpoint)
+    return list(checkpoints.values())
 
 
-def advise(files):
-    """The newest clean checkpoint, and what the last line says of it."""
+def advise(files: Sequence['CheckpointFile']) -> Tuple[Optional[str], str]:
+    """Return the newest clean checkpoint, and the advice to print on it."""
     clean = [file for file in files if file.status == 'clean']
     resumable = [file for file in clean if file.has_optimizer]
     if clean:
@@ -63,7 +85,8 @@ def advise(files):
     return None, 'newest clean: none'
 
 
-def show(files):
+def show(files: Sequence['CheckpointFile']) -> None:
+    """Print a table of checkpoints with their findings."""
     table = Table('checkpoint', 'iter', 'status', 'part', 'bad tensor', 'what')
     for file in files:
         count = '-' if file.iter is None else str(file.iter)
@@ -72,20 +95,22 @@ def show(files):
         if not findings:
             table.add_row(*start, '', '', file.reason)
         for bad in findings[:MAX_SHOWN]:
-            what = f'{bad.kind} {bad.count}/{bad.numel} {bad.dtype}'
+            values = f'{bad.kind} {bad.count}/{bad.numel} {bad.dtype}'
             if bad.min is not None:
-                what += f', finite: {bad.min:.4g} to {bad.max:.4g}'
-            table.add_row(*start, bad.part, bad.name, what)
+                values += f', finite: {bad.min:.4g} to {bad.max:.4g}'
+            table.add_row(*start, bad.part, bad.name, values)
             start = [''] * 3
         if findings[MAX_SHOWN:]:
             table.add_row(*start, '', f'... {len(findings)} in all', '')
     console = Console(markup=False)
-    # A log's lines are to be found by a search: none is broken in two.
-    console.width = console.width if console.is_terminal else 240
+    # In a log, a line that is broken in two cannot be found by a search.
+    if not console.is_terminal:
+        console.width = 240
     console.print(table)
 
 
-def main(argv=None):
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the tool; return its exit status."""
     sys.path[:0] = [str(ROOT)]
     args = parse_args(argv)
     from mmnanguard.numerics.checkpoints.checkpoint_file import (
@@ -105,17 +130,21 @@ def main(argv=None):
     files = judge_files(files)
     print()  # ends the bar
     show(files)
-    masks = {mask.name for file in files for mask, _ in file.scan.masks}
+    masks: Set[str] = set()
+    for file in files:
+        masks.update(mask.name for mask, _ in file.scan.masks)
     if masks:
         print('masks that hold inf by design:', *sorted(masks))
-    own = [file for file in files if file.status != 'foreign']
-    path, advice = advise(own)
-    status = 2 if not own else int(own[-1].status != 'clean')
+    checkpoints = [file for file in files if file.status != 'foreign']
+    newest_clean, advice = advise(checkpoints)
+    status = 2 if not checkpoints else int(checkpoints[-1].status != 'clean')
     if args.json:
-        report = dict(status=status, newest_clean=path, advice=advice)
+        report: Dict[str, object] = dict(
+            status=status, newest_clean=newest_clean, advice=advice
+        )
         report['checkpoints'] = [file.to_dict() for file in files]
         args.json.write_text(json.dumps(report, indent=2, allow_nan=False))
-    print('no checkpoint found' if not own else advice)
+    print('no checkpoint found' if not checkpoints else advice)
     return status
 
 

@@ -11,8 +11,9 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any, List, Optional, Sequence
 
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -21,7 +22,8 @@ HALTED = 3  # the exit status; 1 is a crash, 2 a wrong config
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def parse_args(argv=None):
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -66,7 +68,12 @@ def parse_args(argv=None):
     return args
 
 
-def load_config(args):
+def load_config(args: argparse.Namespace) -> Config:
+    """Return the config, with guard and options of the command line.
+
+    Raises:
+        GuardConfigError: If the config cannot be read or guarded.
+    """
     from mmnanguard import apply_guard
     from mmnanguard.core import GuardConfigError
     from mmnanguard.read_config import read_config
@@ -75,7 +82,8 @@ def load_config(args):
     guard = 'fp16' if args.amp else args.guard
     if guard:
         cfg = apply_guard(cfg, guard)
-    if args.cfg_options:  # last, so that the command line has the last word
+    if args.cfg_options:
+        # After the guard, whose keys an option may change.
         cfg.merge_from_dict(args.cfg_options)
     cfg.launcher = args.launcher
     name = Path(args.config.split('::')[-1]).stem
@@ -93,20 +101,23 @@ def load_config(args):
     return cfg
 
 
-def resume_from_clean(runner):
-    """Rank 0 reads the checkpoints, for all."""
+def resume_from_clean(runner: Runner) -> None:
+    """Resume from the last clean checkpoint; rank 0 reads them for all."""
     from mmnanguard.hooks.recovery.pointers import choose_resume
 
-    told = [choose_resume(runner.work_dir) if is_main_process() else None]
-    broadcast_object_list(told)
-    path, story = told[0]
+    choice: List[Any] = [
+        choose_resume(runner.work_dir) if is_main_process() else None
+    ]
+    broadcast_object_list(choice)
+    path, story = choice[0]
     if story:
         runner.logger.warning(story)
     if path:
         runner._load_from = path
 
 
-def main(argv=None):
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the tool; return its exit status."""
     # Configs of this project import their own modules from its root.
     sys.path[:0] = [str(ROOT)]
     args = parse_args(argv)
@@ -124,10 +135,12 @@ def main(argv=None):
         if args.resume == 'auto':
             resume_from_clean(runner)
         runner.train()
-    except GuardConfigError as error:  # says what to do
+    except GuardConfigError as error:
+        # Its message says what to do; a traceback would hide it.
         print(f'GuardConfigError: {error}', file=sys.stderr)
         return 2
-    except TrainingHalted:  # its story is in the log
+    except TrainingHalted:
+        # The log says why.
         return HALTED
     return 0
 

@@ -1,14 +1,23 @@
+"""The parts of a dataset: wrapped datasets, pipelines and transforms."""
+
 from typing import Any, Iterator, Mapping, Optional, Set
 
 __all__ = ['dataset_parts']
 
-# Where datasets keep those that they wrap, and pipelines their transforms.
+# The attributes in which datasets keep the datasets that they wrap, and
+# pipelines their transforms.
 INNER = ('dataset', 'datasets', 'pipeline', 'transforms', 'branch_pipelines')
 
 
 def dataset_parts(part: Any, seen: Optional[Set[int]] = None) -> Iterator[Any]:
-    """A dataset, those that it wraps, their pipelines and transforms, and the
-    transforms that those hold; each once.
+    """Yield all parts of a dataset, each once.
+
+    Parts are the dataset itself, the datasets that it wraps, their pipelines
+    and transforms, and the transforms within transforms.
+
+    Args:
+        part: A dataset or a part of one.
+        seen: The ids of parts that were yielded already.
     """
     seen = set() if seen is None else seen
     if isinstance(part, Mapping):

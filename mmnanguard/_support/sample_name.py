@@ -1,14 +1,19 @@
-from typing import Any, Mapping, Optional
+"""The name of a sample, in every message and event."""
+
+from typing import Mapping, Optional
 
 __all__ = ['sample_name']
 
-# Most telling first; the first one that a sample has is its name.
+# The first key that a sample has names it; a path says most to a reader.
 ID_KEYS = ('img_path', 'img_id', 'sample_idx')
 
 
-def sample_name(info: Mapping[str, Any]) -> Optional[str]:
-    """How a sample is called wherever it is told of, by its metainfo: its
-    path as it is, else the key and the value; None if it has no name.
+def sample_name(info: Mapping[str, object]) -> Optional[str]:
+    """Return the name of a sample from its meta information.
+
+    Returns:
+        The image's path as it is, or else a key and its value such as
+        'img_id 7'; None if there is no such key.
     """
     for key in ID_KEYS:
         value = info.get(key)

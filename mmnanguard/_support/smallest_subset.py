@@ -1,3 +1,5 @@
+"""The search for a smallest subset that fails: delta debugging."""
+
 from typing import Callable, List, Sequence
 
 __all__ = ['smallest_subset']
@@ -6,13 +8,13 @@ __all__ = ['smallest_subset']
 def smallest_subset(
     items: Sequence[int], fails: Callable[[List[int]], bool]
 ) -> List[int]:
-    """A set of which no one item can be left out: it fails, and would not.
+    """Return a minimal failing subset: removing any item makes it pass.
 
     Args:
-        items: Together they fail.
-        fails: Of a set, in the order of ``items``; asked about
-            ``len(items) ** 2`` times at worst, some ``2 * log2`` for one
-            culprit.
+        items: Items that fail together.
+        fails: Whether a subset, in the order of ``items``, fails. It is
+            called about ``len(items) ** 2`` times at worst, and about
+            ``2 * log2(len(items))`` times for a single culprit.
 
     References:
         Zeller and Hildebrandt, "Simplifying and Isolating Failure-Inducing
@@ -27,7 +29,7 @@ def smallest_subset(
         if part is not None:
             items, num_parts = part, 2
             continue
-        # Of two parts, each is the other's rest.
+        # With two parts, each is the rest of the other and was tried above.
         rest = next(filter(fails, rests), None) if num_parts > 2 else None
         if rest is not None:
             items, num_parts = rest, num_parts - 1

@@ -1,106 +1,129 @@
-"""What an audit came to, in files."""
+"""The result of an audit, in files."""
 
 import re
-from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Dict, Mapping, Sequence
+from typing import Any, Counter, Dict, Mapping, Sequence
 
 from mmnanguard.core.rows.json_numbers import to_json
 
-from .distribution import distribution
+from .audited_dataset import Row
+from .distribution import Distribution, distribution
 from .sample_list import Listed, write_sample_list
 
-__all__ = ['audit_report', 'write_report']
+__all__ = ['Report', 'audit_report', 'write_report']
+
+# A report as it is written to JSON; audit_report() has its keys.
+Report = Dict[str, Any]
 
 
 def audit_report(
-    rows: Mapping[int, Mapping[str, Any]],
-    keys: Sequence[str],
-    facts: Mapping[str, Any],
-) -> Dict[str, Any]:
-    """The same for the same rows: no times, no order of arrival.
+    rows: Mapping[int, Row], keys: Sequence[str], facts: Mapping[str, object]
+) -> Report:
+    """Return the report for the rows of all samples.
+
+    It depends on the rows alone, not on times or the order in which they
+    came, so that all ranks write the same report.
 
     Args:
-        rows: Of all samples, by index, in order.
-        keys: The fields whose distributions it tells.
-        facts: What the rows depend on.
+        rows: The row of each sample, by index and in this order.
+        keys: The fields whose distributions are reported.
+        facts: The settings that the rows depend on; they become keys.
     """
     bad = [row for row in rows.values() if row['problems']]
     dropped = [row for row in rows.values() if row.get('is_dropped')]
-    checks = Counter(
-        check
-        for row in bad
-        for check in {problem['check'] for problem in row['problems']}
-    )
-    report = {
+    num_failed: Counter[str] = Counter()
+    for row in bad:
+        # A sample counts once for a check that it fails several times.
+        num_failed.update({problem['check'] for problem in row['problems']})
+    report: Report = {
         'schema': 1,
         **facts,
         'num_bad': len(bad),
         'num_dropped': len(dropped),
-        'failed': dict(sorted(checks.items())),
+        'failed': dict(sorted(num_failed.items())),
         'distributions': {},
         'bad': [
-            {key: row[key] for key in ('index', 'name', 'problems')}
+            {
+                'index': row['index'],
+                'name': row['name'],
+                'problems': row['problems'],
+            }
             for row in bad
         ],
         'dropped': [
-            {key: row[key] for key in ('index', 'name')} for row in dropped
+            {'index': row['index'], 'name': row['name']} for row in dropped
         ],
     }
     for number, key in enumerate(keys):
-        told = distribution(
-            {
-                index: row['values'][key]
-                for index, row in rows.items()
-                if 'values' in row
-            }
-        )
-        for end in ('min_sample', 'max_sample'):
-            if end in told:
-                index = told[end]
-                told[end] = rows[index]['name'] or f'index {index}'
-        if 'histogram' in told:
-            name = re.sub(r'\W+', '_', key).strip('_')[:60]
-            told['picture'] = f'{number}_{name}.png'
-        report['distributions'][key] = told
+        report['distributions'][key] = named_distribution(rows, number, key)
     return report
 
 
-def write_report(report: Mapping[str, Any], folder: Path) -> None:
-    """A picture for each key, ``bad_samples.txt`` and at last
-    ``report.json``. Ranks that end together write the same at once: each in
-    a folder of its own, from which whole files are moved.
+def named_distribution(
+    rows: Mapping[int, Row], number: int, key: str
+) -> Distribution:
+    """Return a field's distribution with names of samples and of a picture.
+
+    Args:
+        rows: The row of each sample, by index.
+        number: The field's position, which makes the picture's name unique.
+        key: The field.
+    """
+    summaries = {}
+    for index, row in rows.items():
+        # A sample that was dropped or raised has no values.
+        if 'values' in row:
+            summaries[index] = row['values'][key]
+    values = distribution(summaries)
+    for end in ('min_sample', 'max_sample'):
+        if end in values:
+            index = values[end]
+            values[end] = rows[index]['name'] or f'index {index}'
+    if 'histogram' in values:
+        name = re.sub(r'\W+', '_', key).strip('_')[:60]
+        values['picture'] = f'{number}_{name}.png'
+    return values
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Write a picture for each key, ``bad_samples.txt``, ``report.json``.
+
+    Ranks that end together write the same files at the same time. So each
+    writes to a temporary folder and moves complete files out of it, with
+    ``report.json`` as the last.
     """
     with TemporaryDirectory(prefix='partial_', dir=folder) as name:
         aside = Path(name)
-        for key, told in report['distributions'].items():
-            if 'picture' in told:
-                draw(key, told, aside / told['picture'])
+        for key, values in report['distributions'].items():
+            if 'picture' in values:
+                draw(key, values, aside / values['picture'])
         bad = [Listed(row['index'], row['name']) for row in report['bad']]
         write_sample_list(aside / 'bad_samples.txt', bad)
         text = to_json(report).encode('utf-8', 'backslashreplace')
         (aside / 'report.json').write_bytes(text + b'\n')
         for path in sorted(
-            aside.iterdir(), key=lambda at: at.suffix == '.json'
+            aside.iterdir(), key=lambda file: file.suffix == '.json'
         ):
             path.replace(folder / path.name)
 
 
-def draw(key: str, told: Mapping[str, Any], path: Path) -> None:
+def draw(key: str, values: Distribution, path: Path) -> None:
+    """Draw the histogram of a field's values, with its quartiles."""
+    # Only an audit needs matplotlib.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4), layout='constrained')
     axes = figure.subplots()
-    edges = told['histogram']['edges']
-    axes.stairs(told['histogram']['counts'], edges, fill=True)
+    edges = values['histogram']['edges']
+    axes.stairs(values['histogram']['counts'], edges, fill=True)
     axes.set_yscale('symlog', linthresh=1)
-    for value in told['quartiles']:
+    for value in values['quartiles']:
         axes.axvline(value, color='black', linewidth=0.8, linestyle=':')
     axes.set_xlabel(key, parse_math=False)
     axes.set_ylabel('values')
     axes.set_title(
-        f'{told["count"]} values, mean {told["mean"]:.4g}, std '
-        f'{told["std"]:.4g}; dotted: quartiles'
+        f'{values["count"]} values, mean {values["mean"]:.4g}, std '
+        f'{values["std"]:.4g}; dotted: quartiles'
     )
     figure.savefig(path, format='png', dpi=100)

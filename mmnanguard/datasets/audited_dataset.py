@@ -1,3 +1,5 @@
+"""A dataset that gives a row of findings for each sample."""
+
 import random
 from functools import partial
 from typing import (
@@ -9,6 +11,7 @@ from typing import (
     Optional,
     Sequence,
     Tuple,
+    TypedDict,
     Union,
 )
 
@@ -20,40 +23,61 @@ from mmnanguard._support.dataset_parts import dataset_parts
 from mmnanguard._support.sample_name import sample_name
 from mmnanguard.core import GuardConfigError
 
-from .distribution import summary
-from .fields import UnreadableField, name_sample, numbers
+from .distribution import Summary, summary
+from .fields import Sample, UnreadableField, name_sample, numbers
 from .find_problems import Check, Problem, find_problems
 from .transforms import ValidateSample
 
-__all__ = ['AuditedDataset']
+__all__ = ['AuditedDataset', 'Row']
 
 PIPELINE = 'pipeline'  # the check that an exception in a pipeline fails
 MAX_TEXT = 500  # characters of an exception
-MAX_TRIED = 100  # samples in which keys are looked for
+MAX_TRIED = 100  # samples in which keys are searched
+
+
+class Row(TypedDict, total=False):
+    """The findings on a sample, as a line of JSON.
+
+    Attributes:
+        index: The index of the sample in the dataset.
+        name: Its name; None if it has none.
+        problems: Each problem with its ``check`` and ``text``.
+        values: The summary of each field by its key, None for a field that
+            the sample does not have. Absent if the pipeline gave no sample.
+        is_dropped: True if the pipeline dropped it; otherwise absent.
+    """
+
+    index: int
+    name: Optional[str]
+    problems: List[Dict[str, str]]
+    values: Dict[str, Optional[Summary]]
+    is_dropped: bool
 
 
 class Dropped(Exception):
     """A transform of the pipeline has returned None."""
 
 
-def refuse(*args: Any) -> int:
-    """In place of a dataset's choice of another sample."""
+def refuse_another(*args: object) -> int:
+    """Raise, where a dataset would choose another sample at random."""
     raise Dropped
 
 
-class AuditedDataset(Dataset):
-    """What an audit finds out about each sample of a dataset.
+class AuditedDataset(Dataset[Union[Row, GuardConfigError, None]]):
+    """The findings of an audit on each sample of a dataset.
 
-    It takes the dataset over: no sample stands in for one that the pipeline
-    drops, and what a ``ValidateSample`` of the pipeline finds is reported, not
-    dropped. Random numbers are seeded by the sample's index, so that a sample
-    comes out the same in every order and process.
+    It changes the dataset: the dataset chooses no other sample for one that
+    the pipeline drops, and problems that a ``ValidateSample`` of the pipeline
+    finds are reported, not dropped. Random numbers are seeded by the sample's
+    index, so that a sample is the same in every order and process.
 
     Args:
-        dataset: Which one.
-        checks: Of what its pipeline hands on.
+        dataset: A dataset of MMEngine, or any with ``__len__`` and
+            ``__getitem__``.
+        checks: The name and the function of each check on the output of the
+            dataset's pipeline.
         keys: The fields whose values are summarized.
-        seed: Of all random numbers.
+        seed: The seed of all random numbers.
     """
 
     def __init__(
@@ -69,22 +93,24 @@ class AuditedDataset(Dataset):
         self.checks = checks
         self.keys = keys
         self.seed = seed
-        self._found: List[Problem] = []
+        # Problems that a ValidateSample of the pipeline reported.
+        self._reported: List[Problem] = []
         for part in dataset_parts(dataset):
             if isinstance(part, ValidateSample):
-                part.listener = self._found
+                part.listener = self._reported
             if hasattr(part, '_rand_another'):
-                part._rand_another = refuse
+                part._rand_another = refuse_another
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(
         self, index: Optional[int]
-    ) -> Union[dict, GuardConfigError, None]:
-        """A row of plain values; for None no row, but a look for the keys.
-        An error of the config is not raised here, as a worker process would
-        bury it in its traceback.
+    ) -> Union[Row, GuardConfigError, None]:
+        """Return the row of a sample, or check the keys if index is None.
+
+        An error of the config is returned, not raised: a worker process
+        would bury its message in a traceback.
         """
         try:
             if index is not None:
@@ -95,13 +121,15 @@ class AuditedDataset(Dataset):
         return None
 
     def check_keys(self) -> None:
-        """Look for the keys of checks and summaries in the first samples: what
-        none of them has is taken for a mistake, what some lack is a finding.
+        """Search the keys of checks and summaries in the first samples.
+
+        A key that none of them has is a mistake in the config; a key that
+        some lack is a finding on those samples.
 
         Raises:
-            GuardConfigError: If none has some key, or numbers there.
+            GuardConfigError: If no sample has some key, or numbers there.
         """
-        looks: List[Callable] = [
+        readers: List[Callable[[Sample], object]] = [
             *(partial(find_problems, checks=[check]) for check in self.checks),
             *(partial(summarized, key=key) for key in self.keys),
         ]
@@ -112,22 +140,23 @@ class AuditedDataset(Dataset):
                 mistake = mistake or sample
             elif isinstance(sample, Mapping):
                 failed = {}
-                for look in looks:
+                for reader in readers:
                     try:
-                        look(sample)
+                        reader(sample)
                     except UnreadableField as error:
-                        failed[look] = error
+                        failed[reader] = error
                 if not failed:
                     return
-                looks = list(failed)
-                mistake = failed[looks[0]]
+                # Only what no sample so far could satisfy is tried again.
+                readers = list(failed)
+                mistake = failed[readers[0]]
         if mistake:
             raise mistake
 
-    def _row(self, index: int) -> Dict[str, Any]:
+    def _row(self, index: int) -> Row:
         sample = self._load(index)
-        problems = self._found
-        row: Dict[str, Any] = {'index': index, 'name': self._name(index)}
+        problems = self._reported
+        row: Row = {'index': index, 'name': self._name(index)}
         if isinstance(sample, Mapping):
             row['name'] = row['name'] or name_sample(sample)
             problems = problems + self._problems(sample)
@@ -142,7 +171,7 @@ class AuditedDataset(Dataset):
         row['problems'] = [problem._asdict() for problem in problems]
         return row
 
-    def _problems(self, sample: Mapping[str, Any]) -> List[Problem]:
+    def _problems(self, sample: Sample) -> List[Problem]:
         problems = []
         for check in self.checks:
             try:
@@ -151,14 +180,14 @@ class AuditedDataset(Dataset):
                 problems.append(Problem(check[0], str(error)))
         return problems
 
-    def _load(self, index: int) -> Union[Mapping[str, Any], Exception]:
-        """A sample, or what its pipeline raised."""
+    def _load(self, index: int) -> Union[Sample, Exception]:
+        """Return a sample, or the exception that its pipeline raised."""
         seed = np.random.SeedSequence([self.seed, index]).generate_state(1)
         random.seed(int(seed[0]))
         np.random.seed(seed)
         # torch.manual_seed() formats the stack for devices that load no data.
         torch.default_generator.manual_seed(int(seed[0]))
-        self._found.clear()
+        self._reported.clear()
         try:
             sample = self.dataset[index]
         except UnreadableField as error:
@@ -167,29 +196,34 @@ class AuditedDataset(Dataset):
             raise
         except Exception as error:  # a user's pipeline: whatever it raises
             return error
-        return sample if isinstance(sample, Mapping) else {'sample': sample}
+        if isinstance(sample, Mapping):
+            return sample
+        # A pipeline may pack a sample as a tuple, which has no keys.
+        return {'sample': sample}
 
     def _name(self, index: int) -> Optional[str]:
-        """From the annotations: the pipeline may not hand it on."""
+        """Return a sample's name from the annotations.
+
+        The pipeline may drop the keys that name a sample.
+        """
         try:
             return sample_name(self.dataset.get_data_info(index))
         except Exception:  # it has none, or they cannot be read
             return None
 
-    def _summary(
-        self, sample: Mapping[str, Any], key: str
-    ) -> Optional[Dict[str, Any]]:
+    def _summary(self, sample: Sample, key: str) -> Optional[Summary]:
         try:
             return summarized(sample, key)
         except UnreadableField:
             return None
 
 
-def summarized(sample: Mapping[str, Any], key: str) -> Dict[str, Any]:
-    """What is kept of a field.
+def summarized(sample: Sample, key: str) -> Summary:
+    """Return the summary of a sample's field.
 
     Raises:
-        UnreadableField: If the sample has none, or an expression fails.
+        UnreadableField: If the sample has no such field, or an expression
+            fails.
     """
     try:
         return summary([array for _, array in numbers(sample, key)])

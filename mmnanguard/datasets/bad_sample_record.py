@@ -1,3 +1,5 @@
+"""A record of bad samples that the processes of a dataset share."""
+
 import json
 import os
 import tempfile
@@ -11,13 +13,14 @@ __all__ = ['BadSampleRecord']
 
 
 class BadSampleRecord:
-    """The bad samples that all of a dataset's processes came upon.
+    """The bad samples that all processes of a dataset have met.
 
-    A file with a line for each, appended by the process that comes upon it
-    first. Of the record itself a worker gets a copy, whether it was forked or
-    spawned; what the copies share is the file's name. (A deep copy is for
-    another dataset, and begins anew.) There is no file before the first bad
-    sample, and it goes with the process that made the record.
+    It is a file with a line for each sample, appended by the process that
+    meets the sample first. A worker process gets a copy of the record,
+    whether it was forked or spawned; the copies share the file's name. (A
+    deep copy is for another dataset, and begins empty.) There is no file
+    before the first bad sample, and the process that made the record removes
+    it at its end.
     """
 
     def __init__(self) -> None:
@@ -27,11 +30,15 @@ class BadSampleRecord:
         self._offset = 0
         weakref.finalize(self, remove, self.path, os.getpid())
 
-    def __deepcopy__(self, memo: dict) -> 'BadSampleRecord':
+    def __deepcopy__(self, memo: Dict[int, object]) -> 'BadSampleRecord':
         return BadSampleRecord()
 
     def add(self, name: str, story: str) -> bool:
-        """Note a sample; is it the first time, in all processes?
+        """Record a sample; return whether no process had recorded it.
+
+        Args:
+            name: The name of the sample.
+            story: A text that says what is wrong with it.
 
         Raises:
             OSError: If the file cannot be read or written.
@@ -39,7 +46,8 @@ class BadSampleRecord:
         if name in self.read():
             return False
         row = to_json({'name': name, 'story': story}) + '\n'
-        # One write to a file that is open for appending: no line is torn.
+        # A single write to a file that is open for appending: the lines of
+        # several processes do not mix.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         file = os.open(self.path, flags, 0o600)
         try:
@@ -49,12 +57,13 @@ class BadSampleRecord:
         return True
 
     def read(self) -> Dict[str, str]:
-        """What was wrong with each sample so far, by name."""
+        """Return what was wrong with each sample so far, by name."""
         if os.path.exists(self.path):
             with open(self.path, 'rb') as file:
                 file.seek(self._offset)
                 lines = file.readlines()
             for line in lines:
+                # A line without an end is being written: read it next time.
                 if line.endswith(b'\n'):
                     self._offset += len(line)
                     self._note(line)
@@ -69,6 +78,9 @@ class BadSampleRecord:
 
 
 def remove(path: str, owner: int) -> None:
-    """A forked worker has the finalizer as well."""
+    """Remove the file if this is the process that made the record.
+
+    A forked worker inherits the finalizer, and must not remove it.
+    """
     if os.getpid() == owner and os.path.exists(path):
         os.unlink(path)

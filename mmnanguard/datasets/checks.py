@@ -1,8 +1,8 @@
-"""What a sample is held to: a check tells what is wrong with it, or None."""
+"""Checks of a sample: each returns what is wrong with it, or None."""
 
 import math
 from dataclasses import dataclass
-from typing import Any, Iterator, List, Mapping, Optional, Sequence, Union
+from typing import Iterator, List, Optional, Sequence, Union
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from mmnanguard.core import GuardConfigError
 from mmnanguard.core.checks import check_value, is_number
 from mmnanguard.registry import CHECKS
 
-from .fields import MissingKey, UnreadableField, check_key, numbers
+from .fields import MissingKey, Sample, UnreadableField, check_key, numbers
 
 __all__ = ['Finite', 'NotDegenerate', 'NotEmpty', 'Range']
 
@@ -20,13 +20,15 @@ KINDS = ('xyxy', 'xywh', 'points')
 
 @dataclass(frozen=True)
 class FieldCheck:
-    """Looks at the numbers under its keys, and tells of each array at most
-    its first bad element.
+    """A check of the numbers under its keys.
+
+    It reports at most the first bad element of each array.
 
     Args:
-        key: See :func:`~mmnanguard.datasets.fields.numbers`; or several.
-        allow_missing: A sample without the key passes; else it is an error,
-            as the key may be misspelt.
+        key: A key as in :func:`~mmnanguard.datasets.fields.numbers`, or
+            several.
+        allow_missing: Whether a sample without the key passes; otherwise it
+            is an error, as the key may be misspelt.
 
     Raises:
         GuardConfigError: For an argument that is not allowed; when called,
@@ -48,49 +50,56 @@ class FieldCheck:
                 check_key(key)
 
     def keys(self) -> Sequence[Optional[str]]:
-        is_one = self.key is None or isinstance(self.key, str)
-        return [self.key] if is_one else self.key  # type: ignore
+        """Return the keys as a sequence; None stands for the whole sample."""
+        if self.key is None or isinstance(self.key, str):
+            return [self.key]
+        return self.key
 
-    def __call__(self, sample: Mapping[str, Any]) -> Optional[str]:
-        told: List[str] = []
+    def __call__(self, sample: Sample) -> Optional[str]:
+        """Return what is wrong with a sample, or None."""
+        messages: List[str] = []
         for key in self.keys():
             try:
-                told += filter(None, self.look_under(key, sample))
+                messages += filter(None, self.check_field(key, sample))
             except MissingKey:
                 if not self.allow_missing:
                     raise
-        return '; '.join(told) or None
+        return '; '.join(messages) or None
 
-    def look_under(
-        self, key: Optional[str], sample: Mapping[str, Any]
+    def check_field(
+        self, key: Optional[str], sample: Sample
     ) -> Iterator[Optional[str]]:
+        """Yield what is wrong with each array under a key, or None."""
         try:
             for path, array in numbers(sample, key):
-                yield self.look(path, array)
+                yield self.check_array(path, array)
         except GuardConfigError:
             raise
         except Exception as error:  # an expression: whatever it raises
             yield f"'{key}' fails: {type(error).__name__}: {error}"
 
-    def look(self, path: str, array: np.ndarray) -> Optional[str]:
+    def check_array(self, path: str, array: np.ndarray) -> Optional[str]:
+        """Return what is wrong with the array at a path, or None."""
         raise NotImplementedError
 
 
 @CHECKS.register_module()
 class Finite(FieldCheck):
-    """No NaN and no Inf; without a key, in anything of the sample."""
+    """A check for NaN and Inf; without a key, in the whole sample."""
 
-    def look(self, path: str, array: np.ndarray) -> Optional[str]:
+    def check_array(self, path: str, array: np.ndarray) -> Optional[str]:
         if array.dtype.kind not in 'fc':
             return None
         bad = ~np.isfinite(array)
-        return tell_first(path, array, bad, 'it must be finite')
+        return describe_first(path, array, bad, 'it must be finite')
 
 
 @CHECKS.register_module()
 @dataclass(frozen=True)
 class Range(FieldCheck):
-    """Each element from ``min`` to ``max``, both included; NaN is outside.
+    """A check that all elements are from ``min`` to ``max``, both included.
+
+    NaN is outside of every range.
 
     Args:
         min: Lowest allowed value; None means no bound.
@@ -112,7 +121,8 @@ class Range(FieldCheck):
             is_right = self.min <= self.max
             check_value(is_right, 'Range.min', self.min, 'at most max')
 
-    def look(self, path: str, array: np.ndarray) -> Optional[str]:
+    def check_array(self, path: str, array: np.ndarray) -> Optional[str]:
+        # Elements have to prove that they are good, so that NaN is bad.
         good = np.ones(array.shape, bool)
         if self.min is not None:
             good &= array >= within_type(self.min, array.dtype)
@@ -124,21 +134,22 @@ class Range(FieldCheck):
             rule = f'it must be {self.max} or less'
         else:
             rule = f'it must be from {self.min} to {self.max}'
-        return tell_first(path, array, ~good, rule)
+        return describe_first(path, array, ~good, rule)
 
 
 @CHECKS.register_module()
 @dataclass(frozen=True)
 class NotDegenerate(FieldCheck):
-    """Boxes that have an area, points that do not coincide; none at all is
-    fine. NaN is degenerate.
+    """A check that boxes have an area, and that points do not coincide.
+
+    No boxes at all are fine. NaN is degenerate.
 
     Args:
         kind: 'xyxy' and 'xywh' (also 'cxcywh', and rotated ones) for boxes,
             of shape (..., 4 or more); 'points' for sets of points, of shape
             (..., points, coordinates).
-        min_size: Width and height of a box must be above it; of points, the
-            longest side of the box around them.
+        min_size: Width and height of a box must be above it; for a set of
+            points, the longest side of the box around them.
     """
 
     kind: str = 'xyxy'
@@ -155,7 +166,7 @@ class NotDegenerate(FieldCheck):
         where = 'NotDegenerate.min_size'
         check_value(is_right, where, self.min_size, 'a number of 0 or more')
 
-    def look(self, path: str, array: np.ndarray) -> Optional[str]:
+    def check_array(self, path: str, array: np.ndarray) -> Optional[str]:
         if array.size == 0:
             return None
         least = (1, 1) if self.kind == 'points' else (0, 4)
@@ -174,27 +185,31 @@ class NotDegenerate(FieldCheck):
             with np.errstate(invalid='ignore'):
                 size = (array[..., 2:4] - start).min(axis=-1)
             rule = f'its width and height must be above {self.min_size}'
-        return tell_first(path, array, ~(size > self.min_size), rule)
+        # Not "size <= min_size": a NaN must count as bad.
+        return describe_first(path, array, ~(size > self.min_size), rule)
 
 
 @CHECKS.register_module()
 class NotEmpty(FieldCheck):
-    """An element at least, and one that is not 0: boxes, masks."""
+    """A check that there is an element other than 0: in boxes, masks."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_needed(self)
 
-    def look(self, path: str, array: np.ndarray) -> Optional[str]:
+    def check_array(self, path: str, array: np.ndarray) -> Optional[str]:
         if array.any():
             return None
-        what = f'0 in all of its {array.size} elements'
-        return f'{path} is {what if array.size else "empty"}'
+        if array.size == 0:
+            return f'{path} is empty'
+        return f'{path} is 0 in all of its {array.size} elements'
 
 
 def within_type(bound: float, dtype: np.dtype) -> float:
-    """A finite bound beyond a type's numbers would become Inf beside them,
-    and let Inf pass.
+    """Return a finite bound clipped to the largest numbers of a dtype.
+
+    Compared with an array of that dtype, a larger bound would be converted
+    to Inf and let Inf pass.
     """
     if dtype.kind != 'f' or math.isinf(bound):
         return bound
@@ -203,21 +218,23 @@ def within_type(bound: float, dtype: np.dtype) -> float:
 
 
 def check_needed(check: FieldCheck) -> None:
+    """Refuse a check without a key, where it needs one."""
     name = type(check).__name__
     allowed = "a key such as 'gt_bboxes', or several"
     check_value(bool(check.key), f'{name}.key', check.key, allowed)
 
 
-def tell_first(
+def describe_first(
     path: str, array: np.ndarray, bad: np.ndarray, rule: str
 ) -> Optional[str]:
-    """Where, its value, how many more, what is allowed; None if none is bad.
+    """Describe the first bad element and the rule; None if none is bad.
 
     Args:
-        path: Of the array.
-        array: Of shape (..., any); ``bad`` has its first dimensions.
-        bad: Which elements, boxes or sets of points are.
-        rule: What all must be.
+        path: The path of the array in the sample.
+        array: The array, of shape (..., any).
+        bad: Booleans with its leading dimensions: whether an element, a box
+            or a set of points is bad.
+        rule: The rule that all must keep.
     """
     count = int(bad.sum())
     if not count:

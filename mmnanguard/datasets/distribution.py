@@ -1,33 +1,45 @@
-"""How the values of a field are distributed over a dataset."""
+"""The distribution of a field's values over a dataset."""
 
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 
-__all__ = ['BINS', 'MAX_POINTS', 'distribution', 'summary']
+__all__ = [
+    'BINS',
+    'MAX_POINTS',
+    'Distribution',
+    'Summary',
+    'distribution',
+    'summary',
+]
 
-MAX_POINTS = 32  # values that are kept of one sample
-BINS = 50
-MAX_WIDTH = 1e300  # of what matplotlib can draw
+# The dicts of numbers that summary() and distribution() return, for JSON.
+Summary = Dict[str, Any]
+Distribution = Dict[str, Any]
+
+MAX_POINTS = 32  # values of a sample that its summary keeps
+BINS = 50  # bars of a histogram
+MAX_WIDTH = 1e300  # the widest range that matplotlib can draw
 
 
-def summary(arrays: Sequence[np.ndarray]) -> Dict[str, Any]:
-    """What is kept of one sample's values, in plain numbers.
+def summary(arrays: Sequence[np.ndarray]) -> Summary:
+    """Summarize the values of a sample's field, in plain numbers.
 
-    ``points`` are all finite values if there are at most ``MAX_POINTS``, else
-    that many of them at even distances in their order.
+    ``points`` are all finite values if there are at most ``MAX_POINTS``;
+    otherwise that many of them, at even distances in sorted order.
 
     Args:
-        arrays: All of them belong to the field; complex numbers count by
-            their absolute values.
+        arrays: The arrays of the field, of any shapes. Complex numbers count
+            by their absolute values.
     """
-    flat = [np.abs(a) if a.dtype.kind == 'c' else a for a in arrays]
-    values = np.concatenate(
-        [np.zeros(0), *(each.astype(np.float64).ravel() for each in flat)]
-    )
+    flat = [np.zeros(0)]
+    for array in arrays:
+        real = np.abs(array) if array.dtype.kind == 'c' else array
+        flat.append(real.astype(np.float64).ravel())
+    values = np.concatenate(flat)
     finite = values[np.isfinite(values)]
     count = len(finite)
-    row: Dict[str, Any] = {'count': count, 'nonfinite': len(values) - count}
+    row: Summary = {'count': count, 'nonfinite': len(values) - count}
     if not count:
         return row
     points = finite
@@ -36,7 +48,8 @@ def summary(arrays: Sequence[np.ndarray]) -> Dict[str, Any]:
         places = ranks.astype(int)
         points = np.partition(finite, places)[places]
     with np.errstate(over='ignore', invalid='ignore'):
-        mean = (finite / count).sum()  # the sum itself may overflow
+        # The sum of the values themselves may overflow.
+        mean = (finite / count).sum()
         squares = np.square(finite - mean).sum()
     row.update(
         mean=float(mean),
@@ -48,35 +61,32 @@ def summary(arrays: Sequence[np.ndarray]) -> Dict[str, Any]:
     return row
 
 
-def distribution(
-    summaries: Mapping[int, Optional[Mapping[str, Any]]],
-) -> Dict[str, Any]:
-    """Of a field over all samples.
+def distribution(summaries: Mapping[int, Optional[Summary]]) -> Distribution:
+    """Return the distribution of a field over all samples.
 
     Count, mean, standard deviation (divided by the count), min and max are
-    those of every finite value. Quartiles and histogram are exact where no
-    sample had more than ``MAX_POINTS`` values ('is_exact'); else the share of
-    values below each of them is right to 1 in ``2 * MAX_POINTS``. A quartile
+    computed from all finite values. Quartiles and histogram are exact if no
+    sample has more than ``MAX_POINTS`` values ('is_exact'); otherwise the
+    share of values below them is right to 1 in ``2 * MAX_POINTS``. A quartile
     is the least value that has such a share at or below it. There is no
-    histogram where floats are too few or too far apart for its bins.
+    histogram if there are too few floats, or too many, between min and max.
 
     Args:
-        summaries: Of each sample, by its index; None where it has no such
-            field.
+        summaries: The summary of each sample, by the sample's index; None
+            for a sample without the field.
     """
     parts = [part for part in summaries.values() if part is not None]
-    told: Dict[str, Any] = {
+    result: Distribution = {
         'count': sum(part['count'] for part in parts),
         'nonfinite': sum(part['nonfinite'] for part in parts),
         'missing': len(summaries) - len(parts),
     }
-    if not told['count']:
-        return told
+    if not result['count']:
+        return result
     full = {i: part for i, part in summaries.items() if part and part['count']}
     rows = list(full.values())
     counts, means, squares = (
-        np.array([float(row[key]) for row in rows])  # JSON's 'inf' is a text
-        for key in ('count', 'mean', 'squares')
+        column(rows, key) for key in ('count', 'mean', 'squares')
     )
     with np.errstate(over='ignore', invalid='ignore'):
         mean = (counts / counts.sum() * means).sum()
@@ -85,10 +95,11 @@ def distribution(
     lowest = min(full, key=lambda index: full[index]['min'])
     highest = max(full, key=lambda index: full[index]['max'])
     low, high = full[lowest]['min'], full[highest]['max']
+    # Each kept point stands for as many values as its sample has per point.
     kept = np.array([len(row['points']) for row in rows])
     points = np.concatenate([row['points'] for row in rows])
     weights = np.repeat(counts / kept, kept)
-    told.update(
+    result.update(
         mean=float(mean),
         std=float(std),
         min=low,
@@ -98,23 +109,52 @@ def distribution(
         is_exact=bool((counts == kept).all()),
         quartiles=quantiles(points, weights, (0.25, 0.5, 0.75)),
     )
+    result.update(histogram(points, weights, low, high))
+    return result
+
+
+def histogram(
+    points: np.ndarray, weights: np.ndarray, low: float, high: float
+) -> Distribution:
+    """Return the key 'histogram' with edges and counts, if there can be one.
+
+    Args:
+        points: The values, of shape (n,).
+        weights: The weight of each value, of shape (n,).
+        low: The first edge.
+        high: The last edge.
+    """
     if high - low > MAX_WIDTH:
-        return told
+        return {}
     try:
         edges = np.histogram_bin_edges(points, BINS, (low, high))
     except ValueError:  # too few floats from low to high
-        return told
-    if not (np.diff(edges) > 0).all():  # the same, in numpy before 2
-        return told
+        return {}
+    # numpy before 2 does not raise, and returns equal edges.
+    if not (np.diff(edges) > 0).all():
+        return {}
     bars, edges = np.histogram(points, BINS, (low, high), weights=weights)
-    told['histogram'] = dict(edges=edges.tolist(), counts=bars.tolist())
-    return told
+    return dict(histogram=dict(edges=edges.tolist(), counts=bars.tolist()))
+
+
+def column(rows: Sequence[Summary], key: str) -> np.ndarray:
+    """Return a key of all summaries, of shape (samples,)."""
+    # JSON has no Inf: a summary that was read has the text 'inf'.
+    return np.array([float(row[key]) for row in rows])
 
 
 def quantiles(
     points: np.ndarray, weights: np.ndarray, shares: Sequence[float]
 ) -> List[float]:
+    """Return the least points that have these shares of weight below them.
+
+    Args:
+        points: The values, of shape (n,), in any order.
+        weights: The weight of each value, of shape (n,).
+        shares: Shares of the total weight, from 0 to 1.
+    """
     order = np.argsort(points, kind='stable')
     total = np.cumsum(weights[order])
     places = np.searchsorted(total, np.asarray(shares) * total[-1])
-    return points[order][places].tolist()
+    values: List[float] = points[order][places].tolist()
+    return values

@@ -1,3 +1,5 @@
+"""A dataset without the samples on a list."""
+
 import copy
 import logging
 from typing import Any, Dict, List, Optional, Sequence, Set, Union
@@ -16,27 +18,28 @@ from .sample_list import Listed, read_sample_list, to_listed
 
 __all__ = ['ExcludeSamples']
 
-MAX_TOLD = 5  # samples in a message
+MAX_NAMED = 5  # samples in a message
 
 
 @DATASETS.register_module()
 class ExcludeSamples:
     """A dataset without some of its samples.
 
-    It renumbers: its samples are those that stay, in their order. Around a
-    dataset that is no wrapper itself, no sample that is left out stands in
-    for one that the pipeline drops either.
+    The remaining samples are renumbered, in their order. A dataset that is
+    no wrapper itself also never chooses an excluded sample as the
+    replacement for a sample that its pipeline drops.
 
     Args:
-        dataset: Which one, or its config.
-        samples: What to leave out: the file that ``tools/audit_dataset.py``
-            writes, or indices and names. A name is the sample's ``img_path``,
-            or else 'img_id 7' or 'sample_idx 7', as in events, and leaves out
-            all that have it. A line of the file that has both goes by the
-            index as long as that sample has that name.
-        allow_missing: With a listed sample that the dataset does not have,
-            go on, with a warning.
-        lazy_init: Read no annotations yet.
+        dataset: A dataset, or its config.
+        samples: The samples to exclude: the file that
+            ``tools/audit_dataset.py`` writes, or indices and names. A name
+            is the sample's ``img_path``, or else 'img_id 7' or 'sample_idx
+            7', as in events, and excludes all samples that have it. A line
+            of the file that has both an index and a name excludes the index
+            as long as that sample has that name, otherwise the name.
+        allow_missing: Whether to go on with a warning if the dataset does
+            not have a listed sample.
+        lazy_init: Whether to read no annotations yet.
 
     Raises:
         GuardConfigError: If a listed sample is not in the dataset, or none
@@ -45,36 +48,43 @@ class ExcludeSamples:
 
     def __init__(
         self,
-        dataset: Union[dict, Dataset],
+        dataset: Union[Dict[str, Any], Dataset[Any]],
         samples: Union[str, Sequence[Union[int, str]]],
         allow_missing: bool = False,
         lazy_init: bool = False,
     ) -> None:
-        is_config = isinstance(dataset, dict)
-        self.dataset: Any = (
-            MMENGINE_DATASETS.build(dataset) if is_config else dataset
-        )
-        self.listed = (
-            read_sample_list(samples)
-            if isinstance(samples, str)
-            else [to_listed(sample) for sample in samples]
-        )
+        if isinstance(dataset, dict):
+            dataset = MMENGINE_DATASETS.build(dataset)
+        # Any: it may have more methods than torch's Dataset declares.
+        self.dataset: Any = dataset
+        if isinstance(samples, str):
+            self.listed = read_sample_list(samples)
+        else:
+            self.listed = [to_listed(sample) for sample in samples]
         self.allow_missing = allow_missing
         self._fully_initialized = False
         if not lazy_init:
             self.full_init()
 
     @property
-    def metainfo(self) -> dict:
-        return copy.deepcopy(getattr(self.dataset, 'metainfo', {}))
+    def metainfo(self) -> Dict[str, Any]:
+        """A copy of the dataset's meta information."""
+        metainfo: Dict[str, Any] = getattr(self.dataset, 'metainfo', {})
+        return copy.deepcopy(metainfo)
 
     def full_init(self) -> None:
+        """Read the annotations and find the samples that stay.
+
+        Raises:
+            GuardConfigError: If a listed sample is not in the dataset, or
+                none would be left.
+        """
         if self._fully_initialized:
             return
         if hasattr(self.dataset, 'full_init'):
             self.dataset.full_init()
         size = len(self.dataset)
-        left_out = self._find(size)
+        left_out = self._listed_indices(size)
         kept = [index for index in range(size) if index not in left_out]
         if not kept:
             raise GuardConfigError(
@@ -82,54 +92,74 @@ class ExcludeSamples:
             )
         self.indices = np.asarray(kept)
         if hasattr(self.dataset, '_rand_another'):
-            # Else it would take any, in place of one that is dropped.
+            # Otherwise it would replace a dropped sample by any other.
             self.dataset._rand_another = self._rand_kept
-        told = f'ExcludeSamples leaves out {len(left_out)} of {size} samples'
-        print_log(f'mmnanguard: {told}', 'current')
+        message = (
+            f'ExcludeSamples leaves out {len(left_out)} of {size} samples'
+        )
+        print_log(f'mmnanguard: {message}', 'current')
         self._fully_initialized = True
 
     @force_full_init
-    def get_data_info(self, idx: int) -> dict:
-        return self.dataset.get_data_info(int(self.indices[idx]))
+    def get_data_info(self, idx: int) -> Dict[str, Any]:
+        """Return the annotations of a remaining sample."""
+        info: Dict[str, Any] = self.dataset.get_data_info(
+            int(self.indices[idx])
+        )
+        return info
 
     @force_full_init
     def get_cat_ids(self, idx: int) -> List[int]:
-        return self.dataset.get_cat_ids(int(self.indices[idx]))
+        """Return the categories of a remaining sample."""
+        categories: List[int] = self.dataset.get_cat_ids(
+            int(self.indices[idx])
+        )
+        return categories
 
     @force_full_init
-    def __getitem__(self, idx: int) -> Any:
+    def __getitem__(self, idx: int) -> object:
         return self.dataset[int(self.indices[idx])]
 
     @force_full_init
     def __len__(self) -> int:
         return len(self.indices)
 
-    def _rand_kept(self, *args: Any) -> int:
+    def _rand_kept(self, *args: object) -> int:
         return int(self.indices[np.random.randint(0, len(self.indices))])
 
-    def _find(self, size: int) -> Set[int]:
-        """Indices of what is listed."""
-        found: Set[int] = set()
+    def _listed_indices(self, size: int) -> Set[int]:
+        """Return the indices of all listed samples.
+
+        Args:
+            size: Number of samples of the dataset.
+        """
+        by_index: Set[int] = set()
         rest: List[Listed] = []
         for listed in self.listed:
             index, name = listed.index, listed.name
-            if index is not None and index < size and self._is(index, name):
-                found.add(index)
+            if (
+                index is not None
+                and index < size
+                and self._may_have_name(index, name)
+            ):
+                by_index.add(index)
             else:
                 rest.append(listed)
         indices: Dict[Optional[str], Set[int]] = {}
+        # Reading all annotations takes long; do it only if a name needs it.
         if any(listed.name is not None for listed in rest):
-            for index in range(size):  # of all annotations
+            for index in range(size):
                 indices.setdefault(self._name(index), set()).add(index)
         indices.pop(None, None)
+        by_name: Set[int] = set()
         for listed in rest:
-            found |= indices.get(listed.name, set())
+            by_name |= indices.get(listed.name, set())
         lost = [listed for listed in rest if listed.name not in indices]
         if lost:
-            self._tell(lost)
-        return found
+            self._report_lost(lost)
+        return by_index | by_name
 
-    def _is(self, index: int, name: Optional[str]) -> bool:
+    def _may_have_name(self, index: int, name: Optional[str]) -> bool:
         return name is None or self._name(index) in (None, name)
 
     def _name(self, index: int) -> Optional[str]:
@@ -137,17 +167,17 @@ class ExcludeSamples:
             return sample_name(self.dataset.get_data_info(index))
         return None
 
-    def _tell(self, lost: List[Listed]) -> None:
-        more = ' ...' if lost[MAX_TOLD:] else ''
-        told = (
+    def _report_lost(self, lost: List[Listed]) -> None:
+        more = ' ...' if lost[MAX_NAMED:] else ''
+        message = (
             f'ExcludeSamples: {len(lost)} of {len(self.listed)} listed '
             f'samples are not in the dataset: '
-            f'{", ".join(map(str, lost[:MAX_TOLD]))}{more}. '
+            f'{", ".join(map(str, lost[:MAX_NAMED]))}{more}. '
         )
         if not self.allow_missing:
             raise GuardConfigError(
-                f'{told}The list is old or that of another dataset: run '
+                f'{message}The list is old or that of another dataset: run '
                 'python -m mmnanguard audit_dataset again, or set '
                 'allow_missing=True.'
             )
-        print_log(f'mmnanguard: {told}', 'current', logging.WARNING)
+        print_log(f'mmnanguard: {message}', 'current', logging.WARNING)

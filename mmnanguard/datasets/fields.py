@@ -1,11 +1,10 @@
-"""The numbers of a sample, by key."""
+"""The numbers of a sample, by a key or an expression."""
 
 import ast
 import re
 from functools import lru_cache
 from types import CodeType
 from typing import (
-    Any,
     Dict,
     FrozenSet,
     Iterator,
@@ -27,6 +26,7 @@ from mmnanguard.core.checks import did_you_mean
 
 __all__ = [
     'MissingKey',
+    'Sample',
     'UnreadableField',
     'check_key',
     'name_sample',
@@ -34,11 +34,14 @@ __all__ = [
 ]
 
 PATH = re.compile(r'[A-Za-z_]\w*(\.\w+)*')
-MAX_TOLD = 40  # keys in a message
-# What mmdet's boxes, mmdet3d's points and mmdet's masks keep theirs in.
+MAX_NAMED = 40  # keys in a message
+# The attributes with the numbers of mmdet's boxes, mmdet3d's points (tensor)
+# and mmdet's masks (masks).
 INNER = ('tensor', 'masks')
 
 
+# The output of a pipeline, by key.
+Sample = Mapping[str, object]
 HOLDERS = (Mapping, list, tuple, BaseDataElement)
 
 
@@ -51,10 +54,10 @@ class MissingKey(UnreadableField):
 
 
 def check_key(key: str) -> None:
-    """Refuse what is neither a key nor an expression.
+    """Refuse a value that is neither a key nor an expression.
 
     Raises:
-        GuardConfigError: If it is none.
+        GuardConfigError: If it is neither.
     """
     if not isinstance(key, str):
         raise GuardConfigError(f'key {key!r} must be a string.')
@@ -63,32 +66,34 @@ def check_key(key: str) -> None:
 
 
 def numbers(
-    sample: Mapping[str, Any], key: Optional[str]
+    sample: Sample, key: Optional[str]
 ) -> Iterator[Tuple[str, np.ndarray]]:
-    """Each array of numbers that stands under a key, and its own path.
+    """Yield all arrays of numbers under a key, each with its full path.
 
     Args:
-        sample: What a pipeline hands on.
+        sample: The output of a pipeline.
         key: A path through dicts, lists and attributes, such as
-            'data_samples.gt_instances.bboxes'; a list is gone through where
-            no index is given. Or an expression over the sample's keys, such as
-            'np.ptp(img)'; they are arrays there where they are numbers, and
-            ``np`` and ``torch`` are known. None means all there is.
+            'data_samples.gt_instances.bboxes'; without an index it leads to
+            all items of a list. Or an expression over the sample's keys,
+            such as 'np.ptp(img)', in which ``np`` and ``torch`` are known
+            and numbers of the sample are arrays. None means the whole
+            sample.
 
     Raises:
         MissingKey: If the sample has no such key.
-        UnreadableField: If there is something else than numbers.
+        UnreadableField: If the value under the key is no number.
     """
     if key is None:
         yield from walk(sample, '')
         return
     if key in sample:
-        found = [(key, sample[key])]
+        # The name itself may have dots, as has 'data.img'.
+        values = [(key, sample[key])]
     elif PATH.fullmatch(key):
-        found = list(find(sample, key.split('.'), '', sample))
+        values = list(follow_path(sample, key.split('.'), '', sample))
     else:
-        found = [(key, evaluate(key, sample))]
-    for path, value in found:
+        values = [(key, evaluate(key, sample))]
+    for path, value in values:
         if value is None:
             raise missing(path, sample)
         arrays = list(walk(value, path))
@@ -99,11 +104,11 @@ def numbers(
         yield from arrays
 
 
-def name_sample(sample: Any) -> Optional[str]:
-    """From its own keys, or else from its first annotation structure."""
+def name_sample(sample: object) -> Optional[str]:
+    """Return a sample's name: from its keys, or else from its annotations."""
     if isinstance(sample, BaseDataElement):
         return sample_name(sample.metainfo)
-    inner: Sequence[Any] = ()
+    inner: Sequence[object] = ()
     if isinstance(sample, Mapping):
         name = sample_name(sample)
         if name is not None:
@@ -115,8 +120,8 @@ def name_sample(sample: Any) -> Optional[str]:
     return next((name for name in names if name is not None), None)
 
 
-def walk(value: Any, path: str) -> Iterator[Tuple[str, np.ndarray]]:
-    """All arrays, tensors, numbers and nested lists of numbers."""
+def walk(value: object, path: str) -> Iterator[Tuple[str, np.ndarray]]:
+    """Yield all arrays, tensors, numbers and nested lists of numbers."""
     array = as_array(value)
     if array is not None:
         yield path, array
@@ -125,7 +130,8 @@ def walk(value: Any, path: str) -> Iterator[Tuple[str, np.ndarray]]:
         yield from walk(item, f'{path}.{name}' if path else str(name))
 
 
-def members(value: Any) -> List[Tuple[Any, Any]]:
+def members(value: object) -> List[Tuple[object, object]]:
+    """Return the parts of a value, with their keys, indices or names."""
     if isinstance(value, Mapping):
         return list(value.items())
     if isinstance(value, BaseDataElement):
@@ -136,84 +142,113 @@ def members(value: Any) -> List[Tuple[Any, Any]]:
     return [(name, getattr(value, name)) for name in names]
 
 
-def is_numeric(value: Any) -> bool:
+def is_numeric(value: object) -> bool:
+    """Whether a value is a tensor or an array."""
     return isinstance(value, (Tensor, np.ndarray))
 
 
-def as_array(value: Any) -> Optional[np.ndarray]:
-    """None if it is not numbers alone."""
+def as_array(value: object) -> Optional[np.ndarray]:
+    """Return a value as an array; None if it is not numbers alone."""
+    array: object = value
     if isinstance(value, Tensor):
-        value = value.detach().cpu().resolve_conj()
-        value = value.to_dense() if value.is_sparse else value
-        try:
-            value = value.numpy()
-        except TypeError:  # numpy has no bfloat16
-            value = value.float().numpy()
+        array = tensor_to_array(value)
     elif isinstance(value, (list, tuple)):
         if not is_nested_numbers(value):
             return None
         try:
-            value = np.asarray(value)
+            array = np.asarray(value)
         except ValueError:  # rows of several lengths
             return None
     elif isinstance(value, (bool, int, float, complex, np.generic)):
-        value = np.asarray(value)
-    is_array = isinstance(value, np.ndarray) and value.dtype.kind in 'biufc'
-    return value if is_array else None
+        array = np.asarray(value)
+    if isinstance(array, np.ndarray) and array.dtype.kind in 'biufc':
+        return array
+    return None
 
 
-def is_nested_numbers(value: Any) -> bool:
+def tensor_to_array(tensor: Tensor) -> np.ndarray:
+    """Return the values of a tensor on any device and of any layout."""
+    tensor = tensor.detach().cpu().resolve_conj()
+    if tensor.is_sparse:
+        tensor = tensor.to_dense()
+    try:
+        return tensor.numpy()
+    except TypeError:  # numpy has no bfloat16
+        return tensor.float().numpy()
+
+
+def is_nested_numbers(value: object) -> bool:
+    """Whether the first item of nested lists is a number."""
     while isinstance(value, (list, tuple)) and value:
         value = value[0]
     return isinstance(value, (int, float, np.number, list, tuple))
 
 
-def find(
-    value: Any, parts: List[str], path: str, sample: Mapping[str, Any]
-) -> Iterator[Tuple[str, Any]]:
-    """What a path leads to; to several through a list."""
+def follow_path(
+    value: object, parts: List[str], path: str, sample: Sample
+) -> Iterator[Tuple[str, object]]:
+    """Yield all values that a path leads to, each with its full path.
+
+    Args:
+        value: The value that has been reached.
+        parts: The rest of the path.
+        path: The path to ``value``.
+        sample: The whole sample, for a message.
+
+    Raises:
+        MissingKey: If the path leads nowhere.
+    """
     if not parts:
         yield path, value
         return
     head, rest = parts[0], parts[1:]
-    there = f'{path}.{head}' if path else head
+    next_path = f'{path}.{head}' if path else head
     if isinstance(value, Mapping) and head in value:
-        yield from find(value[head], rest, there, sample)
+        yield from follow_path(value[head], rest, next_path, sample)
     elif isinstance(value, (list, tuple)):
         if not head.isdigit():
             for index, item in enumerate(value):
-                yield from find(item, parts, f'{path}.{index}', sample)
+                yield from follow_path(item, parts, f'{path}.{index}', sample)
         elif int(head) < len(value):
-            yield from find(value[int(head)], rest, there, sample)
+            yield from follow_path(value[int(head)], rest, next_path, sample)
         else:
-            raise missing(there, sample)
+            raise missing(next_path, sample)
     elif not isinstance(value, Mapping) and hasattr(value, head):
-        yield from find(getattr(value, head), rest, there, sample)
+        yield from follow_path(getattr(value, head), rest, next_path, sample)
     else:
-        raise missing(there, sample)
+        raise missing(next_path, sample)
 
 
-def missing(key: str, sample: Mapping[str, Any]) -> MissingKey:
+def missing(key: str, sample: Sample) -> MissingKey:
+    """Return the error for a missing key, with the keys that there are."""
     keys = list(keys_of(sample, '', depth=3))
-    more = f' and {len(keys) - MAX_TOLD} more' if keys[MAX_TOLD:] else ''
+    more = f' and {len(keys) - MAX_NAMED} more' if keys[MAX_NAMED:] else ''
     return MissingKey(
         f"the sample has no '{key}': {did_you_mean(key, keys)}Here it has "
-        f'{", ".join(keys[:MAX_TOLD])}{more}. Look at another place of the '
+        f'{", ".join(keys[:MAX_NAMED])}{more}. Look at another place of the '
         'pipeline, or, if some samples have none, set allow_missing=True.'
     )
 
 
-def keys_of(value: Any, path: str, depth: int) -> Iterator[str]:
-    for name, item in members(value) if depth else ():
+def keys_of(value: object, path: str, depth: int) -> Iterator[str]:
+    """Yield the paths of a value's members, down to a depth."""
+    if depth == 0:
+        return
+    for name, item in members(value):
         inner = f'{path}.{name}' if path else str(name)
         yield inner
+        # A list may be long, and its items have the same keys.
         if not isinstance(item, (list, tuple)):
             yield from keys_of(item, inner, depth - 1)
 
 
 @lru_cache(maxsize=None)
 def compiled(expression: str) -> Tuple[CodeType, FrozenSet[str]]:
-    """An expression's code and the names in it."""
+    """Compile an expression; return its code and the names in it.
+
+    Raises:
+        GuardConfigError: If it is no Python.
+    """
     try:
         tree = ast.parse(expression, mode='eval')
     except SyntaxError as error:
@@ -225,15 +260,23 @@ def compiled(expression: str) -> Tuple[CodeType, FrozenSet[str]]:
     return compile(tree, expression, 'eval'), names
 
 
-def evaluate(expression: str, sample: Mapping[str, Any]) -> Any:
-    """Of a config or a command line, which run whatever they say anyway."""
+def evaluate(expression: str, sample: Sample) -> object:
+    """Return the value of an expression over the sample's keys.
+
+    It may execute anything: it is part of a config or a command line, which
+    the user trusts already.
+
+    Raises:
+        MissingKey: If the sample does not have a name or an attribute.
+    """
     code, names = compiled(expression)
-    namespace: Dict[str, Any] = dict(np=np, torch=torch)
+    namespace: Dict[str, object] = dict(np=np, torch=torch)
     for name in names & set(map(str, sample)):
         array = as_array(sample[name])
         namespace[name] = sample[name] if array is None else array
     try:
-        return eval(code, namespace)
+        value: object = eval(code, namespace)
+        return value
     except NameError as error:
         unknown = re.findall(r"'(\w+)'", str(error))
         raise missing((unknown or [expression])[0], sample) from None

@@ -1,3 +1,5 @@
+"""Checks that a config names, and the problems that they find."""
+
 import inspect
 from functools import partial
 from typing import (
@@ -16,19 +18,20 @@ from mmnanguard.core import GuardConfigError
 from mmnanguard.core.checks import check_keys, check_value
 from mmnanguard.registry import CHECKS
 
-from .fields import UnreadableField
+from .fields import Sample, UnreadableField
 
 __all__ = ['Check', 'Problem', 'build_checks', 'find_problems']
 
-Check = Callable[[Mapping[str, Any]], Optional[str]]
+# A check returns what is wrong with a sample, or None.
+Check = Callable[[Sample], Optional[str]]
 
 
 class Problem(NamedTuple):
-    """What is wrong with a sample.
+    """A problem of a sample.
 
     Args:
-        check: The check that says so.
-        text: Key, value and what is allowed.
+        check: The name of the check that reports it.
+        text: The key, the value and the rule.
     """
 
     check: str
@@ -41,11 +44,12 @@ class Problem(NamedTuple):
 def build_checks(
     configs: Sequence[Union[str, Mapping[str, Any]]], where: str
 ) -> List[Tuple[str, Check]]:
-    """Checks by their names.
+    """Build checks from their configs; return each with its name.
 
     Args:
-        configs: A dict with a type and its arguments each, or the type alone.
-        where: They stand, for a message.
+        configs: For each check a dict with its type and its arguments, or
+            the type alone.
+        where: The option that holds the configs, for messages.
 
     Raises:
         GuardConfigError: For an unknown type or key, or a value that is not
@@ -59,7 +63,9 @@ def build_checks(
 def build_check(
     config: Union[str, Mapping[str, Any]], where: str
 ) -> Tuple[str, Check]:
-    config = dict(type=config) if isinstance(config, str) else config
+    """Build a check from its config, as :func:`build_checks` does."""
+    if isinstance(config, str):
+        config = dict(type=config)
     is_config = isinstance(config, Mapping) and 'type' in config
     check_value(is_config, where, config, "a dict with a 'type', or its name")
     kind = config['type']
@@ -73,28 +79,33 @@ def build_check(
     options = {key: config[key] for key in config if key != 'type'}
     signature = inspect.signature(kind)
     is_class = inspect.isclass(kind)
-    # A function's first argument is the sample.
-    names = list(signature.parameters)[0 if is_class else 1 :]
+    # A function's first argument is the sample; the config has the others.
+    names = list(signature.parameters)
+    sample_args: Tuple[Sample, ...] = ()
+    if not is_class:
+        names = names[1:]
+        sample_args = ({},)
     kinds = {signature.parameters[key].kind for key in names}
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         check_keys(options, names, f'{where}: {name}')
     try:
-        signature.bind(*(() if is_class else ({},)), **options)
+        signature.bind(*sample_args, **options)
     except TypeError as error:
         raise GuardConfigError(f'{where}: {name}: {error}.') from None
-    return name, kind(**options) if is_class else partial(kind, **options)
+    if is_class:
+        return name, kind(**options)
+    return name, partial(kind, **options)
 
 
 def find_problems(
-    sample: Mapping[str, Any], checks: Sequence[Tuple[str, Check]]
+    sample: Sample, checks: Sequence[Tuple[str, Check]]
 ) -> List[Problem]:
-    """What is wrong with a sample, a problem at most for each check.
+    """Return the problems of a sample, at most one for each check.
 
     Raises:
-        UnreadableField: If it has not the keys that checks look at, or a
-            check of the user's fails.
-        GuardConfigError: If a check returns something else than a text or
-            None.
+        UnreadableField: If the sample lacks the keys that a check needs, or
+            a check of the user raises.
+        GuardConfigError: If a check returns neither a text nor None.
     """
     problems = []
     for name, check in checks:

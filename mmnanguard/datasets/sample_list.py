@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable, List, Optional
+from typing import Iterable, List, Optional
 
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.checks import is_count
@@ -14,16 +14,19 @@ HEAD = '# index in the dataset, tab, name\n'
 
 @dataclass(frozen=True)
 class Listed:
-    """A sample on a list: by its index, its name, or both."""
+    """A sample on a list, by its index, its name, or both."""
 
     index: Optional[int] = None
     name: Optional[str] = None
 
     def __str__(self) -> str:
-        return f'index {self.index}' if self.name is None else self.name
+        if self.name is None:
+            return f'index {self.index}'
+        return self.name
 
 
 def write_sample_list(path: Path, samples: Iterable[Listed]) -> None:
+    """Write a list of samples that all have an index."""
     with path.open('wb') as file:
         file.write(HEAD.encode())
         for sample in samples:
@@ -33,8 +36,10 @@ def write_sample_list(path: Path, samples: Iterable[Listed]) -> None:
 
 
 def read_sample_list(path: str) -> List[Listed]:
-    """A sample in each line: an index, a name, or both with a tab between;
-    lines that begin with '#' are none.
+    """Read a list of samples.
+
+    A line holds an index, a name, or both with a tab between. Lines that
+    begin with '#' are comments.
 
     Raises:
         GuardConfigError: If there is no such file.
@@ -47,25 +52,25 @@ def read_sample_list(path: str) -> List[Listed]:
             f'{path}, a list of samples, cannot be read: {error}. '
             'python -m mmnanguard audit_dataset writes one.'
         ) from None
-    found = []
+    samples = []
     for line in lines:
         index, tab, name = line.partition('\t')
         if tab and index.isdigit():
-            found.append(Listed(int(index), name))
+            samples.append(Listed(int(index), name))
         elif line and not line.startswith('#'):
-            found.append(to_listed(int(line) if line.isdigit() else line))
-    return found
+            samples.append(to_listed(int(line) if line.isdigit() else line))
+    return samples
 
 
-def to_listed(sample: Any) -> Listed:
-    """Of an index or a name.
+def to_listed(sample: object) -> Listed:
+    """Return the list's entry for an index or a name.
 
     Raises:
         GuardConfigError: If it is neither.
     """
     if isinstance(sample, str):
         return Listed(name=sample)
-    if is_count(sample, least=0):
+    if isinstance(sample, int) and is_count(sample, least=0):
         return Listed(index=sample)
     raise GuardConfigError(
         f'ExcludeSamples.samples has {sample!r}: it must be an index from 0 '

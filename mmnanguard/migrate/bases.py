@@ -1,27 +1,28 @@
-"""What a config inherits."""
+"""The bases that a config inherits from."""
 
 import ast
 import os
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Dict, Iterator, List, Set
 
 from mmnanguard.core import GuardConfigError
 from mmnanguard.read_config import read_config
 
+from .config_value import ConfigDict, ConfigValue
 from .migration import TARGETS
 
 __all__ = ['load', 'load_bases', 'old_bases', 'same_targets']
 
 
-def load(path: Any) -> Dict[str, Any]:
-    """A config's value, with what it inherits, as builtins.
+def load(path: ConfigValue) -> ConfigDict:
+    """Return a config's value, with everything it inherits, as builtins.
 
-    Modules that it would import (custom_imports) are not: those of a 1.x
-    project could not be.
+    The modules of ``custom_imports`` are not imported: the modules of a 1.x
+    project cannot be imported beside MMEngine.
 
     Raises:
-        GuardConfigError: If MMEngine cannot read it.
+        GuardConfigError: If MMEngine cannot read the config.
     """
     try:
         cfg = read_config(path, import_custom_modules=False)
@@ -31,10 +32,16 @@ def load(path: Any) -> Dict[str, Any]:
         raise GuardConfigError(
             f'MMEngine cannot read {path}: {type(error).__name__}: {error}'
         ) from error
-    return cfg.to_dict()
+    values: ConfigDict = cfg.to_dict()
+    return values
 
 
 def base_names(path: Path) -> List[str]:
+    """Return the bases that a file names, as they are written there.
+
+    Raises:
+        GuardConfigError: If ``_base_`` is computed.
+    """
     for node in ast.parse(path.read_text(encoding='utf-8')).body:
         if isinstance(node, ast.Assign) and '_base_' in [
             getattr(target, 'id', None) for target in node.targets
@@ -45,57 +52,75 @@ def base_names(path: Path) -> List[str]:
                 raise GuardConfigError(
                     f'{path}: _base_ is computed; write its files as strings.'
                 ) from error
-            return [names] if isinstance(names, str) else list(names)
+            if isinstance(names, str):
+                return [names]
+            return list(names)
     return []
 
 
-def load_bases(path: Path) -> Dict[str, Any]:
-    """The value of all bases together."""
-    made: Dict[str, Any] = {}
+def load_bases(path: Path) -> ConfigDict:
+    """Return the merged value of all bases."""
+    made: ConfigDict = {}
     for name in base_names(path):
-        made.update(load(name if '::' in name else path.parent / name))
+        # A name of a package's config is no path.
+        if '::' in name:
+            made.update(load(name))
+        else:
+            made.update(load(path.parent / name))
     return made
 
 
-def files_below(path: Path) -> Iterator[Path]:
-    for name in base_names(path):
-        base = path.parent / name
-        if base.suffix == '.py' and '::' not in name:  # not a package's
-            yield base
-            yield from files_below(base)
+def direct_bases(path: Path) -> Iterator[Path]:
+    """Yield the Python files that a file names as bases.
 
-
-def old_keys(path: Path) -> List[str]:
-    """Keys of 1.x that a file itself sets."""
-    return [
-        target.id
-        for node in ast.parse(path.read_text(encoding='utf-8')).body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name) and target.id in TARGETS
-    ]
-
-
-def old_bases(path: Path) -> Dict[str, List[str]]:
-    """Keys of 1.x that files below this one set."""
-    found = {
-        os.path.relpath(base, path.parent): old_keys(base)
-        for base in files_below(path)
-    }
-    return {name: keys for name, keys in found.items() if keys}
-
-
-def same_targets(path: Path) -> Dict[str, List[str]]:
-    """Keys of 2.x that several bases beside one another would then set."""
-    owners = defaultdict(list)
+    Bases in a package (``mmpretrain::...``) are not the user's to migrate.
+    """
     for name in base_names(path):
         base = path.parent / name
         if base.suffix == '.py' and '::' not in name:
-            keys = {
-                key
-                for each in (base, *files_below(base))
-                for key in old_keys(each)
-            }
-            for target in {new for key in keys for new in TARGETS[key]}:
-                owners[target].append(base.name)
+            yield base
+
+
+def files_below(path: Path) -> Iterator[Path]:
+    """Yield all files that a file inherits from, directly or not."""
+    for base in direct_bases(path):
+        yield base
+        yield from files_below(base)
+
+
+def old_keys(path: Path) -> List[str]:
+    """Return the keys of 1.x that a file itself sets."""
+    keys = []
+    for node in ast.parse(path.read_text(encoding='utf-8')).body:
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                if isinstance(target, ast.Name) and target.id in TARGETS:
+                    keys.append(target.id)
+    return keys
+
+
+def old_bases(path: Path) -> Dict[str, List[str]]:
+    """Return the keys of 1.x by base file, for files that have any."""
+    keys_by_base = {}
+    for base in files_below(path):
+        keys = old_keys(base)
+        if keys:
+            keys_by_base[os.path.relpath(base, path.parent)] = keys
+    return keys_by_base
+
+
+def same_targets(path: Path) -> Dict[str, List[str]]:
+    """Return the keys of 2.x that several sibling bases would set.
+
+    MMEngine refuses sibling bases that set the same key. Two keys of 1.x
+    such as ``optimizer`` and ``fp16`` become the same key of 2.x.
+    """
+    owners = defaultdict(list)
+    for base in direct_bases(path):
+        targets: Set[str] = set()
+        for file in (base, *files_below(base)):
+            for key in old_keys(file):
+                targets.update(TARGETS[key])
+        for target in targets:
+            owners[target].append(base.name)
     return {key: names for key, names in owners.items() if len(names) > 1}

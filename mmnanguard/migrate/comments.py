@@ -1,37 +1,46 @@
-"""Where comments go when the statement that they are about does."""
+"""Comments, which move with the statement that they are about."""
 
 import re
 from collections import defaultdict
-from typing import Any, Collection, Dict, List, Mapping, Sequence, Tuple
+from typing import Collection, Dict, List, Mapping, Sequence, Tuple, Union
 
 import libcst as cst
 from libcst import matchers
 
-__all__ = ['place_comments']
+__all__ = ['Statement', 'place_comments']
+
+Statement = Union[cst.SimpleStatementLine, cst.BaseCompoundStatement]
 
 Lines = List[cst.EmptyLine]
-FORMATTER = re.compile(r'#\s*(yapf|fmt):')  # of a place, not of a key
+# Switches of a formatter are about a place in the file, not about a key.
+FORMATTER = re.compile(r'#\s*(yapf|fmt):')
 
 
 def place_comments(
-    statements: Sequence[Any],
+    statements: Sequence[Statement],
     new: Mapping[int, List[str]],
     stays: Collection[int],
     heir: Mapping[int, int],
 ) -> Tuple[List[Lines], Mapping[int, Lines]]:
-    """Lines that stay above each statement, and those that come there.
+    """Decide which comments stand above which statement of the new file.
 
-    What is said of a key goes with it: the comment right above it, and those
-    in it that its new form does not have.
+    The comments about a key move with it: the block right above its
+    statement, and those within it that its new form does not have.
 
     Args:
-        statements: Of the old file.
-        new: What statements become.
-        stays: Those that stay beside it.
-        heir: Which one goes on for another.
+        statements: The statements of the old file.
+        new: The source that replaces a statement, by the statement's index.
+        stays: Indices of statements that stay beside their replacement.
+        heir: The index of the statement that takes over for a removed one.
+
+    Returns:
+        The lines that stay above each statement, and by index those that
+        move there.
     """
-    text = '\n'.join(each for texts in new.values() for each in texts)
-    there = [line.rstrip() for line in text.split('\n')]
+    new_texts: List[str] = []
+    for texts in new.values():
+        new_texts += texts
+    new_lines = [line.rstrip() for line in '\n'.join(new_texts).split('\n')]
     above: List[Lines] = []
     moved: Dict[int, Lines] = defaultdict(list)
     for index, statement in enumerate(statements):
@@ -43,28 +52,35 @@ def place_comments(
         place = heir.get(index, index) if is_gone else index
         start = len(lines)
         if place != index:
-            start -= len_of_comment(lines)
+            start -= comment_length(lines)
         above.append(lines[:start])
         moved[place] += lines[start:]
         moved[place] += [
             cst.EmptyLine(comment=comment)
-            for comment in inner(statement, is_gone)
-            if not any(line.endswith(comment.value) for line in there)
+            for comment in inner_comments(statement, is_gone)
+            if not any(line.endswith(comment.value) for line in new_lines)
         ]
     return above, moved
 
 
-def len_of_comment(lines: Lines) -> int:
-    """How many lines, right above a statement, are about it."""
+def comment_length(lines: Lines) -> int:
+    """Return how many of the lines right above a statement are about it."""
     for number, line in enumerate(reversed(lines)):
         if not line.comment or FORMATTER.match(line.comment.value):
             return number
     return len(lines)
 
 
-def inner(statement: Any, is_whole: bool) -> List[Any]:
-    """Comments in it, and, where it goes as a whole, that at its end."""
+def inner_comments(
+    statement: Statement, is_removed: bool
+) -> List[cst.Comment]:
+    """Return the comments within a statement.
+
+    The comment at the end of its last line counts only if the statement is
+    removed: otherwise it stays at the end of the replacement.
+    """
     bare = statement.with_changes(leading_lines=[])
-    if not is_whole:
+    if not is_removed:
         bare = bare.with_changes(trailing_whitespace=cst.TrailingWhitespace())
-    return list(matchers.findall(bare, matchers.Comment()))
+    comments = matchers.findall(bare, matchers.Comment())
+    return [node for node in comments if isinstance(node, cst.Comment)]

@@ -1,6 +1,6 @@
-"""A dict in a config's source, as ``dict(a=1)`` or as ``{'a': 1}``."""
+"""Dicts in a config's source, written as ``dict(a=1)`` or ``{'a': 1}``."""
 
-from typing import Any, Collection, Dict, List, Mapping, Optional
+from typing import Collection, Dict, List, Mapping, Optional, Sequence, Union
 
 import libcst as cst
 
@@ -8,29 +8,49 @@ from .render import render
 
 __all__ = ['drop', 'edit_dict', 'entries_of']
 
+# A node that holds entries, and the nodes of its entries.
+Container = Union[cst.Dict, cst.List, cst.Call]
+Part = Union[cst.BaseDictElement, cst.BaseElement, cst.Arg]
 MISSING = object()
 
 
-def entries_of(node: Any) -> Optional[Dict[str, cst.BaseExpression]]:
-    """Its values by key; None if it is none, or has a ``**``."""
+def entries_of(
+    node: Optional[cst.CSTNode],
+) -> Optional[Dict[str, cst.BaseExpression]]:
+    """Return a dict's values by key.
+
+    None if the node is no dict, or has a ``**`` or a key that is no string.
+    """
     parts = parts_of(node)
-    keys = [key_of(part) for part in parts or []]
-    if parts is None or None in keys:
+    if parts is None:
         return None
-    return {key: part.value for key, part in zip(keys, parts) if key}
+    entries = {}
+    for part in parts:
+        key = key_of(part)
+        if key is None:
+            return None
+        entries[key] = part.value
+    return entries
 
 
-def parts_of(node: Any) -> Optional[List[Any]]:
+def parts_of(node: Optional[cst.CSTNode]) -> Optional[List[Part]]:
+    """Return the entries of a dict as nodes; None if it is no dict."""
     if isinstance(node, cst.Dict):
         return list(node.elements)
-    if isinstance(node, cst.Call) and isinstance(node.func, cst.Name):
-        return list(node.args) if node.func.value == 'dict' else None
+    if (
+        isinstance(node, cst.Call)
+        and isinstance(node.func, cst.Name)
+        and node.func.value == 'dict'
+    ):
+        return list(node.args)
     return None
 
 
-def key_of(part: Any) -> Optional[str]:
-    if isinstance(part, cst.Arg):
-        return part.keyword.value if part.keyword else None
+def key_of(part: Part) -> Optional[str]:
+    """Return the key of a dict's entry; None if it is no string."""
+    # Without a keyword it is *args, **kwargs or dict(pairs).
+    if isinstance(part, cst.Arg) and part.keyword:
+        return part.keyword.value
     if isinstance(part, cst.DictElement) and isinstance(
         part.key, cst.SimpleString
     ):
@@ -38,18 +58,23 @@ def key_of(part: Any) -> Optional[str]:
     return None
 
 
-def edit_dict(node: Any, changes: Mapping[str, Any]) -> Any:
-    """Entries set, added at the end, or, where the change is None, removed.
+def edit_dict(
+    node: cst.BaseExpression, changes: Mapping[str, object]
+) -> cst.BaseExpression:
+    """Return a dict with some entries set or removed.
 
     Args:
-        node: For which :func:`entries_of` is not None.
-        changes: A mapping among them is a change of the entry of that name,
-            if there is one. What is set is plain, or a node.
+        node: A dict, for which :func:`entries_of` is not None.
+        changes: A plain value or a node for each key; a new key is added at
+            the end. None removes the entry. A mapping edits the entry of
+            that name if it is a dict.
     """
+    assert isinstance(node, (cst.Dict, cst.Call))
     parts = parts_of(node) or []
     separator = separator_of(node, parts)
     changes = dict(changes)
-    kept, gone = [], []
+    kept: List[Part] = []
+    gone = []
     for index, part in enumerate(parts):
         key = key_of(part)
         change = changes.pop(key or '', MISSING)
@@ -63,48 +88,62 @@ def edit_dict(node: Any, changes: Mapping[str, Any]) -> Any:
             kept.append(part.with_changes(value=edit_dict(part.value, change)))
         else:
             kept.append(part.with_changes(value=as_node(change)))
-    node = drop(with_parts(node, kept), gone)
-    kept = parts_of(node) or []
+    edited = drop(with_parts(node, kept), gone)
+    kept = parts_of(edited) or []
     for key, change in changes.items():
         if change is not None:
-            append(kept, new_part(node, key, as_node(change)), separator)
-    return with_parts(node, kept)
+            append(kept, new_part(edited, key, as_node(change)), separator)
+    return with_parts(edited, kept)
 
 
-def with_parts(node: Any, parts: List[Any]) -> Any:
+def with_parts(node: Container, parts: Sequence[Part]) -> Container:
+    """Return a dict, list or call with other entries."""
     name = 'args' if isinstance(node, cst.Call) else 'elements'
     return node.with_changes(**{name: parts})
 
 
-def drop(node: Any, gone: Collection[int]) -> Any:
-    """Without some entries of a dict, or of a list.
+def drop(node: Container, gone: Collection[int]) -> Container:
+    """Return a dict or a list without the entries at some indices.
 
-    Lines of comment after one belong to the next, and stay.
+    Comment lines after a removed entry are about the next one, and stay.
     """
-    parts = list(node.args if isinstance(node, cst.Call) else node.elements)
-    kept: List[Any] = []
+    parts: List[Part] = []
+    parts += node.args if isinstance(node, cst.Call) else node.elements
+    kept: List[Part] = []
     for index, part in enumerate(parts):
         if index not in gone:
             kept.append(part)
             continue
-        after = getattr(part.comma, 'whitespace_after', None)
+        after = space_after(part)
         if index + 1 == len(parts):
+            # The entry before is the last now, with or without a comma.
             if kept:
                 kept[-1] = kept[-1].with_changes(comma=part.comma)
         elif isinstance(after, cst.ParenthesizedWhitespace):
             if kept:
                 comma = kept[-1].comma
+                assert isinstance(comma, cst.Comma)  # an entry followed
+                space = join_spaces(comma.whitespace_after, after)
                 kept[-1] = kept[-1].with_changes(
-                    comma=comma.with_changes(
-                        whitespace_after=joined(comma.whitespace_after, after)
-                    )
+                    comma=comma.with_changes(whitespace_after=space)
                 )
             else:
-                node = opened(node, joined(opening(node), after))
+                node = with_opening(node, join_spaces(opening(node), after))
     return with_parts(node, kept)
 
 
-def joined(first: Any, second: Any) -> Any:
+def space_after(part: Part) -> Optional[cst.BaseParenthesizableWhitespace]:
+    """Return the white space after an entry's comma; None without one."""
+    if isinstance(part.comma, cst.Comma):
+        return part.comma.whitespace_after
+    return None
+
+
+def join_spaces(
+    first: cst.BaseParenthesizableWhitespace,
+    second: cst.ParenthesizedWhitespace,
+) -> cst.BaseParenthesizableWhitespace:
+    """Append the comment lines of the second white space to the first."""
     if not isinstance(first, cst.ParenthesizedWhitespace):
         return first
     return first.with_changes(
@@ -112,31 +151,39 @@ def joined(first: Any, second: Any) -> Any:
     )
 
 
-BRACKETS: Dict[Any, str] = {cst.Dict: 'lbrace', cst.List: 'lbracket'}
-
-
-def opening(node: Any) -> Any:
-    """White space before the first entry."""
+def opening(node: Container) -> cst.BaseParenthesizableWhitespace:
+    """Return the white space before the first entry."""
     if isinstance(node, cst.Call):
         return node.whitespace_before_args
-    return getattr(node, BRACKETS[type(node)]).whitespace_after
+    if isinstance(node, cst.List):
+        return node.lbracket.whitespace_after
+    return node.lbrace.whitespace_after
 
 
-def opened(node: Any, space: Any) -> Any:
+def with_opening(
+    node: Container, space: cst.BaseParenthesizableWhitespace
+) -> Container:
+    """Return a container with other white space before its first entry."""
     if isinstance(node, cst.Call):
         return node.with_changes(whitespace_before_args=space)
-    name = BRACKETS[type(node)]
-    bracket = getattr(node, name).with_changes(whitespace_after=space)
-    return node.with_changes(**{name: bracket})
+    if isinstance(node, cst.List):
+        bracket = node.lbracket.with_changes(whitespace_after=space)
+        return node.with_changes(lbracket=bracket)
+    brace = node.lbrace.with_changes(whitespace_after=space)
+    return node.with_changes(lbrace=brace)
 
 
-def as_node(value: Any) -> cst.BaseExpression:
+def as_node(value: object) -> cst.BaseExpression:
+    """Return the expression for a plain value; a node is returned as is."""
     if isinstance(value, cst.BaseExpression):
         return value
     return cst.parse_expression(render(value, lambda kept: None))
 
 
-def new_part(node: Any, key: str, value: cst.BaseExpression) -> Any:
+def new_part(
+    node: Container, key: str, value: cst.BaseExpression
+) -> Union[cst.DictElement, cst.Arg]:
+    """Return a new entry in the notation that a dict is written in."""
     if isinstance(node, cst.Dict):
         return cst.DictElement(cst.SimpleString(repr(key)), value)
     equal = cst.AssignEqual(
@@ -146,17 +193,23 @@ def new_part(node: Any, key: str, value: cst.BaseExpression) -> Any:
     return cst.Arg(value, keyword=cst.Name(key), equal=equal)
 
 
-def separator_of(node: Any, parts: List[Any]) -> Any:
-    """The white space between two entries."""
-    if len(parts) > 1:
-        return without_comment(parts[0].comma.whitespace_after)
+def separator_of(
+    node: Container, parts: Sequence[Part]
+) -> cst.BaseParenthesizableWhitespace:
+    """Return the white space to put between two entries."""
+    between = space_after(parts[0]) if len(parts) > 1 else None
+    if between is not None:
+        return without_comment(between)
     before = opening(node)
     if isinstance(before, cst.ParenthesizedWhitespace):
         return without_comment(before)
     return cst.SimpleWhitespace(' ')
 
 
-def without_comment(space: Any) -> Any:
+def without_comment(
+    space: cst.BaseParenthesizableWhitespace,
+) -> cst.BaseParenthesizableWhitespace:
+    """Return white space without comments, with its line break."""
     if not isinstance(space, cst.ParenthesizedWhitespace):
         return space
     return space.with_changes(
@@ -164,13 +217,15 @@ def without_comment(space: Any) -> Any:
     )
 
 
-def append(parts: List[Any], part: Any, separator: Any) -> None:
-    """After the last one, whose comment stays beside it."""
+def append(
+    parts: List[Part], part: Part, separator: cst.BaseParenthesizableWhitespace
+) -> None:
+    """Append an entry; the last entry's comment stays beside it."""
     if not parts:
         parts.append(part)
         return
     last = parts[-1]
-    after = getattr(last.comma, 'whitespace_after', None)
+    after = space_after(last)
     between, closing = separator, last.comma
     if isinstance(after, cst.ParenthesizedWhitespace):
         closing = cst.Comma(whitespace_after=without_comment(after))

@@ -1,7 +1,6 @@
-"""Keys that only move."""
+"""Migration of the keys that only move."""
 
-from typing import Any, Dict
-
+from .config_value import ConfigDict
 from .migration import Migration
 
 __all__ = ['migrate_environment']
@@ -18,10 +17,11 @@ GONE = ('workflow', 'gpu_ids', 'gpus', 'device')
 
 
 def migrate_environment(m: Migration) -> None:
+    """Move the keys of ``env_cfg`` and ``randomness``; drop unread ones."""
     for key, path in MOVED.items():
         if key not in m.old:
             continue
-        place: Dict[str, Any] = m.new
+        place: ConfigDict = m.new
         for part in path[:-1]:
             place = place.setdefault(part, {})
         place[path[-1]] = m.keep(key)
@@ -29,7 +29,7 @@ def migrate_environment(m: Migration) -> None:
     for key in GONE:
         if key in m.old:
             m.done(key, f'{key}: nothing in MMEngine reads it, left out')
-    if m.own('optimizer_config').get('detect_anomalous_params'):
+    if m.set_here('optimizer_config').get('detect_anomalous_params'):
         m.new['model_wrapper_cfg'] = dict(
             type='MMDistributedDataParallel', detect_anomalous_params=True
         )

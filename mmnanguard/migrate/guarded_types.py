@@ -1,7 +1,8 @@
-"""Wrappers, and their guarded twins."""
+"""The optimizer wrappers of MMEngine and the guarded type for each."""
 
-from typing import Any, Collection, Dict, Mapping
+from typing import Collection, Dict, Mapping
 
+from .config_value import ConfigValue
 from .nan_hooks import WRAPPERS
 
 __all__ = [
@@ -23,17 +24,17 @@ GUARDED_TYPES: Dict[str, str] = {
 }
 
 
-def short(kind: Any) -> str:
-    """The name of a type, which may be a class or have a scope."""
+def short(kind: ConfigValue) -> str:
+    """Return the bare name of a type, given as a class or 'scope.Name'."""
     return str(kind).split('.')[-1].split(':')[-1]
 
 
-def is_half(cfg: Mapping[str, Any], old: Collection[str]) -> bool:
-    """Does this config train in float16?
+def is_half(cfg: Mapping[str, ConfigValue], old: Collection[str]) -> bool:
+    """Whether this config trains in half precision.
 
     Args:
-        cfg: Of 1.x or of 2.x.
-        old: Keys of 1.x that count although there is an optim_wrapper.
+        cfg: A config of 1.x or of 2.x.
+        old: Keys of 1.x that count although there is an ``optim_wrapper``.
     """
     wrapper = cfg.get('optim_wrapper') or {}
     live = {
@@ -54,4 +55,5 @@ def is_half(cfg: Mapping[str, Any], old: Collection[str]) -> bool:
 
 
 def is_guarded_type(kind: str) -> bool:
+    """Whether a bare type name is a guarded wrapper of this package."""
     return f'mmnanguard.{kind}' in (FULL, AMP)

@@ -1,11 +1,19 @@
-"""``checkpoint_config``, ``log_config``, ``custom_hooks``."""
+"""Migration of ``checkpoint_config``, ``log_config`` and ``custom_hooks``."""
 
 import ast
-from typing import Any, Dict, List, Mapping
+from typing import Iterable, List, Mapping, Optional, Sequence
 
 import libcst as cst
 
-from .dict_source import drop, edit_dict, entries_of
+from .config_value import ConfigDict, ConfigValue
+from .dict_source import (
+    Container,
+    Part,
+    drop,
+    edit_dict,
+    entries_of,
+    with_parts,
+)
 from .guarded_types import short
 from .loops import BEST
 from .migration import Migration
@@ -20,6 +28,7 @@ from .nan_hooks import (
 
 __all__ = ['migrate_custom_hooks', 'migrate_hooks']
 
+# Options that MMEngine's CheckpointHook shares with that of mmcv.
 CHECKPOINT = (
     'interval',
     'by_epoch',
@@ -39,19 +48,20 @@ BACKENDS = {
     'DvcliveLoggerHook': 'DVCLiveVisBackend',
 }
 BACKEND_KEYS = ('init_kwargs', 'exp_name', 'tags', 'params')
+# Options of all logger hooks of mmcv, for which MMEngine has the LoggerHook.
 COMMON = ('type', 'by_epoch', 'interval', 'ignore_last', 'reset_flag')
 
 
 def migrate_hooks(m: Migration) -> None:
-    made: Dict[str, Any] = {}
+    """Turn the configs of hooks into entries of ``default_hooks``."""
+    made: ConfigDict = {}
     if 'checkpoint_config' in m.old:
         made['checkpoint'] = checkpoint(m)
     elif m.counts_anew and follows_loop(m):
         made['checkpoint'] = dict(by_epoch=m.loop.by_epoch)
+    evaluation = m.set_here('evaluation')
     best = {
-        key: m.keep('evaluation', key)
-        for key in BEST
-        if key in m.own('evaluation')
+        key: m.keep('evaluation', key) for key in BEST if key in evaluation
     }
     if best and made.get('checkpoint', {}) is not None:
         made.setdefault('checkpoint', dict(type='CheckpointHook'))
@@ -62,7 +72,7 @@ def migrate_hooks(m: Migration) -> None:
                 'save_best goes to the checkpoint hook; it names a metric '
                 "with its prefix there, as in 'coco/bbox_mAP'",
             )
-    if m.own('log_config'):
+    if m.set_here('log_config'):
         made['logger'] = logger(m)
     elif m.counts_anew and {'log_config', 'log_processor'} & {*m.inherited}:
         m.new['log_processor'] = dict(by_epoch=m.loop.by_epoch)
@@ -70,27 +80,28 @@ def migrate_hooks(m: Migration) -> None:
 
 
 def follows_loop(m: Migration) -> bool:
-    """Does a base of 1.x count what its loop, and not another one's, counts?
+    """Whether the bases' checkpoint interval is in the unit of the loop.
 
-    mmcv sets what a config does not say by the runner, MMEngine does not.
+    Without ``by_epoch`` mmcv takes the unit of the runner, MMEngine epochs.
     """
     inherited = m.inherited.get('checkpoint_config') or {}
     return bool(inherited) and 'by_epoch' not in inherited
 
 
-def checkpoint(m: Migration) -> Any:
+def checkpoint(m: Migration) -> Optional[ConfigDict]:
+    """Return the CheckpointHook; None if the config switches it off."""
     if m.cfg['checkpoint_config'] is None:
         m.done('checkpoint_config', 'None -> default_hooks.checkpoint=None')
         return None
-    own = m.own('checkpoint_config')
-    made: Dict[str, Any] = dict(type=own.get('type', 'CheckpointHook'))
+    config = m.set_here('checkpoint_config')
+    made: ConfigDict = dict(type=config.get('type', 'CheckpointHook'))
     is_new = m.counts_anew and follows_loop(m)
-    if 'by_epoch' not in own and (is_new or not m.loop.by_epoch):
+    if 'by_epoch' not in config and (is_new or not m.loop.by_epoch):
         made['by_epoch'] = m.loop.by_epoch
     for key in CHECKPOINT:
-        if key in own:
+        if key in config:
             made[key] = m.keep('checkpoint_config', key)
-    dropped = sorted({*own} - {*CHECKPOINT, 'type'})
+    dropped = sorted({*config} - {*CHECKPOINT, 'type'})
     if dropped:
         m.changed('checkpoint_config', f'{", ".join(dropped)}: left out')
     m.done(
@@ -99,21 +110,41 @@ def checkpoint(m: Migration) -> Any:
     return made
 
 
-def logger(m: Migration) -> Dict[str, Any]:
-    own = m.own('log_config')
-    made: Dict[str, Any] = dict(type='LoggerHook')
-    processor: Dict[str, Any] = dict(type='LogProcessor')
-    if 'interval' in own:
+def logger(m: Migration) -> ConfigDict:
+    """Return the LoggerHook; set the log processor and the visualizer."""
+    config = m.set_here('log_config')
+    made: ConfigDict = dict(type='LoggerHook')
+    processor: ConfigDict = dict(type='LogProcessor')
+    if 'interval' in config:
         made['interval'] = m.keep('log_config', 'interval')
         # 1.x logs means over its interval, MMEngine over a window.
         processor['window_size'] = m.keep('log_config', 'interval')
-    said = [hook.get('by_epoch') for hook in own.get('hooks') or []]
+    hooks = config.get('hooks') or []
+    units = [hook.get('by_epoch') for hook in hooks]
     # A part for _base_ may not know the loop.
-    processor['by_epoch'] = m.loop.by_epoch and False not in said
+    processor['by_epoch'] = m.loop.by_epoch and False not in units
     m.new['log_processor'] = processor
     m.done('log_config', 'log_config -> default_hooks.logger, log_processor')
-    backends: List[Any] = []
-    for hook in own.get('hooks') or []:
+    backends = vis_backends(m, hooks)
+    if backends:
+        has_visualizer = bool(m.inherited.get('visualizer'))
+        visualizer: ConfigDict = {}
+        # An inherited visualizer has a type, which a project may have changed.
+        if not has_visualizer:
+            visualizer['type'] = 'Visualizer'
+        # MMEngine's default, which the list replaces.
+        backends.insert(0, dict(type='LocalVisBackend'))
+        visualizer['vis_backends'] = backends
+        m.new['visualizer'] = visualizer
+    return made
+
+
+def vis_backends(
+    m: Migration, hooks: Iterable[Mapping[str, ConfigValue]]
+) -> List[ConfigDict]:
+    """Return MMEngine's backend for each logger hook that has one."""
+    backends: List[ConfigDict] = []
+    for hook in hooks:
         kind = short(hook.get('type'))
         if kind == 'TextLoggerHook':
             continue
@@ -130,21 +161,18 @@ def logger(m: Migration) -> Dict[str, Any]:
                 f'{", ".join(lost)} of {kind}: see the '
                 f'options of {BACKENDS[kind]}',
             )
-    if backends:
-        there = m.inherited.get('visualizer')
-        made_by = {} if there else {'type': 'Visualizer'}
-        backends.insert(0, dict(type='LocalVisBackend'))
-        m.new['visualizer'] = dict(**made_by, vis_backends=backends)
-    return made
+    return backends
 
 
 def migrate_custom_hooks(m: Migration, is_1x: bool) -> None:
-    """Hand-written guards go, and EMA gets its 2.x form."""
+    """Remove hand-written guards, and give the EMAHook its form of 2.x."""
     for name in ('custom_hooks', 'default_hooks'):
         node = m.source.assigned.get(name)
         if node is None:
             continue
-        edited: Any = node.visit(Edit(m, is_1x and name == 'custom_hooks'))
+        edit = HookEdit(m, is_1x and name == 'custom_hooks')
+        edited = node.visit(edit)
+        assert isinstance(edited, cst.BaseExpression)
         if not edited.deep_equals(node):
             m.source.assigned[name] = edited
             m.new.setdefault(name, None)
@@ -159,50 +187,71 @@ def migrate_custom_hooks(m: Migration, is_1x: bool) -> None:
             )
 
 
-class Edit(cst.CSTTransformer):
-    """Of the hooks in a list, or in a dict."""
+class HookEdit(cst.CSTTransformer):
+    """An edit of the hooks in a list or a dict.
+
+    Args:
+        m: The migration, which takes the notes and the new hooks.
+        is_1x: Whether the hooks were written for mmcv 1.x.
+    """
 
     def __init__(self, m: Migration, is_1x: bool) -> None:
         super().__init__()
         self.m, self.is_1x = m, is_1x
 
-    def leave_List(self, original_node: Any, updated_node: Any) -> Any:
+    def leave_List(
+        self, original_node: cst.List, updated_node: cst.List
+    ) -> Container:
+        """Edit the hooks of a list."""
         return self.edit(updated_node, original_node.elements)
 
-    def leave_Dict(self, original_node: Any, updated_node: Any) -> Any:
+    def leave_Dict(
+        self, original_node: cst.Dict, updated_node: cst.Dict
+    ) -> Container:
+        """Edit the hooks of a dict."""
         return self.edit(updated_node, original_node.elements)
 
-    def leave_Call(self, original_node: Any, updated_node: Any) -> Any:
+    def leave_Call(
+        self, original_node: cst.Call, updated_node: cst.Call
+    ) -> Container:
+        """Edit the hooks of ``dict(...)``."""
         return self.edit(updated_node, original_node.args)
 
-    def edit(self, node: Any, parts: Any) -> Any:
+    def edit(self, node: Container, parts: Sequence[Part]) -> Container:
+        """Replace or report each hook among the entries of a container.
+
+        Args:
+            node: The container, whose entries may be edited already.
+            parts: Its original entries, whose lines are known.
+        """
         gone = []
         for index, part in enumerate(parts):
-            options = read(part.value)
+            options = read_literals(part.value)
             kind = short(options.get('type'))
             line = self.m.source.positions[part].start.line
             if kind in HOOKS:
                 self.replace(line, kind, options)
                 gone.append(index)
             elif looks_alike(kind):
-                told = (
+                note = (
                     f'{kind} looks like a guard of your own: a hook cannot '
                     'veto an update, the wrapper does; delete it if so'
                 )
-                self.m.notes.left.append((line, told))
+                self.m.notes.left.append((line, note))
             elif kind == 'EMAHook' and self.is_1x:
                 node = self.averaging(node, index, line, options)
             elif self.is_1x and kind != 'None':
-                told = (
+                note = (
                     f'{kind} was written for mmcv: its stages have other '
                     'arguments in MMEngine (batch_idx, data_batch, outputs)'
                 )
-                self.m.notes.left.append((line, told))
+                self.m.notes.left.append((line, note))
         return drop(node, gone) if gone else node
 
     def replace(
-        self, line: int, kind: str, options: Mapping[str, Any]
+        self, line: int, kind: str, options: Mapping[str, ConfigValue]
     ) -> None:
+        """Note that the guard replaces a hook, and take over its limit."""
         hand = HOOKS[kind]
         more = f' and {AUTOPSY["type"]}' if hand.hooks else ''
         self.m.notes.done.append(
@@ -214,49 +263,59 @@ class Edit(cst.CSTTransformer):
         if policy:
             wrapper = self.m.new.setdefault('optim_wrapper', {})
             wrapper['guard'] = strictest(wrapper.get('guard', {}), policy)
-            told = (
+            note = (
                 f'{hand.limit}={options[hand.limit]} -> {policy}: {IN_A_ROW}'
             )
-            self.m.notes.changed.append((line, told))
+            self.m.notes.changed.append((line, note))
         elif hand.stops:
-            told = (
+            note = (
                 f'{kind} ended the run; now a bad update is skipped, and '
                 'guard.max_consecutive_skips in a row end it (20 unless set; '
                 '1 is the first)'
             )
-            self.m.notes.changed.append((line, told))
+            self.m.notes.changed.append((line, note))
 
     def averaging(
-        self, node: Any, index: int, line: int, options: Mapping[str, Any]
-    ) -> Any:
+        self,
+        node: ConfigValue,
+        index: int,
+        line: int,
+        options: Mapping[str, ConfigValue],
+    ) -> ConfigValue:
+        """Return a container whose EMAHook has its options of MMEngine."""
         momentum = options.get('momentum', 0.0002)
         interval = options.get('interval', 1)
-        changes: Dict[str, Any] = dict(warm_up=None, resume_from=None)
+        changes: ConfigDict = dict(warm_up=None, resume_from=None)
         if 'momentum' not in options or interval != 1:
-            changes['momentum'] = momentum**interval  # as mmcv has it
-        told = 'EMAHook: the averages are the state_dict of a checkpoint now'
+            # mmcv raises the momentum to this power.
+            changes['momentum'] = momentum**interval
+        note = 'EMAHook: the averages are the state_dict of a checkpoint now'
         if momentum > 1 / options.get('warm_up', 100):
-            told += ', and its warm-up is left out (MomentumAnnealingEMA)'
-        self.m.notes.changed.append((line, told))
-        name = 'args' if isinstance(node, cst.Call) else 'elements'
-        parts = list(getattr(node, name))
+            note += ', and its warm-up is left out (MomentumAnnealingEMA)'
+        self.m.notes.changed.append((line, note))
+        parts: List[Part] = []
+        parts += node.args if isinstance(node, cst.Call) else node.elements
         parts[index] = parts[index].with_changes(
             value=edit_dict(parts[index].value, changes)
         )
-        return node.with_changes(**{name: parts})
+        return with_parts(node, parts)
 
 
-def read(node: Any) -> Dict[str, Any]:
-    """Literals of a dict in the source; a name for what is one."""
-    made: Dict[str, Any] = {}
+def read_literals(node: cst.BaseExpression) -> ConfigDict:
+    """Return the entries of a dict that are literals.
+
+    A ``type`` that is no literal (a class) is returned as its source.
+    """
+    literals: ConfigDict = {}
     for key, value in (entries_of(node) or {}).items():
         try:
-            made[key] = eval_literal(value)
+            literals[key] = eval_literal(value)
         except ValueError:
             if key == 'type':
-                made[key] = cst.Module([]).code_for_node(value)
-    return made
+                literals[key] = cst.Module([]).code_for_node(value)
+    return literals
 
 
-def eval_literal(node: cst.BaseExpression) -> Any:
+def eval_literal(node: cst.BaseExpression) -> ConfigValue:
+    """Return the value of a literal; raise ValueError if it is none."""
     return ast.literal_eval(cst.Module([]).code_for_node(node))

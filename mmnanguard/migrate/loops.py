@@ -1,15 +1,17 @@
-"""``runner``, ``evaluation``, ``data``: the loops and their data."""
+"""Migration of ``runner``, ``evaluation`` and ``data``."""
 
-from typing import Any, Dict, Mapping
+from typing import Dict, Mapping, Tuple
 
+from .config_value import ConfigDict, ConfigValue
 from .migration import Migration
 
 __all__ = ['migrate_data', 'migrate_loops', 'migrate_resume']
 
 RUNNERS = {'EpochBasedRunner': True, 'IterBasedRunner': False}
-# Of EvalHook; the others went to the dataset's evaluate().
+# Options of EvalHook itself; all others went to the dataset's evaluate().
 BEST = ('save_best', 'rule', 'greater_keys', 'less_keys')
 WHEN = ('interval', 'start', 'by_epoch', 'dynamic_intervals')
+# Options of a data loader: in mmcv, and in MMEngine.
 LOADER = {
     'samples_per_gpu': 'batch_size',
     'workers_per_gpu': 'num_workers',
@@ -24,7 +26,8 @@ PHASES = ('train', 'val', 'test')
 
 
 def migrate_loops(m: Migration) -> None:
-    runner = m.own('runner')
+    """Turn runner, length of training and validation into ``train_cfg``."""
+    runner = m.set_here('runner')
     kind = runner.get('type', 'EpochBasedRunner')
     if kind not in RUNNERS:
         m.left(
@@ -33,7 +36,7 @@ def migrate_loops(m: Migration) -> None:
             'has loops instead, write train_cfg for it',
         )
         m.old.discard('runner')
-    train: Dict[str, Any] = {}
+    train: ConfigDict = {}
     length = m.loop.total
     if {'runner', 'total_epochs', 'total_iters'} & m.old:
         old = m.inherited.get('train_cfg') or {}
@@ -63,12 +66,13 @@ def migrate_loops(m: Migration) -> None:
         m.old.discard('workflow')
 
 
-def evaluation(m: Migration) -> Dict[str, Any]:
-    own = m.own('evaluation')
-    if not own:
+def evaluation(m: Migration) -> ConfigDict:
+    """Return the keys of ``train_cfg`` that say when to validate."""
+    config = m.set_here('evaluation')
+    if not config:
         return {}
-    made: Dict[str, Any] = {}
-    by_epoch = own.get('by_epoch', m.loop.by_epoch)
+    made: ConfigDict = {}
+    by_epoch = config.get('by_epoch', m.loop.by_epoch)
     if by_epoch != m.loop.by_epoch:
         m.left(
             'evaluation',
@@ -76,39 +80,42 @@ def evaluation(m: Migration) -> Dict[str, Any]:
             'loop: write train_cfg.val_interval in it',
         )
     else:
-        if 'interval' in own:
+        if 'interval' in config:
             made['val_interval'] = m.keep('evaluation', 'interval')
         elif not m.inherited:
             made['val_interval'] = 1
-        if own.get('start'):
+        if config.get('start'):
             made['val_begin'] = m.keep('evaluation', 'start')
-        if 'dynamic_intervals' in own:
+        if 'dynamic_intervals' in config:
             made['dynamic_intervals'] = m.keep(
                 'evaluation', 'dynamic_intervals'
             )
         m.done('evaluation', 'evaluation -> train_cfg.val_interval')
-        tell_when(m, own)
-    rest = [key for key in own if key not in (*BEST, *WHEN, 'out_dir')]
-    told = ', '.join(f'{key}={own[key]!r}' for key in rest)
+        report_validation_times(m, config)
+    rest = [key for key in config if key not in (*BEST, *WHEN, 'out_dir')]
+    options = ', '.join(f'{key}={config[key]!r}' for key in rest)
     m.left(
         'evaluation',
         'which metric, only you know'
-        + (f' (here {told})' if told else '')
+        + (f' (here {options})' if options else '')
         + ': write val_evaluator (and test_evaluator), which MMEngine asks '
         'for wherever there is a val_dataloader',
     )
     return made
 
 
-def tell_when(m: Migration, own: Mapping[str, Any]) -> None:
-    interval = own.get('interval', 1)
+def report_validation_times(
+    m: Migration, config: Mapping[str, ConfigValue]
+) -> None:
+    """Report where MMEngine validates at other times than mmcv."""
+    interval = config.get('interval', 1)
     total = m.loop.total
-    if own.get('start') == 0:
+    if config.get('start') == 0:
         m.changed(
             ('evaluation', 'start'),
             '0 evaluated once before training as well; MMEngine does not',
         )
-    elif (own.get('start') or 0) % interval:
+    elif (config.get('start') or 0) % interval:
         m.changed(
             ('evaluation', 'start'),
             '1.x counted the interval from there, MMEngine counts it from 0',
@@ -122,6 +129,7 @@ def tell_when(m: Migration, own: Mapping[str, Any]) -> None:
 
 
 def migrate_resume(m: Migration) -> None:
+    """Turn ``resume_from`` and ``auto_resume`` into ``resume``."""
     path = m.cfg.get('resume_from')
     if 'resume_from' in m.old and path is not None:
         m.new.update(resume=False, load_from=m.keep('resume_from'))
@@ -149,13 +157,14 @@ def migrate_resume(m: Migration) -> None:
 
 
 def migrate_data(m: Migration) -> None:
-    own = m.own('data')
-    if not own:
+    """Turn ``data`` into a data loader for each phase."""
+    data = m.set_here('data')
+    if not data:
         return
     known = {*LOADER, *PHASES, *[f'{phase}_dataloader' for phase in PHASES]}
     known |= {'shuffle', 'test_samples_per_gpu'}
     for phase in PHASES:
-        loader = dataloader(m, phase, own)
+        loader = dataloader(m, phase, data)
         if loader:
             m.new[f'{phase}_dataloader'] = loader
             if 'dataset' in loader and phase != 'train':
@@ -167,10 +176,10 @@ def migrate_data(m: Migration) -> None:
             f'{p}_dataloader' for p in PHASES if f'{p}_dataloader' in m.new
         ),
     )
-    unknown = sorted({*own} - known)
+    unknown = sorted({*data} - known)
     if unknown:
         m.left('data', f'{", ".join(unknown)}: not migrated')
-    if {*PHASES} & {*own}:
+    if {*PHASES} & {*data}:
         m.left(
             'data',
             'datasets and pipelines are carried over as they are: '
@@ -179,22 +188,30 @@ def migrate_data(m: Migration) -> None:
 
 
 def dataloader(
-    m: Migration, phase: str, own: Mapping[str, Any]
-) -> Dict[str, Any]:
-    special = own.get(f'{phase}_dataloader') or {}
-    paths = {key: ('data', key) for key in own}
-    paths.update(
-        {key: ('data', f'{phase}_dataloader', key) for key in special}
-    )
+    m: Migration, phase: str, data: Mapping[str, ConfigValue]
+) -> ConfigDict:
+    """Return the data loader of a phase; empty if it has none.
+
+    Args:
+        m: The migration.
+        phase: 'train', 'val' or 'test'.
+        data: The entries of ``data`` that the file sets.
+    """
+    # What data.<phase>_dataloader sets has priority over data itself.
+    special = data.get(f'{phase}_dataloader') or {}
+    paths: Dict[str, Tuple[str, ...]] = {key: ('data', key) for key in data}
+    for key in special:
+        paths[key] = ('data', f'{phase}_dataloader', key)
     is_training = phase == 'train'
-    if not is_training and phase not in own:
+    if not is_training and phase not in data:
         return {}
-    made: Dict[str, Any] = {}
+    made: ConfigDict = {}
     for old, new in LOADER.items():
         if old in paths and (is_training or old != 'drop_last'):
             made[new] = m.keep(*paths[old])
-    own_size = isinstance(own.get(phase), dict) and BATCH in own[phase]
-    if not is_training and own_size:  # where 1.x looks first
+    has_size = isinstance(data.get(phase), dict) and BATCH in data[phase]
+    if not is_training and has_size:
+        # The tools of 1.x look into the dataset first.
         made['batch_size'] = m.keep('data', phase, BATCH)
     elif not is_training and BATCH not in special:
         made['batch_size'] = 1
@@ -204,16 +221,20 @@ def dataloader(
             "in mmdet's and mmseg's 1.x tools; others took "
             'samples_per_gpu',
         )
-    if phase in own:
-        source = own[phase]
-        without = () if is_training else (BATCH,)
-        dataset: Any = m.keep('data', phase, without=without)
+    if phase in data:
+        source = data[phase]
+        dataset: ConfigValue = m.keep('data', phase)
+        if not is_training:
+            # It is no key of a dataset: it went to the loader above.
+            dataset = m.keep('data', phase, without=(BATCH,))
+        # The builder of 1.x concatenated a list of datasets by itself.
         if isinstance(source, (list, tuple)):
             dataset = dict(type='ConcatDataset', datasets=dataset)
         sampler = 'DefaultSampler'
+        # A loop of iterations needs a sampler that never ends.
         if is_training and not m.loop.by_epoch:
             sampler = 'InfiniteSampler'
-        shuffle: Any = is_training
+        shuffle: ConfigValue = is_training
         if 'shuffle' in paths and (is_training or 'shuffle' in special):
             shuffle = m.keep(*paths['shuffle'])
         made['sampler'] = dict(type=sampler, shuffle=shuffle)

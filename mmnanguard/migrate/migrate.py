@@ -1,12 +1,13 @@
-"""A config of 1.x, or an unguarded one, as a guarded one of MMEngine."""
+"""Migration of a config of 1.x, or an unguarded one, to a guarded one."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Mapping, Optional
+from typing import Callable, Mapping, Optional
 
 from mmnanguard.core import GuardConfigError
 
 from .bases import load, load_bases, old_bases, same_targets
+from .config_value import ConfigValue
 from .environment import migrate_environment
 from .guarded_types import is_half
 from .hooks import migrate_custom_hooks, migrate_hooks
@@ -23,12 +24,12 @@ __all__ = ['Migrated', 'migrate']
 
 @dataclass(frozen=True)
 class Migrated:
-    """The new file.
+    """The result of a migration.
 
     Attributes:
-        old: The text that was.
-        new: The text that it became; the same if there is nothing to do.
-        notes: What is to be said.
+        old: The text of the file.
+        new: The text that it becomes; equal to ``old`` if nothing changes.
+        notes: The notes for the user.
     """
 
     old: str
@@ -38,20 +39,21 @@ class Migrated:
 
 def migrate(
     path: Path,
-    overlay: Callable[[str], Mapping[str, Any]],
+    overlay: Callable[[str], Mapping[str, ConfigValue]],
     guard: Optional[str] = None,
 ) -> Migrated:
-    """Migrate one file; it is left as it is.
+    """Return the guarded form of a config; the file itself is not changed.
 
-    The file is run, as MMEngine runs any config, and its bases with it.
+    The file and its bases are executed, as MMEngine executes any config.
 
     Args:
-        path: Of a Python config.
-        overlay: Gives a guard's overlay by its name.
-        guard: Its name; None takes the precision that the config has.
+        path: A Python config.
+        overlay: Returns a guard's overlay by the guard's name.
+        guard: The name of the guard; None takes that of the precision that
+            the config has.
 
     Raises:
-        GuardConfigError: If it is no config.
+        GuardConfigError: If the file is no config, or cannot be read.
     """
     if path.suffix != '.py':
         raise GuardConfigError(f'{path} is no Python file (.py).')
@@ -75,30 +77,32 @@ def migrate(
         step(made)
     migrate_custom_hooks(made, is_1x)
     place(made)
-    tell_of_the_rest(made, path, is_1x)
+    report_remaining(made, path, is_1x)
     return Migrated(text, source.code(), notes)
 
 
 def choose_guard(
     m: Migration,
-    overlay: Callable[[str], Mapping[str, Any]],
+    overlay: Callable[[str], Mapping[str, ConfigValue]],
     name: Optional[str],
 ) -> None:
+    """Set the guard: the named one, or that of the config's precision."""
     precision = 'fp16' if is_half(m.cfg, m.old) else 'fp32'
     chosen = overlay(name or precision)
     wrapper = dict(chosen.get('optim_wrapper') or {})
-    if 'type' not in wrapper:  # it keeps the precision
+    if 'type' not in wrapper:
+        # An overlay of policy alone: the config keeps its precision.
         wrapper = {**overlay(precision)['optim_wrapper'], **wrapper}
-    there = (m.inherited.get('optim_wrapper') or {}).get('dtype')
-    if there and not name and precision == 'fp16':
-        wrapper['dtype'] = there
+    dtype = (m.inherited.get('optim_wrapper') or {}).get('dtype')
+    if dtype and not name and precision == 'fp16':
+        wrapper['dtype'] = dtype
     hooks = chosen.get('default_hooks') or {}
     m.guard = dict(optim_wrapper=wrapper, default_hooks=hooks)
     m.is_named = name is not None
 
 
 def find_old(m: Migration) -> None:
-    """The keys of 1.x that can be migrated, and why the others cannot."""
+    """Collect the keys of 1.x that can be migrated; report the others."""
     for key, targets in TARGETS.items():
         if key in m.source.tangled:
             lines = ', '.join(map(str, m.source.tangled[key]))
@@ -108,22 +112,24 @@ def find_old(m: Migration) -> None:
                 'in one place, and run this again',
             )
         elif key in m.source.assigned:
-            both = [
+            # MMEngine ignores a key of 1.x beside the key of 2.x for it.
+            rivals = [
                 new
                 for new in targets
                 if new in m.source.assigned and new != 'default_hooks'
             ]
-            if both:
+            if rivals:
                 m.left(
                     key,
-                    f'{key} has no effect: MMEngine reads {both[0]} '
-                    f'(line {m.line(both[0])}) alone{SILENT.get(key, "")}; '
+                    f'{key} has no effect: MMEngine reads {rivals[0]} '
+                    f'(line {m.line(rivals[0])}) alone{SILENT.get(key, "")}; '
                     'delete one of the two',
                 )
             else:
                 m.old.add(key)
 
 
+# What a key of 1.x that MMEngine ignores means for the training.
 SILENT = {
     'fp16': ', so that training is in float32 unless its type says otherwise',
     'optimizer_config': ', so that nothing is clipped or accumulated unless '
@@ -131,7 +137,8 @@ SILENT = {
 }
 
 
-def tell_of_the_rest(m: Migration, path: Path, is_1x: bool) -> None:
+def report_remaining(m: Migration, path: Path, is_1x: bool) -> None:
+    """Report what the user has to do outside of the migrated keys."""
     for base, keys in old_bases(path).items():
         m.left((), f'{base} is of 1.x as well ({", ".join(keys)}): migrate it')
     for key, names in same_targets(path).items():

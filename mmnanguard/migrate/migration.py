@@ -1,18 +1,19 @@
-"""What the steps of a migration share."""
+"""The state that the steps of a migration share."""
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Mapping, Set
+from typing import Dict, Iterable, Mapping, Optional, Set, Tuple, Union
 
+from .config_value import ConfigDict, ConfigValue
 from .dict_source import entries_of
 from .notes import Notes
 from .policy import Loop
 from .render import Kept
 from .source import Source
 
-__all__ = ['TARGETS', 'Migration']
+__all__ = ['TARGETS', 'KeyPath', 'Migration']
 
-# What a 1.x key goes into; () is what is only left out.
-TARGETS: Dict[str, Any] = {
+# The keys of 2.x that a key of 1.x becomes; () for a key that is left out.
+TARGETS: Dict[str, Tuple[str, ...]] = {
     'optimizer': ('optim_wrapper',),
     'optimizer_config': ('optim_wrapper',),
     'fp16': ('optim_wrapper',),
@@ -40,78 +41,97 @@ TARGETS: Dict[str, Any] = {
 }
 
 
+# A name that a file assigns, alone or with the keys below it; () for no line.
+KeyPath = Union[str, Tuple[str, ...]]
+
+
 @dataclass
 class Migration:
-    """A config on its way.
+    """A config that is being migrated.
 
     Attributes:
         source: The file.
-        cfg: Its value, with what it inherits; plain.
+        cfg: Its value, with everything it inherits, as builtins.
         inherited: The value of its bases.
-        guard: An overlay: optim_wrapper and default_hooks.
-        is_named: Was the guard asked for, or does it follow the precision?
-        old: Keys of 1.x that it sets, and that can be migrated.
-        new: What they become; a dict merges with the bases'.
-        hooks: What comes into default_hooks.
+        notes: The notes for the user.
+        guard: An overlay: ``optim_wrapper`` and ``default_hooks``.
+        is_named: Whether the user named the guard; otherwise it follows the
+            precision of the config.
+        old: Keys of 1.x that the file sets, and that can be migrated.
+        new: Keys of 2.x that they become; a dict merges with the bases'.
+        hooks: Entries to add to ``default_hooks``.
     """
 
     source: Source
-    cfg: Mapping[str, Any]
-    inherited: Mapping[str, Any]
+    cfg: Mapping[str, ConfigValue]
+    inherited: Mapping[str, ConfigValue]
     notes: Notes
-    guard: Dict[str, Any] = field(default_factory=dict)
+    guard: ConfigDict = field(default_factory=dict)
     is_named: bool = False
     old: Set[str] = field(default_factory=set)
-    new: Dict[str, Any] = field(default_factory=dict)
-    hooks: Dict[str, Any] = field(default_factory=dict)
+    new: ConfigDict = field(default_factory=dict)
+    hooks: ConfigDict = field(default_factory=dict)
 
-    def own(self, name: str) -> Dict[str, Any]:
-        """What of a dict this file itself says, but for a _delete_."""
+    def set_here(self, name: str) -> ConfigDict:
+        """Return the entries of a dict that this file itself sets.
+
+        Inherited entries and ``_delete_`` are left out. Empty if the key is
+        no key of 1.x that can be migrated, or no dict.
+        """
         value = self.cfg.get(name)
         if name not in self.old or not isinstance(value, dict):
             return {}
         entries = entries_of(self.source.assigned.get(name))
-        said = {*(value if entries is None else entries)} - {'_delete_'}
-        return {key: each for key, each in value.items() if key in said}
+        keys = {*(value if entries is None else entries)} - {'_delete_'}
+        return {key: item for key, item in value.items() if key in keys}
 
-    def keep(self, *path: str, without: Any = ()) -> Kept:
-        value: Any = self.cfg
+    def keep(self, *path: str, without: Iterable[str] = ()) -> Kept:
+        """Carry over the value at a path, without some keys of a dict."""
+        value: ConfigValue = self.cfg
         for key in path:
             value = value[key]
         if len(path) == 1 and isinstance(value, dict):
-            value = self.own(path[0])
+            value = self.set_here(path[0])
             if self.replaces(path[0]):
                 value['_delete_'] = True
-        if not self.inherited:  # nothing to be deleted
+        if not self.inherited:
+            # MMEngine leaves _delete_ in a dict that has no base.
             without = (*without, '_delete_')
         return Kept(path, value, tuple(without))
 
     def replaces(self, name: str) -> bool:
-        """Does it say _delete_, so that nothing of the bases' is left?"""
+        """Whether a dict has ``_delete_`` and so ignores its bases' one."""
         node = self.source.assigned.get(name)
         return '_delete_' in (entries_of(node) or {})
 
-    def done(self, path: Any, text: str) -> None:
+    def done(self, path: KeyPath, text: str) -> None:
+        """Note that the key at a path was migrated."""
         self.notes.done.append((self.line(path), text))
 
-    def changed(self, path: Any, text: str) -> None:
+    def changed(self, path: KeyPath, text: str) -> None:
+        """Note that the key at a path now behaves differently."""
         self.notes.changed.append((self.line(path), text))
 
-    def left(self, path: Any, text: str) -> None:
+    def left(self, path: KeyPath, text: str) -> None:
+        """Note what the user has to do about the key at a path."""
         self.notes.left.append((self.line(path), text))
 
-    def line(self, path: Any) -> Any:
-        path = (path,) if isinstance(path, str) else path
-        return self.source.line(*path) if path else None
+    def line(self, path: KeyPath) -> Optional[int]:
+        """Return the line of the value at a path; None if not here."""
+        if isinstance(path, str):
+            path = (path,)
+        if not path:
+            return None
+        return self.source.line(*path)
 
     @property
     def loop(self) -> Loop:
-        """Of the whole config: what is inherited counts too."""
+        """The training loop of the whole config, inherited keys included."""
         return loop_of(self.cfg)
 
     @property
     def counts_anew(self) -> bool:
-        """Iterations where the bases count epochs, or the reverse?"""
+        """Whether this file and its bases count in different units."""
         keys = {'runner', 'train_cfg', 'total_epochs', 'total_iters'}
         return (
             bool(keys & {*self.inherited})
@@ -119,7 +139,8 @@ class Migration:
         )
 
 
-def loop_of(cfg: Mapping[str, Any]) -> Loop:
+def loop_of(cfg: Mapping[str, ConfigValue]) -> Loop:
+    """Return the unit and the length of a config's training loop."""
     runner = cfg.get('runner') or {}
     train = cfg.get('train_cfg') or {}
     for name, key, unit in (

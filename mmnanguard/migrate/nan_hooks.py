@@ -1,8 +1,10 @@
-"""NaN guards that people wrote by hand, as far as their names are known."""
+"""The known classes of hand-written NaN guards, and what replaces them."""
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, Mapping, Tuple
+from typing import Dict, Mapping, Tuple
+
+from .config_value import ConfigDict, ConfigValue
 
 __all__ = [
     'AUTOPSY',
@@ -18,21 +20,21 @@ __all__ = [
 
 @dataclass(frozen=True)
 class HandWritten:
-    """A class that a guard takes the place of.
+    """A hand-written class that the guard replaces.
 
     Attributes:
-        why: What it does not protect, in one line.
-        is_amp: A wrapper's precision.
-        limit: The option that says how many bad updates it bears.
-        guard: What of the guard's policy comes nearest to it.
-        stops: Does it end the run at the first?
-        hooks: Hooks of this package that do what else it does.
+        why: Its flaw, in one line.
+        is_amp: Whether it is a wrapper for half precision.
+        limit: The option that limits how many bad updates it tolerates.
+        guard: The options of the guard's policy that are nearest to it.
+        stops: Whether it ends the run at the first bad update.
+        hooks: Hooks of this package that replace its other functions.
     """
 
     why: str
     is_amp: bool = False
     limit: str = ''
-    guard: Mapping[str, Any] = field(default_factory=dict)
+    guard: Mapping[str, ConfigValue] = field(default_factory=dict)
     stops: bool = False
     hooks: Tuple[str, ...] = ()
 
@@ -59,7 +61,7 @@ WRAPPERS: Dict[str, HandWritten] = {
     'FailFastAmpOptimWrapper': HandWritten(
         FAIL_FAST, is_amp=True, guard=FIRST
     ),
-    # Of 1.x: optimizer_config.type.
+    # The values of optimizer_config.type in 1.x.
     'SkipNanOptimizerHook': HandWritten(
         'each rank judges its own loss, so that ranks may part',
         limit='max_skips',
@@ -107,30 +109,29 @@ AUTOPSY = {'type': 'mmnanguard.AutopsyHook'}
 
 
 def looks_alike(name: str) -> bool:
-    """Does a class that is not known sound like one of them?"""
-    own = name.startswith('NanGuard')
-    return not own and bool(ALIKE.search(name))
+    """Whether an unknown class has the name of a hand-written guard."""
+    return not name.startswith('NanGuard') and bool(ALIKE.search(name))
 
 
 def guard_options(
-    hand: HandWritten, options: Mapping[str, Any]
-) -> Dict[str, Any]:
-    """Of ``optim_wrapper.guard``."""
-    limit = options.get(hand.limit) if hand.limit else None
+    hand: HandWritten, options: Mapping[str, ConfigValue]
+) -> ConfigDict:
+    """Return the ``optim_wrapper.guard`` nearest to a hand-written class."""
+    limit = options.get(hand.limit)
     if limit is None:
         return dict(hand.guard)
-    if limit < 0:  # bears everything
+    if limit < 0:  # -1 stands for no limit in these classes
         return {'max_consecutive_skips': None, 'max_skip_rate': None}
     return {'max_consecutive_skips': max(1, limit)}
 
 
 def strictest(
-    one: Mapping[str, Any], other: Mapping[str, Any]
-) -> Dict[str, Any]:
-    """Of two guards, either of which would have ended the run."""
+    first: Mapping[str, ConfigValue], second: Mapping[str, ConfigValue]
+) -> ConfigDict:
+    """Merge two guards, either of which would have ended the run."""
     key = 'max_consecutive_skips'
-    limits = [g[key] for g in (one, other) if g.get(key) is not None]
+    limits = [g[key] for g in (first, second) if g.get(key) is not None]
     if not limits:
-        return {**one, **other}
-    rest = {**one, **other, key: min(limits)}
+        return {**first, **second}
+    rest = {**first, **second, key: min(limits)}
     return {k: v for k, v in rest.items() if v is not None}

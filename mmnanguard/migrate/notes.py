@@ -1,36 +1,41 @@
+"""The notes that a migration leaves for the user."""
+
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional, Tuple
 
 __all__ = ['Notes']
 
+Note = Tuple[Optional[int], str]
+# Notes without a line come after all others.
+LAST = 1 << 30
+
 
 @dataclass
 class Notes:
-    """What a migration did, and what it did not.
+    """Notes on a migration, each with its line in the file or None.
 
     Attributes:
-        done: What became of a key.
-        changed: What the new key does in another way.
-        left: What it cannot do.
+        done: Keys that were migrated.
+        changed: Keys whose new form behaves differently.
+        left: Keys that the user has to migrate.
     """
 
-    done: List[Tuple[Optional[int], str]] = field(default_factory=list)
-    changed: List[Tuple[Optional[int], str]] = field(default_factory=list)
-    left: List[Tuple[Optional[int], str]] = field(default_factory=list)
+    done: List[Note] = field(default_factory=list)
+    changed: List[Note] = field(default_factory=list)
+    left: List[Note] = field(default_factory=list)
 
     def sections(self) -> Dict[str, List[str]]:
-        """Lines under a heading each, in the order of the file."""
-        titles = {
-            'done': self.done,
-            'changed in meaning': self.changed,
-            'cannot do, left to you': self.left,
-        }
+        """Return the printed lines by heading, in the order of the file."""
         return {
-            title: [
-                text if line is None else f'line {line}: {text}'
-                for line, text in sorted(
-                    notes, key=lambda note: note[0] or 1 << 30
-                )
-            ]
-            for title, notes in titles.items()
+            'done': format_notes(self.done),
+            'changed in meaning': format_notes(self.changed),
+            'cannot do, left to you': format_notes(self.left),
         }
+
+
+def format_notes(notes: List[Note]) -> List[str]:
+    """Return a printed line for each note, in the order of the file."""
+    lines = []
+    for line, text in sorted(notes, key=lambda note: note[0] or LAST):
+        lines.append(text if line is None else f'line {line}: {text}')
+    return lines

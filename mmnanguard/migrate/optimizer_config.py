@@ -1,7 +1,8 @@
-"""``optimizer``, ``optimizer_config`` and ``fp16`` of 1.x."""
+"""Migration of ``optimizer``, ``optimizer_config`` and ``fp16``."""
 
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Collection, List, Mapping, Tuple
 
+from .config_value import ConfigDict, ConfigValue
 from .guarded_types import is_half, short
 from .migration import Migration
 from .nan_hooks import IN_A_ROW, WRAPPERS, guard_options
@@ -9,6 +10,7 @@ from .render import Kept
 
 __all__ = ['can_migrate', 'wrapper_of_old']
 
+# Options of optimizer_config that are migrated.
 KNOWN = (
     'type',
     'grad_clip',
@@ -16,7 +18,7 @@ KNOWN = (
     'loss_scale',
     'detect_anomalous_params',
 )
-# Of mmcv's optimizer hooks, beside what becomes a key of the wrapper.
+# Options of mmcv's optimizer hooks that MMEngine does not need.
 DROPPED = ('coalesce', 'bucket_size_mb', 'distributed', 'log_interval')
 PLAIN = (
     'OptimizerHook',
@@ -30,17 +32,9 @@ MOVED = {'grad_clip': 'clip_grad', 'cumulative_iters': 'accumulative_counts'}
 LOSS_SCALER = ('mode', 'scale_factor', 'scale_window')
 
 
-def can_migrate(m: Migration, keys: Any) -> bool:
-    """Can they be migrated at all?"""
-    optimizer = m.cfg.get('optimizer')
-    if (
-        isinstance(optimizer, dict)
-        and 'type' not in optimizer
-        and any(
-            isinstance(each, dict) and 'type' in each
-            for each in optimizer.values()
-        )
-    ):
+def can_migrate(m: Migration, keys: Collection[str]) -> bool:
+    """Whether the keys can be migrated; reports why they cannot."""
+    if has_several_optimizers(m.cfg.get('optimizer')):
         m.left(
             'optimizer',
             'several optimizers: MMEngine takes a wrapper '
@@ -67,8 +61,21 @@ def can_migrate(m: Migration, keys: Any) -> bool:
     return True
 
 
-def wrapper_of_old(m: Migration) -> Dict[str, Any]:
-    config = m.own('optimizer_config')
+def has_several_optimizers(optimizer: ConfigValue) -> bool:
+    """Whether this is a dict of optimizers by name."""
+    return (
+        isinstance(optimizer, dict)
+        and 'type' not in optimizer
+        and any(
+            isinstance(config, dict) and 'type' in config
+            for config in optimizer.values()
+        )
+    )
+
+
+def wrapper_of_old(m: Migration) -> ConfigDict:
+    """Return the guarded ``optim_wrapper`` for the keys of 1.x."""
+    config = m.set_here('optimizer_config')
     overlay = m.guard['optim_wrapper']
     wrapper = {
         key: overlay[key] for key in ('type', 'dtype') if key in overlay
@@ -78,11 +85,12 @@ def wrapper_of_old(m: Migration) -> Dict[str, Any]:
     if 'cumulative_iters' in config:
         path = ('optimizer_config', 'cumulative_iters')
         wrapper['accumulative_counts'] = m.keep(*path)
-        counts = 'both count batches, not updates, so max_iters stays; '
+        units = ''
+        if not m.loop.by_epoch:
+            units = 'both count batches, not updates, so max_iters stays; '
         m.changed(
             path,
-            ('' if m.loop.by_epoch else counts)
-            + 'a window is one update, and one bad batch rejects it '
+            f'{units}a window is one update, and one bad batch rejects it '
             "(guard.accumulation='microbatch' leaves out that batch)",
         )
     elif is_deleted(m, 'optimizer_config', 'cumulative_iters'):
@@ -90,7 +98,9 @@ def wrapper_of_old(m: Migration) -> Dict[str, Any]:
     wrapper.update(clip(m, config))
     wrapper.update(optimizer(m))
     guard = {**hand_written(m, config), **overlay.get('guard', {})}
-    wrapper.update(overlay, **(dict(guard=guard) if guard else {}))
+    wrapper.update(overlay)
+    if guard:
+        wrapper['guard'] = guard
     unknown = sorted({*config} - {*KNOWN, *DROPPED, *limit_of(config)})
     if unknown:
         m.left('optimizer_config', f'{", ".join(unknown)}: not migrated')
@@ -102,7 +112,11 @@ def wrapper_of_old(m: Migration) -> Dict[str, Any]:
     return wrapper
 
 
-def loss_scale(m: Migration, wrapper: Mapping[str, Any]) -> Dict[str, Any]:
+def loss_scale(m: Migration, wrapper: Mapping[str, ConfigValue]) -> ConfigDict:
+    """Return the wrapper's ``loss_scale``; empty if it gets none.
+
+    A fixed scale of mmcv becomes the initial and largest scale.
+    """
     fp16 = m.cfg.get('fp16') or {}
     config = m.cfg.get('optimizer_config') or {}
     path: Tuple[str, ...] = ()
@@ -116,7 +130,8 @@ def loss_scale(m: Migration, wrapper: Mapping[str, Any]) -> Dict[str, Any]:
             'the guard is not of float16: its loss scale is left out',
         )
         return {}
-    scale: Any = m.keep(*path) if path else Kept((), 512.0)
+    # mmcv's default is 512.
+    scale = m.keep(*path) if path else Kept((), 512.0)
     if isinstance(scale.value, (int, float)):
         default = '' if path else " (mmcv's default)"
         m.changed(
@@ -135,7 +150,8 @@ def loss_scale(m: Migration, wrapper: Mapping[str, Any]) -> Dict[str, Any]:
     return dict(loss_scale=scale.value if not path else scale)
 
 
-def clip(m: Migration, config: Mapping[str, Any]) -> Dict[str, Any]:
+def clip(m: Migration, config: Mapping[str, ConfigValue]) -> ConfigDict:
+    """Return the wrapper's ``clip_grad``; empty if it gets none."""
     if config.get('grad_clip') is not None:
         return dict(clip_grad=whole(m, 'optimizer_config', 'grad_clip'))
     is_off = 'grad_clip' in config and is_inherited(
@@ -147,31 +163,36 @@ def clip(m: Migration, config: Mapping[str, Any]) -> Dict[str, Any]:
 
 
 def is_inherited(m: Migration, name: str, key: str) -> bool:
-    """Will the wrapper of the bases have it?"""
+    """Whether the bases' wrapper, migrated or not, has a key of 1.x."""
     wrapper = m.inherited.get('optim_wrapper') or {}
     old = m.inherited.get(name) or {}
     return bool(old.get(key) or wrapper.get(MOVED.get(key, key)))
 
 
 def is_deleted(m: Migration, name: str, key: str) -> bool:
-    """Is it inherited no longer, although the wrapper is merged?"""
+    """Whether ``_delete_`` removed an inherited key.
+
+    The new wrapper is merged with the bases', so the key has to be reset.
+    """
     return (
         m.replaces(name)
-        and key not in m.own(name)
+        and key not in m.set_here(name)
         and is_inherited(m, name, key)
     )
 
 
-def whole(m: Migration, name: str, key: str) -> Any:
-    """A dict in a key; nothing of the bases' if it is said so."""
+def whole(m: Migration, name: str, key: str) -> ConfigValue:
+    """Return a dict within a key, with ``_delete_`` if its parent has it."""
     if not (m.replaces(name) and is_inherited(m, name, key)):
         return m.keep(name, key)
-    inner = {each: m.keep(name, key, each) for each in m.cfg[name][key]}
-    return dict(_delete_=True, **inner)
+    entries = {inner: m.keep(name, key, inner) for inner in m.cfg[name][key]}
+    return dict(_delete_=True, **entries)
 
 
-def hand_written(m: Migration, config: Mapping[str, Any]) -> Dict[str, Any]:
-    """Of the guard's options."""
+def hand_written(
+    m: Migration, config: Mapping[str, ConfigValue]
+) -> ConfigDict:
+    """Return the options of the guard that replaces a known hook."""
     kind = short(config.get('type', PLAIN[0]))
     if kind not in WRAPPERS:
         return {}
@@ -186,28 +207,32 @@ def hand_written(m: Migration, config: Mapping[str, Any]) -> Dict[str, Any]:
     return options
 
 
-def limit_of(config: Mapping[str, Any]) -> List[str]:
+def limit_of(config: Mapping[str, ConfigValue]) -> List[str]:
+    """Return the option that limits a known hook's bad updates, if any."""
     hand = WRAPPERS.get(short(config.get('type')))
-    return [hand.limit] if hand else []
+    if hand is None:
+        return []
+    return [hand.limit]
 
 
-def optimizer(m: Migration) -> Dict[str, Any]:
-    own = m.own('optimizer')
-    if not own:
+def optimizer(m: Migration) -> ConfigDict:
+    """Return the keys of the wrapper that ``optimizer`` becomes."""
+    config = m.set_here('optimizer')
+    if not config:
         return {}
     without = ['constructor', 'paramwise_cfg']
-    made: Dict[str, Any] = {}
-    if set(own) - set(without):
+    made: ConfigDict = {}
+    if set(config) - set(without):
         made['optimizer'] = m.keep('optimizer', without=without)
-    if 'constructor' in own:
+    if 'constructor' in config:
         made['constructor'] = m.keep('optimizer', 'constructor')
     elif is_deleted(m, 'optimizer', 'constructor'):
         made['constructor'] = 'DefaultOptimWrapperConstructor'
-    if own.get('paramwise_cfg') is not None:
+    if config.get('paramwise_cfg') is not None:
         made['paramwise_cfg'] = whole(m, 'optimizer', 'paramwise_cfg')
     elif is_deleted(m, 'optimizer', 'paramwise_cfg'):
         made['paramwise_cfg'] = None
-    constructor = own.get('constructor')
+    constructor = config.get('constructor')
     if constructor in ('DefaultOptimizerConstructor', None):
         if constructor:
             made.pop('constructor')

@@ -1,16 +1,17 @@
-"""New statements, where the old ones stood."""
+"""Placement of the new statements where the old ones stood."""
 
-from typing import Any, Dict, List
+from typing import List
 
 import libcst as cst
 
+from .config_value import ConfigDict, ConfigValue
 from .dict_source import entries_of
 from .migration import TARGETS, Migration
 from .render import Kept
 
 __all__ = ['place']
 
-# Where statements are written when one key of 1.x becomes several.
+# The order in which statements are written if a key of 1.x becomes several.
 ORDER = (
     'custom_hooks',
     'optim_wrapper',
@@ -30,6 +31,8 @@ ORDER = (
     'env_cfg',
     'randomness',
 )
+# Keys of 1.x beside which a new key is written too, though TARGETS has it
+# elsewhere.
 MORE = {
     'val_cfg': ['data'],
     'test_cfg': ['data'],
@@ -39,9 +42,9 @@ MORE = {
 
 
 def place(m: Migration) -> None:
-    """Tell the source what becomes of its statements."""
+    """Enter the new statements into the source, each at its place."""
     source = m.source
-    gone = {key for key in m.old if not tell_users(m, key)}
+    gone = {key for key in m.old if not report_users(m, key)}
     source.new = {source.place[key]: [] for key in m.old}
     source.stays = {source.place[key] for key in m.old - gone}
     for name, value in entries_for_default_hooks(m).items():
@@ -49,9 +52,10 @@ def place(m: Migration) -> None:
     for name in ORDER:
         if name not in m.new:
             continue
-        keys = [key for key, new in TARGETS.items() if name in new]
-        keys = [key for key in keys + MORE.get(name, []) if key in m.old]
+        origins = [key for key, new in TARGETS.items() if name in new]
+        keys = [key for key in origins + MORE.get(name, []) if key in m.old]
         if name in source.assigned and name not in m.old:
+            # The file has this key of 2.x already: it is edited.
             at = source.place[name]
             source.new[at] = edited(m, name)
         elif not keys:
@@ -67,25 +71,29 @@ def place(m: Migration) -> None:
 
 
 def edited(m: Migration, name: str) -> List[str]:
-    """A key of 2.x that the file has."""
+    """Return the new source of a key of 2.x that the file has."""
     if name == 'custom_hooks' and is_empty(m.source.assigned[name]):
         # An empty list still replaces the one of a base.
-        return ['custom_hooks = []'] if m.inherited.get(name) else []
+        if m.inherited.get(name):
+            return ['custom_hooks = []']
+        return []
     value = m.new[name]
     if value is None or isinstance(value, dict):
         return [m.source.edited(name, value or {})]
     return [m.source.render(name, value, m.old)]
 
 
-def tell_users(m: Migration, key: str) -> List[int]:
+def report_users(m: Migration, key: str) -> List[int]:
+    """Report and return the lines that still read a key of 1.x."""
     lines = m.source.users(key, m.old)
     if lines:
-        told = ', '.join(map(str, lines))
-        m.left(key, f'{key} stays, because line {told} reads it')
+        line_numbers = ', '.join(map(str, lines))
+        m.left(key, f'{key} stays, because line {line_numbers} reads it')
     return lines
 
 
-def entries_for_default_hooks(m: Migration) -> Dict[str, Any]:
+def entries_for_default_hooks(m: Migration) -> ConfigDict:
+    """Return ``default_hooks`` with the new hooks; empty if not possible."""
     if not m.hooks:
         return {}
     is_part = not {'model', 'default_hooks'} & {*m.cfg} and not m.inherited
@@ -97,30 +105,39 @@ def entries_for_default_hooks(m: Migration) -> Dict[str, Any]:
             'train with',
         )
         return {}
-    own = m.source.assigned.get('default_hooks')
-    if own is None:
+    node = m.source.assigned.get('default_hooks')
+    if node is None:
         return dict(default_hooks=m.hooks)
-    there = entries_of(own)
-    if there is None:
+    existing = entries_of(node)
+    if existing is None:
         m.left('default_hooks', f'it is computed: add {", ".join(m.hooks)}')
         return {}
-    new = {k: v for k, v in m.hooks.items() if k not in there}
+    new = {k: v for k, v in m.hooks.items() if k not in existing}
     for name in {*m.hooks} - {*new} - {*m.guard['default_hooks']}:
         m.left(
             ('default_hooks', name),
             f'{name} is there already: what 1.x says of it was not added',
         )
-    return dict(default_hooks=plain(m, new)) if new else {}
+    if not new:
+        return {}
+    return dict(default_hooks=plain(m, new))
 
 
-def plain(m: Migration, value: Any) -> Any:
-    """For an edit, which takes no source that would have to be moved."""
+def plain(m: Migration, value: ConfigValue) -> ConfigValue:
+    """Replace the kept parts of a value by values.
+
+    An edit of an existing dict cannot move source into it.
+    """
     if isinstance(value, Kept):
         return value.value
     if isinstance(value, dict):
-        return {key: plain(m, each) for key, each in value.items()}
-    return cst.Name('None') if value is None else value
+        return {key: plain(m, item) for key, item in value.items()}
+    if value is None:
+        # For an edit, None itself means to remove the entry.
+        return cst.Name('None')
+    return value
 
 
-def is_empty(node: Any) -> bool:
+def is_empty(node: cst.BaseExpression) -> bool:
+    """Whether a node is an empty list or tuple."""
     return isinstance(node, (cst.List, cst.Tuple)) and not node.elements

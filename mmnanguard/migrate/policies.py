@@ -1,6 +1,10 @@
-"""What each policy becomes."""
+"""The schedulers of MMEngine for each policy of 1.x.
 
-from typing import Any, Callable, Dict
+Each function adds the schedulers of a policy to ``policy.made`` and raises
+:class:`CannotMigrate` if MMEngine has no counterpart.
+"""
+
+from typing import Callable, Dict, Tuple
 
 from .policy import CannotMigrate, Policy
 
@@ -8,10 +12,11 @@ __all__ = ['KEYS', 'POLICIES']
 
 
 def fixed(policy: Policy) -> None:
-    """A rate that only a warm-up changes has no scheduler."""
+    """Add nothing: only a warm-up changes this rate."""
 
 
 def step(policy: Policy) -> None:
+    """Add the scheduler of steps, of a fixed size or at milestones."""
     steps = policy.config.get('step')
     default = 0.1 if policy.kind == 'LR' else 0.5
     gamma = policy.keep('gamma', default)
@@ -37,11 +42,13 @@ def step(policy: Policy) -> None:
 
 
 def exponential(policy: Policy) -> None:
+    """Add the scheduler of an exponential decay."""
     gamma = policy.keep('gamma', None)
     policy.add('Exponential', gamma=gamma, **policy.counts())
 
 
 def poly(policy: Policy) -> None:
+    """Add the scheduler of a polynomial decay to the floor."""
     policy.add(
         'Poly',
         power=policy.keep('power', 1.0),
@@ -53,8 +60,10 @@ def poly(policy: Policy) -> None:
 
 
 def linear_annealing(policy: Policy) -> None:
+    """Add the scheduler of a linear decay to the floor."""
     floor = policy.floor()
     if 'eta_min' in floor:
+        # LinearLR knows ratios only; a polynomial of power 1 is linear too.
         end = policy.after_end()
         policy.add(
             'Poly', power=1.0, **floor, begin=0, end=end, **policy.clock()
@@ -71,6 +80,7 @@ def linear_annealing(policy: Policy) -> None:
 
 
 def cosine(policy: Policy) -> None:
+    """Add the scheduler of a cosine decay over the whole training."""
     policy.add(
         'CosineAnnealing',
         T_max=policy.total(),
@@ -82,6 +92,7 @@ def cosine(policy: Policy) -> None:
 
 
 def flat_cosine(policy: Policy) -> None:
+    """Add the scheduler of a cosine decay after a constant share."""
     total = policy.total()
     begin = total.value * policy.config.get('start_percent', 0.75)
     if policy.by_epoch or not policy.loop.by_epoch:
@@ -97,26 +108,35 @@ def flat_cosine(policy: Policy) -> None:
 
 
 def cosine_restart(policy: Policy) -> None:
-    weights = policy.config.get('restart_weights', [1])
+    """Add the scheduler of cosine decays with restarts."""
+    weights = policy.keep('restart_weights', [1])
     target = policy.ratio()
-    # 1.x weighs the distance to the floor, MMEngine the rate.
+    if target:
+        # 1.x weighs the distance to the floor, MMEngine the rate.
+        weights = [
+            target + weight * (1 - target)
+            for weight in policy.config.get('restart_weights', [1])
+        ]
     policy.add(
         'CosineRestart',
         periods=policy.keep('periods', None),
-        restart_weights=policy.keep('restart_weights', [1])
-        if not target
-        else [target + weight * (1 - target) for weight in weights],
+        restart_weights=weights,
         **policy.floor(),
         **policy.counts(),
     )
 
 
 def cyclic(policy: Policy) -> None:
+    """Add the schedulers of a cycle: a cosine up and one down, repeated."""
     config = policy.config
     default = (10, 1e-4) if policy.kind == 'LR' else (0.85 / 0.95, 1)
     ratios = config.get('target_ratio', default)
-    ratios = ratios if isinstance(ratios, (list, tuple)) else (ratios,)
-    high, low = ratios if len(ratios) == 2 else (ratios[0], ratios[0] / 1e5)
+    if not isinstance(ratios, (list, tuple)):
+        ratios = (ratios,)
+    if len(ratios) != 2:
+        # mmcv derives the low one like this.
+        ratios = (ratios[0], ratios[0] / 1e5)
+    high, low = ratios
     if config.get('anneal_strategy', 'cos') != 'cos' or config.get('warmup'):
         raise CannotMigrate(
             'a cycle that is linear, or under a warm-up, has no counterpart'
@@ -151,13 +171,16 @@ def cyclic(policy: Policy) -> None:
             )
 
 
-def tidy(count: float) -> Any:
-    """No 9.600000000000001, and no 8.0."""
+def tidy(count: float) -> float:
+    """Return a count without rounding errors, an int if it is whole."""
     count = round(count, 9)
-    return int(count) if count == int(count) else count
+    if count == int(count):
+        return int(count)
+    return count
 
 
 def one_cycle(policy: Policy) -> None:
+    """Add the scheduler of a one-cycle schedule."""
     if policy.kind == 'Momentum':
         raise CannotMigrate('MMEngine has no one-cycle schedule of momentum')
     if policy.config.get('warmup'):
@@ -171,13 +194,15 @@ def one_cycle(policy: Policy) -> None:
         if key in policy.config
     }
     steps = policy.config.get('total_steps')
-    clock = policy.clock() if steps is None else dict(by_epoch=False)
+    if steps is None:
+        total, clock = policy.total(), policy.clock()
+    else:
+        total = policy.keep('total_steps', None)
+        clock = dict(by_epoch=False)
     policy.add(
         'OneCycle',
         eta_max=policy.keep('max_lr', None),
-        total_steps=policy.total()
-        if steps is None
-        else policy.keep('total_steps', None),
+        total_steps=total,
         **options,
         **clock,
     )
@@ -195,10 +220,9 @@ POLICIES: Dict[str, Callable[[Policy], None]] = {
     'Cyclic': cyclic,
     'OneCycle': one_cycle,
 }
-FLOORS = tuple(
-    f'min_{word}{end}' for word in ('lr', 'momentum') for end in ('', '_ratio')
-)
-KEYS: Dict[str, Any] = {
+FLOORS = ('min_lr', 'min_lr_ratio', 'min_momentum', 'min_momentum_ratio')
+# The options that mmcv knows for each policy.
+KEYS: Dict[str, Tuple[str, ...]] = {
     'Fixed': (),
     'Step': ('step', 'gamma', 'min_lr', 'min_momentum'),
     'Exp': ('gamma',),

@@ -1,22 +1,24 @@
-"""What a policy of 1.x is read with, and its warm-up."""
+"""The policy of an ``lr_config`` or ``momentum_config``, and its warm-up."""
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional
+from typing import List, Mapping, Optional
 
+from .config_value import ConfigDict, ConfigValue
 from .render import Kept
 
 __all__ = ['CannotMigrate', 'Loop', 'Policy', 'Schedule']
 
+# An end in iterations that no training reaches.
 FOREVER = 10**9
 
 
 @dataclass(frozen=True)
 class Loop:
-    """What the runner counts.
+    """The training loop.
 
     Attributes:
-        by_epoch: Epochs, or iterations.
-        total: How many; a :class:`Kept`, and None if it is not known.
+        by_epoch: Whether its length is in epochs; otherwise in iterations.
+        total: Its length; None if it is not known.
     """
 
     by_epoch: bool
@@ -25,55 +27,74 @@ class Loop:
 
 @dataclass
 class Schedule:
-    """The schedulers, and what is to be said of them."""
+    """The schedulers that a config becomes, and the notes on them."""
 
-    schedulers: List[Dict[str, Any]] = field(default_factory=list)
+    schedulers: List[ConfigDict] = field(default_factory=list)
     changed: List[str] = field(default_factory=list)
     left: List[str] = field(default_factory=list)
 
 
 class CannotMigrate(Exception):
-    """Why not."""
+    """The reason why a config has no counterpart in MMEngine."""
 
 
 @dataclass
 class Policy:
-    """One of the two configs, and the schedulers that it has become so far.
+    """A config of 1.x, and the schedulers that it has become so far.
 
     Attributes:
-        by_epoch: What 1.x counts in.
+        name: 'lr_config' or 'momentum_config'.
+        config: Its value.
+        loop: The training loop.
+        base: The optimizer's learning rate or momentum, if it is known.
+        made: The schedulers so far.
+        by_epoch: Whether 1.x counts this policy in epochs.
+        kind: 'LR' or 'Momentum', as the names of schedulers have it.
+        word: 'lr' or 'momentum', as the names of keys have it.
     """
 
     name: str
-    config: Mapping[str, Any]
+    config: Mapping[str, ConfigValue]
     loop: Loop
     base: Optional[float]
     made: Schedule
     by_epoch: bool = True
 
     def __post_init__(self) -> None:
-        self.kind = 'LR' if self.name == 'lr_config' else 'Momentum'
-        self.word = 'lr' if self.kind == 'LR' else 'momentum'
+        self.kind, self.word = 'Momentum', 'momentum'
+        if self.name == 'lr_config':
+            self.kind, self.word = 'LR', 'lr'
 
-    def keep(self, key: str, default: Any) -> Any:
+    def keep(self, key: str, default: ConfigValue) -> ConfigValue:
+        """Carry over an option, or return the default of 1.x."""
         if key in self.config:
             return Kept((self.name, key), self.config[key])
         return default
 
-    def add(self, kind: str, **options: Any) -> None:
+    def add(self, kind: str, **options: ConfigValue) -> None:
+        """Add a scheduler, by its name without 'LR' or 'Momentum'."""
         self.made.schedulers.append(dict(type=f'{kind}{self.kind}', **options))
 
-    def counts(self) -> Dict[str, Any]:
-        """For what needs no end: the unit that 1.x counts in."""
+    def counts(self) -> ConfigDict:
+        """Return the unit of a scheduler without an end."""
         return dict(by_epoch=self.by_epoch)
 
-    def clock(self) -> Dict[str, Any]:
-        """For what goes on to the end of training."""
+    def clock(self) -> ConfigDict:
+        """Return the unit of a scheduler that lasts until training ends.
+
+        1.x may change the rate at each iteration of a loop of epochs;
+        MMEngine needs to be given epochs and to convert them.
+        """
         if self.loop.by_epoch and not self.by_epoch:
             return dict(by_epoch=True, convert_to_iter_based=True)
         return dict(by_epoch=self.by_epoch)
 
-    def total(self) -> Any:
+    def total(self) -> Kept:
+        """Return the length of training.
+
+        Raises:
+            CannotMigrate: If no key says it.
+        """
         if self.loop.total is None:
             raise CannotMigrate(
                 'it needs to know how long training takes, and no runner or '
@@ -81,9 +102,11 @@ class Policy:
             )
         return self.loop.total
 
-    def after_end(self) -> Any:
-        """MMEngine is at the end with the last iteration, 1.x would be with
-        the one after it.
+    def after_end(self) -> ConfigValue:
+        """Return the end of a scheduler that reaches its final rate.
+
+        MMEngine reaches the final rate with the last iteration, 1.x would
+        reach it with the iteration after that.
         """
         if 'convert_to_iter_based' in self.clock():
             self.made.changed.append(
@@ -92,7 +115,8 @@ class Policy:
             return self.total()
         return self.total().value + 1
 
-    def floor(self) -> Dict[str, Any]:
+    def floor(self) -> ConfigDict:
+        """Return the option for the smallest rate, absolute or a ratio."""
         absolute = f'min_{self.word}'
         ratio = f'{absolute}_ratio'
         if self.config.get(ratio) is not None:
@@ -109,8 +133,12 @@ class Policy:
             )
         return floor
 
-    def ratio(self) -> Any:
-        """The floor as a share of where it starts."""
+    def ratio(self) -> ConfigValue:
+        """Return the smallest rate as a ratio of the optimizer's rate.
+
+        Raises:
+            CannotMigrate: If it is absolute and the optimizer's is unknown.
+        """
         if self.config.get(f'min_{self.word}_ratio') is not None:
             return self.config[f'min_{self.word}_ratio']
         floor = self.config.get(f'min_{self.word}') or 0.0
@@ -119,9 +147,16 @@ class Policy:
                 f"min_{self.word} with these restarts needs the optimizer's "
                 f'{self.word}, which this file does not know'
             )
-        return floor / self.base if floor and self.base else 0.0
+        if not floor or not self.base:
+            return 0.0
+        return floor / self.base
 
     def warm_up(self) -> None:
+        """Add the schedulers of the warm-up, if there is one.
+
+        Raises:
+            CannotMigrate: If MMEngine has no counterpart.
+        """
         kind = self.config.get('warmup')
         if kind is None:
             return
@@ -132,7 +167,7 @@ class Policy:
             )
         length = self.keep('warmup_iters', 0)
         ratio = self.keep('warmup_ratio', 0.1)
-        clock: Dict[str, Any] = dict(by_epoch=False)
+        clock: ConfigDict = dict(by_epoch=False)
         end = self.config.get('warmup_iters', 0) + 1
         if self.config.get('warmup_by_epoch'):
             if not self.loop.by_epoch or kind == 'exp':

@@ -1,7 +1,9 @@
-"""Values as the source of a config."""
+"""Python source for the values of a config."""
 
 from dataclasses import dataclass
-from typing import Any, Callable, Optional, Tuple
+from typing import Callable, List, Optional, Tuple
+
+from .config_value import ConfigValue
 
 __all__ = ['Kept', 'Piece', 'render']
 
@@ -10,16 +12,16 @@ WIDTH = 79
 
 @dataclass(frozen=True)
 class Kept:
-    """A value of the old config that goes on as it is.
+    """A value of the old config that is carried over unchanged.
 
     Attributes:
-        path: Where it stands: a name of the file, then keys.
-        value: What it is.
+        path: The name that the file assigns, then the keys below it.
+        value: The value, for when its source cannot be moved.
         without: Keys of a dict that are left out.
     """
 
     path: Tuple[str, ...]
-    value: Any
+    value: ConfigValue
     without: Tuple[str, ...] = ()
 
 
@@ -28,8 +30,9 @@ class Piece:
     """A part of the old source.
 
     Attributes:
-        indent: Of the line that it begins on, in columns.
-        column: Where it begins.
+        text: The source.
+        indent: Indentation of its first line, in columns.
+        column: Column at which it begins, from 0.
     """
 
     text: str
@@ -37,10 +40,18 @@ class Piece:
     column: int
 
     def at(self, indent: int, column: int) -> str:
-        """Moved, if it has several lines, as a whole."""
+        """Return the source with all its lines shifted to a new place.
+
+        Args:
+            indent: Indentation of the line that it will begin on.
+            column: Column at which it will begin.
+        """
         first, *rest = self.text.split('\n')
+        # Shifting the lines of a multi-line string would change its value.
         if not rest or '"""' in self.text or "'''" in self.text:
             return self.text
+        # After an opening bracket the lines hang from the indentation;
+        # otherwise they are aligned with the first character.
         hangs = first.rstrip()[-1:] in ('(', '[', '{')
         shift = indent - self.indent if hangs else column - self.column
         moved = [
@@ -52,19 +63,20 @@ class Piece:
 
 
 def render(
-    value: Any,
+    value: ConfigValue,
     find: Callable[[Kept], Optional[Piece]],
     indent: int = 0,
     column: int = 0,
 ) -> str:
-    """As source, in lines of at most 79 columns where that can be.
+    """Return a value's source, in lines of at most 79 columns if possible.
 
     Args:
-        value: Plain, or with :class:`Kept` in it.
-        find: The source of what is kept; None if it has none that could be
-            moved.
-        indent: Of the line that it will begin on.
-        column: Where it will begin; what follows takes one more.
+        value: A plain value, or one that contains :class:`Kept`.
+        find: Returns the source of a kept value, or None if there is none
+            that can be moved.
+        indent: Indentation of the line that the source will begin on.
+        column: Column at which it will begin; a closing bracket or comma
+            after it takes one more.
     """
     if isinstance(value, Kept):
         piece = find(value)
@@ -76,13 +88,14 @@ def render(
         return render(kept, find, indent, column)
     if not isinstance(value, (dict, list, tuple)) or not value:
         return 'dict()' if value == {} else repr(value)
+    # First try a single line; if it is too long, put an entry on each line.
     for one_line in (True, False):
         inner = indent if one_line else indent + 4
         start = column + 6 if one_line else inner
         parts = []
-        for prefix, each in entries(value):
+        for prefix, entry in prefixed_entries(value):
             at = start + len(prefix)
-            parts.append(prefix + render(each, find, inner, at))
+            parts.append(prefix + render(entry, find, inner, at))
             start = at + len(parts[-1]) + 2 if one_line else inner
         opening, closing = brackets(value)
         text = opening + ', '.join(parts) + closing
@@ -95,19 +108,26 @@ def render(
     return f'{opening}\n{lines}{pad}{closing}'
 
 
-def entries(value: Any) -> Any:
+def prefixed_entries(value: ConfigValue) -> List[Tuple[str, ConfigValue]]:
+    """Return a container's items, with the source of the key before each."""
     if not isinstance(value, dict):
-        return [('', each) for each in value]
+        return [('', item) for item in value]
     if are_names(value):
-        return [(f'{key}=', each) for key, each in value.items()]
-    return [(f'{key!r}: ', each) for key, each in value.items()]
+        return [(f'{key}=', item) for key, item in value.items()]
+    return [(f'{key!r}: ', item) for key, item in value.items()]
 
 
-def brackets(value: Any) -> Tuple[str, str]:
+def brackets(value: ConfigValue) -> Tuple[str, str]:
+    """Return the opening and the closing bracket of a container."""
     if isinstance(value, dict):
-        return ('dict(', ')') if are_names(value) else ('{', '}')
-    return ('[', ']') if isinstance(value, list) else ('(', ')')
+        if are_names(value):
+            return 'dict(', ')'
+        return '{', '}'
+    if isinstance(value, list):
+        return '[', ']'
+    return '(', ')'
 
 
-def are_names(value: Any) -> bool:
+def are_names(value: ConfigValue) -> bool:
+    """Whether all keys can be keywords, as in ``dict(key=...)``."""
     return all(isinstance(key, str) and key.isidentifier() for key in value)

@@ -1,12 +1,13 @@
-"""What ``lr_config`` and ``momentum_config`` become.
+"""Migration of ``lr_config`` and ``momentum_config``.
 
-1.x sets the rate of an iteration from its number; MMEngine's schedulers each
-multiply, in their order, what they find. Where the rule of 1.x has no floor
-(min_lr), both give the same rates, the warm-up included, to the last digits.
+1.x computes the rate of an iteration from its number; MMEngine's schedulers
+multiply the current rate, one after another. If the rule of 1.x has no floor
+(``min_lr``), the rates are equal to the last digits, in the warm-up too.
 """
 
-from typing import Any, List, Mapping, Optional
+from typing import List, Mapping, Optional
 
+from .config_value import ConfigValue
 from .migration import Migration
 from .policies import KEYS, POLICIES
 from .policy import CannotMigrate, Loop, Policy, Schedule
@@ -19,22 +20,24 @@ WARMUP = ('warmup', 'warmup_iters', 'warmup_ratio', 'warmup_by_epoch')
 
 
 def migrate_schedules(m: Migration) -> None:
+    """Turn both configs into ``param_scheduler``."""
     if not {'lr_config', 'momentum_config'} & m.old:
         return
-    made: List[Any] = []
-    for name, of in (('lr_config', 'lr'), ('momentum_config', 'momentum')):
+    made: List[ConfigValue] = []
+    for name, option in (('lr_config', 'lr'), ('momentum_config', 'momentum')):
         config = m.cfg.get(name)
         if config is None:
             continue
         optimizer = m.cfg.get('optimizer') or {}
         if isinstance(m.cfg.get('optim_wrapper'), dict):
             optimizer = m.cfg['optim_wrapper'].get('optimizer', optimizer)
-        base = optimizer.get(of, (optimizer.get('betas') or [None])[0])
+        # Adam's momentum is its first beta.
+        base = optimizer.get(option, (optimizer.get('betas') or [None])[0])
         schedule = migrate_schedule(name, config, m.loop, base)
-        for told in schedule.changed:
-            m.changed(name, told)
-        for told in schedule.left:
-            m.left(name, told)
+        for note in schedule.changed:
+            m.changed(name, note)
+        for note in schedule.left:
+            m.left(name, note)
         if schedule.left:
             m.old.discard(name)
         elif name in m.old:
@@ -45,15 +48,18 @@ def migrate_schedules(m: Migration) -> None:
 
 
 def migrate_schedule(
-    name: str, config: Mapping[str, Any], loop: Loop, base: Optional[float]
+    name: str,
+    config: Mapping[str, ConfigValue],
+    loop: Loop,
+    base: Optional[float],
 ) -> Schedule:
-    """Read one of the two.
+    """Turn one of the two configs into schedulers.
 
     Args:
         name: 'lr_config' or 'momentum_config'.
         config: Its value.
-        loop: Of the run.
-        base: What the optimizer begins with, if it is known.
+        loop: The training loop.
+        base: The optimizer's learning rate or momentum, if it is known.
     """
     policy = Policy(name, config, loop, base, Schedule())
     try:
@@ -70,7 +76,12 @@ def migrate_schedule(
 
 
 def kind_of(policy: Policy) -> str:
-    kind = policy.config.get('policy')
+    """Return the name of a policy, as :data:`POLICIES` has it.
+
+    Raises:
+        CannotMigrate: If it has none, or an unknown one.
+    """
+    kind: Optional[str] = policy.config.get('policy')
     if kind is None:
         raise CannotMigrate(
             "it has no policy, and a parent's list of schedulers cannot be "
@@ -87,6 +98,11 @@ def kind_of(policy: Policy) -> str:
 
 
 def counts_epochs(policy: Policy, kind: str) -> bool:
+    """Whether 1.x counts a policy in epochs.
+
+    Raises:
+        CannotMigrate: If it counts epochs in a loop of iterations.
+    """
     default = policy.loop.by_epoch or policy.kind == 'Momentum'
     if kind in ('OneCycle', 'Cyclic'):
         default = False

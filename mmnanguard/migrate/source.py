@@ -1,14 +1,25 @@
-"""A config as its author wrote it."""
+"""The source of a config, as its author wrote it."""
 
 import ast
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set
+from typing import (
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    Union,
+)
 
 import libcst as cst
 from libcst.metadata import MetadataWrapper, PositionProvider
 
 from mmnanguard.core import GuardConfigError
 
-from .comments import place_comments
+from .comments import Statement, place_comments
+from .config_value import ConfigValue
 from .dict_source import edit_dict, entries_of
 from .render import Kept, Piece, render
 
@@ -16,19 +27,25 @@ __all__ = ['Source']
 
 
 class Source:
-    """The statements of a file, and what is to become of them.
+    """The statements of a file, and their replacements.
 
     Args:
-        text: Of the file.
-        where: Its name, for messages.
+        text: The text of the file.
+        where: The name of the file, for messages.
 
     Attributes:
-        assigned: The value of each name that is set once, by a statement of
-            its own at the top level.
+        assigned: The value of each name that is set once, by a separate
+            statement at the top level.
+        place: The index of that statement, by name.
         tangled: Lines of each name that is set in any other way.
+        new: The source that replaces a statement, by its index.
+        stays: Indices of statements that stay beside their replacement.
+        heir: The index of the statement that takes over for a removed one,
+            and with it the comments.
+        last: New statements that come after all others.
 
     Raises:
-        GuardConfigError: If it is no Python.
+        GuardConfigError: If the text is no Python.
     """
 
     def __init__(self, text: str, where: str) -> None:
@@ -43,48 +60,64 @@ class Source:
         self.positions = wrapper.resolve(PositionProvider)
         self.text = text
         self.lines = text.split('\n')
-        self.statements: List[Any] = list(self.module.body)
+        self.statements: List[Statement] = list(self.module.body)
         self.place: Dict[str, int] = {}
         self.assigned: Dict[str, cst.BaseExpression] = {}
         self.tangled: Dict[str, List[int]] = {}
         for index, statement in enumerate(self.statements):
-            name = target_of(statement)
-            stored = [name] if name else stored_in(statement)
-            for each in stored:
-                if name and each not in [*self.assigned, *self.tangled]:
-                    self.place[name] = index
-                    self.assigned[name] = statement.body[0].value
-                    continue
-                lines = self.tangled.setdefault(each, [])
-                if self.assigned.pop(each, None) is not None:
-                    lines.append(self.line_of(self.place.pop(each)))
-                lines.append(self.line_of(index))
-        self.new: Dict[int, List[str]] = {}  # what a statement becomes
-        self.stays: Set[int] = set()  # beside what it becomes
-        self.heir: Dict[int, int] = {}  # which one goes on for another
-        self.last: List[str] = []  # and what comes after all of them
+            self._read_statement(index, statement)
+        self.new: Dict[int, List[str]] = {}
+        self.stays: Set[int] = set()
+        self.heir: Dict[int, int] = {}
+        self.last: List[str] = []
+
+    def _read_statement(self, index: int, statement: Statement) -> None:
+        assignment = simple_assignment(statement)
+        if assignment is not None:
+            name, value = assignment
+            if name not in self.assigned and name not in self.tangled:
+                self.place[name] = index
+                self.assigned[name] = value
+                return
+            stored = [name]
+        else:
+            stored = stored_in(statement)
+        for name in stored:
+            lines = self.tangled.setdefault(name, [])
+            # It was assigned once so far, which is no longer true.
+            if self.assigned.pop(name, None) is not None:
+                lines.append(self.line_of(self.place.pop(name)))
+            lines.append(self.line_of(index))
 
     def line_of(self, index: int) -> int:
+        """Return the line of a statement, from 1."""
         return self.positions[self.statements[index]].start.line
 
     def line(self, *path: str) -> Optional[int]:
-        """Where a value stands; None if not in this file."""
+        """Return the line of the value at a path, from 1.
+
+        A value that is not written in this file has the line of the dict
+        that would hold it; None if that is not in this file either.
+        """
         node = self.node(path)
         if node is not None:
             return self.positions[node].start.line
         if path[0] in self.tangled:
             return self.tangled[path[0]][-1]
-        return self.line(*path[:-1]) if len(path) > 1 else None
+        if len(path) == 1:
+            return None
+        return self.line(*path[:-1])
 
     def node(self, path: Sequence[str]) -> Optional[cst.BaseExpression]:
-        found: Any = self.assigned.get(path[0])
+        """Return the expression at a path; None if not in this file."""
+        node = self.assigned.get(path[0])
         for key in path[1:]:
-            found = (entries_of(found) or {}).get(key)
-        return found
+            node = (entries_of(node) or {}).get(key)
+        return node
 
     def users(self, name: str, gone: Iterable[str]) -> List[int]:
-        """Lines of statements that name it and that will stay."""
-        dropped = {self.place[each] for each in [name, *gone]}
+        """Return the lines of statements that name a key and will stay."""
+        dropped = {self.place[key] for key in [name, *gone]}
         return [
             self.line_of(index)
             for index, statement in enumerate(self.statements)
@@ -92,11 +125,11 @@ class Source:
         ]
 
     def piece(self, kept: Kept, gone: Iterable[str]) -> Optional[Piece]:
-        """Source that can be moved; None if there is none.
+        """Return the source of a kept value; None if it cannot be moved.
 
         Args:
-            kept: Where it stands.
-            gone: Names that will not be there any more.
+            kept: The value.
+            gone: Names that the new file does not have at its new place.
         """
         node = self.node(kept.path)
         if node is None or names_in(node) & set(gone):
@@ -104,6 +137,7 @@ class Source:
         if isinstance(kept.value, dict):
             named = node.value if isinstance(node, cst.Name) else ''
             entries = entries_of(self.assigned.get(named, node))
+            # The value has inherited entries too: its source is not all.
             if entries is None or ({*entries} ^ {*kept.value}) - {'_delete_'}:
                 return None
             if named and {*entries} & {*kept.without}:
@@ -119,30 +153,45 @@ class Source:
         )
 
     def defined_after(self, index: int) -> List[str]:
-        """Names that a statement in this place cannot use."""
+        """Return the names that a statement in this place cannot use."""
         line = self.line_of(index)
         late = [
             name for name, lines in self.tangled.items() if lines[-1] > line
         ]
         return late + [name for name, at in self.place.items() if at > index]
 
-    def render(self, name: str, value: Any, gone: Iterable[str]) -> str:
+    def render(
+        self, name: str, value: ConfigValue, gone: Iterable[str]
+    ) -> str:
+        """Return the source of an assignment, with kept parts moved into it.
+
+        Args:
+            name: The name to assign to.
+            value: A plain value, or one that contains :class:`Kept`.
+            gone: Names that the new file does not have at this place.
+        """
         text = render(
             value, lambda kept: self.piece(kept, gone), column=len(name) + 3
         )
         return f'{name} = {text}'
 
-    def edited(self, name: str, changes: Mapping[str, Any]) -> str:
-        """An assignment with entries of its dict set, or, if None, removed."""
+    def edited(self, name: str, changes: Mapping[str, ConfigValue]) -> str:
+        """Return an assignment with entries of its dict changed.
+
+        Args:
+            name: The name that is assigned.
+            changes: New values by key; None removes the entry.
+        """
         node = self.assigned[name]
         if changes:
             node = edit_dict(node, changes)
         return f'{name} = {self.module.code_for_node(node)}'
 
     def code(self) -> str:
-        """The new file. No comment is lost."""
-        body: List[Any] = []
-        waiting: List[Any] = []  # comments of what became nothing
+        """Return the text of the new file, with all comments."""
+        body: List[Statement] = []
+        # Comments of removed statements, which wait for the next that stays.
+        waiting: List[cst.EmptyLine] = []
         gone = {k for k, v in self.new.items() if not v} - self.stays
         above, moved = place_comments(
             self.statements, self.new, self.stays, self.heir
@@ -157,7 +206,8 @@ class Source:
             parts = [cst.parse_statement(t) for t in self.new.get(index, [])]
             if not parts or index in self.stays:
                 parts.insert(0, old)
-            else:  # a comment at its end stays there
+            elif isinstance(old, cst.SimpleStatementLine):
+                # The comment at the end of the old line stays there.
                 parts[-1] = parts[-1].with_changes(
                     trailing_whitespace=old.trailing_whitespace
                 )
@@ -171,8 +221,10 @@ class Source:
         return self.module.with_changes(body=body, footer=footer).code
 
 
-def target_of(statement: Any) -> str:
-    """The name that a statement sets and does nothing else."""
+def simple_assignment(
+    statement: Statement,
+) -> Optional[Tuple[str, cst.BaseExpression]]:
+    """Return name and value of ``name = value``; None if it is not that."""
     if (
         isinstance(statement, cst.SimpleStatementLine)
         and len(statement.body) == 1
@@ -180,32 +232,34 @@ def target_of(statement: Any) -> str:
         and len(statement.body[0].targets) == 1
         and isinstance(statement.body[0].targets[0].target, cst.Name)
     ):
-        return statement.body[0].targets[0].target.value
-    return ''
+        assign = statement.body[0]
+        return statement.body[0].targets[0].target.value, assign.value
+    return None
 
 
-def stored_in(statement: Any) -> List[str]:
-    """Names that a statement sets or changes, at whatever depth."""
+def stored_in(statement: Statement) -> List[str]:
+    """Return the names that a statement sets or changes, at any depth."""
     tree = ast.parse(cst.Module(body=[statement]).code)
-    found = []
+    names = set()
     for node in ast.walk(tree):
         while isinstance(node, (ast.Subscript, ast.Attribute)):
             is_stored = not isinstance(node.ctx, ast.Load)
             node = node.value
             if is_stored and isinstance(node, ast.Name):
-                found.append(node.id)
+                names.add(node.id)
+        # A method may change what it is called on: optimizer.update(...).
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            owner = node.func.value  # optimizer.update(...)
+            owner = node.func.value
             if isinstance(owner, ast.Name):
-                found.append(owner.id)
+                names.add(owner.id)
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            found.append(node.id)
-    return sorted(set(found))
+            names.add(node.id)
+    return sorted(names)
 
 
-def names_in(node: Any) -> set:
-    """Names that are read, keywords and attributes are not."""
+def names_in(node: Union[Statement, cst.BaseExpression]) -> Set[str]:
+    """Return the names in a node; keywords and attributes do not count."""
     if isinstance(node, cst.BaseExpression):
         node = cst.SimpleStatementLine([cst.Expr(node)])
     tree = ast.parse(cst.Module(body=[node]).code)
-    return {each.id for each in ast.walk(tree) if isinstance(each, ast.Name)}
+    return {name.id for name in ast.walk(tree) if isinstance(name, ast.Name)}

@@ -1,7 +1,10 @@
-"""The optimizer wrapper: of 1.x's keys, or of an unguarded one."""
+"""Migration of the optimizer wrapper to a guarded one."""
 
-from typing import Any, Dict, List, Mapping
+from typing import List, Mapping, Optional, Tuple
 
+import libcst as cst
+
+from .config_value import ConfigDict, ConfigValue
 from .dict_source import entries_of
 from .guarded_types import AMP, FULL, GUARDED_TYPES, is_guarded_type, short
 from .migration import Migration
@@ -10,6 +13,7 @@ from .optimizer_config import can_migrate, wrapper_of_old
 
 __all__ = ['migrate_wrapper']
 
+# Options that the guarded wrappers take.
 TAKEN = (
     'type',
     'optimizer',
@@ -23,6 +27,7 @@ TAKEN_BY_AMP = ('loss_scale', 'dtype', 'use_fsdp')
 
 
 def migrate_wrapper(m: Migration) -> None:
+    """Guard the optimizer wrapper, and add the hooks of the guard."""
     keys = {'optimizer', 'optimizer_config', 'fp16'} & m.old
     if not can_migrate(m, keys):
         m.old -= keys
@@ -40,7 +45,7 @@ def migrate_wrapper(m: Migration) -> None:
 
 
 def from_bases(m: Migration) -> bool:
-    """Guard a wrapper that another file has."""
+    """Guard an inherited wrapper; return whether that was possible."""
     wrapper = m.cfg.get('optim_wrapper')
     if not wrapper or is_guarded_type(short(wrapper.get('type'))):
         return False
@@ -71,7 +76,7 @@ def from_bases(m: Migration) -> bool:
 
 
 def from_new(m: Migration) -> None:
-    """A 2.x wrapper: its type, and options of a hand-written one."""
+    """Guard a wrapper of 2.x that this file sets."""
     node = m.source.assigned['optim_wrapper']
     value = m.cfg['optim_wrapper']
     changes = guarded(m, ('optim_wrapper',), value, node)
@@ -80,8 +85,19 @@ def from_new(m: Migration) -> None:
 
 
 def guarded(
-    m: Migration, path: Any, value: Mapping[str, Any], node: Any
-) -> Dict[str, Any]:
+    m: Migration,
+    path: Tuple[str, ...],
+    value: Mapping[str, ConfigValue],
+    node: Optional[cst.BaseExpression],
+) -> ConfigDict:
+    """Return the changes that guard a wrapper, or several in a dict.
+
+    Args:
+        m: The migration.
+        path: The keys at which the wrapper stands.
+        value: Its value.
+        node: Its source, if it has one.
+    """
     entries = entries_of(node)
     if entries is None:
         m.left(
@@ -90,24 +106,23 @@ def guarded(
         )
         return {}
     if 'optimizer' not in value:  # several optimizers, or a part for a base
-        changes: Dict[str, Any] = {}
-        for key, each in value.items():
-            if isinstance(each, dict) and 'optimizer' in each:
-                inner = guarded(m, (*path, key), each, entries.get(key))
-                changes.update({key: inner} if inner else {})
+        changes: ConfigDict = {}
+        for key, wrapper in value.items():
+            if isinstance(wrapper, dict) and 'optimizer' in wrapper:
+                inner = guarded(m, (*path, key), wrapper, entries.get(key))
+                if inner:
+                    changes[key] = inner
         return changes
     kind = short(value.get('type', 'OptimWrapper'))
     if is_guarded_type(kind) and not m.is_named:
         return {}
     if kind not in (*GUARDED_TYPES, *WRAPPERS):
-        told = (
-            'looks like a guard of your own'
-            if looks_alike(kind)
-            else ('is not known here')
-        )
+        reason = 'is not known here'
+        if looks_alike(kind):
+            reason = 'looks like a guard of your own'
         m.left(
             (*path, 'type'),
-            f'{kind} {told}: make it a subclass of {FULL}, or write that',
+            f'{kind} {reason}: make it a subclass of {FULL}, or write that',
         )
         return {}
     return swapped(m, path, kind, value, entries)
@@ -115,28 +130,34 @@ def guarded(
 
 def swapped(
     m: Migration,
-    path: Any,
+    path: Tuple[str, ...],
     kind: str,
-    value: Mapping[str, Any],
-    entries: Mapping[str, Any],
-) -> Dict[str, Any]:
+    value: Mapping[str, ConfigValue],
+    entries: Mapping[str, cst.BaseExpression],
+) -> ConfigDict:
+    """Return the changes that make a known wrapper a guarded one."""
     hand = WRAPPERS.get(kind)
     changes = dict(m.guard['optim_wrapper'])
-    if not m.is_named:  # several wrappers may differ in it
+    if not m.is_named:
+        # Of several wrappers, some may be in half precision and some not.
         is_amp = hand.is_amp if hand else GUARDED_TYPES[kind] == AMP
-        changes = dict(type=AMP if is_amp else FULL)
+        changes = dict(type=FULL)
         if is_amp:
-            changes['dtype'] = value.get('dtype', 'float16')
+            # Without a dtype, autocast on a CPU would take bfloat16.
+            changes = dict(type=AMP, dtype=value.get('dtype', 'float16'))
     options = guard_options(hand, value) if hand else {}
     if options:
         changes['guard'] = {**options, **changes.get('guard', {})}
     why = f': {hand.why}' if hand else ''
     new = short(changes['type'])
-    taken = [*TAKEN, *(TAKEN_BY_AMP if changes['type'] == AMP else ())]
-    if changes.get('dtype') == 'bfloat16':
+    taken = [*TAKEN]
+    if changes['type'] == AMP:
+        taken += TAKEN_BY_AMP
+    if changes.get('dtype') == 'bfloat16':  # it needs no loss scale
         taken.remove('loss_scale')
     dropped: List[str] = [key for key in entries if key not in taken]
     changes.update(dict.fromkeys(dropped))
+    # An edit should show real changes only.
     same = {
         k for k, v in changes.items() if v == value.get(k) and k in entries
     }

@@ -1,4 +1,6 @@
-from typing import Dict, Optional, Tuple
+"""A norm that is modulated by a condition, with a bounded scale."""
+
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 from mmengine.model import BaseModule
@@ -24,17 +26,19 @@ class SafeAdaLNZero(BaseModule):
         x = x + gate * self.branch(y)
 
     The scale cannot leave [1 - max_scale, 1 + max_scale], however large the
-    projection grows, up to Inf. It, the norm (``SafeRMSNorm``) and the
-    modulation are in float32 under autocast; both results have the dtype of
-    ``x``.
+    projection grows, up to Inf. The scale, the norm (``SafeRMSNorm``) and the
+    modulation are computed in float32 under autocast; both results have the
+    dtype of ``x``.
 
     Args:
-        embed_dims: Channels of ``x``.
-        cond_dims: Channels of the condition.
-        max_scale: Bound of the scale's distance from 1, above 0; below 1 it
-            can never change a sign. Near 0 the scale is as without a bound.
-        eps: Of the norm.
-        init_cfg: Of MMEngine; overrides the zeros.
+        embed_dims: Number of channels of ``x``.
+        cond_dims: Number of channels of the condition.
+        max_scale: Bound of the scale's distance from 1, above 0; below 1 the
+            scale can never change a sign. A scale near 1 is as without a
+            bound.
+        eps: Added to the mean square in the norm, above 0.
+        init_cfg: MMEngine's config of the initialization; it overrides the
+            zeros of the projection.
 
     References:
         Peebles, Xie, Scalable Diffusion Models with Transformers, 2022,
@@ -47,7 +51,7 @@ class SafeAdaLNZero(BaseModule):
         cond_dims: int,
         max_scale: float = 2.0,
         eps: float = 1e-5,
-        init_cfg: Optional[Dict] = None,
+        init_cfg: Optional[Dict[str, Any]] = None,
     ) -> None:
         super().__init__(init_cfg)
         check_value(
@@ -63,14 +67,16 @@ class SafeAdaLNZero(BaseModule):
         """Normalise and modulate.
 
         Args:
-            x: (N, L, embed_dims).
-            cond: (N, cond_dims).
+            x: Tokens of shape (N, L, embed_dims).
+            cond: Conditions of shape (N, cond_dims).
 
         Returns:
-            The modulated ``x``, and the gate, (N, 1, embed_dims).
+            The modulated tokens of shape (N, L, embed_dims), and the gate of
+            shape (N, 1, embed_dims).
         """
         raw = self.project(nn.functional.silu(cond)).unsqueeze(1)
         scale, shift, gate = widen(raw).chunk(3, dim=-1)
+        # tanh bounds the scale and has the slope 1 at 0.
         scale = 1 + self.max_scale * torch.tanh(scale / self.max_scale)
         y = self.norm(widen(x)) * scale + shift
         return y.to(x.dtype), gate.to(x.dtype)

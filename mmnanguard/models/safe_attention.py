@@ -1,4 +1,6 @@
-from typing import Dict, Optional
+"""Self-attention in which padding has no effect."""
+
+from typing import Any, Dict, Optional
 
 import torch
 from mmengine.model import BaseModule
@@ -13,20 +15,20 @@ __all__ = ['SafeAttention']
 
 @MODELS.register_module()
 class SafeAttention(BaseModule):
-    """Multi-head self-attention whose padding reaches nothing.
+    """Multi-head self-attention in which padding has no effect.
 
     Padded tokens, NaN included, take part neither in the result nor in a
     gradient, and the result is 0 in their place; so a sample that is all
     padding gives zeros. Scores and softmax are in float32 under autocast:
-    a product of queries and keys overflows float16 long before them.
+    the product of queries and keys overflows float16 long before they do.
 
     Args:
-        embed_dims: Channels, a multiple of ``num_heads``.
-        num_heads: Heads.
-        qkv_bias: Have queries, keys and values a bias?
-        attn_drop: Dropout of the attention, in [0, 1).
-        proj_drop: Dropout of the result, in [0, 1).
-        init_cfg: Of MMEngine.
+        embed_dims: Number of channels, a multiple of ``num_heads``.
+        num_heads: Number of heads.
+        qkv_bias: Whether queries, keys and values have a bias.
+        attn_drop: Dropout rate of the attention, in [0, 1).
+        proj_drop: Dropout rate of the result, in [0, 1).
+        init_cfg: MMEngine's config of the initialization.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class SafeAttention(BaseModule):
         qkv_bias: bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
-        init_cfg: Optional[Dict] = None,
+        init_cfg: Optional[Dict[str, Any]] = None,
     ) -> None:
         super().__init__(init_cfg)
         check_value(
@@ -52,28 +54,31 @@ class SafeAttention(BaseModule):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor, mask: Optional[Tensor] = None) -> Tensor:
-        """Attend.
+        """Let each token attend to all that are no padding.
 
         Args:
-            x: (N, L, embed_dims).
-            mask: (N, L), booleans, **True takes part** (of mm's and PyTorch's
-                ``key_padding_mask`` it is the inverse); by default all do.
+            x: Tokens of shape (N, L, embed_dims).
+            mask: Booleans of shape (N, L): **True takes part**, the inverse
+                of mm's and PyTorch's ``key_padding_mask``. None means that
+                all tokens take part.
 
         Returns:
-            (N, L, embed_dims).
+            Tokens of shape (N, L, embed_dims).
         """
         if mask is None:
             mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         check_mask(mask, 'SafeAttention')
         padding = ~mask.unsqueeze(-1)
-        # At the start, so that a NaN is not in the gradient of the weights.
+        # Already here, so that a NaN does not enter the weights' gradient.
         x = x.masked_fill(padding, 0.0)
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (N, head, L, C)
+        # Of shape (N, num_heads, L, embed_dims / num_heads).
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
         with torch.autocast(x.device.type, enabled=False):
             query = widen(query) * query.size(-1) ** -0.5
             scores = query @ widen(key).transpose(-2, -1)
             attention = masked_softmax(scores, mask[:, None, None])
         out = self.attn_drop(attention).to(value.dtype) @ value
-        out = self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
-        return out.masked_fill(padding, 0.0)
+        tokens = out.transpose(1, 2).flatten(2)
+        result: Tensor = self.proj_drop(self.proj(tokens))
+        return result.masked_fill(padding, 0.0)

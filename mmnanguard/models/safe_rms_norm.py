@@ -1,3 +1,5 @@
+"""RMSNorm without overflow and without a division by zero."""
+
 from typing import Optional
 
 import torch
@@ -12,18 +14,21 @@ __all__ = ['SafeRMSNorm']
 
 @MODELS.register_module()
 class SafeRMSNorm(nn.Module):
-    """x / sqrt(mean(x**2) + eps) * weight, finite for all finite numbers.
+    """RMSNorm that is finite for all finite inputs.
 
-    A row of zeros gives zeros and finite gradients, one of the dtype's largest
-    numbers is normalised like any other: no square of it overflows.
-    Statistics, division and weight are in float32 for a float16 or
-    bfloat16 input, under autocast too; the result has the input's dtype.
+    It computes ``x / sqrt(mean(x**2) + eps) * weight``. A row of zeros gives
+    zeros and finite gradients; a row of the dtype's largest numbers is
+    normalised like any other, as its square never overflows. Statistics,
+    division and weight are in float32 for a float16 or bfloat16 input, under
+    autocast too; the result has the input's dtype.
 
     Args:
         num_features: Size of the normalised dimension.
-        eps: Above 0.
-        affine: Have a weight, which starts at 1? There is no bias.
-        dim: Normalised dimension: the last, or 1 for images (N, C, H, W).
+        eps: Added to the mean square, above 0.
+        affine: Whether there is a weight, which starts at 1. There is no
+            bias.
+        dim: The normalised dimension: the last, or 1 for images of shape
+            (N, C, H, W).
 
     References:
         Zhang, Sennrich, Root Mean Square Layer Normalization, 2019,
@@ -31,7 +36,8 @@ class SafeRMSNorm(nn.Module):
     """
 
     weight: Optional[nn.Parameter]
-    _abbr_ = 'rms_norm'  # of which mmcv makes the names of layers
+    # mmcv's build_norm_layer makes the names of layers from it.
+    _abbr_ = 'rms_norm'
 
     def __init__(
         self,
@@ -49,11 +55,21 @@ class SafeRMSNorm(nn.Module):
         self.register_parameter('weight', weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise.
+
+        Args:
+            x: A tensor of any shape with ``num_features`` in dimension
+                ``dim``.
+
+        Returns:
+            The normalised tensor, of the same shape and dtype.
+        """
         wide = widen(x)
-        # Divided before the norm is taken, which is then at most max(|x|).
+        # With the division first, the norm is at most max(|x|).
         rms = safe_norm(
             wide / self.num_features**0.5, dim=self.dim, keepdim=True
         )
+        # hypot takes the root of the sum of squares without overflow.
         wide = wide / torch.hypot(rms, rms.new_full((), self.eps**0.5))
         if self.weight is not None:
             shape = [1] * x.dim()
@@ -62,6 +78,7 @@ class SafeRMSNorm(nn.Module):
         return wide.to(x.dtype)
 
     def extra_repr(self) -> str:
+        """Return the arguments, for ``repr`` of a model."""
         return (
             f'{self.num_features}, eps={self.eps}, '
             f'affine={self.weight is not None}, dim={self.dim}'

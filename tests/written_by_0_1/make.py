@@ -120,7 +120,7 @@ def config(work_dir, name):
 
 
 def guard_state(runner):
-    """What the guard knows, in builtins."""
+    """Return the state of the guard, in builtins."""
     guard = runner.optim_wrapper.guard
     state = dict(
         guard=guard.state_dict(), loss_scaler=guard.scaler.state_dict()

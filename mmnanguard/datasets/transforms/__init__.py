@@ -1,4 +1,4 @@
-"""Steps of a pipeline."""
+"""Transforms for the pipeline of a dataset: ``validate_sample``."""
 
 from .validate_sample import ValidateSample
 

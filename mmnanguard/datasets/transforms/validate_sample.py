@@ -1,5 +1,7 @@
+"""A transform that checks the samples of a pipeline."""
+
 import logging
-from typing import Any, List, Mapping, Optional, Sequence, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from mmengine.logging import print_log
 
@@ -11,40 +13,51 @@ from ..bad_sample_record import BadSampleRecord
 from ..fields import name_sample
 from ..find_problems import Problem, build_checks, find_problems
 
+# A sample on its way through a pipeline.
+Results = Dict[str, Any]
+
 try:
     from mmcv.transforms import BaseTransform
 except ImportError:  # a pipeline of MMEngine alone takes any callable
 
-    class BaseTransform:  # type: ignore
-        def __call__(self, results: dict) -> Optional[dict]:
-            return self.transform(results)  # type: ignore
+    class BaseTransform:  # type: ignore[no-redef]
+        """A transform with the call of mmcv's base class."""
+
+        def __call__(self, results: Results) -> Optional[Results]:
+            """Transform a sample."""
+            return self.transform(results)
+
+        def transform(self, results: Results) -> Optional[Results]:
+            """Return the transformed sample, or None to drop it."""
+            raise NotImplementedError
 
 
 __all__ = ['ValidateSample']
 
 ACTIONS = ('drop', 'raise', 'tell')
-MAX_TOLD = 20  # samples that one process tells of one by one
+MAX_NAMED = 20  # samples that a process names in its log
 
 
 @TRANSFORMS.register_module()
 class ValidateSample(BaseTransform):
-    """Finds bad samples on their way to the model.
+    """A transform that finds bad samples on their way to the model.
 
-    Looks at what the transforms before it have left in ``results`` and
-    changes nothing. A bad sample is said once, at WARNING, with its name and
-    what is wrong, and goes into ``record``, from worker processes too.
-    ``BadSamplesHook`` brings that into the run's log.
+    It checks the output of the transforms before it and changes nothing. A
+    bad sample is reported once, at WARNING, with its name and its problems,
+    and is added to ``record``, from worker processes too. ``BadSamplesHook``
+    copies the record into the run's log.
 
     Args:
-        checks: What must hold, such as
+        checks: The checks, such as
             ``dict(type='Range', key='norm_scale', min=1., max=200.)``: a type
             of :mod:`~mmnanguard.datasets.checks`, or a function that is
             registered in ``mmnanguard.registry.CHECKS``. It is called with
             ``results`` and the dict's other items, and returns None or a text
             that says what is wrong.
-        action: With a bad sample: 'drop' it, and a dataset of MMEngine that
-            is not in test mode takes another one at random; 'raise' an error,
-            which ends the run; 'tell', and keep it.
+        action: What to do with a bad sample: 'drop' it, and a dataset of
+            MMEngine that is not in test mode takes another at random;
+            'raise' an error, which ends the run; 'tell' (report it) and keep
+            it.
 
     Raises:
         GuardConfigError: For an argument that is not allowed; in a pipeline,
@@ -64,11 +77,16 @@ class ValidateSample(BaseTransform):
         self.checks = build_checks(checks, 'ValidateSample.checks')
         self.action = action
         self.record = BadSampleRecord()
-        # Given by an audit: takes the problems in place of the action.
+        # An audit sets it: it takes the problems, and no action follows.
         self.listener: Optional[List[Problem]] = None
-        self._num_told = 0
+        self._num_named = 0
 
-    def transform(self, results: dict) -> Optional[dict]:
+    def transform(self, results: Results) -> Optional[Results]:
+        """Return the sample, or None to drop it.
+
+        Raises:
+            NanGuardError: If the sample is bad and the action is 'raise'.
+        """
         problems = find_problems(results, self.checks)
         if self.listener is not None:
             self.listener += problems
@@ -81,23 +99,26 @@ class ValidateSample(BaseTransform):
                     'out with mmnanguard.ExcludeSamples or '
                     "ValidateSample(action='drop')."
                 )
-            self._tell(name, story)
-            return None if self.action == 'drop' else results
+            self._report(name, story)
+            if self.action == 'drop':
+                # MMEngine's datasets then take another sample at random.
+                return None
         return results
 
-    def _tell(self, name: str, story: str) -> None:
+    def _report(self, name: str, story: str) -> None:
         try:
             is_new = self.record.add(name, story)
-        except OSError as error:  # costs the record, not the run
+        except OSError as error:
+            # A full disk costs the record, not the run.
             is_new, story = True, f'{story}; not recorded: {error}'
-        if not is_new or self._num_told > MAX_TOLD:
+        if not is_new or self._num_named > MAX_NAMED:
             return
-        self._num_told += 1
-        what = 'left out' if self.action == 'drop' else 'kept'
-        told = f'ValidateSample: {name} is bad: {story}; it is {what}'
-        if self._num_told > MAX_TOLD:
-            told = 'ValidateSample: this process tells of no more samples'
-        print_log(f'mmnanguard: {told}', 'current', logging.WARNING)
+        self._num_named += 1
+        outcome = 'left out' if self.action == 'drop' else 'kept'
+        message = f'ValidateSample: {name} is bad: {story}; it is {outcome}'
+        if self._num_named > MAX_NAMED:
+            message = 'ValidateSample: this process tells of no more samples'
+        print_log(f'mmnanguard: {message}', 'current', logging.WARNING)
 
     def __repr__(self) -> str:
         names = ', '.join(name for name, _ in self.checks)
