@@ -5,6 +5,8 @@
 this name, and a config needs no ``custom_imports`` for scoped types.
 """
 
+from typing import Optional
+
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
@@ -33,7 +35,7 @@ class GuardRegistry(Registry):
     there.
     """
 
-    def get(self, key):
+    def get(self, key: str) -> Optional[type]:
         found = super().get(key)
         *places, name = key.split('.')
         if found is None and places in ([], [self.scope]):
@@ -44,7 +46,7 @@ class GuardRegistry(Registry):
             )
         return found
 
-    def __contains__(self, key):
+    def __contains__(self, key: str) -> bool:
         return super().get(key) is not None
 
 
@@ -94,9 +96,11 @@ def register_bare_names() -> None:
     """
     for registry in (DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, TRANSFORMS):
         registry.import_from_location()
+        root = registry.parent
+        assert root is not None  # each is a child of MMEngine's
         for name, cls in registry.module_dict.items():
-            if registry.parent.module_dict.get(name) is not cls:
-                registry.parent.register_module(name=name, module=cls)
+            if root.module_dict.get(name) is not cls:
+                root.register_module(name=name, module=cls)
 
 
 def register_configs() -> None:

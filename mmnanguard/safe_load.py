@@ -8,7 +8,7 @@ the narrow list of what such a checkpoint really needs.
 """
 
 import logging
-from typing import Any
+from typing import Any, Callable, List, Tuple, Union
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from mmnanguard.numerics.checkpoints.load_plain import ALLOWED, HAS_ALLOW_LIST
 __all__ = ['allow_mmengine_checkpoints']
 
 
+# A class or function, and its name in files where that differs.
+Allowed = Union[Callable[..., Any], Tuple[Callable[..., Any], str]]
 # What a one-cycle schedule has in its state.
 ANNEALING = ('_annealing_cos', '_annealing_linear')
 
@@ -38,7 +40,7 @@ def restricted_getattr(owner: Any, name: str) -> Any:
     )
 
 
-def name_of(kind: type) -> str:
+def name_of(kind: Callable[..., Any]) -> str:
     return f'{kind.__module__}.{kind.__qualname__}'
 
 
@@ -52,7 +54,7 @@ def allow_mmengine_checkpoints() -> None:
         '_reconstruct': np.empty(0).__reduce__()[0],
         'scalar': np.float64(0).__reduce__()[0],
     }
-    allowed = [
+    allowed: List[Allowed] = [
         HistoryBuffer,
         OneCycleParamScheduler,
         np.ndarray,
@@ -74,8 +76,10 @@ def allow_mmengine_checkpoints() -> None:
         torch.serialization.add_safe_globals(allowed)
     else:
         for entry in allowed:
-            is_named = isinstance(entry, tuple)
-            value, name = entry if is_named else (entry, name_of(entry))
+            if isinstance(entry, tuple):
+                value, name = entry
+            else:
+                value, name = entry, name_of(entry)
             ALLOWED[name] = value
     print_log(
         "allowed MMEngine's HistoryBuffer and numpy arrays in checkpoints "

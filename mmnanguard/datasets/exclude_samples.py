@@ -50,10 +50,9 @@ class ExcludeSamples:
         allow_missing: bool = False,
         lazy_init: bool = False,
     ) -> None:
-        is_config = isinstance(dataset, dict)
-        self.dataset: Any = (
-            MMENGINE_DATASETS.build(dataset) if is_config else dataset
-        )
+        self.dataset: Any = dataset
+        if isinstance(dataset, dict):
+            self.dataset = MMENGINE_DATASETS.build(dataset)
         self.listed = (
             read_sample_list(samples)
             if isinstance(samples, str)

@@ -1,5 +1,5 @@
 import logging
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 from mmengine.logging import MessageHub, print_log
 from mmengine.optim import OptimWrapper
@@ -22,6 +22,7 @@ from mmnanguard.core.checks import check_keys
 from mmnanguard.core.rows.build_event import report
 from mmnanguard.numerics import GuardedGradScaler
 from mmnanguard.numerics.base.shards import Placement
+from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.update.blame import TensorNames
 
 from .accumulation import MicroBatches, WholeWindow
@@ -300,3 +301,10 @@ class Guard:
             GuardState.from_dict(state, **self.policy.windows()),
             load_clip(self.clip_rule, clip),
         )
+
+
+if TYPE_CHECKING:
+
+    def as_hooks_see_it(guard: Guard) -> GuardProtocol:
+        """Let mypy check that a guard has all that hooks use of it."""
+        return guard

@@ -3,6 +3,7 @@ from typing import Any, List, Mapping, Optional, Sequence, Union
 
 from mmengine.logging import print_log
 
+from mmnanguard._support.sample_validator import SampleValidator
 from mmnanguard.core import NanGuardError
 from mmnanguard.core.checks import check_value
 from mmnanguard.registry import TRANSFORMS
@@ -27,7 +28,7 @@ MAX_TOLD = 20  # samples that one process tells of one by one
 
 
 @TRANSFORMS.register_module()
-class ValidateSample(BaseTransform):
+class ValidateSample(BaseTransform, SampleValidator):
     """Finds bad samples on their way to the model.
 
     Looks at what the transforms before it have left in ``results`` and
@@ -63,7 +64,7 @@ class ValidateSample(BaseTransform):
         )
         self.checks = build_checks(checks, 'ValidateSample.checks')
         self.action = action
-        self.record = BadSampleRecord()
+        self.record: BadSampleRecord = BadSampleRecord()
         # Given by an audit: takes the problems in place of the action.
         self.listener: Optional[List[Problem]] = None
         self._num_told = 0

@@ -4,16 +4,13 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 
-from mmnanguard.core import GuardConfigError
 from mmnanguard.version import __version__
 
 __all__ = [
-    'check_rollback',
     'describe',
     'find_guards',
     'find_wrappers',
     'guard_facts',
-    'has_hook',
     'own_modules',
 ]
 
@@ -77,27 +74,6 @@ def describe(name: str, wrapper: Any, guard: Any) -> str:
         f'{about["clip"]}, {end} at {limits}; run {guard.run}, attempt '
         f'{guard.attempt}'
     )
-
-
-def has_hook(runner: Runner, name: str) -> bool:
-    """By the name of its class."""
-    return any(type(hook).__name__ == name for hook in runner.hooks)
-
-
-def check_rollback(runner: Runner) -> None:
-    """Refuse guards that count on a RollbackHook which is not there.
-
-    Raises:
-        GuardConfigError: If so.
-    """
-    is_there = has_hook(runner, 'RollbackHook')
-    for name, guard in find_guards(runner).items():
-        if guard.policy.when_exhausted == 'rollback' and not is_there:
-            raise GuardConfigError(
-                f"optim_wrapper.guard.when_exhausted is 'rollback' (optimizer "
-                f"'{name}'), which takes default_hooks=dict(rollback=dict("
-                "type='mmnanguard.RollbackHook'))."
-            )
 
 
 def own_modules(runner: Runner) -> Dict[str, List[nn.Module]]:

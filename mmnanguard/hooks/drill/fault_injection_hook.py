@@ -1,22 +1,22 @@
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 import torch
-from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmnanguard.core import GuardConfigError, NanGuardError
 from mmnanguard.registry import HOOKS
 
+from .._shared.bare_model import bare_model
 from .._shared.find_guards import find_wrappers
+from .._shared.patches import PatchingHook
 from .fault import Fault, find_target
 
 __all__ = ['FaultInjectionHook']
 
 
 @HOOKS.register_module()
-class FaultInjectionHook(Hook):
+class FaultInjectionHook(PatchingHook):
     """A fire drill: makes numbers go bad on purpose, in any mm model.
 
     Works with every optimizer wrapper, so that a run can be rehearsed with
@@ -42,6 +42,7 @@ class FaultInjectionHook(Hook):
     """
 
     def __init__(self, faults: Union[List[dict], Dict[str, dict]]) -> None:
+        super().__init__()
         if isinstance(faults, Mapping):
             faults = list(faults.values())
         if not isinstance(faults, (list, tuple)):
@@ -52,11 +53,9 @@ class FaultInjectionHook(Hook):
         self.faults = [Fault.from_config(fault) for fault in faults]
         self._targets: Dict[Fault, Tuple[str, Any]] = {}
         self._pending: List[Fault] = []
-        self._undo: List[Callable[[], None]] = []
 
     def before_train(self, runner: Runner) -> None:
-        model = runner.model
-        self._model = model.module if is_model_wrapper(model) else model
+        self._model = bare_model(runner.model)
         for fault in self.faults:
             self._targets[fault] = find_target(self._model, fault)
             if fault.iter > runner.max_iters:
@@ -79,7 +78,7 @@ class FaultInjectionHook(Hook):
                 handle = target.register_forward_hook(
                     self._output_hook(runner, fault)
                 )
-                self._undo.append(handle.remove)
+                self.patches.remember(handle.remove)
         if any(
             fault.site in ('loss', 'grad', 'buffer') for fault in self._pending
         ):
@@ -93,8 +92,7 @@ class FaultInjectionHook(Hook):
         data_batch: Any = None,
         outputs: Optional[dict] = None,
     ) -> None:
-        while self._undo:
-            self._undo.pop()()
+        self.patches.undo()
         for fault in self._pending:
             runner.logger.error(
                 f'fire drill: {fault} did not strike: '
@@ -135,8 +133,7 @@ class FaultInjectionHook(Hook):
                 owner, key = self._targets[fault][1]
                 self._strike(runner, fault, owner.get_buffer(key))
 
-        wrapper.backward = faulty_backward
-        self._undo.append(lambda: delattr(wrapper, 'backward'))
+        self.patches.replace(wrapper, 'backward', faulty_backward)
 
     def _pending_at(self, site: str) -> List[Fault]:
         return [fault for fault in self._pending if fault.site == site]

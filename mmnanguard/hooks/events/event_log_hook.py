@@ -11,7 +11,8 @@ from mmnanguard.core import GuardEvent
 from mmnanguard.core.rows.guard_event import to_json
 from mmnanguard.registry import HOOKS
 
-from .._shared.find_guards import find_guards, guard_facts, has_hook
+from .._shared.find_guards import find_guards, guard_facts
+from .._shared.roles import EventSource, has_hook
 from .._shared.versions import versions
 
 __all__ = ['EventLogHook', 'last_attempt']
@@ -36,7 +37,7 @@ class EventLogHook(Hook):
         if is_main_process():
             self.path.parent.mkdir(parents=True, exist_ok=True)
         guards = find_guards(runner)
-        if not has_hook(runner, 'NanGuardHook'):
+        if not has_hook(runner, EventSource):
             runner.logger.error(
                 'mmnanguard: EventLogHook gets no events without '
                 'NanGuardHook. Add default_hooks=dict(nan_guard=dict('

@@ -4,6 +4,7 @@ import torch
 from mmengine.hooks import EMAHook
 from torch import Tensor, nn
 
+from .._shared.patches import Patches
 from ..recovery.kept_state import is_mean_teacher, teacher_of
 
 __all__ = ['EmaFreeze']
@@ -45,15 +46,12 @@ class EmaFreeze:
         self._accumulates = accumulates
         self._copies: List[Tensor] = []
         self._before: Dict[str, int] = {}
-        for hook in self._hooks:
-            hook.after_train_iter = self._unless_rejected(
-                hook.after_train_iter
-            )
 
-    def detach(self) -> None:
-        """Give the hooks their own method back."""
+    def attach(self, patches: Patches) -> None:
+        """Let the hooks average in committed iterations only."""
         for hook in self._hooks:
-            del hook.after_train_iter
+            average = self._unless_rejected(hook.after_train_iter)
+            patches.replace(hook, 'after_train_iter', average)
 
     @torch.no_grad()
     def begin_iter(self) -> None:
@@ -101,5 +99,6 @@ class EmaFreeze:
 
     def _average(self, hook: Any) -> nn.Module:
         if is_mean_teacher(hook):
+            assert self._model is not None
             return teacher_of(self._model)
         return hook.ema_model

@@ -6,6 +6,8 @@ from mmengine.runner import Runner
 
 from mmnanguard.numerics.base.rng_state import read_rng, set_rng
 
+from .._shared.patches import Patches
+
 __all__ = ['GuardCheckpoint']
 
 KEY = 'nanguard'
@@ -97,7 +99,7 @@ class GuardCheckpoint:
                 guard.load_state_dict(saved['guard'])
                 guard.scaler.load_state_dict(saved['loss_scaler'])
 
-    def resume_rng(self, runner: Runner) -> None:
+    def resume_rng(self, runner: Runner, patches: Patches) -> None:
         """Before an epoch; only the first after a resume does anything."""
         if self._save_rng and not self._is_told and draws_anew(runner):
             runner.logger.warning(
@@ -120,7 +122,7 @@ class GuardCheckpoint:
             return
         state = states[get_rank()]
         if hasattr(runner.train_loop, 'dataloader_iterator'):
-            SetRngAfter(runner.train_loop, state)
+            SetRngAfter(runner.train_loop, state, patches)
         else:
             set_rng(state)
 
@@ -165,15 +167,18 @@ class SetRngAfter:
     Args:
         loop: Whose ``dataloader_iterator`` it stands in for.
         state: Of :func:`read_rng`.
+        patches: Give the loop its own iterator back, whatever happens.
     """
 
-    def __init__(self, loop: Any, state: Dict[str, Any]) -> None:
-        self._loop, self._state = loop, state
+    def __init__(
+        self, loop: Any, state: Dict[str, Any], patches: Patches
+    ) -> None:
+        self._state = state
         self._iterator = loop.dataloader_iterator
         # onedl-mmengine has an option to begin with the first batch again.
         is_anew = getattr(loop, 'fast_forward_on_resume', False)
         self._num_skipped = 0 if is_anew else loop.iter
-        loop.dataloader_iterator = self
+        self._step_aside = patches.replace(loop, 'dataloader_iterator', self)
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -188,6 +193,6 @@ class SetRngAfter:
     def __next__(self) -> Any:
         if self._num_skipped == 0:
             set_rng(self._state)
-            self._loop.dataloader_iterator = self._iterator
+            self._step_aside()
         self._num_skipped -= 1
         return next(self._iterator)

@@ -5,6 +5,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmnanguard._support.dataset_parts import dataset_parts
+from mmnanguard._support.sample_validator import SampleValidator
 from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.registry import HOOKS
 
@@ -85,9 +86,10 @@ class BadSamplesHook(Hook):
             )
 
 
-def find_validators(runner: Runner) -> List[Any]:
-    """At each look, as other hooks exchange the pipeline. Not by their class:
-    what loads data is no part of this ring.
+def find_validators(runner: Runner) -> List[SampleValidator]:
+    """Return the validating transforms of the training pipeline.
+
+    They are looked up each time, as other hooks exchange the pipeline.
     """
     parts = dataset_parts(runner.train_dataloader.dataset)
-    return [part for part in parts if type(part).__name__ == 'ValidateSample']
+    return [part for part in parts if isinstance(part, SampleValidator)]

@@ -2,7 +2,6 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from mmengine.dist import get_rank, get_world_size
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -15,8 +14,10 @@ from mmnanguard.core import (
 )
 from mmnanguard.registry import HOOKS
 
-from .._shared.find_guards import find_guards, has_hook
+from .._shared.find_guards import find_guards
 from .._shared.halt import halt
+from .._shared.patches import PatchingHook
+from .._shared.roles import EventSource, ModelChanger, has_hook
 from .bad_inputs import gather_bad_inputs
 from .input_look import InputFlags, InputLook, bad_samples
 from .input_policy import InputPolicy
@@ -25,7 +26,7 @@ __all__ = ['InputGuardHook']
 
 
 @HOOKS.register_module()
-class InputGuardHook(Hook):
+class InputGuardHook(PatchingHook, ModelChanger):
     """Looks at the inputs after the data preprocessor, before the model.
 
     In training only. Flags stay on the device until the update's one host
@@ -78,6 +79,7 @@ class InputGuardHook(Hook):
         neginf: Optional[float] = InputPolicy.neginf,
         interval: int = InputPolicy.interval,
     ) -> None:
+        super().__init__()
         self._policy = InputPolicy(action, keys, nan, posinf, neginf, interval)
         # Of the open window of each guard, with the facts that it was told.
         self._windows: Dict[str, List[Tuple[InputFlags, Tensor]]] = {}
@@ -86,7 +88,8 @@ class InputGuardHook(Hook):
         self._has_looked = self._is_on = False
 
     def before_run(self, runner: Runner) -> None:
-        if not self._policy.mends and not has_hook(runner, 'NanGuardHook'):
+        super().before_run(runner)
+        if not self._policy.mends and not has_hook(runner, EventSource):
             self._miss_events(runner)
 
     def before_train(self, runner: Runner) -> None:
@@ -110,8 +113,8 @@ class InputGuardHook(Hook):
         self._iter, self._since = runner.iter, runner.iter + 1
         self._batch_idx, self._batch, self._is_on = 0, None, False
         self._runner, self._preprocessor = runner, preprocessor
-        self._remove_leftovers()
         self._handle = preprocessor.register_forward_hook(self._look)
+        self.patches.remember(self._remove_look)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
@@ -198,7 +201,6 @@ class InputGuardHook(Hook):
             halt(runner, self._halt)
 
     def after_train(self, runner: Runner) -> None:
-        self._handle.remove()
         if self._policy.mends:
             self._report(runner)
 
@@ -228,15 +230,8 @@ class InputGuardHook(Hook):
             'after_guard_row', row={**first, 'iter': iter_, **row}
         )
 
-    def _remove_leftovers(self) -> None:
-        """Of a run that an exception ended: MMEngine calls no hook then."""
-        looks = self._preprocessor._forward_hooks
-        for key, look in list(looks.items()):
-            hook = getattr(look, '__self__', None)
-            if isinstance(hook, InputGuardHook) and (
-                hook is self or hook._runner is not self._runner
-            ):
-                del looks[key]
+    def _remove_look(self) -> None:
+        self._handle.remove()
 
     def _miss_events(self, runner: Runner) -> None:
         cure = (

@@ -84,10 +84,10 @@ class InputLook:
         if isinstance(value, (Tensor, float)):
             return self._check(value, key or 'inputs', owner)
         if isinstance(value, (dict, BaseDataElement)):
-            items = value.items()
+            items = list(value.items())
             if isinstance(value, BaseDataElement):
                 # Its order is a set's, another one in each process.
-                items = sorted(items, key=lambda item: item[0])
+                items.sort(key=lambda item: item[0])
             changes = {}
             for name, item in items:
                 new = self._walk(item, join(key, name), owner)

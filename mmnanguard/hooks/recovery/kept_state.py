@@ -1,7 +1,6 @@
 from typing import Any, Iterator, List
 
 from mmengine.hooks import EMAHook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -11,6 +10,7 @@ from mmnanguard.numerics.checkpoints.saved_optimizer import running_stats, walk
 from mmnanguard.numerics.checkpoints.state_audit import KeptTensor
 from mmnanguard.numerics.update.blame import TensorNames, plain_name
 
+from .._shared.bare_model import bare_model
 from .._shared.find_guards import find_wrappers
 
 __all__ = ['is_mean_teacher', 'kept_state', 'teacher_of']
@@ -93,13 +93,13 @@ def named_tensors(model: nn.Module) -> Iterator[Any]:
 
 
 def is_mean_teacher(hook: Any) -> bool:
-    """Is it mmdet's hook, or another project's of that name?
+    """Whether a hook is mmdet's ``MeanTeacherHook`` or a subclass of it.
 
-    Known by name: mmdet need not be there.
+    The class is known by its name, because mmdet need not be installed.
     """
     return any(cls.__name__ == 'MeanTeacherHook' for cls in type(hook).mro())
 
 
-def teacher_of(model: Any) -> nn.Module:
-    """The average that a ``MeanTeacherHook`` keeps."""
-    return (model.module if is_model_wrapper(model) else model).teacher
+def teacher_of(model: nn.Module) -> nn.Module:
+    """Return the average that a ``MeanTeacherHook`` keeps."""
+    return bare_model(model).get_submodule('teacher')

@@ -1,7 +1,6 @@
 from typing import Any, Dict, Optional
 
 from mmengine.dist import all_gather_object, get_rank, get_world_size
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmnanguard.core import TrainingHalted
@@ -11,6 +10,7 @@ from mmnanguard.registry import HOOKS
 
 from .._shared.find_guards import find_guards
 from .._shared.halt import halt
+from .._shared.patches import PatchingHook
 from .audit import Audit
 from .kept_state import kept_state
 from .pointers import LAST_CLEAN, read_pointer
@@ -22,7 +22,7 @@ ACTIONS = ('halt', 'warn')
 
 
 @HOOKS.register_module()
-class StateAuditHook(Hook):
+class StateAuditHook(PatchingHook):
     """Looks for NaN and Inf in all that the run keeps: weights, buffers, the
     optimizer's state and averages (``EMAHook``, ``MeanTeacherHook``).
 
@@ -57,6 +57,7 @@ class StateAuditHook(Hook):
     def __init__(
         self, interval: Optional[int] = 1000, action: str = 'halt'
     ) -> None:
+        super().__init__()
         where = 'StateAuditHook.{}'.format
         allowed = f'one of {ACTIONS}'
         check_value(action in ACTIONS, where('action'), action, allowed)
@@ -69,15 +70,14 @@ class StateAuditHook(Hook):
         self._last_iter: Optional[int] = None
         self._num_told = 0
         self._is_due = False
-        self._checkpoints: Optional[SafeCheckpoints] = None
 
     def before_train(self, runner: Runner) -> None:
-        self.after_train(runner)  # of a run that was broken off
         self._audit = StateAudit(
             kept_state(runner), is_fresh=not runner._has_loaded
         )
-        self._checkpoints = SafeCheckpoints(
+        SafeCheckpoints(
             runner,
+            self.patches,
             lambda name, is_agreed: self._is_clean(runner, name, is_agreed),
         )
 
@@ -100,11 +100,6 @@ class StateAuditHook(Hook):
             self._is_due = False
             if self._last_iter != self._iter:
                 self._is_clean(runner)
-
-    def after_train(self, runner: Runner) -> None:
-        if self._checkpoints is not None:
-            self._checkpoints.detach()
-            self._checkpoints = None
 
     def _is_clean(
         self,

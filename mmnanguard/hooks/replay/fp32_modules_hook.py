@@ -1,10 +1,9 @@
 import difflib
 import re
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence
+from typing import Any, Iterator, List, Mapping, Sequence, Set
 
 import torch
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -13,13 +12,17 @@ from mmnanguard.core import GuardConfigError
 from mmnanguard.numerics.update.blame import plain_name
 from mmnanguard.registry import HOOKS
 
+from .._shared.hook_arguments import DataBatch, Outputs
+from .._shared.patches import Patches, PatchingHook
+from .._shared.roles import ModelChanger
+
 __all__ = ['Fp32ModulesHook', 'in_fp32']
 
 KEY = 'nanguard_fp32_modules'
 
 
 @HOOKS.register_module()
-class Fp32ModulesHook(Hook):
+class Fp32ModulesHook(PatchingHook, ModelChanger):
     """Runs some modules in float32 while the rest is autocast.
 
     Their inputs are cast to float32 and autocast is off inside, which is
@@ -49,6 +52,7 @@ class Fp32ModulesHook(Hook):
         auto: bool = False,
         max_auto_modules: int = 8,
     ) -> None:
+        super().__init__()
         if isinstance(modules, str):
             raise GuardConfigError(
                 f'Fp32ModulesHook.modules is {modules!r}: it must be a list '
@@ -59,7 +63,7 @@ class Fp32ModulesHook(Hook):
         self._max_auto_modules = max_auto_modules
         self._added: List[str] = []
         self._due: List[Mapping[str, Any]] = []
-        self._undo: Dict[str, Callable[[], None]] = {}
+        self._in_fp32: Set[str] = set()
 
     @property
     def patterns(self) -> List[str]:
@@ -67,6 +71,7 @@ class Fp32ModulesHook(Hook):
         return [*self._patterns, *self._added]
 
     def before_train(self, runner: Runner) -> None:
+        self._in_fp32 = set()
         for pattern in self._patterns:
             self._wrap(runner, pattern)
         for name in list(self._added):
@@ -75,15 +80,9 @@ class Fp32ModulesHook(Hook):
             except GuardConfigError as error:  # the model has changed since
                 self._added.remove(name)
                 runner.logger.warning(f'{error} It is left out.')
-        if self._undo:
-            runner.logger.info(
-                f'mmnanguard: in float32 run {", ".join(sorted(self._undo))}'
-            )
-
-    def after_train(self, runner: Runner) -> None:
-        for undo in self._undo.values():
-            undo()
-        self._undo = {}
+        if self._in_fp32:
+            names = ', '.join(sorted(self._in_fp32))
+            runner.logger.info(f'mmnanguard: in float32 run {names}')
 
     def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
         """Note the module that an autopsy blames, if float32 cures it."""
@@ -91,7 +90,13 @@ class Fp32ModulesHook(Hook):
         if self._auto and is_cured and row['module']:
             self._due.append(row)
 
-    def after_train_iter(self, runner: Runner, **_: Any) -> None:
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: DataBatch = None,
+        outputs: Outputs = None,
+    ) -> None:
         """Not before: others may still look at the window as it was."""
         for row in self._due:
             if len(self._added) < self._max_auto_modules:
@@ -99,7 +104,7 @@ class Fp32ModulesHook(Hook):
         self._due = []
 
     def _add(self, runner: Runner, name: str, event_id: str) -> None:
-        if name in self._undo:
+        if name in self._in_fp32:
             return
         self._wrap(runner, name)
         self._added.append(name)
@@ -133,9 +138,10 @@ class Fp32ModulesHook(Hook):
 
     def _wrap(self, runner: Runner, pattern: str) -> None:
         for name, owner, method in find_targets(runner.model, pattern):
-            if name not in self._undo:
+            if name not in self._in_fp32:
+                self._in_fp32.add(name)
                 device = device_of(runner.model)
-                self._undo[name] = put_in_fp32(owner, method, device)
+                put_in_fp32(self.patches, owner, method, device)
 
 
 class InFp32:
@@ -160,33 +166,21 @@ class InFp32:
 
 
 def put_in_fp32(
-    owner: nn.Module, method: str, device: str
-) -> Callable[[], None]:
-    """Gives what undoes it."""
-    own = vars(owner).get(method)
-    setattr(owner, method, InFp32(owner, method, device))
-
-    def undo() -> None:
-        if own is None:
-            delattr(owner, method)
-        else:
-            setattr(owner, method, own)
-
-    return undo
+    patches: Patches, owner: nn.Module, method: str, device: str
+) -> None:
+    patches.replace(owner, method, InFp32(owner, method, device))
 
 
 @contextmanager
 def in_fp32(model: nn.Module, pattern: str) -> Iterator[None]:
     """What ``pattern`` means, for a while; see :class:`Fp32ModulesHook`."""
-    undo = [
-        put_in_fp32(owner, method, device_of(model))
-        for _, owner, method in find_targets(model, pattern)
-    ]
+    patches = Patches()
+    for _, owner, method in find_targets(model, pattern):
+        put_in_fp32(patches, owner, method, device_of(model))
     try:
         yield
     finally:
-        for one in undo:
-            one()
+        patches.undo()
 
 
 def target_of(row: Mapping[str, Any]) -> str:

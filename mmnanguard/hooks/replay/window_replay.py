@@ -1,6 +1,6 @@
 import math
 from contextlib import suppress
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, cast
 
 import torch
 from mmengine.dist import get_rank
@@ -113,9 +113,10 @@ class WindowReplay:
         }
         batches = [batch.kept.fresh() for batch in self._batches]
 
-        wrapper: Any = stand_ins.get('default')
+        wrapper: object = stand_ins.get('default')
         if set(stand_ins) != {'default'}:
-            wrapper = OptimWrapperDict(**stand_ins)
+            # They pass for wrappers: see ReplayWrapper.__class__.
+            wrapper = OptimWrapperDict(**cast(Dict[str, Any], stand_ins))
 
         def train() -> Dict[str, List[Tensor]]:
             for data, batch in zip(batches, self._batches):
