@@ -1,9 +1,10 @@
-from typing import Any, Dict, Iterator, List, Set
+from typing import Any, Dict, Iterator, List, Set, cast
 
-from mmengine.optim import OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 
+from mmnanguard.numerics.guard_protocol import GuardedProtocol, GuardProtocol
 from mmnanguard.version import __version__
 
 __all__ = [
@@ -15,24 +16,24 @@ __all__ = [
 ]
 
 
-def find_wrappers(runner: Runner) -> Dict[str, Any]:
+def find_wrappers(runner: Runner) -> Dict[str, OptimWrapper]:
     """The runner's optimizer wrappers by name; a lone one is 'default'."""
     wrapper = runner.optim_wrapper
     if isinstance(wrapper, OptimWrapperDict):
         return dict(wrapper.items())
-    return {'default': wrapper}
+    return {'default': cast(OptimWrapper, wrapper)}
 
 
-def find_guards(runner: Runner) -> Dict[str, Any]:
+def find_guards(runner: Runner) -> Dict[str, GuardProtocol]:
     """The guards of those wrappers that have one."""
     return {
         name: wrapper.guard
         for name, wrapper in find_wrappers(runner).items()
-        if hasattr(wrapper, 'guard')
+        if isinstance(wrapper, GuardedProtocol)
     }
 
 
-def guard_facts(guard: Any) -> Dict[str, Any]:
+def guard_facts(guard: GuardProtocol) -> Dict[str, Any]:
     """What is guarded and by which rules; builtins only."""
     scale = guard.scaler.read()
     return {
@@ -48,7 +49,7 @@ def guard_facts(guard: Any) -> Dict[str, Any]:
     }
 
 
-def describe(name: str, wrapper: Any, guard: Any) -> str:
+def describe(name: str, wrapper: OptimWrapper, guard: GuardProtocol) -> str:
     """The one line that says what is guarded."""
     about = guard_facts(guard)
     policy = about['policy']

@@ -1,6 +1,7 @@
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Tuple, Union
 
 import torch
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -9,10 +10,14 @@ from mmnanguard.registry import HOOKS
 
 from .._shared.bare_model import bare_model
 from .._shared.find_guards import find_wrappers
+from .._shared.hook_arguments import DataBatch, Outputs
 from .._shared.patches import PatchingHook
 from .fault import Fault, find_target
 
 __all__ = ['FaultInjectionHook']
+
+FaultConfig = Dict[str, object]
+ForwardHook = Callable[[nn.Module, object, object], object]
 
 
 @HOOKS.register_module()
@@ -41,7 +46,9 @@ class FaultInjectionHook(PatchingHook):
             iteration for a regex that matches nothing in this model.
     """
 
-    def __init__(self, faults: Union[List[dict], Dict[str, dict]]) -> None:
+    def __init__(
+        self, faults: Union[List[FaultConfig], Dict[str, FaultConfig]]
+    ) -> None:
         super().__init__()
         if isinstance(faults, Mapping):
             faults = list(faults.values())
@@ -65,7 +72,7 @@ class FaultInjectionHook(PatchingHook):
                 )
 
     def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
+        self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
         self._pending = [
             fault for fault in self.faults if fault.iter == runner.iter + 1
@@ -89,8 +96,8 @@ class FaultInjectionHook(PatchingHook):
         self,
         runner: Runner,
         batch_idx: int,
-        data_batch: Any = None,
-        outputs: Optional[dict] = None,
+        data_batch: DataBatch = None,
+        outputs: Outputs = None,
     ) -> None:
         self.patches.undo()
         for fault in self._pending:
@@ -100,24 +107,25 @@ class FaultInjectionHook(PatchingHook):
             )
         self._pending = []
 
-    def _output_hook(self, runner: Runner, fault: Fault) -> Callable:
-        @torch.compiler.disable
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+    def _output_hook(self, runner: Runner, fault: Fault) -> ForwardHook:
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        def hook(module: nn.Module, args: object, output: object) -> object:
             if fault not in self._pending:
                 return output
             return map_first_tensor(
                 output, lambda tensor: self._struck_copy(runner, fault, tensor)
             )
 
-        return hook
+        changed: ForwardHook = hook
+        return changed
 
-    def _wrap_backward(self, runner: Runner, wrapper: Any) -> None:
+    def _wrap_backward(self, runner: Runner, wrapper: OptimWrapper) -> None:
         """Between forward and update, the wrapper's backward is the one
         place that every model comes by.
         """
         backward = wrapper.backward
 
-        @torch.compiler.disable
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
         def faulty_backward(loss: Tensor, **kwargs: Any) -> None:
             for fault in self._pending_at('loss'):
                 # The value changes, its gradient does not.

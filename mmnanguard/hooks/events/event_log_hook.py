@@ -1,7 +1,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Any, BinaryIO, Mapping
+from typing import BinaryIO
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -12,6 +12,7 @@ from mmnanguard.core.rows.guard_event import to_json
 from mmnanguard.registry import HOOKS
 
 from .._shared.find_guards import find_guards, guard_facts
+from .._shared.hook_arguments import Row
 from .._shared.roles import EventSource, has_hook
 from .._shared.versions import versions
 
@@ -63,11 +64,11 @@ class EventLogHook(Hook):
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
         self._write(runner, event.to_row())
 
-    def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
+    def after_guard_row(self, runner: Runner, row: Row) -> None:
         """What another hook found out about an event."""
         self._write(runner, row)
 
-    def _write(self, runner: Runner, row: Mapping[str, Any]) -> None:
+    def _write(self, runner: Runner, row: Row) -> None:
         if not is_main_process():
             return
         # The name of a file may hold bytes that are no UTF-8; what they are

@@ -1,5 +1,5 @@
 import json
-from typing import Any, Dict, Mapping
+from typing import Dict
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -10,6 +10,7 @@ from mmnanguard.core import GuardEvent
 from mmnanguard.core.rows.guard_event import to_json
 from mmnanguard.registry import HOOKS
 
+from .._shared.hook_arguments import Row
 from .event_text import Writer, text_writer
 
 __all__ = ['EventTextHook']
@@ -49,13 +50,11 @@ class EventTextHook(Hook):
         self._step = event.iter
         self._write(runner, event.to_row(), event.line())
 
-    def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
+    def after_guard_row(self, runner: Runner, row: Row) -> None:
         """What another hook found out, mostly about the event before it."""
         self._write(runner, row, f'Iter {row.get("iter", self._step)}')
 
-    def _write(
-        self, runner: Runner, row: Mapping[str, Any], headline: str
-    ) -> None:
+    def _write(self, runner: Runner, row: Row, headline: str) -> None:
         if not is_main_process():
             return
         # Indented by four: Markdown leaves it as it is.

@@ -4,6 +4,8 @@ import torch
 from mmengine.hooks import EMAHook
 from torch import Tensor, nn
 
+from mmnanguard.numerics.guard_protocol import GuardProtocol
+
 from .._shared.patches import Patches
 from ..recovery.kept_state import is_mean_teacher, teacher_of
 
@@ -32,7 +34,7 @@ class EmaFreeze:
     def __init__(
         self,
         hooks: Iterable[Any] = (),
-        guards: Iterable[Any] = (),
+        guards: Iterable[GuardProtocol] = (),
         accumulates: bool = False,
         model: Optional[nn.Module] = None,
     ) -> None:
@@ -64,7 +66,9 @@ class EmaFreeze:
         if self._hooks and self._accumulates and begins:
             self._copies = [tensor.clone() for tensor in self._tensors()]
 
-    def _unless_rejected(self, average: Callable[..., None]) -> Callable:
+    def _unless_rejected(
+        self, average: Callable[..., None]
+    ) -> Callable[..., None]:
         def after_train_iter(*args: Any, **kwargs: Any) -> None:
             was_judged = self._has_moved('num_updates')
             if was_judged and not self._has_moved('num_steps'):
@@ -101,4 +105,5 @@ class EmaFreeze:
         if is_mean_teacher(hook):
             assert self._model is not None
             return teacher_of(self._model)
-        return hook.ema_model
+        average: nn.Module = hook.ema_model
+        return average

@@ -2,10 +2,13 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional
 
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import Runner
+from mmengine.optim import OptimWrapper
+from mmengine.runner import IterBasedTrainLoop, Runner
 
 from mmnanguard.numerics.base.rng_state import read_rng, set_rng
+from mmnanguard.numerics.guard_protocol import GuardedProtocol
 
+from .._shared.hook_arguments import Checkpoint
 from .._shared.patches import Patches
 
 __all__ = ['GuardCheckpoint']
@@ -56,7 +59,10 @@ class GuardCheckpoint:
             self._states = all_gather_object(read_rng())
 
     def save(
-        self, runner: Runner, checkpoint: dict, wrappers: Mapping[str, Any]
+        self,
+        runner: Runner,
+        checkpoint: Checkpoint,
+        wrappers: Mapping[str, OptimWrapper],
     ) -> None:
         saved: Dict[str, Any] = {}
         optimizer = checkpoint.get('optimizer', {'guard': 'not wanted'})
@@ -68,7 +74,7 @@ class GuardCheckpoint:
                     loss_scaler=wrapper.guard.scaler.state_dict(),
                 )
                 for name, wrapper in wrappers.items()
-                if hasattr(wrapper, 'guard')
+                if isinstance(wrapper, GuardedProtocol)
             }
         if self._save_rng:
             states = [read_rng()] if get_world_size() == 1 else self._states
@@ -88,14 +94,15 @@ class GuardCheckpoint:
         self._loaded = checkpoint.get(KEY, {})
 
     def resume_guards(
-        self, runner: Runner, wrappers: Mapping[str, Any]
+        self, runner: Runner, wrappers: Mapping[str, OptimWrapper]
     ) -> None:
         """Does nothing for a checkpoint that was loaded to begin anew."""
         if runner.iter == 0:
             self._loaded = {}
         for name, saved in self._loaded.get('guards', {}).items():
-            if name in wrappers and hasattr(wrappers[name], 'guard'):
-                guard = wrappers[name].guard
+            wrapper = wrappers.get(name)
+            if isinstance(wrapper, GuardedProtocol):
+                guard = wrapper.guard
                 guard.load_state_dict(saved['guard'])
                 guard.scaler.load_state_dict(saved['loss_scaler'])
 
@@ -171,7 +178,7 @@ class SetRngAfter:
     """
 
     def __init__(
-        self, loop: Any, state: Dict[str, Any], patches: Patches
+        self, loop: IterBasedTrainLoop, state: Dict[str, Any], patches: Patches
     ) -> None:
         self._state = state
         self._iterator = loop.dataloader_iterator

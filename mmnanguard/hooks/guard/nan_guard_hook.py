@@ -23,6 +23,7 @@ from .._shared.find_guards import (
     own_modules,
 )
 from .._shared.halt import halt
+from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs
 from .._shared.patches import PatchingHook
 from .._shared.roles import EventSource, has_hook
 from ..events.event_log_hook import last_attempt
@@ -85,7 +86,7 @@ class NanGuardHook(PatchingHook, EventSource):
         super().__init__()
         self._checkpoint = GuardCheckpoint(save_rng)
         self._ema = EmaFreeze()
-        self._guards: Dict[str, Any] = {}
+        self._guards: Dict[str, GuardProtocol] = {}
         self._modules: Dict[str, List[nn.Module]] = {}
         self._samples = RecentSamples()
         self._num_updates = 0
@@ -131,7 +132,7 @@ class NanGuardHook(PatchingHook, EventSource):
         self._checkpoint.resume_rng(runner, self.patches)
 
     def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
+        self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
         if not any(guard.is_open for guard in self._guards.values()):
             forget_watched()
@@ -146,8 +147,8 @@ class NanGuardHook(PatchingHook, EventSource):
         self,
         runner: Runner,
         batch_idx: int,
-        data_batch: Any = None,
-        outputs: Optional[dict] = None,
+        data_batch: DataBatch = None,
+        outputs: Outputs = None,
     ) -> None:
         for guard in self._guards.values():
             guard.accumulation.judge_last()
@@ -197,10 +198,14 @@ class NanGuardHook(PatchingHook, EventSource):
     ) -> None:
         self._checkpoint.gather(runner, is_due=True)
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def before_save_checkpoint(
+        self, runner: Runner, checkpoint: Checkpoint
+    ) -> None:
         self._checkpoint.save(runner, checkpoint, find_wrappers(runner))
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(
+        self, runner: Runner, checkpoint: Checkpoint
+    ) -> None:
         self._checkpoint.load(checkpoint)
 
     def _warn(self, runner: Runner) -> None:
@@ -226,8 +231,8 @@ class NanGuardHook(PatchingHook, EventSource):
         self,
         runner: Runner,
         batch_idx: int,
-        data_batch: Any,
-        outputs: Optional[dict],
+        data_batch: DataBatch,
+        outputs: Outputs,
     ) -> Dict[str, Any]:
         """What the iteration adds to an event."""
         losses = {

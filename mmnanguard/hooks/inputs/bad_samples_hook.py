@@ -1,4 +1,4 @@
-from typing import Any, Dict, List, Optional
+from typing import Dict, List
 
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
@@ -8,6 +8,8 @@ from mmnanguard._support.dataset_parts import dataset_parts
 from mmnanguard._support.sample_validator import SampleValidator
 from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.registry import HOOKS
+
+from .._shared.hook_arguments import DataBatch, Outputs
 
 __all__ = ['BadSamplesHook']
 
@@ -54,8 +56,8 @@ class BadSamplesHook(Hook):
         self,
         runner: Runner,
         batch_idx: int,
-        data_batch: Any = None,
-        outputs: Optional[dict] = None,
+        data_batch: DataBatch = None,
+        outputs: Outputs = None,
     ) -> None:
         if self.every_n_train_iters(runner, self.interval):
             self._tell(runner)

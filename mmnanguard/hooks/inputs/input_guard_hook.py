@@ -12,10 +12,12 @@ from mmnanguard.core import (
     GuardEvent,
     TrainingHalted,
 )
+from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.registry import HOOKS
 
 from .._shared.find_guards import find_guards
 from .._shared.halt import halt
+from .._shared.hook_arguments import DataBatch, Outputs
 from .._shared.patches import PatchingHook
 from .._shared.roles import EventSource, ModelChanger, has_hook
 from .bad_inputs import gather_bad_inputs
@@ -111,13 +113,14 @@ class InputGuardHook(PatchingHook, ModelChanger):
             )
         self._windows, self._mended, self._halt = {}, [], None
         self._iter, self._since = runner.iter, runner.iter + 1
-        self._batch_idx, self._batch, self._is_on = 0, None, False
+        self._batch_idx, self._is_on = 0, False
+        self._batch: DataBatch = None
         self._runner, self._preprocessor = runner, preprocessor
         self._handle = preprocessor.register_forward_hook(self._look)
         self.patches.remember(self._remove_look)
 
     def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
+        self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
         for name, guard in self._guards.items():
             if not guard.is_open:  # its window is over, or has not begun
@@ -129,7 +132,7 @@ class InputGuardHook(PatchingHook, ModelChanger):
         self._handle.remove()
         self._handle = self._preprocessor.register_forward_hook(self._look)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _look(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Flag, or mend, what the model is about to get; no sync."""
         policy = self._policy
@@ -184,8 +187,8 @@ class InputGuardHook(PatchingHook, ModelChanger):
         self,
         runner: Runner,
         batch_idx: int,
-        data_batch: Any = None,
-        outputs: Optional[dict] = None,
+        data_batch: DataBatch = None,
+        outputs: Outputs = None,
     ) -> None:
         self._is_on, self._batch = False, None
         if not self._has_looked and outputs:
@@ -245,7 +248,7 @@ class InputGuardHook(PatchingHook, ModelChanger):
             f'mmnanguard: InputGuardHook names no samples {cure}'
         )
 
-    def _forget(self, name: str, guard: Any) -> None:
+    def _forget(self, name: str, guard: GuardProtocol) -> None:
         """Take back what was no update's: that guard has trained nothing on
         those inputs.
         """

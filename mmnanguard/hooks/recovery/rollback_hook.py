@@ -13,10 +13,12 @@ from mmnanguard.core import (
 )
 from mmnanguard.core.checks import check_value, is_count, is_finite_number
 from mmnanguard.numerics.checkpoints.state_audit import StateAudit
+from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.registry import HOOKS
 
 from .._shared.find_guards import find_guards, find_wrappers
 from .._shared.halt import halt
+from .._shared.hook_arguments import DataBatch, Outputs
 from .audit import Audit
 from .earlier_state import EarlierState, newest_clean_state, present_state
 from .kept_state import kept_state
@@ -133,8 +135,8 @@ class RollbackHook(Hook):
         self,
         runner: Runner,
         batch_idx: int,
-        data_batch: Any = None,
-        outputs: Optional[dict] = None,
+        data_batch: DataBatch = None,
+        outputs: Outputs = None,
     ) -> None:
         event, self._event = self._event, None
         if event is not None:
@@ -225,7 +227,9 @@ class RollbackHook(Hook):
         trouble = event.since or event.iter
         if event.cause is Cause.DIVERGENCE:
             wrapper = find_wrappers(runner)[event.optimizer]
-            window = wrapper.guard.policy.divergence.window
+            divergence = find_guards(runner)[event.optimizer].policy.divergence
+            assert divergence is not None  # it is the cause
+            window = divergence.window
             # Its median is above the limit: about half of it is spoilt.
             trouble -= window * wrapper._accumulative_counts
         older = [kept for kept in self._kept if kept.iter < trouble]
@@ -242,12 +246,12 @@ class RollbackHook(Hook):
 
 
 def tell_end(
-    guard: Any, event: GuardEvent, why: str
+    guard: GuardProtocol, event: GuardEvent, why: str
 ) -> Tuple[GuardEvent, str]:
     """Event and story of a halt in place of a rollback."""
     halted = event.replace(action=Action.HALT)
     return halted, f'{guard.halted(halted)}\n  {why}'
 
 
-def rolls_back(guard: Any) -> bool:
+def rolls_back(guard: GuardProtocol) -> bool:
     return guard.policy.when_exhausted == 'rollback'

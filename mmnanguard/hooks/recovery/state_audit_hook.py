@@ -10,6 +10,7 @@ from mmnanguard.registry import HOOKS
 
 from .._shared.find_guards import find_guards
 from .._shared.halt import halt
+from .._shared.hook_arguments import DataBatch, Outputs
 from .._shared.patches import PatchingHook
 from .audit import Audit
 from .kept_state import kept_state
@@ -82,7 +83,7 @@ class StateAuditHook(PatchingHook):
         )
 
     def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
+        self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
         # At the end of an epoch the runner's own is one further.
         self._iter, self._epoch = runner.iter + 1, runner.epoch + 1
@@ -91,8 +92,8 @@ class StateAuditHook(PatchingHook):
         self,
         runner: Runner,
         batch_idx: int,
-        data_batch: Any = None,
-        outputs: Optional[dict] = None,
+        data_batch: DataBatch = None,
+        outputs: Outputs = None,
     ) -> None:
         if self._interval and self.every_n_train_iters(runner, self._interval):
             self._is_due = True

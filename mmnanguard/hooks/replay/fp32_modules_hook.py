@@ -1,7 +1,7 @@
 import difflib
 import re
 from contextlib import contextmanager
-from typing import Any, Iterator, List, Mapping, Sequence, Set
+from typing import Any, Iterator, List, Sequence, Set
 
 import torch
 from mmengine.runner import Runner
@@ -12,7 +12,7 @@ from mmnanguard.core import GuardConfigError
 from mmnanguard.numerics.update.blame import plain_name
 from mmnanguard.registry import HOOKS
 
-from .._shared.hook_arguments import DataBatch, Outputs
+from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs, Row
 from .._shared.patches import Patches, PatchingHook
 from .._shared.roles import ModelChanger
 
@@ -62,7 +62,7 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
         self._auto = auto
         self._max_auto_modules = max_auto_modules
         self._added: List[str] = []
-        self._due: List[Mapping[str, Any]] = []
+        self._due: List[Row] = []
         self._in_fp32: Set[str] = set()
 
     @property
@@ -84,7 +84,7 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
             names = ', '.join(sorted(self._in_fp32))
             runner.logger.info(f'mmnanguard: in float32 run {names}')
 
-    def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
+    def after_guard_row(self, runner: Runner, row: Row) -> None:
         """Note the module that an autopsy blames, if float32 cures it."""
         is_cured = row['kind'] == 'autopsy' and row['remedy'] == 'fp32'
         if self._auto and is_cured and row['module']:
@@ -128,11 +128,15 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
             },
         )
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def before_save_checkpoint(
+        self, runner: Runner, checkpoint: Checkpoint
+    ) -> None:
         if self._added:
             checkpoint[KEY] = list(self._added)
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(
+        self, runner: Runner, checkpoint: Checkpoint
+    ) -> None:
         if self._auto and runner._resume:
             self._added = list(checkpoint.get(KEY, []))
 
@@ -183,7 +187,7 @@ def in_fp32(model: nn.Module, pattern: str) -> Iterator[None]:
         patches.undo()
 
 
-def target_of(row: Mapping[str, Any]) -> str:
+def target_of(row: Row) -> str:
     """The pattern for what an autopsy blames."""
     is_forward = row['method'] in ('', 'forward')
     return row['module'] if is_forward else f'{row["module"]}.{row["method"]}'

@@ -51,7 +51,7 @@ def read_config(
             '--config, a file with `model` and `optim_wrapper`.'
         ) from error
     try:
-        import_modules_from_strings(
+        import_modules_from_strings(  # type: ignore[no-untyped-call]
             **(cfg.get('custom_imports') or dict(imports=[]))
         )
     except Exception as error:  # a module's own, too

@@ -41,7 +41,7 @@ class WindowReplay:
     def __init__(
         self,
         model: nn.Module,
-        wrappers: Mapping[str, Any],
+        wrappers: Mapping[str, OptimWrapper],
         settings: Mapping[str, Setting],
         batches: List[MicroBatch],
     ) -> None:
@@ -174,7 +174,7 @@ class WindowReplay:
 
 
 def settings_of(
-    wrappers: Mapping[str, Any], event: GuardEvent
+    wrappers: Mapping[str, OptimWrapper], event: GuardEvent
 ) -> Dict[str, Setting]:
     """How the losses of the window were made that ``event`` ended."""
     settings = {}
