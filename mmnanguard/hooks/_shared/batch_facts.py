@@ -57,7 +57,7 @@ def _metainfos(value: Any) -> Iterator[Dict[str, Any]]:
             yield from _metainfos(item)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):

@@ -102,7 +102,7 @@ def take_samples(value: Any, num_samples: int, rows: Sequence[int]) -> Any:
     return type(value)(*parts) if is_named else type(value)(parts)
 
 
-def is_sequence(value: Any) -> bool:
+def is_sequence(value: object) -> bool:
     return isinstance(value, (list, tuple))
 
 
@@ -128,6 +128,6 @@ def kind_of(item: Any) -> Any:
     return type(item)
 
 
-def is_batch(value: Any) -> bool:
+def is_batch(value: object) -> bool:
     """Rather than one sample."""
     return isinstance(value, Tensor) and value.dim() >= 4

@@ -33,7 +33,7 @@ class Fault:
     where: Optional[str] = None
 
     @classmethod
-    def from_config(cls, config: Any) -> 'Fault':
+    def from_config(cls, config: object) -> 'Fault':
         """Raises GuardConfigError for anything that cannot strike."""
         if not isinstance(config, Mapping):
             raise GuardConfigError(

@@ -110,7 +110,7 @@ def _read_file(file: str) -> Config:
     return cfg
 
 
-def _places(value: Any) -> Iterator[str]:
+def _places(value: object) -> Iterator[str]:
     """Types that are named by where they are, such as 'os.system'."""
     if isinstance(value, dict):
         for key, part in value.items():
@@ -143,7 +143,7 @@ def _check_type(path: Path, name: str) -> None:
     )
 
 
-def _is_registered(found: Any) -> bool:
+def _is_registered(found: object) -> bool:
     roots = [r for r in vars(registry).values() if isinstance(r, Registry)]
     return any(
         known is found
