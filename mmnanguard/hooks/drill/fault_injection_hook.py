@@ -126,7 +126,7 @@ class FaultInjectionHook(PatchingHook):
         backward = wrapper.backward
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]
-        def faulty_backward(loss: Tensor, **kwargs: Any) -> None:
+        def faulty_backward(loss: Tensor, **kwargs: object) -> None:
             for fault in self._pending_at('loss'):
                 # The value changes, its gradient does not.
                 loss = loss + (fault.value - loss.detach())
@@ -167,7 +167,7 @@ class FaultInjectionHook(PatchingHook):
         )
 
 
-def map_first_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def map_first_tensor(value: object, change: Callable[[Tensor], Tensor]) -> Any:
     """A copy of a nested output, its first floating-point tensor changed.
 
     Raises:
@@ -175,7 +175,7 @@ def map_first_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """
     found = False
 
-    def walk(item: Any) -> Any:
+    def walk(item: object) -> Any:
         nonlocal found
         if found:
             return item

@@ -69,7 +69,7 @@ class EmaFreeze:
     def _unless_rejected(
         self, average: Callable[..., None]
     ) -> Callable[..., None]:
-        def after_train_iter(*args: Any, **kwargs: Any) -> None:
+        def after_train_iter(*args: object, **kwargs: object) -> None:
             was_judged = self._has_moved('num_updates')
             if was_judged and not self._has_moved('num_steps'):
                 self._put_back()

@@ -78,7 +78,7 @@ def of_optimizer(optimizer: Any, names: TensorNames) -> Iterator[KeptTensor]:
                     yield KeptTensor('optimizer', f'{name} {key}', part)
 
 
-def is_sharded_alike(value: Any, param: Tensor) -> bool:
+def is_sharded_alike(value: object, param: Tensor) -> bool:
     """Does it have an element for each of the parameter's?"""
     return (
         isinstance(value, Tensor)
@@ -92,7 +92,7 @@ def named_tensors(model: nn.Module) -> Iterator[Any]:
     yield from model.named_buffers()
 
 
-def is_mean_teacher(hook: Any) -> bool:
+def is_mean_teacher(hook: object) -> bool:
     """Whether a hook is mmdet's ``MeanTeacherHook`` or a subclass of it.
 
     The class is known by its name, because mmdet need not be installed.

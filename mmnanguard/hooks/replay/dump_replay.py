@@ -152,7 +152,7 @@ def check_device(device: str) -> None:
         ) from error
 
 
-def build(cfg: Config, where: Any) -> Runner:
+def build(cfg: Config, where: object) -> Runner:
     """A Runner as far as a pass needs one."""
     folder = tempfile.mkdtemp()
     try:

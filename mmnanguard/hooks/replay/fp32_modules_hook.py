@@ -159,7 +159,7 @@ class InFp32:
         self._device = device
         self._own = vars(owner).get(method)  # somebody else's
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         args, kwargs = tree_map(to_fp32, (args, kwargs))
         function = self._own
         if function is None:
