@@ -40,7 +40,10 @@ Registered = Union[type, Callable[..., object]]
 class GuardRegistry(Registry):
     """A registry whose error for an unknown name suggests the nearest one."""
 
-    def get(self, key: str) -> Optional[Registered]:
+    # MMEngine annotates types only, and registers functions as well.
+    def get(  # type: ignore[override]
+        self, key: str
+    ) -> Optional[Registered]:
         """Return the class of a name, or None for a name of another scope.
 
         Raises:
@@ -144,9 +147,11 @@ def register_bare_names() -> None:
     """
     for registry in (DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, TRANSFORMS):
         registry.import_from_location()
+        root = registry.parent
+        assert root is not None  # each is a child of MMEngine's
         for name, cls in registry.module_dict.items():
-            if registry.parent.module_dict.get(name) is not cls:
-                registry.parent.register_module(name=name, module=cls)
+            if root.module_dict.get(name) is not cls:
+                root.register_module(name=name, module=cls)
 
 
 def register_configs() -> None:

@@ -5,5 +5,6 @@ Nothing here knows about guards, tensors or MMEngine:
 - ``atomic_write``: write a file so that readers see all of it or nothing.
 - ``sample_name``: the name of a sample from its metadata.
 - ``dataset_parts``: the datasets that a wrapped dataset consists of.
+- ``sample_validator``: the role of transforms that validate samples.
 - ``smallest_subset``: a minimal failing subset of items (ddmin).
 """

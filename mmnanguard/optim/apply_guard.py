@@ -135,8 +135,9 @@ def guard_wrapper(
     kept = {key: value for key, value in wrapper.items() if key in taken}
     merged = Config(dict(wrapper=kept))
     merged.merge_from_dict(dict(wrapper=changes))
-    merged.wrapper.type = f'mmnanguard.{guarded_type.__name__}'
-    return merged.wrapper
+    guarded: ConfigDict = merged.wrapper
+    guarded.type = f'mmnanguard.{guarded_type.__name__}'
+    return guarded
 
 
 def guarded_type_of(type_: Union[str, type], where: str) -> type:

@@ -48,16 +48,19 @@ def choose_dtype(
             "dtype='bfloat16', or float32: "
             'type=mmnanguard.NanGuardOptimWrapper.'
         )
-    return getattr(torch, dtype)
+    named: torch.dtype = getattr(torch, dtype)
+    return named
 
 
 def has_native_bf16(device: str) -> bool:
     """Whether the hardware has bfloat16; emulation is slow."""
     if device == 'cuda':
         try:  # by default it counts emulation
-            return torch.cuda.is_bf16_supported(including_emulation=False)
+            return bool(
+                torch.cuda.is_bf16_supported(including_emulation=False)
+            )
         except TypeError:  # before PyTorch 2.4, which never counted it
-            return torch.cuda.is_bf16_supported()
+            return bool(torch.cuda.is_bf16_supported())
     if device == 'cpu':
         probes = ('_is_avx512_bf16_supported', '_is_amx_tile_supported')
         return any(

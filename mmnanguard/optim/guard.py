@@ -1,7 +1,7 @@
 """The state that a guarded optimizer wrapper keeps as long as it lives."""
 
 import logging
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 from mmengine.logging import MessageHub, print_log
 from mmengine.optim import OptimWrapper
@@ -23,6 +23,7 @@ from mmnanguard.core import (
 from mmnanguard.core.rows.build_event import build_event
 from mmnanguard.numerics import GuardedGradScaler
 from mmnanguard.numerics.base.shards import Placement
+from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.snapshot.change_tracker import OtherOptimizers
 from mmnanguard.numerics.update.blame import TensorNames
 
@@ -346,3 +347,10 @@ class Guard:
             GuardState.from_dict(state, **self.policy.windows()),
             load_clip(self.clip_rule, clip),
         )
+
+
+if TYPE_CHECKING:
+
+    def as_hooks_see_it(guard: Guard) -> GuardProtocol:
+        """Let mypy check that a guard has all that hooks use of it."""
+        return guard

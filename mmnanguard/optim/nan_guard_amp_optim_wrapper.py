@@ -53,6 +53,9 @@ class NanGuardAmpOptimWrapper(GuardedWrapper, AmpOptimWrapper):
         GuardConfigError: If an argument cannot work.
     """
 
+    # MMEngine's own is one of three scalers and has no annotation.
+    loss_scaler: GuardedGradScaler  # type: ignore[assignment]
+
     def __init__(
         self,
         optimizer: Optimizer,

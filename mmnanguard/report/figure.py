@@ -37,7 +37,8 @@ def draw(report: RunReport, last_iter: Optional[int] = None) -> Dict[str, Any]:
         for trace in traces:
             data.append({**trace, 'xaxis': 'x', 'yaxis': axis_name(number)})
     layout['shapes'] = lines_of(report.summary.events)
-    return Figure(data, layout).to_plotly_json()
+    figure: Dict[str, Any] = Figure(data, layout).to_plotly_json()
+    return figure
 
 
 def lines_of(events: Sequence[Row]) -> List[Dict[str, Any]]:

@@ -1,6 +1,7 @@
 import pytest
 from mmengine.config import Config
 
+from mmnanguard.hooks import Fp32ModulesHook
 from mmnanguard.hooks.replay.replay_config import hooks_inside
 
 LAZY = """
@@ -19,4 +20,4 @@ def test_hooks_that_change_a_pass_are_found(tmp_path, text):
     path = tmp_path / 'config.py'
     path.write_text(text)
     (found,) = hooks_inside(Config.fromfile(path))
-    assert found[0] == 'Fp32ModulesHook'
+    assert found[0] is Fp32ModulesHook

@@ -104,7 +104,8 @@ class GuardEvent(RowRecord):
             params=[asdict(bad) for bad in self.params],
         )
         keys = [*FIRST_KEYS, *(key for key in row if key not in FIRST_KEYS)]
-        return to_jsonable({key: row[key] for key in keys})
+        ordered: Dict[str, Any] = to_jsonable({key: row[key] for key in keys})
+        return ordered
 
     def line(self) -> str:
         """Return the console line."""

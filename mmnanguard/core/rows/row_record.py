@@ -136,7 +136,8 @@ def parser_of(hint: Any) -> Parser:
     if hint is Any:
         return parse_numbers
     if issubclass(hint, Enum):
-        return hint
+        enum: Type[Enum] = hint
+        return enum
     if is_dataclass(hint):
         return dataclass_of(hint)
     return SCALARS[hint]

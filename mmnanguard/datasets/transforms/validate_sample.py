@@ -5,6 +5,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from mmengine.logging import print_log
 
+from mmnanguard._support.sample_validator import SampleValidator
 from mmnanguard.core import NanGuardError
 from mmnanguard.core.checks import check_value
 from mmnanguard.registry import TRANSFORMS
@@ -39,7 +40,7 @@ MAX_NAMED = 20  # samples that a process names in its log
 
 
 @TRANSFORMS.register_module()
-class ValidateSample(BaseTransform):
+class ValidateSample(BaseTransform, SampleValidator):
     """A transform that finds bad samples on their way to the model.
 
     It checks the output of the transforms before it and changes nothing. A
@@ -76,7 +77,7 @@ class ValidateSample(BaseTransform):
         )
         self.checks = build_checks(checks, 'ValidateSample.checks')
         self.action = action
-        self.record = BadSampleRecord()
+        self.record: BadSampleRecord = BadSampleRecord()
         # An audit sets it: it takes the problems, and no action follows.
         self.listener: Optional[List[Problem]] = None
         self._num_named = 0

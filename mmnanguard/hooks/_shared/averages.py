@@ -3,8 +3,9 @@
 from typing import Any, Iterable, List
 
 from mmengine.hooks import EMAHook, Hook
-from mmengine.model import is_model_wrapper
 from torch import nn
+
+from .bare_model import bare_model
 
 __all__ = ['average_of', 'averaging_hooks', 'ema_models', 'is_mean_teacher']
 
@@ -40,5 +41,6 @@ def average_of(hook: Any, model: Any) -> nn.Module:
             a part.
     """
     if is_mean_teacher(hook):
-        return (model.module if is_model_wrapper(model) else model).teacher
-    return hook.ema_model
+        return bare_model(model).get_submodule('teacher')
+    average: nn.Module = hook.ema_model
+    return average

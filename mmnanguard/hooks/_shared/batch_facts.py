@@ -8,21 +8,23 @@ from torch import Tensor
 
 from mmnanguard._support.sample_name import sample_name
 
+from .hook_arguments import DataBatch
+
 __all__ = ['input_ranges', 'own_names', 'sample_ids']
 
 
-def sample_ids(data_batch: Any, batch_idx: int) -> List[str]:
+def sample_ids(data_batch: DataBatch, batch_idx: int) -> List[str]:
     """Names of the samples, from their metainfo; else the batch's index."""
     return own_names(data_batch) or [f'batch {batch_idx}']
 
 
-def own_names(data_batch: Any) -> List[str]:
+def own_names(data_batch: DataBatch) -> List[str]:
     """Of the samples that have some."""
     names = map(sample_name, _metainfos(data_batch))
     return [name for name in names if name is not None]
 
 
-def input_ranges(data_batch: Any) -> Dict[str, Dict[str, Any]]:
+def input_ranges(data_batch: DataBatch) -> Dict[str, Dict[str, Any]]:
     """Smallest and largest finite element of each tensor or list of tensors,
     as the data loader gave them; syncs if they are on a device.
     """
@@ -44,7 +46,7 @@ def input_ranges(data_batch: Any) -> Dict[str, Dict[str, Any]]:
     return ranges
 
 
-def _metainfos(value: Any) -> Iterator[dict]:
+def _metainfos(value: Any) -> Iterator[Dict[str, Any]]:
     if isinstance(getattr(value, 'metainfo', None), dict):
         yield value.metainfo
     elif isinstance(value, dict):
@@ -55,7 +57,7 @@ def _metainfos(value: Any) -> Iterator[dict]:
             yield from _metainfos(item)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):

@@ -17,6 +17,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from .batch_facts import own_names, sample_ids
+from .hook_arguments import DataBatch
 
 __all__ = [
     'count_samples',
@@ -26,7 +27,7 @@ __all__ = [
 ]
 
 
-def sample_names(data_batch: Any, batch_idx: int) -> List[str]:
+def sample_names(data_batch: DataBatch, batch_idx: int) -> List[str]:
     """A name for each sample; those that have none are told by their row."""
     size = count_samples(data_batch)
     if size > 1 and not own_names(data_batch):
@@ -101,7 +102,7 @@ def take_samples(value: Any, num_samples: int, rows: Sequence[int]) -> Any:
     return type(value)(*parts) if is_named else type(value)(parts)
 
 
-def is_sequence(value: Any) -> bool:
+def is_sequence(value: object) -> bool:
     return isinstance(value, (list, tuple))
 
 
@@ -127,6 +128,6 @@ def kind_of(item: Any) -> Any:
     return type(item)
 
 
-def is_batch(value: Any) -> bool:
+def is_batch(value: object) -> bool:
     """Rather than one sample."""
     return isinstance(value, Tensor) and value.dim() >= 4

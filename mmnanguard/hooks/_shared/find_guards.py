@@ -1,41 +1,39 @@
-from typing import Any, Dict, Iterator, List, Set
+from typing import Any, Dict, Iterator, List, Set, cast
 
-from mmengine.optim import OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 
-from mmnanguard.core import GuardConfigError
+from mmnanguard.numerics.guard_protocol import GuardedProtocol, GuardProtocol
 from mmnanguard.version import __version__
 
 __all__ = [
-    'check_rollback',
     'describe',
     'find_guards',
     'find_wrappers',
     'guard_facts',
-    'has_hook',
     'own_modules',
 ]
 
 
-def find_wrappers(runner: Runner) -> Dict[str, Any]:
+def find_wrappers(runner: Runner) -> Dict[str, OptimWrapper]:
     """The runner's optimizer wrappers by name; a lone one is 'default'."""
     wrapper = runner.optim_wrapper
     if isinstance(wrapper, OptimWrapperDict):
         return dict(wrapper.items())
-    return {'default': wrapper}
+    return {'default': cast(OptimWrapper, wrapper)}
 
 
-def find_guards(runner: Runner) -> Dict[str, Any]:
+def find_guards(runner: Runner) -> Dict[str, GuardProtocol]:
     """The guards of those wrappers that have one."""
     return {
         name: wrapper.guard
         for name, wrapper in find_wrappers(runner).items()
-        if hasattr(wrapper, 'guard')
+        if isinstance(wrapper, GuardedProtocol)
     }
 
 
-def guard_facts(guard: Any) -> Dict[str, Any]:
+def guard_facts(guard: GuardProtocol) -> Dict[str, Any]:
     """What is guarded and by which rules; builtins only."""
     scale = guard.scaler.read()
     return {
@@ -51,7 +49,7 @@ def guard_facts(guard: Any) -> Dict[str, Any]:
     }
 
 
-def describe(name: str, wrapper: Any, guard: Any) -> str:
+def describe(name: str, wrapper: OptimWrapper, guard: GuardProtocol) -> str:
     """The one line that says what is guarded."""
     about = guard_facts(guard)
     policy = about['policy']
@@ -77,27 +75,6 @@ def describe(name: str, wrapper: Any, guard: Any) -> str:
         f'{about["clip"]}, {end} at {limits}; run {guard.run}, attempt '
         f'{guard.attempt}'
     )
-
-
-def has_hook(runner: Runner, name: str) -> bool:
-    """By the name of its class."""
-    return any(type(hook).__name__ == name for hook in runner.hooks)
-
-
-def check_rollback(runner: Runner) -> None:
-    """Refuse guards that count on a RollbackHook which is not there.
-
-    Raises:
-        GuardConfigError: If so.
-    """
-    is_there = has_hook(runner, 'RollbackHook')
-    for name, guard in find_guards(runner).items():
-        if guard.policy.when_exhausted == 'rollback' and not is_there:
-            raise GuardConfigError(
-                f"optim_wrapper.guard.when_exhausted is 'rollback' (optimizer "
-                f"'{name}'), which takes default_hooks=dict(rollback=dict("
-                "type='mmnanguard.RollbackHook'))."
-            )
 
 
 def own_modules(runner: Runner) -> Dict[str, List[nn.Module]]:

@@ -1,8 +1,8 @@
 import platform
 from typing import Dict
 
-import mmengine
 import torch
+from mmengine.version import __version__ as mmengine_version
 
 from mmnanguard.version import __version__
 
@@ -13,7 +13,7 @@ def versions() -> Dict[str, str]:
     """Of what a run depends on, here and now."""
     return {
         'mmnanguard': __version__,
-        'mmengine': mmengine.__version__,
+        'mmengine': mmengine_version,
         'torch': str(torch.__version__),
         'python': platform.python_version(),
     }

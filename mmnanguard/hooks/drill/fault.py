@@ -43,7 +43,7 @@ class Fault:
     type: Optional[str] = None
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> 'Fault':
+    def from_config(cls, config: object) -> 'Fault':
         """Read one fault of a config.
 
         Raises:

@@ -1,24 +1,29 @@
 """The hook that plants faults, to rehearse an incident."""
 
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Tuple, Union
 
 import torch
-from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmnanguard.core import GuardConfigError, NanGuardError
 from mmnanguard.registry import HOOKS
 
+from .._shared.bare_model import bare_model
 from .._shared.find_guards import find_wrappers
+from .._shared.hook_arguments import DataBatch, Outputs
+from .._shared.patches import PatchingHook
 from .fault import Fault, find_target
 
 __all__ = ['FaultInjectionHook']
 
+FaultConfig = Dict[str, object]
+ForwardHook = Callable[[nn.Module, object, object], object]
+
 
 @HOOKS.register_module()
-class FaultInjectionHook(Hook):
+class FaultInjectionHook(PatchingHook):
     """A fire drill: makes numbers go bad on purpose, in any mm model.
 
     Works with every optimizer wrapper, so that a run can be rehearsed with
@@ -44,7 +49,10 @@ class FaultInjectionHook(Hook):
             iteration for a regex that matches nothing in this model.
     """
 
-    def __init__(self, faults: Union[List[dict], Dict[str, dict]]) -> None:
+    def __init__(
+        self, faults: Union[List[FaultConfig], Dict[str, FaultConfig]]
+    ) -> None:
+        super().__init__()
         if isinstance(faults, Mapping):
             faults = list(faults.values())
         if not isinstance(faults, (list, tuple)):
@@ -55,11 +63,9 @@ class FaultInjectionHook(Hook):
         self.faults = [Fault.from_config(fault) for fault in faults]
         self._targets: Dict[Fault, Tuple[str, Any]] = {}
         self._pending: List[Fault] = []
-        self._undo: List[Callable[[], None]] = []
 
     def before_train(self, runner: Runner) -> None:
-        model = runner.model
-        self._model = model.module if is_model_wrapper(model) else model
+        self._model = bare_model(runner.model)
         for fault in self.faults:
             self._targets[fault] = find_target(self._model, fault)
             if fault.iter > runner.max_iters:
@@ -69,7 +75,7 @@ class FaultInjectionHook(Hook):
                 )
 
     def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
+        self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
         self._pending = [
             fault for fault in self.faults if fault.iter == runner.iter + 1
@@ -82,7 +88,7 @@ class FaultInjectionHook(Hook):
                 handle = target.register_forward_hook(
                     self._output_hook(runner, fault)
                 )
-                self._undo.append(handle.remove)
+                self.patches.remember(handle.remove)
         if any(
             fault.site in ('loss', 'grad', 'buffer') for fault in self._pending
         ):
@@ -93,11 +99,10 @@ class FaultInjectionHook(Hook):
         self,
         runner: Runner,
         batch_idx: int,
-        data_batch: Any = None,
-        outputs: Optional[dict] = None,
+        data_batch: DataBatch = None,
+        outputs: Outputs = None,
     ) -> None:
-        while self._undo:
-            self._undo.pop()()
+        self.patches.undo()
         for fault in self._pending:
             runner.logger.error(
                 f'fire drill: {fault} did not strike: '
@@ -105,25 +110,26 @@ class FaultInjectionHook(Hook):
             )
         self._pending = []
 
-    def _output_hook(self, runner: Runner, fault: Fault) -> Callable:
+    def _output_hook(self, runner: Runner, fault: Fault) -> ForwardHook:
         @torch.compiler.disable
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        def hook(module: nn.Module, args: object, output: object) -> object:
             if fault not in self._pending:
                 return output
             return map_first_tensor(
                 output, lambda tensor: self._struck_copy(runner, fault, tensor)
             )
 
-        return hook
+        changed: ForwardHook = hook
+        return changed
 
-    def _wrap_backward(self, runner: Runner, wrapper: Any) -> None:
+    def _wrap_backward(self, runner: Runner, wrapper: OptimWrapper) -> None:
         """Plant faults in ``backward``, which each model runs through between
         forward and update.
         """
         backward = wrapper.backward
 
         @torch.compiler.disable
-        def faulty_backward(loss: Tensor, **kwargs: Any) -> None:
+        def faulty_backward(loss: Tensor, **kwargs: object) -> None:
             for fault in self._pending_at('loss'):
                 struck = self._struck_copy(runner, fault, loss.detach())
                 # The value changes, its gradient does not.
@@ -138,8 +144,7 @@ class FaultInjectionHook(Hook):
                 owner, key = self._targets[fault][1]
                 self._strike(runner, fault, owner.get_buffer(key))
 
-        wrapper.backward = faulty_backward
-        self._undo.append(lambda: delattr(wrapper, 'backward'))
+        self.patches.replace(wrapper, 'backward', faulty_backward)
 
     def _pending_at(self, site: str) -> List[Fault]:
         return [fault for fault in self._pending if fault.site == site]
@@ -161,7 +166,7 @@ class FaultInjectionHook(Hook):
         )
 
 
-def map_first_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def map_first_tensor(value: object, change: Callable[[Tensor], Tensor]) -> Any:
     """Copy a nested output with its first floating-point tensor changed.
 
     Raises:
@@ -169,7 +174,7 @@ def map_first_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """
     is_changed = False
 
-    def walk(item: Any) -> Any:
+    def walk(item: object) -> Any:
         nonlocal is_changed
         if is_changed:
             return item

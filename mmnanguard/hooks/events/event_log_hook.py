@@ -2,7 +2,7 @@
 
 import json
 import os
-from typing import Any, BinaryIO, Mapping
+from typing import BinaryIO
 
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
@@ -14,8 +14,10 @@ from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rows.start_row import StartRow
 from mmnanguard.registry import HOOKS
 
-from .._shared.find_guards import find_guards, guard_facts, has_hook
+from .._shared.find_guards import find_guards, guard_facts
 from .._shared.guard_listener import GuardListener
+from .._shared.hook_arguments import Row
+from .._shared.roles import EventSource, has_hook
 from .._shared.versions import versions
 
 __all__ = ['EventLogHook', 'last_attempt']
@@ -38,7 +40,7 @@ class EventLogHook(GuardListener):
         if is_main_process():
             self.path.parent.mkdir(parents=True, exist_ok=True)
         guards = find_guards(runner)
-        if not has_hook(runner, 'NanGuardHook'):
+        if not has_hook(runner, EventSource):
             runner.logger.error(
                 'mmnanguard: EventLogHook gets no events without '
                 'NanGuardHook. Add default_hooks=dict(nan_guard=dict('
@@ -58,11 +60,11 @@ class EventLogHook(GuardListener):
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
         self._write(runner, event.to_row())
 
-    def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
+    def after_guard_row(self, runner: Runner, row: Row) -> None:
         """Write what another hook found out about an event."""
         self._write(runner, row)
 
-    def _write(self, runner: Runner, row: Mapping[str, Any]) -> None:
+    def _write(self, runner: Runner, row: Row) -> None:
         if not is_main_process():
             return
         # The name of a file may hold bytes that are no UTF-8; what they are

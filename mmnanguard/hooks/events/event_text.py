@@ -15,7 +15,8 @@ def text_writer(backend: Any) -> Optional[Writer]:
     ``add_text(tag, text, step)``.
     """
     if hasattr(backend, 'add_text'):
-        return backend.add_text
+        add_text: Writer = backend.add_text
+        return add_text
     for cls in type(backend).__mro__:
         if cls.__name__ in WRITERS:
             write = WRITERS[cls.__name__]

@@ -1,7 +1,7 @@
 """The hook that shows rows as text in dashboards."""
 
 import json
-from typing import Any, Dict, Mapping
+from typing import Dict
 
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
@@ -12,6 +12,7 @@ from mmnanguard.core.rows.json_numbers import to_json
 from mmnanguard.registry import HOOKS
 
 from .._shared.guard_listener import GuardListener
+from .._shared.hook_arguments import Row
 from .event_text import Writer, text_writer
 
 __all__ = ['EventTextHook']
@@ -51,13 +52,11 @@ class EventTextHook(GuardListener):
         self._step = event.iter
         self._write(runner, event.to_row(), event.line())
 
-    def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
+    def after_guard_row(self, runner: Runner, row: Row) -> None:
         """Show what another hook found out, mostly about the last event."""
         self._write(runner, row, f'Iter {row.get("iter", self._step)}')
 
-    def _write(
-        self, runner: Runner, row: Mapping[str, Any], headline: str
-    ) -> None:
+    def _write(self, runner: Runner, row: Row, headline: str) -> None:
         if not is_main_process():
             return
         # Indented by four: Markdown leaves it as it is.

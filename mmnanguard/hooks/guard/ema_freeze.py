@@ -5,7 +5,10 @@ from typing import Any, Callable, Dict, Iterable, List, Optional
 import torch
 from torch import Tensor, nn
 
+from mmnanguard.numerics.guard_protocol import GuardProtocol
+
 from .._shared.averages import average_of, averaging_hooks
+from .._shared.patches import Patches
 
 __all__ = ['EmaFreeze']
 
@@ -32,7 +35,7 @@ class EmaFreeze:
     def __init__(
         self,
         hooks: Iterable[Any] = (),
-        guards: Iterable[Any] = (),
+        guards: Iterable[GuardProtocol] = (),
         accumulates: bool = False,
         model: Optional[nn.Module] = None,
     ) -> None:
@@ -42,15 +45,12 @@ class EmaFreeze:
         self._accumulates = accumulates
         self._copies: List[Tensor] = []
         self._before: Dict[str, int] = {}
-        for hook in self._hooks:
-            hook.after_train_iter = self._unless_rejected(
-                hook.after_train_iter
-            )
 
-    def detach(self) -> None:
-        """Give the hooks their own method back."""
+    def attach(self, patches: Patches) -> None:
+        """Let the hooks average in committed iterations only."""
         for hook in self._hooks:
-            del hook.after_train_iter
+            average = self._unless_rejected(hook.after_train_iter)
+            patches.replace(hook, 'after_train_iter', average)
 
     @torch.no_grad()
     def begin_iter(self) -> None:
@@ -63,8 +63,10 @@ class EmaFreeze:
         if self._hooks and self._accumulates and begins:
             self._copies = [tensor.clone() for tensor in self._tensors()]
 
-    def _unless_rejected(self, average: Callable[..., None]) -> Callable:
-        def after_train_iter(*args: Any, **kwargs: Any) -> None:
+    def _unless_rejected(
+        self, average: Callable[..., None]
+    ) -> Callable[..., None]:
+        def after_train_iter(*args: object, **kwargs: object) -> None:
             was_judged = self._has_moved('num_updates')
             if was_judged and not self._has_moved('num_steps'):
                 self._put_back()

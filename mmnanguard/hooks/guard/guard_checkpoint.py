@@ -2,10 +2,15 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional
 
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import Runner
+from mmengine.optim import OptimWrapper
+from mmengine.runner import IterBasedTrainLoop, Runner
 
 from mmnanguard.numerics.base.rng_state import read_rng, set_rng
 from mmnanguard.numerics.checkpoints.saved_optimizer import GUARD_KEY
+from mmnanguard.numerics.guard_protocol import GuardedProtocol
+
+from .._shared.hook_arguments import Checkpoint
+from .._shared.patches import Patches
 
 __all__ = ['GuardCheckpoint']
 
@@ -53,7 +58,10 @@ class GuardCheckpoint:
             self._states = all_gather_object(read_rng())
 
     def save(
-        self, runner: Runner, checkpoint: dict, wrappers: Mapping[str, Any]
+        self,
+        runner: Runner,
+        checkpoint: Checkpoint,
+        wrappers: Mapping[str, OptimWrapper],
     ) -> None:
         saved: Dict[str, Any] = {}
         optimizer = checkpoint.get('optimizer', {'guard': 'not wanted'})
@@ -65,7 +73,7 @@ class GuardCheckpoint:
                     loss_scaler=wrapper.guard.scaler.state_dict(),
                 )
                 for name, wrapper in wrappers.items()
-                if hasattr(wrapper, 'guard')
+                if isinstance(wrapper, GuardedProtocol)
             }
         if self._save_rng:
             states = [read_rng()] if get_world_size() == 1 else self._states
@@ -85,18 +93,19 @@ class GuardCheckpoint:
         self._loaded = checkpoint.get(GUARD_KEY, {})
 
     def resume_guards(
-        self, runner: Runner, wrappers: Mapping[str, Any]
+        self, runner: Runner, wrappers: Mapping[str, OptimWrapper]
     ) -> None:
         """Does nothing for a checkpoint that was loaded to begin anew."""
         if runner.iter == 0:
             self._loaded = {}
         for name, saved in self._loaded.get('guards', {}).items():
-            if name in wrappers and hasattr(wrappers[name], 'guard'):
-                guard = wrappers[name].guard
+            wrapper = wrappers.get(name)
+            if isinstance(wrapper, GuardedProtocol):
+                guard = wrapper.guard
                 guard.load_state_dict(saved['guard'])
                 guard.scaler.load_state_dict(saved['loss_scaler'])
 
-    def resume_rng(self, runner: Runner) -> None:
+    def resume_rng(self, runner: Runner, patches: Patches) -> None:
         """Before an epoch; only the first after a resume does anything."""
         if self._save_rng and not self._is_told and draws_anew(runner):
             runner.logger.warning(
@@ -119,7 +128,7 @@ class GuardCheckpoint:
             return
         state = states[get_rank()]
         if hasattr(runner.train_loop, 'dataloader_iterator'):
-            SetRngAfter(runner.train_loop, state)
+            SetRngAfter(runner.train_loop, state, patches)
         else:
             set_rng(state)
 
@@ -164,15 +173,18 @@ class SetRngAfter:
     Args:
         loop: Whose ``dataloader_iterator`` it stands in for.
         state: Of :func:`read_rng`.
+        patches: Give the loop its own iterator back, whatever happens.
     """
 
-    def __init__(self, loop: Any, state: Dict[str, Any]) -> None:
-        self._loop, self._state = loop, state
+    def __init__(
+        self, loop: IterBasedTrainLoop, state: Dict[str, Any], patches: Patches
+    ) -> None:
+        self._state = state
         self._iterator = loop.dataloader_iterator
         # onedl-mmengine has an option to begin with the first batch again.
         is_anew = getattr(loop, 'fast_forward_on_resume', False)
         self._num_skipped = 0 if is_anew else loop.iter
-        loop.dataloader_iterator = self
+        self._step_aside = patches.replace(loop, 'dataloader_iterator', self)
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -187,6 +199,6 @@ class SetRngAfter:
     def __next__(self) -> Any:
         if self._num_skipped == 0:
             set_rng(self._state)
-            self._loop.dataloader_iterator = self._iterator
+            self._step_aside()
         self._num_skipped -= 1
         return next(self._iterator)

@@ -6,25 +6,28 @@ from uuid import uuid4
 
 import torch
 from mmengine.dist import broadcast_object_list, get_world_size
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
-from mmnanguard.core import Action, GuardEvent
+from mmnanguard.core import Action, GuardConfigError, GuardEvent
+from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.update.watch import forget_watched, read_watched
 from mmnanguard.registry import HOOKS
 from mmnanguard.safe_load import allow_mmengine_checkpoints
 
 from .._shared.batch_facts import input_ranges
 from .._shared.find_guards import (
-    check_rollback,
     describe,
     find_guards,
     find_wrappers,
     own_modules,
 )
 from .._shared.halt import halt
+from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs
+from .._shared.patches import PatchingHook
+from .._shared.roles import EventSource, has_hook
 from ..events.event_log_hook import last_attempt
+from ..recovery.rollback_hook import RollbackHook
 from .check_listeners import check_signatures, misspelt_methods
 from .ema_freeze import EmaFreeze
 from .guard_checkpoint import GuardCheckpoint
@@ -41,7 +44,7 @@ LEFTOVERS = {
 
 
 @HOOKS.register_module()
-class NanGuardHook(Hook):
+class NanGuardHook(PatchingHook, EventSource):
     """Tells what the guard did, and halts the run when it must.
 
     On each update that was not a plain step: completes the event with the
@@ -81,9 +84,10 @@ class NanGuardHook(Hook):
     priority = 'ABOVE_NORMAL'
 
     def __init__(self, save_rng: bool = False) -> None:
+        super().__init__()
         self._checkpoint = GuardCheckpoint(save_rng)
         self._ema = EmaFreeze()
-        self._guards: Dict[str, Any] = {}
+        self._guards: Dict[str, GuardProtocol] = {}
         self._modules: Dict[str, List[nn.Module]] = {}
         self._samples = RecentSamples()
         self._num_updates = 0
@@ -91,12 +95,13 @@ class NanGuardHook(Hook):
         self._left_out: Set[str] = set()
 
     def before_run(self, runner: Runner) -> None:
+        super().before_run(runner)
         # Resuming comes right after this stage.
         allow_mmengine_checkpoints()
 
     def before_train(self, runner: Runner) -> None:
         self._guards = find_guards(runner)
-        check_rollback(runner)
+        check_rollback(self._guards, has_hook(runner, RollbackHook))
         check_signatures(runner.hooks)
         self._checkpoint.resume_guards(runner, find_wrappers(runner))
         self._num_updates = self._count('num_updates')
@@ -107,6 +112,7 @@ class NanGuardHook(Hook):
         self._ema = EmaFreeze(
             runner.hooks, self._guards.values(), longest > 1, runner.model
         )
+        self._ema.attach(self.patches)
         self._warn(runner)
         # Not from the RNGs that training draws from.
         fresh = uuid4().hex[:8]
@@ -119,15 +125,16 @@ class NanGuardHook(Hook):
             broadcast_object_list(told)
             guard.run, guard.attempt = told[0]
             guard.attach(self)
+            self.patches.remember(guard.detach)
             runner.logger.info(
                 describe(name, find_wrappers(runner)[name], guard)
             )
 
     def before_train_epoch(self, runner: Runner) -> None:
-        self._checkpoint.resume_rng(runner)
+        self._checkpoint.resume_rng(runner, self.patches)
 
     def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
+        self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
         if not any(guard.is_open for guard in self._guards.values()):
             forget_watched()
@@ -142,8 +149,8 @@ class NanGuardHook(Hook):
         self,
         runner: Runner,
         batch_idx: int,
-        data_batch: Any = None,
-        outputs: Optional[dict] = None,
+        data_batch: DataBatch = None,
+        outputs: Outputs = None,
     ) -> None:
         for guard in self._guards.values():
             guard.window.judge_last()
@@ -193,16 +200,15 @@ class NanGuardHook(Hook):
     ) -> None:
         self._checkpoint.gather(runner, is_due=True)
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def before_save_checkpoint(
+        self, runner: Runner, checkpoint: Checkpoint
+    ) -> None:
         self._checkpoint.save(runner, checkpoint, find_wrappers(runner))
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(
+        self, runner: Runner, checkpoint: Checkpoint
+    ) -> None:
         self._checkpoint.load(checkpoint)
-
-    def after_train(self, runner: Runner) -> None:
-        self._ema.detach()
-        for guard in self._guards.values():
-            guard.detach()
 
     def _warn(self, runner: Runner) -> None:
         """Say loudly what is not guarded."""
@@ -229,8 +235,8 @@ class NanGuardHook(Hook):
         self,
         runner: Runner,
         batch_idx: int,
-        data_batch: Any,
-        outputs: Optional[dict],
+        data_batch: DataBatch,
+        outputs: Outputs,
     ) -> Dict[str, Any]:
         """What the iteration adds to an event."""
         losses = {
@@ -278,3 +284,20 @@ class NanGuardHook(Hook):
                     f'{value}; such values of it are left out of the '
                     'smoothed log (said once)'
                 )
+
+
+def check_rollback(
+    guards: Mapping[str, GuardProtocol], has_rollback: bool
+) -> None:
+    """Refuse guards that need a ``RollbackHook`` where there is none.
+
+    Raises:
+        GuardConfigError: If a guard is to roll back and cannot.
+    """
+    for name, guard in guards.items():
+        if guard.policy.when_exhausted == 'rollback' and not has_rollback:
+            raise GuardConfigError(
+                f"optim_wrapper.guard.when_exhausted is 'rollback' (optimizer "
+                f"'{name}'), which takes default_hooks=dict(rollback=dict("
+                "type='mmnanguard.RollbackHook'))."
+            )

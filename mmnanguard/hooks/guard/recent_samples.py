@@ -6,6 +6,7 @@ from mmengine.dist import get_rank
 from mmnanguard.core import GuardEvent
 
 from .._shared.batch_facts import sample_ids
+from .._shared.hook_arguments import DataBatch
 
 __all__ = ['RecentSamples']
 
@@ -22,7 +23,9 @@ class RecentSamples:
         self._recent: Deque[Tuple[int, int, Any]] = deque(maxlen=length)
         self._start = start
 
-    def note(self, iteration: int, batch_idx: int, data_batch: Any) -> None:
+    def note(
+        self, iteration: int, batch_idx: int, data_batch: DataBatch
+    ) -> None:
         samples = None
         if isinstance(data_batch, dict):
             samples = data_batch.get('data_samples')

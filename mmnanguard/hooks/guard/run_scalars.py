@@ -1,7 +1,9 @@
 import math
-from typing import Any, List, Mapping
+from typing import Dict, List, Mapping
 
 from mmengine.logging import HistoryBuffer, MessageHub
+
+from mmnanguard.numerics.guard_protocol import GuardProtocol
 
 __all__ = ['drop_nonfinite', 'update_scalars']
 
@@ -9,11 +11,13 @@ __all__ = ['drop_nonfinite', 'update_scalars']
 SCALAR_LENGTH = 1000
 
 
-def update_scalars(hub: MessageHub, guards: Mapping[str, Any]) -> None:
+def update_scalars(
+    hub: MessageHub, guards: Mapping[str, GuardProtocol]
+) -> None:
     """Write each guard's counters under ``train/guard/``."""
     for name, guard in guards.items():
         prefix = 'train/guard/' + ('' if name == 'default' else f'{name}/')
-        scalars = {
+        scalars: Dict[str, float] = {
             'skipped': guard.state.total_skips,
             'routine_overflows': guard.state.routine_overflows,
         }

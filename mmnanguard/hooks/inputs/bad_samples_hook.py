@@ -1,12 +1,15 @@
-from typing import Any, Dict, List, Optional
+from typing import Dict, List
 
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmnanguard._support.dataset_parts import dataset_parts
+from mmnanguard._support.sample_validator import SampleValidator
 from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.registry import HOOKS
+
+from .._shared.hook_arguments import DataBatch, Outputs
 
 __all__ = ['BadSamplesHook']
 
@@ -53,8 +56,8 @@ class BadSamplesHook(Hook):
         self,
         runner: Runner,
         batch_idx: int,
-        data_batch: Any = None,
-        outputs: Optional[dict] = None,
+        data_batch: DataBatch = None,
+        outputs: Outputs = None,
     ) -> None:
         if self.every_n_train_iters(runner, self.interval):
             self._tell(runner)
@@ -85,9 +88,10 @@ class BadSamplesHook(Hook):
             )
 
 
-def find_validators(runner: Runner) -> List[Any]:
-    """At each look, as other hooks exchange the pipeline. Not by their class:
-    what loads data is no part of this ring.
+def find_validators(runner: Runner) -> List[SampleValidator]:
+    """Return the validating transforms of the training pipeline.
+
+    They are looked up each time, as other hooks exchange the pipeline.
     """
     parts = dataset_parts(runner.train_dataloader.dataset)
-    return [part for part in parts if type(part).__name__ == 'ValidateSample']
+    return [part for part in parts if isinstance(part, SampleValidator)]

@@ -4,7 +4,6 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from mmengine.dist import get_rank, get_world_size
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -16,10 +15,14 @@ from mmnanguard.core import (
     TrainingHalted,
 )
 from mmnanguard.core.rows.input_row import InputRow
+from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.registry import HOOKS
 
-from .._shared.find_guards import find_guards, has_hook
+from .._shared.find_guards import find_guards
 from .._shared.halt import halt
+from .._shared.hook_arguments import DataBatch, Outputs
+from .._shared.patches import PatchingHook
+from .._shared.roles import EventSource, ModelChanger, has_hook
 from .bad_inputs import gather_bad_inputs
 from .input_look import InputFlags, InputLook, bad_samples
 from .input_policy import InputPolicy
@@ -28,7 +31,7 @@ __all__ = ['InputGuardHook']
 
 
 @HOOKS.register_module()
-class InputGuardHook(Hook):
+class InputGuardHook(PatchingHook, ModelChanger):
     """Looks at the inputs after the data preprocessor, before the model.
 
     In training only. Flags stay on the device until the update's one host
@@ -81,6 +84,7 @@ class InputGuardHook(Hook):
         neginf: Optional[float] = InputPolicy.neginf,
         interval: int = InputPolicy.interval,
     ) -> None:
+        super().__init__()
         self._policy = InputPolicy(action, keys, nan, posinf, neginf, interval)
         # Of the open window of each guard, with the facts that it was told.
         self._windows: Dict[str, List[Tuple[InputFlags, Tensor]]] = {}
@@ -89,7 +93,8 @@ class InputGuardHook(Hook):
         self._has_looked = self._is_on = False
 
     def before_run(self, runner: Runner) -> None:
-        if not self._policy.mends and not has_hook(runner, 'NanGuardHook'):
+        super().before_run(runner)
+        if not self._policy.mends and not has_hook(runner, EventSource):
             self._miss_events(runner)
 
     def before_train(self, runner: Runner) -> None:
@@ -111,13 +116,14 @@ class InputGuardHook(Hook):
             )
         self._windows, self._mended, self._halt = {}, [], None
         self._iter, self._since = runner.iter, runner.iter + 1
-        self._batch_idx, self._batch, self._is_on = 0, None, False
+        self._batch_idx, self._is_on = 0, False
+        self._batch: DataBatch = None
         self._runner, self._preprocessor = runner, preprocessor
-        self._remove_leftovers()
         self._handle = preprocessor.register_forward_hook(self._look)
+        self.patches.remember(self._remove_look)
 
     def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
+        self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
         for name, guard in self._guards.items():
             if not guard.is_open:  # its window is over, or has not begun
@@ -183,8 +189,8 @@ class InputGuardHook(Hook):
         self,
         runner: Runner,
         batch_idx: int,
-        data_batch: Any = None,
-        outputs: Optional[dict] = None,
+        data_batch: DataBatch = None,
+        outputs: Outputs = None,
     ) -> None:
         self._is_on, self._batch = False, None
         if not self._has_looked and outputs:
@@ -200,7 +206,6 @@ class InputGuardHook(Hook):
             halt(runner, self._halt)
 
     def after_train(self, runner: Runner) -> None:
-        self._handle.remove()
         if self._policy.mends:
             self._report(runner)
 
@@ -223,18 +228,8 @@ class InputGuardHook(Hook):
         runner.logger.warning(record.line(with_ranks))
         runner.call_hook('after_guard_row', row=record.to_row())
 
-    def _remove_leftovers(self) -> None:
-        """Remove hooks of a run that an exception ended.
-
-        MMEngine calls no hook then.
-        """
-        looks = self._preprocessor._forward_hooks
-        for key, look in list(looks.items()):
-            hook = getattr(look, '__self__', None)
-            if isinstance(hook, InputGuardHook) and (
-                hook is self or hook._runner is not self._runner
-            ):
-                del looks[key]
+    def _remove_look(self) -> None:
+        self._handle.remove()
 
     def _miss_events(self, runner: Runner) -> None:
         cure = (
@@ -248,7 +243,7 @@ class InputGuardHook(Hook):
             f'mmnanguard: InputGuardHook names no samples {cure}'
         )
 
-    def _forget(self, name: str, guard: Any) -> None:
+    def _forget(self, name: str, guard: GuardProtocol) -> None:
         """Take back what was no update's: that guard has trained nothing on
         those inputs.
         """

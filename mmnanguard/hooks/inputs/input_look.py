@@ -56,8 +56,8 @@ class InputLook:
 
     def __init__(
         self,
-        output: Any,
-        batch: Any,
+        output: object,
+        batch: object,
         batch_idx: int,
         policy: InputPolicy,
         rank: Optional[int] = None,
@@ -79,15 +79,17 @@ class InputLook:
         if self._flags:
             self.flags = InputFlags(self._parts, join_flags(self._flags))
 
-    def _walk(self, value: Any, key: str, owner: Optional[str] = None) -> Any:
+    def _walk(
+        self, value: object, key: str, owner: Optional[str] = None
+    ) -> Any:
         """The part, with what is below it, of the sample ``owner``."""
         if isinstance(value, (Tensor, float)):
             return self._check(value, key or 'inputs', owner)
         if isinstance(value, (dict, BaseDataElement)):
-            items = value.items()
+            items = list(value.items())
             if isinstance(value, BaseDataElement):
                 # Its order is a set's, another one in each process.
-                items = sorted(items, key=lambda item: item[0])
+                items.sort(key=lambda item: item[0])
             changes = {}
             for name, item in items:
                 new = self._walk(item, join(key, name), owner)
@@ -184,7 +186,7 @@ def bad_samples(looks: Sequence[InputFlags]) -> Dict[str, List[str]]:
     return {key: list(names) for key, names in found.items()}
 
 
-def join(key: str, name: Any) -> str:
+def join(key: str, name: object) -> str:
     return f'{key}.{name}' if key else str(name)
 
 

@@ -1,5 +1,5 @@
 from dataclasses import dataclass
-from typing import Any, Collection, Optional, Sequence
+from typing import Collection, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -105,7 +105,7 @@ def is_part(key: str, wholes: Sequence[str]) -> bool:
     return any(f'{key}.'.startswith(f'{whole}.') for whole in wholes)
 
 
-def is_list_of_names(value: Any) -> bool:
+def is_list_of_names(value: object) -> bool:
     return (
         isinstance(value, (list, tuple))
         and len(value) > 0

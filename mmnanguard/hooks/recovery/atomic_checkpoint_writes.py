@@ -5,6 +5,8 @@ from mmengine.fileio import LocalBackend
 
 from mmnanguard._support.atomic_write import atomic_write
 
+from .._shared.patches import replaced
+
 __all__ = ['atomic_checkpoint_writes']
 
 
@@ -20,8 +22,5 @@ def atomic_checkpoint_writes() -> Iterator[None]:
         with atomic_write(filepath) as aside:
             put(self, obj, aside)
 
-    LocalBackend.put = put_whole
-    try:
+    with replaced(LocalBackend, 'put', put_whole):
         yield
-    finally:
-        LocalBackend.put = put

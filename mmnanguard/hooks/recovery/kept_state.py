@@ -80,7 +80,7 @@ def of_averages(runner: Runner) -> Iterator[KeptTensor]:
             yield KeptTensor('ema', plain_name(name), tensor)
 
 
-def is_sharded_alike(value: Any, param: Tensor) -> bool:
+def is_sharded_alike(value: object, param: Tensor) -> bool:
     """Whether the value has an element for each of the parameter's."""
     return (
         isinstance(value, Tensor)

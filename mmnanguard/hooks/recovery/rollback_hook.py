@@ -13,12 +13,14 @@ from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.checks import check_value, is_count, is_finite_number
 from mmnanguard.core.rows.rollback_row import RollbackRow
 from mmnanguard.numerics.checkpoints.state_audit import StateAudit
+from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.registry import HOOKS
 
 from .._shared.audit import Audit
 from .._shared.find_guards import find_guards, find_wrappers
 from .._shared.guard_listener import GuardListener
 from .._shared.halt import halt
+from .._shared.hook_arguments import DataBatch, Outputs
 from .earlier_state import EarlierState, newest_clean_state, present_state
 from .kept_state import kept_state
 
@@ -134,8 +136,8 @@ class RollbackHook(GuardListener):
         self,
         runner: Runner,
         batch_idx: int,
-        data_batch: Any = None,
-        outputs: Optional[dict] = None,
+        data_batch: DataBatch = None,
+        outputs: Outputs = None,
     ) -> None:
         event, self._event = self._event, None
         if event is not None:
@@ -216,7 +218,9 @@ class RollbackHook(GuardListener):
         trouble = event.since or event.iter
         if CAUSES[event.cause].is_gradual:
             wrapper = find_wrappers(runner)[event.optimizer]
-            window = wrapper.guard.policy.divergence.window
+            divergence = find_guards(runner)[event.optimizer].policy.divergence
+            assert divergence is not None  # it is the cause
+            window = divergence.window
             # Its median is above the limit: about half of it is spoilt.
             trouble -= window * wrapper._accumulative_counts
         older = [kept for kept in self._kept if kept.iter < trouble]
@@ -233,12 +237,12 @@ class RollbackHook(GuardListener):
 
 
 def tell_end(
-    guard: Any, event: GuardEvent, why: str
+    guard: GuardProtocol, event: GuardEvent, why: str
 ) -> Tuple[GuardEvent, str]:
     """Event and story of a halt in place of a rollback."""
     halted = event.replace(action=Action.HALT)
     return halted, f'{guard.halted(halted)}\n  {why}'
 
 
-def rolls_back(guard: Any) -> bool:
+def rolls_back(guard: GuardProtocol) -> bool:
     return guard.policy.when_exhausted == 'rollback'

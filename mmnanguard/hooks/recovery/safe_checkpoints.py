@@ -8,6 +8,7 @@ from mmengine.dist import barrier, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
+from .._shared.patches import Patches, replaced
 from .atomic_checkpoint_writes import atomic_checkpoint_writes
 from .pointers import LAST_CLEAN, write_pointer
 
@@ -28,20 +29,31 @@ class SafeCheckpoints:
     by the calling rank alone, and moves no pointer.
 
     Args:
-        runner: Whose hooks are wrapped, until :meth:`detach`.
+        runner: Whose ``CheckpointHook`` is changed.
+        patches: Undo the change.
         is_clean: Is the state clean? Is given the checkpoint's name, and
             whether all ranks ask: only then may it be collective.
     """
 
     def __init__(
-        self, runner: Any, is_clean: Callable[[str, bool], bool]
+        self,
+        runner: Any,
+        patches: Patches,
+        is_clean: Callable[[str, bool], bool],
     ) -> None:
         self._runner = runner
         self._is_clean = is_clean
         self._is_saving = False
         self._written: Set[str] = set()
-        self._wrapped: List[Tuple[Any, str]] = []
-        self._wrap(runner, 'save_checkpoint', self._save_checkpoint)
+
+        def wrap(
+            owner: object, name: str, instead: Callable[..., None]
+        ) -> None:
+            patches.replace(
+                owner, name, partial(instead, getattr(owner, name))
+            )
+
+        wrap(runner, 'save_checkpoint', self._save_checkpoint)
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook):
                 for name, instead in (
@@ -49,17 +61,7 @@ class SafeCheckpoints:
                     ('_save_best_checkpoint', self._save_best),
                     ('_publish_model', self._publish),
                 ):
-                    self._wrap(hook, name, partial(instead, hook))
-
-    def detach(self) -> None:
-        """Give runner and hooks their own methods back."""
-        for owner, name in self._wrapped:
-            delattr(owner, name)
-        self._wrapped = []
-
-    def _wrap(self, owner: Any, name: str, instead: Callable) -> None:
-        setattr(owner, name, partial(instead, getattr(owner, name)))
-        self._wrapped.append((owner, name))
+                    wrap(hook, name, partial(instead, hook))
 
     def _save_checkpoint(
         self,
@@ -134,18 +136,18 @@ class SafeCheckpoints:
                     os.path.join(aside, name),
                     os.path.join(runner.work_dir, name),
                 )
+        assert hook.last_ckpt is not None  # it has just saved one
         write_pointer(runner.work_dir, LAST_CLEAN, hook.last_ckpt)
 
     @contextmanager
     def _removing_last(self, hook: CheckpointHook) -> Iterator[None]:
-        backend = hook.file_backend
-        hook.file_backend = postponed = PostponedRemoval(backend)
+        postponed = PostponedRemoval(hook.file_backend)
         self._is_saving = True
         self._written.clear()
         try:
-            yield
+            with replaced(hook, 'file_backend', postponed):
+                yield
         finally:
-            hook.file_backend = backend
             self._is_saving = False
         for remove, path in postponed.removals:
             if path not in self._written:

@@ -1,7 +1,6 @@
 from typing import Any, Dict, Optional
 
 from mmengine.dist import all_gather_object, get_rank, get_world_size
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmnanguard.core import TrainingHalted
@@ -12,6 +11,8 @@ from mmnanguard.registry import HOOKS
 from .._shared.audit import Audit
 from .._shared.find_guards import find_guards
 from .._shared.halt import halt
+from .._shared.hook_arguments import DataBatch, Outputs
+from .._shared.patches import PatchingHook
 from .kept_state import kept_state
 from .pointers import LAST_CLEAN, read_pointer
 from .safe_checkpoints import SafeCheckpoints
@@ -22,7 +23,7 @@ ACTIONS = ('halt', 'warn')
 
 
 @HOOKS.register_module()
-class StateAuditHook(Hook):
+class StateAuditHook(PatchingHook):
     """Looks for NaN and Inf in all that the run keeps: weights, buffers, the
     optimizer's state and averages (``EMAHook``, ``MeanTeacherHook``).
 
@@ -57,6 +58,7 @@ class StateAuditHook(Hook):
     def __init__(
         self, interval: Optional[int] = 1000, action: str = 'halt'
     ) -> None:
+        super().__init__()
         where = 'StateAuditHook.{}'.format
         allowed = f'one of {ACTIONS}'
         check_value(action in ACTIONS, where('action'), action, allowed)
@@ -69,20 +71,19 @@ class StateAuditHook(Hook):
         self._last_iter: Optional[int] = None
         self._num_told = 0
         self._is_due = False
-        self._checkpoints: Optional[SafeCheckpoints] = None
 
     def before_train(self, runner: Runner) -> None:
-        self.after_train(runner)  # of a run that was broken off
         self._audit = StateAudit(
             kept_state(runner), is_fresh=not runner._has_loaded
         )
-        self._checkpoints = SafeCheckpoints(
+        SafeCheckpoints(
             runner,
+            self.patches,
             lambda name, is_agreed: self._is_clean(runner, name, is_agreed),
         )
 
     def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
+        self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
         # At the end of an epoch the runner's own is one further.
         self._iter, self._epoch = runner.iter + 1, runner.epoch + 1
@@ -91,8 +92,8 @@ class StateAuditHook(Hook):
         self,
         runner: Runner,
         batch_idx: int,
-        data_batch: Any = None,
-        outputs: Optional[dict] = None,
+        data_batch: DataBatch = None,
+        outputs: Outputs = None,
     ) -> None:
         if self._interval and self.every_n_train_iters(runner, self._interval):
             self._is_due = True
@@ -100,11 +101,6 @@ class StateAuditHook(Hook):
             self._is_due = False
             if self._last_iter != self._iter:
                 self._is_clean(runner)
-
-    def after_train(self, runner: Runner) -> None:
-        if self._checkpoints is not None:
-            self._checkpoints.detach()
-            self._checkpoints = None
 
     def _is_clean(
         self,

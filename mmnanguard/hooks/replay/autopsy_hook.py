@@ -1,4 +1,4 @@
-from typing import Any, Dict, List, Mapping, Set, Tuple
+from typing import Dict, List, Set, Tuple
 
 from mmengine.dist import (
     all_gather_object,
@@ -16,6 +16,7 @@ from mmnanguard.core.rows.remedy_row import RemedyRow
 from mmnanguard.registry import HOOKS
 
 from .._shared.find_guards import find_wrappers
+from .._shared.hook_arguments import Checkpoint, Row
 from .window import Window, WindowHook
 from .window_replay import WindowReplay, settings_of
 
@@ -123,19 +124,23 @@ class AutopsyHook(WindowHook):
             and self._window is not None
         )
 
-    def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
+    def after_guard_row(self, runner: Runner, row: Row) -> None:
         """What goes bad after a remedy has another culprit."""
         if row['kind'] == RemedyRow.KIND:
             self._looks = {}
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def before_save_checkpoint(
+        self, runner: Runner, checkpoint: Checkpoint
+    ) -> None:
         checkpoint[KEY] = dict(
             num_done=self._num_done,
             culprits=sorted(self._culprits),
             looks=sorted(self._looks.items()),
         )
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(
+        self, runner: Runner, checkpoint: Checkpoint
+    ) -> None:
         if runner._resume and KEY in checkpoint:
             self._num_done = checkpoint[KEY]['num_done']
             self._culprits = set(map(tuple, checkpoint[KEY]['culprits']))

@@ -22,13 +22,13 @@ class KeptBatch(NamedTuple):
         is_exact: Nothing of it is known to have changed since.
     """
 
-    data: Any
+    data: object
     is_exact: bool = True
 
     def fresh(self) -> Any:
         """A copy that may be spoilt, but for what cannot be copied."""
 
-        def copied(_: Path, leaf: Any) -> Any:
+        def copied(_: Path, leaf: object) -> Any:
             try:
                 return copy.deepcopy(leaf)
             except Exception:  # a user's object: whatever it raises
@@ -50,11 +50,11 @@ class BatchKeeper:
         self._changing: Set[Path] = set()
         self._lost: Set[Path] = set()  # nor can it be copied or compared
 
-    def keep(self, batch: Any) -> KeptBatch:
+    def keep(self, batch: object) -> KeptBatch:
         """Before training sees it; no sync."""
         is_learning = self._num_compared < NUM_COMPARED
 
-        def keep_leaf(path: Path, leaf: Any) -> Any:
+        def keep_leaf(path: Path, leaf: object) -> Any:
             path = general(path)
             is_copied = is_learning or path in self._changing
             if path in self._lost or not is_copied:
@@ -70,7 +70,7 @@ class BatchKeeper:
         data = walk(batch, keep_leaf)
         return KeptBatch(data, not self._lost)
 
-    def compare(self, batch: Any, kept: KeptBatch) -> None:
+    def compare(self, batch: object, kept: KeptBatch) -> None:
         """After training has seen it; syncs, in the first iterations only."""
         if self._num_compared >= NUM_COMPARED:
             return
@@ -78,7 +78,7 @@ class BatchKeeper:
         before: Dict[Path, Any] = {}
         walk(kept.data, lambda path, leaf: before.setdefault(path, leaf))
 
-        def compare_leaf(path: Path, leaf: Any) -> Any:
+        def compare_leaf(path: Path, leaf: object) -> Any:
             if path in before and general(path) not in self._lost:
                 try:
                     if not same(before[path], leaf):

@@ -26,6 +26,7 @@ from mmnanguard.safe_load import allow_mmengine_checkpoints
 from .._shared.find_guards import find_wrappers
 from .batch_dump import SCHEMA
 from .batch_keeper import KeptBatch
+from .fp32_modules_hook import Fp32ModulesHook
 from .plain_batch import from_plain
 from .replay_config import IMPORT_HINT, KEYS, hooks_inside, read_config
 from .window import MicroBatch
@@ -161,7 +162,7 @@ def check_device(device: str) -> None:
         ) from error
 
 
-def build(cfg: Config, where: Any) -> Runner:
+def build(cfg: Config, where: object) -> Runner:
     """A Runner as far as a pass needs one."""
     folder = tempfile.mkdtemp()
     try:
@@ -193,8 +194,8 @@ def ask_for_ranks(cfg: Config, world_size: int) -> List[str]:
 
 def add_hooks(runner: Runner, cfg: Config, fp32_modules: List[str]) -> None:
     """Those that change what a pass computes."""
-    for name, hook in hooks_inside(cfg):
-        if name == 'Fp32ModulesHook':
+    for kind, hook in hooks_inside(cfg):
+        if issubclass(kind, Fp32ModulesHook):
             hook = dict(hook, modules=fp32_modules)
         HOOKS.build(hook).before_train(runner)
 

@@ -3,10 +3,9 @@
 import difflib
 import re
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence
+from typing import Any, Iterator, List, Sequence, Set
 
 import torch
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -16,13 +15,17 @@ from mmnanguard.core.rows.remedy_row import FP32, RemedyRow
 from mmnanguard.numerics.update.blame import plain_name
 from mmnanguard.registry import HOOKS
 
+from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs, Row
+from .._shared.patches import Patches, PatchingHook
+from .._shared.roles import ModelChanger
+
 __all__ = ['Fp32ModulesHook', 'in_fp32']
 
 KEY = 'nanguard_fp32_modules'
 
 
 @HOOKS.register_module()
-class Fp32ModulesHook(Hook):
+class Fp32ModulesHook(PatchingHook, ModelChanger):
     """Runs some modules in float32 while the rest is autocast.
 
     Their inputs are cast to float32 and autocast is off inside, which is
@@ -52,6 +55,7 @@ class Fp32ModulesHook(Hook):
         auto: bool = False,
         max_auto_modules: int = 8,
     ) -> None:
+        super().__init__()
         if isinstance(modules, str):
             raise GuardConfigError(
                 f'Fp32ModulesHook.modules is {modules!r}: it must be a list '
@@ -62,7 +66,7 @@ class Fp32ModulesHook(Hook):
         self._max_auto_modules = max_auto_modules
         self._added: List[str] = []
         self._due: List[Autopsy] = []
-        self._undo: Dict[str, Callable[[], None]] = {}
+        self._in_fp32: Set[str] = set()
 
     @property
     def patterns(self) -> List[str]:
@@ -70,6 +74,7 @@ class Fp32ModulesHook(Hook):
         return [*self._patterns, *self._added]
 
     def before_train(self, runner: Runner) -> None:
+        self._in_fp32 = set()
         for pattern in self._patterns:
             self._wrap(runner, pattern)
         for name in list(self._added):
@@ -78,17 +83,11 @@ class Fp32ModulesHook(Hook):
             except GuardConfigError as error:  # the model has changed since
                 self._added.remove(name)
                 runner.logger.warning(f'{error} It is left out.')
-        if self._undo:
-            runner.logger.info(
-                f'mmnanguard: in float32 run {", ".join(sorted(self._undo))}'
-            )
+        if self._in_fp32:
+            names = ', '.join(sorted(self._in_fp32))
+            runner.logger.info(f'mmnanguard: in float32 run {names}')
 
-    def after_train(self, runner: Runner) -> None:
-        for undo in self._undo.values():
-            undo()
-        self._undo = {}
-
-    def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
+    def after_guard_row(self, runner: Runner, row: Row) -> None:
         """Note the module that an autopsy blames, if float32 cures it."""
         if not self._auto or row['kind'] != Autopsy.KIND:
             return
@@ -96,7 +95,13 @@ class Fp32ModulesHook(Hook):
         if autopsy.remedy == FP32 and autopsy.module:
             self._due.append(autopsy)
 
-    def after_train_iter(self, runner: Runner, **_: Any) -> None:
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: DataBatch = None,
+        outputs: Outputs = None,
+    ) -> None:
         """Add the modules that are due.
 
         Not earlier, as other hooks may still replay the window as it was.
@@ -107,7 +112,7 @@ class Fp32ModulesHook(Hook):
         self._due = []
 
     def _add(self, runner: Runner, name: str, event_id: str) -> None:
-        if name in self._undo:
+        if name in self._in_fp32:
             return
         self._wrap(runner, name)
         self._added.append(name)
@@ -119,19 +124,24 @@ class Fp32ModulesHook(Hook):
         runner.logger.warning(remedy.line())
         runner.call_hook('after_guard_row', row=remedy.to_row())
 
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def before_save_checkpoint(
+        self, runner: Runner, checkpoint: Checkpoint
+    ) -> None:
         if self._added:
             checkpoint[KEY] = list(self._added)
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(
+        self, runner: Runner, checkpoint: Checkpoint
+    ) -> None:
         if self._auto and runner._resume:
             self._added = list(checkpoint.get(KEY, []))
 
     def _wrap(self, runner: Runner, pattern: str) -> None:
         for name, owner, method in find_targets(runner.model, pattern):
-            if name not in self._undo:
+            if name not in self._in_fp32:
+                self._in_fp32.add(name)
                 device = device_of(runner.model)
-                self._undo[name] = put_in_fp32(owner, method, device)
+                put_in_fp32(self.patches, owner, method, device)
 
 
 class InFp32:
@@ -145,7 +155,7 @@ class InFp32:
         self._device = device
         self._own = vars(owner).get(method)  # somebody else's
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         args, kwargs = tree_map(to_fp32, (args, kwargs))
         function = self._own
         if function is None:
@@ -156,33 +166,22 @@ class InFp32:
 
 
 def put_in_fp32(
-    owner: nn.Module, method: str, device: str
-) -> Callable[[], None]:
-    """Put a method in float32 and return the function that undoes it."""
-    own = vars(owner).get(method)
-    setattr(owner, method, InFp32(owner, method, device))
-
-    def undo() -> None:
-        if own is None:
-            delattr(owner, method)
-        else:
-            setattr(owner, method, own)
-
-    return undo
+    patches: Patches, owner: nn.Module, method: str, device: str
+) -> None:
+    """Put a method in float32 until the patches are undone."""
+    patches.replace(owner, method, InFp32(owner, method, device))
 
 
 @contextmanager
 def in_fp32(model: nn.Module, pattern: str) -> Iterator[None]:
     """Run what ``pattern`` matches in float32; see the hook for patterns."""
-    undo = [
-        put_in_fp32(owner, method, device_of(model))
-        for _, owner, method in find_targets(model, pattern)
-    ]
+    patches = Patches()
+    for _, owner, method in find_targets(model, pattern):
+        put_in_fp32(patches, owner, method, device_of(model))
     try:
         yield
     finally:
-        for restore in undo:
-            restore()
+        patches.undo()
 
 
 def target_of(autopsy: Autopsy) -> str:

@@ -66,7 +66,7 @@ def alone(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone() if is_part else tensor
 
 
-def from_plain(code: Any, allow_pickle: bool = False) -> Any:
+def from_plain(code: object, allow_pickle: bool = False) -> Any:
     """Decode what :func:`to_plain` gave. Import the packages whose data
     elements it holds before: those of others come as the base class.
 

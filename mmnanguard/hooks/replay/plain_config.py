@@ -65,7 +65,7 @@ def _value(node: ast.AST, text: str) -> Any:
             if None not in [key.arg for key in node.keywords]:
                 parts = [value(part) for part in node.args]
                 return KINDS[node.func.id](*parts, **named)
-        return ast.literal_eval(node)  # type: ignore[arg-type]
+        return ast.literal_eval(node)
     except (KeyError, TypeError):
         raise _not_data(node, text) from None
     except ValueError as error:

@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Dict, Iterator, Optional, Tuple, Type
 
 from mmengine import registry
 from mmengine.config import Config
@@ -11,13 +11,13 @@ from torch.optim import Optimizer
 
 from mmnanguard.core import NanGuardError
 
+from .._shared.roles import ModelChanger
 from .plain_config import NEEDED, parse_config
 
 __all__ = ['IMPORT_HINT', 'KEYS', 'hooks_inside', 'read_config']
 
-# What of a config a pass needs, and the hooks that change one.
+# What of a config a pass needs.
 KEYS = ('model', 'data_preprocessor', 'env_cfg', 'default_scope')
-HOOKS_INSIDE = ('Fp32ModulesHook', 'InputGuardHook')
 
 # What is safe to build from a file's text, beside what is registered.
 BASES = (nn.Module, Optimizer, Hook)
@@ -61,20 +61,36 @@ def read_config(
         ) from error
     if not is_trusted:
         parts = {key: cfg.get(key) for key in (*KEYS, *NEEDED)}
-        for name in _places([parts, *hooks_inside(cfg)]):
+        hooks = [config for _, config in hooks_inside(cfg)]
+        for name in _places([parts, *hooks]):
             _check_type(path, name)
     return cfg
 
 
-def hooks_inside(cfg: Config) -> Iterator[Tuple[str, Dict[str, Any]]]:
-    """Those that change what a pass computes: class and config of each."""
+def hooks_inside(
+    cfg: Config,
+) -> Iterator[Tuple[Type[ModelChanger], Dict[str, Any]]]:
+    """Yield class and config of each hook that changes what a pass computes.
+
+    Only registered classes count, and nothing is imported: a dump's config
+    may name anything.
+    """
     hooks = [*(cfg.get('default_hooks') or {}).values()]
     for hook in [*hooks, *(cfg.get('custom_hooks') or [])]:
-        kind = hook.get('type') if isinstance(hook, dict) else ''
+        kind = hook.get('type') if isinstance(hook, dict) else None
+        if isinstance(kind, str):
+            name = kind.split('.')[-1]
+            kind = next(
+                (
+                    node.module_dict[name]
+                    for node in _registries(registry.HOOKS)
+                    if name in node.module_dict
+                ),
+                None,
+            )
         # A class in lazy configs.
-        name = getattr(kind, '__name__', str(kind)).split('.')[-1]
-        if name in HOOKS_INSIDE:
-            yield name, hook
+        if isinstance(kind, type) and issubclass(kind, ModelChanger):
+            yield kind, hook
 
 
 def _read_file(file: str) -> Config:
@@ -94,7 +110,7 @@ def _read_file(file: str) -> Config:
     return cfg
 
 
-def _places(value: Any) -> Iterator[str]:
+def _places(value: object) -> Iterator[str]:
     """Types that are named by where they are, such as 'os.system'."""
     if isinstance(value, dict):
         for key, part in value.items():
@@ -127,11 +143,17 @@ def _check_type(path: Path, name: str) -> None:
     )
 
 
-def _is_registered(found: Any) -> bool:
-    nodes = [r for r in vars(registry).values() if isinstance(r, Registry)]
-    while nodes:
-        node = nodes.pop()
-        if any(known is found for known in node.module_dict.values()):
-            return True
-        nodes += node.children.values()
-    return False
+def _is_registered(found: object) -> bool:
+    roots = [r for r in vars(registry).values() if isinstance(r, Registry)]
+    return any(
+        known is found
+        for node in _registries(*roots)
+        for known in node.module_dict.values()
+    )
+
+
+def _registries(*nodes: Registry) -> Iterator[Registry]:
+    """Yield registries and all that are below them."""
+    for node in nodes:
+        yield node
+        yield from _registries(*node.children.values())

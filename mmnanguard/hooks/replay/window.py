@@ -7,6 +7,7 @@ from mmengine.runner import Runner
 from mmnanguard.numerics.base.rng_state import read_rng
 
 from .._shared.find_guards import find_guards
+from .._shared.hook_arguments import DataBatch, Outputs
 from .batch_keeper import BatchKeeper, KeptBatch
 
 __all__ = ['MicroBatch', 'Window', 'WindowHook']
@@ -48,7 +49,9 @@ class Window:
             batch.kept.is_exact for batch in self.batches
         )
 
-    def keep(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
+    def keep(
+        self, runner: Runner, batch_idx: int, data_batch: DataBatch
+    ) -> None:
         """Before an iteration; of several calls the first counts."""
         if self._iter == runner.iter:
             return
@@ -62,7 +65,7 @@ class Window:
             MicroBatch(batch_idx, kept, read_rng(), runner.iter)
         )
 
-    def compare(self, data_batch: Any) -> None:
+    def compare(self, data_batch: DataBatch) -> None:
         """After an iteration; see :meth:`BatchKeeper.compare`."""
         if self.batches and not self._is_compared:
             self._is_compared = True
@@ -97,7 +100,7 @@ class WindowHook(Hook):
         return False
 
     def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None
+        self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
         self._window = None if self.is_spent else window_of(runner)
         if self._window:
@@ -107,8 +110,8 @@ class WindowHook(Hook):
         self,
         runner: Runner,
         batch_idx: int,
-        data_batch: Any = None,
-        outputs: Optional[dict] = None,
+        data_batch: DataBatch = None,
+        outputs: Outputs = None,
     ) -> None:
         if self._window:
             self._window.compare(data_batch)

@@ -1,6 +1,6 @@
 import math
 from contextlib import suppress
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, cast
 
 import torch
 from mmengine.dist import get_rank
@@ -41,7 +41,7 @@ class WindowReplay:
     def __init__(
         self,
         model: nn.Module,
-        wrappers: Mapping[str, Any],
+        wrappers: Mapping[str, OptimWrapper],
         settings: Mapping[str, Setting],
         batches: List[MicroBatch],
     ) -> None:
@@ -113,9 +113,10 @@ class WindowReplay:
         }
         batches = [batch.kept.fresh() for batch in self._batches]
 
-        wrapper: Any = stand_ins.get('default')
+        wrapper: object = stand_ins.get('default')
         if set(stand_ins) != {'default'}:
-            wrapper = OptimWrapperDict(**stand_ins)
+            # They pass for wrappers: see ReplayWrapper.__class__.
+            wrapper = OptimWrapperDict(**cast(Dict[str, Any], stand_ins))
 
         def train() -> Dict[str, List[Tensor]]:
             for data, batch in zip(batches, self._batches):
@@ -173,7 +174,7 @@ class WindowReplay:
 
 
 def settings_of(
-    wrappers: Mapping[str, Any], event: GuardEvent
+    wrappers: Mapping[str, OptimWrapper], event: GuardEvent
 ) -> Dict[str, Setting]:
     """How the losses of the window were made that ``event`` ended."""
     settings = {}

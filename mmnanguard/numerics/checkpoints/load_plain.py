@@ -57,7 +57,7 @@ def load_plain(path: Union[str, 'PathLike[str]'], **keys: Any) -> Any:
 PythonUnpickler: Any = pickle._Unpickler
 
 
-class Unpickler(PythonUnpickler):  # type: ignore[misc]
+class Unpickler(PythonUnpickler):
     """An unpickler that creates, calls and fills allowed objects only."""
 
     dispatch: ClassVar[Dict[int, Any]] = dict(PythonUnpickler.dispatch)

@@ -4,7 +4,7 @@ import difflib
 import itertools
 import re
 from dataclasses import dataclass, field, replace
-from typing import FrozenSet, List, Mapping, Sequence, Set, Tuple
+from typing import FrozenSet, List, Mapping, Sequence, Set
 
 import torch
 from torch import Tensor
@@ -169,10 +169,13 @@ def refuse_pattern(pattern: str, names: Mapping[int, Sequence[str]]) -> None:
 
 def unit_norms(tensor: Tensor) -> Tensor:
     """Return the L2 norm of each unit, in a shape that multiplies it."""
+    norms: Tensor
     if tensor.dim() <= 1:
-        return torch.linalg.vector_norm(tensor)
-    dims: Tuple[int, ...] = tuple(range(1, tensor.dim()))
-    return torch.linalg.vector_norm(tensor, dim=dims, keepdim=True)
+        norms = torch.linalg.vector_norm(tensor)
+    else:
+        dims = tuple(range(1, tensor.dim()))
+        norms = torch.linalg.vector_norm(tensor, dim=dims, keepdim=True)
+    return norms
 
 
 def weights_of(param: Tensor, grad: Tensor) -> Tensor:

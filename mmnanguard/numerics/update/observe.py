@@ -168,6 +168,5 @@ def combine(norms: Sequence[float], norm_type: float) -> float:
     if largest == 0.0:
         return 0.0
     # Divided by the largest first: a high power would overflow float64.
-    return largest * math.fsum(
-        (norm / largest) ** norm_type for norm in norms
-    ) ** (1 / norm_type)
+    powers = math.fsum([(norm / largest) ** norm_type for norm in norms])
+    return largest * math.pow(powers, 1 / norm_type)

@@ -1,0 +1,13 @@
+"""The user's model behind a wrapper such as DDP."""
+
+from mmengine.model import is_model_wrapper
+from torch import nn
+
+__all__ = ['bare_model']
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """Return the model that MMEngine's wrapper holds, or the model itself."""
+    inner = model.module if is_model_wrapper(model) else model
+    assert isinstance(inner, nn.Module)
+    return inner

@@ -1,0 +1,26 @@
+"""Roles in which hooks of different rooms find one another.
+
+A hook is found with ``isinstance``, so that a user's subclass takes the same
+role. The classes stand here because rooms do not import one another.
+"""
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+__all__ = ['EventSource', 'ModelChanger', 'has_hook']
+
+
+class EventSource(Hook):
+    """Role of ``NanGuardHook``: hands events and rows to all other hooks."""
+
+
+class ModelChanger(Hook):
+    """Role of hooks that change the result of a forward pass.
+
+    A replay in another process builds these hooks as well.
+    """
+
+
+def has_hook(runner: Runner, kind: type) -> bool:
+    """Whether the runner has a hook of this class or a subclass."""
+    return any(isinstance(hook, kind) for hook in runner.hooks)
