@@ -3,10 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
+from global_state import clear_globals
 from mmengine.runner import loops
-from mmengine.visualization import Visualizer
 
 from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 
@@ -37,14 +35,6 @@ def no_pause_between_epochs(monkeypatch):
     """MMEngine's iterator without end sleeps two seconds there."""
     clock = SimpleNamespace(sleep=lambda seconds: None)
     monkeypatch.setattr(loops, 'time', clock)
-
-
-def clear_globals():
-    for logger in MMLogger._instance_dict.values():
-        for handler in logger.handlers:
-            handler.close()
-    for manager in (MMLogger, MessageHub, DefaultScope, Visualizer):
-        manager._instance_dict.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import List, NamedTuple
 from unittest import mock
 
-from conftest import clear_globals
+from global_state import clear_globals
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs' / 'en').glob('*.md'))]

@@ -60,7 +60,7 @@ ALLOWED_ROOMS = {
         'inputs': {'_shared'},
         'recovery': {'_shared'},
         'drill': {'_shared'},
-        'guard': {'_shared', 'events'},
+        'guard': {'_shared', 'events', 'recovery'},
     },
 }
 

@@ -51,6 +51,7 @@ def apply_guard(cfg: Config, guard: str = 'full') -> Config:
     """
     overlay = load_overlay(guard)
     changes = overlay.get('optim_wrapper', {})
+    # The caller may build the unguarded config as well.
     cfg = copy.deepcopy(cfg)
     if not cfg.get('optim_wrapper'):
         raise GuardConfigError(
@@ -106,12 +107,10 @@ def guard_wrappers(node: Any, changes: Dict[str, Any], where: str) -> Any:
         return node
     if 'optimizer' in node:
         return guard_wrapper(node, changes, where)
-    return ConfigDict(
-        {
-            key: guard_wrappers(value, changes, f'{where}.{key}')
-            for key, value in node.items()
-        }
-    )
+    guarded = ConfigDict()
+    for key, value in node.items():
+        guarded[key] = guard_wrappers(value, changes, f'{where}.{key}')
+    return guarded
 
 
 def guard_wrapper(
@@ -121,6 +120,7 @@ def guard_wrapper(
     guarded_type = guarded_type_of(wrapper.get('type', 'OptimWrapper'), where)
     if 'type' in changes:
         guarded_type = guarded_type_of(changes['type'], 'overlay')
+    # The signature of the type says which keys it takes.
     taken = [*inspect.signature(guarded_type).parameters, *BUILDER_KEYS]
     check_keys(changes, taken, f'overlay for {guarded_type.__name__}')
     dropped = sorted(set(wrapper) - set(taken))
@@ -133,6 +133,7 @@ def guard_wrapper(
             level=logging.WARNING,
         )
     kept = {key: value for key, value in wrapper.items() if key in taken}
+    # Config merges by key and respects _delete_, as for _base_ files.
     merged = Config(dict(wrapper=kept))
     merged.merge_from_dict(dict(wrapper=changes))
     guarded: ConfigDict = merged.wrapper

@@ -30,8 +30,10 @@ def choose_dtype(
     """
     has_float16 = device != 'cpu' or HAS_CPU_SCALER
     if dtype == 'auto':
-        is_float16 = not has_native_bf16(device) and has_float16
-        return torch.float16 if is_float16 else torch.bfloat16
+        # bfloat16 needs no loss scale, so it comes first where it is fast.
+        if has_float16 and not has_native_bf16(device):
+            return torch.float16
+        return torch.bfloat16
     if dtype is None:
         return torch.bfloat16 if device == 'cpu' else torch.float16
     if isinstance(dtype, torch.dtype):
@@ -62,8 +64,9 @@ def has_native_bf16(device: str) -> bool:
         except TypeError:  # before PyTorch 2.4, which never counted it
             return bool(torch.cuda.is_bf16_supported())
     if device == 'cpu':
-        probes = ('_is_avx512_bf16_supported', '_is_amx_tile_supported')
-        return any(
-            getattr(torch.cpu, probe, lambda: False)() for probe in probes
-        )
+        # Older versions of PyTorch lack these private functions.
+        for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'):
+            probe = getattr(torch.cpu, name, None)
+            if probe is not None and probe():
+                return True
     return False

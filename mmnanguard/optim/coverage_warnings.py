@@ -51,6 +51,7 @@ class CoverageWarnings:
             if not self._is_stepping:
                 self.warn_once('step', optimizer=type(optimizer).__name__)
 
+        # A hook of the optimizer itself sees calls past every wrapper.
         optimizer.register_step_post_hook(after_step)
 
     @contextmanager

@@ -75,6 +75,7 @@ class Guard:
         clip_grad: Optional[Dict[str, Any]] = None,
         scaler: Optional[GuardedGradScaler] = None,
     ) -> None:
+        # First, because it refuses optimizers that cannot be guarded.
         self.params = GuardedParams(optimizer)
         self.others = OtherOptimizers(self.params.foreign)
         self.coverage_warnings = CoverageWarnings()
@@ -129,6 +130,7 @@ class Guard:
         """Prepare for a forward pass of ``model`` in its context; no sync."""
         if not self._has_contexts:
             self._has_contexts = True
+            # A context knows the model better than bind() did.
             self._models.clear()
             self.window.forget_models()
         self._enter(model)
@@ -183,6 +185,8 @@ class Guard:
             self.params.use(optimizer)
             self.coverage_warnings.watch(optimizer)
         params, grads = self.params.trained()
+        # Without a copy nothing can be restored, without a loss only the
+        # gradients are judged. The user should know.
         if grads and not self.window.snapshot.is_open:
             self.coverage_warnings.warn_once('model')
         if grads and not self.window.losses:
@@ -191,6 +195,7 @@ class Guard:
 
     def close(self) -> None:
         """End the window, and open the next one."""
+        # A new object, so that nothing of the old window can survive.
         self.window = self.accumulation.open()
         self._has_trained = True
 
@@ -226,6 +231,7 @@ class Guard:
 
         Without a loop, the number of judged updates.
         """
+        # MMEngine's number counts finished iterations.
         done = self._message_hub.get_info('iter')
         return self.state.num_updates if done is None else done + 1
 
@@ -289,6 +295,7 @@ class Guard:
             run=self.run,
             attempt=self.attempt,
         )
+        # A routine overflow neither begins nor ends a streak.
         if event.action is not Action.STEP and not event.is_routine:
             self._streak.add(event)
         if self._listener is not None:
@@ -333,6 +340,7 @@ class Guard:
         """Go on where a checkpoint ends, under the policy of the config."""
         self.state, self.clip_rule = self.rules_of(saved)
         self.run = saved.get('run', '')
+        # A guard that trains already loads a state of this very start.
         if not self._has_trained:
             self.attempt = saved.get('attempt', 0) + 1
         self._streak.start = saved.get('since', 0)

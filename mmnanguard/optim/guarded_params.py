@@ -62,8 +62,11 @@ class GuardedParams:
 
     def foreign(self) -> Set[int]:
         """Return the ids of the parameters of other guarded optimizers."""
-        others = {id(p) for params in list(_ALIVE) for p in params}
-        return others - {id(param) for param in self}
+        others: Set[int] = set()
+        # A list, because garbage collection may shrink the set meanwhile.
+        for params in list(_ALIVE):
+            others.update(map(id, params))
+        return others.difference(map(id, self))
 
     def trained(self) -> Tuple[List[Tensor], List[Tensor]]:
         """Return the parameters with a gradient, and the gradients.
@@ -72,12 +75,15 @@ class GuardedParams:
         values.
         """
         params = list(self)
+        # This runs in each update, over thousands of parameters: no loop in
+        # Python as long as all gradients are plain.
         grads: List[Tensor] = list(map(GRAD, params))
         if type(None) in set(map(type, grads)):
             params = [param for param in params if param.grad is not None]
             grads = list(map(GRAD, params))
         if not self._has_parts and are_plain(grads):
             return params, grads
+        # Any other gradient is brought into a form that can be judged.
         candidates, params, grads = zip(params, grads), [], []
         for param, grad in candidates:
             if grad.dtype is not torch.float32:
@@ -100,13 +106,15 @@ class GuardedParams:
         """Return the sharding of ``params``, which ``models`` hold."""
         if not self._has_parts:
             return Placement()
+        # Found once: groups of ranks do not change while a run trains.
         if self._shards is None:
             self._shards = Shards(self, models)
         return self._shards.place(params)
 
     def weights(self, models: Iterable[nn.Module]) -> List[Tensor]:
         """Return all parameters of the optimizer and of the models."""
-        weights = {id(param): param for param in self}
+        # By id, because comparing tensors compares their elements.
+        weights = dict(zip(map(id, self), self))
         for model in models:
             for param in model.parameters():
                 weights.setdefault(id(param), param)

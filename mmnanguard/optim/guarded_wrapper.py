@@ -38,12 +38,15 @@ class GuardedWrapper(OptimWrapper):
     def update_params(self, *args: Any, **kwargs: Any) -> None:
         """Update parameters as MMEngine does."""
         super().update_params(*args, **kwargs)
+        # The micro-batch ends here, unless it ended with a step.
         self.guard.window.judge_last()
 
     @torch.compiler.disable
     def should_update(self) -> bool:
         """Whether a step is due; ``param.grad`` then holds the gradients."""
         is_due: bool = super().should_update()
+        # Code between here and step() may look at gradients, such as a
+        # user's own clipping.
         window = self.guard.window
         if is_due and not window.has_gradients:
             window.sum_gradients()
@@ -57,11 +60,13 @@ class GuardedWrapper(OptimWrapper):
 
     def should_sync(self) -> bool:
         """Whether DDP averages the gradients of this backward pass."""
+        # Micro-batches that are judged one by one are averaged at the end.
         return not self.guard.accumulation.is_local and super().should_sync()
 
     @torch.compiler.disable
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Run backward as MMEngine does, and note the loss."""
+        # Before backward, which may free the graph and raise.
         self.guard.add_loss(loss)
         super().backward(loss, **kwargs)
 

@@ -239,8 +239,9 @@ class MicroBatchWindow(Window):
         """
         self.judge_last()
         params = self._batches.guard.params
+        # Gradients of a backward pass past the wrapper's own.
         if any(param.grad is not None for param in params):
-            self._judge()  # of a backward pass past the wrapper's
+            self._judge()
         if self.num_batches == 0:
             return
         self.has_gradients = True
@@ -249,6 +250,8 @@ class MicroBatchWindow(Window):
             self._sum, num_good, self.num_batches
         )
         self._num_good = good
+        # MMEngine divided each loss by the whole window's length. The sum of
+        # the good micro-batches becomes their average.
         factor = total / good if good else 1.0
         self._sum.give_back(params, factor)
         if good < total:
@@ -262,24 +265,24 @@ class MicroBatchWindow(Window):
         Args:
             total: Number of micro-batches of the window, on all ranks.
         """
-        batches: List[Tuple[int, BadBatch]] = []
-        for rank, bad_batches in enumerate(
-            all_gather_object(self._bad_batches)
-        ):
-            batches += [(rank, batch) for batch in bad_batches]
-        seen = merge([batch.seen for _, batch in batches], batches[0][1].seen)
-        culprits = [batches[index] for index in seen.bad_ranks]
-        return LeftOut(
-            replace(
-                seen,
-                bad_ranks=tuple(sorted({rank for rank, _ in culprits})),
-                # MMEngine has divided it by the window's length.
-                loss=seen.loss * self.num_batches,
-            ),
-            tuple((rank, batch.number, batch.iter) for rank, batch in batches),
-            total,
-            culprits[0][1].bad,
+        batches: List[BadBatch] = []
+        ranks: List[int] = []
+        places: List[Tuple[int, int, int]] = []
+        for rank, bad in enumerate(all_gather_object(self._bad_batches)):
+            for batch in bad:
+                batches.append(batch)
+                ranks.append(rank)
+                places.append((rank, batch.number, batch.iter))
+        # Micro-batches are merged like ranks; their indices come back.
+        seen = merge([batch.seen for batch in batches], batches[0].seen)
+        culprits = seen.bad_ranks
+        seen = replace(
+            seen,
+            bad_ranks=tuple(sorted(set(map(ranks.__getitem__, culprits)))),
+            # MMEngine has divided it by the window's length.
+            loss=seen.loss * self.num_batches,
         )
+        return LeftOut(seen, tuple(places), total, batches[culprits[0]].bad)
 
     def complete(self, seen: Observation) -> Observation:
         """Add the micro-batches that were left out to an observation."""

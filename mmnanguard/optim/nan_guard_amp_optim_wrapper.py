@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Dict, Iterator, Optional, Union
 
 import torch
@@ -66,8 +67,10 @@ class NanGuardAmpOptimWrapper(GuardedWrapper, AmpOptimWrapper):
         clip_grad: Optional[Dict[str, Any]] = None,
         guard: Optional[Dict[str, Any]] = None,
     ) -> None:
-        params = [p for g in optimizer.param_groups for p in g['params']]
-        self._device = params[0].device.type
+        # All parameters of an optimizer are on devices of one type. A group
+        # may be empty.
+        groups = (group['params'] for group in optimizer.param_groups)
+        self._device = next(chain.from_iterable(groups)).device.type
         self.cast_dtype = choose_dtype(dtype, self._device)
         is_scaled = self.cast_dtype is torch.float16
         if dtype == 'auto':

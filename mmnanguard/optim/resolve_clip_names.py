@@ -27,7 +27,8 @@ def resolve_clip_names(guard: Guard, params: Sequence[Tensor]) -> None:
     rule = guard.grad_rule
     if not isinstance(rule, AdaptiveGradClip):
         return
-    if all(id(param) in rule.known for param in params):
+    # New parameters have other names, and so may be excluded or not.
+    if rule.known.issuperset(map(id, params)):
         return
     is_flat = any(hasattr(param, '_fqns') for param in params)
     if is_flat or guard.place(list(params)).groups:
@@ -39,9 +40,8 @@ def resolve_clip_names(guard: Guard, params: Sequence[Tensor]) -> None:
             'TieredClip or max_norm.'
         )
     names = guard.names()
-    guard.grad_rule = rule.resolve_names(
-        {
-            id(param): names.of_param(param).split(' = ')
-            for param in guard.params
-        }
-    )
+    names_of_params = {}
+    for param in guard.params:
+        # A shared parameter is excluded by any of its names.
+        names_of_params[id(param)] = names.of_param(param).split(' = ')
+    guard.grad_rule = rule.resolve_names(names_of_params)

@@ -8,6 +8,7 @@ from mmnanguard.core.rows.halt_story import write_halt_story
 
 __all__ = ['Streak']
 
+# A story counts causes and names; more events would only cost memory.
 MAX_KEPT = 1000
 
 
@@ -46,7 +47,8 @@ class Streak:
             policy: The policy that was exhausted.
         """
         if self._events and self._events[-1].iter == event.iter:
-            self._events.pop()  # this event without its context
+            # The guard added this event before hooks gave it its context.
+            self._events.pop()
         self._events.append(event)
         return TrainingHalted(
             event, write_halt_story(event, self._events, policy)

@@ -29,6 +29,7 @@ class Window:
             once the last backward pass is over.
     """
 
+    # Constants here; a window of single micro-batches sets them.
     num_batches = 0
     has_gradients = True
 
@@ -52,6 +53,7 @@ class Window:
 
     def add_loss(self, loss: Tensor) -> None:
         """Note the loss of one backward pass; no sync."""
+        # Detached, or the loss would keep its graph alive until the step.
         value = loss.detach()
         self.losses.append(value if value.dim() == 0 else value.sum())
 

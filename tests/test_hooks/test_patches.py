@@ -24,13 +24,16 @@ OWN = {
     'cfg',
     'ctx',
     'guard',
-    'merged',
-    'merged.wrapper',
+    'backup',
+    'guarded',
     'self',
+    'self._batches',
     'self._guard',
     'self._streak',
-    'slot',
-    'slot.tensor',
+    'self.others',
+    'self.tensor',
+    'stub',
+    'tracked',
 }
 # Rings that never meet a running training.
 APART = {'migrate', 'models', 'report'}

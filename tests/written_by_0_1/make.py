@@ -43,7 +43,7 @@ class OneLargeImage(ToyData):
 
 @HOOKS.register_module()
 class SpoilMomentum(Hook):
-    """Outside of any update, so that only an audit can find it."""
+    """Spoil a tensor outside of any update, where only an audit finds it."""
 
     def after_train_iter(self, runner, batch_idx, **kwargs):
         if runner.iter + 1 == SPOILT:

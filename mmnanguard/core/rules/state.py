@@ -92,7 +92,7 @@ class GuardState:
         if loss_level.window > 0:
             loss_level = loss_level.after(seen.loss)
         recent_skips = self.recent_skips
-        if not verdict.cause.is_routine:
+        if left_out is None or not verdict.cause.is_routine:
             recent_skips = self.with_skip(left_out is not None)
         num_left_out = len(left_out.places) if left_out else 0
         return replace(

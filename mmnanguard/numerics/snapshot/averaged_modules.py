@@ -42,13 +42,15 @@ def note_changing(
         changed: The backups of tensors that were seen to change.
         models: The models that may hold them.
     """
-    owners = {backup.owner for backup in changed}
+    owners = set()
     for backup in changed:
+        owners.add(backup.owner)
         backup.set_changing()
     for tracked in models:
         for part in frozen_parts(tracked.model):
             if owners.isdisjoint(part):
                 continue
+            # One moving parameter gives the whole encoder away.
             for backup in tracked.backups:
                 if backup.owner in part:
                     backup.set_changing()
@@ -57,6 +59,7 @@ def note_changing(
 def frozen_parts(model: nn.Module) -> Iterator[Set[nn.Module]]:
     """Yield the modules of each largest part without a trained parameter."""
     if not any(param.requires_grad for param in model.parameters()):
+        # Its children are frozen, too, and part of it.
         yield set(model.modules())
         return
     for child in model.children():

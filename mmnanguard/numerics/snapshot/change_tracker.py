@@ -111,10 +111,14 @@ class TrackedModel:
 
     def divide(self, is_probing: bool) -> None:
         """Divide the backups into ``moving`` and ``quiet``."""
-        self.moving, self.quiet = self.backups, []
-        if not is_probing:
-            self.moving = [b for b in self.backups if b.is_changing]
-            self.quiet = [b for b in self.backups if not b.is_changing]
+        if is_probing:
+            # Nothing is known yet, so everything may move.
+            self.moving, self.quiet = self.backups, []
+            return
+        self.moving, self.quiet = [], []
+        for backup in self.backups:
+            group = self.moving if backup.is_changing else self.quiet
+            group.append(backup)
 
 
 class ChangeTracker:
@@ -174,20 +178,23 @@ class ChangeTracker:
         A module that the model lost in an earlier window keeps its backups.
         """
         owners = list(tracked.model.modules())
-        tracked.structures = [ModuleStructure(owner) for owner in owners]
+        tracked.structures = list(map(ModuleStructure, owners))
         foreign = self.others.find_params()
         present = set(owners)
-        backups = {b: None for b in tracked.backups if b.owner in present}
+        # An ordered set. Known backups go first and keep their copies.
+        backups: Dict[TensorBackup, None] = {}
+        for backup in tracked.backups:
+            if backup.owner in present:
+                backups[backup] = None
         for owner in owners:
             places = [(owner, '_buffers', key) for key in owner._buffers]
-            places += [
-                (owner, '_parameters', key)
-                for key, param in owner._parameters.items()
-                if param is not None
-                and can_compare(param)
-                and not is_lazy(param)
-                and id(param) not in foreign
-            ]
+            for key, param in owner._parameters.items():
+                # A lazy parameter has no values yet, and another optimizer
+                # may commit to its own parameters at any time.
+                if param is None or is_lazy(param) or id(param) in foreign:
+                    continue
+                if can_compare(param):
+                    places.append((owner, '_parameters', key))
             for place in places:
                 if place not in self._backups:
                     self._backups[place] = TensorBackup(*place)

@@ -110,6 +110,7 @@ class Snapshot:
     def _take(self, model: nn.Module, is_shared: bool = False) -> None:
         tracked = self.tracker.find(model)
         self._models[tracked] = None
+        # Quiet parameters can be gigabytes: only their counters are read.
         if tracked.quiet:
             versions = list(map(VERSION, tracked.quiet))
             self._versions.append((tracked.quiet, versions))
@@ -119,8 +120,12 @@ class Snapshot:
         else:
             self._taken.update(dict.fromkeys(tracked.moving, False))
         is_probing = self.tracker.is_probing
-        copied = [b for b in new if b.prepare_copy(is_probing)]
-        _copy([(b.copy, b.values) for b in copied if b.copy is not None])
+        pairs = []
+        for backup in new:
+            if backup.prepare_copy(is_probing) and backup.copy is not None:
+                pairs.append((backup.copy, backup.values))
+        _copy(pairs)
+        # Checksums find the tensors whose counter cannot be trusted.
         if is_probing:
             for backup in new:
                 if backup.tensor is not None and not backup.is_uncounted:
@@ -135,17 +140,23 @@ class Snapshot:
                 changed.append(backup)
             elif backup in self._checksums:
                 probed.append(backup)
-        judged = [b for b in changed + probed if b.is_judged]
-        unknown = [b for b in judged if b.was_finite is None]
+        judged, currents, baselines = [], [], []
+        for backup in changed + probed:
+            if not backup.is_judged:
+                continue
+            judged.append(backup)
+            currents.append(backup.current_values)
+            # Whether it was finite before is asked only once.
+            if backup.was_finite is None and backup.copy is not None:
+                baselines.append(backup.copy)
+        moved = []
+        for backup in probed:
+            moved.append(torch.ne(backup.sum_bits(), self._checksums[backup]))
         scalars: Dict[str, Sequence[Tensor]] = {
-            'buffers': tensor_norms([b.current_values for b in judged], 2.0),
-            'baselines': tensor_norms(
-                [b.copy for b in unknown if b.copy is not None], math.inf
-            ),
-            'moved': [
-                torch.ne(backup.sum_bits(), self._checksums[backup])
-                for backup in probed
-            ],
+            'buffers': tensor_norms(currents, 2.0),
+            # Only Inf and NaN matter here, and a mask may hold large numbers.
+            'baselines': tensor_norms(baselines, math.inf),
+            'moved': moved,
         }
         return Comparison(changed, probed, self._late(), judged, scalars)
 
@@ -153,12 +164,12 @@ class Snapshot:
         """Return the quiet backups whose version counters have moved."""
         late = []
         for quiet, before in self._versions:
-            if list(map(VERSION, quiet)) != before:
-                late += [
-                    backup
-                    for backup, version in zip(quiet, before)
-                    if VERSION(backup) != version
-                ]
+            # One comparison of lists is far faster than one per parameter.
+            if list(map(VERSION, quiet)) == before:
+                continue
+            for backup, version in zip(quiet, before):
+                if VERSION(backup) != version:
+                    late.append(backup)
         return late
 
     def learn(
@@ -175,6 +186,7 @@ class Snapshot:
         """
         backups = list(comparison.changed)
         for backup, has_moved in zip(comparison.probed, read['moved']):
+            # Its bits have changed, and its counter has not.
             if has_moved:
                 backup.is_uncounted = True
                 backups.append(backup)
@@ -213,10 +225,12 @@ class Snapshot:
         others_committed = others.model is not None and (
             others.count_steps() != self._num_steps
         )
+        # Structures first: the tensors go back into modules that exist.
         for tracked in self._models:
             tracked.restore_structure()
         pairs = []
         for backup in changes.backups:
+            # The old content would undo the other optimizer's commit.
             is_kept = others_committed and self._taken[backup]
             if is_kept and not backup.is_bad():
                 continue

@@ -10,7 +10,9 @@ from ..base.shards import local
 
 __all__ = ['TensorBackup', 'can_compare', 'can_judge']
 
+# Integer types of as many bytes, to read the bits of any element.
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Length of the rows that a checksum adds up.
 WIDTH = 1024
 
 
@@ -68,6 +70,7 @@ class TensorBackup:
             # Bad weights are found elsewhere, and halt the run.
             self.was_finite = True if self.is_param else None
         if not self.is_param:
+            # The kernels of norm layers write their statistics uncounted.
             self.is_uncounted = isinstance(
                 self.owner, _NormBase
             ) or not can_compare(self.tensor)
@@ -135,7 +138,9 @@ class TensorBackup:
         if not (is_probing or self.has_new_content()):
             return False
         values = self.values
+        # All parameters are copied while probing, which a GPU may not hold.
         device = values.device if self.is_changing else torch.device('cpu')
+        # The memory of a copy is used again in the next window.
         if self.copy is None or self.copy.device != device:
             self.copy = torch.empty_like(values, device=device)
         self.version = self.tensor._version
@@ -176,6 +181,8 @@ class TensorBackup:
         getattr(self.owner, self.registry)[self.key] = self.tensor
         if self.tensor is not None and self.has_new_shape():
             assert self.copy is not None
+            # Through .data, so that the Parameter object stays the same one:
+            # optimizers know parameters by identity.
             self.tensor.data = self.copy.to(self.tensor.device, copy=True)
             return False
         return self.has_new_content()
@@ -229,6 +236,7 @@ class TensorBackup:
         """Whether the copy is bad already. Syncs the device."""
         if self.copy is None:
             return False
+        # Inf in other buffers may be a mask by design.
         is_norm = isinstance(self.owner, _NormBase)
         bad = ~self.copy.isfinite() if is_norm else self.copy.isnan()
         return bool(bad.any())
@@ -247,6 +255,7 @@ class TensorBackup:
 
 def ramp_sum(values: Tensor) -> Tensor:
     """Return the sum of 1 * values[0], 2 * values[1] and so on."""
+    # A plain sum would miss a permutation (a queue that rotates).
     ramp = torch.arange(1, len(values) + 1, device=values.device)
     return (values.long() * ramp).sum()
 

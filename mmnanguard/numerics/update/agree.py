@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from dataclasses import replace
+from operator import attrgetter
 from typing import DefaultDict, List, Sequence
 
 import torch
@@ -27,6 +28,8 @@ NORMS = ('grad_norm', 'clip_norm')
 # The two properties come first, because each rank judges by itself.
 FIELDS = ('is_clean', 'forward_is_clean', *FLAGS, *COUNTS, *NORMS, 'loss')
 SHARD_FIELDS = ('group', 'norm', 'clip_norm')
+READ_FIELDS = attrgetter(*FIELDS)
+READ_SHARD_FIELDS = attrgetter(*SHARD_FIELDS)
 
 
 def agree(seen: Observation, norm_type: float = 2.0) -> Observation:
@@ -53,18 +56,21 @@ def agree(seen: Observation, norm_type: float = 2.0) -> Observation:
         num_ranks = dist.get_world_size()
     if num_ranks > 1:
         return merge_rows(exchange(seen), seen, norm_type)
+    # One rank alone may still hold DTensors, whose norms are to be combined.
     return merge([seen], seen, norm_type) if seen.shards else seen
 
 
 def exchange(seen: Observation) -> Tensor:
     """Return one row of numbers per rank. Collective."""
     row = to_row(seen)
+    # Only gloo reduces tensors on the host; NCCL needs them on the device.
     device = torch.device('cpu')
     if 'gloo' not in dist.get_backend():
         device = torch.accelerator.current_accelerator() or device
     rows = torch.zeros(
         dist.get_world_size(), len(row), dtype=torch.float64, device=device
     )
+    # A sum with zeros keeps every bit, NaN included.
     rows[dist.get_rank()] = torch.tensor(row, dtype=torch.float64)
     add_up(rows)
     return rows.cpu()
@@ -91,9 +97,10 @@ def add_up(tensor: Tensor) -> None:
 
 def to_row(seen: Observation) -> List[float]:
     """Return an observation as numbers, in the order of ``FIELDS``."""
-    numbers = [getattr(seen, name) for name in FIELDS]
+    numbers = list(READ_FIELDS(seen))
     for shard in seen.shards:
-        numbers += [getattr(shard, name) for name in SHARD_FIELDS]
+        numbers += READ_SHARD_FIELDS(shard)
+    # A clip norm of None means that there is none on any rank.
     return [float(number or 0.0) for number in numbers]
 
 
@@ -126,9 +133,9 @@ def merge_rows(
     """
     columns = dict(zip(FIELDS, rows.unbind(1)))
     # aminmax returns NaN for a column with NaN.
-    lowest, highest = (
-        dict(zip(FIELDS, row.tolist())) for row in rows.aminmax(dim=0)
-    )
+    smallest, greatest = rows.aminmax(dim=0)
+    lowest = dict(zip(FIELDS, smallest.tolist()))
+    highest = dict(zip(FIELDS, greatest.tolist()))
     # Ranks have different losses; their mean is judged.
     losses = columns['loss'].tolist()
     loss = sum(losses) / len(losses)
@@ -136,13 +143,14 @@ def merge_rows(
     if not lowest['is_clean']:
         # Reduced gradients are bad on all ranks, so the forward passes and
         # losses show the culprits.
-        bad, culprits, loud = (
-            (columns[name] == 0).nonzero().flatten().tolist()
-            for name in ('is_clean', 'forward_is_clean', 'loss_is_finite')
-        )
+        bad = ranks_without(columns['is_clean'])
+        culprits = ranks_without(columns['forward_is_clean'])
+        loud = ranks_without(columns['loss_is_finite'])
+        # The loss of a culprit says more than the mean.
         loss = losses[(loud or culprits or bad)[0]]
     shards = rows[:, len(FIELDS) :].t().tolist()
     size = len(SHARD_FIELDS)
+    # Columns of one kind of shard stand side by side.
     groups, norms, clip_norms = (shards[part::size] for part in range(size))
     clip_norm = None
     if own.clip_norm is not None:
@@ -166,6 +174,12 @@ def merge_rows(
     )
 
 
+def ranks_without(flags: Tensor) -> List[int]:
+    """Return the ranks whose flag is 0."""
+    ranks: List[int] = (flags == 0).nonzero().flatten().tolist()
+    return ranks
+
+
 def whole_norm(
     whole: float,
     groups: List[List[float]],
@@ -185,12 +199,17 @@ def whole_norm(
         parts: DefaultDict[float, List[float]] = defaultdict(list)
         for group, norm in zip(group_column, norm_column):
             parts[group].append(norm)
-        wholes.append(
-            largest([combine(part, norm_type) for part in parts.values()])
-        )
-    return whole if len(wholes) == 1 else combine(wholes, norm_type)
+        # Groups that hold replicas of one another agree, up to rounding.
+        norms_of_groups = [combine(p, norm_type) for p in parts.values()]
+        wholes.append(largest(norms_of_groups))
+    if len(wholes) == 1:
+        return whole
+    return combine(wholes, norm_type)
 
 
 def largest(norms: List[float]) -> float:
     """Return the largest norm; NaN takes precedence."""
-    return math.nan if any(map(math.isnan, norms)) else max(norms)
+    # max() skips a NaN that is not the first.
+    if any(map(math.isnan, norms)):
+        return math.nan
+    return max(norms)

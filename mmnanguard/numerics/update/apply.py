@@ -70,9 +70,11 @@ def scaled_lr(optimizer: Optimizer, factor: float) -> Iterator[None]:
     if factor == 1.0:
         yield
         return
-    before = [group['lr'] for group in optimizer.param_groups]
-    for group, lr in zip(optimizer.param_groups, before):
-        group['lr'] = lr * factor
+    before = []
+    for group in optimizer.param_groups:
+        before.append(group['lr'])
+        # A new object: a learning rate may be a tensor that others hold.
+        group['lr'] = group['lr'] * factor
     try:
         yield
     finally:
@@ -101,8 +103,8 @@ def _takes_grad_scale(optimizer: Optimizer) -> bool:
     """
     if not getattr(optimizer, '_step_supports_amp_scaling', False):
         return False
-    return not any(
-        hasattr(param, 'to_local')
-        for group in optimizer.param_groups
-        for param in group['params'][:1]
-    )
+    for group in optimizer.param_groups:
+        # The parameters of a group are all DTensors, or none is.
+        if group['params'] and hasattr(group['params'][0], 'to_local'):
+            return False
+    return True

@@ -74,15 +74,15 @@ class TensorNames:
         infos = getattr(param, '_shard_param_infos', None)
         if names is None or infos is None:
             return [(name, values)]
+        # The names in a flat parameter begin below the module that owns it.
         prefix = name[: -len(name.split('.')[-1])]
-        return [
-            (
-                prefix + part,
-                values.narrow(0, where.offset_in_shard, where.numel_in_shard),
-            )
-            for part, where in list(zip(names, infos))[::-1]
-            if where.in_shard
-        ]
+        parts = []
+        for part, where in zip(names, infos):
+            # This rank may hold nothing of a parameter.
+            if where.in_shard:
+                start, size = where.offset_in_shard, where.numel_in_shard
+                parts.append((prefix + part, values.narrow(0, start, size)))
+        return parts[::-1]  # nearest to the loss first
 
     def of_buffer(self, owner: nn.Module, key: str) -> str:
         """Return the name of a buffer."""
@@ -133,10 +133,10 @@ def blame(
     if is_weight:
         kind, scale = 'weight', 1.0
     culprits = [describe(name, kind, values, scale) for name, values in parts]
-    if any(tensor.count for tensor in culprits):
-        # A flat parameter's other parts are no culprits.
-        culprits = [tensor for tensor in culprits if tensor.count]
-    return tuple(culprits[:MAX_BLAMED])
+    # If any tensor has bad elements, the others are no culprits: they are
+    # further parts of a flat parameter. A norm can also overflow without one.
+    nonfinite = [tensor for tensor in culprits if tensor.count]
+    return tuple((nonfinite or culprits)[:MAX_BLAMED])
 
 
 def suspects(norms: Sequence[float], has_largest: bool) -> List[int]:
@@ -157,12 +157,12 @@ def describe_buffers(
     buffers: Sequence[Tuple[nn.Module, str]], names: TensorNames
 ) -> Tuple[BadTensor, ...]:
     """Describe the first few buffers, given as (owner, key)."""
-    return tuple(
-        describe(
-            names.of_buffer(owner, key), 'buffer', local(getattr(owner, key))
-        )
-        for owner, key in buffers[:MAX_BLAMED]
-    )
+    described = []
+    for owner, key in buffers[:MAX_BLAMED]:
+        values = local(getattr(owner, key))
+        name = names.of_buffer(owner, key)
+        described.append(describe(name, 'buffer', values))
+    return tuple(described)
 
 
 @torch.no_grad()

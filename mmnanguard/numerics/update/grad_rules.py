@@ -88,7 +88,7 @@ class AdaptiveGradClip:
         is_list = isinstance(self.exclude, (list, tuple))
         allowed = "a list of regexes, such as ['head.fc']"
         check_clip(
-            is_list and all(isinstance(p, str) for p in self.exclude),
+            is_list and set(map(type, self.exclude)) <= {str},
             'exclude',
             self.exclude,
             allowed,
@@ -125,21 +125,21 @@ class AdaptiveGradClip:
 
     @torch.no_grad()
     def __call__(self, params: List[Tensor], grads: List[Tensor]) -> None:
-        pairs = [
-            (weights_of(param, grad), grad)
-            for param, grad in zip(params, grads)
-            if id(param) not in self.left_out
-        ]
-        if not pairs:
+        limits, clipped = [], []
+        for param, grad in zip(params, grads):
+            if id(param) not in self.left_out:
+                limits.append(unit_norms(weights_of(param, grad)))
+                clipped.append(grad)
+        if not clipped:
             return
-        limits = [unit_norms(weights) for weights, _ in pairs]
-        norms = [unit_norms(grad) for _, grad in pairs]
+        norms = list(map(unit_norms, clipped))
+        # eps lets a unit of zeros begin to train.
         torch._foreach_clamp_min_(limits, self.eps)
         torch._foreach_mul_(limits, self.clip_factor)
         # A norm of 0 makes an infinite ratio, which is limited to 1.
         torch._foreach_div_(limits, norms)
         torch._foreach_clamp_max_(limits, 1.0)
-        torch._foreach_mul_([grad for _, grad in pairs], limits)
+        torch._foreach_mul_(clipped, limits)
 
     def __str__(self) -> str:
         return f'clip_grad AdaptiveGradClip clip_factor={self.clip_factor:g}'
@@ -149,11 +149,8 @@ def ids_of_matches(
     pattern: str, names: Mapping[int, Sequence[str]]
 ) -> Set[int]:
     """Return the ids of the parameters that have a name with a pattern."""
-    return {
-        key
-        for key, names_of_param in names.items()
-        if any(re.search(pattern, name) for name in names_of_param)
-    }
+    search = re.compile(pattern).search
+    return {key for key in names if any(map(search, names[key]))}
 
 
 def refuse_pattern(pattern: str, names: Mapping[int, Sequence[str]]) -> None:

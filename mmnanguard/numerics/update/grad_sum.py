@@ -77,32 +77,34 @@ class GradSum:
             GuardConfigError: If a gradient is sparse.
             NanGuardError: If another rank does not answer.
         """
+        # An all-reduce takes strided tensors only.
         if any(grad.is_sparse for grad in self._sums.values()):
             raise GuardConfigError(
                 "optim_wrapper.guard.accumulation is 'microbatch', and a "
                 'gradient is sparse: several ranks then cannot add theirs '
                 "up. Set sparse=False in the embedding, or 'window'."
             )
-        has_grad = [id(param) in self._sums for param in params]
-        flat = torch.cat(
-            [
-                self._sums[id(param)].reshape(-1)
-                if has
-                else param.new_zeros(param.numel())
-                for param, has in zip(params, has_grad)
-            ]
-            + [params[0].new_tensor([*has_grad, *counts])]
-        )
+        has_grad, parts = [], []
+        for param in params:
+            grad = self._sums.get(id(param))
+            has_grad.append(grad is not None)
+            # Ranks may lack different gradients and must still add up alike.
+            if grad is None:
+                grad = param.new_zeros(param.numel())
+            parts.append(grad.reshape(-1))
+        # The flags and counts travel with the gradients, in one all-reduce.
+        flat = torch.cat([*parts, params[0].new_tensor([*has_grad, *counts])])
         num_extra = len(has_grad) + len(counts)
         # DDP divides before it adds, too: a sum might overflow.
         flat[:-num_extra].mul_(1 / dist.get_world_size())
         for param in params:  # frees memory before the all-reduce
             self._sums.pop(id(param), None)
         add_up(flat)
-        extra = [int(number) for number in flat[-num_extra:].tolist()]
-        parts = flat[:-num_extra].split([param.numel() for param in params])
-        for param, part, has in zip(params, parts, extra):
-            if has:
+        extra = list(map(int, flat[-num_extra:].tolist()))
+        averages = flat[:-num_extra].split(list(map(Tensor.numel, params)))
+        for param, part, num_ranks in zip(params, averages, extra):
+            # Without a gradient on any rank, the optimizer must skip it.
+            if num_ranks:
                 self._sums[id(param)] = part.view_as(param).to(param.dtype)
         return tuple(extra[len(has_grad) :])
 
@@ -113,12 +115,11 @@ def find_ddp(model: nn.Module) -> List[DistributedDataParallel]:
     Raises:
         GuardConfigError: If they are not averaged over all ranks.
     """
-    ddps = [
-        module
-        for module in model.modules()
-        if isinstance(module, DistributedDataParallel)
-    ]
-    for ddp in ddps:
+    ddps = []
+    for ddp in model.modules():
+        if not isinstance(ddp, DistributedDataParallel):
+            continue
+        ddps.append(ddp)
         if dist.get_world_size(ddp.process_group) != dist.get_world_size():
             raise GuardConfigError(
                 "optim_wrapper.guard.accumulation='microbatch' averages over "

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import chain
 from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import torch
@@ -63,7 +64,7 @@ def observe(
     groups: Dict[str, Sequence[Tensor]] = {
         'norms': norms,
         'losses': losses,
-        'flags': [flag for flags in facts.values() for flag in flags],
+        'flags': list(chain.from_iterable(facts.values())),
         'clip_norms': [],
         **comparison.scalars,
     }
@@ -71,7 +72,8 @@ def observe(
         groups['clip_norms'] = tensor_norms(grads, norm_type)
     read = read_once(groups)  # the one sync of a clean update
     changes = snapshot.learn(comparison, read)
-    num_bad = sum(not math.isfinite(norm) for norm in read['norms'])
+    # A norm is finite only if all elements are. diagnose() looks closer.
+    num_bad = len(grads) - sum(map(math.isfinite, read['norms']))
     norm, *norms_of_parts = split_norms(
         read['norms'], 2.0, scale.carried, placement
     )
@@ -82,8 +84,10 @@ def observe(
         clip_norm, *clip_norms_of_parts = split_norms(
             read['clip_norms'], norm_type, scale.carried, placement
         )
+    # Without a backward pass of the wrapper there is no loss to judge.
+    loss = sum(read['losses']) if losses else math.nan
     seen = Observation(
-        loss=sum(read['losses']) if losses else math.nan,
+        loss=loss,
         loss_is_finite=all(map(math.isfinite, read['losses'])),
         grad_norm=norm,
         grad_is_finite=num_bad == 0,
@@ -113,18 +117,19 @@ def diagnose(
     Distinguishes a non-finite element from a norm that overflows over finite
     elements, and finds weights that became bad outside of any update.
     """
-    suspects = [
-        grad
-        for grad, norm in zip(grads, reading.norms)
-        if not math.isfinite(norm)
-    ]
+    suspects = []
+    for grad, norm in zip(grads, reading.norms):
+        if not math.isfinite(norm):
+            suspects.append(grad)
+    # Buffers that were lost outside of any update count as weights.
+    is_lost = bool(reading.changes.lost) or bool(nonfinite_indices(weights))
+    # All norms may be finite while the norm of the norms is too large.
+    num_bad = max(seen.num_bad_params, int(not seen.norm_is_bounded))
     return replace(
         seen,
         grad_is_finite=not nonfinite_indices(suspects),
-        num_bad_params=max(seen.num_bad_params, int(not seen.norm_is_bounded)),
-        weights_are_finite=not (
-            reading.changes.lost or nonfinite_indices(weights)
-        ),
+        num_bad_params=num_bad,
+        weights_are_finite=not is_lost,
     )
 
 
@@ -133,10 +138,9 @@ def nonfinite_indices(tensors: Sequence[Tensor]) -> List[int]:
 
     Reads from the device once.
     """
-    flags = read_once(
-        {'bad': [~torch.isfinite(local(tensor)).all() for tensor in tensors]}
-    )
-    return [index for index, flag in enumerate(flags['bad']) if flag]
+    are_finite = [torch.isfinite(local(tensor)).all() for tensor in tensors]
+    flags = read_once({'are_finite': are_finite})['are_finite']
+    return [index for index, flag in enumerate(flags) if not flag]
 
 
 def split_norms(
@@ -148,12 +152,13 @@ def split_norms(
     """Return the unscaled norm of the whole gradients and of each group's."""
     if not placement.groups:
         return [combine(norms, norm_type) / carried]
-    places = placement.places
-    return [
-        combine([n for n, p in zip(norms, places) if p == place], norm_type)
-        / carried
-        for place in (None, *range(len(placement.groups)))
-    ]
+    # The place None stands for gradients that are not sharded.
+    by_place: Dict[Optional[int], List[float]] = {None: []}
+    for index in range(len(placement.groups)):
+        by_place[index] = []
+    for norm, place in zip(norms, placement.places):
+        by_place[place].append(norm)
+    return [combine(ns, norm_type) / carried for ns in by_place.values()]
 
 
 def combine(norms: Sequence[float], norm_type: float) -> float:
@@ -164,6 +169,7 @@ def combine(norms: Sequence[float], norm_type: float) -> float:
     if norm_type == math.inf or not math.isfinite(largest):
         return largest
     if norm_type == 2.0:
+        # In float64, the square of a float32 norm cannot overflow.
         return math.sqrt(math.fsum([norm * norm for norm in norms]))
     if largest == 0.0:
         return 0.0

@@ -1,5 +1,6 @@
 """Tensors that a model publishes under a name, for the event of an update."""
 
+import math
 from typing import Any, Dict, Tuple
 
 import torch
@@ -56,12 +57,9 @@ def read_watched() -> Dict[str, Dict[str, Any]]:
 
     Min and max are NaN if an element is NaN.
     """
-    read = read_once({name: pair for name, pair in _WATCHED.items()})
-    return {
-        name: {
-            'min': low,
-            'max': high,
-            'is_finite': abs(low) < float('inf') and abs(high) < float('inf'),
-        }
-        for name, (low, high) in read.items()
-    }
+    ranges = {}
+    for name, (low, high) in read_once(_WATCHED).items():
+        # aminmax returns NaN for both if an element is NaN.
+        is_finite = math.isfinite(low) and math.isfinite(high)
+        ranges[name] = {'min': low, 'max': high, 'is_finite': is_finite}
+    return ranges
