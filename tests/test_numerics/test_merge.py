@@ -165,3 +165,8 @@ def test_by_columns_is_what_it_is_by_ranks(ranks, norm_type):
     # Floats are written exactly, and NaN is as NaN.
     expected = merge_one_by_one(ranks, ranks[-1], norm_type)
     assert repr(merged) == repr(expected)
+
+
+def test_a_negative_zero_keeps_its_sign():
+    bad = Observation(loss=-0.0, grad_norm=math.nan)
+    assert str(merge([bad], bad).loss) == '-0.0'

@@ -100,8 +100,12 @@ def to_row(seen: Observation) -> List[float]:
     numbers = list(READ_FIELDS(seen))
     for shard in seen.shards:
         numbers += READ_SHARD_FIELDS(shard)
-    # A clip norm of None means that there is none on any rank.
-    return [float(number or 0.0) for number in numbers]
+    row = []
+    for number in numbers:
+        # A clip norm of None means that there is none on any rank. Asking
+        # for truth instead would lose the sign of a loss of -0.0.
+        row.append(0.0 if number is None else float(number))
+    return row
 
 
 def merge(
