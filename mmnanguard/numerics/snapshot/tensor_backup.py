@@ -90,7 +90,7 @@ class TensorBackup:
 
     @property
     def values(self) -> Tensor:
-        """This rank's part of ``tensor``, which must not be None."""
+        """The part on this rank of ``tensor``, which must not be None."""
         assert self.tensor is not None
         return local(self.tensor) if self._is_sharded else self.tensor
 
@@ -103,7 +103,7 @@ class TensorBackup:
 
     @property
     def current_values(self) -> Tensor:
-        """This rank's part of ``current``, which must not be None."""
+        """The part on this rank of ``current``, which must not be None."""
         current = self.current
         if current is self.tensor:
             return self.values

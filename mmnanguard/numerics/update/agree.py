@@ -36,7 +36,7 @@ def agree(seen: Observation, norm_type: float = 2.0) -> Observation:
     """Return an observation that is the same on all ranks. Collective.
 
     Ranks exchange a matrix in one small all-reduce. Each rank fills only its
-    own row, so no number meets that of another rank, and no NaN is swallowed
+    shared row, so no number meets that of another rank, and no NaN is swallowed
     (as by a MAX) or spread. All ranks must call this, as they must call
     DDP's backward. Without ranks it does nothing.
 
@@ -109,21 +109,21 @@ def to_row(seen: Observation) -> List[float]:
 
 
 def merge(
-    ranks: Sequence[Observation], own: Observation, norm_type: float = 2.0
+    ranks: Sequence[Observation], shared: Observation, norm_type: float = 2.0
 ) -> Observation:
     """Merge the observations of several ranks into one.
 
     Args:
         ranks: The observations.
-        own: The observation that holds what all ranks have in common.
+        shared: The observation that holds what all ranks have in common.
         norm_type: The type of the clip norm.
     """
     rows = torch.tensor([to_row(seen) for seen in ranks], dtype=torch.float64)
-    return merge_rows(rows, own, norm_type)
+    return merge_rows(rows, shared, norm_type)
 
 
 def merge_rows(
-    rows: Tensor, own: Observation, norm_type: float
+    rows: Tensor, shared: Observation, norm_type: float
 ) -> Observation:
     """Merge one row per rank: one bad rank is enough to be bad.
 
@@ -132,7 +132,7 @@ def merge_rows(
 
     Args:
         rows: The rows, (ranks, fields), float64, on the CPU.
-        own: The observation that holds what all ranks have in common.
+        shared: The observation that holds what all ranks have in common.
         norm_type: The type of the clip norm.
     """
     columns = dict(zip(FIELDS, rows.unbind(1)))
@@ -157,12 +157,12 @@ def merge_rows(
     # Columns of one kind of shard stand side by side.
     groups, norms, clip_norms = (shards[part::size] for part in range(size))
     clip_norm = None
-    if own.clip_norm is not None:
+    if shared.clip_norm is not None:
         clip_norm = whole_norm(
             highest['clip_norm'], groups, clip_norms, norm_type
         )
     return replace(
-        own,
+        shared,
         loss_is_finite=bool(lowest['loss_is_finite']),
         grad_is_finite=bool(lowest['grad_is_finite']),
         buffers_are_finite=bool(lowest['buffers_are_finite']),
