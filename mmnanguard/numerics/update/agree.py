@@ -36,7 +36,7 @@ def agree(seen: Observation, norm_type: float = 2.0) -> Observation:
     """Return an observation that is the same on all ranks. Collective.
 
     Ranks exchange a matrix in one small all-reduce. Each rank fills only its
-    shared row, so no number meets that of another rank, and no NaN is swallowed
+    own row, so no number meets that of another rank, and no NaN is swallowed
     (as by a MAX) or spread. All ranks must call this, as they must call
     DDP's backward. Without ranks it does nothing.
 
