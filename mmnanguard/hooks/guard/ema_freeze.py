@@ -26,10 +26,10 @@ class EmaFreeze:
     skips the averaging of an iteration in which updates were rejected and
     none was committed.
 
-    With gradient accumulation, it also takes back what the averages gained in
-    the window's earlier iterations. This costs one copy of the averaged model
-    per window. With several optimizers, the copy is from the iteration in
-    which the latest of their windows began.
+    With gradient accumulation, it also restores the averages from before the
+    rejected window, because they moved in its earlier iterations. This costs
+    a copy of the averaged model per window. With several optimizers, the copy
+    is from the iteration in which the latest of their windows began.
 
     Args:
         hooks: The runner's hooks. Their order does not matter, and hooks that

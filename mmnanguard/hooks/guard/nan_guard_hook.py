@@ -209,8 +209,8 @@ class NanGuardHook(PatchingHook, EventSource):
         """Return the event with its iteration's context; collective."""
         about = dict(context, samples=self._samples.of(event))
         if get_world_size() > 1:
-            # Only the rank on which the fault began knows the batch and the
-            # tensors of it. All ranks are to report the same event.
+            # Only the rank on which the fault began knows the offending batch
+            # and tensors, and all ranks have to report equal events.
             message = [dict(about, params=event.params)]
             broadcast_object_list(message, src=event.ranks[0])
             about = message[0]
@@ -219,7 +219,7 @@ class NanGuardHook(PatchingHook, EventSource):
     def _report(self, runner: Runner, event: GuardEvent) -> None:
         """Log an event, and hand it to all hooks."""
         level = logging.WARNING
-        # A scale that is searched for overflows now and then.
+        # Overflows are expected while the loss scale is not yet proven.
         if event.is_routine:
             level = logging.INFO
         runner.logger.log(level, event.line())

@@ -40,8 +40,8 @@ class RecentSamples:
 
     def end_window(self) -> None:
         """Close the window with the iteration that was noted last."""
-        # A window can be shorter than `length`: the last one of an epoch, or
-        # one after a resume.
+        # Not `length` iterations after the former start, because the last
+        # window of a training can be shorter.
         self._start = self._recent[-1][0] + 1
 
     def of(self, event: GuardEvent) -> Tuple[str, ...]:

@@ -68,7 +68,7 @@ def drop_nonfinite(hub: MessageHub, keys: List[str]) -> Mapping[str, float]:
         if len(values) == 0 or math.isfinite(values[-1]):
             continue
         dropped[key] = values[-1]
-        # HistoryBuffer can append and not remove, so a new one replaces it.
+        # HistoryBuffer cannot remove a value, so a new buffer replaces it.
         scalars[f'train/{key}'] = HistoryBuffer(
             values[:-1], counts[:-1], buffer.max_length
         )

@@ -70,7 +70,8 @@ class RollbackHook(GuardListener):
         GuardConfigError: If an argument is out of range.
     """
 
-    # After EMAHook, whose averages belong to a state; before CheckpointHook.
+    # After EMAHook (NORMAL), whose averages belong to a state, and before
+    # CheckpointHook (VERY_LOW), which saves the state that came back.
     priority = 'BELOW_NORMAL'
 
     def __init__(
@@ -234,7 +235,7 @@ class RollbackHook(GuardListener):
         old enough, the newest clean checkpoint is read.
         """
         # A streak of skips began before its last event.
-        trouble = event.since or event.iter
+        first_bad = event.since or event.iter
         if CAUSES[event.cause].is_gradual:
             wrapper = find_wrappers(runner)[event.optimizer]
             divergence = find_guards(runner)[event.optimizer].policy.divergence
@@ -243,15 +244,15 @@ class RollbackHook(GuardListener):
             window = divergence.window
             # The median of the window is above the limit, so the run has
             # diverged for about half of the window already.
-            trouble -= window * wrapper._accumulative_counts
-        older = [kept for kept in self._kept if kept.iter < trouble]
+            first_bad -= window * wrapper._accumulative_counts
+        older = [kept for kept in self._kept if kept.iter < first_bad]
         if len(older) > 1 and older[-1] is self._used:
             older.pop()
         # States of the trouble itself must not be restored later.
         self._kept = older
         if older:
             return older[-1]
-        return newest_clean_state(runner, trouble)
+        return newest_clean_state(runner, first_bad)
 
     def _lower(self, scaler: GuardedGradScaler) -> None:
         """Multiply the loss scale by ``scale_factor``, down to its floor."""

@@ -38,9 +38,9 @@ class SafeCheckpoints:
     Args:
         runner: The runner whose ``CheckpointHook`` is changed.
         patches: Undo the change.
-        is_clean: Returns whether the state is clean. Called with the name of
-            the checkpoint and with whether all ranks call, without which it
-            must not be collective.
+        is_clean: Returns whether the state is clean, given the name of the
+            checkpoint and whether all ranks make this call. Only if all ranks
+            do may it be collective.
     """
 
     def __init__(
@@ -55,11 +55,10 @@ class SafeCheckpoints:
         self._written: Set[str] = set()
 
         def wrap(
-            owner: object, name: str, instead: Callable[..., None]
+            owner: object, name: str, replacement: Callable[..., None]
         ) -> None:
-            patches.replace(
-                owner, name, partial(instead, getattr(owner, name))
-            )
+            original = getattr(owner, name)
+            patches.replace(owner, name, partial(replacement, original))
 
         wrap(runner, 'save_checkpoint', self._save_checkpoint)
         for hook in runner.hooks:
@@ -67,12 +66,12 @@ class SafeCheckpoints:
                 # Each save has to be refused before MMEngine removes older
                 # files, which it does first:
                 # https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/hooks/checkpoint_hook.py#L413
-                for name, instead in (
+                for name, replacement in (
                     ('_save_checkpoint_with_step', self._save_with_step),
                     ('_save_best_checkpoint', self._save_best),
                     ('_publish_model', self._publish),
                 ):
-                    wrap(hook, name, partial(instead, hook))
+                    wrap(hook, name, partial(replacement, hook))
 
     def _save_checkpoint(
         self,
@@ -108,10 +107,10 @@ class SafeCheckpoints:
         # _save_best_checkpoint ends with this call, to save the name of the
         # new best file. The state was checked before.
         if self._is_saving:
-            self._point(hook, save, runner, step, *args, **kwargs)
+            self._save_and_point(hook, save, runner, step, *args, **kwargs)
         elif self._is_clean(hook.filename_tmpl.format(step), True):
             with self._removing_last(hook):
-                self._point(hook, save, runner, step, *args, **kwargs)
+                self._save_and_point(hook, save, runner, step, *args, **kwargs)
 
     def _save_best(
         self,
@@ -131,12 +130,12 @@ class SafeCheckpoints:
     def _publish(
         hook: CheckpointHook, publish: Callable[..., None], *args: object
     ) -> None:
-        """Publish a file, which was clean when it was saved."""
+        """Publish a checkpoint, which was audited when it was saved."""
         with atomic_checkpoint_writes():
             publish(*args)
 
     @staticmethod
-    def _point(
+    def _save_and_point(
         hook: CheckpointHook,
         save: Callable[..., None],
         runner: Runner,
@@ -159,7 +158,7 @@ class SafeCheckpoints:
                     os.path.join(folder, name),
                     os.path.join(runner.work_dir, name),
                 )
-        # It has just saved a checkpoint.
+        # CheckpointHook sets the path before it saves.
         assert hook.last_ckpt is not None
         write_pointer(runner.work_dir, LAST_CLEAN, hook.last_ckpt)
 
@@ -176,15 +175,15 @@ class SafeCheckpoints:
             self._is_saving = False
         # Not reached after an error: the older files are then still needed.
         for remove, path in postponed.removals:
-            # A new best file may have the name of the old one.
+            # A new best file may have the name of the previous best file.
             if path not in self._written:
                 remove(path)
 
 
 def wait_for_ranks(runner: Runner) -> None:
-    """Wait until all ranks are here, if each may write a part."""
-    # A strategy of FlexibleRunner can write a file per rank. With Runner the
-    # other ranks do not save.
+    """Wait until all ranks have saved, where more than one rank saves."""
+    # A strategy of FlexibleRunner can write a file per rank. With Runner only
+    # the main process saves.
     if not isinstance(runner, Runner):
         barrier()
 

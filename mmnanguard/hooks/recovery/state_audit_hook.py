@@ -44,8 +44,8 @@ class StateAuditHook(PatchingHook):
     all ranks, and training goes on. The checkpoint that was due is left out
     all the same.
 
-    A tensor that is not trained and holds Inf when training begins (a mask)
-    does so by design.
+    A tensor that is not trained and holds Inf when training begins is taken
+    for a mask: Inf in it is not bad.
 
     Args:
         interval: Number of iterations between two audits. With gradient
@@ -113,14 +113,15 @@ class StateAuditHook(PatchingHook):
         self,
         runner: Runner,
         checkpoint: Optional[str] = None,
-        is_agreed: bool = True,
+        is_collective: bool = True,
     ) -> bool:
         """Audit the state, and report and handle bad state.
 
         Args:
             runner: The runner of the training.
             checkpoint: Name of the checkpoint that is due, if any.
-            is_agreed: Whether all ranks call; the audit is then collective.
+            is_collective: Whether all ranks make this call. If not, the audit
+                concerns the calling rank alone.
 
         Raises:
             TrainingHalted: If the state is bad, 'halt' is the action, and no
@@ -128,11 +129,11 @@ class StateAuditHook(PatchingHook):
         """
         results = [self._audit.look(kept_state(runner))]
         ranks = [get_rank()]
-        # A rank that sees only its own shards must not decide alone.
-        if is_agreed and get_world_size() > 1:
+        # With sharded parameters, a rank sees only a part of the state.
+        if is_collective and get_world_size() > 1:
             results = all_gather_object(results[0])
             ranks = list(range(len(results)))
-        if is_agreed:
+        if is_collective:
             self._last_iter = self._iter
         bad: Dict[int, AuditResult] = {}
         for rank, result in zip(ranks, results):
@@ -143,9 +144,10 @@ class StateAuditHook(PatchingHook):
         audit = self._describe(runner, bad, checkpoint)
         runner.logger.error(audit.line())
         runner.call_hook('after_guard_row', row=audit.to_row())
-        # A rank alone must neither repair nor halt, and the verdict on an
-        # open window may still undo what is bad.
-        if not is_agreed or is_within_window(runner):
+        # A rank alone must neither repair nor halt, since the others would
+        # wait for it. The verdict on an open window may still restore the
+        # state.
+        if not is_collective or is_within_window(runner):
             return False
         runner.call_hook('after_audit', audit=audit)
         if self._action == 'halt' and not audit.is_handled:
