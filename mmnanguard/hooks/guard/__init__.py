@@ -1,9 +1,12 @@
 """NanGuardHook: report what the guards did, and halt when they must.
 
+Reading order:
+
 1. ``nan_guard_hook``: the hook.
 2. ``run_scalars``: counters for the log and for dashboards.
 3. ``recent_samples``: the sample names of the last iterations.
-4. ``ema_freeze``: EMA takes no part in a rejected update.
-5. ``guard_checkpoint``: what a checkpoint needs for an exact resume.
+4. ``ema_freeze``: averages that ignore rejected updates.
+5. ``guard_checkpoint``: guards and random states in checkpoints, for an exact
+   resume.
 6. ``check_listeners``: find misspelt listener methods of other hooks.
 """

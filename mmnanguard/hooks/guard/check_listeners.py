@@ -1,4 +1,9 @@
-"""A look at the hooks of a run for listener methods that are never called."""
+"""Checks of the listener methods of a run's hooks.
+
+A listener method is called at the first rejected update, perhaps after days.
+These checks find at the start of training a method that would never be called
+or whose call would fail.
+"""
 
 import difflib
 import inspect
@@ -13,14 +18,19 @@ from .._shared.guard_listener import LISTENER_METHODS
 
 __all__ = ['check_signatures', 'misspelt_methods']
 
-# Below it a name is too far from a listener method to be a slip of the pen.
+# Similarity, by difflib's ratio, from which a name counts as misspelt. No hook
+# of MMEngine or of this package has a method above it.
 CUTOFF = 0.75
-# Beginnings by which other frameworks name such methods.
+# Prefixes that other frameworks give to such methods.
 PREFIX = re.compile('^(on|before|after)_?')
 
 
 def misspelt_methods(hooks: Iterable[Hook]) -> List[str]:
-    """Describe methods that look like a listener's but have another name."""
+    """Describe methods that resemble a listener method but have another name.
+
+    ``Runner.call_hook`` skips a hook that lacks the method, so MMEngine does
+    not notice a misspelt name.
+    """
     known = {*dir(Hook), *LISTENER_METHODS}
     warnings = []
     for hook in hooks:
@@ -39,6 +49,7 @@ def similar_methods(cls: type, known: Iterable[str]) -> Dict[str, str]:
     for method in sorted(set(dir(cls)) - set(known)):
         if method.startswith('_') or not callable(getattr(cls, method)):
             continue
+        # 'on_audit' and 'afterAudit' then differ little from 'after_audit'.
         usual_name = PREFIX.sub('after_', method.lower())
         near = difflib.get_close_matches(
             usual_name, list(LISTENER_METHODS), n=1, cutoff=CUTOFF
@@ -49,7 +60,7 @@ def similar_methods(cls: type, known: Iterable[str]) -> Dict[str, str]:
 
 
 def check_signatures(hooks: Iterable[Hook]) -> None:
-    """Refuse listener methods that their first call would fail in.
+    """Refuse listener methods whose first call would fail.
 
     Raises:
         GuardConfigError: If a method does not take the runner and the keyword
@@ -62,6 +73,7 @@ def check_signatures(hooks: Iterable[Hook]) -> None:
                 continue
             signature = inspect.signature(method)
             try:
+                # A method of an instance is bound, so None is the runner.
                 signature.bind(None, **{keyword: None})
             except TypeError as error:
                 raise GuardConfigError(

@@ -1,8 +1,9 @@
 """Averages that ignore rejected updates."""
 
-from typing import Any, Callable, Dict, Iterable, List, Optional
+from typing import Callable, Dict, Iterable, List, Optional
 
 import torch
+from mmengine.hooks import Hook
 from torch import Tensor, nn
 
 from mmnanguard.numerics.guard_protocol import GuardProtocol
@@ -12,29 +13,36 @@ from .._shared.patches import Patches
 
 __all__ = ['EmaFreeze']
 
+# Counters of a guard's state: verdicts so far, and commits among them.
+VERDICTS = 'num_updates'
+COMMITS = 'num_steps'
+
 
 class EmaFreeze:
     """Keeps averaged weights as they were before a rejected window.
 
     ``EMAHook`` and mmdet's ``MeanTeacherHook`` average in each iteration,
-    whatever became of the update. In one in which updates were rejected and
-    none was committed they are passed over; with gradient accumulation the
-    averages of the window's earlier iterations are undone from a copy, which
-    costs one copy of the averaged model a window. With several optimizers
-    that is the copy of the iteration in which the latest of their windows
-    began.
+    whether the update was committed or rejected. An attached ``EmaFreeze``
+    skips the averaging of an iteration in which updates were rejected and
+    none was committed.
+
+    With gradient accumulation, it also restores the averages from before the
+    rejected window, because they moved in its earlier iterations. This costs
+    a copy of the averaged model per window. With several optimizers, the copy
+    is from the iteration in which the latest of their windows began.
 
     Args:
-        hooks: Of the runner; those that average count, wherever they stand
-            among the others.
-        guards: Whose updates are looked at.
-        accumulates: A window can have more than one iteration.
-        model: The runner's, in which a ``MeanTeacherHook`` has its average.
+        hooks: The runner's hooks. Their order does not matter, and hooks that
+            do not average are ignored.
+        guards: The guards whose verdicts decide.
+        accumulates: Whether a window can have more than one iteration.
+        model: The runner's model, which holds the average of a
+            ``MeanTeacherHook``.
     """
 
     def __init__(
         self,
-        hooks: Iterable[Any] = (),
+        hooks: Iterable[Hook] = (),
         guards: Iterable[GuardProtocol] = (),
         accumulates: bool = False,
         model: Optional[nn.Module] = None,
@@ -48,6 +56,9 @@ class EmaFreeze:
 
     def attach(self, patches: Patches) -> None:
         """Let the hooks average in committed iterations only."""
+        # MMEngine has no hook between an update and EMAHook's averaging, and
+        # EMAHook does not ask whether the weights changed:
+        # https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/hooks/ema_hook.py#L94
         for hook in self._hooks:
             average = self._unless_rejected(hook.after_train_iter)
             patches.replace(hook, 'after_train_iter', average)
@@ -55,21 +66,26 @@ class EmaFreeze:
     @torch.no_grad()
     def begin_iter(self) -> None:
         """Prepare for an iteration; no sync."""
-        self._before = {
-            name: self._count(name) for name in ('num_updates', 'num_steps')
-        }
+        for counter in (VERDICTS, COMMITS):
+            self._before[counter] = self._count(counter)
         self._num_left_out = self._count_left_out()
-        begins = any(not guard.is_open for guard in self._guards)
+        begins = not all(guard.is_open for guard in self._guards)
+        # A window of one iteration needs no copy: skipping its averaging is
+        # enough.
         if self._hooks and self._accumulates and begins:
             self._copies = [tensor.clone() for tensor in self._tensors()]
 
     def _unless_rejected(
         self, average: Callable[..., None]
     ) -> Callable[..., None]:
+        """Return a replacement of a hook's averaging that checks verdicts."""
+
         def after_train_iter(*args: object, **kwargs: object) -> None:
-            was_judged = self._has_moved('num_updates')
-            if was_judged and not self._has_moved('num_steps'):
-                self._put_back()
+            was_judged = self._has_moved(VERDICTS)
+            if was_judged and not self._has_moved(COMMITS):
+                self._restore()
+            # MMEngine averages within a window too. A micro-batch that was
+            # left out, however, must leave no trace in the averages.
             elif was_judged or self._num_left_out == self._count_left_out():
                 average(*args, **kwargs)
 
@@ -79,20 +95,26 @@ class EmaFreeze:
         return self._count(counter) != self._before.get(counter)
 
     def _count(self, counter: str) -> int:
+        """Sum a counter over all guards."""
         return sum(getattr(guard.state, counter) for guard in self._guards)
 
     def _count_left_out(self) -> int:
-        """Micro-batches that are as if they had never been."""
+        """Count the micro-batches that all guards have left out so far."""
         return sum(guard.accumulation.num_left_out for guard in self._guards)
 
     @torch.no_grad()
-    def _put_back(self) -> None:
+    def _restore(self) -> None:
+        # Without accumulation there are no copies, and none are needed.
         for tensor, copy in zip(self._tensors(), self._copies):
             tensor.copy_(copy)
 
     def _tensors(self) -> List[Tensor]:
-        tensors: List[Tensor] = []
+        """Return the parameters and buffers of all averages."""
+        tensors = []
         for hook in self._hooks:
             average = average_of(hook, self._model)
-            tensors += [*average.parameters(), *average.buffers()]
-        return [tensor.detach() for tensor in tensors]
+            # Buffers too: AveragedModel counts its steps in a buffer, and
+            # copies or averages the model's other buffers.
+            for tensor in (*average.parameters(), *average.buffers()):
+                tensors.append(tensor.detach())
+        return tensors

@@ -1,7 +1,14 @@
+"""The hook that reports what the guards did and halts the run.
+
+The guards decide in the optimizer wrappers. This hook completes their events
+and hands them to all other hooks; its neighbours write scalars, freeze
+averages and add to checkpoints.
+"""
+
 import logging
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any, Dict, List, Mapping, Optional, Set
+from typing import Dict, List, Mapping, Optional, Set, Tuple
 from uuid import uuid4
 
 import torch
@@ -36,6 +43,8 @@ from .run_scalars import drop_nonfinite, update_scalars
 
 __all__ = ['NanGuardHook']
 
+# Keys of 1.x configs, and the setting of 2.x for each. MMEngine ignores them
+# silently, so that a user believes in a loss scale or clipping that is off.
 LEFTOVERS = {
     'fp16': "optim_wrapper=dict(type='mmnanguard.NanGuardAmpOptimWrapper', "
     'loss_scale=...)',
@@ -45,42 +54,43 @@ LEFTOVERS = {
 
 @HOOKS.register_module()
 class NanGuardHook(PatchingHook, EventSource):
-    """Tells what the guard did, and halts the run when it must.
+    """Reports what the guards did, and halts the run when they must.
 
-    On each update that was not a plain step: completes the event with the
-    iteration's context, says it in one console line, and hands it to every
-    hook that has a method ``after_guard_event(runner, event)``, see
-    :class:`GuardListener`. Raises ``TrainingHalted`` last of all.
+    For each update that was not a plain step, the hook completes the event
+    with the context of the iteration, writes one console line, and hands the
+    event to every hook that has a method ``after_guard_event(runner, event)``,
+    see :class:`GuardListener`. ``TrainingHalted`` is raised last of all.
 
-    Scalars, each iteration, in every visualizer backend of the config (with
-    several optimizers, ``guard/<optimizer>/...``):
+    In each iteration, it writes scalars to every visualizer backend of the
+    config (with several optimizers, ``guard/<optimizer>/...``):
 
     =================================  =====================================
     ``train/guard/skipped``            updates rejected so far
     ``train/guard/routine_overflows``  overflows at a scale not yet proven
     ``train/guard/amp_scale``          loss scale; float16 only
     ``train/guard/clip_coef``          last factor of a norm clip, (0, 1]
-    ``train/guard/lr_factor``          of learning rates, once it is not 1
+    ``train/guard/lr_factor``          factor on learning rates, once it has
+                                       not been 1
     ``train/guard/left_out``           micro-batches left out of commits;
                                        ``accumulation='microbatch'`` only
     =================================  =====================================
 
     A non-finite value that the model logs stays out of MMEngine's smoothed
-    scalars, where it would blank the loss for a whole window; it stands in
-    the event instead.
+    scalars, where it would blank the loss for a whole window; the event
+    reports it instead.
 
-    Averages that an ``EMAHook`` or mmdet's ``MeanTeacherHook`` keeps stay as
-    they were before a rejected window; a loop that enters no
-    ``optim_context`` is guarded by the runner's model.
-
-    Runs after RuntimeInfoHook, which writes the model's log values, and
-    before the hooks that average, log or save (ABOVE_NORMAL).
+    The averages of an ``EMAHook`` or of mmdet's ``MeanTeacherHook`` stay as
+    they were before a rejected window. A loop that enters no
+    ``optim_context`` is guarded too, because the hook gives each guard the
+    runner's model.
 
     Args:
-        save_rng: Save and resume the random state of every rank, see
-            :class:`GuardCheckpoint`.
+        save_rng: Whether to save and resume the random state of every rank,
+            see :class:`GuardCheckpoint`.
     """
 
+    # After RuntimeInfoHook (VERY_HIGH), which writes the model's log values,
+    # and before the hooks that average, log or save (NORMAL and lower).
     priority = 'ABOVE_NORMAL'
 
     def __init__(self, save_rng: bool = False) -> None:
@@ -96,7 +106,7 @@ class NanGuardHook(PatchingHook, EventSource):
 
     def before_run(self, runner: Runner) -> None:
         super().before_run(runner)
-        # Resuming comes right after this stage.
+        # MMEngine loads the checkpoint of a resume right after this stage.
         allow_mmengine_checkpoints()
 
     def before_train(self, runner: Runner) -> None:
@@ -114,21 +124,26 @@ class NanGuardHook(PatchingHook, EventSource):
         )
         self._ema.attach(self.patches)
         self._warn(runner)
-        # Not from the RNGs that training draws from.
-        fresh = uuid4().hex[:8]
+        # uuid4 does not draw from the random generators that training uses.
+        new_run = uuid4().hex[:8]
         for name, guard in self._guards.items():
             guard.name = name
-            guard.run = guard.run or fresh
-            last = last_attempt(runner.work_dir, guard.run)
-            # Rank 0 has the say: it writes the rows that are counted here.
-            told = [(guard.run, max(guard.attempt, last + 1))]
-            broadcast_object_list(told)
-            guard.run, guard.attempt = told[0]
-            guard.attach(self)
-            self.patches.remember(guard.detach)
-            runner.logger.info(
-                describe(name, find_wrappers(runner)[name], guard)
-            )
+            # A resumed guard continues the run that its checkpoint names.
+            guard.run = guard.run or new_run
+            self._attach(runner, guard)
+
+    def _attach(self, runner: Runner, guard: GuardProtocol) -> None:
+        """Number the attempt of a guard, and let it report to this hook."""
+        last = last_attempt(runner.work_dir, guard.run)
+        # Rank 0 decides: it writes the rows that last_attempt counts, and the
+        # other ranks may not see its work dir or may have drawn another run.
+        message = [(guard.run, max(guard.attempt, last + 1))]
+        broadcast_object_list(message)
+        guard.run, guard.attempt = message[0]
+        guard.attach(self)
+        self.patches.remember(guard.detach)
+        wrapper = find_wrappers(runner)[guard.name]
+        runner.logger.info(describe(guard.name, wrapper, guard))
 
     def before_train_epoch(self, runner: Runner) -> None:
         self._checkpoint.resume_rng(runner, self.patches)
@@ -136,13 +151,20 @@ class NanGuardHook(PatchingHook, EventSource):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
+        # An event reports the values that were watched in its whole window.
         if not any(guard.is_open for guard in self._guards.values()):
             forget_watched()
         self._ema.begin_iter()
-        whole = runner.model if len(self._guards) > 1 else None
+        # With several optimizers, an optimizer's loss runs through modules
+        # that another optimizer trains, such as a discriminator.
+        whole_model = None
+        if len(self._guards) > 1:
+            whole_model = runner.model
         for name, guard in self._guards.items():
             guard.bind(
-                self._modules[name], whole, partial(self._count, 'num_steps')
+                self._modules[name],
+                whole_model,
+                partial(self._count, 'num_steps'),
             )
 
     def after_train_iter(
@@ -152,39 +174,59 @@ class NanGuardHook(PatchingHook, EventSource):
         data_batch: DataBatch = None,
         outputs: Outputs = None,
     ) -> None:
+        # Within a window no step has judged the micro-batch. The averaging
+        # hooks, which come next, ask whether it was left out.
         for guard in self._guards.values():
             guard.window.judge_last()
         self._samples.note(runner.iter, batch_idx, data_batch)
-        events = [
-            (guard, event)
-            for guard in self._guards.values()
-            for event in guard.take_events()
-        ]
+        events: List[Tuple[GuardProtocol, GuardEvent]] = []
+        for guard in self._guards.values():
+            for event in guard.take_events():
+                events.append((guard, event))
         self._keep_logs_finite(runner, outputs or {}, bool(events))
         update_scalars(runner.message_hub, self._guards)
+        # Most iterations have no event, and the context costs host reads.
         if events:
             context = self._context(runner, batch_idx, data_batch, outputs)
         for position, (guard, event) in enumerate(events):
-            about = dict(context, samples=self._samples.of(event))
-            if get_world_size() > 1:
-                # What the rank that did it knows of it, on all ranks.
-                told = [dict(about, params=event.params)]
-                broadcast_object_list(told, src=event.ranks[0])
-                about = told[0]
-            event = event.replace(**about, id=self._new_id(runner, event))
+            event = self._complete(runner, event, context)
             events[position] = guard, event
-            runner.logger.log(
-                logging.INFO if event.is_routine else logging.WARNING,
-                event.line(),
-            )
-            runner.call_hook('after_guard_event', event=event)
+            self._report(runner, event)
+        # After the reports: an event names the samples of its window.
         if self._count('num_updates') != self._num_updates:
             self._num_updates = self._count('num_updates')
             self._samples.end_window()
+        # A halt ends the run, so all events of the iteration are reported
+        # before it.
         for guard, event in events:
             if event.action is Action.HALT:
                 halt(runner, guard.halted(event))
         self._checkpoint.gather(runner)
+
+    def _complete(
+        self, runner: Runner, event: GuardEvent, context: Dict[str, object]
+    ) -> GuardEvent:
+        """Return the event with its iteration's context; collective."""
+        about = dict(context, samples=self._samples.of(event))
+        if get_world_size() > 1:
+            # Only the rank on which the fault began knows the offending batch
+            # and tensors, and all ranks have to report equal events.
+            message = [dict(about, params=event.params)]
+            broadcast_object_list(message, src=event.ranks[0])
+            about = message[0]
+        return event.replace(**about, id=self._new_id(runner, event))
+
+    def _report(self, runner: Runner, event: GuardEvent) -> None:
+        """Log an event, and hand it to all hooks."""
+        level = logging.WARNING
+        # Overflows are expected while the loss scale is not yet proven.
+        if event.is_routine:
+            level = logging.INFO
+        runner.logger.log(level, event.line())
+        runner.call_hook('after_guard_event', event=event)
+
+    # A CheckpointHook that counts epochs saves after an epoch, and save_best
+    # saves after a validation. Both run after this hook.
 
     def after_train_epoch(self, runner: Runner) -> None:
         self._checkpoint.gather(runner, is_due=True)
@@ -211,7 +253,7 @@ class NanGuardHook(PatchingHook, EventSource):
         self._checkpoint.load(checkpoint)
 
     def _warn(self, runner: Runner) -> None:
-        """Say loudly what is not guarded."""
+        """Warn of unguarded optimizers, and of names that nothing reads."""
         for name, wrapper in find_wrappers(runner).items():
             if name not in self._guards:
                 runner.logger.error(
@@ -224,11 +266,11 @@ class NanGuardHook(PatchingHook, EventSource):
                 )
         for warning in misspelt_methods(runner.hooks):
             runner.logger.warning(f'mmnanguard: {warning}')
-        for key, cure in LEFTOVERS.items():
+        for key, setting in LEFTOVERS.items():
             if runner.cfg.get(key) is not None:
                 runner.logger.warning(
                     f'mmnanguard: the config has `{key}`, a 1.x key that '
-                    f'MMEngine ignores. In 2.x write {cure}.'
+                    f'MMEngine ignores. In 2.x write {setting}.'
                 )
 
     def _context(
@@ -237,28 +279,24 @@ class NanGuardHook(PatchingHook, EventSource):
         batch_idx: int,
         data_batch: DataBatch,
         outputs: Outputs,
-    ) -> Dict[str, Any]:
-        """What the iteration adds to an event."""
-        losses = {
-            key: float(torch.as_tensor(value).detach())
-            for key, value in (outputs or {}).items()
-            if 'loss' in key and key != 'loss'
-        }
+    ) -> Dict[str, object]:
+        """Return the fields of an event that the iteration knows; syncs."""
         return dict(
             iter=runner.iter + 1,
             epoch=runner.epoch + 1,
             batch_idx=batch_idx,
-            losses=losses,
+            losses=logged_losses(outputs or {}),
             inputs=input_ranges(data_batch),
             watched=read_watched(),
             time=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         )
 
     def _new_id(self, runner: Runner, event: GuardEvent) -> str:
-        """Joins the rows of one event; unique in the run."""
+        """Return an id for all rows of the event, unique in the run."""
         name = f'{event.run}-{runner.iter + 1}'
         if event.optimizer != 'default':
             name = f'{name}-{event.optimizer}'
+        # An iteration can have several events: a model may step twice.
         unique, number = name, 1
         while unique in self._ids:
             number += 1
@@ -267,23 +305,37 @@ class NanGuardHook(PatchingHook, EventSource):
         return unique
 
     def _count(self, counter: str) -> int:
-        """Of all guards together."""
+        """Sum a counter over all guards."""
         return sum(
             getattr(guard.state, counter) for guard in self._guards.values()
         )
 
     def _keep_logs_finite(
-        self, runner: Runner, outputs: Mapping[str, Any], is_told: bool
+        self, runner: Runner, outputs: Mapping[str, object], has_event: bool
     ) -> None:
+        """Remove non-finite values of the model from the smoothed log.
+
+        Warns once per name, unless an event reports the iteration.
+        """
         dropped = drop_nonfinite(runner.message_hub, list(outputs))
         for key, value in dropped.items():
-            if not is_told and key not in self._left_out:
+            if not has_event and key not in self._left_out:
                 self._left_out.add(key)
                 runner.logger.warning(
                     f"Iter {runner.iter + 1}: the model logs '{key}' as "
                     f'{value}; such values of it are left out of the '
                     'smoothed log (said once)'
                 )
+
+
+def logged_losses(outputs: Mapping[str, object]) -> Dict[str, float]:
+    """Return the parts of the loss that the model logged; syncs."""
+    losses = {}
+    for key, value in outputs.items():
+        # MMEngine sums the parts under the key 'loss'; the event has the sum.
+        if 'loss' in key and key != 'loss':
+            losses[key] = float(torch.as_tensor(value).detach())
+    return losses
 
 
 def check_rollback(

@@ -1,5 +1,7 @@
+"""The sample names of the last iterations, for events."""
+
 from collections import deque
-from typing import Any, Container, Deque, Tuple
+from typing import Container, Deque, Iterable, List, Mapping, Set, Tuple
 
 from mmengine.dist import get_rank
 
@@ -12,41 +14,58 @@ __all__ = ['RecentSamples']
 
 
 class RecentSamples:
-    """What names the samples of the last iterations; keeps no images alive.
+    """Names the samples of the last iterations.
+
+    It keeps the ``data_samples`` of each batch and not the inputs, so that no
+    image stays in memory.
 
     Args:
-        length: Of the longest window, in iterations.
+        length: Length of the longest window, in iterations.
         start: Iteration at which the open window began, from 0.
     """
 
     def __init__(self, length: int = 1, start: int = 0) -> None:
-        self._recent: Deque[Tuple[int, int, Any]] = deque(maxlen=length)
+        self._recent: Deque[Tuple[int, int, object]] = deque(maxlen=length)
         self._start = start
 
     def note(
         self, iteration: int, batch_idx: int, data_batch: DataBatch
     ) -> None:
+        """Note the samples of an iteration."""
         samples = None
         if isinstance(data_batch, dict):
             samples = data_batch.get('data_samples')
+        # Names are read only for an event, because most iterations have none.
         self._recent.append((iteration, batch_idx, samples))
 
     def end_window(self) -> None:
-        """With the iteration that was noted last."""
+        """Close the window with the iteration that was noted last."""
+        # Not `length` iterations after the former start, because the last
+        # window of a training can be shorter.
         self._start = self._recent[-1][0] + 1
 
     def of(self, event: GuardEvent) -> Tuple[str, ...]:
-        """Of the open window, or of what this rank has left out of it."""
-        asked: Container[int] = range(self._start, self._recent[-1][0] + 1)
+        """Return the sample names of the open window.
+
+        For an event that left out micro-batches, return only the sample names
+        of the micro-batches that this rank left out.
+        """
+        last = self._recent[-1][0]
+        iterations: Container[int] = range(self._start, last + 1)
         if event.micro_batches is not None:
-            asked = {
-                place['iter'] - 1
-                for place in event.micro_batches['left_out']
-                if place['rank'] == get_rank()
-            }
-        return tuple(
-            name
-            for iteration, batch_idx, samples in self._recent
-            if iteration in asked
-            for name in sample_ids(samples, batch_idx)
-        )
+            iterations = own_iterations(event.micro_batches['left_out'])
+        names: List[str] = []
+        for iteration, batch_idx, samples in self._recent:
+            if iteration in iterations:
+                names.extend(sample_ids(samples, batch_idx))
+        return tuple(names)
+
+
+def own_iterations(micro_batches: Iterable[Mapping[str, int]]) -> Set[int]:
+    """Return the iterations, from 0, of this rank's micro-batches."""
+    iterations: Set[int] = set()
+    for place in micro_batches:
+        if place['rank'] == get_rank():
+            # Events count iterations from 1, runner.iter counts from 0.
+            iterations.add(place['iter'] - 1)
+    return iterations

@@ -1,5 +1,8 @@
+"""Local checkpoint files that appear as a whole or not at all."""
+
 from contextlib import contextmanager
-from typing import Any, Iterator
+from pathlib import Path
+from typing import Iterator, Union
 
 from mmengine.fileio import LocalBackend
 
@@ -12,15 +15,22 @@ __all__ = ['atomic_checkpoint_writes']
 
 @contextmanager
 def atomic_checkpoint_writes() -> Iterator[None]:
-    """Within it MMEngine writes local files beside their place and renames
-    them when they are complete: a process that is killed leaves no half one
-    under its name. Other backends write as they do.
+    """Let MMEngine write local files atomically within a ``with`` block.
+
+    A file is written under a temporary name and renamed when it is complete,
+    so a process that is killed leaves no partial file under the final name.
+    Writes of other backends do not change.
     """
     put = LocalBackend.put
 
-    def put_whole(self: Any, obj: bytes, filepath: Any) -> None:
-        with atomic_write(filepath) as aside:
-            put(self, obj, aside)
+    def put_atomically(
+        self: LocalBackend, obj: bytes, filepath: Union[str, Path]
+    ) -> None:
+        with atomic_write(filepath) as partial_path:
+            put(self, obj, partial_path)
 
-    with replaced(LocalBackend, 'put', put_whole):
+    # The class and not an object is patched, because MMEngine's
+    # save_checkpoint makes a new backend for each file. It writes in place:
+    # https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/fileio/backends/local_backend.py#L77
+    with replaced(LocalBackend, 'put', put_atomically):
         yield

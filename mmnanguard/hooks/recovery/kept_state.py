@@ -1,10 +1,11 @@
 """All tensors that a run keeps from update to update, with their names."""
 
-from typing import Any, Dict, Iterator, List
+from typing import Iterator, List, Mapping, Tuple
 
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
 from mmnanguard.numerics.base.shards import local
 from mmnanguard.numerics.checkpoints.saved_optimizer import running_stats, walk
@@ -14,25 +15,23 @@ from mmnanguard.numerics.update.blame import TensorNames, plain_name
 from .._shared.averages import ema_models, is_mean_teacher
 from .._shared.find_guards import find_wrappers
 
-__all__ = ['kept_state']
+__all__ = ['kept_state', 'named_tensors']
 
 
 def kept_state(runner: Runner) -> List[KeptTensor]:
-    """Return all that a run keeps from update to update, of this rank.
+    """Return this rank's part of all that a run keeps; no sync.
 
-    No sync.
-
-    An average's tensors have the names of their sources. The teacher of a
-    ``MeanTeacherHook`` is an average that lies in the model.
+    The tensors of an average have the names of their sources. The teacher of
+    a ``MeanTeacherHook`` counts as an average, although it is a part of the
+    model.
     """
-    optimizers = [
-        wrapper.optimizer for wrapper in find_wrappers(runner).values()
-    ]
-    groups: List[Dict[str, Any]] = []
-    for optimizer in optimizers:
-        groups += optimizer.param_groups
+    optimizers: List[Optimizer] = []
+    groups: List[Mapping[str, object]] = []
+    for wrapper in find_wrappers(runner).values():
+        optimizers.append(wrapper.optimizer)
+        groups += wrapper.optimizer.param_groups
     names = TensorNames([runner.model], groups)
-    kept = [*of_model(runner, names)]
+    kept = list(of_model(runner, names))
     for optimizer in optimizers:
         kept += of_optimizer(optimizer, names)
     kept += of_averages(runner)
@@ -40,20 +39,25 @@ def kept_state(runner: Runner) -> List[KeptTensor]:
 
 
 def of_model(runner: Runner, names: TensorNames) -> Iterator[KeptTensor]:
+    """Yield weights, buffers, and the teacher's tensors as averages."""
     has_teacher = any(map(is_mean_teacher, runner.hooks))
 
     def place(name: str, usual: str) -> str:
-        is_average = has_teacher and name.startswith('teacher.')
-        return 'ema' if is_average else usual
+        if has_teacher and name.startswith('teacher.'):
+            return 'ema'
+        return usual
 
     for param in runner.model.parameters():
+        # A lazy module has no values before its first forward pass.
         if is_lazy(param):
             continue
         for name, part in names.split(param, param):
             where = place(name, 'weights')
+            # A mask may be a frozen parameter.
             is_frozen = where == 'weights' and not param.requires_grad
             yield KeptTensor(where, name, part, is_frozen)
     buffers = dict(runner.model.named_buffers())
+    # A running statistic is never a mask, so Inf in it is always bad.
     stats = running_stats(buffers)
     for key, buffer in buffers.items():
         if not is_lazy(buffer):
@@ -62,12 +66,18 @@ def of_model(runner: Runner, names: TensorNames) -> Iterator[KeptTensor]:
             yield KeptTensor(where, name, buffer, key not in stats)
 
 
-def of_optimizer(optimizer: Any, names: TensorNames) -> Iterator[KeptTensor]:
+def of_optimizer(
+    optimizer: Optimizer, names: TensorNames
+) -> Iterator[KeptTensor]:
+    """Yield the tensors and floats in the state of an optimizer."""
     for group in optimizer.param_groups:
         for param in group['params']:
-            # Not by state[param], which would make one.
+            # optimizer.state is a defaultdict: state[param] would add an
+            # empty entry, which would then get into checkpoints.
             for key, value in walk(optimizer.state.get(param, {})):
                 parts = [(names.of_param(param), value)]
+                # FSDP1 joins several parameters in a flat one. Their names
+                # apply to the state only where it is cut in the same way.
                 if is_sharded_alike(value, param):
                     parts = names.split(param, value)
                 for name, part in parts:
@@ -75,6 +85,7 @@ def of_optimizer(optimizer: Any, names: TensorNames) -> Iterator[KeptTensor]:
 
 
 def of_averages(runner: Runner) -> Iterator[KeptTensor]:
+    """Yield the tensors of all averaged models."""
     for model in ema_models(runner.hooks):
         for name, tensor in named_tensors(model):
             yield KeptTensor('ema', plain_name(name), tensor)
@@ -82,6 +93,8 @@ def of_averages(runner: Runner) -> Iterator[KeptTensor]:
 
 def is_sharded_alike(value: object, param: Tensor) -> bool:
     """Whether the value has an element for each of the parameter's."""
+    # AdamW's step has the shape of a scalar parameter, but it does not belong
+    # to an element.
     return (
         isinstance(value, Tensor)
         and local(value).shape == local(param).shape
@@ -89,6 +102,7 @@ def is_sharded_alike(value: object, param: Tensor) -> bool:
     )
 
 
-def named_tensors(model: nn.Module) -> Iterator[Any]:
+def named_tensors(model: nn.Module) -> Iterator[Tuple[str, Tensor]]:
+    """Yield the parameters and buffers of a model with their names."""
     yield from model.named_parameters()
     yield from model.named_buffers()

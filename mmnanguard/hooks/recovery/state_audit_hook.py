@@ -1,9 +1,12 @@
-from typing import Any, Dict, Optional
+"""The hook that finds non-finite state before it gets into a checkpoint."""
+
+from functools import partial
+from typing import Dict, Optional, Tuple
 
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.runner import Runner
 
-from mmnanguard.core import TrainingHalted
+from mmnanguard.core import BadTensor, TrainingHalted
 from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.numerics.checkpoints.state_audit import AuditResult, StateAudit
 from mmnanguard.registry import HOOKS
@@ -24,35 +27,39 @@ ACTIONS = ('halt', 'warn')
 
 @HOOKS.register_module()
 class StateAuditHook(PatchingHook):
-    """Looks for NaN and Inf in all that the run keeps: weights, buffers, the
-    optimizer's state and averages (``EMAHook``, ``MeanTeacherHook``).
+    """Audits the state of the run for NaN and Inf.
 
-    Every ``interval`` iterations and before each checkpoint: one pass over
-    them, one host read if all is well; with several ranks an exchange more,
-    and all reach the same verdict. No checkpoint is written while something
-    is bad, see :class:`SafeCheckpoints`.
+    The state is all that the run keeps: weights, buffers, the optimizer's
+    state and averages (``EMAHook``, ``MeanTeacherHook``).
 
-    What is bad is said in one console line and a row of kind 'audit'. Every
-    hook that has a method ``after_audit(runner, audit)`` is handed the
-    :class:`Audit`. One that mends the state sets ``audit.is_handled``, on
-    all ranks, and training goes on; the checkpoint that was due is left out
+    An audit takes place every ``interval`` iterations and before each
+    checkpoint. It takes one pass over the state, and one host read if all is
+    well. With several ranks an exchange gives all ranks the same result. No
+    checkpoint is written while the state is bad, see
+    :class:`SafeCheckpoints`.
+
+    Bad state is reported in one console line and a row of kind 'audit', and
+    every hook that has a method ``after_audit(runner, audit)`` receives the
+    :class:`Audit`. A hook that repairs the state sets ``audit.is_handled``, on
+    all ranks, and training goes on. The checkpoint that was due is left out
     all the same.
 
-    A tensor that is not trained and holds Inf when training begins (a mask)
-    is by design.
-
-    Runs after all others, so that a checkpoint's audit is not done twice.
+    A tensor that is not trained and holds Inf when training begins is taken
+    for a mask: Inf in it is not bad.
 
     Args:
-        interval: In iterations; with gradient accumulation an audit waits for
-            the end of its window. None means before checkpoints only.
-        action: When something is bad, 'halt' with ``TrainingHalted`` on all
-            ranks, or 'warn' and go on without checkpoints.
+        interval: Number of iterations between two audits. With gradient
+            accumulation an audit waits for the end of its window. None means
+            audits before checkpoints only.
+        action: Reaction to bad state: 'halt' raises ``TrainingHalted`` on all
+            ranks, 'warn' continues training without checkpoints.
 
     Raises:
-        GuardConfigError: For an argument that is not allowed.
+        GuardConfigError: If an argument is not allowed.
     """
 
+    # After CheckpointHook. Its checkpoints of this iteration have been audited
+    # then, and the audit by interval can be left out.
     priority = 'LOWEST'
 
     def __init__(
@@ -69,23 +76,22 @@ class StateAuditHook(PatchingHook):
         self._action = action
         self._iter = self._epoch = 0
         self._last_iter: Optional[int] = None
-        self._num_told = 0
+        self._num_reported = 0
         self._is_due = False
 
     def before_train(self, runner: Runner) -> None:
+        # NaN in a model that was built just now is there by design. After a
+        # load, it may be damage.
         self._audit = StateAudit(
             kept_state(runner), is_fresh=not runner._has_loaded
         )
-        SafeCheckpoints(
-            runner,
-            self.patches,
-            lambda name, is_agreed: self._is_clean(runner, name, is_agreed),
-        )
+        SafeCheckpoints(runner, self.patches, partial(self._is_clean, runner))
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
-        # At the end of an epoch the runner's own is one further.
+        # Noted here, because a checkpoint at the end of an epoch comes after
+        # runner.iter has moved on.
         self._iter, self._epoch = runner.iter + 1, runner.epoch + 1
 
     def after_train_iter(
@@ -99,6 +105,7 @@ class StateAuditHook(PatchingHook):
             self._is_due = True
         if self._is_due and not is_within_window(runner):
             self._is_due = False
+            # A checkpoint of this iteration may have been audited already.
             if self._last_iter != self._iter:
                 self._is_clean(runner)
 
@@ -106,27 +113,41 @@ class StateAuditHook(PatchingHook):
         self,
         runner: Runner,
         checkpoint: Optional[str] = None,
-        is_agreed: bool = True,
+        is_collective: bool = True,
     ) -> bool:
-        """Look, and tell; collective where the ranks are to agree.
+        """Audit the state, and report and handle bad state.
+
+        Args:
+            runner: The runner of the training.
+            checkpoint: Name of the checkpoint that is due, if any.
+            is_collective: Whether all ranks make this call. If not, the audit
+                concerns the calling rank alone.
 
         Raises:
-            TrainingHalted: If something is bad, 'halt' is the action, and no
+            TrainingHalted: If the state is bad, 'halt' is the action, and no
                 hook has handled it.
         """
-        found = [self._audit.look(kept_state(runner))]
+        results = [self._audit.look(kept_state(runner))]
         ranks = [get_rank()]
-        if is_agreed and get_world_size() > 1:
-            found = all_gather_object(found[0])
-            ranks = list(range(len(found)))
-        if is_agreed:
+        # With sharded parameters, a rank sees only a part of the state.
+        if is_collective and get_world_size() > 1:
+            results = all_gather_object(results[0])
+            ranks = list(range(len(results)))
+        if is_collective:
             self._last_iter = self._iter
-        if not any(each.names for each in found):
+        bad: Dict[int, AuditResult] = {}
+        for rank, result in zip(ranks, results):
+            if result.names:
+                bad[rank] = result
+        if not bad:
             return True
-        audit = self._describe(runner, dict(zip(ranks, found)), checkpoint)
+        audit = self._describe(runner, bad, checkpoint)
         runner.logger.error(audit.line())
         runner.call_hook('after_guard_row', row=audit.to_row())
-        if not is_agreed or is_within_window(runner):
+        # A rank alone must neither repair nor halt, since the others would
+        # wait for it. The verdict on an open window may still restore the
+        # state.
+        if not is_collective or is_within_window(runner):
             return False
         runner.call_hook('after_audit', audit=audit)
         if self._action == 'halt' and not audit.is_handled:
@@ -136,32 +157,38 @@ class StateAuditHook(PatchingHook):
         return False
 
     def _describe(
-        self, runner: Runner, found: Dict[int, AuditResult], checkpoint: Any
+        self,
+        runner: Runner,
+        bad: Dict[int, AuditResult],
+        checkpoint: Optional[str],
     ) -> Audit:
-        """One story of what the ranks found, by rank."""
-        bad = {rank: each for rank, each in found.items() if each.names}
-        names = dict.fromkeys(n for each in bad.values() for n in each.names)
-        tensors = {
-            (tensor.tensor, tensor.name): tensor
-            for each in list(bad.values())[::-1]
-            for tensor in each.tensors
-        }
-        guard = next(iter(find_guards(runner).values()), None)
-        run = guard.run if guard else ''
-        self._num_told += 1
-        return Audit(
+        """Return the audit that joins the bad results, given by rank."""
+        # Dictionaries, because replicas report the same names on all ranks.
+        names: Dict[Tuple[str, str], None] = {}
+        for result in bad.values():
+            names.update(dict.fromkeys(result.names))
+        tensors: Dict[Tuple[str, str], BadTensor] = {}
+        # In reverse, so that the details are those of the lowest rank.
+        for result in reversed(list(bad.values())):
+            for tensor in result.tensors:
+                tensors[tensor.tensor, tensor.name] = tensor
+        self._num_reported += 1
+        audit = Audit(
             iter=self._iter,
             epoch=self._epoch,
             names=tuple(names),
             tensors=tuple(tensors.values()),
             ranks=tuple(bad),
             checkpoint=checkpoint,
-            id=f'{run}-{self._iter}-audit.{self._num_told}',
-            run=run,
-            attempt=guard.attempt if guard else 1,
         )
+        # The guards name the run: without a guard it has no name.
+        guards = list(find_guards(runner).values())
+        if guards:
+            audit.run, audit.attempt = guards[0].run, guards[0].attempt
+        audit.id = f'{audit.run}-{self._iter}-audit.{self._num_reported}'
+        return audit
 
 
 def is_within_window(runner: Runner) -> bool:
-    """Of gradient accumulation: the guard may yet undo what is bad."""
+    """Whether a window of gradient accumulation is open."""
     return any(guard.is_open for guard in find_guards(runner).values())
