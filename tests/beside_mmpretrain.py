@@ -17,8 +17,8 @@ needs_mmpretrain = pytest.mark.skipif(not PACKAGES.is_dir(), reason=REASON)
 
 
 def run_job(job, *args, told=None):
-    """What a script of the tests prints last, as JSON; ``told`` is its
-    standard input.
+    """Run a script of the tests in mmpretrain's environment and return the
+    JSON of its last line. ``stdin`` is its standard input.
     """
     path = (TESTS / 'mmpretrain_env', PACKAGES, TESTS.parent, TESTS)
     done = subprocess.run(

@@ -52,7 +52,7 @@ def wait_until_ready(driver):
 
 
 def wait(driver, script, *arguments):
-    """Until that is true."""
+    """Wait until the script returns something true."""
     deadline = time.monotonic() + DEADLINE
     while not driver.execute_script(script, *arguments):
         assert time.monotonic() < deadline, script

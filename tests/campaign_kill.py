@@ -110,7 +110,7 @@ class TakeTime(Hook):
 
 
 def train(work_dir, by_epoch, num_workers):
-    """To the end, from the last checkpoint if there is one."""
+    """Train to the end, from the last checkpoint if there is one."""
     hooks = guard_hooks(*FAULTS)
     hooks['nan_guard']['save_rng'] = True
     hooks['audit'] = dict(type='mmnanguard.StateAuditHook', interval=5)
@@ -200,7 +200,7 @@ def fork(work_dir, kind):
 
 
 def wait(child, seconds, until=lambda: False):
-    """Its exit status, or None if it has none by then."""
+    """Return the child's exit status, or None if it has not ended in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not until():
         done, status = os.waitpid(child, os.WNOHANG)
@@ -230,7 +230,9 @@ def half_done(folder, known=()):
 
 
 def uninterrupted(work_dir, kind):
-    """What it leaves, its rows, and how many seconds it took."""
+    """Train without a kill; return the end of the run, its rows and the
+    seconds that it took.
+    """
     work_dir.mkdir(parents=True)
     began = time.monotonic()
     status = wait(fork(work_dir, kind), 120)
@@ -271,7 +273,7 @@ def interrupted(work_dir, kind, seconds, rng):
 
 
 def half_written(folder):
-    """What a kill has left that it must not leave."""
+    """Return descriptions of the broken files that a kill has left."""
     wrong = [
         f'{path.name} is {scan_file(path).status}'
         for path in folder.glob('*.pth')

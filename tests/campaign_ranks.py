@@ -182,7 +182,9 @@ class Strike(Hook):
 
 
 def train(work_dir, cell, is_struck):
-    """Without a fault: with the struck windows left out."""
+    """Train one cell; if it is not to be struck, leave out the windows that
+    the fault would have struck.
+    """
     length = 2 if cell.way == 'ddp, accumulation' else 1
     hooks = dict(
         guard_hooks(),
@@ -233,7 +235,7 @@ def train(work_dir, cell, is_struck):
 
 
 def everything(runner):
-    """This rank's part of all tensors."""
+    """Return this rank's part of all tensors."""
     tensors = dict(runner.model.named_parameters())
     tensors.update(runner.model.named_buffers())
     for index, state in enumerate(
@@ -245,7 +247,7 @@ def everything(runner):
 
 
 def look(work_dir, cell, oracles):
-    """What is wrong with a cell, on this rank; nothing if all is well."""
+    """Return what is wrong with a cell on this rank; empty if all is well."""
     key = cell._replace(site='', value='', rank=0)
     if key not in oracles:
         oracle = everything(train(work_dir / 'oracle', cell, False))

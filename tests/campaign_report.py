@@ -1,6 +1,7 @@
-"""How large a run can tools/report.py tell of? Writes a run of that many
-rejected updates, reports it, opens the page in Chromium, and says what that
-took.
+"""Measure how large a run tools/report.py can report.
+
+Writes a run of that many rejected updates, reports it, opens the page in
+Chromium, and prints how long that took.
 
     PYTHONPATH=.:tests python tests/campaign_report.py --rows 1000000
 """
@@ -24,7 +25,7 @@ CAUSES = ['scale_overflow'] * 60 + ['grad_nonfinite'] * 3 + ['loss_nonfinite']
 
 
 def many_rows(num):
-    """Of three causes and 200 parameters, with 16 samples each."""
+    """Yield rows with three causes and 200 parameters, 16 samples per row."""
     yield start(max_iters=num)
     made = [
         update(

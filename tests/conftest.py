@@ -55,8 +55,8 @@ def skip_gpu(request):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """What an old PyTorch lacks is no failure: the test is skipped, with what
-    it said as the reason.
+    """Skip a test that fails for lack of something in an old PyTorch; the
+    reason is the error message.
     """
     report = yield
     said = f'{report.longrepr}\n{report.capstderr}'

@@ -80,7 +80,8 @@ def all_blocks(*languages) -> List[Block]:
 
 
 def commands(text) -> List[str]:
-    """Of a shell's block; one may go over several lines."""
+    """Return the commands of a shell block; a command may span several lines.
+    """
     found, open_lines = [], ''
     for line in text.splitlines():
         open_lines += line + '\n'
@@ -105,8 +106,9 @@ def words_of(command) -> List[str]:
 
 @lru_cache(maxsize=None)
 def run(command) -> str:
-    """What it prints, the loggers' heads left out; of scripts in this
-    process, for speed. Each command is run once.
+    """Return the output of a command, without the prefixes of log lines.
+
+    Scripts run in this process, for speed. Each command runs only once.
     """
     folder = Path(FOLDER.name)
     for name in ('benchmarks', 'configs', 'tools', 'mmnanguard'):
@@ -150,7 +152,7 @@ def run(command) -> str:
 
 @lru_cache(maxsize=None)
 def parser_of(script) -> argparse.ArgumentParser:
-    """What a script builds; it gets no further."""
+    """Return the parser that a script builds; the script runs no further."""
     found = []
 
     def stop(parser, *args, **kwargs):

@@ -43,7 +43,7 @@ def routine(iter_, name='head.weight', **keys):
 
 
 def joined(iter_, kind, **keys):
-    """To the update of that iteration, by id."""
+    """Return a row that is joined by its id to the update of an iteration."""
     return dict(schema=1, kind=kind, id=f'{RUN}-{iter_}', **keys)
 
 
@@ -109,7 +109,7 @@ def bad_input(iter_, *samples, action='reject', **keys):
 
 
 def write_events(folder, rows):
-    """As one attempt; the file."""
+    """Append the rows to the event file of one attempt; return its path."""
     path = folder / 'nanguard' / 'events.jsonl'
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('a', encoding='utf-8') as file:

@@ -49,7 +49,7 @@ VALUES = ('nan', 'inf', '1e38')
 
 
 class Kind(NamedTuple):
-    """Of update."""
+    """A kind of update."""
 
     precision: str
     optimizer: str
@@ -91,7 +91,7 @@ FAULTS = [
 
 
 def lacks(kind):
-    """What a CPU has not in this PyTorch, or ''."""
+    """Return what this PyTorch lacks on a CPU for the kind, or ''."""
     if HAS_CPU_SCALER:
         return ''
     if kind.precision == 'fp16':
@@ -167,8 +167,10 @@ def run(kind, fault=None, leave_out=(), is_guarded=True):
 
 
 def struck_micro_batch(kind, fault):
-    """In the middle of an accumulation window, not at its end; but what DDP
-    has not reduced yet would not stay on one rank.
+    """Return the place of the struck micro-batch: in the middle of its window.
+
+    With DDP a struck gradient is in the last one, because what DDP has not
+    reduced yet would not stay on one rank.
     """
     if fault.site == 'grad' and dist.is_initialized():
         return kind.accumulation - 1

@@ -10,7 +10,7 @@ FP16 = 'mmnanguard.NanGuardAmpOptimWrapper'
 
 
 class Migration:
-    """Of one file in a folder, perhaps with bases beside it."""
+    """The migration of one file in a folder, perhaps with bases beside it."""
 
     def __init__(self, folder, text, guard=None, **bases):
         for name, base in bases.items():

@@ -52,8 +52,8 @@ def launch(job, *args, num_ranks=2, deadline=DEADLINE):
 
 
 def tail(output):
-    """What the ranks said last; of the launcher's own long report only how
-    they ended.
+    """Return the last output of the ranks; of the launcher's long report, only
+    the exit codes are kept.
     """
     lines = output.splitlines()
     is_report = ['torch/distributed/elastic' in line for line in lines]

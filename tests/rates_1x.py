@@ -163,7 +163,7 @@ DIFFERS = {
 
 
 def rate(loop, config, iteration):
-    """Of this iteration, the first is 0."""
+    """Return the learning rate of an iteration; the first iteration is 0."""
     policy = config['policy'].lower()
     is_iter = 'max_iters' in loop['runner'] or policy in ('onecycle', 'cyclic')
     by_epoch = config.get('by_epoch', not is_iter)

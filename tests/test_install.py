@@ -36,7 +36,7 @@ def run(*command, cwd, **environment):
 
 
 def build(kind, source, folder):
-    """What pip does with --no-build-isolation, needs no network."""
+    """Build a distribution as pip does with --no-build-isolation, offline."""
     folder.mkdir()
     run('-c', BUILD.format(kind), folder, cwd=source)
     (path,) = folder.iterdir()
@@ -92,7 +92,9 @@ def test_the_sdist_has_what_the_sources_have(built):
 
 
 def test_installing_it_writes_over_no_other_package(built, tmp_path):
-    """Of two distributions of MMEngine pip would bring the other one."""
+    """Only one package is installed: pip would otherwise replace one
+    distribution of MMEngine by the other.
+    """
     said = run(
         *('-m', 'pip', 'install', '--dry-run', '--no-index'),
         *('--force-reinstall', '--disable-pip-version-check', built[2][0]),

@@ -159,7 +159,7 @@ def test_keys_of_files(run):
 
 
 def test_a_scoped_type_needs_no_import():
-    """In a fresh process: the config imports nothing of mmnanguard."""
+    """A config imports nothing of mmnanguard, even in a fresh process."""
     code = (
         'from mmengine.registry import *\n'
         "print(type(HOOKS.build(dict(type='mmnanguard.NanGuardHook'))),\n"

@@ -44,7 +44,9 @@ def test_each_operation_is_a_row_in_each_dtype(
 
 
 def test_both_sides_compute_the_same(benchmark_safe_ops):
-    """But for layers with weights of their own."""
+    """Compare the plain and the safe layers, except those with weights of
+    their own.
+    """
     x = torch.randn(2, 64, 8)
     mask = torch.arange(64).expand(2, -1) < 50
     for name, (plain, safe) in benchmark_safe_ops.make_cases(

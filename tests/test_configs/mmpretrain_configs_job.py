@@ -47,7 +47,7 @@ class Hollow(TorchFunctionMode):
 
 
 class StandIn(nn.Module):
-    """With a parameter of each kind that paramwise_cfg tells apart."""
+    """A small model with a parameter of each kind that paramwise_cfg knows."""
 
     def __init__(self):
         super().__init__()
@@ -62,7 +62,7 @@ class StandIn(nn.Module):
 
 
 def build_guarded(cfg):
-    """With each guard; says on what."""
+    """Build the config with each guard; print which model it was built on."""
     try:
         with Hollow():
             model, outcome = MODELS.build(cfg.model), 'its own model'
@@ -81,7 +81,9 @@ def build_guarded(cfg):
 
 
 def mmengines_own(cfg, model):
-    """In float32, which a CPU can."""
+    """Return MMEngine's wrapper of the model, in float32, which a CPU
+    supports.
+    """
     settings = dict(cfg.optim_wrapper, type='OptimWrapper')
     for key in ('loss_scale', 'dtype', 'use_fsdp'):
         settings.pop(key, None)

@@ -69,7 +69,7 @@ def judged(rows):
 
 
 def test_the_table_and_the_enum_agree():
-    """In the same order: the most fundamental cause comes first."""
+    """Table and enum have the same order: the most fundamental cause first."""
     assert list(CAUSES) == NAMED
     assert facts_of_cause('gremlins') is facts_of_cause('none') is UNKNOWN
 
@@ -135,7 +135,8 @@ def test_each_cause_can_halt_a_run(cause, scale):
 
 @pytest.mark.parametrize('cause', NAMED, ids=by_name)
 def test_the_most_frequent_cause_gets_the_advice(cause):
-    """But a cause that ends a run at once does so whatever came before."""
+    """A cause that ends a run at once is advised on, whatever came before it.
+    """
     event = event_of(cause, action=Action.HALT)
     before = event_of(Cause.LOSS_NONFINITE)
     story = write_halt_story(event, [before, before, event], GuardPolicy())

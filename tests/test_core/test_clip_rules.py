@@ -28,7 +28,9 @@ RULES = [
 
 
 def norms(seed=0, size=300):
-    """As of a training: slowly falling, with a spike now and then."""
+    """Return norms as in a training: slowly falling, with a spike now and
+    then.
+    """
     rng = np.random.default_rng(seed)
     found = np.exp(rng.normal(size=size) / 3 - np.arange(size) / size)
     found[rng.integers(0, size, size // 20)] *= 30
@@ -79,7 +81,8 @@ def test_autoclip_waits():
 
 
 def published_zclip(norms, alpha, z_threshold, warmup, max_norm):
-    """By the paper's formulas, with the constants of the authors' code."""
+    """Clip by the paper's formulas, with the constants of the authors' code.
+    """
     mean = np.mean(norms[:warmup])
     var = np.var(norms[:warmup])
     clipped = list(norms[:warmup])
@@ -180,14 +183,14 @@ def test_such_a_norm_never_enters_the_statistics(rule, bad):
 
 
 def test_the_published_autoclip_is_poisoned():
-    """So the test above asks for something."""
+    """NaN poisons the percentile, so the test above can fail."""
     assert math.isnan(np.percentile([1.0, math.nan, 2.0], 10))
 
 
 @pytest.mark.parametrize('rule', RULES, ids=str)
 @pytest.mark.parametrize('largest', [1.0, 1e19, NORM_LIMIT, 1e300])
 def test_any_norm_gets_a_coefficient_above_0_up_to_1(rule, largest):
-    """Also where a float32 square would overflow."""
+    """The norms include some whose squares overflow float32."""
     small = [norm * 1e-12 for norm in norms(size=20)]
     for norm in [0.0, *small, largest, 0.0, *small, *[largest] * 9, *small]:
         assert 0 < rule(norm) <= 1
@@ -235,7 +238,7 @@ def test_statistics_are_bounded():
 
 @pytest.mark.parametrize('rule', RULES, ids=str)
 def test_a_rule_is_a_value(rule):
-    """What a rejection puts nothing back of must not have changed."""
+    """A rule never changes, because a rejection does not restore it."""
     before = repr(rule)
     rule(3.0)
     rule.after(3.0)

@@ -1,4 +1,5 @@
-"""What was learnt is lost, with numbers that are all finite."""
+"""Detection of a run that lost what it had learnt, with finite numbers only.
+"""
 
 import math
 import random

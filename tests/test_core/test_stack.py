@@ -31,7 +31,7 @@ def check(torch='2.13.0+cpu', mmengine='0.10.7'):
 
 @pytest.fixture(autouse=True)
 def installed(tmp_path, monkeypatch):
-    """Only what a test installs is found beside this path."""
+    """Hide all distributions except those that a test installs."""
     monkeypatch.setattr(sys, 'path', [str(tmp_path)])
 
     def install(name, version):
@@ -86,7 +86,8 @@ def test_two_distributions_are_told(installed):
 
 
 def run(code, *path):
-    """In a process that finds the package, ``path`` and Python's own."""
+    """Run code in a process that finds only ``path`` and Python's own modules.
+    """
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path))
     return subprocess.run(
         [sys.executable, '-S', '-c', code],

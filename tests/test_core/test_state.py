@@ -46,7 +46,7 @@ def test_growth_starts_the_proof_anew():
 
 
 def test_lowering_keeps_the_proof():
-    """What was well at 1024 is well at 512."""
+    """A state that was good at scale 1024 is good at 512 too."""
     state = GuardState(commits_since_growth=500)
     lowered = Verdict(Action.SKIP, Cause.GRAD_NONFINITE, ScaleMove.LOWER)
     state = state.after(GOOD, lowered)

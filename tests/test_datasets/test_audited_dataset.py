@@ -76,7 +76,9 @@ def test_a_users_check_that_fails():
 
 
 class OpensOnce(list):
-    """As a file that is opened with the first sample: useless after a fork."""
+    """A dataset that is useless after a fork, like a file that is opened when
+    the first sample is read.
+    """
 
     pid = None
 
@@ -93,7 +95,7 @@ def test_no_sample_is_loaded_before_the_fork(tmp_path):
 
 
 def test_a_mistake_leaves_nothing_to_resume(tmp_path):
-    """Else the one that is put right is refused its folder."""
+    """The corrected audit must not be refused its folder."""
     wrong, right = (audited([dict(x=1)], 'Finite', keys=[k]) for k in 'yx')
     with pytest.raises(GuardConfigError, match="has no 'y'"):
         audit(wrong, dict(keys=['y']), tmp_path)
@@ -101,7 +103,7 @@ def test_a_mistake_leaves_nothing_to_resume(tmp_path):
 
 
 def test_a_mistake_is_handed_over_not_raised():
-    """As a worker process would wrap it."""
+    """A worker process would wrap the error if it were raised."""
 
     class Mistaken(list):
         def __getitem__(self, index):

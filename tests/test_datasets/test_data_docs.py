@@ -17,7 +17,7 @@ BLOCKS = re.findall(r'```python\n(.*?)```', TEXT, re.S)
 
 
 def rows(start):
-    """Of the first table after a line."""
+    """Return the rows of the first table after a line."""
     table = TEXT.split(start)[1].split('\n\n| ')[1].split('\n\n')[0]
     return dict(re.findall(r'^\| `([^`]+)` \| ([^|]*?) ?\|', table, re.M))
 

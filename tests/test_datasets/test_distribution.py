@@ -46,7 +46,8 @@ def test_what_is_not_finite_or_not_there():
 
 
 def test_numbers_whose_squares_overflow():
-    """As garbage has them: said, and strict JSON."""
+    """The squares of garbage overflow: the report shows that in strict JSON.
+    """
     seen = told([[1e300, -1e300], [1.7e308, 1.7e308], [-1.7e308]])
     assert seen['std'] == math.inf
     assert seen['max'] == 1.7e308

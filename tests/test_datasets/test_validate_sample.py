@@ -40,7 +40,7 @@ def answers_yes(results):
 
 
 class Boxes:
-    """As those of mmdet, of which it is no subclass either."""
+    """Boxes like those of mmdet, which subclass no tensor either."""
 
     def __init__(self, tensor):
         self.tensor = tensor
@@ -50,7 +50,7 @@ class Boxes:
 
 
 def sample(**changes):
-    """What is good, but for ``changes``."""
+    """Return a good sample, with ``changes``."""
     boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [1.0, 2.0, 3.0, 5.0]])
     return (
         dict(
@@ -298,7 +298,7 @@ def test_a_record_does_not_grow_with_the_epochs():
 
 
 def test_half_a_line_costs_no_run():
-    """As a full disk leaves it."""
+    """A full disk may leave half a line; the record is still read."""
     record = make().record
     Path(record.path).write_text('{"name": "a", "st')
     assert record.add('b', 'why')
@@ -374,7 +374,7 @@ def test_test_mode_takes_no_other_sample():
 
 
 def test_the_hook_follows_the_pipeline(tmp_path):
-    """Which other hooks may exchange in the middle of a run."""
+    """Other hooks may exchange the pipeline in the middle of a run."""
     hooks = dict(bad=dict(type='mmnanguard.BadSamplesHook', interval=1))
     runner = make_runner(tmp_path, wrapper(), max_iters=1, default_hooks=hooks)
     runner.train()

@@ -34,7 +34,7 @@ def read(text):
 
 @pytest.fixture(scope='module')
 def rows():
-    """Of the two runs of the page: the first of each kind."""
+    """Return the first row of each kind in the two runs of the page."""
     told = {}
     first = next(b for b in blocks(PAGE) if b.language == 'bash')
     for command in commands(first.text):
@@ -54,7 +54,9 @@ def test_all_kinds_are_written_and_shown(rows):
 
 
 def shape(value):
-    """What it is made of; numbers that are strings are numbers."""
+    """Return the types that a value is made of; numbers written as strings
+    count as numbers.
+    """
     if isinstance(value, dict):
         return {key: shape(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -96,7 +98,8 @@ def test_json_anywhere_is_strict_and_has_known_keys(block, rows):
 
 
 def test_each_scalar_is_explained(rows):
-    """Those of the tour are in its scalars; the rest is frozen elsewhere."""
+    """The page explains all scalars of the tour; other tests check the rest.
+    """
     file = next(
         Path(FOLDER.name, 'work_dirs/tour_fp16').glob('*/vis_data/*.json')
     )

@@ -1,4 +1,4 @@
-"""What the documentation points to is there."""
+"""The targets of the documentation's links and names exist."""
 
 import re
 from pathlib import Path
@@ -21,13 +21,13 @@ LINK = re.compile(r'!?\[[^\]]*\]\(\s*<?([^)>\s]+)>?\)')
 
 
 def plain(text):
-    """Without what is code or a comment."""
+    """Return the text without code and comments."""
     text = re.sub(r'```.*?```|<!--.*?-->', '', text, flags=re.S)
     return re.sub(r'`[^`\n]+`', '', text)
 
 
 def anchors(path):
-    """Of the headings, as GitHub makes them."""
+    """Return the anchors of the headings, as GitHub makes them."""
     found = []
     text = re.sub(r'```.*?```', '', path.read_text(), flags=re.S)
     for heading in re.findall(r'^#+ (.*)', text, re.M):
@@ -105,8 +105,8 @@ def test_the_reference_has_the_public_surface():
 
 
 def test_names_of_the_package_are_there():
-    """In texts, configs and command lines: ``mmnanguard.X`` is a registered
-    type, a module or a name in it.
+    """Each ``mmnanguard.X`` in texts, configs and command lines is a
+    registered type, a module or a name in it.
     """
     for page in [p for p in PAGES if p.name != 'CHANGELOG.md']:
         text = page.read_text()

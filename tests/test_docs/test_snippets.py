@@ -1,5 +1,5 @@
-"""What docs/en and the README show can be copied: configs build, code runs,
-commands have the options that they are given.
+"""The snippets of docs/en and the README can be copied: configs build, code
+runs, commands have the options that they are given.
 """
 
 import ast
@@ -155,7 +155,7 @@ def test_python(block):
 
 
 def inline_commands():
-    """Those within the text, such as `pytest tests/test_core`."""
+    """Yield the commands within the text, such as `pytest tests/test_core`."""
     for page in PAGES:
         text = re.sub(r'```.*?```', '', page.read_text(), flags=re.S)
         for code in re.findall(r'`([^`]+)`', text):

@@ -31,8 +31,10 @@ def headings(path):
 
 
 def target(link, page):
-    """What a link leads to, told the same in each language: a page's name and
-    the number of its heading, a file's path, an address.
+    """Return a link's target in a form that is equal in all languages.
+
+    That is a page's name and the number of its heading, a file's path, or an
+    address.
     """
     if ':' in link:
         return link
@@ -49,7 +51,9 @@ def target(link, page):
 
 
 def facts(token, page):
-    """What a translation keeps: code, comments, numbers, links."""
+    """Return the parts that a translation keeps: code, comments, numbers,
+    links.
+    """
     if token.type != 'inline':
         # The captions of a table of contents are translated.
         return [re.sub('^:caption: .*', '', token.content, flags=re.M)]

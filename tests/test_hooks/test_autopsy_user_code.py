@@ -1,4 +1,4 @@
-"""What users' own training steps do is neither repeated nor broken."""
+"""The autopsy neither repeats nor breaks users' own training steps."""
 
 import pytest
 import torch

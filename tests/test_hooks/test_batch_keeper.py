@@ -1,4 +1,4 @@
-"""What training changes in a batch is undone before it is run again."""
+"""Changes that training makes in a batch are undone before a replay."""
 
 import collections
 import threading
@@ -208,8 +208,9 @@ def test_whose_tensors(batch, num, owners):
 
 
 class Spoiling(BaseDataPreprocessor):
-    """As mmpretrain's and its batch augments: normalizes and mixes in place,
-    sets scores on data samples.
+    """A preprocessor like mmpretrain's and its batch augments.
+
+    It normalizes and mixes in place and sets scores on data samples.
     """
 
     def forward(self, data, training=False):
@@ -229,7 +230,8 @@ class Spoiling(BaseDataPreprocessor):
 
 @MODELS.register_module()
 class DroppingNet(BaseModel):
-    """Its gradients are NaN where its loss is finite."""
+    """A model with dropout whose gradients are NaN where its loss is finite.
+    """
 
     def __init__(self):
         super().__init__(data_preprocessor=Spoiling())

@@ -48,7 +48,7 @@ def without(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def left_out(tmp_path_factory):
-    """As if the iteration that gets a fault had never been."""
+    """Train without the iteration that would get the fault."""
     work_dir = tmp_path_factory.mktemp('left_out')
     return train(work_dir, leave_out=[FAULT['iter']])
 

@@ -148,7 +148,7 @@ def test_a_half_written_start_does_not_stop_the_next(
 
 
 def test_a_file_name_that_is_no_utf8(tmp_path):
-    """As ``os.listdir`` hands it out."""
+    """The name is in the form in which ``os.listdir`` returns it."""
     name = 'train/\udcff 漢.jpg'
     data = make_data(40)
     data[8]['data_samples'].set_metainfo(dict(img_path=name))

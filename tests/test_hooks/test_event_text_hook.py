@@ -29,7 +29,7 @@ class TextVisBackend(LocalVisBackend):
 
 @VISBACKENDS.register_module()
 class PictureVisBackend(BaseVisBackend):
-    """Has no way to show text."""
+    """A backend that cannot show text."""
 
     def _init_env(self):
         pass

@@ -133,7 +133,7 @@ def test_many_samples_are_named_in_the_row_and_a_few_on_the_console(tmp_path):
 
 @pytest.mark.parametrize('bad', [[9], [5, 10], [8, 9]])
 def test_the_bad_micro_batch_of_a_window_is_named(tmp_path, bad):
-    """Of iterations 2 and 3; samples 4 to 11 are in one window of two."""
+    """Samples 4 to 11 are in one window, which is iterations 2 and 3."""
     optim = wrapper(accumulative_counts=2)
     keys = dict(optim=optim, max_iters=6, data=make_data(24))
     bad = [index + 4 for index in bad]
@@ -241,7 +241,7 @@ def test_sanitize_is_told_once_an_interval_and_at_the_end(tmp_path):
 
 
 def test_sanitize_reads_nothing_in_between(tmp_path, monkeypatch):
-    """Nor does it keep more than an interval's."""
+    """Sanitizing keeps no more than the checks of one interval."""
     lengths = []
 
     def counted(looks):
@@ -359,7 +359,7 @@ def test_nothing_that_hands_out_events(tmp_path):
 
 @MODELS.register_module()
 class Raw(ToyNet):
-    """Does without its preprocessor."""
+    """A model that does not use its preprocessor."""
 
     def train_step(self, data, optim_wrapper):
         with optim_wrapper.optim_context(self):
@@ -538,7 +538,7 @@ def test_two_of_them(tmp_path):
 
 
 def test_a_model_that_runs_a_dump_again(tmp_path):
-    """It gets no more than ``before_train``, and needs what it trained on."""
+    """A replay calls only ``before_train``, and needs the batch trained on."""
     runner = train(tmp_path, hook={}, run=False)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     hooks = [

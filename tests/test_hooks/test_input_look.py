@@ -1,4 +1,4 @@
-"""Which sample of a batch is bad, in all the forms that batches have."""
+"""The bad sample of a batch is named, in all the forms that batches have."""
 
 import math
 from collections import OrderedDict, defaultdict, namedtuple
@@ -18,7 +18,7 @@ def clean(*shape, dtype=torch.float32):
 
 
 def bad(*shape, at=0, value=math.nan, dtype=torch.float32):
-    """With one bad element, in row ``at``."""
+    """Return a tensor with one bad element, in row ``at``."""
     tensor = clean(*shape, dtype=dtype)
     tensor[(at, *[-1] * (len(shape) - 1))] = value
     return tensor
@@ -36,7 +36,7 @@ def samples(*fields, named=True):
 
 
 def three(**keys):
-    """Of nothing."""
+    """Return three empty samples."""
     return samples({}, {}, {}, **keys)
 
 
@@ -377,7 +377,7 @@ def test_ranks_are_told_where_samples_have_no_names():
 
 
 def test_gradients_flow_through_what_is_mended():
-    """To a preprocessor that is trained."""
+    """Gradients reach a preprocessor that is trained."""
     scale = torch.ones(3, requires_grad=True)
     output = dict(inputs=bad(2, 3) * scale)
     look(output, action='sanitize').output['inputs'].sum().backward()

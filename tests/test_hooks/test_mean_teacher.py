@@ -30,7 +30,9 @@ class PairNet(BaseModel):
 
 
 class MeanTeacherHook(Hook):
-    """As mmdet's: parameters, or all floating tensors, follow the student."""
+    """A hook like mmdet's: parameters, or all floating tensors, follow the
+    student.
+    """
 
     def __init__(self, momentum=0.1, interval=1, skip_buffer=True):
         self.momentum, self.interval = momentum, interval

@@ -173,7 +173,8 @@ def test_one_nan_does_not_blank_the_smoothed_losses(tmp_path):
 
 
 def test_mmengine_blanks_them(tmp_path):
-    """What the test above guards against."""
+    """MMEngine alone writes NaN losses, which the test above guards against.
+    """
     runner = make_runner(
         tmp_path,
         GUARDED,

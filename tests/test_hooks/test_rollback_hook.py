@@ -58,7 +58,7 @@ class Remember(Hook):
 
 
 class SpoilWeights(Hook):
-    """On a path that no update goes through."""
+    """Write NaN into a weight, without going through an update."""
 
     def __init__(self, iterations, what='head.weight'):
         self.iterations, self.what = iterations, what
@@ -414,7 +414,7 @@ def test_bad_arguments(tmp_path, bad):
 
 @MODELS.register_module()
 class Forgetful(ToyNet):
-    """From one iteration on its loss is what it was at first."""
+    """A model whose loss returns to its first level after some iteration."""
 
     def __init__(self, since):
         super().__init__()
@@ -431,7 +431,7 @@ class Forgetful(ToyNet):
     ('length', 'told', 'to'), [(1, 43, 36), (2, 44, 32)], ids=str
 )
 def test_a_divergence_goes_back_behind_its_window(tmp_path, length, told, to):
-    """In iterations, of which a window of accumulation has several."""
+    """The rollback counts iterations; an accumulation window has several."""
     since = 40 if length == 1 else 38
     runner = train(
         tmp_path,

@@ -1,4 +1,4 @@
-"""What goes bad behind the guard's back is found before it is saved."""
+"""Damage that bypasses the guard is detected before it is saved."""
 
 import math
 from pathlib import Path
@@ -282,7 +282,7 @@ def test_warn_goes_on_without_checkpoints(tmp_path):
 
 @pytest.mark.parametrize('interval', [5, None])
 def test_what_a_window_may_yet_undo_halts_nothing(tmp_path, interval):
-    """With gradient accumulation: iterations 4 to 6 are one window."""
+    """Iterations 4 to 6 are one window, by gradient accumulation."""
     hooks = [
         dict(
             type='mmnanguard.FaultInjectionHook',

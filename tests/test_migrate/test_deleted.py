@@ -1,4 +1,6 @@
-"""What a child deletes of a base is not there after both are migrated."""
+"""A key that a child config deletes from its base stays deleted after the
+migration of the two files.
+"""
 
 import pytest
 from migrating import FP32, Migration

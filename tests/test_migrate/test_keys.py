@@ -1,4 +1,4 @@
-"""What each key of 1.x becomes."""
+"""The migration of each key of 1.x."""
 
 import pytest
 from migrating import FP16, FP32, Migration

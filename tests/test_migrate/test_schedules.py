@@ -34,7 +34,9 @@ def migrated(tmp_path, optimizer=OPTIMIZER, **keys):
 
 
 def replay(cfg, tmp_path, read):
-    """What ``read`` sees before each iteration, as the schedulers go on."""
+    """Return the results of ``read`` before each iteration while the
+    schedulers step.
+    """
     runner = Runner(
         model=ToyNet(),
         work_dir=str(tmp_path / 'run'),

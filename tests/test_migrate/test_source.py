@@ -1,4 +1,5 @@
-"""What a migration does not change, it leaves as it was."""
+"""A migration leaves the parts of a file that it does not change as they were.
+"""
 
 from collections import Counter
 

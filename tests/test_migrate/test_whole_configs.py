@@ -203,7 +203,9 @@ def test_what_they_become(tmp_path):
 
 
 def test_the_case_of_this_project(monkeypatch):
-    """Its guarded form was written by hand; the rest is the case's own."""
+    """The migrated config equals the case's guarded form, which was written by
+    hand.
+    """
     monkeypatch.syspath_prepend(ROOT)
     folder = ROOT / 'configs' / 'cases' / 'fp16_static_scale'
     found = migrate(folder / 'old_1x.py', load_overlay)

@@ -58,7 +58,7 @@ def test_padding_reaches_nothing(hidden, dtype):
 
 
 def test_a_sample_of_padding_alone_fails_by_hand():
-    """In training, that is: the fast path of evaluation is another."""
+    """Training mode fails; evaluation has a fast path that is different."""
     plain = nn.MultiheadAttention(8, 2, batch_first=True)
     x = torch.randn(3, 3, 8)
 

@@ -1,4 +1,4 @@
-"""Beside PyTorch's own unscale_, clip_grad_norm_ and step."""
+"""Applied updates equal PyTorch's unscale_, clip_grad_norm_ and step."""
 
 import pytest
 import torch

@@ -252,7 +252,9 @@ def test_hysteresis_is_consecutive(script, scales):
 
 
 def test_a_skip_that_is_no_overflow_is_not_counted():
-    """Neither towards growth, nor towards lowering, nor against either."""
+    """The skip counts neither towards growth nor towards lowering, and it
+    resets neither.
+    """
     scaler = build(dict(init_scale=8.0, growth_interval=2, hysteresis=2))
     play(scaler, 'o')
     assert scaler.move(BAD_LOSS) == (8, 8)
@@ -334,7 +336,7 @@ def test_state_loads_into_pytorchs_scaler_and_back():
 
 @needs_cpu_scaler
 def test_pytorch_grows_a_scale_that_was_at_our_ceiling():
-    """Its scaler waits for the count to equal the interval."""
+    """PyTorch's scaler waits for the count to equal the interval."""
     scaler = build(dict(init_scale=8.0, max_scale=8.0, growth_interval=3))
     play(scaler, 'ooooo')
     plain = Plain(growth_interval=3)

@@ -1,4 +1,4 @@
-"""What several ranks saw becomes one observation, the same on all."""
+"""The observations of several ranks merge into one, equal on all ranks."""
 
 import math
 from dataclasses import replace
@@ -135,7 +135,8 @@ LOSSES = st.floats(-1e3, 1e3) | mostly(0.1, math.nan, -math.inf)
 
 @st.composite
 def situations(draw):
-    """What each rank saw, of a clip norm and parts that all have or none."""
+    """Draw each rank's observation; a clip norm and parts are on all or none.
+    """
     num_ranks, num_parts = draw(st.integers(1, 6)), draw(st.integers(0, 2))
     norms = NORMS if draw(st.booleans()) else st.floats(0, 1e3)
     flag = mostly(True, False) if draw(st.booleans()) else st.just(True)

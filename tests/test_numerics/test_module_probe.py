@@ -26,7 +26,7 @@ class Net(nn.Module):
 
 
 class Root(nn.Module):
-    """In a module of its own; its last operation is what is bad backward."""
+    """A separate module whose last operation is bad in backward."""
 
     def forward(self, x):
         return (x * 0) ** 0.7

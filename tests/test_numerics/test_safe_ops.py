@@ -115,7 +115,8 @@ def test_finite_forward_and_backward(name, given, upstream):
 
 
 def assert_near(got, want, where, scale=0.0):
-    """To the dtype's precision; ``scale`` is of what was added up."""
+    """Compare to the dtype's precision; ``scale`` is the size of the summands.
+    """
     eps = torch.finfo(got.dtype).eps
     limit = 4 * eps * want.abs() + 2 * denormal(got.dtype)
     limit = limit + 8 * torch.finfo(torch.float32).eps * scale
@@ -189,7 +190,8 @@ def test_mean_of_what_is_kept(given):
 @often
 @given(given=ELSEWHERE)
 def test_softmax_of_what_is_kept(given):
-    """By hand: exponentials of what is kept, shared out."""
+    """Softmax equals a computation by hand: exponentials divided by their sum.
+    """
     x, _, mask = given
     probs, mask = masked_softmax(x, mask), mask.expand(x.shape)
     scores = torch.where(mask, x.double(), -INF)
@@ -229,7 +231,7 @@ def test_what_is_masked_leaks_nowhere(name, given, hidden, data):
 
 
 def test_a_nan_from_above_does_not_pass_a_masked_place():
-    """As it comes out of attention's product with a NaN value."""
+    """Attention's product with a NaN value gives such a gradient."""
     scores = torch.randn(2, 3, requires_grad=True)
     mask = torch.tensor([[True, True, False], [False] * 3])
     upstream = torch.where(mask, 1.0, NAN)
@@ -540,7 +542,7 @@ def test_the_naive_operation_fails_there(name):
 
 
 def test_a_large_negative_number_is_no_mask():
-    """It is finite, and wrong: padding outweighs what is kept."""
+    """A large negative number fails: padding outweighs the kept score."""
     scores = torch.tensor([-2e4, 0.0])
     mask = torch.tensor([True, False])
 
@@ -582,7 +584,7 @@ def test_gradcheck_once_and_twice(name):
 @pytest.mark.filterwarnings('ignore:.*should not be instantiated')
 @pytest.mark.parametrize('name', SAFE)
 def test_compiles_as_one_graph(name):
-    """With AOTAutograd, which traces both ways and needs no C++ compiler."""
+    """AOTAutograd traces forward and backward and needs no C++ compiler."""
     torch._dynamo.reset()
     compiled = torch.compile(SAFE[name], fullgraph=True, backend='aot_eager')
     values = torch.tensor([*special(torch.float32), 2.0, -0.5])

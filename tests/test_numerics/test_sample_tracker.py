@@ -1,7 +1,7 @@
-"""Who is told to be in an element is who changes it.
+"""The samples tracked for an element are those that change it.
 
-All dimensions are as long as the batch: none is told from another by its
-length.
+All dimensions are as long as the batch, so the tracker cannot tell them apart
+by length.
 """
 
 from functools import partial
@@ -34,7 +34,7 @@ class Follow(TorchDispatchMode):
 
 
 def windows(x):
-    """As Swin shifts and partitions."""
+    """Shift and partition as Swin does."""
     x = x.permute(0, 2, 3, 1).roll((-1, -1), (1, 2))
     x = x.view(SIZE, 2, 2, 2, 2, SIZE).permute(0, 1, 3, 2, 4, 5)
     return x.contiguous().view(-1, 4, SIZE)
@@ -145,7 +145,8 @@ def follow(function, x):
 
 
 def find_who(function, x):
-    """By changing one sample after the other."""
+    """Return the samples that change each element, by changing them in turn.
+    """
     before = function(x).flatten()
     who = [set() for _ in before]
     for sample in range(SIZE):

@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint, tensor by tensor."""
+"""A scan names the bad tensors of a checkpoint."""
 
 import copy
 import json
@@ -237,7 +237,7 @@ def test_a_frozen_parameter_takes_its_place():
 
 
 def test_groups_of_several_give_no_names():
-    """They may have been made in any order, even where the shapes fit."""
+    """The parameters may be in any order, even where the shapes fit."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     groups = [dict(params=model[i].parameters()) for i in (1, 0)]
     optimizer = SGD(groups, lr=0.1, momentum=0.9)

@@ -1,4 +1,4 @@
-"""What a window changed is put back bit for bit, and bad buffers are told."""
+"""Changes of a window are restored bit for bit; bad buffers are reported."""
 
 import math
 
@@ -500,7 +500,7 @@ def test_a_buffer_that_is_born_bad_is_told():
 
 
 def test_a_mask_of_inf_that_is_born_in_a_window_is_not_judged():
-    """It would be rejected anew until the run halts."""
+    """A judged mask would be rejected anew until the run halts."""
     model, tracker = Holder(mask=None), ChangeTracker()
     mask = torch.tensor([0.0, -INF])
     assert window(tracker, model, lambda: setattr(model, 'mask', mask)) == []
@@ -528,7 +528,7 @@ def test_a_buffer_may_become_another_kind(first):
 
 
 def test_each_buffer_is_judged_by_its_own_past():
-    """That of some is known, others come later."""
+    """The past of some buffers is known; other buffers come later."""
     first = Holder(early=torch.zeros(1))
     second = Holder(mask=torch.tensor([INF]), late=torch.zeros(1))
     tracker = ChangeTracker()
@@ -687,7 +687,7 @@ def test_shared_buffers_are_restored_where_no_other_has_committed():
 
 
 def test_comparing_changes_nothing():
-    """So that a second comparison of a window gives the same."""
+    """A second comparison of a window gives the same result."""
     model = nn.BatchNorm1d(2)
     snapshot = Snapshot()
     snapshot.take(model)

@@ -101,7 +101,7 @@ def test_resume_equals_the_uninterrupted_run(kind, stop, tmp_path):
 
 @kinds
 def test_it_changes_the_training(kind):
-    """So the tests above compare something."""
+    """Clipping has an effect, so the tests above compare something."""
     _, clipped, *_ = train_windows(kind, ALL)
     _, plain, *_ = train_windows(kind._replace(clip='no clip'), ALL)
     assert matrix.differing(clipped, plain) != []
@@ -117,8 +117,8 @@ def test_it_changes_the_training(kind):
     ids=lambda clip: clip['type'],
 )
 def test_one_nan_does_not_poison_the_later_updates(model, make, clip):
-    """In AutoClip's own code each later update is NaN, in ZClip's none is
-    clipped any more.
+    """A NaN breaks the published code: in AutoClip each later update is NaN,
+    in ZClip none is clipped any more.
     """
     keys = {} if make is fp32 else dict(loss_scale=8.0, **FP16)
     wrapper = make(model, clip_grad=clip, **keys)
@@ -193,7 +193,7 @@ def test_a_user_sees_what_the_checkpoint_lacks(model, told):
 
 @pytest.mark.parametrize(('eps', 'trains'), [(1e-3, True), (1e-30, False)])
 def test_weights_that_start_at_zero_train(eps, trains):
-    """With no eps they never would: their limit is a share of their norm."""
+    """They need eps to train, as their limit is a share of their norm."""
     net = nn.Linear(3, 1)
     nn.init.zeros_(net.weight)
     nn.init.zeros_(net.bias)
@@ -268,7 +268,7 @@ def test_names_are_asked_for_once(model, monkeypatch):
 
 
 def test_own_clip_grad_of_a_subclass_is_not_called_beside_it(model):
-    """As in MMEngine, which calls it for its own kinds of clip_grad only."""
+    """MMEngine calls it only for its own kinds of clip_grad."""
 
     def _clip_grad(self):
         raise AssertionError

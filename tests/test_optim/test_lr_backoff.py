@@ -1,4 +1,6 @@
-"""Above a norm, this and the next updates use a smaller learning rate."""
+"""After a norm above the threshold, this and the next updates use a smaller
+learning rate.
+"""
 
 import copy
 import inspect
@@ -36,7 +38,7 @@ def make(optimizer='sgd', kind=NanGuardOptimWrapper, **keys):
 
 
 def update(model, wrapper, norm):
-    """With gradients of that norm."""
+    """Update with gradients of that norm."""
     with wrapper.optim_context(model):
         loss = model(torch.zeros(1, 3)).sum() * norm
     wrapper.update_params(loss)

@@ -21,9 +21,10 @@ KINDS = [
 
 
 def train(kind, fault, struck=(0,)):
-    """In windows 2 and 5 the micro-batches ``struck`` are struck. Without a
-    fault the oracle: they are left out, and the losses of the others are
-    divided by their number.
+    """Train with the micro-batches ``struck`` bad in windows 2 and 5.
+
+    Without a fault this is the oracle: the struck micro-batches are left out,
+    and the losses of the remaining ones are divided by their number.
     """
     policy = dict(accumulation='microbatch' if fault else 'window')
     # Norm clips of MMEngine's own are the same to 1e-6 only.
@@ -80,7 +81,7 @@ def test_without_faults_nothing_changes(kind, length):
 @pytest.mark.parametrize('struck', [(0,), (3,), (1, 2), (0, 2, 3)], ids=str)
 @pytest.mark.parametrize('clip', ['no clip', 'norm'])
 def test_of_four(struck, clip):
-    """To a rounding, as a third has no exact float."""
+    """The results are equal up to a rounding, as a third is no exact float."""
     kind = matrix.Kind('fp32', 'sgd', clip, 4)
     fault = matrix.Fault('input', 'nan')
     model, wrapper, events = train(kind, fault, struck)
@@ -148,7 +149,7 @@ def test_what_is_wrong_with_the_sum_rejects_the_window():
 
 
 def test_two_backward_passes_are_one_micro_batch():
-    """Until the next context, or the step."""
+    """A micro-batch lasts until the next context or the step."""
     model, wrapper = build()
     images = torch.randn(4, 1, 5, 5)
     for value in (float('nan'), 1.0):
@@ -199,7 +200,7 @@ class Pair(nn.Module):
 
 
 def test_two_optimizers_keep_apart():
-    """What the other one committed meanwhile stays."""
+    """Commits of one optimizer survive a rejection by the other."""
     torch.manual_seed(0)
     pair = Pair()
     wrappers = []
@@ -292,7 +293,8 @@ def test_a_loop_by_hand_is_as_with_windows(step):
 
 
 def test_a_loop_that_goes_past_the_wrapper_at_times():
-    """To a rounding: the order of the sum is another one."""
+    """The results are equal up to a rounding, as the order of the sum differs.
+    """
     left, right = (
         by_hand(policy, at_times_past_the_wrapper)
         for policy in ('microbatch', 'window')

@@ -1,4 +1,4 @@
-"""What holds for any sequence of updates, whatever strikes whenever."""
+"""Properties that hold for any sequence of updates and faults."""
 
 import itertools
 import json
@@ -68,7 +68,7 @@ def check_verdict(verdict, seen, state, policy):
 
 
 def is_exhausted(state, policy):
-    """Of the state after the update; by the words of GuardPolicy."""
+    """Whether the state after an update is one at which GuardPolicy halts."""
     streak, most = state.consecutive_skips, policy.max_consecutive_skips
     if most is not None and streak >= most:
         return True
@@ -266,7 +266,7 @@ class Scale:
         self.num_clean = self.num_overflows = 0
 
     def move(self, verdict):
-        """Also tells how it was moved."""
+        """Move the scale and return the kind of move."""
         config, before = self.config, self.value
         if verdict.action is Action.STEP:
             self.num_overflows = 0
@@ -302,7 +302,7 @@ def build(optimizer, scale, policy, accumulation, clip):
 
 
 def train_window(model, wrapper, accumulation, generator, fault):
-    """What was decided on the update."""
+    """Train one window and return the verdict on its update."""
     is_halted, verdicts, report = False, [], wrapper.guard.report
 
     def noted(seen, verdict, *rest):

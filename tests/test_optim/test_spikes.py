@@ -32,7 +32,7 @@ class LoudData(ToyData):
 
 @MODELS.register_module()
 class PlainNet(BaseModel):
-    """Without a norm layer, which would make the loud quiet."""
+    """A model without a norm layer, which would hide a loud sample."""
 
     def __init__(self):
         super().__init__()

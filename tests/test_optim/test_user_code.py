@@ -83,7 +83,10 @@ def test_what_a_subclass_switches_off_is_said_once(
 
 
 def need_step_hooks():
-    """Of PyTorch 2.1, Dynamo takes them off when it first compiles."""
+    """Skip the test where Dynamo removed the step hooks.
+
+    PyTorch 2.1 does so when it first compiles.
+    """
     calls = []
     sgd = torch.optim.SGD([torch.zeros(1)], lr=0.1)
     sgd.register_step_post_hook(lambda *args: calls.append(args))
@@ -246,7 +249,7 @@ def test_a_bound_model_is_guarded_without_a_context(model, told):
 
 
 def test_a_context_takes_the_place_of_what_was_bound(model):
-    """What another wrapper does to the other part stays."""
+    """Changes by another wrapper to the other part stay."""
     mine, theirs = model[2], model[1]
     wrapper = NanGuardOptimWrapper(SGD(mine.parameters(), lr=0.1))
     for _ in range(3):

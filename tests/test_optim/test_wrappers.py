@@ -1,4 +1,4 @@
-"""What the wrappers promise by themselves, no hook attached."""
+"""The wrappers keep their promises without any hook."""
 
 import copy
 import logging

@@ -1,4 +1,4 @@
-"""Is a run healthy? A table of what runs told, and what is said of them."""
+"""A run is assessed by its rows: a table of rows and the sentences on them."""
 
 import pytest
 from event_rows import (
@@ -278,5 +278,5 @@ def test_a_cause_of_another_version():
 @pytest.mark.parametrize('rest', [{}, {'iter': None}, {'iter': 5}])
 @pytest.mark.parametrize('kind', ['update', 'halt', 'audit', 'rollback', 'x'])
 def test_rows_that_lack_things(kind, rest):
-    """Of another version, or written by hand: no traceback."""
+    """Rows of another version or written by hand cause no traceback."""
     assert judged([dict(kind=kind, run='a', attempt=1, **rest)]).sentence

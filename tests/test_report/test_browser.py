@@ -80,8 +80,9 @@ def path(report, tmp_path_factory):
 
 @pytest.fixture
 def page(driver, path):
-    """As it is when it is opened; whatever a test does, no errors and no
-    network.
+    """Open the page unless it is open, and reset it.
+
+    Whatever a test does, the page has no errors and uses no network.
     """
     if driver.current_url != path.as_uri():
         open_page(driver, path)
@@ -116,7 +117,7 @@ def type_in(driver, name, value):
 
 
 def ranges(driver, axis='xaxis'):
-    """Of each chart."""
+    """Return the range of each chart."""
     return driver.execute_script(
         "return [...document.querySelectorAll('.plot')]"
         '.map((plot) => plot.layout[arguments[0]].range.map(Number))',
@@ -125,7 +126,7 @@ def ranges(driver, axis='xaxis'):
 
 
 def drag(driver, begin, end, plot=0):
-    """Over the chart of the loss, from and to shares of its width."""
+    """Drag over the chart of the loss, between two shares of its width."""
     (area,) = driver.execute_script(
         "const plot = document.querySelectorAll('.plot')[arguments[0]];"
         'plot.scrollIntoView();'
@@ -301,7 +302,7 @@ TICKS = (
 
 
 def ticks(driver, title):
-    """Of each chart, bottom up: none covers another."""
+    """Return the tick labels of each chart, bottom up; none covers another."""
     charts = driver.execute_script(TICKS, title)
     for chart in charts:
         for (_, top, _), (name, _, bottom) in zip(chart, chart[1:]):
@@ -323,7 +324,7 @@ def write_scales(folder, *scales, num_rejected=0):
 
 
 def test_ticks_fit_the_range_that_is_shown(driver, tmp_path):
-    """Which of several runs is that of all."""
+    """The range of several runs covers all runs."""
     runs = [
         write_scales(tmp_path / 'a', 2.0**14, 2.0**16, num_rejected=1),
         write_scales(tmp_path / 'b', 1.0, 2.0**20, num_rejected=50),
@@ -343,7 +344,7 @@ def test_ticks_fit_the_range_that_is_shown(driver, tmp_path):
 
 
 def test_an_axis_that_one_run_needs_logarithmic(driver, tmp_path):
-    """Its range is told in exponents."""
+    """The range of a logarithmic axis is in exponents."""
     runs = []
     for name, largest in (('a', 20), ('b', 1e4)):
         write_events(tmp_path / name / '1', [start()])
@@ -413,7 +414,7 @@ def test_a_reload_keeps_zoom_and_filter(driver, report, tmp_path):
 
 
 def test_a_million_events(driver, report, tmp_path):
-    """It is usable at once, and answers at once."""
+    """The page is usable at once, and answers at once."""
     num = 1_000_000
     summary = summarize(many_rows(num))
     assert summary.num_kinds['update'] == num

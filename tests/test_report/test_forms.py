@@ -168,7 +168,7 @@ def test_events_alone_have_curves(tmp_path):
 
 @pytest.mark.parametrize('is_gone', [True, False])
 def test_rows_that_lack_a_key(is_gone):
-    """Of another version, or of a file that was edited: no traceback."""
+    """Rows of another version or of an edited file cause no traceback."""
     rows = [
         {k: v if k != key else None for k, v in row.items()}
         for row in ROWS

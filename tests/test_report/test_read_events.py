@@ -39,7 +39,9 @@ def write(work_dir, folders, end=''):
 
 
 def told(work_dir, **keys):
-    """In short: iteration, or s and iteration for a start, and its kind."""
+    """Return the rows in short: their kind ('s' for a start, 'u' for an
+    update) and their iteration.
+    """
     short = []
     for row in read_events(str(work_dir), **keys):
         iter_ = row['id'].split('-')[1] if 'id' in row else row['iter']
@@ -190,7 +192,7 @@ def test_rows_of_no_known_run_are_left_out(tmp_path, caplog):
 
 @pytest.mark.parametrize('seed', range(50))
 def test_random_kills(tmp_path, seed):
-    """Whenever it is killed, what is read is what the whole run told."""
+    """Whenever a run is killed, the rows read are those of the whole run."""
     rng = random.Random(seed)
     faults = sorted(rng.sample(range(1, 41), 8))
     folders, attempt, checkpoint = {}, 0, 0

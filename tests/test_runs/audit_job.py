@@ -14,7 +14,8 @@ from mmnanguard.numerics.base.shards import local
 
 
 class Spoil(Hook):
-    """At the end of the last iteration, before its checkpoint."""
+    """Spoil a tensor at the end of the last iteration, before its checkpoint.
+    """
 
     def __init__(self, where):
         self.where = where
@@ -31,7 +32,8 @@ class Spoil(Hook):
 
 
 class Save(Hook):
-    """Only one rank asks; none of several may be needed."""
+    """Save a checkpoint on one rank only; the audit must not wait for others.
+    """
 
     priority = 'VERY_LOW'
 

@@ -49,7 +49,7 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """With a mask of -inf, made anew each time."""
+    """Attention with a mask of -inf, made anew in each forward."""
 
     def __init__(self):
         super().__init__()
@@ -215,7 +215,7 @@ class Amplify(Hook):
 
 
 class Mark:
-    """Which samples of the batch that is run are ill."""
+    """Mark the ill samples of the batch that is run."""
 
     def __init__(self, model):
         self.model = model
@@ -266,7 +266,7 @@ def masked_log(module, forward, is_ill, x, *args, **kwargs):
 
 
 def larger(x):
-    """Than 0, where a ReLU is not."""
+    """Return values above 0, where a ReLU does not change them."""
     return x.abs() + 1
 
 
@@ -433,7 +433,8 @@ def same(left, right):
 
 
 def diagnose(patient, fault):
-    """What was told beside what should be, wrong keys only."""
+    """Compare the reported rows with the expected ones; return the wrong keys.
+    """
     _, *places = PATIENTS[patient]
     site, _, _, phase, ops, in_fp32 = FAULTS[fault]
     module = '' if site is None else [*places, 'head.loss_module'][site]

@@ -27,7 +27,7 @@ MAX_ITERS = 5
 
 
 class Sum(torch.autograd.Function):
-    """Over ranks, as SyncBN and mmdet's reduce_mean have it."""
+    """A sum over ranks, as SyncBN and mmdet's reduce_mean have it."""
 
     @staticmethod
     def forward(ctx, x):

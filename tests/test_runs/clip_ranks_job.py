@@ -33,7 +33,8 @@ def see(kind, fault):
 
 
 def refusal(way):
-    """What an update of a sharded model with AdaptiveGradClip ends with."""
+    """Return the error of an update of a sharded model with AdaptiveGradClip.
+    """
     model = WAYS[way](build())
     wrapper = NanGuardOptimWrapper(
         torch.optim.SGD(model.parameters(), lr=0.1),

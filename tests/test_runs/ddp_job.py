@@ -30,7 +30,7 @@ from mmnanguard.core import TrainingHalted
 
 @MODELS.register_module()
 class ExtraNet(ToyNet):
-    """With a parameter that only some ranks use."""
+    """A model with a parameter that only some ranks use."""
 
     def __init__(self, ranks, is_reduced):
         super().__init__()
@@ -51,7 +51,7 @@ class ExtraHead(nn.Linear):
 
 
 class Spoil(Hook):
-    """At a few iterations, on the ranks that have a fault."""
+    """Apply the faults of this rank at a few iterations."""
 
     def __init__(self, faults, iters):
         self.sites = [site for site, rank in faults if rank == dist.get_rank()]

@@ -161,7 +161,7 @@ def first_layer(model):
 
 
 def everything(model, wrapper):
-    """This rank's part of it."""
+    """Return this rank's part of the model and the optimizer state."""
     tensors = {
         name: local(tensor)
         for name, tensor in itertools.chain(
@@ -196,8 +196,9 @@ def see(way, site, struck, **keys):
 
 
 def whole_norms(**keys):
-    """Of the same training, with nothing sharded and no guard: rank 0's
-    batches and the others' are one.
+    """Return the norms of the same training without sharding or guard.
+
+    The batches of all ranks are one batch here.
     """
     model = build()
     accumulation = keys.pop('accumulation', 1)

@@ -32,7 +32,9 @@ class Dying:
 
 
 def main(work_dir, pattern, time, is_audited):
-    """At the n-th time that a file whose path matches is opened to write."""
+    """Train, and die when a file whose path matches is opened to write for the
+    n-th time.
+    """
 
     def dying_open(path, mode='r', *args, **kwargs):
         file = plain_open(path, mode, *args, **kwargs)

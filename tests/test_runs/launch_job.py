@@ -35,7 +35,7 @@ def run(command):
 
 
 def start(script, *args):
-    """As Python would; gives the exit status."""
+    """Run a script as Python would and return its exit status."""
     status = 0
     sys.argv = [script]
     for arg in args:

@@ -26,8 +26,8 @@ FAULTS = {
 
 
 class Net(matrix.Net):
-    """With a parameter that only rank 0 uses, one that nobody does, and one
-    that DDP leaves alone.
+    """A model with special parameters: one that only rank 0 uses, one that no
+    rank uses, and one that DDP ignores.
     """
 
     def __init__(self):

@@ -64,7 +64,8 @@ def make_data(group, folder):
 
 
 def mim_of(project):
-    """Where its wheel has its configs and tools."""
+    """Return the folder in which a project's wheel has its configs and tools.
+    """
     if project == 'mmpretrain':
         return PACKAGES / project / '.mim'
     return Path(find_spec(project).origin).parent / '.mim'

@@ -80,7 +80,9 @@ EMA = 'custom_hooks.0.momentum=0.1'  # the averages shall move
 
 
 def views(*paths):
-    """Without a shift of hues: NumPy 2 refuses what mmcv 2.1 does there."""
+    """Return the options of small views, without a shift of hues: NumPy 2
+    refuses mmcv 2.1's computation of it.
+    """
     prefix = 'train_dataloader.dataset.pipeline.1.transforms'
     return (
         *TWO_EPOCHS,

@@ -14,7 +14,7 @@ from toys import everything, read_rows
 
 
 class Remember(Hook):
-    """This rank's part of everything, after each iteration."""
+    """Remember this rank's part of all tensors after each iteration."""
 
     priority = 'LOWEST'
 

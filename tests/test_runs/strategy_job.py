@@ -118,7 +118,7 @@ def see(runner):
 
 
 def here(tensor):
-    """This rank's part of it."""
+    """Return this rank's part of a tensor."""
     is_sharded = hasattr(tensor, 'local_tensor')
     return tensor.local_tensor() if is_sharded else tensor
 

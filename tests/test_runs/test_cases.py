@@ -44,8 +44,10 @@ def words_and_numbers(text):
 
 
 def test_the_readme_has_its_row(case, tool):
-    """As far as no processor makes a difference: how often something
-    overflows in float16, and so which samples are named, is its matter.
+    """The row is compared except where the processor makes a difference.
+
+    How often something overflows in float16, and so which samples are named,
+    depends on the processor.
     """
     name, outcomes = case
     table = (CASES / 'README.md').read_text()
@@ -135,7 +137,9 @@ def test_what_the_1x_keys_became():
 
 
 def screen(text):
-    """What a terminal shows: a carriage return lets a line be overwritten."""
+    """Return the lines that a terminal shows: text after a carriage return
+    overwrites the line.
+    """
     lines = []
     for line in text.split('\n'):
         shown = ''

@@ -173,7 +173,7 @@ def is_own(name):
 
 @pytest.mark.parametrize('config', ['own', 'own norm 1'])
 def test_ranks_have_something_of_their_own(work_dir, config):
-    """Else the situation would prove nothing."""
+    """The ranks differ; otherwise the situation would prove nothing."""
     results = load(work_dir, f'{config}-oracle')
     extra = [result['tensors']['head.extra'] for result in results]
     assert len({tuple(tensor.tolist()) for tensor in extra}) == NUM_RANKS

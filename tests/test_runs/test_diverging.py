@@ -16,7 +16,7 @@ TOLERANCE = 1.5
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    """Of the seed that the config has, by kind."""
+    """Return the runs of the config's seed, by kind."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT)
         patch.syspath_prepend(ROOT / 'benchmarks')

@@ -23,7 +23,7 @@ CAUSES = dict(
 
 @pytest.fixture(scope='module', params=[2, 4], ids='{} ranks'.format)
 def ranks(request, tmp_path_factory):
-    """What each rank saw."""
+    """Return the results of each rank."""
     work_dir = tmp_path_factory.mktemp('fsdp')
     launch('fsdp_job.py', work_dir, num_ranks=request.param, deadline=400)
     paths = sorted(work_dir.glob('rank_*.json'))

@@ -236,7 +236,7 @@ def test_a_loop_by_hand_without_a_context(tmp_path):
 
 
 def test_one_graph_for_both_optimizers():
-    """What one puts back does not break the other's backward."""
+    """A restore by the first wrapper does not break the second's backward."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     head = nn.Linear(2, 1)
@@ -289,7 +289,8 @@ def test_a_last_window_that_is_short(tmp_path, fault, window):
 
 
 def test_resume_in_the_middle_of_a_window_is_as_in_mmengine(tmp_path):
-    """It loses the gradients of the window's beginning, and says so."""
+    """The gradients of the window's beginning are lost, and the log says so.
+    """
     data = accumulate(tmp_path / 'd', 'OptimWrapper').train_dataloader.dataset
     ends = []
     for type_ in ('OptimWrapper', 'NanGuardOptimWrapper'):
@@ -317,7 +318,7 @@ def test_resume_in_the_middle_of_a_window_is_as_in_mmengine(tmp_path):
 
 @pytest.mark.parametrize('type_', ['OptimWrapper', 'AmpOptimWrapper'])
 def test_flexible_runner(tmp_path, type_):
-    """With the strategy for one device."""
+    """FlexibleRunner works, with the strategy for one device."""
 
     def train(name, faults=(), leave_out=()):
         keys = dict(loss_scale=64.0, dtype='float16')

@@ -23,7 +23,7 @@ IS_WHOLE = os.environ.get('MATRIX') == 'all'
 
 @pytest.fixture(scope='module')
 def cells(tmp_path_factory):
-    """What each rank saw, by kind, fault and struck rank."""
+    """Return the results of each rank, by kind, fault and struck rank."""
     work_dir = tmp_path_factory.mktemp('matrix')
     launch('matrix_job.py', work_dir, IS_WHOLE, deadline=600)
     seen = {}
@@ -56,7 +56,7 @@ def test_all_ranks_leave_no_trace(cells, kind):
 
 
 def expected(kind, fault, struck):
-    """On every rank."""
+    """Return the expected result, which is equal on every rank."""
     cause = fault.expected_cause(kind.precision)
     is_skip = [
         cause is not None and window in matrix.STRUCK

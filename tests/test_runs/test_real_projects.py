@@ -50,7 +50,7 @@ def launched(tmp_path_factory):
 
 
 class Runs:
-    """Of one recipe."""
+    """The runs of one recipe."""
 
     def __init__(self, name, done, folder, data_root):
         self.name, self.recipe = name, RECIPES[name]
@@ -58,7 +58,8 @@ class Runs:
         self.data_root = data_root
 
     def __call__(self, run, status=0):
-        """Where it lies; it must have ended with this exit status."""
+        """Return the run's folder; it must have ended with this exit status.
+        """
         run = f'{self.name}-{run}'
         done = self._done[run]
         assert done['status'] == status, done['told'][-3000:]
@@ -72,8 +73,10 @@ def runs(request, launched):
 
 
 def test_faults_leave_no_trace(runs):
-    """Through the project's launcher, and with all hooks through that here:
-    both equal the run that never had those iterations.
+    """The faulty runs equal the run that never had those iterations.
+
+    One goes through the project's launcher, another through that of the tests,
+    with all hooks.
     """
     oracle = what_is_left(runs('left_out'))
     assert ('.ema_state_dict.steps' in oracle) == runs.recipe.has_ema
@@ -125,7 +128,8 @@ def test_rows_tell_what_happened(runs, run):
 
 
 def test_a_dump_is_enough_to_run_it_again(runs):
-    """In another process; the same as the autopsy during training."""
+    """A replay in another process gives the same as the autopsy in training.
+    """
     runs('replay')
     (path,) = runs('full').glob(DUMP)
     row = json.loads(path.with_suffix('.json').read_text())

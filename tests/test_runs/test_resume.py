@@ -47,7 +47,7 @@ class NoisyData(Dataset):
 
 
 class DrawSomething(Hook):
-    """As other hooks of a user may, from the main process's generators."""
+    """Draw from the main process's generators, as hooks of a user may."""
 
     def __init__(self):
         self.drawn = []
@@ -155,7 +155,7 @@ def test_data_that_begins_anew(tmp_path):
 
 
 def test_mmengine_draws_anew(tmp_path):
-    """So the option is needed, and the test above can fail."""
+    """The draws differ without the option, so the test above can fail."""
     _, drawn = train(tmp_path / 'whole', False, save_rng=False)
     train(tmp_path / 'parts', False, stop=4, save_rng=False)
     _, drawn_later = train(
@@ -166,7 +166,7 @@ def test_mmengine_draws_anew(tmp_path):
 
 @pytest.mark.parametrize('by_epoch', [False, True], ids=['iters', 'epochs'])
 def test_persistent_workers(tmp_path, by_epoch):
-    """What they would draw in a later epoch nobody else can know."""
+    """The draws of persistent workers in a later epoch cannot be known."""
     keys = dict(by_epoch=by_epoch, is_persistent=True)
     whole, _ = train(tmp_path / 'whole', **keys)
     train(tmp_path / 'parts', stop=4, **keys)

@@ -72,7 +72,7 @@ def test_skip_lower_and_go_on(tmp_path):
 
 
 class FlagInput(Hook):
-    """What a guard of inputs does: raises a device flag before forward."""
+    """Raise a device flag before forward, as a guard of inputs does."""
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         is_bad = runner.iter + 1 == 3

@@ -1,4 +1,4 @@
-"""What version 0.1 wrote is still read, resumed, replayed and reported."""
+"""Files of version 0.1 are still read, resumed, replayed and reported."""
 
 import json
 import shutil

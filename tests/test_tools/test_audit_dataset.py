@@ -49,7 +49,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def whole(config, tmp_path_factory):
-    """Of an audit that nothing has disturbed."""
+    """Return the folder of an audit that nothing has disturbed."""
     out = tmp_path_factory.mktemp('whole')
     assert main([config, *ARGS, '--out', str(out)]) == 0
     return out
@@ -213,7 +213,7 @@ def test_the_list_makes_training_clean(whole, config, tmp_path):
 
 
 def audit_small(folder, pipeline, *args):
-    """Of the first 40 samples; the exit status and the report."""
+    """Audit the first 40 samples; return the exit status and the report."""
     config = folder / 'small.py'
     small = dict(type='PlantedDigits', indices=40, pipeline=pipeline)
     head = CONFIG.split('train_dataloader')[0]

@@ -19,7 +19,7 @@ ILL = 13  # the second sample of the fourth iteration
 
 
 class Boxes:
-    """As mmdet's: an object that wraps a tensor."""
+    """An object that wraps a tensor, as mmdet's boxes do."""
 
     def __init__(self, tensor):
         self.tensor = tensor
@@ -41,7 +41,7 @@ class SickData(ToyData):
 
 @MODELS.register_module()
 class SickNet(BaseModel):
-    """Its conv overflows if ``num_needed`` images are large."""
+    """A model whose conv overflows if ``num_needed`` images are large."""
 
     def __init__(self, largest, num_needed=1, norm='BN'):
         super().__init__()
@@ -240,7 +240,7 @@ def test_bisect_goes_on_where_a_model_cannot_run(
 
 
 def test_modules_in_float32_are_so_here(tool, tmp_path):
-    """Else the replay would blame what no longer is to blame."""
+    """The replay would otherwise blame a module that is no longer to blame."""
     fault = dict(iter=5, site='loss', value=math.nan)
     hooks = dict(
         fp32=dict(type='mmnanguard.Fp32ModulesHook', auto=True),

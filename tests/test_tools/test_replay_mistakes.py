@@ -64,7 +64,7 @@ def test_a_type_is_no_way_to_call_anything(tool, dump, capsys, name):
 
 
 def test_a_type_may_be_named_by_its_place(tool, dump):
-    """As in the text of lazy configs."""
+    """Lazy configs name types in this way."""
     rename(dump, f'{SickNet.__module__}.SickNet')
     text = torch.load(dump)['config']
     assert "'SGD'" in text

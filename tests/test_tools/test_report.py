@@ -60,7 +60,7 @@ def halted(tmp_path):
 
 
 def read_page(path):
-    """What the page shows."""
+    """Return the data that the page shows."""
     (data,) = re.findall(r'id="data">(.*?)</script>', path.read_text(), re.S)
     return json.loads(data)['runs']
 

@@ -153,7 +153,9 @@ def test_each_part_of_the_newest(tool, run, capsys, change, expected):
 
 
 def test_an_older_one_may_be_bad(tool, run, capsys):
-    """After a rollback, say: what counts is what --resume would take."""
+    """After a rollback, for example, only the checkpoint that --resume would
+    take counts.
+    """
     edit(run / 'iter_4.pth', set_scale)
     status, report, _ = scan(tool, capsys, run)
     assert status == 0
@@ -188,7 +190,7 @@ def test_the_limit_and_one_file(tool, run, capsys):
 
 
 class Foreign:
-    """Would leave a file behind if its code were run."""
+    """An object that would create a file if its code were run."""
 
     def __init__(self, path):
         self.path = path
@@ -251,7 +253,7 @@ def test_a_file_that_is_no_checkpoint(tool, run, capsys):
 
 
 def test_order(tool, run, capsys):
-    """By iteration, whatever was copied when; what has none by time."""
+    """Checkpoints are in order of iteration, those without one by time."""
     os.utime(run / 'iter_2.pth', (9, 9))
     os.utime(run / 'iter_4.pth', (3, 3))
     for name, time in (('a.pth', 3.5), ('b.pth', 1)):
@@ -282,7 +284,7 @@ def test_weights_only(tool, run, capsys):
 
 
 def test_older_formats(tool, run, capsys):
-    """What torch.save wrote before 1.6 cannot be mapped from the file."""
+    """Files that torch.save wrote before 1.6 cannot be memory-mapped."""
     path = run / 'iter_6.pth'
     allow_mmengine_checkpoints()
     content = load_plain(path)

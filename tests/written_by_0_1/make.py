@@ -43,7 +43,9 @@ class OneLargeImage(ToyData):
 
 @HOOKS.register_module()
 class SpoilMomentum(Hook):
-    """Outside of any update, so that only an audit can find it."""
+    """Spoil the momentum outside of any update, so that only an audit can
+    detect it.
+    """
 
     def after_train_iter(self, runner, batch_idx, **kwargs):
         if runner.iter + 1 == SPOILT:
