@@ -168,7 +168,9 @@ def train(work_dir, by_epoch, num_workers):
         tensors=everything(runner),
         averages=dict(ema.ema_model.state_dict()),
         scaler=runner.optim_wrapper.loss_scaler.state_dict(),
-        schedulers=[each.state_dict() for each in runner.param_schedulers],
+        schedulers=[
+            scheduler.state_dict() for scheduler in runner.param_schedulers
+        ],
         guard={
             key: value
             for key, value in runner.optim_wrapper.guard.state_dict().items()
@@ -313,15 +315,13 @@ def differences(left, right, where=''):
     if isinstance(left, (list, tuple)):
         left, right = dict(enumerate(left)), dict(enumerate(right))
     if isinstance(left, dict):
-        return [
-            name
-            for key in {**left, **right}
-            for name in (
-                differences(left[key], right[key], f'{where}/{key}')
-                if key in left and key in right
-                else [f'{where}/{key} (only one has it)']
-            )
-        ]
+        names = []
+        for key in {**left, **right}:
+            if key in left and key in right:
+                names += differences(left[key], right[key], f'{where}/{key}')
+            else:
+                names.append(f'{where}/{key} (only one has it)')
+        return names
     return [] if left == right else [f'{where}: {left!r}, {right!r}']
 
 

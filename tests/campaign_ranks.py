@@ -65,17 +65,24 @@ class Cell(NamedTuple):
     rank: int
 
 
-CELLS = [
-    Cell(*parts)
-    for parts in itertools.product(
-        WAYS if HAS_CPU_SCALER else [w for w in WAYS if 'fsdp' not in w],
-        OPTIMIZERS if HAS_CPU_SCALER else ('sgd', 'adamw'),
-        ('fp32', 'fp16'),
-        SITES,
-        ('nan', 'inf'),
-        range(NUM_RANKS),
+if HAS_CPU_SCALER:
+    USED_WAYS, USED_OPTIMIZERS = list(WAYS), list(OPTIMIZERS)
+else:
+    USED_WAYS = [way for way in WAYS if 'fsdp' not in way]
+    USED_OPTIMIZERS = ['sgd', 'adamw']
+CELLS = list(
+    itertools.starmap(
+        Cell,
+        itertools.product(
+            USED_WAYS,
+            USED_OPTIMIZERS,
+            ('fp32', 'fp16'),
+            SITES,
+            ('nan', 'inf'),
+            range(NUM_RANKS),
+        ),
     )
-]
+)
 
 
 class Talk(torch.autograd.Function):
@@ -140,11 +147,9 @@ class Strike(Hook):
 
     def __init__(self, cell, length):
         self.site, self.value = cell.site, float(cell.value)
-        self.iters = [
-            # Before the last one ranks have not shared their gradients.
-            window * length - (0 if cell.site == 'grad' else length - 1)
-            for window in STRUCK
-        ]
+        # Before the last one ranks have not shared their gradients.
+        before_end = 0 if cell.site == 'grad' else length - 1
+        self.iters = [window * length - before_end for window in STRUCK]
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         self.undo = []
@@ -210,11 +215,10 @@ def train(work_dir, cell, is_struck):
         )
     max_iters = NUM_WINDOWS * length
     strikes = is_struck and cell.rank == dist.get_rank()
-    leave_out = [
-        iteration
-        for window in STRUCK
-        for iteration in range((window - 1) * length + 1, window * length + 1)
-    ]
+    leave_out = []
+    for window in STRUCK:
+        end = window * length
+        leave_out += range(end - length + 1, end + 1)
     runner = make_runner(
         work_dir,
         make_wrapper(**keys),
@@ -259,10 +263,10 @@ def look(work_dir, cell, oracles):
         for name, tensor in everything(runner).items()
         if not same(tensor, oracles[key][name])
     ]
-    told = [guard.state.to_dict(), guard.scaler.get_scale()]
+    states = [guard.state.to_dict(), guard.scaler.get_scale()]
     everyone = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, told)
-    if any(each != told for each in everyone):
+    dist.all_gather_object(everyone, states)
+    if any(other != states for other in everyone):
         wrong.append('ranks have other states')
     if guard.state.total_skips != len(STRUCK):
         wrong.append(f'{guard.state.total_skips} skips')
@@ -293,9 +297,9 @@ def run_rank(outcome, cells):
                 sys.exit(f'{cell}: {traceback.format_exc()}')
         everyone = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, wrong)
-        seen.append([*cell, [each for own in everyone for each in own]])
+        seen.append([*cell, list(itertools.chain.from_iterable(everyone))])
         if dist.get_rank() == 0:
-            bad = sum(bool(each[-1]) for each in seen)
+            bad = sum(bool(result[-1]) for result in seen)
             print(f'{number} of {len(cells)} cells, {bad} wrong', flush=True)
             if seen[-1][-1]:
                 print(*seen[-1], flush=True)

@@ -7,6 +7,7 @@ Chromium, and prints how long that took.
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -27,17 +28,12 @@ CAUSES = ['scale_overflow'] * 60 + ['grad_nonfinite'] * 3 + ['loss_nonfinite']
 def many_rows(num):
     """Yield rows with three causes and 200 parameters, 16 samples per row."""
     yield start(max_iters=num)
-    made = [
-        update(
-            1,
-            cause,
-            f'backbone.{number}.weight',
-            samples=[f'train/{number:03d}{i:03d}.jpg' for i in range(16)],
-        )
-        for cause in dict.fromkeys(CAUSES)
-        for number in range(NUM_PARAMS)
-    ]
     causes = list(dict.fromkeys(CAUSES))
+    made = []
+    for cause, number in itertools.product(causes, range(NUM_PARAMS)):
+        samples = [f'train/{number:03d}{i:03d}.jpg' for i in range(16)]
+        param = f'backbone.{number}.weight'
+        made.append(update(1, cause, param, samples=samples))
     for iter_ in range(1, num + 1):
         place = causes.index(CAUSES[iter_ * 7919 % len(CAUSES)]) * NUM_PARAMS
         row = made[place + iter_ * 31 % NUM_PARAMS]
@@ -79,7 +75,7 @@ def main():
             assert not errors(driver)
         finally:
             driver.quit()
-        told = {
+        numbers = {
             'rows': args.rows,
             'events.jsonl, MB': path.stat().st_size / 1e6,
             'report, s': seconds,
@@ -90,7 +86,7 @@ def main():
             'a filter, s': filtered,
             'load of the machine': os.getloadavg()[0],
         }
-    for name, value in told.items():
+    for name, value in numbers.items():
         print(f'{name}: {value:,.3g}' if value < 1e4 else f'{name}: {value:,}')
 
 

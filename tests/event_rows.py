@@ -59,8 +59,8 @@ def autopsy(iter_, module='head', phase='forward', **keys):
         repeats=True,
     )
     values.update(keys)
-    found = Autopsy(f'{RUN}-{iter_}', phase, module, **values)
-    return json.loads(to_json(found.to_row()))
+    result = Autopsy(f'{RUN}-{iter_}', phase, module, **values)
+    return json.loads(to_json(result.to_row()))
 
 
 def dump(iter_, path='/x/iter_1_rank0.pt', needs=()):
@@ -103,9 +103,9 @@ def halt(iter_, id_=''):
 
 
 def bad_input(iter_, *samples, action='reject', **keys):
-    found = dict(ranks=[0], num_samples=len(samples), samples=samples)
-    found.update(keys=dict(inputs=samples), action=action, iter=iter_)
-    return joined(iter_, 'input', **found, **keys)
+    row = dict(ranks=[0], num_samples=len(samples), samples=samples)
+    row.update(keys=dict(inputs=samples), action=action, iter=iter_)
+    return joined(iter_, 'input', **row, **keys)
 
 
 def write_events(folder, rows):

@@ -204,7 +204,7 @@ def step(config, now, end):
     if isinstance(steps, int):
         passed = now // steps
     else:
-        passed = sum(now >= each for each in steps)
+        passed = sum(now >= milestone for milestone in steps)
     lr = BASE * config.get('gamma', 0.1) ** passed
     return max(lr, config.get('min_lr', 0))
 

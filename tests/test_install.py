@@ -92,8 +92,8 @@ def test_the_sdist_has_what_the_sources_have(built):
 
 
 def test_installing_it_writes_over_no_other_package(built, tmp_path):
-    """Only one package is installed: pip would otherwise replace one
-    distribution of MMEngine by the other.
+    """Pip installs nothing else, so no distribution of MMEngine replaces
+    another one.
     """
     said = run(
         *('-m', 'pip', 'install', '--dry-run', '--no-index'),

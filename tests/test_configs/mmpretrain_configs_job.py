@@ -75,7 +75,7 @@ def build_guarded(cfg):
         assert f'mmnanguard.{type(wrapper).__name__}' == settings.type
         if type_ is not None:
             assert type(wrapper) is type_
-        assert told(wrapper) == told(mmengines_own(cfg, model))
+        assert settings_of(wrapper) == settings_of(mmengines_own(cfg, model))
         model = StandIn()
     return f'guarded, on {outcome}'
 
@@ -90,7 +90,7 @@ def mmengines_own(cfg, model):
     return build_optim_wrapper(model, settings)
 
 
-def told(wrapper):
+def settings_of(wrapper):
     """All of a wrapper that its settings say."""
     groups = [
         dict(group, params=[param.shape for param in group['params']])

@@ -135,8 +135,7 @@ def test_each_cause_can_halt_a_run(cause, scale):
 
 @pytest.mark.parametrize('cause', NAMED, ids=by_name)
 def test_the_most_frequent_cause_gets_the_advice(cause):
-    """A cause that ends a run at once is advised on, whatever came before it.
-    """
+    """A cause that ends a run at once gets the advice, whatever preceded."""
     event = event_of(cause, action=Action.HALT)
     before = event_of(Cause.LOSS_NONFINITE)
     story = write_halt_story(event, [before, before, event], GuardPolicy())
@@ -240,9 +239,8 @@ def table_rows(path):
     [('en', 'kept', 'lowered'), ('zh_cn', '不变', '减小')],
 )
 def test_the_docs_list_each_cause_in_order(page, language, kept, lowered):
-    expected = [
-        (cause.value, lowered if cause.is_scaled else kept) for cause in NAMED
-    ]
+    words = {True: lowered, False: kept}
+    expected = [(cause.value, words[cause.is_scaled]) for cause in NAMED]
     path = DOCS / language / f'{page}.md'
     rows = table_rows(path)
     assert [row for row in rows if row[1] in (kept, lowered)] == expected

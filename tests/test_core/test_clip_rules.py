@@ -32,9 +32,9 @@ def norms(seed=0, size=300):
     then.
     """
     rng = np.random.default_rng(seed)
-    found = np.exp(rng.normal(size=size) / 3 - np.arange(size) / size)
-    found[rng.integers(0, size, size // 20)] *= 30
-    return found.tolist()
+    values = np.exp(rng.normal(size=size) / 3 - np.arange(size) / size)
+    values[rng.integers(0, size, size // 20)] *= 30
+    return values.tolist()
 
 
 def run(rule, norms):
@@ -81,8 +81,7 @@ def test_autoclip_waits():
 
 
 def published_zclip(norms, alpha, z_threshold, warmup, max_norm):
-    """Clip by the paper's formulas, with the constants of the authors' code.
-    """
+    """Clip by the paper's formulas, with the constants of its code."""
     mean = np.mean(norms[:warmup])
     var = np.var(norms[:warmup])
     clipped = list(norms[:warmup])

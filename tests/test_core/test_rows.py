@@ -142,8 +142,7 @@ def test_keys_of_a_row(kind):
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_round_trip(kind, data):
-    """A record survives as a row that hooks receive and as a line of the file.
-    """
+    """A record survives as a row for hooks and as a line of the file."""
     record = data.draw(RECORDS_OF_KIND[kind])
     row = record.to_row()
     assert (row['schema'], row['kind']) == (1, kind)

@@ -77,17 +77,16 @@ def test_two_distributions_are_told(installed):
     installed('mmengine', '0.10.7')
     installed('onedl-mmengine', '0.10.12')
     installed('mmcv-lite', '2.1.0')
-    with pytest.warns(UserWarning, match='are the package mmengine') as told:
+    with pytest.warns(UserWarning, match='are the package mmengine') as warned:
         check()
-    text = str(told[0].message)
+    text = str(warned[0].message)
     assert text.startswith('mmengine 0.10.7 and onedl-mmengine 0.10.12 ')
     assert 'pip uninstall mmengine mmengine-lite onedl-mmengine' in text
-    assert len(told) == 1
+    assert len(warned) == 1
 
 
 def run(code, *path):
-    """Run code in a process that finds only ``path`` and Python's own modules.
-    """
+    """Run code where only ``path`` and Python's own modules are found."""
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path))
     return subprocess.run(
         [sys.executable, '-S', '-c', code],
@@ -98,13 +97,13 @@ def run(code, *path):
 
 
 @pytest.mark.parametrize(
-    ('lines', 'told'),
+    ('lines', 'message'),
     [
         ("__version__ = '0.8.4'", SAID),
         (None, 'has no version: files are missing'),
     ],
 )
-def test_an_import_says_it_first(tmp_path, lines, told):
+def test_an_import_says_it_first(tmp_path, lines, message):
     """Nothing but a version stands in these packages: nothing else of them
     was asked for. What is left of an uninstalled package is a bare folder.
     """
@@ -117,4 +116,4 @@ def test_an_import_says_it_first(tmp_path, lines, told):
     done = run('import mmnanguard', str(ROOT), str(tmp_path))
     assert done.returncode == 1
     assert 'GuardConfigError: mmengine' in done.stderr
-    assert told in done.stderr
+    assert message in done.stderr

@@ -19,12 +19,12 @@ BAD = Observation(loss=math.nan, loss_is_finite=False)
 def test_one_good_two_bad_one_good_three_bad_and_out():
     policy = GuardPolicy(max_consecutive_skips=3, max_skip_rate=None)
     state = GuardState(skip_rate_window=4)
-    told = []
+    steps = []
     for seen in (GOOD, BAD, BAD, GOOD, BAD, BAD, BAD):
         verdict = decide(seen, state, policy)
         state = state.after(seen, verdict)
-        told.append((verdict.action.value, state.consecutive_skips))
-    assert told == [
+        steps.append((verdict.action.value, state.consecutive_skips))
+    assert steps == [
         ('step', 0),
         ('skip', 1),
         ('skip', 2),

@@ -17,7 +17,7 @@ def audited(samples, *checks, keys=()):
 
 
 @pytest.mark.parametrize(
-    ('odd', 'told'),
+    ('odd', 'message'),
     [
         (dict(other=1), "the sample has no 'box'"),
         (dict(box=None), "the sample has no 'box'"),
@@ -25,7 +25,7 @@ def audited(samples, *checks, keys=()):
         (dict(box=np.ones(3)), 'has shape (3,)'),
     ],
 )
-def test_what_some_samples_lack_is_a_finding(odd, told):
+def test_what_some_samples_lack_is_a_finding(odd, message):
     """A mistake if no sample has it, else a bad sample among good ones."""
     good = dict(box=np.array([0, 0, 1, 1]))
     dataset = audited([odd, good], BOXES, keys=['box'])
@@ -33,8 +33,8 @@ def test_what_some_samples_lack_is_a_finding(odd, told):
     assert dataset[1]['problems'] == []
     (problem,) = dataset[0]['problems']
     assert problem['check'] == 'NotDegenerate'
-    assert told in problem['text']
-    with pytest.raises(GuardConfigError, match=re.escape(told)):
+    assert message in problem['text']
+    with pytest.raises(GuardConfigError, match=re.escape(message)):
         audited([odd, odd], BOXES).check_keys()
 
 
@@ -67,11 +67,11 @@ def lost_key(results):
 
 
 def test_a_users_check_that_fails():
-    told = 'the check lost_key fails: KeyError'
+    message = 'the check lost_key fails: KeyError'
     dataset = audited([dict(x=1), dict(lost=1)], dict(type=lost_key))
     dataset.check_keys()
-    assert told in dataset[0]['problems'][0]['text']
-    with pytest.raises(GuardConfigError, match=told):
+    assert message in dataset[0]['problems'][0]['text']
+    with pytest.raises(GuardConfigError, match=message):
         audited([dict(x=1)], dict(type=lost_key)).check_keys()
 
 

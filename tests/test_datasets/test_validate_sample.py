@@ -1,4 +1,5 @@
 import gc
+import itertools
 import multiprocessing
 import pickle
 import sys
@@ -93,7 +94,7 @@ BAD_DEPTH = torch.tensor([[0, NAN, 1], [INF, 0, 0]], dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize(
-    ('check', 'changes', 'told'),
+    ('check', 'changes', 'message'),
     [
         (FINITE, {}, None),
         (
@@ -180,16 +181,16 @@ BAD_DEPTH = torch.tensor([[0, NAN, 1], [INF, 0, 0]], dtype=torch.bfloat16)
         (dict(SCALE, key='instances.2.bbox', allow_missing=True), {}, None),
     ],
 )
-def test_checks(check, changes, told):
+def test_checks(check, changes, message):
     seen = problem(check, **changes)
-    if told is None:
+    if message is None:
         assert seen is None
     else:
-        assert told in seen
+        assert message in seen
 
 
 @pytest.mark.parametrize(
-    ('check', 'told'),
+    ('check', 'message'),
     [
         ('Finit', "did you mean 'Finite'"),
         (dict(type='Range', key='a', mni=0), "did you mean 'min'"),
@@ -207,13 +208,13 @@ def test_checks(check, changes, told):
         (dict(key='a'), "a dict with a 'type'"),
     ],
 )
-def test_mistakes_in_a_config(check, told):
-    with pytest.raises(GuardConfigError, match=told):
+def test_mistakes_in_a_config(check, message):
+    with pytest.raises(GuardConfigError, match=message):
         build_checks([check], 'ValidateSample.checks')
 
 
 @pytest.mark.parametrize(
-    ('check', 'told'),
+    ('check', 'message'),
     [
         (
             dict(SCALE, key='gt_instances.bbox'),
@@ -228,8 +229,8 @@ def test_mistakes_in_a_config(check, told):
         ('answers_yes', 'what the check answers_yes returns is True'),
     ],
 )
-def test_mistakes_that_a_sample_shows(check, told):
-    with pytest.raises(GuardConfigError, match=told):
+def test_mistakes_that_a_sample_shows(check, message):
+    with pytest.raises(GuardConfigError, match=message):
         problem(check)
 
 
@@ -246,8 +247,8 @@ def test_actions(capsys):
         assert validate(good) is good
         assert validate.record.read() == {}
         if action == 'raise':
-            told = 'Sample train/7.jpg is bad: norm_scale is 0.: it must be'
-            with pytest.raises(NanGuardError, match=told):
+            message = 'Sample train/7.jpg is bad: norm_scale is 0.: it must be'
+            with pytest.raises(NanGuardError, match=message):
                 validate(bad)
             continue
         for _ in range(3):
@@ -292,8 +293,8 @@ def test_a_record_does_not_grow_with_the_epochs():
     record = make().record
     others = [pickle.loads(pickle.dumps(record)) for _ in range(3)]
     for _ in range(100):
-        for each in [record, *others]:
-            each.add('a', 'why')
+        for same_file in [record, *others]:
+            same_file.add('a', 'why')
     assert Path(record.path).read_text().count('why') == 1
 
 
@@ -346,13 +347,12 @@ def test_worker_processes(start, num_workers):
         collate_fn=list,
     )
     for _ in range(2):
-        names = [
-            each['data_samples'].img_path for batch in loader for each in batch
-        ]
+        samples = itertools.chain.from_iterable(loader)
+        names = [item['data_samples'].img_path for item in samples]
         assert len(names) == 40
         assert not set(names) & set(NAMES)
-    found = dataset.pipeline.transforms[0].record.read()
-    assert sorted(found) == IN_FIRST_40
+    recorded = dataset.pipeline.transforms[0].record.read()
+    assert sorted(recorded) == IN_FIRST_40
 
 
 def test_an_error_of_a_worker_says_what_to_do():
@@ -362,8 +362,8 @@ def test_an_error_of_a_worker_says_what_to_do():
         dataset[0]
     except NanGuardError:
         error = ExceptionWrapper(where='in a worker')
-    told = r'digits/train/000000 is bad: img\[3, 4, 0\] is inf'
-    with pytest.raises(NanGuardError, match=told):
+    message = r'digits/train/000000 is bad: img\[3, 4, 0\] is inf'
+    with pytest.raises(NanGuardError, match=message):
         error.reraise()
 
 
@@ -384,8 +384,10 @@ def test_the_hook_follows_the_pipeline(tmp_path):
     runner.train_dataloader.dataset.append(validate)
     validate(sample(norm_scale=0.0))
     runner.call_hook('after_train')
-    told = '1 bad samples so far, 1 of them new: train/7.jpg: norm_scale is 0.'
-    assert told in log.read_text()
+    message = (
+        '1 bad samples so far, 1 of them new: train/7.jpg: norm_scale is 0.'
+    )
+    assert message in log.read_text()
     assert log.read_text().count('; kept') == 1
     with pytest.raises(GuardConfigError, match='interval is 0'):
         HOOKS.build(dict(type='mmnanguard.BadSamplesHook', interval=0))

@@ -59,14 +59,14 @@ WRAPPER_KEYS = {
 def registries_as_they_were():
     """A snippet may register a class; a module does so once."""
     import_module('configs.digits.digits')
-    for each in OURS:
-        each.import_from_location()
+    for our_registry in OURS:
+        our_registry.import_from_location()
     known = [*OURS, MMENGINE_HOOKS, MMENGINE_WRAPPERS, MMENGINE_TRANSFORMS]
-    before = [dict(each.module_dict) for each in known]
+    before = [dict(item.module_dict) for item in known]
     yield
-    for each, names in zip(known, before):
-        each.module_dict.clear()
-        each.module_dict.update(names)
+    for known_registry, names in zip(known, before):
+        known_registry.module_dict.clear()
+        known_registry.module_dict.update(names)
 
 
 def nodes(value):
@@ -136,9 +136,9 @@ def is_literal(statement):
 @pytest.mark.parametrize('block', all_blocks('python'), ids=str)
 def test_python(block):
     if block.mark == 'not run':
-        pytest.skip(block.told)
+        pytest.skip(block.remark)
     if block.mark == 'run by':  # which reads it on its page
-        assert Path(block.page).name in (ROOT / block.told).read_text()
+        assert Path(block.page).name in (ROOT / block.remark).read_text()
         return
     tree = ast.parse(block.text)
     first = tree.body[0]
@@ -146,11 +146,11 @@ def test_python(block):
         assert 'schema' in ast.literal_eval(first.value)  # a row
     elif isinstance(first, ast.Expr) and first.value.func.id == 'dict':
         check_config(f'snippet = {block.text}')
-    elif all(isinstance(each, ast.Assign) for each in tree.body):
+    elif all(isinstance(statement, ast.Assign) for statement in tree.body):
         check_config(block.text)
     else:
         names = {}
-        exec(block.told, names)
+        exec(block.remark, names)
         exec(block.text, names)
 
 

@@ -59,12 +59,11 @@ def facts(token, page):
         return [re.sub('^:caption: .*', '', token.content, flags=re.M)]
     children = token.children
     text = ' '.join(c.content for c in children if c.type == 'text')
-    links = [
-        target(link, page)
-        for child in children
-        for link in (child.attrs.get('href'), child.attrs.get('src'))
-        if link
-    ]
+    links = []
+    for child in children:
+        for name in ('href', 'src'):
+            if child.attrs.get(name):
+                links.append(target(child.attrs[name], page))
     return [
         {c.content for c in children if c.type == 'code_inline'},
         sorted(re.findall(r'(?<![a-zA-Z\d.])\d+(?:[.,]\d+)*', text)),

@@ -157,7 +157,8 @@ def test_training_ends_as_without(tmp_path, way, keys):
     assert_same(runner, plain)
     for key in ('lr', 'momentum'):
         values = [
-            one.optim_wrapper.param_groups[0][key] for one in (runner, plain)
+            trained.optim_wrapper.param_groups[0][key]
+            for trained in (runner, plain)
         ]
         assert values[0] == values[1]
     if way == 'counts':

@@ -203,8 +203,8 @@ images = torch.zeros(2, 3, 4, 4)
     ],
 )
 def test_whose_tensors(batch, num, owners):
-    found = [samples for _, samples in tensors_of_samples(batch, num)]
-    assert found == owners
+    seen = [samples for _, samples in tensors_of_samples(batch, num)]
+    assert seen == owners
 
 
 class Spoiling(BaseDataPreprocessor):
@@ -230,8 +230,7 @@ class Spoiling(BaseDataPreprocessor):
 
 @MODELS.register_module()
 class DroppingNet(BaseModel):
-    """A model with dropout whose gradients are NaN where its loss is finite.
-    """
+    """A model with dropout, a finite loss and NaN gradients."""
 
     def __init__(self):
         super().__init__(data_preprocessor=Spoiling())

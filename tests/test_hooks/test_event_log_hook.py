@@ -137,14 +137,14 @@ def test_a_half_written_start_does_not_stop_the_next(
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_4.pth'))
     make_runner(tmp_path, optim, resume=True, **keys).train()
 
-    told = [
+    written = [
         (row['kind'], row['iter'], row['attempt'])
         for row in read_events(str(tmp_path))
     ]
     attempt = 3 if kept is None else 2  # a whole start counts
-    assert told[:2] == [('start', 1, 1), ('update', 3, 1)]
-    assert told[-2:] == [('start', 5, attempt), ('update', 7, attempt)]
-    assert len(told) == attempt + 2
+    assert written[:2] == [('start', 1, 1), ('update', 3, 1)]
+    assert written[-2:] == [('start', 5, attempt), ('update', 7, attempt)]
+    assert len(written) == attempt + 2
 
 
 def test_a_file_name_that_is_no_utf8(tmp_path):

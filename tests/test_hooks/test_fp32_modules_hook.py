@@ -136,8 +136,7 @@ def test_a_pattern_that_matches_nothing(tmp_path, pattern):
 
 @MODELS.register_module()
 class Difficult(BaseModel):
-    """A model whose blocks overflow float16 in various ways; norms limit that.
-    """
+    """A model whose blocks overflow float16 in various ways; norms end it."""
 
     def __init__(self, *kinds):
         super().__init__()

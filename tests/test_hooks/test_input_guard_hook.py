@@ -59,9 +59,9 @@ def train(
     for index in bad:
         data[index]['inputs'][0, 0, 0] = value
     default_hooks = guard_hooks(*faults)
-    for index, one in enumerate(hooks or [hook] * (hook is not None)):
+    for index, keys_of_hook in enumerate(hooks or [hook] * (hook is not None)):
         default_hooks[f'input_guard_{index}'] = dict(
-            type='mmnanguard.InputGuardHook', **one
+            type='mmnanguard.InputGuardHook', **keys_of_hook
         )
     for name in changes.pop('without', ()):
         del default_hooks[name]
@@ -124,9 +124,9 @@ def test_reject_names_the_sample(tmp_path, stack, value):
 
 def test_many_samples_are_named_in_the_row_and_a_few_on_the_console(tmp_path):
     runner = train(tmp_path, bad=[4, 5, 6, 7], hook={})
-    (found,) = read_rows(runner, 'input')
+    (row,) = read_rows(runner, 'input')
     names = [f'train/{index:06d}.jpg' for index in (4, 5, 6, 7)]
-    assert (found['samples'], found['num_samples']) == (names, 4)
+    assert (row['samples'], row['num_samples']) == (names, 4)
     said = f'4 samples (inputs): {", ".join(names[:3])} and 1 more\n'
     assert said in log(runner)
 
@@ -139,8 +139,8 @@ def test_the_bad_micro_batch_of_a_window_is_named(tmp_path, bad):
     bad = [index + 4 for index in bad]
     runner = train(tmp_path / 'faulty', bad=bad, hook={}, **keys)
     assert causes(runner) == {4: 'input_nonfinite'}
-    (found,) = read_rows(runner, 'input')
-    assert found['samples'] == [f'train/{index:06d}.jpg' for index in bad]
+    (row,) = read_rows(runner, 'input')
+    assert row['samples'] == [f'train/{index:06d}.jpg' for index in bad]
     oracle = train(
         tmp_path / 'oracle',
         bad=(),
@@ -181,8 +181,8 @@ def test_keys(tmp_path):
     data[17]['data_samples'].weight[1] = math.nan
     runner = train(tmp_path / 'b', bad=(), hook=dict(keys=keys), data=data)
     assert causes(runner)[5] == 'input_nonfinite'
-    (found,) = read_rows(runner, 'input')
-    assert found['keys'] == {keys[0]: ['train/000017.jpg']}
+    (row,) = read_rows(runner, 'input')
+    assert row['keys'] == {keys[0]: ['train/000017.jpg']}
 
 
 def test_a_fire_drill(tmp_path):
@@ -467,7 +467,7 @@ def break_off(work_dir):
         run=False,
         data=make_data(60),
     )
-    runner.hooks.sort(key=lambda one: not isinstance(one, Break))
+    runner.hooks.sort(key=lambda hook: not isinstance(hook, Break))
     with pytest.raises(ArithmeticError):
         runner.train()
     assert num_hooks(runner) == 0
@@ -637,9 +637,9 @@ def test_several_optimizers(tmp_path, bad, expected):
     runner = train(tmp_path, bad=[bad], hook={}, model=model, optim=optim)
     rows = read_rows(runner)
     assert [(row['iter'], row['optimizer']) for row in rows] == expected
-    found = read_rows(runner, 'input')
-    assert [row['id'] for row in found] == [row['id'] for row in rows]
-    for row in found:
+    inputs = read_rows(runner, 'input')
+    assert [row['id'] for row in inputs] == [row['id'] for row in rows]
+    for row in inputs:
         assert row['samples'] == [f'train/{bad:06d}.jpg']
 
 

@@ -32,7 +32,7 @@ def sample(index, named=True, **fields):
 
 
 def samples(*fields, named=True):
-    return [sample(i, named, **dict(each)) for i, each in enumerate(fields)]
+    return [sample(i, named, **dict(keys)) for i, keys in enumerate(fields)]
 
 
 def three(**keys):
@@ -331,8 +331,8 @@ def test_keys_take_all_below_them():
 def test_keys_come_in_the_same_order_in_every_process():
     names = 'ecafdb'
     element = BaseDataElement(**{name: bad(2) for name in names})
-    found = found_in(dict(inputs=bad(1, 3), data_samples=[element]))
-    assert list(found) == [
+    bad_keys = found_in(dict(inputs=bad(1, 3), data_samples=[element]))
+    assert list(bad_keys) == [
         'inputs',
         *(f'data_samples.{name}' for name in sorted(names)),
     ]

@@ -173,8 +173,7 @@ def test_one_nan_does_not_blank_the_smoothed_losses(tmp_path):
 
 
 def test_mmengine_blanks_them(tmp_path):
-    """MMEngine alone writes NaN losses, which the test above guards against.
-    """
+    """MMEngine alone logs NaN losses, so the test above can fail."""
     runner = make_runner(
         tmp_path,
         GUARDED,

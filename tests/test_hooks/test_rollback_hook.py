@@ -337,8 +337,8 @@ def test_float16_with_a_lower_scale_and_learning_rate(tmp_path, accumulation):
     assert row['loss_scale'] == 20.0
     assert row['lr_factor'] == 0.5
     assert runner.optim_wrapper.guard.state.lr_factor == 1.0
-    told = runner.message_hub.get_scalar('train/guard/lr_factor').data[0]
-    assert min(told) < 1.0 == told[-1]
+    factors = runner.message_hub.get_scalar('train/guard/lr_factor').data[0]
+    assert min(factors) < 1.0 == factors[-1]
     assert_finite(runner)
 
 
@@ -428,9 +428,11 @@ class Forgetful(ToyNet):
 
 
 @pytest.mark.parametrize(
-    ('length', 'told', 'to'), [(1, 43, 36), (2, 44, 32)], ids=str
+    ('length', 'judged', 'to'), [(1, 43, 36), (2, 44, 32)], ids=str
 )
-def test_a_divergence_goes_back_behind_its_window(tmp_path, length, told, to):
+def test_a_divergence_goes_back_behind_its_window(
+    tmp_path, length, judged, to
+):
     """The rollback counts iterations; an accumulation window has several."""
     since = 40 if length == 1 else 38
     runner = train(
@@ -440,11 +442,13 @@ def test_a_divergence_goes_back_behind_its_window(tmp_path, length, told, to):
         guard=dict(divergence=dict(window=4, share=0.7)),
         wrapper=dict(accumulative_counts=length),
         rollback=dict(num_kept=10),
-        max_iters=told,
+        max_iters=judged,
     )
     (row,) = read_rows(runner, 'rollback')
     (update,) = read_rows(runner)
     assert (update['cause'], update['action']) == ('divergence', 'rollback')
-    assert (row['iter'], row['to']) == (told, to)
-    assert told - 4 * length > to
-    assert_equal(runner.remembered.states[told], runner.remembered.states[to])
+    assert (row['iter'], row['to']) == (judged, to)
+    assert judged - 4 * length > to
+    assert_equal(
+        runner.remembered.states[judged], runner.remembered.states[to]
+    )

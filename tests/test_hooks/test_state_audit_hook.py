@@ -133,8 +133,8 @@ def assert_same_content(left, right):
     for name, value in left.items():
         if isinstance(value, torch.Tensor):
             value, other = (
-                each.reshape(-1).view(torch.uint8)
-                for each in (value, right[name])
+                tensor.reshape(-1).view(torch.uint8)
+                for tensor in (value, right[name])
             )
             assert torch.equal(value, other), name
         else:

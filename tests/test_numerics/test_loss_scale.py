@@ -1,5 +1,6 @@
 """The scale, driven by real verdicts and beside PyTorch's own scaler."""
 
+import itertools
 import math
 import random
 
@@ -346,15 +347,15 @@ def test_pytorch_grows_a_scale_that_was_at_our_ceiling():
     assert plain.scaler.get_scale() == 16.0
 
 
+DECISIONS = [
+    (Action.STEP, Cause.NONE),
+    (Action.SKIP, Cause.SCALE_OVERFLOW),
+    (Action.SKIP, Cause.LOSS_NONFINITE),
+    (Action.HALT, Cause.GRAD_NONFINITE),
+]
 VERDICTS = [
-    Verdict(action, cause, move)
-    for action, cause in [
-        (Action.STEP, Cause.NONE),
-        (Action.SKIP, Cause.SCALE_OVERFLOW),
-        (Action.SKIP, Cause.LOSS_NONFINITE),
-        (Action.HALT, Cause.GRAD_NONFINITE),
-    ]
-    for move in ScaleMove
+    Verdict(*decision, move)
+    for decision, move in itertools.product(DECISIONS, ScaleMove)
 ]
 
 

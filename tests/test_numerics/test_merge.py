@@ -36,8 +36,8 @@ def test_of_replicas_that_differ_the_largest_counts():
         seen(0.0, (Shard(group, norm),))
         for group, norm in ((0, 3.0), (0, 4.0), (2, 6.0), (2, 8.0))
     ]
-    for own in ranks:
-        assert merge(ranks, own).grad_norm == 10.0
+    for local in ranks:
+        assert merge(ranks, local).grad_norm == 10.0
 
 
 def test_parts_of_two_wholes():
@@ -70,11 +70,11 @@ def test_the_loss_that_is_told_is_the_bad_one():
         Observation(2.0, buffers_are_finite=False),
         Observation(math.nan, loss_is_finite=False),
     ]
-    for own in ranks:
-        assert math.isnan(merge(ranks, own).loss)
+    for local in ranks:
+        assert math.isnan(merge(ranks, local).loss)
 
 
-def merge_one_by_one(ranks, own, norm_type):
+def merge_one_by_one(ranks, local, norm_type):
     """The same by definition, rank by rank."""
     bad = [rank for rank, seen in enumerate(ranks) if not seen.is_clean]
     culprits = [rank for rank in bad if not ranks[rank].forward_is_clean]
@@ -89,11 +89,11 @@ def merge_one_by_one(ranks, own, norm_type):
         'input_is_finite',
         'weights_are_finite',
     )
-    clip_norm = own.clip_norm
+    clip_norm = local.clip_norm
     if clip_norm is not None:
         clip_norm = whole_norm(ranks, 'clip_norm', 'clip_norm', norm_type)
     return replace(
-        own,
+        local,
         **{key: all(getattr(seen, key) for seen in ranks) for key in flags},
         num_bad_params=max(seen.num_bad_params for seen in ranks),
         num_params=max(seen.num_params for seen in ranks),
@@ -135,8 +135,7 @@ LOSSES = st.floats(-1e3, 1e3) | mostly(0.1, math.nan, -math.inf)
 
 @st.composite
 def situations(draw):
-    """Draw each rank's observation; a clip norm and parts are on all or none.
-    """
+    """Draw observations; all ranks have a clip norm and parts, or none has."""
     num_ranks, num_parts = draw(st.integers(1, 6)), draw(st.integers(0, 2))
     norms = NORMS if draw(st.booleans()) else st.floats(0, 1e3)
     flag = mostly(True, False) if draw(st.booleans()) else st.just(True)

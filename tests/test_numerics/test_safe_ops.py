@@ -4,6 +4,7 @@ The oracle is the plain operation in float64, where no square of a float32
 number over- or underflows.
 """
 
+import itertools
 import math
 import shutil
 
@@ -47,7 +48,7 @@ def special(dtype):
     info = torch.finfo(dtype)
     sizes = [0.0, denormal(dtype), info.smallest_normal, 1e-4, info.eps]
     sizes += [0.1, 1.0, 3.0, info.max**0.5, info.max / 2, info.max]
-    return [sign * size for size in sizes for sign in (1, -1)]
+    return [sign * size for size, sign in itertools.product(sizes, (1, -1))]
 
 
 @st.composite
@@ -90,14 +91,17 @@ SAFE = {
 }
 
 
+def grad_or_zeros(tensor):
+    return 0 * tensor if tensor.grad is None else tensor.grad
+
+
 def run(function, x, other, mask, upstream=1.0):
     """Result and gradients; 0 for what was not used."""
     x = x.detach().clone().requires_grad_()
     other = other.detach().clone().requires_grad_()
     result = function(x, other, mask)
     result.backward(torch.full_like(result, upstream))
-    grads = [t.grad if t.grad is not None else 0 * t for t in (x, other)]
-    return (result.detach(), *grads)
+    return result.detach(), grad_or_zeros(x), grad_or_zeros(other)
 
 
 @pytest.mark.parametrize('name', SAFE)
@@ -115,8 +119,7 @@ def test_finite_forward_and_backward(name, given, upstream):
 
 
 def assert_near(got, want, where, scale=0.0):
-    """Compare to the dtype's precision; ``scale`` is the size of the summands.
-    """
+    """Compare to the dtype's precision; ``scale`` is the summands' size."""
     eps = torch.finfo(got.dtype).eps
     limit = 4 * eps * want.abs() + 2 * denormal(got.dtype)
     limit = limit + 8 * torch.finfo(torch.float32).eps * scale
@@ -190,8 +193,7 @@ def test_mean_of_what_is_kept(given):
 @often
 @given(given=ELSEWHERE)
 def test_softmax_of_what_is_kept(given):
-    """Softmax equals a computation by hand: exponentials divided by their sum.
-    """
+    """Softmax equals exponentials divided by their sum."""
     x, _, mask = given
     probs, mask = masked_softmax(x, mask), mask.expand(x.shape)
     scores = torch.where(mask, x.double(), -INF)
@@ -286,9 +288,9 @@ def test_a_quotient_is_limited(dtype):
 
 
 def test_a_steep_derivative_is_left_out_and_the_other_stays():
-    one, small = torch.tensor([1.0]), torch.tensor([1e-15])
+    unit, small = torch.tensor([1.0]), torch.tensor([1e-15])
 
-    quotient, by_top, by_bottom = run(SAFE['divide'], one, small, None)
+    quotient, by_top, by_bottom = run(SAFE['divide'], unit, small, None)
 
     assert quotient == by_top == 1 / small
     assert by_bottom == 0  # 1e30

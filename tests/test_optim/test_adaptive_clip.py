@@ -8,8 +8,8 @@ import matrix
 import pytest
 import torch
 from test_wrappers import FP16, add_nan, amp, fp32, nan_grads, train
+from test_wrappers import messages as messages
 from test_wrappers import model as model  # a fixture
-from test_wrappers import told as told
 from torch import nn
 from torch.optim import SGD
 
@@ -160,8 +160,8 @@ def test_the_statistics_are_of_unscaled_norms_before_clipping(model):
         norms = []
         for _ in range(3):
             train(wrapper, twin)
-            told = wrapper.message_hub.get_scalar('train/grad_norm')
-            norms.append(told.current())
+            logged = wrapper.message_hub.get_scalar('train/grad_norm')
+            norms.append(logged.current())
         assert wrapper.guard.last_clip_coef < 0.1
         assert wrapper.guard.clip_rule.past.first == tuple(norms)
         rows.append(norms)
@@ -174,18 +174,18 @@ def test_the_norm_may_be_another_one(model, clip):
     train(wrapper, model)
     past = wrapper.guard.clip_rule.past
     (norm,) = past.row if clip['type'] == 'AutoClip' else past.first
-    told = wrapper.message_hub.get_scalar('train/grad_norm').current()
-    assert norm == told > 0
+    logged = wrapper.message_hub.get_scalar('train/grad_norm').current()
+    assert norm == logged > 0
 
 
-def test_a_user_sees_what_the_checkpoint_lacks(model, told):
+def test_a_user_sees_what_the_checkpoint_lacks(model, messages):
     saved = fp32(model, clip_grad=dict(max_norm=1)).state_dict()
     del saved['guard']['clip']
     wrapper = fp32(model, clip_grad=dict(type='ZClip'))
     train(wrapper, model)
     wrapper.load_state_dict(saved)
     assert wrapper.guard.clip_rule == ZClip()
-    assert 'no statistics of ZClip' in told[-1][1]
+    assert 'no statistics of ZClip' in messages[-1][1]
 
 
 # AdaptiveGradClip
@@ -193,7 +193,7 @@ def test_a_user_sees_what_the_checkpoint_lacks(model, told):
 
 @pytest.mark.parametrize(('eps', 'trains'), [(1e-3, True), (1e-30, False)])
 def test_weights_that_start_at_zero_train(eps, trains):
-    """They need eps to train, as their limit is a share of their norm."""
+    """Such weights need eps: their limit is a share of their norm."""
     net = nn.Linear(3, 1)
     nn.init.zeros_(net.weight)
     nn.init.zeros_(net.bias)

@@ -1,6 +1,4 @@
-"""After a norm above the threshold, this and the next updates use a smaller
-learning rate.
-"""
+"""A norm above the threshold lowers the learning rate of some updates."""
 
 import copy
 import inspect
@@ -171,7 +169,7 @@ def test_all_schedulers_are_here():
 def test_schedulers_compute_as_if_nothing_happened(name, monkeypatch):
     def learning_rates(**keys):
         model, wrapper = make(**keys)
-        one = getattr(scheduler, name)(wrapper, **SCHEDULERS[name])
+        lr_scheduler = getattr(scheduler, name)(wrapper, **SCHEDULERS[name])
         used, step = [], wrapper.optimizer.step
 
         def recorded(*args, **kwargs):
@@ -182,9 +180,9 @@ def test_schedulers_compute_as_if_nothing_happened(name, monkeypatch):
         for norm in NORMS:
             update(model, wrapper, norm)
             if name.startswith('ReduceOnPlateau'):
-                one.step(dict(loss=1.0))
+                lr_scheduler.step(dict(loss=1.0))
             else:
-                one.step()
+                lr_scheduler.step()
         return used
 
     plain = learning_rates()

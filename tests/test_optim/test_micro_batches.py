@@ -196,7 +196,7 @@ class Pair(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.one, self.other = matrix.Net(), matrix.Net()
+        self.first, self.second = matrix.Net(), matrix.Net()
 
 
 def test_two_optimizers_keep_apart():
@@ -204,7 +204,7 @@ def test_two_optimizers_keep_apart():
     torch.manual_seed(0)
     pair = Pair()
     wrappers = []
-    for part in (pair.one, pair.other):
+    for part in (pair.first, pair.second):
         optimizer = torch.optim.SGD(part.parameters(), lr=0.1)
         wrapper = NanGuardOptimWrapper(
             optimizer,
@@ -217,25 +217,25 @@ def test_two_optimizers_keep_apart():
     def count():
         return sum(wrapper.guard.state.num_steps for wrapper in wrappers)
 
-    for wrapper, part in zip(wrappers, (pair.one, pair.other)):
+    for wrapper, part in zip(wrappers, (pair.first, pair.second)):
         wrapper.guard.bind([part], pair, count)
     images = torch.randn(4, 1, 5, 5)
     for number in range(4):
-        for wrapper, part in zip(wrappers, (pair.one, pair.other)):
-            is_struck = number == 2 and part is pair.one
+        for wrapper, part in zip(wrappers, (pair.first, pair.second)):
+            is_struck = number == 2 and part is pair.first
             inputs = images * math.nan if is_struck else images
             with wrapper.optim_context(part):
                 loss = part(inputs).sum()
-                if part is pair.one:
+                if part is pair.first:
                     with torch.no_grad():
-                        pair.other(inputs)
+                        pair.second(inputs)
             wrapper.update_params(loss)
     assert [w.guard.state.num_steps for w in wrappers] == [2, 2]
     assert [w.guard.state.num_left_out for w in wrappers] == [1, 0]
     for tensor in pair.state_dict().values():
         assert torch.isfinite(tensor).all()
-    assert int(pair.one.bn.num_batches_tracked) == 3
-    assert int(pair.other.bn.num_batches_tracked) == 4 + 3
+    assert int(pair.first.bn.num_batches_tracked) == 3
+    assert int(pair.second.bn.num_batches_tracked) == 4 + 3
 
 
 def by_hand(policy, step):
@@ -293,8 +293,7 @@ def test_a_loop_by_hand_is_as_with_windows(step):
 
 
 def test_a_loop_that_goes_past_the_wrapper_at_times():
-    """The results are equal up to a rounding, as the order of the sum differs.
-    """
+    """The results differ by a rounding, as the order of the sum differs."""
     left, right = (
         by_hand(policy, at_times_past_the_wrapper)
         for policy in ('microbatch', 'window')

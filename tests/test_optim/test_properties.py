@@ -217,13 +217,13 @@ def ranks(draw):
 @often
 @given(ranks(), st.sampled_from([1.0, 2.0, 2.5, math.inf]), POLICIES)
 def test_any_observations_of_several_ranks(ranks, norm_type, policy):
-    merged = [merge(ranks, own, norm_type) for own in ranks]
+    merged = [merge(ranks, local, norm_type) for local in ranks]
     # By repr, because NaN is not equal to itself.
     assert len(set(map(repr, merged))) == 1
     verdicts = {decide(seen, GuardState(), policy) for seen in merged}
     assert len(verdicts) == 1
     seen = merged[0]
-    bad = {rank for rank, one in enumerate(ranks) if not one.is_clean}
+    bad = {rank for rank, local in enumerate(ranks) if not local.is_clean}
     assert not (bad and seen.is_clean)
     assert set(seen.bad_ranks) <= bad
     assert bool(seen.bad_ranks) == bool(bad)

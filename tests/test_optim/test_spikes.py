@@ -97,7 +97,9 @@ def test_skipped_spikes_leave_no_trace(tmp_path, type_, keys):
         assert row['samples'][0] == f'train/{4 * (row["iter"] - 1):06d}.jpg'
     oracle = train(tmp_path / 'b', type=type_, wrapper=keys, leave_out=STRUCK)
     assert_same(runner, oracle)
-    states = [one.optim_wrapper.guard.state for one in (runner, oracle)]
+    states = [
+        trained.optim_wrapper.guard.state for trained in (runner, oracle)
+    ]
     assert states[0].recent_norms == states[1].recent_norms
     assert states[0].recent_losses == states[1].recent_losses
 
@@ -122,7 +124,9 @@ def test_a_resumed_run_remembers(tmp_path):
     resumed = train(tmp_path / 'parts', resume=True)
     assert [row['iter'] for row in read_rows(resumed)] == list(STRUCK)
     assert_same(whole, resumed)
-    states = [one.optim_wrapper.guard.state for one in (whole, resumed)]
+    states = [
+        trained.optim_wrapper.guard.state for trained in (whole, resumed)
+    ]
     assert states[0] == states[1]
 
 

@@ -25,7 +25,7 @@ def model():
 
 
 @pytest.fixture
-def told():
+def messages():
     """Messages of the log, with their levels."""
     records = []
 
@@ -76,15 +76,15 @@ def nan_grads(loss):
 # Three ways to be bad
 
 
-def test_nan_loss_with_finite_gradients(model, told):
+def test_nan_loss_with_finite_gradients(model, messages):
     wrapper = fp32(model)
     before = weights(model)
     train(wrapper, model, spoil=add_nan)
     assert_equal(before, weights(model))
-    assert 'loss is NaN while its gradients are finite' in told[-1][1]
+    assert 'loss is NaN while its gradients are finite' in messages[-1][1]
 
 
-def test_finite_loss_with_one_bad_gradient_element(model, told):
+def test_finite_loss_with_one_bad_gradient_element(model, messages):
     wrapper = fp32(model)
     before = weights(model)
     model[2].weight.register_hook(
@@ -92,10 +92,10 @@ def test_finite_loss_with_one_bad_gradient_element(model, told):
     )
     train(wrapper, model)
     assert_equal(before, weights(model))
-    assert "gradient of '2.weight' is Inf (1 of 6 tensors)" in told[-1][1]
+    assert "gradient of '2.weight' is Inf (1 of 6 tensors)" in messages[-1][1]
 
 
-def test_finite_loss_and_gradients_with_an_infinite_running_variance(told):
+def test_finite_loss_and_gradients_with_an_infinite_running_variance(messages):
     """An activation of 3e38 is finite; its variance is not."""
     model = nn.Sequential(nn.Conv1d(1, 2, 1), nn.BatchNorm1d(2))
     wrapper = fp32(model)
@@ -111,7 +111,7 @@ def test_finite_loss_and_gradients_with_an_infinite_running_variance(told):
     assert all(torch.isfinite(grad).all() for grad in grads)
     wrapper.step()
     assert_equal(before, weights(model))
-    assert "forward made buffer '1.running_var' Inf" in told[-1][1]
+    assert "forward made buffer '1.running_var' Inf" in messages[-1][1]
 
 
 @pytest.mark.parametrize('bad', [0, 1, 2])
@@ -128,14 +128,14 @@ def test_the_loss_of_every_micro_batch_counts(model, bad):
     assert wrapper.guard.state.num_steps == 1
 
 
-def test_a_raised_input_flag_rejects(model, told):
+def test_a_raised_input_flag_rejects(model, messages):
     wrapper = fp32(model)
     before = weights(model)
     wrapper.add_fact('input', torch.tensor(False))
     wrapper.add_fact('input', torch.tensor(True))
     train(wrapper, model)
     assert_equal(before, weights(model))
-    assert 'the input is not finite' in told[-1][1]
+    assert 'the input is not finite' in messages[-1][1]
     train(wrapper, model)  # the flag is gone with its window
     assert wrapper.guard.state.num_steps == 1
 
@@ -151,15 +151,15 @@ def test_gradients_too_large_for_a_second_moment():
     assert wrapper.guard.state.total_skips == 1
 
 
-def test_blame_runs_before_clip(model, told):
+def test_blame_runs_before_clip(model, messages):
     """A norm clip makes every gradient NaN from one."""
     wrapper = fp32(model, clip_grad=dict(max_norm=1.0))
     model[0].bias.register_hook(lambda grad: grad * math.nan)
     train(wrapper, model)
-    assert "gradient of '0.bias' is NaN (1 of 6 tensors)" in told[-1][1]
+    assert "gradient of '0.bias' is NaN (1 of 6 tensors)" in messages[-1][1]
 
 
-def test_sparse_gradients(told):
+def test_sparse_gradients(messages):
     """Two equal indices are one gradient: each half may be finite."""
     model = nn.EmbeddingBag(4, 2, mode='sum', sparse=True)
     wrapper = fp32(model)
@@ -283,18 +283,18 @@ def test_a_skip_for_another_reason_does_not_grow_the_scale(model):
     assert scales == [8, 8, 8, 8, 16, 16]
 
 
-def test_routine_becomes_anomaly_once_the_scale_is_proven(model, told):
+def test_routine_becomes_anomaly_once_the_scale_is_proven(model, messages):
     wrapper = amp(model, guard=dict(proven_after=3), loss_scale=1024, **FP16)
     train(wrapper, model, spoil=nan_grads)
-    assert told[-1][0] == 'INFO'
-    assert 'routine' in told[-1][1]
-    assert '1024 -> 512' in told[-1][1]
+    assert messages[-1][0] == 'INFO'
+    assert 'routine' in messages[-1][1]
+    assert '1024 -> 512' in messages[-1][1]
     for _ in range(3):
         train(wrapper, model)
     train(wrapper, model, spoil=nan_grads)
-    assert told[-1][0] == 'WARNING'
-    assert 'is NaN' in told[-1][1]
-    assert '512 -> 256' in told[-1][1]
+    assert messages[-1][0] == 'WARNING'
+    assert 'is NaN' in messages[-1][1]
+    assert '512 -> 256' in messages[-1][1]
     state = wrapper.guard.state
     assert (state.routine_overflows, state.total_skips) == (1, 1)
 
@@ -347,7 +347,9 @@ def test_dtype_on_a_cpu(model, dtype, expected, is_scaled):
         (False, 64, torch.float16, 64.0),
     ],
 )
-def test_auto(model, told, monkeypatch, has_bf16, loss_scale, dtype, scale):
+def test_auto(
+    model, messages, monkeypatch, has_bf16, loss_scale, dtype, scale
+):
     if dtype is torch.float16 and not HAS_CPU_SCALER:
         pytest.skip('float16 on a CPU needs torch>=2.3')
     monkeypatch.setattr(
@@ -357,13 +359,13 @@ def test_auto(model, told, monkeypatch, has_bf16, loss_scale, dtype, scale):
     wrapper = amp(model, dtype='auto', loss_scale=loss_scale)
     assert wrapper.cast_dtype is dtype
     assert wrapper.loss_scaler.get_scale() == scale
-    assert str(dtype) in told[-1][1]
+    assert str(dtype) in messages[-1][1]
 
 
-def test_a_scale_without_float16_is_said_to_have_no_effect(model, told):
+def test_a_scale_without_float16_is_said_to_have_no_effect(model, messages):
     amp(model, dtype='bfloat16', loss_scale=512)
-    assert told[-1][0] == 'WARNING'
-    assert 'loss_scale=512 has no effect' in told[-1][1]
+    assert messages[-1][0] == 'WARNING'
+    assert 'loss_scale=512 has no effect' in messages[-1][1]
 
 
 # Errors before training
@@ -404,14 +406,16 @@ def test_the_callers_dicts_stay_as_they_are(model):
 # Telling and halting without a hook
 
 
-def test_one_line_per_rejected_update_and_the_story_at_the_end(model, told):
+def test_one_line_per_rejected_update_and_the_story_at_the_end(
+    model, messages
+):
     wrapper = fp32(model, guard=dict(max_consecutive_skips=3))
     before = weights(model)
     for _ in range(2):
         train(wrapper, model, spoil=add_nan)
     with pytest.raises(TrainingHalted) as caught:
         train(wrapper, model, spoil=add_nan)
-    *lines, story = [text for _, text in told]
+    *lines, story = [text for _, text in messages]
     assert len(lines) == 3
     assert lines[0].startswith('Iter 1: loss is NaN')
     assert lines[1].endswith('2 skips in a row')

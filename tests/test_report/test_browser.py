@@ -238,11 +238,11 @@ def test_hover(driver, page):
         )
     actions.perform()
     wait(driver, "return !!document.querySelector('.hoverlayer .hovertext')")
-    told = driver.execute_script(
+    hover_text = driver.execute_script(
         "return document.querySelector('.hoverlayer').textContent"
     )
-    assert 'iteration 60: skip, norm_overflow' in told
-    assert EVIL.split()[0] in told
+    assert 'iteration 60: skip, norm_overflow' in hover_text
+    assert EVIL.split()[0] in hover_text
 
 
 def test_dark(driver, page):
@@ -250,16 +250,16 @@ def test_dark(driver, page):
         'return [getComputedStyle(document.body).backgroundColor,'
         "document.querySelector('.plot').layout.font.color]"
     )
-    found = set()
+    colors = set()
     for scheme in ('light', 'dark'):
         feature = dict(name='prefers-color-scheme', value=scheme)
         driver.execute_cdp_cmd(
             'Emulation.setEmulatedMedia', dict(features=[feature])
         )
         time.sleep(0.2)
-        found.update(driver.execute_script(script))
+        colors.update(driver.execute_script(script))
     driver.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(features=[]))
-    assert len(found) == 4
+    assert len(colors) == 4
 
 
 @pytest.mark.parametrize('rows', [[start()], [start(), update(1)]])

@@ -14,8 +14,7 @@ from mmnanguard.numerics.base.shards import local
 
 
 class Spoil(Hook):
-    """Spoil a tensor at the end of the last iteration, before its checkpoint.
-    """
+    """Spoil a tensor at the end of the last iteration, before it is saved."""
 
     def __init__(self, where):
         self.where = where
@@ -32,8 +31,7 @@ class Spoil(Hook):
 
 
 class Save(Hook):
-    """Save a checkpoint on one rank only; the audit must not wait for others.
-    """
+    """Save on one rank only; the audit must not wait for other ranks."""
 
     priority = 'VERY_LOW'
 

@@ -162,7 +162,11 @@ def swin(augment='Mixup', with_cp=False):
     )
     # Its config has both.
     augments = model['data_preprocessor']['batch_augments']['augments']
-    augments[:] = [one for one in augments if one['type'] == augment]
+    augments[:] = [
+        augment_cfg
+        for augment_cfg in augments
+        if augment_cfg['type'] == augment
+    ]
     return model
 
 
@@ -433,8 +437,7 @@ def same(left, right):
 
 
 def diagnose(patient, fault):
-    """Compare the reported rows with the expected ones; return the wrong keys.
-    """
+    """Return the wrong keys of the reported row, with their values."""
     _, *places = PATIENTS[patient]
     site, _, _, phase, ops, in_fp32 = FAULTS[fault]
     module = '' if site is None else [*places, 'head.loss_module'][site]
@@ -445,15 +448,15 @@ def diagnose(patient, fault):
             results.append(read_rows(runner, 'autopsy'))
             ends.append((everything(runner), read_rng()))
             events = read_rows(runner)
-    (told, nothing) = results
+    (rows, nothing) = results
     wrong = {}
     struck = struck_of(patient)
     poison = f'train/{BATCH_SIZE * (struck - 1) + ILL:06d}.jpg'
     if [event['iter'] for event in events] != [struck]:
         wrong['events'] = [(e['iter'], e['cause']) for e in events]
-    if nothing or len(told) != 1:
-        return dict(wrong, rows=len(told))
-    (row,) = told
+    if nothing or len(rows) != 1:
+        return dict(wrong, rows=len(rows))
+    (row,) = rows
     is_batch_norm = row['op'] == 'aten.native_batch_norm'
     expected = dict(
         phase=phase,
@@ -484,15 +487,11 @@ def diagnose(patient, fault):
 def main(patients):
     if not {'cnn', 'transformer'} & set(patients):
         import mmpretrain.structures  # noqa: F401
-    print(
-        json.dumps(
-            {
-                f'{patient}-{fault}': diagnose(patient, fault)
-                for patient in patients
-                for fault in faults_of(patient)
-            }
-        )
-    )
+    wrong = {}
+    for patient in patients:
+        for fault in faults_of(patient):
+            wrong[f'{patient}-{fault}'] = diagnose(patient, fault)
+    print(json.dumps(wrong))
 
 
 if __name__ == '__main__':

@@ -33,8 +33,7 @@ def see(kind, fault):
 
 
 def refusal(way):
-    """Return the error of an update of a sharded model with AdaptiveGradClip.
-    """
+    """Return the error of AdaptiveGradClip on a sharded model."""
     model = WAYS[way](build())
     wrapper = NanGuardOptimWrapper(
         torch.optim.SGD(model.parameters(), lr=0.1),
@@ -52,13 +51,11 @@ def refusal(way):
 def main(work_dir):
     dist.init_process_group('gloo', timeout=timedelta(seconds=60))
     fault = matrix.Fault('grad', 'nan')
-    seen = {
-        f'{precision} {clip}': see(
-            matrix.Kind(precision, 'adamw', clip, 1), fault
-        )
-        for precision in (('fp32', 'fp16') if HAS_CPU_SCALER else ('fp32',))
-        for clip in matrix.ADAPTIVE
-    }
+    seen = {}
+    for precision in ('fp32', 'fp16') if HAS_CPU_SCALER else ('fp32',):
+        for clip in matrix.ADAPTIVE:
+            kind = matrix.Kind(precision, 'adamw', clip, 1)
+            seen[f'{precision} {clip}'] = see(kind, fault)
     ways = ('flat', 'flat, original parameters', 'dtensors')
     ways += ('flat, not sharded',)
     # FSDP of PyTorch 2.1 runs on no CPU.

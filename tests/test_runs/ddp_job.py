@@ -107,12 +107,12 @@ class Watch(Hook):
             params = runner.model.parameters()
             grads = [param.grad for param in params if param.grad is not None]
             flat = torch.cat([grad.flatten() for grad in grads])
-            own = flat.norm(self.norm_type).item()
-            own /= wrapper.loss_scaler.get_scale()
+            local_norm = flat.norm(self.norm_type).item()
+            local_norm /= wrapper.loss_scaler.get_scale()
             type(wrapper).step(wrapper, **kwargs)
             if wrapper.guard.state.num_steps > num_steps:
-                told = runner.message_hub.get_scalar('train/grad_norm')
-                self.norms.append((own, float(told.current())))
+                logged = runner.message_hub.get_scalar('train/grad_norm')
+                self.norms.append((local_norm, float(logged.current())))
 
         wrapper.step = watched
 

@@ -178,12 +178,13 @@ def see(way, site, struck, **keys):
     model, wrapper, events, norms = train(way, site, struck, **keys)
     oracle = everything(*train(way, leave_out=STRUCK, **keys)[:2])
     left = everything(model, wrapper)
+    bad_params = itertools.chain.from_iterable(e.params for e in events)
     return dict(
         told=[
             [event.iter, event.cause.value, list(event.ranks)]
             for event in events
         ],
-        names=sorted({bad.name for e in events for bad in e.params}),
+        names=sorted({bad.name for bad in bad_params}),
         state=wrapper.guard.state.to_dict(),
         scale=wrapper.guard.scaler.get_scale(),
         norms=norms,

@@ -19,17 +19,17 @@ import traceback
 
 
 def run(command):
-    with tempfile.TemporaryFile() as told:
+    with tempfile.TemporaryFile() as output:
         pid = os.fork()
         if pid == 0:
-            os.dup2(told.fileno(), 1)
-            os.dup2(told.fileno(), 2)
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
             os._exit(start(*command))
         _, status, used = os.wait4(pid, 0)
-        told.seek(0)
+        output.seek(0)
         return dict(
             status=os.waitstatus_to_exitcode(status),
-            told=told.read().decode(),
+            told=output.read().decode(),
             seconds=round(used.ru_utime + used.ru_stime, 2),
         )
 

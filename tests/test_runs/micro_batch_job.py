@@ -32,15 +32,15 @@ class Net(matrix.Net):
 
     def __init__(self):
         super().__init__()
-        self.own = nn.Parameter(torch.ones(2))
+        self.local = nn.Parameter(torch.ones(2))
         self.idle = nn.Parameter(torch.ones(2))
         self.apart = nn.ParameterList([torch.ones(2)])
-        # DDP heeds no name without a dot.
-        self._ddp_params_and_buffers_to_ignore = ['apart.0', 'own']
+        # DDP respects no name without a dot.
+        self._ddp_params_and_buffers_to_ignore = ['apart.0', 'local']
 
     def forward(self, images, strike=None):
         logits = super().forward(images, strike) * self.apart[0]
-        return logits + self.own if dist.get_rank() == 0 else logits
+        return logits + self.local if dist.get_rank() == 0 else logits
 
 
 def batches():
@@ -122,7 +122,7 @@ def see(name, faults, site, broadcasts):
     )
     right = matrix.everything(*other)
     events = wrapper.guard.take_events()
-    shared = ('conv.', 'bn.weight', 'bn.bias', 'head.', 'own', 'idle')
+    shared = ('conv.', 'bn.weight', 'bn.bias', 'head.', 'local', 'idle')
     names = [name for name in left if name.startswith(shared)]
     mine = torch.cat([left[k].flatten() for k in names])
     theirs = mine.clone()
@@ -143,7 +143,7 @@ def see(name, faults, site, broadcasts):
 
 def refusals():
     keys = dict(guard=dict(accumulation='microbatch'))
-    told = {}
+    messages = {}
     for name, wrap in (
         ('bare', lambda net: net),
         (
@@ -160,7 +160,7 @@ def refusals():
         try:
             matrix.train_step(model, wrapper, torch.randn(4, 1, 5, 5), None)
         except GuardConfigError as error:
-            told[name] = str(error)
+            messages[name] = str(error)
     model = MMDistributedDataParallel(nn.Embedding(4, 2, sparse=True))
     optimizer = torch.optim.SGD(model.parameters(), LR)
     wrapper = NanGuardOptimWrapper(optimizer, **keys)
@@ -169,8 +169,8 @@ def refusals():
             loss = model(torch.tensor([1])).sum()
         wrapper.update_params(loss)
     except GuardConfigError as error:
-        told['sparse'] = str(error)
-    return told
+        messages['sparse'] = str(error)
+    return messages
 
 
 def main(work_dir):

@@ -1,5 +1,6 @@
 """Command lines that a user could type, and what is left of such a run."""
 
+import itertools
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,8 +65,7 @@ def make_data(group, folder):
 
 
 def mim_of(project):
-    """Return the folder in which a project's wheel has its configs and tools.
-    """
+    """Return the folder of the configs and tools in a project's wheel."""
     if project == 'mmpretrain':
         return PACKAGES / project / '.mim'
     return Path(find_spec(project).origin).parent / '.mim'
@@ -167,12 +167,12 @@ def commands(name, data_root, folder):
 def launch(group, runs):
     job = dict(
         imports=[
-            *(f'{one}.{part}' for one in GROUPS[group][1] for part in PARTS),
+            *map('.'.join, itertools.product(GROUPS[group][1], PARTS)),
             *('matplotlib.figure', 'matplotlib.backends.backend_agg', 'toys'),
         ],
         runs={name: list(map(str, runs[name])) for name in runs},
     )
-    return run_job('test_runs/launch_job.py', told=json.dumps(job))
+    return run_job('test_runs/launch_job.py', stdin=json.dumps(job))
 
 
 def read_rows(work_dir, kind='update'):
@@ -220,6 +220,7 @@ def is_same(left, right):
     if not isinstance(left, torch.Tensor):
         return left == right
     left, right = (
-        one.flatten().contiguous().view(torch.uint8) for one in (left, right)
+        tensor.flatten().contiguous().view(torch.uint8)
+        for tensor in (left, right)
     )
     return torch.equal(left, right)

@@ -84,15 +84,11 @@ def views(*paths):
     refuses mmcv 2.1's computation of it.
     """
     prefix = 'train_dataloader.dataset.pipeline.1.transforms'
-    return (
-        *TWO_EPOCHS,
-        'train_dataloader.batch_size=8',
-        *(
-            f'{prefix}.{path}.{option}'
-            for path in paths
-            for option in ('0.scale=32', '1.transforms.0.hue=0')
-        ),
-    )
+    options = [*TWO_EPOCHS, 'train_dataloader.batch_size=8']
+    for path in paths:
+        options.append(f'{prefix}.{path}.0.scale=32')
+        options.append(f'{prefix}.{path}.1.transforms.0.hue=0')
+    return tuple(options)
 
 
 MMPRETRAIN = {
@@ -163,11 +159,12 @@ MMPRETRAIN = {
             *VIT,
             *WARM_UP,
             'param_scheduler.1.end=2',
-            *(
-                f'model.{part}.{side}_channels=16'
-                for part in ('neck', 'head.predictor')
-                for side in ('in', 'hid', 'out')
-            ),
+            'model.neck.in_channels=16',
+            'model.neck.hid_channels=16',
+            'model.neck.out_channels=16',
+            'model.head.predictor.in_channels=16',
+            'model.head.predictor.hid_channels=16',
+            'model.head.predictor.out_channels=16',
         ),
         has_buffers=True,
     ),

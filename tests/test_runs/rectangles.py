@@ -56,6 +56,8 @@ def make_rectangles(root, count):
     categories = [
         dict(id=number, name=name) for number, name in enumerate(CATEGORIES, 1)
     ]
-    told = dict(images=images, annotations=annotations, categories=categories)
-    (root / 'annotations.json').write_text(json.dumps(told))
+    content = dict(
+        images=images, annotations=annotations, categories=categories
+    )
+    (root / 'annotations.json').write_text(json.dumps(content))
     return root

@@ -34,8 +34,10 @@ def case(request, tool):
 
 def test_it_comes_as_documented(case):
     _, outcomes = case
-    found = {name: came['differences'] for name, came in outcomes.items()}
-    assert {name: told for name, told in found.items() if told} == {}
+    differences = {
+        name: came['differences'] for name, came in outcomes.items()
+    }
+    assert {name: wrong for name, wrong in differences.items() if wrong} == {}
 
 
 def words_and_numbers(text):
@@ -105,8 +107,8 @@ def test_an_outcome_that_is_not_as_documented_is_told(
     assert 'NOT AS DOCUMENTED' not in capsys.readouterr().out
     came['events'] = 1
     assert tool.main(['exploding_gradient', '--runs', 'cured']) == 1
-    told = capsys.readouterr().out
-    assert 'exploding_gradient/cured: events is 1, documented is 0' in told
+    output = capsys.readouterr().out
+    assert 'exploding_gradient/cured: events is 1, documented is 0' in output
 
 
 def test_each_config_is_documented():
@@ -167,9 +169,9 @@ def test_a_progress_bar_does_not_garble_the_log(tmp_path, is_shared):
         check=False,
     )
     shown = screen(done.stdout.decode())
-    told = [line for line in shown if ' - mmengine - ' in line]
+    log_lines = [line for line in shown if ' - mmengine - ' in line]
     assert done.returncode == 0, shown
-    assert sum('WARNING - Iter' in line for line in told) >= 2
-    is_whole = [re.match(r'\d\d/\d\d [\d:]+ - mm', line) for line in told]
+    assert sum('WARNING - Iter' in line for line in log_lines) >= 2
+    is_whole = [re.match(r'\d\d/\d\d [\d:]+ - mm', line) for line in log_lines]
     assert all(is_whole) == is_shared
     assert any('100/100' in line for line in shown)

@@ -52,10 +52,12 @@ def test_guarded_it_ends_as_a_well_tuned_one(runs):
 def test_what_saves_it_is_one_rollback(runs):
     rows = runs['guarded'].rows
     (rollback,) = [row for row in rows if row['kind'] == 'rollback']
-    (found,) = [row for row in rows if row.get('cause') == 'divergence']
-    assert found['id'] == rollback['id']
-    assert found['action'] == 'rollback'
-    assert found['spike']['value'] > found['spike']['limit']
+    (divergence_row,) = [
+        row for row in rows if row.get('cause') == 'divergence'
+    ]
+    assert divergence_row['id'] == rollback['id']
+    assert divergence_row['action'] == 'rollback'
+    assert divergence_row['spike']['value'] > divergence_row['spike']['limit']
     # All of the losses that were judged are of later iterations.
-    assert rollback['to'] <= found['iter'] - 32
+    assert rollback['to'] <= divergence_row['iter'] - 32
     assert rollback['lr_factor'] == pytest.approx(0.1)

@@ -34,7 +34,7 @@ def test_all_ranks_leave_no_trace(ranks):
     for cell, *seen in zip_cells(ranks):
         assert [result['differing'] for result in seen] == [[]] * len(seen)
         for result in seen:
-            assert [told[0] for told in result['told']] == list(STRUCK), cell
+            assert [row[0] for row in result['told']] == list(STRUCK), cell
 
 
 def test_all_ranks_say_the_same_cause_and_the_struck_rank(ranks):

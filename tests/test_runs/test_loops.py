@@ -289,8 +289,7 @@ def test_a_last_window_that_is_short(tmp_path, fault, window):
 
 
 def test_resume_in_the_middle_of_a_window_is_as_in_mmengine(tmp_path):
-    """The gradients of the window's beginning are lost, and the log says so.
-    """
+    """The window's first gradients are lost, and the log says so."""
     data = accumulate(tmp_path / 'd', 'OptimWrapper').train_dataloader.dataset
     ends = []
     for type_ in ('OptimWrapper', 'NanGuardOptimWrapper'):

@@ -41,12 +41,11 @@ class OthersOnlyWrapper(OptimWrapper):
 
 
 def averages(runner):
-    return {
-        name: tensor
-        for hook in runner.hooks
-        if isinstance(hook, EMAHook)
-        for name, tensor in hook.ema_model.state_dict().items()
-    }
+    tensors = {}
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):
+            tensors.update(hook.ema_model.state_dict())
+    return tensors
 
 
 @MODELS.register_module()

@@ -154,13 +154,13 @@ class Case(NamedTuple):
 
     Attributes:
         struck: Module whose output, and parameter whose gradient, go bad.
-        told: What the parameter is called.
+        param_name: The reported name of that parameter, if it differs.
     """
 
     model: Callable[[], nn.Module]
     batch: Callable[[torch.Generator], torch.Tensor]
     struck: Tuple[str, str]
-    told: str = ''
+    param_name: str = ''
     optimizer: Callable = functools.partial(AdamW, lr=0.01)
 
 
@@ -316,7 +316,7 @@ def test_equals_the_run_without_those_updates(name, precision, site):
     if site == 'grad':
         for event in events:
             names = [param.name for param in event.params]
-            assert names == [case.told or case.struck[1]]
+            assert names == [case.param_name or case.struck[1]]
 
 
 # An update in which no parameter has a gradient

@@ -58,8 +58,7 @@ class Runs:
         self.data_root = data_root
 
     def __call__(self, run, status=0):
-        """Return the run's folder; it must have ended with this exit status.
-        """
+        """Return the run's folder; the run must have this exit status."""
         run = f'{self.name}-{run}'
         done = self._done[run]
         assert done['status'] == status, done['told'][-3000:]
@@ -128,8 +127,7 @@ def test_rows_tell_what_happened(runs, run):
 
 
 def test_a_dump_is_enough_to_run_it_again(runs):
-    """A replay in another process gives the same as the autopsy in training.
-    """
+    """A replay in another process equals the autopsy in training."""
     runs('replay')
     (path,) = runs('full').glob(DUMP)
     row = json.loads(path.with_suffix('.json').read_text())
@@ -147,7 +145,7 @@ def test_killed_and_resumed(runs):
     whole, killed = runs('whole'), runs('killed', -signal.SIGKILL)
     runs('resumed')
     assert differences(what_is_left(killed), what_is_left(whole)) == []
-    told = [
+    rows = [
         [
             (row['iter'], row['cause'])
             for row in read_events(work_dir)
@@ -155,5 +153,5 @@ def test_killed_and_resumed(runs):
         ]
         for work_dir in (killed, whole)
     ]
-    assert told[0] == told[1]
-    assert [iteration for iteration, _ in told[0]] == list(STRUCK)
+    assert rows[0] == rows[1]
+    assert [iteration for iteration, _ in rows[0]] == list(STRUCK)

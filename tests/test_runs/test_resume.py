@@ -178,5 +178,5 @@ def test_persistent_workers(tmp_path, by_epoch):
     else:
         with pytest.raises(AssertionError):
             assert_same(whole, parts)
-    told = logs.count('workers that outlive an epoch')
-    assert told == 3 * by_epoch
+    num_warnings = logs.count('workers that outlive an epoch')
+    assert num_warnings == 3 * by_epoch

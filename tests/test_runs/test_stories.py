@@ -48,7 +48,7 @@ def test_skip_lower_and_go_on(tmp_path):
         ],
     )
     runner.train()
-    told = [
+    story = [
         (
             row['iter'],
             row['cause'],
@@ -58,7 +58,7 @@ def test_skip_lower_and_go_on(tmp_path):
         )
         for row in read_rows(runner)
     ]
-    assert told == [
+    assert story == [
         (2, 'scale_overflow', 512.0, 0, 0),
         (7, 'grad_nonfinite', 256.0, 1, 1),
         (8, 'loss_nonfinite', 256.0, 2, 2),

@@ -182,8 +182,8 @@ def test_weights_of_a_checkpoint(tool, tmp_path, capsys, has_ema):
 def test_without_weights_it_says_what_to_do(tool, tmp_path, capsys):
     _, path = train(tmp_path, dump={})
     assert replay(tool, path) == (1, None)
-    told = capsys.readouterr().err
-    assert 'Give --checkpoint, best the last one before iteration 4' in told
+    output = capsys.readouterr().err
+    assert 'Give --checkpoint, best the last one before iteration 4' in output
 
 
 def test_weights_of_another_model(tool, tmp_path, capsys):
@@ -233,10 +233,10 @@ def test_bisect_goes_on_where_a_model_cannot_run(
     _, row = replay(tool, path, '--bisect')
     assert len(row['smallest']) == 2
     assert f'train/{ILL:06d}.jpg' in row['smallest']
-    told = capsys.readouterr().out
-    assert '1 of 4 samples: too few' in told
+    output = capsys.readouterr().out
+    assert '1 of 4 samples: too few' in output
     assert row['not_run'] == 2
-    assert '2 sets could not be run (too few): the set may be larger' in told
+    assert '2 sets could not be run (too few): the set may be larger' in output
 
 
 def test_modules_in_float32_are_so_here(tool, tmp_path):

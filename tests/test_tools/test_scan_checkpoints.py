@@ -153,8 +153,8 @@ def test_each_part_of_the_newest(tool, run, capsys, change, expected):
 
 
 def test_an_older_one_may_be_bad(tool, run, capsys):
-    """After a rollback, for example, only the checkpoint that --resume would
-    take counts.
+    """Older checkpoints may be bad after a rollback: only the checkpoint that
+    --resume would take counts.
     """
     edit(run / 'iter_4.pth', set_scale)
     status, report, _ = scan(tool, capsys, run)
@@ -248,8 +248,10 @@ def test_a_file_that_is_no_checkpoint(tool, run, capsys):
     torch.save(dict(state_dict=3), run / 'three.pth')
     status, report, _ = scan(tool, capsys, run)
     assert status == 0
-    found = statuses(report)
-    assert found['results.pth'] == found['three.pth'] == 'foreign'
+    file_statuses = statuses(report)
+    assert (
+        file_statuses['results.pth'] == file_statuses['three.pth'] == 'foreign'
+    )
 
 
 def test_order(tool, run, capsys):
@@ -317,7 +319,7 @@ def poison_in_place(file, size):
     """NaN into the first element of a storage of so many bytes."""
     with zipfile.ZipFile(file) as archive:
         (info,) = [
-            each for each in archive.infolist() if each.file_size == size
+            entry for entry in archive.infolist() if entry.file_size == size
         ]
     content = bytearray(file.read_bytes())
     # The lengths of the name and of what follows it come before the data.

@@ -166,7 +166,7 @@ def test_errors(config, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ('path', 'options', 'told'),
+    ('path', 'options', 'message'),
     [
         ('gone.py', (), 'gone.py: there is no such config'),
         ('nowhere::x/y.py', (), 'knows no project nowhere, but .*mmdet'),
@@ -196,7 +196,7 @@ def test_errors(config, tmp_path, capsys):
     ],
 )
 def test_a_mistake_ends_with_2_and_says_what_to_do(
-    config, tmp_path, capsys, path, options, told
+    config, tmp_path, capsys, path, options, message
 ):
     """Nothing is installed on the way, as MMEngine's get_config would do."""
     work_dir = ['--work-dir', str(tmp_path)]
@@ -204,7 +204,7 @@ def test_a_mistake_ends_with_2_and_says_what_to_do(
         work_dir += ['--guard', 'fp32', '--cfg-options', *options]
     assert main([path or config, *work_dir]) == 2
     said = capsys.readouterr().err
-    assert re.search(f'GuardConfigError: .*{told}', said), said
+    assert re.search(f'GuardConfigError: .*{message}', said), said
 
 
 ENDING = """
