@@ -293,8 +293,8 @@ def test_a_record_does_not_grow_with_the_epochs():
     record = make().record
     others = [pickle.loads(pickle.dumps(record)) for _ in range(3)]
     for _ in range(100):
-        for same_file in [record, *others]:
-            same_file.add('a', 'why')
+        for writer in [record, *others]:
+            writer.add('a', 'why')
     assert Path(record.path).read_text().count('why') == 1
 
 

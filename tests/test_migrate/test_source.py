@@ -1,4 +1,4 @@
-"""A migration leaves all other parts of a file as they were."""
+"""A migration leaves the parts that it need not change as they were."""
 
 from collections import Counter
 

@@ -97,8 +97,8 @@ def run(
         updates=read_rows(runner) if is_main else [],
         inputs=read_rows(runner, 'input') if is_main else [],
         log=[path.read_text() for path in Path(runner.log_dir).glob('*.log')],
-        tensors=[tensor['tensors'] for tensor in everyone],
-        halted=[tensor['halted'] for tensor in everyone],
+        tensors=[result['tensors'] for result in everyone],
+        halted=[result['halted'] for result in everyone],
     )
 
 
