@@ -1,5 +1,5 @@
-"""Jobs in a process that finds mmpretrain, and torchvision, which `make test`
-puts apart from the rest.
+"""Runs of jobs in a process that finds mmpretrain and torchvision, which `make
+test` installs apart from the other packages.
 """
 
 import json

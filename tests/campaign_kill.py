@@ -85,7 +85,7 @@ class CampaignNet(BaseModel):
 
 @DATASETS.register_module()
 class AugmentedData(Dataset):
-    """Draws from all three generators."""
+    """A dataset that draws from all three generators."""
 
     def __init__(self, size):
         self.items = make_data(size)
@@ -180,7 +180,7 @@ def train(work_dir, by_epoch, num_workers):
 
 
 def fork(work_dir, kind):
-    """A training in a process of its own; its end writes 'end.pt'."""
+    """Fork a training; at its end it writes 'end.pt'."""
     child = os.fork()
     if child:
         return child
@@ -219,7 +219,7 @@ def exit_status(status):
 
 
 def half_done(folder, known=()):
-    """Names of files that are being written, or were when it was killed."""
+    """Return the names of files that were half written at the kill."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
@@ -245,7 +245,7 @@ def uninterrupted(work_dir, kind):
 
 
 def interrupted(work_dir, kind, seconds, rng):
-    """Kill and resume; returns the number of kills and what is wrong."""
+    """Kill and resume; return the number of kills and a list of faults."""
     work_dir.mkdir(parents=True)
     folder = work_dir / 'run'
     for num_kills in itertools.count():
@@ -303,7 +303,7 @@ def rows_of(work_dir):
 
 
 def differences(left, right, where=''):
-    """Names of what is not the same, bit for bit."""
+    """Return the names of the values that differ in any bit."""
     if type(left) is not type(right):
         return [f'{where} ({type(left).__name__}, {type(right).__name__})']
     if isinstance(left, torch.Tensor):

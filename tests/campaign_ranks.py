@@ -86,7 +86,7 @@ CELLS = list(
 
 
 class Talk(torch.autograd.Function):
-    """The mean over ranks, as SyncBN and mmdet's reduce_mean have it."""
+    """A mean over ranks, as SyncBN and mmdet's reduce_mean have it."""
 
     @staticmethod
     def forward(ctx, x):
@@ -104,7 +104,9 @@ class Talk(torch.autograd.Function):
 
 
 class Net(BaseModel):
-    """Sizes that two ranks can share evenly, and one that they cannot."""
+    """A model with sizes that two ranks can share evenly, and one size that
+    they cannot.
+    """
 
     def __init__(self, talks=False):
         super().__init__(dict(type='BaseDataPreprocessor'))
@@ -125,7 +127,7 @@ class Net(BaseModel):
 
 
 def share(way):
-    """The model as the ranks share it."""
+    """Wrap the model as the ranks share it."""
     torch.manual_seed(0)
     net = Net(talks=way == 'talks in forward')
     if way == 'fsdp1':
@@ -141,7 +143,7 @@ def share(way):
 
 
 class Strike(Hook):
-    """Spoils one number of this rank's, in the middle of some windows."""
+    """Spoil one number of this rank in the middle of some windows."""
 
     priority = 'VERY_HIGH'  # over before an autopsy runs the batch again
 

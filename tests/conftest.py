@@ -23,8 +23,10 @@ LACKS = re.compile(
 
 @pytest.fixture(autouse=True)
 def fresh_globals():
-    """MMEngine keeps its loggers, hubs and scopes in class attributes; an
-    import may have made some, which write past what captures a test's output.
+    """Clear MMEngine's global objects before a test.
+
+    MMEngine keeps its loggers, hubs and scopes in class attributes. An import
+    may have made some, and they bypass the capture of a test's output.
     """
     torch.manual_seed(0)
     clear_globals()
@@ -34,7 +36,7 @@ def fresh_globals():
 
 @pytest.fixture(autouse=True)
 def no_pause_between_epochs(monkeypatch):
-    """MMEngine's iterator without end sleeps two seconds there."""
+    """Skip the two seconds that MMEngine's iterator without end sleeps."""
     clock = SimpleNamespace(sleep=lambda seconds: None)
     monkeypatch.setattr(loops, 'time', clock)
 

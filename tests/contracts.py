@@ -1,7 +1,7 @@
 """Short runs with any registered hook or wrapper of mmnanguard.
 
-New ones are found in their registry; one that needs arguments has an entry in
-``SETTINGS``.
+New types are found in their registry; a type that needs arguments has an entry
+in ``SETTINGS``.
 """
 
 from toys import guard_hooks, make_runner, wrapper
@@ -49,7 +49,7 @@ def build(
     """A run of 4 iterations, with a checkpoint after each two.
 
     Args:
-        work_dir: Of the run.
+        work_dir: The folder of the run.
         hook: Name of a hook that the run has besides NanGuardHook and
             EventLogHook; of these two, it takes the place of its own kind.
         wrapper_name: Of the optimizer wrapper.

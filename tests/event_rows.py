@@ -1,4 +1,4 @@
-"""Rows of events.jsonl, as their writers make them."""
+"""Rows of events.jsonl, made by the classes that write them."""
 
 import json
 
@@ -118,7 +118,7 @@ def write_events(folder, rows):
 
 
 def write_scalars(folder, rows):
-    """MMEngine's: a bare NaN is one."""
+    """Write a scalar file as MMEngine does, which includes bare NaNs."""
     path = folder / 'vis_data' / 'scalars.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('a') as file:

@@ -1,5 +1,5 @@
-"""A Python that has no torch and no MMEngine, as on the laptop of someone who
-wants to see what a cluster did.
+"""A Python without torch and MMEngine, as on the laptop of someone who reads
+the results of a cluster.
 """
 
 import sys

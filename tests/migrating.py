@@ -1,4 +1,4 @@
-"""Migrations of texts, for tests."""
+"""Migrations of config texts, for tests."""
 
 from mmengine.config import Config
 

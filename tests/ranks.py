@@ -63,7 +63,9 @@ def tail(output):
 
 
 def start_by_hand(job, *args, num_ranks=2):
-    """One process per rank and no launcher that ends all when one ends."""
+    """Start one process per rank, without a launcher that ends all ranks when
+    one ends.
+    """
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = str(probe.getsockname()[1])

@@ -1,7 +1,8 @@
-"""Learning rates of 1.x: the rules of mmcv 1.7.2's lr_config as formulas,
-and numbers that its own LrUpdaterHooks gave.
+"""The learning rates of 1.x.
 
-``PINNED`` was written down from a run of mmcv 1.7.2; nothing here needs it.
+The rules of mmcv 1.7.2's lr_config are given as formulas, and ``PINNED`` holds
+numbers of its LrUpdaterHooks, written down from a run of mmcv 1.7.2. Nothing
+here needs mmcv 1.7.2.
 """
 
 from math import cos, pi

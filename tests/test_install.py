@@ -1,4 +1,4 @@
-"""Wheel and sdist are built, installed and used, away from the sources."""
+"""Wheel and sdist are built, installed and used outside the sources."""
 
 import os
 import re
@@ -45,7 +45,9 @@ def build(kind, source, folder):
 
 @pytest.fixture(scope='module')
 def built(tmp_path_factory):
-    """The wheel of a copy of the sources, its sdist, and the sdist's wheel."""
+    """Build the wheel and the sdist of a copy of the sources, and the sdist's
+    wheel.
+    """
     folder = tmp_path_factory.mktemp('built')
     source = folder / 'source'
     shutil.copytree(ROOT, source, symlinks=True, ignore=ASIDE)

@@ -1,4 +1,4 @@
-"""``python -m mmnanguard``, away from the sources."""
+"""``python -m mmnanguard`` works outside the sources."""
 
 import os
 import subprocess

@@ -110,7 +110,7 @@ def test_fields_of_an_event():
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    """All hooks, rows of all kinds, and the switches that add scalars."""
+    """Train with all hooks, rows of all kinds and the switches for scalars."""
     if not HAS_CPU_SCALER:
         pytest.skip('float16 on a CPU needs torch>=2.3')
     cfg = config(tmp_path_factory.mktemp('surface'), 'surface')

@@ -1,4 +1,4 @@
-"""The README promises what there is."""
+"""The promises of the README hold."""
 
 import dataclasses
 import inspect

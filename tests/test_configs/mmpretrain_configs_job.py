@@ -37,7 +37,7 @@ FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.randn, torch.rand)
 
 
 class Hollow(TorchFunctionMode):
-    """New tensors have no memory; numbers that a model computes have."""
+    """A mode in which new tensors have no memory, but computed numbers do."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -91,7 +91,7 @@ def mmengines_own(cfg, model):
 
 
 def settings_of(wrapper):
-    """All of a wrapper that its settings say."""
+    """Return everything in a wrapper that its settings determine."""
     groups = [
         dict(group, params=[param.shape for param in group['params']])
         for group in wrapper.param_groups

@@ -1,4 +1,4 @@
-"""A cause has all its facts in one table, and all that read it know it."""
+"""One table has all facts of a cause, and all readers of facts use it."""
 
 import math
 import re
@@ -247,7 +247,7 @@ def test_the_docs_list_each_cause_in_order(page, language, kept, lowered):
 
 
 def test_all_else_asks_the_table():
-    """A comparison with a cause elsewhere would be forgotten by a new one."""
+    """No other code compares causes, as it would miss a new cause."""
     names = '|'.join(cause.value for cause in NAMED if '_' in cause.value)
     named = {
         path.relative_to(PACKAGE).as_posix()

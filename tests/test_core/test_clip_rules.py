@@ -1,4 +1,4 @@
-"""Rules of numbers, beside what was published of them."""
+"""Clip rules for numbers, compared with their publications."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def norms(seed=0, size=300):
 
 
 def run(rule, norms):
-    """Coefficients, each norm's update committed, and the last rule."""
+    """Return the coefficients and the last rule after committing all norms."""
     coefs = []
     for norm in norms:
         coefs.append(rule(norm))
@@ -171,8 +171,8 @@ def test_where_a_larger_norm_keeps_more(tiers, jumps):
 @pytest.mark.parametrize('rule', RULES, ids=str)
 @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf, 0.0, -1.0])
 def test_such_a_norm_never_enters_the_statistics(rule, bad):
-    """One NaN makes every later gradient NaN in AutoClip's own code, and
-    ends all clipping in ZClip's; a 0 could end training.
+    """A NaN would make every later gradient NaN in AutoClip's own code and end
+    all clipping in ZClip's; a 0 could end training.
     """
     seen = norms(size=30)
     _, rule = run(rule, seen)

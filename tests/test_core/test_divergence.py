@@ -28,7 +28,7 @@ def make_policy(**rule):
 
 
 def run(policy, losses, state=None):
-    """The state and the verdicts after the loss of each update."""
+    """Return the state and the verdicts after the loss of each update."""
     state = state or GuardState.from_dict({}, **policy.windows())
     verdicts = []
     for loss in losses:
@@ -144,7 +144,7 @@ def test_values_out_of_range(key, value):
 
 
 def healthy_losses(kind, seed, length=8000):
-    """Learns a little, then stays, with the noise of single batches."""
+    """Return losses that fall a little, then stay, with noise of batches."""
     draw = random.Random(seed)
     slow = 0.0
     for number in range(length):

@@ -1,6 +1,6 @@
-"""Any sequence of updates, against a small model of the rules.
+"""Any sequence of updates agrees with a small model of the rules.
 
-The model is written down from the docs: lists and loops, no records.
+The model follows the docs, in lists and loops, without records.
 """
 
 import math

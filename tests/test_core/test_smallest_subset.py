@@ -1,4 +1,4 @@
-"""A set of which no one item can be left out."""
+"""The smallest subset fails, and no item can be left out of it."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""Versions out of range and two distributions of one package are said."""
+"""Reports of versions out of range and of two distributions of one package."""
 
 import os
 import re
@@ -104,8 +104,9 @@ def run(code, *path):
     ],
 )
 def test_an_import_says_it_first(tmp_path, lines, message):
-    """Nothing but a version stands in these packages: nothing else of them
-    was asked for. What is left of an uninstalled package is a bare folder.
+    """The message comes from versions alone: the packages hold nothing else.
+
+    An uninstalled package may leave a bare folder.
     """
     texts = dict(torch="__version__ = '2.3.0'", mmengine=lines)
     for name, text in texts.items():

@@ -26,7 +26,7 @@ def audited(samples, *checks, keys=()):
     ],
 )
 def test_what_some_samples_lack_is_a_finding(odd, message):
-    """A mistake if no sample has it, else a bad sample among good ones."""
+    """A missing key is a mistake if no sample has it, else a bad sample."""
     good = dict(box=np.array([0, 0, 1, 1]))
     dataset = audited([odd, good], BOXES, keys=['box'])
     dataset.check_keys()

@@ -1,4 +1,4 @@
-"""docs/en/data.md promises what there is."""
+"""The promises of docs/en/data.md hold."""
 
 import inspect
 import re

@@ -20,7 +20,7 @@ def describe(samples):
 
 @pytest.mark.parametrize('largest', [MAX_POINTS, 400])
 def test_equals_that_of_all_values_at_once(largest):
-    """Samples of many sizes, the larger ones of larger numbers."""
+    """Samples have many sizes, and larger samples have larger numbers."""
     random = np.random.default_rng(0)
     sizes = random.integers(0, largest + 1, 200)
     samples = [random.normal(size, 3, size) for size in sizes]

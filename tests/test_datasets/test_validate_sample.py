@@ -29,7 +29,7 @@ IN_FIRST_40 = [NAMES[0], NAMES[1], NAMES[2]]  # indices 0, 8 and 17
 
 @CHECKS.register_module()
 def norm_scale_is_sane(results, low=1.0):
-    """A user's own check."""
+    """A check that a user could write."""
     if results['norm_scale'] < low:
         return f'norm_scale is {results["norm_scale"]}, below {low}'
     return None
@@ -356,7 +356,7 @@ def test_worker_processes(start, num_workers):
 
 
 def test_an_error_of_a_worker_says_what_to_do():
-    """A DataLoader makes it anew, of its text alone."""
+    """A DataLoader rebuilds the error from its text alone."""
     dataset = planted([dict(VALIDATE, action='raise')], indices=1)
     try:
         dataset[0]

@@ -7,7 +7,7 @@ from docs_shell import all_blocks, commands, run
 
 
 def pairs():
-    """Each block of output, with the commands above it in its section."""
+    """Return each block of output with the commands before it in a section."""
     result, last = [], {}
     for block in all_blocks('bash', 'text'):
         where = block.page, block.section
@@ -19,9 +19,7 @@ def pairs():
 
 
 def masked(line):
-    """Numbers masked, but for those of iterations; borders of a table have
-    any width.
-    """
+    """Mask numbers except those of iterations; tables have any width."""
     line = re.sub(r'\b[0-9a-f]{8}\b', '#', line)
     line = re.sub(r'[━─]+', '━', line)
     number = r'(?<!Iter )(?<!Iter \d)\b\d+(\.\d+)?(e[+-]?\d+)?'

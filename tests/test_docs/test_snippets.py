@@ -57,7 +57,7 @@ WRAPPER_KEYS = {
 
 @pytest.fixture
 def registries_as_they_were():
-    """A snippet may register a class; a module does so once."""
+    """Restore the registries, as a snippet may register a class again."""
     import_module('configs.digits.digits')
     for our_registry in OURS:
         our_registry.import_from_location()
@@ -70,7 +70,7 @@ def registries_as_they_were():
 
 
 def nodes(value):
-    """Each dict in a config."""
+    """Yield each dict in a config."""
     if isinstance(value, dict):
         yield value
         for item in value.values():
@@ -81,7 +81,7 @@ def nodes(value):
 
 
 def build(node):
-    """A part of mmnanguard; False if it is none."""
+    """Build a part of mmnanguard; return False for any other dict."""
     name = str(node.get('type', '')).replace('mmnanguard.', '')
     if name in OPTIM_WRAPPERS.module_dict:
         assert set(node) <= WRAPPER_KEYS

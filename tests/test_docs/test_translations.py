@@ -18,7 +18,7 @@ def parse(path):
 
 
 def headings(path):
-    """The anchors of a page, as GitHub and myst-parser make them."""
+    """Return the anchors of a page, as GitHub and myst-parser make them."""
     tokens = parse(path)
     texts = [
         ''.join(child.content for child in inline.children)

@@ -27,8 +27,9 @@ POISON = 'train/000013.jpg'  # the second sample of the fourth iteration
 
 @MODELS.register_module()
 class Patient(BaseModel):
-    """CNN with attention, dropout and a mask of -inf; ``ill`` says where it
-    goes bad on inputs above 100.
+    """A CNN with attention, dropout and a mask of -inf.
+
+    ``ill`` names the part that goes bad on inputs above 100.
     """
 
     def __init__(self, ill='nowhere'):

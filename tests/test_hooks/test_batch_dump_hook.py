@@ -1,4 +1,4 @@
-"""All that it takes to run a rejected update again stands in one file."""
+"""A dump holds all that is needed to run a rejected update again."""
 
 from collections import namedtuple
 from pathlib import Path

@@ -31,7 +31,7 @@ ILL = 17  # the second sample of the fifth iteration
 
 
 class Boxes:
-    """An object of a user's: no container that anybody knows."""
+    """An object of a user's, which is no known container."""
 
     def __init__(self, numbers):
         self.numbers = numbers
@@ -100,7 +100,7 @@ CHANGES = [
 
 
 def picture(value):
-    """Builtins that compare."""
+    """Return a description in builtins, which can be compared."""
     if isinstance(value, BaseDataElement):
         items = {**dict(value.items()), **value.metainfo}
         return {key: picture(item) for key, item in items.items()}

@@ -42,7 +42,7 @@ def public_methods(cls):
 
 @pytest.fixture(scope='module')
 def without(tmp_path_factory):
-    """A clean run that has no further hook."""
+    """Train a clean run without a further hook."""
     return train(tmp_path_factory.mktemp('without'))
 
 

@@ -121,7 +121,9 @@ def test_two_events_of_one_iteration_have_two_ids(tmp_path):
 def test_a_half_written_start_does_not_stop_the_next(
     tmp_path, monkeypatch, kept
 ):
-    """Killed while it wrote its start; the next begins in that second."""
+    """A run is killed while it writes its start; the next begins in that
+    second.
+    """
     monkeypatch.setattr('time.strftime', lambda *_: 'one_second')
     save = dict(type='CheckpointHook', by_epoch=False, interval=4)
     faults = [dict(iter=i, site='loss', value='nan') for i in (3, 7)]

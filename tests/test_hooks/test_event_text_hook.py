@@ -14,7 +14,7 @@ FAULTS = (
 
 @VISBACKENDS.register_module()
 class TextVisBackend(LocalVisBackend):
-    """One of a user's own."""
+    """A backend that a user could write."""
 
     def __init__(self, save_dir, fails=False):
         super().__init__(save_dir)

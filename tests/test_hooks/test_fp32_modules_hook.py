@@ -183,7 +183,9 @@ class InList(Block):
 
 
 class Writes(Block):
-    """Half precision in memory, which float32 does not fit into."""
+    """A block that writes into half-precision memory, where float32 does not
+    fit.
+    """
 
     def use(self, x):
         out = torch.zeros_like(x, dtype=torch.float16)

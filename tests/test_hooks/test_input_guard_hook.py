@@ -1,4 +1,4 @@
-"""Bad inputs are rejected by name, mended, or stop the run."""
+"""Bad inputs are rejected by name or repaired, or they stop the run."""
 
 import math
 from pathlib import Path
@@ -53,7 +53,7 @@ def train(
     run=True,
     **changes,
 ):
-    """A run with ``hook`` as arguments of InputGuardHook, or several."""
+    """Train with ``hook`` as arguments of InputGuardHook, or with several."""
     if data is None:
         data = make_data(4 * max_iters)
     for index in bad:
@@ -186,7 +186,7 @@ def test_keys(tmp_path):
 
 
 def test_a_fire_drill(tmp_path):
-    """Strikes what the preprocessor puts out, after all its other hooks."""
+    """The drill strikes the preprocessor's output, after its other hooks."""
     fault = dict(iter=3, site='input', value='inf')
     runner = train(tmp_path, bad=(), hook={}, faults=[fault])
     assert causes(runner) == {3: 'input_nonfinite'}
@@ -205,7 +205,7 @@ def test_sanitize_equals_a_run_on_mended_data(tmp_path):
 
 
 def test_sanitize_is_told_once_an_interval_and_at_the_end(tmp_path):
-    """Bad are the iterations 1, 3, 4, and 9 of 9."""
+    """Iterations 1, 3, 4 and 9 of 9 are bad."""
     runner = train(
         tmp_path,
         bad=[2, 8, 9, 10, 11, 12, 33],
@@ -386,7 +386,7 @@ def test_no_preprocessor(tmp_path):
 
 @MODELS.register_module()
 class Validated(ToyNet):
-    """Keeps what its forward gets."""
+    """A model that keeps the arguments of its forward."""
 
     def __init__(self, data_preprocessor=None):
         super().__init__(data_preprocessor)
@@ -446,7 +446,7 @@ class Break(Hook):
 
 @pytest.fixture
 def looks(monkeypatch):
-    """One item a look."""
+    """Record the arguments of each InputLook."""
     looks = []
 
     class Counted(input_guard_hook.InputLook):
@@ -459,7 +459,7 @@ def looks(monkeypatch):
 
 
 def break_off(work_dir):
-    """Train until an exception, of which MMEngine tells no hook."""
+    """Train until an exception, which MMEngine reports to no hook."""
     runner = train(
         work_dir,
         hook=dict(action='sanitize'),
@@ -494,7 +494,7 @@ def test_a_run_that_goes_on_after_it_was_broken_off(tmp_path, looks):
 @pytest.mark.parametrize('action', ['reject', 'sanitize'])
 def test_what_is_not_trained_on_is_not_told(tmp_path, action):
     class Extra(Hook):
-        """Goes through data in training mode, as PreciseBN does."""
+        """A hook that reads data in training mode, as PreciseBN does."""
 
         priority = 'LOWEST'
 
@@ -563,7 +563,7 @@ def test_a_model_that_runs_a_dump_again(tmp_path):
 
 
 def test_a_replay_is_not_looked_at(tmp_path, looks):
-    """An autopsy runs the batch again; the next update is another one."""
+    """An autopsy runs the batch again; the next update has another batch."""
     runner = train(
         tmp_path,
         hook={},
@@ -591,7 +591,7 @@ def test_a_replay_of_what_was_mended_is_exact(tmp_path):
 
 @MODELS.register_module()
 class Slow(BaseModel):
-    """Two networks; the second is trained every other iteration."""
+    """A model of two networks; the second is trained every other iteration."""
 
     def __init__(self):
         super().__init__(dict(type='Stack'))

@@ -19,7 +19,7 @@ GUARDED = wrapper('NanGuardOptimWrapper')
 
 
 class Recorder(Hook):
-    """Keeps what each hook of that name is told."""
+    """A hook that keeps all arguments of its methods."""
 
     def __init__(self):
         self.events = []

@@ -1,4 +1,4 @@
-"""Back to an earlier state, while time goes on."""
+"""A rollback restores an earlier state, while iterations count on."""
 
 import math
 
@@ -29,7 +29,7 @@ POLICY = dict(
 
 
 class Remember(Hook):
-    """Everything after some iterations; 0 is the start."""
+    """A hook that copies the state after some iterations; 0 is the start."""
 
     priority = 'LOWEST'
 
@@ -260,7 +260,7 @@ def test_nothing_to_go_back_to(tmp_path, monkeypatch):
 @pytest.mark.parametrize('has_ema', [False, True])
 def test_else_the_newest_clean_checkpoint(tmp_path, has_ema):
     class ForgetAndSpoil(Hook):
-        """No state is left in memory, and the newest file is bad."""
+        """Clear the states in memory and spoil the newest file."""
 
         priority = 'LOWEST'
 

@@ -27,7 +27,7 @@ CHECKPOINT = dict(type='CheckpointHook', by_epoch=False, interval=4)
 
 @METRICS.register_module()
 class Score(BaseMetric):
-    """Better each time it is computed but the second."""
+    """A metric that improves each time except the second."""
 
     scores = (1.0, 0.5, 2.0, 3.0)
 
@@ -44,7 +44,7 @@ class Score(BaseMetric):
 
 
 class Spoil(Hook):
-    """Writes a number through ``.data`` at the end of an iteration."""
+    """Write a number through ``.data`` at the end of an iteration."""
 
     priority = 'LOW'  # after averages have moved
 
@@ -87,7 +87,7 @@ NAMES = dict(
 
 
 def build(work_dir, audit=None, hooks=(), checkpoint=None, **changes):
-    """A guarded run of 12 iterations with a checkpoint every 4."""
+    """Build a guarded run of 12 iterations with a checkpoint every 4."""
     default_hooks = guard_hooks()
     default_hooks['checkpoint'] = {**CHECKPOINT, **(checkpoint or {})}
     if audit is not None:
@@ -116,7 +116,7 @@ def load(path):
 
 
 def tensors_of(node, name=''):
-    """All tensors and numbers of a checkpoint, by path."""
+    """Return all tensors and numbers of a checkpoint, by path."""
     if isinstance(node, dict):
         for key, value in node.items():
             if key not in ('meta', 'message_hub', 'guard'):

@@ -55,7 +55,7 @@ CASES = {
 
 
 def migrated_with_base(tmp_path, text, base=BASE):
-    """The child's value once its base is migrated, too."""
+    """Return the child's config after its base is migrated too."""
     Migration(tmp_path, f"_base_ = 'base.py'\n{text}", base=base)
     path = tmp_path / 'base.py'
     path.write_text(migrate(path, load_overlay).new)
@@ -87,7 +87,7 @@ def test_of_a_loop(tmp_path):
 )
 @pytest.mark.parametrize('unit', ['iters', 'epochs'])
 def test_what_counts_as_the_loop_does(unit, child_key, tmp_path):
-    """Mmcv takes by_epoch from the runner, and so the child's."""
+    """Mmcv takes by_epoch from the runner, even from that of the child."""
     names = {'iters': 'Iter', 'epochs': 'Epoch'}
     base = 'checkpoint_config = dict(interval=9)\nlog_config = dict('
     base += "interval=9, hooks=[dict(type='TextLoggerHook')])\n"
@@ -116,7 +116,7 @@ def test_of_a_wrapper(tmp_path):
 
 
 def test_of_a_base_that_is_migrated_before(tmp_path):
-    """MMEngine leaves a _delete_ in the value, for want of a key."""
+    """MMEngine leaves a _delete_ in the value if the base lacks the key."""
     base = (
         'optim_wrapper = dict(clip_grad=dict(max_norm=1), '
         "optimizer=dict(type='SGD', lr=1, momentum=0.9))\n"

@@ -1,4 +1,4 @@
-"""Guards that people wrote by hand, and what takes their place."""
+"""Guards that people wrote by hand are replaced in a migration."""
 
 import pytest
 from migrating import FP16, FP32, Migration

@@ -1,4 +1,4 @@
-"""Configs of 1.x in the manner of the projects that people come from."""
+"""Configs of 1.x in the style of the projects that people migrate from."""
 
 import importlib
 from pathlib import Path
@@ -131,7 +131,7 @@ class Shapes(BaseModel):
 
 
 def build(cfg, tmp_path):
-    """The parts of a run that a migration writes; data are a toy's."""
+    """Build the parts of a run that a migration writes, with toy data."""
     cfg = Config(cfg)
     runner = Runner(
         model=Shapes(),

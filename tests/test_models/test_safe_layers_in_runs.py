@@ -1,4 +1,6 @@
-"""An mm config with safe layers: a batch that ends the plain one is none."""
+"""An MMEngine config with safe layers survives a batch that ends a run with
+plain layers.
+"""
 
 import pytest
 import torch

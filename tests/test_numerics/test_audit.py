@@ -1,4 +1,4 @@
-"""All that a run keeps is looked at in one pass."""
+"""An audit checks all state that a run keeps in one pass."""
 
 import itertools
 import math
@@ -102,7 +102,7 @@ def test_a_clean_state_is_read_once(monkeypatch):
 
 
 class TestMasks:
-    """Inf by design, and what is not."""
+    """Masks are Inf by design; other infinite tensors are bad."""
 
     mask = torch.tensor([0.0, -math.inf])
 

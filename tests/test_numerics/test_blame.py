@@ -31,7 +31,7 @@ class Compiled(nn.Module):
 
 
 def blame_grads(grads, cause=Cause.GRAD_NONFINITE, scale=1.0):
-    """Blame for these gradients of parameters called 0, 1, 2, ..."""
+    """Return the blame for these gradients; parameters are called 0, 1, ..."""
     params = [nn.Parameter(torch.zeros_like(grad)) for grad in grads]
     _, reading = observe(grads, [], {}, Snapshot(), ScaleReading(scale))
     names = TensorNames([nn.ParameterList(params)], [])

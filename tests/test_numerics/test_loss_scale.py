@@ -54,7 +54,7 @@ def build(loss_scale='dynamic'):
 
 
 def judge(scaler, is_finite):
-    """Move by the verdict on one update; gives the scale after it."""
+    """Move by the verdict on one update; return the scale after it."""
     seen = Observation(
         loss=1.0,
         grad_norm=1.0 if is_finite else NAN,
@@ -67,7 +67,7 @@ def judge(scaler, is_finite):
 
 
 def play(scaler, script):
-    """The scale after each update: 'o' is a commit, 'x' an overflow."""
+    """Return the scale after each update: 'o' is a commit, 'x' an overflow."""
     return [judge(scaler, mark == 'o') for mark in script]
 
 

@@ -31,7 +31,7 @@ def test_whole_gradients_and_parts_together():
 
 
 def test_of_replicas_that_differ_the_largest_counts():
-    """Ranks 0 and 1 share one whole, 2 and 3 another copy of it."""
+    """Ranks 0 and 1 share one replica, ranks 2 and 3 another replica."""
     ranks = [
         seen(0.0, (Shard(group, norm),))
         for group, norm in ((0, 3.0), (0, 4.0), (2, 6.0), (2, 8.0))
@@ -65,7 +65,7 @@ def test_a_bad_part_on_another_rank_makes_all_unclean(norm):
 
 
 def test_the_loss_that_is_told_is_the_bad_one():
-    """Rank 0 has a bad buffer, rank 1 the bad loss that goes before it."""
+    """Rank 0 has a bad buffer, rank 1 a bad loss, which takes precedence."""
     ranks = [
         Observation(2.0, buffers_are_finite=False),
         Observation(math.nan, loss_is_finite=False),
@@ -75,7 +75,7 @@ def test_the_loss_that_is_told_is_the_bad_one():
 
 
 def merge_one_by_one(ranks, local, norm_type):
-    """The same by definition, rank by rank."""
+    """Merge by definition, rank by rank."""
     bad = [rank for rank, seen in enumerate(ranks) if not seen.is_clean]
     culprits = [rank for rank in bad if not ranks[rank].forward_is_clean]
     loud = [rank for rank in bad if not ranks[rank].loss_is_finite]

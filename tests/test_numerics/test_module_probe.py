@@ -1,4 +1,4 @@
-"""The first operation that makes bad numbers of good ones is named."""
+"""The probe names the first operation that makes bad numbers of good ones."""
 
 import gc
 import math
@@ -33,7 +33,7 @@ class Root(nn.Module):
 
 
 def probe(run, x=None, inputs=True, net=None):
-    """Origin of what is bad in the output, else in the gradients."""
+    """Return the origin of bad numbers in the output or else the gradients."""
     torch.manual_seed(0)
     net = net or Net(run)
     x = torch.randn(3, 4) if x is None else x

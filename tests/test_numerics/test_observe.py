@@ -1,4 +1,4 @@
-"""Tensors in, one host read, plain numbers out."""
+"""An observation reads tensors in one host read and gives plain numbers."""
 
 import math
 
@@ -27,7 +27,7 @@ NO_SCALER = ScaleReading()
 
 
 def look(grads=(), losses=(ONE,), facts=None, **keys):
-    """An observation of so many gradients, losses and flags."""
+    """Return an observation of these gradients, losses and flags."""
     return observe(
         list(grads),
         list(losses),

@@ -1,4 +1,5 @@
-"""Safe operations: finite on everything finite, plain wherever plain works.
+"""Safe operations are finite on all finite inputs, and equal the plain
+operation wherever that works.
 
 The oracle is the plain operation in float64, where no square of a float32
 number over- or underflows.
@@ -39,7 +40,7 @@ def largest(dtype):
 
 
 def denormal(dtype):
-    """The smallest number above 0."""
+    """Return the smallest number above 0."""
     info = torch.finfo(dtype)
     return info.smallest_normal * info.eps
 
@@ -61,7 +62,7 @@ def tensors(draw, dtype, shape):
 
 @st.composite
 def masks(draw, shape):
-    """None, all, or some."""
+    """Draw no mask, or one that keeps all or some elements."""
     size = math.prod(shape)
     some = st.lists(st.booleans(), min_size=size, max_size=size)
     values = draw(st.just([False] * size) | st.just([True] * size) | some)
@@ -70,7 +71,7 @@ def masks(draw, shape):
 
 @st.composite
 def arguments(draw, dtypes=DTYPES):
-    """Two tensors, of which the other may broadcast, and a mask."""
+    """Draw two tensors, of which the second may broadcast, and a mask."""
     dtype = draw(st.sampled_from(dtypes))
     shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
     other_shape = draw(st.sampled_from([shape, (*shape[:-1], 1), shape[-1:]]))
@@ -96,7 +97,7 @@ def grad_or_zeros(tensor):
 
 
 def run(function, x, other, mask, upstream=1.0):
-    """Result and gradients; 0 for what was not used."""
+    """Return the result and the gradients; 0 for unused arguments."""
     x = x.detach().clone().requires_grad_()
     other = other.detach().clone().requires_grad_()
     result = function(x, other, mask)
@@ -599,7 +600,7 @@ def test_compiles_as_one_graph(name):
 
 @pytest.mark.filterwarnings('ignore:.*should not be instantiated')
 def test_compiled_float16_is_what_it_is_in_eager_mode():
-    """All at once: a compiler's first code costs most of the time."""
+    """All operations share a test, as the first compilation takes longest."""
     backend = 'inductor' if shutil.which('g++') else 'aot_eager'
     values = torch.tensor([*special(torch.float16), 2.0, -0.5]).half()
     x = values.view(8, 3).repeat(len(SAFE), 1, 1)

@@ -182,7 +182,7 @@ def test_names_of_groups(kind, index, name):
 
 
 def test_no_name_where_two_fit():
-    """A frozen one of two equal layers leaves no trace in the optimizer."""
+    """A frozen layer like another layer leaves no trace in the optimizer."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     optimizer = SGD(model[1].parameters(), lr=0.1, momentum=0.9)
     model(torch.ones(1, 2)).sum().backward()
@@ -335,7 +335,7 @@ def test_loss_scale_that_a_strategy_left_out(checkpoint):
 
 
 def test_averages_lie_where_the_weights_are_expected(checkpoint):
-    """MMEngine's EMAHook swaps the two when it saves."""
+    """MMEngine's EMAHook swaps averages and weights when it saves."""
     weights = checkpoint['state_dict']
     average = {f'module.{k}': v.clone() for k, v in weights.items()}
     checkpoint['ema_state_dict'] = dict(steps=torch.tensor(1), **average)

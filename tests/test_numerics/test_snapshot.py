@@ -17,7 +17,7 @@ INF, NAN = math.inf, math.nan
 
 
 class Holder(nn.Module):
-    """Buffers by name, and a forward that is whatever a test needs."""
+    """A module with buffers by name and any forward that a test needs."""
 
     def __init__(self, **buffers):
         super().__init__()
@@ -26,13 +26,13 @@ class Holder(nn.Module):
 
 
 def end(snapshot):
-    """The changes of a window, read as ``observe`` reads them."""
+    """Return the changes of a window, read as ``observe`` reads them."""
     comparison = snapshot.compare()
     return snapshot.learn(comparison, read_once(comparison.scalars))
 
 
 def window(tracker, model, change, commit=True, beside=()):
-    """One window; returns its bad buffers."""
+    """Run one window; return its bad buffers."""
     snapshot = Snapshot(tracker)
     for entered in (*beside, model):
         snapshot.take(entered)
@@ -59,7 +59,7 @@ def bits(tensor):
 
 @pytest.fixture
 def copied(monkeypatch):
-    """Sources of each multi-tensor copy."""
+    """Record the sources of each multi-tensor copy."""
     calls, copy = [], torch._foreach_copy_
 
     def foreach_copy(targets, sources):
@@ -135,7 +135,7 @@ def test_what_is_committed_stays():
 
 
 def test_a_change_between_windows_stays():
-    """A checkpoint was loaded, or a user's hook wrote."""
+    """A loaded checkpoint or a user's hook makes such a change."""
     model, tracker = Holder(buffer=torch.zeros(2)), ChangeTracker()
     window(tracker, model, nothing)
     model.load_state_dict({'buffer': torch.ones(2)})

@@ -1,4 +1,4 @@
-"""Clipping that adapts: a rejection leaves no trace in what it has learnt."""
+"""Rejections leave no trace in the statistics of adaptive clipping."""
 
 import copy
 import itertools
@@ -36,7 +36,7 @@ faults = pytest.mark.parametrize('fault', FAULTS, ids='-'.join)
 
 
 def train_windows(kind, windows, fault=None, saved=None):
-    """Some of the windows that ``matrix.run`` trains, after a checkpoint.
+    """Train some of the windows of ``matrix.run``, after a checkpoint.
 
     Returns:
         A checkpoint, all tensors, the clip rule and the clip coefficients.

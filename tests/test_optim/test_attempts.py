@@ -1,4 +1,4 @@
-"""The number of a process start: counted by a resume, not by a round trip."""
+"""The number of an attempt counts resumes, not round trips of the state."""
 
 import copy
 

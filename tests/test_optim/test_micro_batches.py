@@ -1,4 +1,4 @@
-"""One bad micro-batch, left out of its window; the others make the update."""
+"""A bad micro-batch is left out of its window; the others make the update."""
 
 import functools
 import itertools
@@ -192,7 +192,7 @@ def test_unscale_by_hand_is_refused():
 
 
 class Pair(nn.Module):
-    """A generator, and a discriminator that it is trained through."""
+    """A generator and the discriminator through which it is trained."""
 
     def __init__(self):
         super().__init__()
@@ -239,7 +239,7 @@ def test_two_optimizers_keep_apart():
 
 
 def by_hand(policy, step):
-    """Parameters after two windows of a user's own loop."""
+    """Return the parameters after two windows of a user's own loop."""
     torch.manual_seed(0)
     model = matrix.Net()
     wrapper = NanGuardOptimWrapper(

@@ -39,7 +39,7 @@ class MeanClip(ClipRule):
 
 @pytest.fixture(autouse=True)
 def registered():
-    """MeanClip is registered for one test."""
+    """Register MeanClip for one test."""
     CLIPS.import_from_location()
     before = dict(CLIPS.module_dict)
     CLIPS.register_module(module=MeanClip)
@@ -103,7 +103,7 @@ def test_what_the_console_shows():
 def test_only_committed_norms_are_remembered_saved_and_resumed(
     model, tmp_path
 ):
-    """Rejected updates leave no trace in the rule, nor does a restart."""
+    """A rejected update or a restart leaves no trace in the rule."""
     config = dict(type='MeanClip', factor=0.1)
     wrapper = fp32(model, clip_grad=config)
     norms = []

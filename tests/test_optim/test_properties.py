@@ -83,7 +83,7 @@ def is_exhausted(state, policy):
 
 
 def check_state(state, verdicts, policy):
-    """The state after these verdicts, told from them alone."""
+    """Check the state after these verdicts against the verdicts alone."""
     routine = [v for v in verdicts if v.cause is Cause.SCALE_OVERFLOW]
     skips = [
         verdict.action is not Action.STEP
@@ -137,7 +137,7 @@ FLAGS += 3 * ['grad_is_finite']  # what the scale moves for
 
 @st.composite
 def observations(draw, scales=SCALES, clip_norms=CLIP_NORMS):
-    """Half of them clean, but for a clip norm."""
+    """Draw observations, half of them clean except for a clip norm."""
     seen = Observation(
         loss=draw(st.floats()),
         grad_norm=1.0,
@@ -192,7 +192,7 @@ def test_any_sequence_of_observations(sequence, policy, clip):
 
 @st.composite
 def ranks(draw):
-    """Each rank's observation; what they have in common is drawn once."""
+    """Draw the observations of all ranks; common fields are drawn once."""
     number = draw(st.integers(1, 4))
     clip_norms = draw(st.sampled_from([st.none(), NORMS]))
     parts = []
@@ -258,7 +258,7 @@ FAULTS = st.tuples(
 
 
 class Scale:
-    """The loss scale, by the words of GuardedGradScaler alone."""
+    """The loss scale, written from the docs of GuardedGradScaler alone."""
 
     def __init__(self, config):
         self.config = config

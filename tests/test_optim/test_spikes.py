@@ -1,4 +1,4 @@
-"""Spikes in real runs: skipped without a trace, or committed and told."""
+"""Spikes in real runs are skipped without a trace, or only reported."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ STRUCK = (9, 15)
 
 @DATASETS.register_module()
 class LoudData(ToyData):
-    """Some batches of 4 are far too large, and finite."""
+    """A dataset in which some batches of 4 are far too large, but finite."""
 
     def __init__(self, size, loud=(), by=40.0):
         super().__init__(size)

@@ -1,4 +1,4 @@
-"""Users' own loops and subclasses keep the guarantee, or are told."""
+"""Users' own loops and subclasses keep the guarantee, or get a warning."""
 
 import copy
 import math
@@ -152,7 +152,7 @@ def test_own_clip_grad_equals_mmengines(model, messages):
 
 
 def test_own_unscale(model, messages):
-    """``unscale_``, a clip by hand, then ``step``, as PyTorch teaches."""
+    """The loop calls ``unscale_``, clips by hand, then calls ``step``."""
     results = []
     for by_hand in (True, False):
         twin = copy.deepcopy(model)
@@ -267,7 +267,7 @@ def test_a_context_takes_the_place_of_what_was_bound(model):
 
 
 def test_a_target_that_no_optimizer_owns_is_put_back(model):
-    """Written by hand, and nobody set ``requires_grad`` to False."""
+    """The target is written by hand, and still has ``requires_grad``."""
     target = copy.deepcopy(model)
     pair = nn.ModuleList([model, target])
     wrapper = fp32(model)

@@ -26,7 +26,7 @@ def model():
 
 @pytest.fixture
 def messages():
-    """Messages of the log, with their levels."""
+    """Return the messages of the log, with their levels."""
     records = []
 
     class Keep(logging.Handler):
@@ -47,7 +47,7 @@ def amp(model, **keys):
 
 
 def train(wrapper, model, batch=None, spoil=None):
-    """One iteration by MMEngine's protocol; ``spoil`` changes the loss."""
+    """Run one iteration by MMEngine's protocol; ``spoil`` changes the loss."""
     batch = torch.ones(8, 3).cumsum(0) / 10 if batch is None else batch
     with wrapper.optim_context(model):
         loss = model(batch).square().mean()
@@ -64,12 +64,12 @@ def assert_equal(left, right):
 
 
 def add_nan(loss):
-    """A non-finite loss whose gradients are finite."""
+    """Make the loss non-finite and keep its gradients finite."""
     return loss + math.nan
 
 
 def nan_grads(loss):
-    """A finite loss whose gradients are not."""
+    """Make the gradients non-finite and keep the loss finite."""
     return loss + (loss * 0).sqrt()
 
 
@@ -141,7 +141,7 @@ def test_a_raised_input_flag_rejects(model, messages):
 
 
 def test_gradients_too_large_for_a_second_moment():
-    """Finite gradients of 1e30, whose square no float32 can hold."""
+    """Gradients of 1e30 are finite, but float32 cannot hold their squares."""
     model = nn.Linear(1, 1, bias=False)
     wrapper = NanGuardOptimWrapper(AdamW(model.parameters()))
     train(wrapper, model, torch.ones(1, 1))
@@ -152,7 +152,7 @@ def test_gradients_too_large_for_a_second_moment():
 
 
 def test_blame_runs_before_clip(model, messages):
-    """A norm clip makes every gradient NaN from one."""
+    """A norm clip turns one NaN gradient into NaN in every gradient."""
     wrapper = fp32(model, clip_grad=dict(max_norm=1.0))
     model[0].bias.register_hook(lambda grad: grad * math.nan)
     train(wrapper, model)
@@ -160,7 +160,7 @@ def test_blame_runs_before_clip(model, messages):
 
 
 def test_sparse_gradients(messages):
-    """Two equal indices are one gradient: each half may be finite."""
+    """Equal indices form one gradient, of which each half may be finite."""
     model = nn.EmbeddingBag(4, 2, mode='sum', sparse=True)
     wrapper = fp32(model)
     bags = torch.tensor([[1, 1]])
@@ -308,7 +308,7 @@ def test_error_if_nonfinite_does_not_abort_a_routine_overflow(model):
 
 
 def test_value_clip_does_not_launder_inf(model):
-    """MMEngine's turns Inf into the clip value, and steps."""
+    """MMEngine's value clip turns Inf into the clip value, and steps."""
     wrapper = fp32(model, clip_grad=dict(type='value', clip_value=0.5))
     before = weights(model)
     model[0].weight.register_hook(lambda grad: grad * math.inf)

@@ -249,7 +249,7 @@ def test_sick(rows, last_iter, expected):
 
 @pytest.mark.parametrize('num', [5, 4])
 def test_long_ago(num):
-    """A rate of one in 1,000 since the first: then that is over."""
+    """A run is healthy again once fewer than 1 in 1,000 were rejected."""
     rows = [update(i, name='neck.bias') for i in range(1, num + 1)]
     assert judged(rows, 5000).is_healthy == (num < 5)
     assert judged(rows, 5001).is_healthy

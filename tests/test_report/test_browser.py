@@ -1,4 +1,4 @@
-"""The page in a real browser: it works, and asks nobody for anything."""
+"""The page works in a real browser and uses no network."""
 
 import math
 import re
@@ -221,7 +221,7 @@ def test_zoom(driver, page):
 
 
 def test_hover(driver, page):
-    """An event, whose parameter is called by a piece of markup."""
+    """The event's parameter has a name that contains markup."""
     script = (
         "document.querySelector('.plot').scrollIntoView();"
         "return [...document.querySelectorAll('.plot .points path')]"
@@ -370,7 +370,7 @@ def test_a_constant_is_drawn_above_0(driver, tmp_path):
 
 
 def test_a_narrow_window(driver, report, tmp_path):
-    """Text has room; what is 0 in all runs has no column."""
+    """Text has room; a column that is 0 in all runs is left out."""
     other = write_run(tmp_path / 'other', ROWS[:2])
     write_page([report, other], tmp_path / 'page.html')
     size = driver.get_window_size()

@@ -1,4 +1,4 @@
-"""The report as text, as JSON, and as a page that holds what files hold."""
+"""The report as text, as JSON, and as a page, on files with odd content."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Attempts of a run are read as one: a table of what each one wrote."""
+"""The attempts of a run are read as one run: a table of their rows."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ def update(attempt, iter_, run='a'):
 
 
 def joined(iter_, kind='autopsy', run='a'):
-    """A row that has neither run nor attempt nor iteration."""
+    """Return a row that has neither run nor attempt nor iteration."""
     return dict(kind=kind, id=f'{run}-{iter_}')
 
 
@@ -160,7 +160,7 @@ def test_a_run_can_be_chosen(tmp_path):
 
 
 def test_a_line_cut_at_any_byte_is_left_out(tmp_path, caplog):
-    """A non-ASCII sample name, which may be cut within a character."""
+    """The sample name is not ASCII and may be cut within a character."""
     last = dict(update(1, 4), samples=['train/ŝ\u2028漢.jpg'])
     whole = json.dumps(last, ensure_ascii=False).encode()
     write(tmp_path, {'1': [start(1, 1), update(1, 3)]})

@@ -1,4 +1,4 @@
-"""Counts, culprits and what is kept of the rows."""
+"""The summary of rows: counts, culprits, and the rows that are kept."""
 
 import random
 from collections import Counter

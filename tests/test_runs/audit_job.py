@@ -1,4 +1,4 @@
-"""One of two ranks of which one's state goes bad behind the guard's back."""
+"""One of two ranks; the state of one rank goes bad without the guard."""
 
 import json
 import math

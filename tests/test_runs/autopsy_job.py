@@ -1,9 +1,9 @@
-"""Models that get a fault for one sample, and what the autopsy says of it.
+"""Models that get a fault for one sample, and the autopsy's findings.
 
 The models are not edited: methods of their modules are wrapped, and know the
-sample by a mark in its image, so that a replay meets the same fault again.
-Run with names of models, this prints their cells as JSON; mmpretrain's need
-a process of their own.
+sample by a mark in its image, so that a replay meets the same fault again. Run
+with names of models, this script prints their cells as JSON; mmpretrain's
+models need a process of their own.
 """
 
 import json
@@ -209,7 +209,7 @@ PATIENTS = {
 
 
 class Amplify(Hook):
-    """Some weights, so that a sum of large numbers overflows."""
+    """Amplify some weights, so that a sum of large numbers overflows."""
 
     def __init__(self, name):
         self.name = name
@@ -248,7 +248,7 @@ class Mark:
 
 
 def rows(is_ill, x):
-    """One flag for each row of ``x``, which may be windows of samples."""
+    """Return a flag per row of ``x``; rows may be windows of samples."""
     flags = is_ill[:, None].expand(-1, len(x) // len(is_ill)).reshape(-1)
     return flags.reshape(-1, *[1] * (x.dim() - 1))
 

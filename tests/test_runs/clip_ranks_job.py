@@ -1,5 +1,5 @@
-"""One of two ranks that train with clipping that adapts; what it saw goes to
-a file.
+"""One of two ranks that train with adaptive clipping; each writes its results
+to a file.
 """
 
 import json
@@ -18,7 +18,7 @@ from mmnanguard.optim import NanGuardOptimWrapper
 
 
 def see(kind, fault):
-    """The same training with a fault on rank 1, and without its windows."""
+    """Train with a fault on rank 1 and, as the oracle, without its windows."""
     is_struck = dist.get_rank() == 1
     model, wrapper, events = matrix.run(kind, fault if is_struck else None)
     twin, oracle, _ = matrix.run(kind, leave_out=matrix.STRUCK)

@@ -1,6 +1,6 @@
 """One rank that runs one situation after another under DDP over gloo.
 
-What each ends with goes to a file.
+The results of each situation go to a file.
 """
 
 import json
@@ -93,7 +93,9 @@ class Spoil(Hook):
 
 
 class Watch(Hook):
-    """Keeps the norm of each committed update, this rank's own and as told."""
+    """Keep the norm of each committed update: this rank's own and the logged
+    one.
+    """
 
     def __init__(self, norm_type):
         self.norm_type = norm_type
@@ -118,7 +120,7 @@ class Watch(Hook):
 
 
 def everything(runner):
-    """All tensors, those of the optimizer by the name of their parameter."""
+    """Return all tensors, those of the optimizer by names of parameters."""
     net = runner.model.module
     tensors = dict(net.state_dict())
     for name, param in net.named_parameters():

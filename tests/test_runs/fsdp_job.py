@@ -1,7 +1,7 @@
-"""One of several ranks that train sharded models; what it saw goes to a file.
+"""One of several ranks that train sharded models and write their results.
 
-Each cell is trained with a fault on one rank and again with the struck
-windows left out.
+Each cell is trained with a fault on one rank and again with the struck windows
+left out.
 """
 
 import itertools
@@ -49,13 +49,13 @@ def flat(model, **keys):
 
 
 def flat_in_parts(model):
-    """The last layer in a unit of its own, the first in the root's."""
+    """Shard the last layer as a unit and the first one with the root."""
     model[3] = flat(model[3])
     return flat(model)
 
 
 def hybrid(model):
-    """Sharded over pairs of ranks, which are replicas of one another."""
+    """Shard the model over pairs of ranks; the pairs are replicas."""
     mesh = init_device_mesh('cpu', (2, dist.get_world_size() // 2))
     return flat(
         model,
@@ -233,7 +233,7 @@ def whole_norms(**keys):
 
 
 def cells(world_size):
-    """The ways in turn meet all that an update can be."""
+    """Return the cells: each way takes its turn with all other options."""
     is_hybrid = world_size == 4
     ways = [way for way in WAYS if way.startswith('hybrid') == is_hybrid]
     clips = ('norm', 'inf') if is_hybrid else CLIPS

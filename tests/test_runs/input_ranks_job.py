@@ -1,6 +1,6 @@
-"""One of two ranks whose inputs are bad here and there, under DDP over gloo.
+"""One of two ranks with some bad inputs, under DDP over gloo.
 
-Runs one situation after another; rank 0 writes what the runs ended with.
+The script runs one situation after another; rank 0 writes the results.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A run that is killed halfway through the writing of one file."""
+"""A run that is killed while it writes a file."""
 
 import builtins
 import io
@@ -14,7 +14,7 @@ TIMES = {}
 
 
 class Dying:
-    """A file that writes half of what it is given, and the process is gone."""
+    """A file that writes half of its first content, then kills the process."""
 
     def __init__(self, file):
         self._file = file

@@ -1,10 +1,11 @@
-"""Starts launchers such as tools/train.py, one after another, each in a
-process of its own that is forked when everything is imported: an import takes
-longer than a small run.
+"""Run launchers such as tools/train.py one after another.
 
-Reads JSON from standard input: `imports`, names of modules, and `runs`, by
-name what would stand on a command line, where * in a path is expanded. Prints
-by name the exit status, what was said, and seconds of CPU time.
+Each launcher runs in a fork of this process, which has imported everything: an
+import takes longer than a small run.
+
+The script reads JSON from standard input: `imports` has names of modules, and
+`runs` has the words of a command line by name, where * in a path is expanded.
+It prints, by name, the exit status, the output and the seconds of CPU time.
 """
 
 import gc

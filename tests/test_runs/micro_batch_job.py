@@ -1,4 +1,4 @@
-"""One of two ranks that leave micro-batches out; what it saw is written."""
+"""One of two ranks that leave micro-batches out and write their results."""
 
 import json
 import sys
@@ -75,7 +75,7 @@ def train(type_, faults, site, broadcasts, **keys):
 
 
 def oracle(faults, broadcasts):
-    """The struck ones left out, the rest averaged by hand."""
+    """Train without the struck micro-batches; average the rest by hand."""
     net, wrapper = build(OptimWrapper)
     for window, number, images in batches():
         if broadcasts and number == 0:
@@ -101,7 +101,7 @@ def oracle(faults, broadcasts):
 
 
 def add_up(param, factor):
-    """None where no rank has a gradient."""
+    """Add the gradients of all ranks; None where no rank has a gradient."""
     has_grad = torch.tensor(float(param.grad is not None))
     grad = torch.zeros_like(param) if param.grad is None else param.grad
     dist.all_reduce(grad)

@@ -1,4 +1,4 @@
-"""Command lines that a user could type, and what is left of such a run."""
+"""Command lines that a user could type, and the results of such runs."""
 
 import itertools
 import json
@@ -72,7 +72,9 @@ def mim_of(project):
 
 
 def faults(recipe):
-    """A command line has no list of dicts; numbered keys stand for one."""
+    """Return the faults as numbered keys, as a command line has no list of
+    dicts.
+    """
     options = ['default_hooks.drill.type=mmnanguard.FaultInjectionHook']
     values = ('nan', 'nan', 'inf', '-inf', 'inf')
     for index, fault in enumerate(zip(STRUCK, sites_of(recipe), values)):
@@ -92,7 +94,9 @@ def sites_of(recipe):
 
 
 def loop(recipe, leave_out=()):
-    """The project's own, but that it can leave iterations out."""
+    """Return the project's train loop, in a form that can leave iterations
+    out.
+    """
     kind = 'Epoch' if recipe.by_epoch else 'Iter'
     length = 'max_epochs=2' if recipe.by_epoch else f'max_iters={NUM_ITERS}'
     return [
@@ -109,7 +113,7 @@ def wrapper(options):
 
 
 def commands(name, data_root, folder):
-    """All runs of one recipe, by name; its work_dir is called so, too."""
+    """Return all runs of a recipe by name, which is also their work_dir."""
     recipe = RECIPES[name]
     guarded, plain = WRAPPER[recipe.precision], PLAIN[recipe.precision]
     strike, own_loop = faults(recipe), loop(recipe)
@@ -195,8 +199,8 @@ def leaves(value, path=''):
 
 
 def what_is_left(work_dir):
-    """All of a run's last checkpoint that training goes on from: weights,
-    buffers, averages, optimizer, schedules.
+    """Return all of a run's last checkpoint that training resumes from:
+    weights, buffers, averages, optimizer, schedules.
     """
     last = (work_dir / 'last_checkpoint').read_text()
     checkpoint = torch.load(last, weights_only=True)

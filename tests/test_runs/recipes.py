@@ -1,7 +1,7 @@
-"""Configs that projects ship, and what makes them fit for a CPU.
+"""Configs that projects ship, and options that fit them to a CPU.
 
-Eight iterations of a few small pictures; the nets are thin and have fewer
-layers. All by options: the configs are as they come.
+Runs have eight iterations of a few small pictures; the nets are thin and have
+fewer layers. The configs are not edited.
 """
 
 from typing import NamedTuple, Tuple
@@ -21,13 +21,13 @@ class Recipe(NamedTuple):
 
     Attributes:
         precision: 'fp32', 'fp16' or 'bf16'.
-        options: For --cfg-options; they may hold '{data_root}'.
-        has_buffers: Of floating point.
-        has_ema: An EMAHook.
-        clips: The norm of gradients, which MMEngine rounds otherwise.
-        by_epoch: Rather than by iteration.
-        struck: Whose output goes bad; the loss itself where that is empty,
-            of a model that raises an error when its numbers are not finite.
+        options: The words after --cfg-options, perhaps with '{data_root}'.
+        has_buffers: Whether the model has buffers of floating point.
+        has_ema: Whether the run has an EMAHook.
+        clips: Whether the norm is clipped, which MMEngine rounds otherwise.
+        by_epoch: Whether the run counts epochs instead of iterations.
+        struck: The module whose output goes bad. It is empty for a model that
+            raises an error at non-finite numbers: then the loss goes bad.
     """
 
     project: str

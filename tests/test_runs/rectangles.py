@@ -11,7 +11,7 @@ CATEGORIES = ('person', 'car')  # as mmdet knows them
 
 
 def make_rectangles(root, count):
-    """Writes pictures with a rectangle of each class.
+    """Write pictures with a rectangle of each class.
 
     The layout is ``images/000012.jpg``, ``masks/000012.png`` and one
     ``annotations.json``.

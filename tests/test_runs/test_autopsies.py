@@ -1,4 +1,4 @@
-"""Faults planted into models, and what the autopsies say: right of total.
+"""Autopsies of planted faults are right.
 
 The training state is compared with a run without autopsies, bit for bit.
 """

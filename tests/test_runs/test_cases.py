@@ -1,4 +1,4 @@
-"""The five documented failures: configs/cases, as its README tells them."""
+"""The five failures of configs/cases happen as its README documents them."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def tool():
 
 @pytest.fixture(scope='module', params=NAMES)
 def case(request, tool):
-    """A case's name, and the outcomes of its runs."""
+    """Return a case's name, and the outcomes of its runs."""
     return request.param, tool.run_case(request.param)
 
 
@@ -78,7 +78,7 @@ def test_until_it_goes_bad_the_guard_changes_nothing(case):
 
 
 def test_the_spoilt_sample_is_in_the_batch_that_is_named(case):
-    """The truth is in the config, which says which samples it spoils."""
+    """The config is the truth: it has the samples that it spoils."""
     name, outcomes = case
     cfg = Config.fromfile(CASES / name / 'plain.py')
     spoilt = cfg.train_dataloader.dataset.get('spoilt')

@@ -1,4 +1,4 @@
-"""Clipping that adapts, in runs of MMEngine and on two ranks."""
+"""Adaptive clipping, in runs of MMEngine and on two ranks."""
 
 import json
 from pathlib import Path

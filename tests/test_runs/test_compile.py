@@ -50,7 +50,7 @@ def nothing_compiled_yet():
 
 @MODELS.register_module()
 class TensorNet(BaseModel):
-    """Takes tensors only: of a sample's path, Dynamo makes a constant."""
+    """A model that takes only tensors: Dynamo makes constants of paths."""
 
     def __init__(self, inner=None):
         super().__init__()
@@ -75,7 +75,7 @@ class TensorNet(BaseModel):
 
 @MODELS.register_module()
 class ByHandNet(TensorNet):
-    """Calls the wrapper's methods itself, from what is compiled."""
+    """A model that calls the wrapper's methods from compiled code."""
 
     def train_step(self, data, optim_wrapper):
         with optim_wrapper.optim_context(self):

@@ -1,4 +1,4 @@
-"""Faults on some of four ranks: all reject, alike, and none waits.
+"""Faults on some of four ranks: all ranks reject alike, and none waits.
 
 One launch runs all situations, one after the other.
 """
@@ -100,7 +100,7 @@ def work_dir(tmp_path_factory):
 
 
 def load(work_dir, name):
-    """Every rank's results."""
+    """Return the results of every rank."""
     return [
         torch.load(work_dir / name / f'rank_{rank}.pt', weights_only=True)
         for rank in range(NUM_RANKS)
@@ -158,7 +158,7 @@ def test_ranks_stay_alike(work_dir, name):
 
 
 def shared(result, name):
-    """Statistics of batch norms are each rank's own."""
+    """Return the tensors that ranks share; batch norm statistics differ."""
     local_parts = ('running', 'extra') if is_own(name) else ('running',)
     return {
         name: tensor

@@ -1,5 +1,5 @@
-"""A learning rate ten times too high, on real digits, in float16: what kills
-an unguarded run costs a guarded one an epoch or two.
+"""A learning rate ten times too high kills an unguarded run and costs a
+guarded one an epoch or two, on real digits in float16.
 """
 
 from pathlib import Path

@@ -67,7 +67,7 @@ def test_norms_are_those_of_the_whole_model(ranks):
 
 
 def zip_cells(ranks):
-    """Cell by cell, what each rank saw of it."""
+    """Yield each cell with the results of each rank."""
     for of_ranks in zip(*(result['seen'] for result in ranks)):
         cells, seen = zip(*of_ranks)
         assert all(cell == cells[0] for cell in cells)

@@ -33,7 +33,7 @@ class Trained(NamedTuple):
 
 
 def train(work_dir, name, **hooks):
-    """A run of configs/digits, with these hooks added, or None for removed."""
+    """Train configs/digits with these hooks added, or removed if None."""
     cfg = Config.fromfile(ROOT / 'configs' / 'digits' / f'{name}.py')
     cfg.model.depthwise_gain = 1e5
     cfg.work_dir = str(work_dir)

@@ -1,4 +1,4 @@
-"""kill -9 in the middle of a write leaves only whole checkpoints."""
+"""A kill -9 in the middle of a write leaves only whole checkpoints."""
 
 import signal
 from pathlib import Path

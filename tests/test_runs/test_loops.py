@@ -1,4 +1,4 @@
-"""Loops other than one wrapper and one model."""
+"""The guard works in loops with several wrappers or models."""
 
 import math
 from contextlib import nullcontext
@@ -26,7 +26,7 @@ from mmnanguard.optim import NanGuardOptimWrapper
 
 @MODELS.register_module()
 class ToyGan(BaseModel):
-    """Two wrappers; contexts are given submodules, as GAN models do.
+    """A model with two wrappers, whose contexts get submodules, as in GANs.
 
     ``bad`` maps an iteration to the network whose loss is NaN there,
     ``left_out`` to the network that is not trained there.
@@ -113,8 +113,9 @@ def test_a_rejection_does_not_undo_what_the_other_committed(
 
 @MODELS.register_module()
 class Adversarial(ToyGan):
-    """Each network's forward goes through the other: a bad latent vector of
-    one phase reaches the statistics of both.
+    """A model in which each network's forward goes through the other network.
+
+    A bad latent vector of one phase reaches the statistics of both networks.
     """
 
     def __init__(self, is_struck=True, **keys):
@@ -165,7 +166,7 @@ def test_a_gan_whose_networks_see_each_other(tmp_path, has_contexts):
 
 
 def test_backward_step_and_zero_grad_by_hand():
-    """Some models call them themselves, inside or outside a context."""
+    """Some models call these methods, inside or outside of a context."""
 
     def train(spoilt, left_out):
         torch.manual_seed(0)
@@ -199,7 +200,7 @@ def test_backward_step_and_zero_grad_by_hand():
 
 @MODELS.register_module()
 class ByHand(ToyNet):
-    """Calls everything by itself, and knows of no ``optim_context``."""
+    """A model that calls everything by itself, without ``optim_context``."""
 
     def train_step(self, data, optim_wrapper):
         data = self.data_preprocessor(data, True)

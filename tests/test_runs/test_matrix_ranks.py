@@ -1,12 +1,12 @@
 """The oracle matrix on two ranks, with the fault on either of them.
 
-One launch runs the cells in one to two minutes; the ranks take turns at being
-struck. With ``MATRIX=all`` in the environment each cell runs for both, which
+One launch runs the cells in one to two minutes; the ranks are struck in turn.
+With ``MATRIX=all`` in the environment each cell runs for both ranks, which
 takes longer.
 
-A cause is the one that a rank alone would have: what the struck rank did by
-itself stands above what the reduction then spread, and of what is wrong with
-its gradients after the reduction the other rank can only be told.
+The expected cause is the one that the struck rank would have alone: its own
+findings come before those that the reduction spreads. The other rank knows of
+bad gradients after the reduction only from a message.
 """
 
 import json

@@ -1,5 +1,5 @@
-"""Configs of mmpretrain, mmdetection and mmsegmentation, started by their own
-launchers and by the one here.
+"""Configs of mmpretrain, mmdetection and mmsegmentation run with their own
+launchers and with that of the tests.
 
 Nothing of the projects is changed: each run is a command line that a user
 could type, in a process of its own.
@@ -31,7 +31,7 @@ from mmnanguard.safe_load import allow_mmengine_checkpoints
 
 @pytest.fixture(scope='module')
 def launched(tmp_path_factory):
-    """All runs there are of a group, where they lie, and the data."""
+    """Run all commands of a group; return them, their folder and the data."""
     groups = {}
 
     def once(group):
@@ -139,7 +139,7 @@ def test_a_dump_is_enough_to_run_it_again(runs):
 
 
 def test_killed_and_resumed(runs):
-    """`--resume` of the project's own launcher, in the second epoch."""
+    """The project's own launcher resumes by `--resume` in the second epoch."""
     if runs.name != 'vit':
         pytest.skip('of one recipe')
     whole, killed = runs('whole'), runs('killed', -signal.SIGKILL)

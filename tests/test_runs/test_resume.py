@@ -1,4 +1,4 @@
-"""A resumed run equals the uninterrupted one, what it draws included."""
+"""A resumed run equals the uninterrupted one, random draws included."""
 
 import inspect
 import random
@@ -31,7 +31,7 @@ class DropoutNet(BaseModel):
 
 @DATASETS.register_module()
 class NoisyData(Dataset):
-    """Each look at an item draws from all three generators."""
+    """A dataset that draws from all three generators for each item."""
 
     def __init__(self, size):
         self.items = make_data(size)
@@ -129,8 +129,8 @@ def test_resume_equals_the_uninterrupted_run(
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_sampler_without_end(tmp_path, workers):
-    """onedl-mmengine can leave out what was trained on, and what its workers
-    drew with it.
+    """A resume by onedl-mmengine can leave out past data, with the draws of
+    workers.
     """
     keys = dict(by_epoch=False, workers=workers, sampler='InfiniteSampler')
     whole, drawn = train(tmp_path / 'whole', **keys)
@@ -146,7 +146,7 @@ def test_a_sampler_without_end(tmp_path, workers):
     reason='an option of onedl-mmengine',
 )
 def test_data_that_begins_anew(tmp_path):
-    """The random state is that of the checkpoint, from the first batch on."""
+    """The random state is that of the checkpoint from the first batch on."""
     keys = dict(by_epoch=False, workers=0, fast_forward_on_resume=True)
     _, drawn = train(tmp_path / 'whole', **keys)
     train(tmp_path / 'parts', stop=4, **keys)

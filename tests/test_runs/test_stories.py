@@ -36,7 +36,7 @@ def make(tmp_path, optim=GUARDED, faults=(), **changes):
 
 
 def test_skip_lower_and_go_on(tmp_path):
-    """A routine overflow, a proven one, a bad loss, a bad buffer."""
+    """The run has routine and proven overflows, a bad loss, a bad buffer."""
     runner = make(
         tmp_path,
         FP16,

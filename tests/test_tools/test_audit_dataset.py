@@ -65,7 +65,7 @@ def read_report(out):
 
 
 def files(out):
-    """All that it leaves for its reader, byte for byte."""
+    """Return all files for the reader of an audit, byte for byte."""
     return {
         path.name: path.read_bytes()
         for path in out.iterdir()
@@ -228,8 +228,8 @@ def audit_small(folder, pipeline, *args):
 
 
 def test_the_pipelines_own_findings(tmp_path):
-    """A sample that raises is bad, a dropped one is told, what the
-    pipeline's own ValidateSample would hide is not hidden.
+    """A sample that raises is bad, a dropped one is reported, and the
+    pipeline's own ValidateSample hides nothing.
     """
     label = dict(type='Range', key='gt_label', min=0, max=9)
     pipeline = [

@@ -1,4 +1,4 @@
-"""tools/fire_drill.py: a real drill, and its verdicts on made-up ones."""
+"""A real drill of tools/fire_drill.py, and its verdicts on made-up drills."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""tools/replay.py says of a dump what the autopsy said in the run."""
+"""Replays of a dump by tools/replay.py equal the autopsy of the run."""
 
 import json
 import math
@@ -126,7 +126,7 @@ def train(
 
 
 def replay(tool, path, *options):
-    """Exit status, and the row that was written."""
+    """Return the exit status and the row that was written."""
     status = tool.main([str(path), '--device', 'cpu', *map(str, options)])
     file = path.with_suffix('.json')
     return status, json.loads(file.read_text()) if file.exists() else None

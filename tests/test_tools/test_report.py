@@ -1,4 +1,4 @@
-"""tools/report.py, on what real runs left."""
+"""Reports by tools/report.py on the files of real runs."""
 
 import json
 import os
@@ -38,7 +38,7 @@ make_runner(sys.argv[1], wrapper(), default_hooks=hooks,
 
 @pytest.fixture(scope='module')
 def resumed(tmp_path_factory):
-    """Killed in its 9th iteration, resumed from the 5th, to the 10th."""
+    """Return a run that was killed in iteration 9 and resumed from 5 to 10."""
     work_dir = tmp_path_factory.mktemp('resumed')
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
     done = subprocess.run(
@@ -132,7 +132,7 @@ def test_runs_of_one_work_dir(tool, halted, capsys):
 
 
 def test_a_work_dir_that_was_moved(tool, halted, capsys):
-    """A dump is replayed from where it is now."""
+    """A moved dump is replayed from its present path."""
     dump_path = 'nanguard/dumps/iter_5_rank0.pt'
     write_events(halted / '1', [dump(5, f'/cluster/halted/1/{dump_path}')])
     assert tool.main([str(halted), '--text']) == 1
@@ -146,7 +146,7 @@ def test_a_work_dir_that_was_moved(tool, halted, capsys):
 
 @pytest.mark.parametrize('name', ['last_clean_checkpoint', 'last_checkpoint'])
 def test_a_dump_without_weights(tool, halted, name, capsys):
-    """The command can be pasted as it is where a checkpoint is known."""
+    """The command can be pasted unchanged where a checkpoint is known."""
     write_events(halted / '1', [dump(5, needs=['checkpoint'])])
     (halted / 'last_checkpoint').write_text('/cluster/halted/newest.pth')
     (halted / name).write_text('/cluster/halted/iter_4.pth\n')
@@ -161,7 +161,7 @@ def test_a_dump_without_weights(tool, halted, name, capsys):
 
 
 def test_watch(halted):
-    """The page follows the run; the last one stays as it is."""
+    """The page follows the run; the last page stays unchanged."""
     page = halted / 'nanguard_report.html'
     tool = ROOT / 'tools' / 'report.py'
     process = subprocess.Popen(
@@ -206,7 +206,7 @@ def test_what_is_no_run(tool, tmp_path, capsys):
 
 
 def test_a_folder_above_work_dirs(tool, tmp_path, capsys):
-    """Names what to give; the one that wrote last first."""
+    """The message names the runs below, the one that wrote last first."""
     newer = tmp_path / 'drill' / '1' / 'guard ed'
     for time_, folder in ((1, tmp_path / 'x'), (2, newer)):
         for attempt in ('1', '2'):

@@ -1,4 +1,4 @@
-"""tools/scan_checkpoints.py, on checkpoints that a Runner saved."""
+"""Scans by tools/scan_checkpoints.py, on checkpoints that a Runner saved."""
 
 import json
 import os
@@ -25,7 +25,9 @@ NAN, INF = float('nan'), float('inf')
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """Checkpoints of iterations 2, 4 and 6, with all that can go bad."""
+    """Return checkpoints of iterations 2, 4 and 6, with all parts that can go
+    bad.
+    """
     folder = tmp_path_factory.mktemp('trained')
     hooks = guard_hooks()
     hooks['checkpoint'] = dict(
@@ -72,7 +74,7 @@ def set_scale(content):
 
 
 def scan(tool, capsys, *args):
-    """Exit status, the report, and what was printed."""
+    """Return the exit status, the report, and the output."""
     file = Path(args[0]).parent / 'report.json'
     status = tool.main([*map(str, args), '--json', str(file)])
 
@@ -316,7 +318,7 @@ def test_a_file_a_rank(tool, run, capsys):
 
 
 def poison_in_place(file, size):
-    """NaN into the first element of a storage of so many bytes."""
+    """Write NaN into the first element of a storage of ``size`` bytes."""
     with zipfile.ZipFile(file) as archive:
         (info,) = [
             entry for entry in archive.infolist() if entry.file_size == size
@@ -350,7 +352,7 @@ def test_shards_of_fsdp(tool, tmp_path, capsys):
 
 
 class Gan(ToyNet):
-    """Two optimizers, in turns."""
+    """A model with two optimizers, used in turns."""
 
     def train_step(self, data, optim_wrapper):
         for part in optim_wrapper.values():

@@ -1,7 +1,7 @@
 """Write the files of this folder, with version 0.1 of mmnanguard.
 
-README.md has the command. The tests of today build the same run from here, to
-resume what 0.1 left off.
+README.md has the command. Today's tests build the same run from here, to
+resume the run of 0.1.
 """
 
 import json
