@@ -1,5 +1,5 @@
-"""Jobs in a process that finds mmpretrain, and torchvision, which `make test`
-puts apart from the rest.
+"""Runs of jobs in a process that finds mmpretrain and torchvision, which `make
+test` installs apart from the other packages.
 """
 
 import json
@@ -16,14 +16,14 @@ REASON = f'needs requirements/mmpretrain.txt in {PACKAGES}'
 needs_mmpretrain = pytest.mark.skipif(not PACKAGES.is_dir(), reason=REASON)
 
 
-def run_job(job, *args, told=None):
-    """What a script of the tests prints last, as JSON; ``told`` is its
-    standard input.
+def run_job(job, *args, stdin=None):
+    """Run a script of the tests in mmpretrain's environment and return the
+    JSON of its last line. ``stdin`` is its standard input.
     """
     path = (TESTS / 'mmpretrain_env', PACKAGES, TESTS.parent, TESTS)
     done = subprocess.run(
         [sys.executable, TESTS / job, *args],
-        input=told,
+        input=stdin,
         env={
             **os.environ,
             'PYTHONPATH': os.pathsep.join(map(str, path)),

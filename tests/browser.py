@@ -10,7 +10,7 @@ DEADLINE = 60
 
 
 def open_browser(width=1280, height=1000):
-    """Skips the test where there is none."""
+    """Start the browser, or skip the test where there is none."""
     webdriver = pytest.importorskip('selenium.webdriver')
     paths = {
         name: shutil.which(name) or shutil.which(f'{name}-browser')
@@ -38,7 +38,7 @@ def open_browser(width=1280, height=1000):
 
 
 def open_page(driver, path):
-    """Seconds until one can use it."""
+    """Open a page and return the seconds until it can be used."""
     driver.get_log('browser')
     driver.get_log('performance')
     begin = time.monotonic()
@@ -52,7 +52,7 @@ def wait_until_ready(driver):
 
 
 def wait(driver, script, *arguments):
-    """Until that is true."""
+    """Wait until the script returns something true."""
     deadline = time.monotonic() + DEADLINE
     while not driver.execute_script(script, *arguments):
         assert time.monotonic() < deadline, script
@@ -68,7 +68,7 @@ def errors(driver):
 
 
 def requests(driver):
-    """The addresses that the page asked for."""
+    """Return the addresses that the page requested."""
     messages = [
         json.loads(entry['message'])['message']
         for entry in driver.get_log('performance')

@@ -85,7 +85,7 @@ class CampaignNet(BaseModel):
 
 @DATASETS.register_module()
 class AugmentedData(Dataset):
-    """Draws from all three generators."""
+    """A dataset that draws from all three generators."""
 
     def __init__(self, size):
         self.items = make_data(size)
@@ -110,7 +110,7 @@ class TakeTime(Hook):
 
 
 def train(work_dir, by_epoch, num_workers):
-    """To the end, from the last checkpoint if there is one."""
+    """Train to the end, from the last checkpoint if there is one."""
     hooks = guard_hooks(*FAULTS)
     hooks['nan_guard']['save_rng'] = True
     hooks['audit'] = dict(type='mmnanguard.StateAuditHook', interval=5)
@@ -168,7 +168,9 @@ def train(work_dir, by_epoch, num_workers):
         tensors=everything(runner),
         averages=dict(ema.ema_model.state_dict()),
         scaler=runner.optim_wrapper.loss_scaler.state_dict(),
-        schedulers=[each.state_dict() for each in runner.param_schedulers],
+        schedulers=[
+            scheduler.state_dict() for scheduler in runner.param_schedulers
+        ],
         guard={
             key: value
             for key, value in runner.optim_wrapper.guard.state_dict().items()
@@ -178,7 +180,7 @@ def train(work_dir, by_epoch, num_workers):
 
 
 def fork(work_dir, kind):
-    """A training in a process of its own; its end writes 'end.pt'."""
+    """Fork a training; at its end it writes 'end.pt'."""
     child = os.fork()
     if child:
         return child
@@ -200,7 +202,7 @@ def fork(work_dir, kind):
 
 
 def wait(child, seconds, until=lambda: False):
-    """Its exit status, or None if it has none by then."""
+    """Return the child's exit status, or None if it has not ended in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not until():
         done, status = os.waitpid(child, os.WNOHANG)
@@ -217,7 +219,7 @@ def exit_status(status):
 
 
 def half_done(folder, known=()):
-    """Names of files that are being written, or were when it was killed."""
+    """Return the names of files that were half written at the kill."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
@@ -230,7 +232,9 @@ def half_done(folder, known=()):
 
 
 def uninterrupted(work_dir, kind):
-    """What it leaves, its rows, and how many seconds it took."""
+    """Train without a kill; return the end of the run, its rows and the
+    seconds that it took.
+    """
     work_dir.mkdir(parents=True)
     began = time.monotonic()
     status = wait(fork(work_dir, kind), 120)
@@ -241,7 +245,7 @@ def uninterrupted(work_dir, kind):
 
 
 def interrupted(work_dir, kind, seconds, rng):
-    """Kill and resume; returns the number of kills and what is wrong."""
+    """Kill and resume; return the number of kills and a list of faults."""
     work_dir.mkdir(parents=True)
     folder = work_dir / 'run'
     for num_kills in itertools.count():
@@ -271,7 +275,7 @@ def interrupted(work_dir, kind, seconds, rng):
 
 
 def half_written(folder):
-    """What a kill has left that it must not leave."""
+    """Return descriptions of the broken files that a kill has left."""
     wrong = [
         f'{path.name} is {scan_file(path).status}'
         for path in folder.glob('*.pth')
@@ -299,7 +303,7 @@ def rows_of(work_dir):
 
 
 def differences(left, right, where=''):
-    """Names of what is not the same, bit for bit."""
+    """Return the names of the values that differ in any bit."""
     if type(left) is not type(right):
         return [f'{where} ({type(left).__name__}, {type(right).__name__})']
     if isinstance(left, torch.Tensor):
@@ -311,15 +315,13 @@ def differences(left, right, where=''):
     if isinstance(left, (list, tuple)):
         left, right = dict(enumerate(left)), dict(enumerate(right))
     if isinstance(left, dict):
-        return [
-            name
-            for key in {**left, **right}
-            for name in (
-                differences(left[key], right[key], f'{where}/{key}')
-                if key in left and key in right
-                else [f'{where}/{key} (only one has it)']
-            )
-        ]
+        names = []
+        for key in {**left, **right}:
+            if key in left and key in right:
+                names += differences(left[key], right[key], f'{where}/{key}')
+            else:
+                names.append(f'{where}/{key} (only one has it)')
+        return names
     return [] if left == right else [f'{where}: {left!r}, {right!r}']
 
 

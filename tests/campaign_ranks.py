@@ -65,21 +65,28 @@ class Cell(NamedTuple):
     rank: int
 
 
-CELLS = [
-    Cell(*parts)
-    for parts in itertools.product(
-        WAYS if HAS_CPU_SCALER else [w for w in WAYS if 'fsdp' not in w],
-        OPTIMIZERS if HAS_CPU_SCALER else ('sgd', 'adamw'),
-        ('fp32', 'fp16'),
-        SITES,
-        ('nan', 'inf'),
-        range(NUM_RANKS),
+if HAS_CPU_SCALER:
+    USED_WAYS, USED_OPTIMIZERS = list(WAYS), list(OPTIMIZERS)
+else:
+    USED_WAYS = [way for way in WAYS if 'fsdp' not in way]
+    USED_OPTIMIZERS = ['sgd', 'adamw']
+CELLS = list(
+    itertools.starmap(
+        Cell,
+        itertools.product(
+            USED_WAYS,
+            USED_OPTIMIZERS,
+            ('fp32', 'fp16'),
+            SITES,
+            ('nan', 'inf'),
+            range(NUM_RANKS),
+        ),
     )
-]
+)
 
 
 class Talk(torch.autograd.Function):
-    """The mean over ranks, as SyncBN and mmdet's reduce_mean have it."""
+    """A mean over ranks, as SyncBN and mmdet's reduce_mean have it."""
 
     @staticmethod
     def forward(ctx, x):
@@ -97,7 +104,9 @@ class Talk(torch.autograd.Function):
 
 
 class Net(BaseModel):
-    """Sizes that two ranks can share evenly, and one that they cannot."""
+    """A model with sizes that two ranks can share evenly, and one size that
+    they cannot.
+    """
 
     def __init__(self, talks=False):
         super().__init__(dict(type='BaseDataPreprocessor'))
@@ -118,7 +127,7 @@ class Net(BaseModel):
 
 
 def share(way):
-    """The model as the ranks share it."""
+    """Wrap the model as the ranks share it."""
     torch.manual_seed(0)
     net = Net(talks=way == 'talks in forward')
     if way == 'fsdp1':
@@ -134,17 +143,15 @@ def share(way):
 
 
 class Strike(Hook):
-    """Spoils one number of this rank's, in the middle of some windows."""
+    """Spoil one number of this rank in the middle of some windows."""
 
     priority = 'VERY_HIGH'  # over before an autopsy runs the batch again
 
     def __init__(self, cell, length):
         self.site, self.value = cell.site, float(cell.value)
-        self.iters = [
-            # Before the last one ranks have not shared their gradients.
-            window * length - (0 if cell.site == 'grad' else length - 1)
-            for window in STRUCK
-        ]
+        # Before the last one ranks have not shared their gradients.
+        before_end = 0 if cell.site == 'grad' else length - 1
+        self.iters = [window * length - before_end for window in STRUCK]
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         self.undo = []
@@ -182,7 +189,9 @@ class Strike(Hook):
 
 
 def train(work_dir, cell, is_struck):
-    """Without a fault: with the struck windows left out."""
+    """Train one cell; if it is not to be struck, leave out the windows that
+    the fault would have struck.
+    """
     length = 2 if cell.way == 'ddp, accumulation' else 1
     hooks = dict(
         guard_hooks(),
@@ -208,11 +217,10 @@ def train(work_dir, cell, is_struck):
         )
     max_iters = NUM_WINDOWS * length
     strikes = is_struck and cell.rank == dist.get_rank()
-    leave_out = [
-        iteration
-        for window in STRUCK
-        for iteration in range((window - 1) * length + 1, window * length + 1)
-    ]
+    leave_out = []
+    for window in STRUCK:
+        end = window * length
+        leave_out += range(end - length + 1, end + 1)
     runner = make_runner(
         work_dir,
         make_wrapper(**keys),
@@ -233,7 +241,7 @@ def train(work_dir, cell, is_struck):
 
 
 def everything(runner):
-    """This rank's part of all tensors."""
+    """Return this rank's part of all tensors."""
     tensors = dict(runner.model.named_parameters())
     tensors.update(runner.model.named_buffers())
     for index, state in enumerate(
@@ -245,7 +253,7 @@ def everything(runner):
 
 
 def look(work_dir, cell, oracles):
-    """What is wrong with a cell, on this rank; nothing if all is well."""
+    """Return what is wrong with a cell on this rank; empty if all is well."""
     key = cell._replace(site='', value='', rank=0)
     if key not in oracles:
         oracle = everything(train(work_dir / 'oracle', cell, False))
@@ -257,10 +265,10 @@ def look(work_dir, cell, oracles):
         for name, tensor in everything(runner).items()
         if not same(tensor, oracles[key][name])
     ]
-    told = [guard.state.to_dict(), guard.scaler.get_scale()]
+    states = [guard.state.to_dict(), guard.scaler.get_scale()]
     everyone = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, told)
-    if any(each != told for each in everyone):
+    dist.all_gather_object(everyone, states)
+    if any(other != states for other in everyone):
         wrong.append('ranks have other states')
     if guard.state.total_skips != len(STRUCK):
         wrong.append(f'{guard.state.total_skips} skips')
@@ -291,9 +299,9 @@ def run_rank(outcome, cells):
                 sys.exit(f'{cell}: {traceback.format_exc()}')
         everyone = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, wrong)
-        seen.append([*cell, [each for own in everyone for each in own]])
+        seen.append([*cell, list(itertools.chain.from_iterable(everyone))])
         if dist.get_rank() == 0:
-            bad = sum(bool(each[-1]) for each in seen)
+            bad = sum(bool(result[-1]) for result in seen)
             print(f'{number} of {len(cells)} cells, {bad} wrong', flush=True)
             if seen[-1][-1]:
                 print(*seen[-1], flush=True)

@@ -1,11 +1,13 @@
-"""How large a run can tools/report.py tell of? Writes a run of that many
-rejected updates, reports it, opens the page in Chromium, and says what that
-took.
+"""Measure how large a run tools/report.py can report.
+
+Writes a run of that many rejected updates, reports it, opens the page in
+Chromium, and prints how long that took.
 
     PYTHONPATH=.:tests python tests/campaign_report.py --rows 1000000
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -24,19 +26,14 @@ CAUSES = ['scale_overflow'] * 60 + ['grad_nonfinite'] * 3 + ['loss_nonfinite']
 
 
 def many_rows(num):
-    """Of three causes and 200 parameters, with 16 samples each."""
+    """Yield rows with three causes and 200 parameters, 16 samples per row."""
     yield start(max_iters=num)
-    made = [
-        update(
-            1,
-            cause,
-            f'backbone.{number}.weight',
-            samples=[f'train/{number:03d}{i:03d}.jpg' for i in range(16)],
-        )
-        for cause in dict.fromkeys(CAUSES)
-        for number in range(NUM_PARAMS)
-    ]
     causes = list(dict.fromkeys(CAUSES))
+    made = []
+    for cause, number in itertools.product(causes, range(NUM_PARAMS)):
+        samples = [f'train/{number:03d}{i:03d}.jpg' for i in range(16)]
+        param = f'backbone.{number}.weight'
+        made.append(update(1, cause, param, samples=samples))
     for iter_ in range(1, num + 1):
         place = causes.index(CAUSES[iter_ * 7919 % len(CAUSES)]) * NUM_PARAMS
         row = made[place + iter_ * 31 % NUM_PARAMS]
@@ -78,7 +75,7 @@ def main():
             assert not errors(driver)
         finally:
             driver.quit()
-        told = {
+        numbers = {
             'rows': args.rows,
             'events.jsonl, MB': path.stat().st_size / 1e6,
             'report, s': seconds,
@@ -89,7 +86,7 @@ def main():
             'a filter, s': filtered,
             'load of the machine': os.getloadavg()[0],
         }
-    for name, value in told.items():
+    for name, value in numbers.items():
         print(f'{name}: {value:,.3g}' if value < 1e4 else f'{name}: {value:,}')
 
 

@@ -21,8 +21,10 @@ LACKS = re.compile(
 
 @pytest.fixture(autouse=True)
 def fresh_globals():
-    """MMEngine keeps its loggers, hubs and scopes in class attributes; an
-    import may have made some, which write past what captures a test's output.
+    """Clear MMEngine's global objects before a test.
+
+    MMEngine keeps its loggers, hubs and scopes in class attributes. An import
+    may have made some, and they bypass the capture of a test's output.
     """
     torch.manual_seed(0)
     clear_globals()
@@ -32,7 +34,7 @@ def fresh_globals():
 
 @pytest.fixture(autouse=True)
 def no_pause_between_epochs(monkeypatch):
-    """MMEngine's iterator without end sleeps two seconds there."""
+    """Skip the two seconds that MMEngine's iterator without end sleeps."""
     clock = SimpleNamespace(sleep=lambda seconds: None)
     monkeypatch.setattr(loops, 'time', clock)
 
@@ -45,8 +47,8 @@ def skip_gpu(request):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """What an old PyTorch lacks is no failure: the test is skipped, with what
-    it said as the reason.
+    """Skip a test that fails for lack of something in an old PyTorch; the
+    reason is the error message.
     """
     report = yield
     said = f'{report.longrepr}\n{report.capstderr}'

@@ -1,7 +1,7 @@
 """Short runs with any registered hook or wrapper of mmnanguard.
 
-New ones are found in their registry; one that needs arguments has an entry in
-``SETTINGS``.
+New types are found in their registry; a type that needs arguments has an entry
+in ``SETTINGS``.
 """
 
 from toys import guard_hooks, make_runner, wrapper
@@ -46,16 +46,16 @@ def build(
     resume_from=None,
     **changes,
 ):
-    """A run of 4 iterations, with a checkpoint after each two.
+    """Build a run of 4 iterations with a checkpoint every 2 iterations.
 
     Args:
-        work_dir: Of the run.
-        hook: Name of a hook that the run has besides NanGuardHook and
+        work_dir: The folder of the run.
+        hook: The name of a hook that the run has besides NanGuardHook and
             EventLogHook; of these two, it takes the place of its own kind.
-        wrapper_name: Of the optimizer wrapper.
-        faults: For a fire drill.
-        resume_from: A checkpoint.
-        changes: To the runner's arguments.
+        wrapper_name: The type of the optimizer wrapper.
+        faults: The faults of a fire drill.
+        resume_from: The checkpoint to resume from.
+        changes: Other arguments of the runner.
     """
     hooks = guard_hooks(*faults)
     hooks['checkpoint'] = dict(

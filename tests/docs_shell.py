@@ -5,6 +5,7 @@ import atexit
 import contextlib
 import glob
 import io
+import itertools
 import os
 import re
 import runpy
@@ -23,7 +24,7 @@ from global_state import clear_globals
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs' / 'en').glob('*.md'))]
 FENCED = re.compile(
-    r'(?:<!-- (?P<mark>not run|run by|given): (?P<told>.*?) -->\n+)?'
+    r'(?:<!-- (?P<mark>not run|run by|given): (?P<remark>.*?) -->\n+)?'
     r'^(?P<indent> *)```(?P<language>\w+)\n(?P<text>.*?)^(?P=indent)```$',
     re.M | re.S,
 )
@@ -42,7 +43,7 @@ class Block(NamedTuple):
     language: str
     text: str
     mark: str  # 'not run', 'run by' or 'given'
-    told: str  # why, the test that does, or the code that comes first
+    remark: str  # the reason, the test that runs it, or the code before it
     section: str  # the heading above
 
     def __str__(self):
@@ -52,46 +53,42 @@ class Block(NamedTuple):
 @lru_cache(maxsize=None)
 def blocks(path) -> List[Block]:
     text = path.read_text()
-    found = []
+    result = []
     for match in FENCED.finditer(text):
         before = text[: match.start('language')]
         indent = match['indent']
-        found.append(
+        result.append(
             Block(
                 path.relative_to(ROOT).as_posix(),
                 before.count('\n') + 1,
                 match['language'],
                 re.sub(f'^{indent}', '', match['text'], flags=re.M),
                 match['mark'] or '',
-                match['told'] or '',
+                match['remark'] or '',
                 ('', *re.findall(r'^#+ (.*)', before, re.M))[-1],
             )
         )
-    return found
+    return result
 
 
 def all_blocks(*languages) -> List[Block]:
-    return [
-        block
-        for page in PAGES
-        for block in blocks(page)
-        if block.language in languages
-    ]
+    every_block = itertools.chain.from_iterable(map(blocks, PAGES))
+    return [block for block in every_block if block.language in languages]
 
 
 def commands(text) -> List[str]:
-    """Of a shell's block; one may go over several lines."""
-    found, open_lines = [], ''
+    """Return the commands of a shell block; some span several lines."""
+    complete, open_lines = [], ''
     for line in text.splitlines():
         open_lines += line + '\n'
         if line.endswith('\\'):
             continue
         with contextlib.suppress(ValueError):  # a quote that is still open
             if shlex.split(open_lines, comments=True):
-                found.append(open_lines.strip())
+                complete.append(open_lines.strip())
             open_lines = ''
     assert not open_lines, f'no end: {open_lines}'
-    return found
+    return complete
 
 
 def words_of(command) -> List[str]:
@@ -105,8 +102,9 @@ def words_of(command) -> List[str]:
 
 @lru_cache(maxsize=None)
 def run(command) -> str:
-    """What it prints, the loggers' heads left out; of scripts in this
-    process, for speed. Each command is run once.
+    """Return the output of a command, without the prefixes of log lines.
+
+    Scripts run in this process, for speed. Each command runs only once.
     """
     folder = Path(FOLDER.name)
     for name in ('benchmarks', 'configs', 'tools', 'mmnanguard'):
@@ -122,9 +120,9 @@ def run(command) -> str:
             )
             assert done.returncode == 0, done.stderr
             return done.stdout
-        words = [
-            each for word in words[1:] for each in (glob.glob(word) or [word])
-        ]
+        args = []
+        for word in words[1:]:
+            args += glob.glob(word) or [word]
         stack.callback(clear_globals)
         clear_globals()
         out = io.StringIO()
@@ -139,22 +137,22 @@ def run(command) -> str:
         stack.enter_context(contextlib.redirect_stderr(out))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter('ignore')
-        if words[0] == '-c':
-            exec(words[1], {})
+        if args[0] == '-c':
+            exec(args[1], {})
         else:
-            stack.enter_context(mock.patch.object(sys, 'argv', words))
+            stack.enter_context(mock.patch.object(sys, 'argv', args))
             with contextlib.suppress(SystemExit):
-                runpy.run_path(words[0], run_name='__main__')
+                runpy.run_path(args[0], run_name='__main__')
         return HEAD.sub('', out.getvalue())
 
 
 @lru_cache(maxsize=None)
 def parser_of(script) -> argparse.ArgumentParser:
-    """What a script builds; it gets no further."""
-    found = []
+    """Return the parser that a script builds; the script runs no further."""
+    parsers = []
 
     def stop(parser, *args, **kwargs):
-        found.append(parser)
+        parsers.append(parser)
         raise SystemExit
 
     paths = [
@@ -169,4 +167,4 @@ def parser_of(script) -> argparse.ArgumentParser:
         sys, 'argv', [script]
     ), contextlib.suppress(SystemExit):
         runpy.run_path(str(ROOT / script), run_name='__main__')
-    return found[0]
+    return parsers[0]

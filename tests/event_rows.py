@@ -1,4 +1,4 @@
-"""Rows of events.jsonl, as their writers make them."""
+"""Rows of events.jsonl, made by the classes that write them."""
 
 import json
 
@@ -43,7 +43,7 @@ def routine(iter_, name='head.weight', **keys):
 
 
 def joined(iter_, kind, **keys):
-    """To the update of that iteration, by id."""
+    """Return a row that is joined by its id to the update of an iteration."""
     return dict(schema=1, kind=kind, id=f'{RUN}-{iter_}', **keys)
 
 
@@ -59,8 +59,8 @@ def autopsy(iter_, module='head', phase='forward', **keys):
         repeats=True,
     )
     values.update(keys)
-    found = Autopsy(f'{RUN}-{iter_}', phase, module, **values)
-    return json.loads(to_json(found.to_row()))
+    result = Autopsy(f'{RUN}-{iter_}', phase, module, **values)
+    return json.loads(to_json(result.to_row()))
 
 
 def dump(iter_, path='/x/iter_1_rank0.pt', needs=()):
@@ -103,13 +103,13 @@ def halt(iter_, id_=''):
 
 
 def bad_input(iter_, *samples, action='reject', **keys):
-    found = dict(ranks=[0], num_samples=len(samples), samples=samples)
-    found.update(keys=dict(inputs=samples), action=action, iter=iter_)
-    return joined(iter_, 'input', **found, **keys)
+    row = dict(ranks=[0], num_samples=len(samples), samples=samples)
+    row.update(keys=dict(inputs=samples), action=action, iter=iter_)
+    return joined(iter_, 'input', **row, **keys)
 
 
 def write_events(folder, rows):
-    """As one attempt; the file."""
+    """Append the rows to the event file of one attempt; return its path."""
     path = folder / 'nanguard' / 'events.jsonl'
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('a', encoding='utf-8') as file:
@@ -118,7 +118,7 @@ def write_events(folder, rows):
 
 
 def write_scalars(folder, rows):
-    """MMEngine's: a bare NaN is one."""
+    """Write a scalar file as MMEngine does, which includes bare NaNs."""
     path = folder / 'vis_data' / 'scalars.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('a') as file:

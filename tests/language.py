@@ -52,20 +52,6 @@ PENDING = {
     'mmnanguard/numerics/checkpoints',
     'mmnanguard/numerics/probe',
     'mmnanguard/report',
-    'tests',
-    'tests/test_benchmarks',
-    'tests/test_configs',
-    'tests/test_core',
-    'tests/test_datasets',
-    'tests/test_docs',
-    'tests/test_hooks',
-    'tests/test_migrate',
-    'tests/test_models',
-    'tests/test_numerics',
-    'tests/test_optim',
-    'tests/test_report',
-    'tests/test_runs',
-    'tests/test_tools',
 }
 
 # A docstring that begins with one of these is a fragment or a question.

@@ -1,5 +1,5 @@
-"""A Python that has no torch and no MMEngine, as on the laptop of someone who
-wants to see what a cluster did.
+"""A Python without torch and MMEngine, as on the laptop of someone who reads
+the results of a cluster.
 """
 
 import sys
@@ -23,7 +23,9 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 
 
 def laptop(*command, without=()):
-    """What to start for it to run this script with these arguments."""
+    """Return a command that runs this script with these arguments where the
+    training packages are missing.
+    """
     code = BARE.format(
         refused=(*HEAVY, *without), command=[str(part) for part in command]
     )

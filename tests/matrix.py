@@ -49,7 +49,7 @@ VALUES = ('nan', 'inf', '1e38')
 
 
 class Kind(NamedTuple):
-    """Of update."""
+    """A kind of update."""
 
     precision: str
     optimizer: str
@@ -62,7 +62,7 @@ class Fault(NamedTuple):
     value: str
 
     def expected_cause(self, precision: str) -> Optional[str]:
-        """None where the fault does no harm."""
+        """Return the cause of a rejection, None if the fault does no harm."""
         if self.site == 'grad':
             is_huge = self.value == '1e38'
             return 'norm_overflow' if is_huge else 'grad_nonfinite'
@@ -91,7 +91,7 @@ FAULTS = [
 
 
 def lacks(kind):
-    """What a CPU has not in this PyTorch, or ''."""
+    """Return what this PyTorch lacks on a CPU for the kind, or ''."""
     if HAS_CPU_SCALER:
         return ''
     if kind.precision == 'fp16':
@@ -139,9 +139,9 @@ def build(kind, is_guarded, **policy):
 
 
 def run(kind, fault=None, leave_out=(), is_guarded=True):
-    """Train; returns the model, the wrapper and the events told.
+    """Train; return the model, the wrapper and the reported events.
 
-    Collective where there are ranks; ``fault`` strikes this one.
+    This is collective where there are ranks; ``fault`` strikes this rank.
     """
     net, wrapper = build(kind, is_guarded)
     model, rank = net, 0
@@ -167,8 +167,10 @@ def run(kind, fault=None, leave_out=(), is_guarded=True):
 
 
 def struck_micro_batch(kind, fault):
-    """In the middle of an accumulation window, not at its end; but what DDP
-    has not reduced yet would not stay on one rank.
+    """Return the place of the struck micro-batch: in the middle of its window.
+
+    With DDP a struck gradient is in the last one, because what DDP has not
+    reduced yet would not stay on one rank.
     """
     if fault.site == 'grad' and dist.is_initialized():
         return kind.accumulation - 1
@@ -214,7 +216,7 @@ def everything(model, wrapper):
 
 @functools.lru_cache(maxsize=None)
 def oracle(kind):
-    """The same training with the struck windows left out."""
+    """Run the same training with the struck windows left out."""
     return everything(*run(kind, leave_out=STRUCK)[:2])
 
 
@@ -224,7 +226,7 @@ def unfaulted(kind):
 
 
 def differing(left, right):
-    """Names of tensors that are not the same bit for bit."""
+    """Return the names of tensors that are not equal bit for bit."""
     return [
         name
         for name, tensor in left.items()

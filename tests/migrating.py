@@ -1,4 +1,4 @@
-"""Migrations of texts, for tests."""
+"""Migrations of config texts, for tests."""
 
 from mmengine.config import Config
 
@@ -10,16 +10,16 @@ FP16 = 'mmnanguard.NanGuardAmpOptimWrapper'
 
 
 class Migration:
-    """Of one file in a folder, perhaps with bases beside it."""
+    """The migration of one file in a folder, perhaps with bases beside it."""
 
     def __init__(self, folder, text, guard=None, **bases):
         for name, base in bases.items():
             (folder / f'{name}.py').write_text(base)
         self.path = folder / 'config.py'
         self.path.write_text(text)
-        found = migrate(self.path, load_overlay, guard)
+        migration = migrate(self.path, load_overlay, guard)
         assert self.path.read_text() == text
-        self.new, self.notes = found.new, found.notes
+        self.new, self.notes = migration.new, migration.notes
         self.path.write_text(self.new)
         again = migrate(self.path, load_overlay, guard)
         assert again.new == self.new  # a second time does nothing
@@ -27,13 +27,13 @@ class Migration:
             str(self.path), import_custom_modules=False
         ).to_dict()
 
-    def told(self, kind):
+    def notes_of(self, kind):
         return '\n'.join(self.notes.sections()[kind])
 
     @property
     def left(self):
-        return self.told('cannot do, left to you')
+        return self.notes_of('cannot do, left to you')
 
     @property
     def changed(self):
-        return self.told('changed in meaning')
+        return self.notes_of('changed in meaning')

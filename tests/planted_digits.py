@@ -63,7 +63,7 @@ class RollDigits:
 
 @TRANSFORMS.register_module()
 class KillLoader:
-    """At a sample, kills the process that walks the dataset; once."""
+    """Kill the process that walks the dataset, once, at a certain sample."""
 
     def __call__(self, results):
         flag = os.environ.get('KILL_FLAG')
@@ -76,7 +76,7 @@ class KillLoader:
 
 @TRANSFORMS.register_module()
 class Mishap:
-    """At some samples raises, or returns None."""
+    """Raise at some samples, return None at others."""
 
     def __init__(self, raises=(), drops=()):
         self.raises = raises

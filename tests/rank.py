@@ -1,8 +1,7 @@
-"""Runs a job as one of several ranks, and ends without the interpreter's own
-end.
+"""Run a job as one of several ranks, and end without finalizing Python.
 
-There PyTorch is not safe: a thread of gloo that drops a tensor waits for an
-interpreter that is gone, and C++ aborts the process, or it hangs.
+Finalization is not safe in PyTorch: a thread of gloo that drops a tensor waits
+for an interpreter that is gone, and C++ aborts the process or it hangs.
 """
 
 import atexit

@@ -52,8 +52,8 @@ def launch(job, *args, num_ranks=2, deadline=DEADLINE):
 
 
 def tail(output):
-    """What the ranks said last; of the launcher's own long report only how
-    they ended.
+    """Return the last output of the ranks; of the launcher's long report, only
+    the exit codes are kept.
     """
     lines = output.splitlines()
     is_report = ['torch/distributed/elastic' in line for line in lines]
@@ -63,7 +63,9 @@ def tail(output):
 
 
 def start_by_hand(job, *args, num_ranks=2):
-    """One process per rank and no launcher that ends all when one ends."""
+    """Start one process per rank, without a launcher that ends all ranks when
+    one ends.
+    """
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = str(probe.getsockname()[1])

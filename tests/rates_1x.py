@@ -1,7 +1,8 @@
-"""Learning rates of 1.x: the rules of mmcv 1.7.2's lr_config as formulas,
-and numbers that its own LrUpdaterHooks gave.
+"""The learning rates of 1.x.
 
-``PINNED`` was written down from a run of mmcv 1.7.2; nothing here needs it.
+The rules of mmcv 1.7.2's lr_config are given as formulas, and ``PINNED`` holds
+numbers of its LrUpdaterHooks, written down from a run of mmcv 1.7.2. Nothing
+here needs mmcv 1.7.2.
 """
 
 from math import cos, pi
@@ -163,7 +164,7 @@ DIFFERS = {
 
 
 def rate(loop, config, iteration):
-    """Of this iteration, the first is 0."""
+    """Return the learning rate of an iteration; the first iteration is 0."""
     policy = config['policy'].lower()
     is_iter = 'max_iters' in loop['runner'] or policy in ('onecycle', 'cyclic')
     by_epoch = config.get('by_epoch', not is_iter)
@@ -204,7 +205,7 @@ def step(config, now, end):
     if isinstance(steps, int):
         passed = now // steps
     else:
-        passed = sum(now >= each for each in steps)
+        passed = sum(now >= milestone for milestone in steps)
     lr = BASE * config.get('gamma', 0.1) ** passed
     return max(lr, config.get('min_lr', 0))
 

@@ -1,4 +1,4 @@
-"""Wheel and sdist are built, installed and used, away from the sources."""
+"""Wheel and sdist are built, installed and used outside the sources."""
 
 import os
 import re
@@ -36,7 +36,7 @@ def run(*command, cwd, **environment):
 
 
 def build(kind, source, folder):
-    """What pip does with --no-build-isolation, needs no network."""
+    """Build a distribution as pip does with --no-build-isolation, offline."""
     folder.mkdir()
     run('-c', BUILD.format(kind), folder, cwd=source)
     (path,) = folder.iterdir()
@@ -45,7 +45,9 @@ def build(kind, source, folder):
 
 @pytest.fixture(scope='module')
 def built(tmp_path_factory):
-    """The wheel of a copy of the sources, its sdist, and the sdist's wheel."""
+    """Build the wheel and the sdist of a copy of the sources, and the sdist's
+    wheel.
+    """
     folder = tmp_path_factory.mktemp('built')
     source = folder / 'source'
     shutil.copytree(ROOT, source, symlinks=True, ignore=ASIDE)
@@ -92,7 +94,9 @@ def test_the_sdist_has_what_the_sources_have(built):
 
 
 def test_installing_it_writes_over_no_other_package(built, tmp_path):
-    """Of two distributions of MMEngine pip would bring the other one."""
+    """Pip installs nothing else, so no distribution of MMEngine replaces
+    another one.
+    """
     said = run(
         *('-m', 'pip', 'install', '--dry-run', '--no-index'),
         *('--force-reinstall', '--disable-pip-version-check', built[2][0]),

@@ -1,4 +1,4 @@
-"""``python -m mmnanguard``, away from the sources."""
+"""``python -m mmnanguard`` works outside the sources."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def run(*words, cwd):
 
 
 @pytest.mark.parametrize(
-    ('words', 'status', 'told'),
+    ('words', 'status', 'message'),
     [
         ((), 2, 'where TOOL is'),
         (('--help',), 0, 'report: Report a guarded run on one page'),
@@ -33,9 +33,9 @@ def run(*words, cwd):
         (('train', 'mmnanguard::digits/plain_fp32.py', '--x'), 2, '--x'),
     ],
 )
-def test_a_tool_by_its_name(tmp_path, words, status, told):
+def test_a_tool_by_its_name(tmp_path, words, status, message):
     done = run(*words, cwd=tmp_path)
-    assert told in done.stdout + done.stderr
+    assert message in done.stdout + done.stderr
     assert done.returncode == status
 
 

@@ -115,7 +115,7 @@ def test_fields_of_an_event():
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    """All hooks, rows of all kinds, and the switches that add scalars."""
+    """Train with all hooks, rows of all kinds and the switches for scalars."""
     if not HAS_CPU_SCALER:
         pytest.skip('float16 on a CPU needs torch>=2.3')
     cfg = config(tmp_path_factory.mktemp('surface'), 'surface')
@@ -164,7 +164,7 @@ def test_keys_of_files(run):
 
 
 def test_a_scoped_type_needs_no_import():
-    """In a fresh process: the config imports nothing of mmnanguard."""
+    """A config imports nothing of mmnanguard, even in a fresh process."""
     code = (
         'from mmengine.registry import *\n'
         "print(type(HOOKS.build(dict(type='mmnanguard.NanGuardHook'))),\n"

@@ -1,4 +1,4 @@
-"""MMEngine's checkpoints load, and nothing more."""
+"""MMEngine's checkpoints load, and no other objects do."""
 
 import io
 import os
@@ -112,7 +112,7 @@ class Runs:
 
 
 class Digs:
-    """Asks for getattr, the way to everything else."""
+    """An object that asks for getattr, which gives access to everything."""
 
     def __reduce__(self):
         return getattr, (HistoryBuffer, '__init__')

@@ -26,7 +26,7 @@ NUMBERS = itertools.count()  # MMEngine wants each run to have its name
 
 @MODELS.register_module()
 class ToyNet(BaseModel):
-    """conv + BN, and a loss with two parts."""
+    """A model of conv and BN, with a loss of two parts."""
 
     def __init__(self, data_preprocessor=None):
         super().__init__(data_preprocessor)
@@ -49,8 +49,10 @@ class ToyNet(BaseModel):
 
 
 def low_precision(loss_scale):
-    """Keys of NanGuardAmpOptimWrapper: float16, and where a CPU has none,
-    bfloat16, which takes no scale.
+    """Return keys of NanGuardAmpOptimWrapper for low precision.
+
+    They ask for float16 or, where a CPU has none, for bfloat16, which takes no
+    scale.
     """
     if HAS_CPU_SCALER:
         return dict(dtype='float16', loss_scale=loss_scale)
@@ -58,7 +60,7 @@ def low_precision(loss_scale):
 
 
 def total_norm(grads, norm_type=2.0):
-    """``torch.nn.utils.get_total_norm``, which came with PyTorch 2.6."""
+    """Compute ``torch.nn.utils.get_total_norm``, new in PyTorch 2.6."""
     params = [nn.Parameter(torch.zeros_like(grad)) for grad in grads]
     for param, grad in zip(params, grads):
         param.grad = grad.clone()
@@ -68,7 +70,7 @@ def total_norm(grads, norm_type=2.0):
 
 
 class LeaveOut:
-    """The oracle: iterations that are as if they had never been.
+    """Leave out iterations as if they had never been, which is the oracle.
 
     The batch is drawn and hooks run, so that data order and schedulers go on,
     but neither the model nor its averaged copy ever sees it.
@@ -101,8 +103,8 @@ class LeaveOutLoop(LeaveOut, IterBasedTrainLoop):
 
 
 class Seeded(LeaveOut):
-    """Random numbers anew for each model and each batch: one that is left out
-    would draw none.
+    """Seed the generators for each model and batch, as a left-out batch draws
+    nothing.
     """
 
     def run_iter(self, *batch_idx_and_batch):
@@ -163,7 +165,7 @@ class ToyData(Dataset):
 
 
 def loader(dataset):
-    """Batches in the order of the data."""
+    """Return a loader of batches in the order of the data."""
     return dict(
         dataset=dataset,
         sampler=dict(type='DefaultSampler', shuffle=False),
@@ -173,7 +175,7 @@ def loader(dataset):
 
 
 def runner_config(work_dir, optim_wrapper, **changes):
-    """Arguments of a Runner of 10 iterations, and ``changes`` to them."""
+    """Return the arguments of a Runner of 10 iterations, with ``changes``."""
     max_iters = changes.pop('max_iters', 10)
     leave_out = changes.pop('leave_out', ())
     config = dict(
@@ -223,7 +225,7 @@ def guard_hooks(*faults):
 
 
 def everything(runner):
-    """All tensors that a run leaves behind, by name."""
+    """Return all tensors that a run leaves behind, by name."""
     tensors = dict(runner.model.state_dict())
     state = runner.optim_wrapper.optimizer.state_dict()['state']
     for index, values in state.items():
@@ -233,7 +235,7 @@ def everything(runner):
 
 
 def assert_same(left, right):
-    """Bit for bit, NaN included."""
+    """Compare bit for bit, NaN included."""
     left, right = everything(left), everything(right)
     assert left.keys() == right.keys()
     for name, tensor in left.items():

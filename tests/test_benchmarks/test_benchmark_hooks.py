@@ -61,7 +61,9 @@ def test_all_train_the_same_on_the_same(benchmark_hooks, args, tmp_path):
         assert hooks >= {
             hook['type'] for hook in benchmark_hooks.SIDES[name].hooks
         }
-        paths = [s.img_path for b in batches for s in b['data_samples']]
+        paths = []
+        for batch in batches:
+            paths += [sample.img_path for sample in batch['data_samples']]
         if benchmark_hooks.SIDES[name].clip is None:
             seen.append((paths, runner.model.state_dict()))
     for paths, state in seen[1:]:

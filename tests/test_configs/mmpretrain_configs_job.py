@@ -37,7 +37,7 @@ FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.randn, torch.rand)
 
 
 class Hollow(TorchFunctionMode):
-    """New tensors have no memory; numbers that a model computes have."""
+    """A mode in which new tensors have no memory, but computed numbers do."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -47,7 +47,7 @@ class Hollow(TorchFunctionMode):
 
 
 class StandIn(nn.Module):
-    """With a parameter of each kind that paramwise_cfg tells apart."""
+    """A small model with a parameter of each kind that paramwise_cfg knows."""
 
     def __init__(self):
         super().__init__()
@@ -62,7 +62,7 @@ class StandIn(nn.Module):
 
 
 def build_guarded(cfg):
-    """With each guard; says on what."""
+    """Build the config with each guard; print which model it was built on."""
     try:
         with Hollow():
             model, outcome = MODELS.build(cfg.model), 'its own model'
@@ -75,21 +75,23 @@ def build_guarded(cfg):
         assert f'mmnanguard.{type(wrapper).__name__}' == settings.type
         if type_ is not None:
             assert type(wrapper) is type_
-        assert told(wrapper) == told(mmengines_own(cfg, model))
+        assert settings_of(wrapper) == settings_of(mmengines_own(cfg, model))
         model = StandIn()
     return f'guarded, on {outcome}'
 
 
 def mmengines_own(cfg, model):
-    """In float32, which a CPU can."""
+    """Return MMEngine's wrapper of the model, in float32, which a CPU
+    supports.
+    """
     settings = dict(cfg.optim_wrapper, type='OptimWrapper')
     for key in ('loss_scale', 'dtype', 'use_fsdp'):
         settings.pop(key, None)
     return build_optim_wrapper(model, settings)
 
 
-def told(wrapper):
-    """All of a wrapper that its settings say."""
+def settings_of(wrapper):
+    """Return everything in a wrapper that its settings determine."""
     groups = [
         dict(group, params=[param.shape for param in group['params']])
         for group in wrapper.param_groups

@@ -52,7 +52,7 @@ def test_a_guard_as_a_base(tmp_path):
 
 
 def test_two_bases_that_define_the_same_are_refused(tmp_path):
-    """By MMEngine; docs/en/stacks.md says what to do instead."""
+    """MMEngine refuses them; docs/en/stacks.md says what to do instead."""
     with pytest.raises(KeyError, match=r'Duplicate key.*optim_wrapper'):
         load(tmp_path, BASES)
 

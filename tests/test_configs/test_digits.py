@@ -36,20 +36,16 @@ def make_dataset(split):
 
 
 def test_the_two_splits_hold_each_digit_of_scikit_learn_once():
-    images = [
-        sample['inputs'].flatten().tolist()
-        for split in ('train', 'val')
-        for sample in make_dataset(split)
-    ]
+    samples = [*make_dataset('train'), *make_dataset('val')]
+    images = [sample['inputs'].flatten().tolist() for sample in samples]
     assert sorted(images) == sorted(load_digits().data.tolist())
 
 
 def test_the_split_is_stratified_and_never_moves():
-    labels = {
-        split: [int(each['data_samples'].gt_label) for each in data]
-        for split in ('train', 'val')
-        for data in [make_dataset(split)]
-    }
+    labels = {}
+    for split in ('train', 'val'):
+        data = make_dataset(split)
+        labels[split] = [int(item['data_samples'].gt_label) for item in data]
     assert {key: len(value) for key, value in labels.items()} == {
         'train': 1437,
         'val': 360,

@@ -22,21 +22,22 @@ OUTCOMES = {
 
 
 @pytest.fixture(scope='module')
-def told():
+def job_result():
     return run_job('test_configs/mmpretrain_configs_job.py')
 
 
-def test_each_is_guarded_or_refused_with_a_reason(told):
-    outcomes = told['outcomes']
+def test_each_is_guarded_or_refused_with_a_reason(job_result):
+    outcomes = job_result['outcomes']
     print(f'\n{sum(map(len, outcomes.values()))} configs:')
     for outcome, configs in sorted(outcomes.items()):
         print(f'{len(configs):4d}  {outcome}, such as {configs[0]}')
-    print(
-        f'{told["num_settings"]} different optim_wrapper settings were built'
-    )
+    num_settings = job_result['num_settings']
+    print(f'{num_settings} different optim_wrapper settings were built')
 
-    found = dict.fromkeys(OUTCOMES, 0)
+    counts = dict.fromkeys(OUTCOMES, 0)
     for outcome, configs in outcomes.items():
-        (like,) = (one for one in OUTCOMES if re.match(one, outcome))
-        found[like] += len(configs)
-    assert found == OUTCOMES
+        (like,) = (
+            pattern for pattern in OUTCOMES if re.match(pattern, outcome)
+        )
+        counts[like] += len(configs)
+    assert counts == OUTCOMES

@@ -1,4 +1,4 @@
-"""A cause has all its facts in one table, and all that read it know it."""
+"""One table has all facts of a cause, and all readers of facts use it."""
 
 import math
 import re
@@ -69,7 +69,7 @@ def judged(rows):
 
 
 def test_the_table_and_the_enum_agree():
-    """In the same order: the most fundamental cause comes first."""
+    """Table and enum have the same order: the most fundamental cause first."""
     assert list(CAUSES) == NAMED
     assert facts_of_cause('gremlins') is facts_of_cause('none') is UNKNOWN
 
@@ -135,7 +135,7 @@ def test_each_cause_can_halt_a_run(cause, scale):
 
 @pytest.mark.parametrize('cause', NAMED, ids=by_name)
 def test_the_most_frequent_cause_gets_the_advice(cause):
-    """But a cause that ends a run at once does so whatever came before."""
+    """A cause that ends a run at once gets the advice, whatever preceded."""
     event = event_of(cause, action=Action.HALT)
     before = event_of(Cause.LOSS_NONFINITE)
     story = write_halt_story(event, [before, before, event], GuardPolicy())
@@ -239,16 +239,15 @@ def table_rows(path):
     [('en', 'kept', 'lowered'), ('zh_cn', '不变', '减小')],
 )
 def test_the_docs_list_each_cause_in_order(page, language, kept, lowered):
-    expected = [
-        (cause.value, lowered if cause.is_scaled else kept) for cause in NAMED
-    ]
+    words = {True: lowered, False: kept}
+    expected = [(cause.value, words[cause.is_scaled]) for cause in NAMED]
     path = DOCS / language / f'{page}.md'
     rows = table_rows(path)
     assert [row for row in rows if row[1] in (kept, lowered)] == expected
 
 
 def test_all_else_asks_the_table():
-    """A comparison with a cause elsewhere would be forgotten by a new one."""
+    """No other code compares causes, as it would miss a new cause."""
     names = '|'.join(cause.value for cause in NAMED if '_' in cause.value)
     named = {
         path.relative_to(PACKAGE).as_posix()

@@ -1,4 +1,4 @@
-"""Rules of numbers, beside what was published of them."""
+"""Clip rules for numbers, compared with their publications."""
 
 import json
 import math
@@ -28,15 +28,17 @@ RULES = [
 
 
 def norms(seed=0, size=300):
-    """As of a training: slowly falling, with a spike now and then."""
+    """Return norms as in a training: slowly falling, with a spike now and
+    then.
+    """
     rng = np.random.default_rng(seed)
-    found = np.exp(rng.normal(size=size) / 3 - np.arange(size) / size)
-    found[rng.integers(0, size, size // 20)] *= 30
-    return found.tolist()
+    values = np.exp(rng.normal(size=size) / 3 - np.arange(size) / size)
+    values[rng.integers(0, size, size // 20)] *= 30
+    return values.tolist()
 
 
 def run(rule, norms):
-    """Coefficients, each norm's update committed, and the last rule."""
+    """Return the coefficients and the last rule after committing all norms."""
     coefs = []
     for norm in norms:
         coefs.append(rule(norm))
@@ -79,7 +81,7 @@ def test_autoclip_waits():
 
 
 def published_zclip(norms, alpha, z_threshold, warmup, max_norm):
-    """By the paper's formulas, with the constants of the authors' code."""
+    """Clip by the paper's formulas, with the constants of its code."""
     mean = np.mean(norms[:warmup])
     var = np.var(norms[:warmup])
     clipped = list(norms[:warmup])
@@ -169,8 +171,8 @@ def test_where_a_larger_norm_keeps_more(tiers, jumps):
 @pytest.mark.parametrize('rule', RULES, ids=str)
 @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf, 0.0, -1.0])
 def test_such_a_norm_never_enters_the_statistics(rule, bad):
-    """One NaN makes every later gradient NaN in AutoClip's own code, and
-    ends all clipping in ZClip's; a 0 could end training.
+    """A NaN would make every later gradient NaN in AutoClip's own code and end
+    all clipping in ZClip's; a 0 could end training.
     """
     seen = norms(size=30)
     _, rule = run(rule, seen)
@@ -180,14 +182,14 @@ def test_such_a_norm_never_enters_the_statistics(rule, bad):
 
 
 def test_the_published_autoclip_is_poisoned():
-    """So the test above asks for something."""
+    """NaN poisons the percentile, so the test above can fail."""
     assert math.isnan(np.percentile([1.0, math.nan, 2.0], 10))
 
 
 @pytest.mark.parametrize('rule', RULES, ids=str)
 @pytest.mark.parametrize('largest', [1.0, 1e19, NORM_LIMIT, 1e300])
 def test_any_norm_gets_a_coefficient_above_0_up_to_1(rule, largest):
-    """Also where a float32 square would overflow."""
+    """The norms include some whose squares overflow float32."""
     small = [norm * 1e-12 for norm in norms(size=20)]
     for norm in [0.0, *small, largest, 0.0, *small, *[largest] * 9, *small]:
         assert 0 < rule(norm) <= 1
@@ -235,7 +237,7 @@ def test_statistics_are_bounded():
 
 @pytest.mark.parametrize('rule', RULES, ids=str)
 def test_a_rule_is_a_value(rule):
-    """What a rejection puts nothing back of must not have changed."""
+    """A rule never changes, because a rejection does not restore it."""
     before = repr(rule)
     rule(3.0)
     rule.after(3.0)

@@ -25,6 +25,7 @@ def test_each_part_once(whole):
 
 
 def test_parts_that_hold_one_another():
-    one, other = Part(), Part()
-    one.dataset, other.pipeline = other, [one, 'no part', 3, None]
-    assert [id(part) for part in dataset_parts(one)] == [id(one), id(other)]
+    first, second = Part(), Part()
+    first.dataset, second.pipeline = second, [first, 'no part', 3, None]
+    parts = dataset_parts(first)
+    assert [id(part) for part in parts] == [id(first), id(second)]

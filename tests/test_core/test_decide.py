@@ -1,4 +1,4 @@
-"""seen, state, policy -> verdict, one row each."""
+"""A table of decisions: observation, state and policy give a verdict."""
 
 import math
 

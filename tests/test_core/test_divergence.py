@@ -1,4 +1,4 @@
-"""What was learnt is lost, with numbers that are all finite."""
+"""Detection of a run that lost what it had learnt, all numbers finite."""
 
 import math
 import random
@@ -28,7 +28,7 @@ def make_policy(**rule):
 
 
 def run(policy, losses, state=None):
-    """The state and the verdicts after the loss of each update."""
+    """Return the state and the verdicts after the loss of each update."""
     state = state or GuardState.from_dict({}, **policy.windows())
     verdicts = []
     for loss in losses:
@@ -48,7 +48,7 @@ def test_the_median_decides():
     policy = make_policy()
     for height in (LIMIT * 1.001, 1e9):  # the height of one is no matter
         _, verdicts = run(policy, [*LEARNT, *[height] * 3])
-        assert all(each.cause is Cause.NONE for each in verdicts[:-1])
+        assert all(verdict.cause is Cause.NONE for verdict in verdicts[:-1])
         last = verdicts[-1]
         assert last.action is Action.ROLLBACK
         assert last.cause is Cause.DIVERGENCE
@@ -58,11 +58,11 @@ def test_the_median_decides():
 
 def test_what_is_found_is_told():
     _, verdicts = run(make_policy(), [*LEARNT, *[2.3] * 3])
-    found = verdicts[-1].spike
-    assert found.what == 'median_loss'
-    assert found.value == 2.3
-    assert found.limit == pytest.approx(LIMIT)
-    assert found.mean == 0.3
+    spike = verdicts[-1].spike
+    assert spike.what == 'median_loss'
+    assert spike.value == 2.3
+    assert spike.limit == pytest.approx(LIMIT)
+    assert spike.mean == 0.3
 
 
 def test_without_a_rollback_it_halts():
@@ -84,14 +84,14 @@ def test_what_never_learns_does_not_diverge():
     late = [1e3, *[2.3] * 4, *noise]  # a high first loss was not the level
     for losses in (noise, [2.3] * 9 + [5.0] * 9, late):
         _, verdicts = run(policy, losses)
-        assert all(each.cause is Cause.NONE for each in verdicts)
+        assert all(verdict.cause is Cause.NONE for verdict in verdicts)
 
 
 def test_learning_within_the_noise_is_not_judged():
     noisy = [1.0, 0.5, 1.5, 0.7, 1.3] * 4
     losses = [1.2, 1.7, 0.7, 1.4, *noisy, *[1.6] * 9]
     _, verdicts = run(make_policy(), losses)
-    assert all(each.cause is Cause.NONE for each in verdicts)
+    assert all(verdict.cause is Cause.NONE for verdict in verdicts)
 
 
 def test_a_steep_fall_is_no_noise():
@@ -104,7 +104,7 @@ def test_only_committed_losses_enter():
     policy = make_policy()
     clean, _ = run(policy, LEARNT)
     state, verdicts = run(policy, [*LEARNT, math.nan, math.inf])
-    assert all(each.action is Action.SKIP for each in verdicts[-2:])
+    assert all(verdict.action is Action.SKIP for verdict in verdicts[-2:])
     assert state.loss_level == clean.loss_level
     over, _ = run(policy, [*LEARNT, 2.3, 2.3, 2.3])
     again, _ = run(policy, [2.3], over)
@@ -118,7 +118,7 @@ def test_a_rollback_takes_it_back():
     back = over.rolled_back(kept, 0.1, 0.0)
     assert back.loss_level == kept.loss_level
     _, verdicts = run(policy, [0.3] * 9, back)
-    assert all(each.cause is Cause.NONE for each in verdicts)
+    assert all(verdict.cause is Cause.NONE for verdict in verdicts)
 
 
 def test_it_is_saved_and_resumed():
@@ -144,7 +144,7 @@ def test_values_out_of_range(key, value):
 
 
 def healthy_losses(kind, seed, length=8000):
-    """Learns a little, then stays, with the noise of single batches."""
+    """Return losses that fall a little, then stay, with noise of batches."""
     draw = random.Random(seed)
     slow = 0.0
     for number in range(length):

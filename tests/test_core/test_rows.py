@@ -142,7 +142,7 @@ def test_keys_of_a_row(kind):
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_round_trip(kind, data):
-    """By the row that hooks receive, and by the line in the file."""
+    """A record survives as a row for hooks and as a line of the file."""
     record = data.draw(RECORDS_OF_KIND[kind])
     row = record.to_row()
     assert (row['schema'], row['kind']) == (1, kind)
@@ -153,7 +153,7 @@ def test_round_trip(kind, data):
 
 @pytest.mark.parametrize('kind', RECORDS)
 def test_unknown_keys_and_kinds_of_values_do_no_harm(kind):
-    """Whatever one value of a row is: the rest is read."""
+    """A bad value of a row does not keep the rest from being read."""
     smallest = {
         'update': {'action': 'skip', 'cause': 'spike', 'iter': 1},
         'dump': {'path': 'x.pt'},

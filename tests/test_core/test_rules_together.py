@@ -1,6 +1,6 @@
-"""Any sequence of updates, against a small model of the rules.
+"""Any sequence of updates agrees with a small model of the rules.
 
-The model is written down from the docs: lists and loops, no records.
+The model follows the docs, in lists and loops, without records.
 """
 
 import math
@@ -86,7 +86,9 @@ class Model:
         return None
 
     def update(self, norm, loss):
-        """Whether it commits, its clip coefficient, its factor; halts?"""
+        """Return whether the update commits, its clip coefficient, its factor,
+        and whether the run halts.
+        """
         is_bad = math.isnan(loss) or not norm < 1.8e19
         what = None if is_bad else self.spike(norm, loss)
         if is_bad or (what and self.policy['spike']['action'] == 'skip'):

@@ -1,4 +1,4 @@
-"""A set of which no one item can be left out."""
+"""The smallest subset fails, and no item can be left out of it."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,8 +11,8 @@ SETS = st.sets(st.sampled_from(NUMBERS), min_size=1)
 
 @given(SETS)
 def test_what_fails_together_is_found(culprits):
-    found = smallest_subset(NUMBERS, lambda items: culprits <= {*items})
-    assert found == sorted(culprits)
+    subset = smallest_subset(NUMBERS, lambda items: culprits <= {*items})
+    assert subset == sorted(culprits)
 
 
 @given(st.lists(SETS, min_size=1, max_size=4), st.integers(0, 3))
@@ -22,10 +22,10 @@ def test_no_item_can_be_left_out(reasons, num_needed):
         is_in = any(reason <= {*items} for reason in reasons)
         return is_in and (len(items) > 15 or len(items) >= num_needed)
 
-    found = smallest_subset(NUMBERS, fails)
-    assert fails(found)
-    for item in found:
-        rest = [one for one in found if one != item]
+    subset = smallest_subset(NUMBERS, fails)
+    assert fails(subset)
+    for item in subset:
+        rest = [other for other in subset if other != item]
         assert not rest or not fails(rest)
 
 

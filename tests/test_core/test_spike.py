@@ -1,4 +1,4 @@
-"""Finite, and still far above what it was of late."""
+"""Spikes: finite numbers that are far above the recent ones."""
 
 import math
 import statistics
@@ -28,7 +28,7 @@ def make_policy(**spike):
 
 
 def run(policy, updates):
-    """The state and the verdicts after (norm, loss) of each update."""
+    """Return the state and the verdicts after (norm, loss) of each update."""
     state = GuardState.from_dict({}, 200, policy.spike.window)
     verdicts = []
     for norm, loss in updates:

@@ -1,4 +1,4 @@
-"""Versions out of range and two distributions of one package are said."""
+"""Reports of versions out of range and of two distributions of one package."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def check(torch='2.13.0+cpu', mmengine='0.10.7'):
 
 @pytest.fixture(autouse=True)
 def installed(tmp_path, monkeypatch):
-    """Only what a test installs is found beside this path."""
+    """Hide all distributions except those that a test installs."""
     monkeypatch.setattr(sys, 'path', [str(tmp_path)])
 
     def install(name, version):
@@ -77,16 +77,16 @@ def test_two_distributions_are_told(installed):
     installed('mmengine', '0.10.7')
     installed('onedl-mmengine', '0.10.12')
     installed('mmcv-lite', '2.1.0')
-    with pytest.warns(UserWarning, match='are the package mmengine') as told:
+    with pytest.warns(UserWarning, match='are the package mmengine') as warned:
         check()
-    text = str(told[0].message)
+    text = str(warned[0].message)
     assert text.startswith('mmengine 0.10.7 and onedl-mmengine 0.10.12 ')
     assert 'pip uninstall mmengine mmengine-lite onedl-mmengine' in text
-    assert len(told) == 1
+    assert len(warned) == 1
 
 
 def run(code, *path):
-    """In a process that finds the package, ``path`` and Python's own."""
+    """Run code where only ``path`` and Python's own modules are found."""
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path))
     return subprocess.run(
         [sys.executable, '-S', '-c', code],
@@ -97,15 +97,16 @@ def run(code, *path):
 
 
 @pytest.mark.parametrize(
-    ('lines', 'told'),
+    ('lines', 'message'),
     [
         ("__version__ = '0.8.4'", SAID),
         (None, 'has no version: files are missing'),
     ],
 )
-def test_an_import_says_it_first(tmp_path, lines, told):
-    """Nothing but a version stands in these packages: nothing else of them
-    was asked for. What is left of an uninstalled package is a bare folder.
+def test_an_import_says_it_first(tmp_path, lines, message):
+    """The message comes from versions alone: the packages hold nothing else.
+
+    An uninstalled package may leave a bare folder.
     """
     texts = dict(torch="__version__ = '2.3.0'", mmengine=lines)
     for name, text in texts.items():
@@ -116,4 +117,4 @@ def test_an_import_says_it_first(tmp_path, lines, told):
     done = run('import mmnanguard', str(ROOT), str(tmp_path))
     assert done.returncode == 1
     assert 'GuardConfigError: mmengine' in done.stderr
-    assert told in done.stderr
+    assert message in done.stderr

@@ -19,12 +19,12 @@ BAD = Observation(loss=math.nan, loss_is_finite=False)
 def test_one_good_two_bad_one_good_three_bad_and_out():
     policy = GuardPolicy(max_consecutive_skips=3, max_skip_rate=None)
     state = GuardState(skip_rate_window=4)
-    told = []
+    steps = []
     for seen in (GOOD, BAD, BAD, GOOD, BAD, BAD, BAD):
         verdict = decide(seen, state, policy)
         state = state.after(seen, verdict)
-        told.append((verdict.action.value, state.consecutive_skips))
-    assert told == [
+        steps.append((verdict.action.value, state.consecutive_skips))
+    assert steps == [
         ('step', 0),
         ('skip', 1),
         ('skip', 2),
@@ -46,7 +46,7 @@ def test_growth_starts_the_proof_anew():
 
 
 def test_lowering_keeps_the_proof():
-    """What was well at 1024 is well at 512."""
+    """A state that was good at scale 1024 is good at 512 too."""
     state = GuardState(commits_since_growth=500)
     lowered = Verdict(Action.SKIP, Cause.GRAD_NONFINITE, ScaleMove.LOWER)
     state = state.after(GOOD, lowered)

@@ -4,7 +4,7 @@ from mmnanguard.datasets.audit_report import audit_report, write_report
 
 
 def test_ranks_that_end_together(tmp_path):
-    """Each finds all rows there and writes the report."""
+    """All ranks see all rows, so each of them writes the report."""
     problem = dict(check='Finite', text='img[0] is nan' * 1000)
     row = dict(index=0, name='a', problems=[problem] * 20)
     report = audit_report({0: row}, [], {})

@@ -17,7 +17,7 @@ def audited(samples, *checks, keys=()):
 
 
 @pytest.mark.parametrize(
-    ('odd', 'told'),
+    ('odd', 'message'),
     [
         (dict(other=1), "the sample has no 'box'"),
         (dict(box=None), "the sample has no 'box'"),
@@ -25,16 +25,16 @@ def audited(samples, *checks, keys=()):
         (dict(box=np.ones(3)), 'has shape (3,)'),
     ],
 )
-def test_what_some_samples_lack_is_a_finding(odd, told):
-    """A mistake if no sample has it, else a bad sample among good ones."""
+def test_what_some_samples_lack_is_a_finding(odd, message):
+    """A missing key is a mistake if no sample has it, else a bad sample."""
     good = dict(box=np.array([0, 0, 1, 1]))
     dataset = audited([odd, good], BOXES, keys=['box'])
     dataset.check_keys()
     assert dataset[1]['problems'] == []
     (problem,) = dataset[0]['problems']
     assert problem['check'] == 'NotDegenerate'
-    assert told in problem['text']
-    with pytest.raises(GuardConfigError, match=re.escape(told)):
+    assert message in problem['text']
+    with pytest.raises(GuardConfigError, match=re.escape(message)):
         audited([odd, odd], BOXES).check_keys()
 
 
@@ -67,16 +67,18 @@ def lost_key(results):
 
 
 def test_a_users_check_that_fails():
-    told = 'the check lost_key fails: KeyError'
+    message = 'the check lost_key fails: KeyError'
     dataset = audited([dict(x=1), dict(lost=1)], dict(type=lost_key))
     dataset.check_keys()
-    assert told in dataset[0]['problems'][0]['text']
-    with pytest.raises(GuardConfigError, match=told):
+    assert message in dataset[0]['problems'][0]['text']
+    with pytest.raises(GuardConfigError, match=message):
         audited([dict(x=1)], dict(type=lost_key)).check_keys()
 
 
 class OpensOnce(list):
-    """As a file that is opened with the first sample: useless after a fork."""
+    """A dataset that is useless after a fork, like a file that is opened when
+    the first sample is read.
+    """
 
     pid = None
 
@@ -93,7 +95,7 @@ def test_no_sample_is_loaded_before_the_fork(tmp_path):
 
 
 def test_a_mistake_leaves_nothing_to_resume(tmp_path):
-    """Else the one that is put right is refused its folder."""
+    """The corrected audit must not be refused its folder."""
     wrong, right = (audited([dict(x=1)], 'Finite', keys=[k]) for k in 'yx')
     with pytest.raises(GuardConfigError, match="has no 'y'"):
         audit(wrong, dict(keys=['y']), tmp_path)
@@ -101,7 +103,7 @@ def test_a_mistake_leaves_nothing_to_resume(tmp_path):
 
 
 def test_a_mistake_is_handed_over_not_raised():
-    """As a worker process would wrap it."""
+    """A worker process would wrap the error if it were raised."""
 
     class Mistaken(list):
         def __getitem__(self, index):

@@ -1,4 +1,4 @@
-"""docs/en/data.md promises what there is."""
+"""The promises of docs/en/data.md hold."""
 
 import inspect
 import re
@@ -17,7 +17,7 @@ BLOCKS = re.findall(r'```python\n(.*?)```', TEXT, re.S)
 
 
 def rows(start):
-    """Of the first table after a line."""
+    """Return the rows of the first table after a line."""
     table = TEXT.split(start)[1].split('\n\n| ')[1].split('\n\n')[0]
     return dict(re.findall(r'^\| `([^`]+)` \| ([^|]*?) ?\|', table, re.M))
 
@@ -25,8 +25,8 @@ def rows(start):
 def test_the_own_check():
     exec(BLOCKS[3], {})
     checks = build_checks([dict(type='one_label_a_box', key='boxes')], 'docs')
-    told = find_problems(dict(boxes=[1, 2], gt_labels=[1]), checks)
-    assert told[0].text == '2 boxes, 1 labels'
+    problems = find_problems(dict(boxes=[1, 2], gt_labels=[1]), checks)
+    assert problems[0].text == '2 boxes, 1 labels'
     CHECKS.module_dict.pop('one_label_a_box')
 
 
@@ -36,12 +36,12 @@ def test_the_own_check():
 )
 def test_each_option_is_explained_with_its_default(start, owner):
     parameters = inspect.signature(owner).parameters.values()
-    assert rows(start) == {
-        each.name: 'needed'
-        if each.default is each.empty
-        else f'{each.default}'
-        for each in parameters
-    }
+    expected = {}
+    for parameter in parameters:
+        is_needed = parameter.default is parameter.empty
+        text = 'needed' if is_needed else f'{parameter.default}'
+        expected[parameter.name] = text
+    assert rows(start) == expected
 
 
 def test_each_option_of_the_tool_is_explained():

@@ -8,22 +8,23 @@ from mmnanguard.datasets.audit_report import draw
 from mmnanguard.datasets.distribution import MAX_POINTS, distribution, summary
 
 
-def told(samples):
-    return distribution(
-        {
-            index: None if sample is None else summary([np.asarray(sample)])
-            for index, sample in enumerate(samples)
-        }
-    )
+def describe(samples):
+    summaries = {}
+    for index, sample in enumerate(samples):
+        is_missing = sample is None
+        summaries[index] = (
+            None if is_missing else summary([np.asarray(sample)])
+        )
+    return distribution(summaries)
 
 
 @pytest.mark.parametrize('largest', [MAX_POINTS, 400])
 def test_equals_that_of_all_values_at_once(largest):
-    """Samples of many sizes, the larger ones of larger numbers."""
+    """Samples have many sizes, and larger samples have larger numbers."""
     random = np.random.default_rng(0)
     sizes = random.integers(0, largest + 1, 200)
     samples = [random.normal(size, 3, size) for size in sizes]
-    seen, values = told(samples), np.concatenate(samples)
+    seen, values = describe(samples), np.concatenate(samples)
     assert seen['count'] == values.size
     assert math.isclose(seen['mean'], values.mean())
     assert math.isclose(seen['std'], values.std())
@@ -39,15 +40,17 @@ def test_equals_that_of_all_values_at_once(largest):
 
 
 def test_what_is_not_finite_or_not_there():
-    seen = told([[1.0, math.nan, math.inf], None, [], [3.0]])
+    seen = describe([[1.0, math.nan, math.inf], None, [], [3.0]])
     assert (seen['count'], seen['nonfinite'], seen['missing']) == (2, 2, 1)
     assert (seen['min_sample'], seen['max_sample']) == (0, 3)
-    assert told([None, [math.nan]]) == dict(count=0, nonfinite=1, missing=1)
+    assert describe([None, [math.nan]]) == dict(
+        count=0, nonfinite=1, missing=1
+    )
 
 
 def test_numbers_whose_squares_overflow():
-    """As garbage has them: said, and strict JSON."""
-    seen = told([[1e300, -1e300], [1.7e308, 1.7e308], [-1.7e308]])
+    """Squares of garbage overflow: the report shows that in strict JSON."""
+    seen = describe([[1e300, -1e300], [1.7e308, 1.7e308], [-1.7e308]])
     assert seen['std'] == math.inf
     assert seen['max'] == 1.7e308
     assert 'histogram' not in seen
@@ -65,12 +68,12 @@ def test_numbers_whose_squares_overflow():
     ],
 )
 def test_a_histogram_where_there_can_be_one(samples, is_drawn, tmp_path):
-    seen = told([[value] for value in samples])
+    seen = describe([[value] for value in samples])
     assert ('histogram' in seen) == is_drawn
     if is_drawn:
         draw('x', seen, tmp_path / 'x.png')
 
 
 def test_other_kinds_of_numbers():
-    seen = told([np.array([True, False]), np.array([3 + 4j]), np.uint8(7)])
+    seen = describe([np.array([True, False]), np.array([3 + 4j]), np.uint8(7)])
     assert (seen['count'], seen['max'], seen['mean']) == (4, 7.0, 3.25)

@@ -1,4 +1,5 @@
 import gc
+import itertools
 import multiprocessing
 import pickle
 import sys
@@ -28,7 +29,7 @@ IN_FIRST_40 = [NAMES[0], NAMES[1], NAMES[2]]  # indices 0, 8 and 17
 
 @CHECKS.register_module()
 def norm_scale_is_sane(results, low=1.0):
-    """A user's own check."""
+    """A check that a user could write."""
     if results['norm_scale'] < low:
         return f'norm_scale is {results["norm_scale"]}, below {low}'
     return None
@@ -40,7 +41,7 @@ def answers_yes(results):
 
 
 class Boxes:
-    """As those of mmdet, of which it is no subclass either."""
+    """Boxes like those of mmdet, which subclass no tensor either."""
 
     def __init__(self, tensor):
         self.tensor = tensor
@@ -50,7 +51,7 @@ class Boxes:
 
 
 def sample(**changes):
-    """What is good, but for ``changes``."""
+    """Return a good sample, with ``changes``."""
     boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [1.0, 2.0, 3.0, 5.0]])
     return (
         dict(
@@ -93,7 +94,7 @@ BAD_DEPTH = torch.tensor([[0, NAN, 1], [INF, 0, 0]], dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize(
-    ('check', 'changes', 'told'),
+    ('check', 'changes', 'message'),
     [
         (FINITE, {}, None),
         (
@@ -180,16 +181,16 @@ BAD_DEPTH = torch.tensor([[0, NAN, 1], [INF, 0, 0]], dtype=torch.bfloat16)
         (dict(SCALE, key='instances.2.bbox', allow_missing=True), {}, None),
     ],
 )
-def test_checks(check, changes, told):
+def test_checks(check, changes, message):
     seen = problem(check, **changes)
-    if told is None:
+    if message is None:
         assert seen is None
     else:
-        assert told in seen
+        assert message in seen
 
 
 @pytest.mark.parametrize(
-    ('check', 'told'),
+    ('check', 'message'),
     [
         ('Finit', "did you mean 'Finite'"),
         (dict(type='Range', key='a', mni=0), "did you mean 'min'"),
@@ -207,13 +208,13 @@ def test_checks(check, changes, told):
         (dict(key='a'), "a dict with a 'type'"),
     ],
 )
-def test_mistakes_in_a_config(check, told):
-    with pytest.raises(GuardConfigError, match=told):
+def test_mistakes_in_a_config(check, message):
+    with pytest.raises(GuardConfigError, match=message):
         build_checks([check], 'ValidateSample.checks')
 
 
 @pytest.mark.parametrize(
-    ('check', 'told'),
+    ('check', 'message'),
     [
         (
             dict(SCALE, key='gt_instances.bbox'),
@@ -228,8 +229,8 @@ def test_mistakes_in_a_config(check, told):
         ('answers_yes', 'what the check answers_yes returns is True'),
     ],
 )
-def test_mistakes_that_a_sample_shows(check, told):
-    with pytest.raises(GuardConfigError, match=told):
+def test_mistakes_that_a_sample_shows(check, message):
+    with pytest.raises(GuardConfigError, match=message):
         problem(check)
 
 
@@ -246,8 +247,8 @@ def test_actions(capsys):
         assert validate(good) is good
         assert validate.record.read() == {}
         if action == 'raise':
-            told = 'Sample train/7.jpg is bad: norm_scale is 0.: it must be'
-            with pytest.raises(NanGuardError, match=told):
+            message = 'Sample train/7.jpg is bad: norm_scale is 0.: it must be'
+            with pytest.raises(NanGuardError, match=message):
                 validate(bad)
             continue
         for _ in range(3):
@@ -292,13 +293,13 @@ def test_a_record_does_not_grow_with_the_epochs():
     record = make().record
     others = [pickle.loads(pickle.dumps(record)) for _ in range(3)]
     for _ in range(100):
-        for each in [record, *others]:
-            each.add('a', 'why')
+        for writer in [record, *others]:
+            writer.add('a', 'why')
     assert Path(record.path).read_text().count('why') == 1
 
 
 def test_half_a_line_costs_no_run():
-    """As a full disk leaves it."""
+    """A full disk may leave half a line; the record is still read."""
     record = make().record
     Path(record.path).write_text('{"name": "a", "st')
     assert record.add('b', 'why')
@@ -346,24 +347,23 @@ def test_worker_processes(start, num_workers):
         collate_fn=list,
     )
     for _ in range(2):
-        names = [
-            each['data_samples'].img_path for batch in loader for each in batch
-        ]
+        samples = itertools.chain.from_iterable(loader)
+        names = [item['data_samples'].img_path for item in samples]
         assert len(names) == 40
         assert not set(names) & set(NAMES)
-    found = dataset.pipeline.transforms[0].record.read()
-    assert sorted(found) == IN_FIRST_40
+    recorded = dataset.pipeline.transforms[0].record.read()
+    assert sorted(recorded) == IN_FIRST_40
 
 
 def test_an_error_of_a_worker_says_what_to_do():
-    """A DataLoader makes it anew, of its text alone."""
+    """A DataLoader rebuilds the error from its text alone."""
     dataset = planted([dict(VALIDATE, action='raise')], indices=1)
     try:
         dataset[0]
     except NanGuardError:
         error = ExceptionWrapper(where='in a worker')
-    told = r'digits/train/000000 is bad: img\[3, 4, 0\] is inf'
-    with pytest.raises(NanGuardError, match=told):
+    message = r'digits/train/000000 is bad: img\[3, 4, 0\] is inf'
+    with pytest.raises(NanGuardError, match=message):
         error.reraise()
 
 
@@ -374,7 +374,7 @@ def test_test_mode_takes_no_other_sample():
 
 
 def test_the_hook_follows_the_pipeline(tmp_path):
-    """Which other hooks may exchange in the middle of a run."""
+    """Other hooks may exchange the pipeline in the middle of a run."""
     hooks = dict(bad=dict(type='mmnanguard.BadSamplesHook', interval=1))
     runner = make_runner(tmp_path, wrapper(), max_iters=1, default_hooks=hooks)
     runner.train()
@@ -384,8 +384,10 @@ def test_the_hook_follows_the_pipeline(tmp_path):
     runner.train_dataloader.dataset.append(validate)
     validate(sample(norm_scale=0.0))
     runner.call_hook('after_train')
-    told = '1 bad samples so far, 1 of them new: train/7.jpg: norm_scale is 0.'
-    assert told in log.read_text()
+    message = (
+        '1 bad samples so far, 1 of them new: train/7.jpg: norm_scale is 0.'
+    )
+    assert message in log.read_text()
     assert log.read_text().count('; kept') == 1
     with pytest.raises(GuardConfigError, match='interval is 0'):
         HOOKS.build(dict(type='mmnanguard.BadSamplesHook', interval=0))

@@ -34,8 +34,8 @@ def read(text):
 
 @pytest.fixture(scope='module')
 def rows():
-    """Of the two runs of the page: the first of each kind."""
-    told = {}
+    """Return the first row of each kind in the two runs of the page."""
+    first_rows = {}
     first = next(b for b in blocks(PAGE) if b.language == 'bash')
     for command in commands(first.text):
         run(command)
@@ -43,8 +43,8 @@ def rows():
         folder = Path(FOLDER.name, 'work_dirs', name)
         for file in folder.glob('*/nanguard/events.jsonl'):
             for row in map(read, file.read_text().splitlines()):
-                told.setdefault(row['kind'], row)
-    return told
+                first_rows.setdefault(row['kind'], row)
+    return first_rows
 
 
 def test_all_kinds_are_written_and_shown(rows):
@@ -54,7 +54,9 @@ def test_all_kinds_are_written_and_shown(rows):
 
 
 def shape(value):
-    """What it is made of; numbers that are strings are numbers."""
+    """Return the types that a value is made of; numbers written as strings
+    count as numbers.
+    """
     if isinstance(value, dict):
         return {key: shape(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -77,16 +79,19 @@ def test_the_example_is_such_a_row(kind, rows):
 @pytest.mark.parametrize('kind', sorted(KINDS))
 def test_each_key_is_explained(kind, rows):
     (body,) = re.findall(rf'^## {kind}\n(.*?)(?=^#+ )', TEXT, re.M | re.S)
-    cells = re.findall(r'^\| (`.*?) \|', body, re.M)
-    told = [key for cell in cells for key in re.findall(r'`(\w+)`', cell)]
+    explained = []
+    for cell in re.findall(r'^\| (`.*?) \|', body, re.M):
+        explained += re.findall(r'`(\w+)`', cell)
     shared = {'schema', 'kind', 'id'} & set(rows[kind])
-    assert sorted([*told, *shared]) == sorted(rows[kind])
+    assert sorted([*explained, *shared]) == sorted(rows[kind])
 
 
 def test_each_cause_is_explained_in_order():
     body = TEXT.split('### Causes')[1].split('\n## ')[0]
-    told = re.findall(r'^\| `(\w+)` \|', body, re.M)
-    assert told == [cause.value for cause in Cause if cause is not Cause.NONE]
+    explained = re.findall(r'^\| `(\w+)` \|', body, re.M)
+    assert explained == [
+        cause.value for cause in Cause if cause is not Cause.NONE
+    ]
 
 
 @pytest.mark.parametrize('block', all_blocks('json'), ids=str)
@@ -96,12 +101,10 @@ def test_json_anywhere_is_strict_and_has_known_keys(block, rows):
 
 
 def test_each_scalar_is_explained(rows):
-    """Those of the tour are in its scalars; the rest is frozen elsewhere."""
+    """The page explains the scalars of the tour; other tests check others."""
     file = next(
         Path(FOLDER.name, 'work_dirs/tour_fp16').glob('*/vis_data/*.json')
     )
-    keys = {
-        key for line in file.read_text().splitlines() for key in read(line)
-    }
-    told = set(re.findall(r'^\| `train/(\S+)` \|', TEXT, re.M))
-    assert {key for key in keys if key.startswith('guard/')} <= told
+    keys = set().union(*map(read, file.read_text().splitlines()))
+    explained = set(re.findall(r'^\| `train/(\S+)` \|', TEXT, re.M))
+    assert {key for key in keys if key.startswith('guard/')} <= explained

@@ -16,7 +16,7 @@ FILE = re.compile(r'# (my_project/\w+\.py)\n')
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """A folder with the project and a config of all blocks that are one."""
+    """Return a folder with the project and a config of all config blocks."""
     folder = tmp_path_factory.mktemp('extending')
     (folder / 'my_project').mkdir()
     (folder / 'my_project' / '__init__.py').touch()

@@ -7,21 +7,19 @@ from docs_shell import all_blocks, commands, run
 
 
 def pairs():
-    """Each block of output, with the commands above it in its section."""
-    found, last = [], {}
+    """Return each block of output with the commands before it in a section."""
+    result, last = [], {}
     for block in all_blocks('bash', 'text'):
         where = block.page, block.section
         if block.language == 'bash':
             last[where] = block
         elif not block.mark:
-            found.append((block, last.get(where)))
-    return found
+            result.append((block, last.get(where)))
+    return result
 
 
 def masked(line):
-    """Numbers masked, but for those of iterations; borders of a table have
-    any width.
-    """
+    """Mask numbers except those of iterations; tables have any width."""
     line = re.sub(r'\b[0-9a-f]{8}\b', '#', line)
     line = re.sub(r'[━─]+', '━', line)
     number = r'(?<!Iter )(?<!Iter \d)\b\d+(\.\d+)?(e[+-]?\d+)?'
@@ -45,9 +43,9 @@ def test_output_is_as_shown(output, shell):
 def test_whatever_is_not_run_says_why(capsys):
     marked = [b for b in all_blocks('bash', 'python', 'text') if b.mark]
     not_run = [block for block in marked if block.mark == 'not run']
-    assert all(block.told for block in marked)
+    assert all(block.remark for block in marked)
     with capsys.disabled():
         print(f'\n{len(not_run)} blocks of the documentation are not run:')
         for block in not_run:
-            print(f'  {block}: {block.told}')
+            print(f'  {block}: {block.remark}')
     assert len(not_run) <= 10

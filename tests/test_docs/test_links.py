@@ -1,4 +1,4 @@
-"""What the documentation points to is there."""
+"""The targets of the documentation's links and names exist."""
 
 import re
 from pathlib import Path
@@ -21,22 +21,22 @@ LINK = re.compile(r'!?\[[^\]]*\]\(\s*<?([^)>\s]+)>?\)')
 
 
 def plain(text):
-    """Without what is code or a comment."""
+    """Return the text without code and comments."""
     text = re.sub(r'```.*?```|<!--.*?-->', '', text, flags=re.S)
     return re.sub(r'`[^`\n]+`', '', text)
 
 
 def anchors(path):
-    """Of the headings, as GitHub makes them."""
-    found = []
+    """Return the anchors of the headings, as GitHub makes them."""
+    result = []
     text = re.sub(r'```.*?```', '', path.read_text(), flags=re.S)
     for heading in re.findall(r'^#+ (.*)', text, re.M):
         heading = re.sub(r'\[([^\]]*)\]\([^)]*\)', r'\1', heading)
         words = re.sub(r'[^\w\- ]', '', heading.strip().lower())
         anchor = words.replace(' ', '-')
-        same = found.count(anchor)
-        found.append(f'{anchor}-{same}' if same else anchor)
-    return found
+        same = result.count(anchor)
+        result.append(f'{anchor}-{same}' if same else anchor)
+    return result
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda path: path.name)
@@ -86,12 +86,12 @@ def test_the_reference_has_the_public_surface():
     assert 'mmnanguard.models' in whole
     listed = {name.rpartition('.')[2] for name in names}
     listed.update(*(m.__all__ for m in (hooks, models, mmnanguard.datasets)))
-    registered = {
-        name
-        for registry in (CHECKS, DATASETS, TRANSFORMS)
-        for name, part in registry.module_dict.items()
-        if part.__module__.startswith('mmnanguard.')  # not of other tests
-    }
+    registered = set()
+    for registry in (CHECKS, DATASETS, TRANSFORMS):
+        for name, part in registry.module_dict.items():
+            # Other tests register parts too.
+            if part.__module__.startswith('mmnanguard.'):
+                registered.add(name)
     wanted = {*mmnanguard.__all__, *optim.__all__, *registered}
     wanted |= set(mmnanguard.report.__all__)
     wanted -= {'__version__'}
@@ -105,8 +105,8 @@ def test_the_reference_has_the_public_surface():
 
 
 def test_names_of_the_package_are_there():
-    """In texts, configs and command lines: ``mmnanguard.X`` is a registered
-    type, a module or a name in it.
+    """Each ``mmnanguard.X`` in texts, configs and command lines is a
+    registered type, a module or a name in it.
     """
     for page in [p for p in PAGES if p.name != 'CHANGELOG.md']:
         text = page.read_text()

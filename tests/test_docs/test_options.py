@@ -35,21 +35,27 @@ SECTIONS = {
         r'^#{3,4} (.*?)\n(.*?)(?=^#{2,4} |\Z)', TEXT, re.M | re.S
     )
 }
-REGISTERED = {
-    cls
-    for registry in (
-        CHECKS,
-        CLIPS,
-        DATASETS,
-        HOOKS,
-        MODELS,
-        OPTIM_WRAPPERS,
-        TRANSFORMS,
-    )
-    if registry.import_from_location() is None
-    for cls in registry.module_dict.values()
-    if cls.__module__.startswith('mmnanguard.')
-}
+REGISTRIES = (
+    CHECKS,
+    CLIPS,
+    DATASETS,
+    HOOKS,
+    MODELS,
+    OPTIM_WRAPPERS,
+    TRANSFORMS,
+)
+
+
+def registered_classes():
+    """Return the classes of this package that are registered."""
+    classes = set()
+    for registry in REGISTRIES:
+        registry.import_from_location()
+        classes.update(registry.module_dict.values())
+    return {c for c in classes if c.__module__.startswith('mmnanguard.')}
+
+
+REGISTERED = registered_classes()
 OWNERS = {cls.__name__: cls for cls in REGISTERED}
 OWNERS.update(
     {
@@ -73,12 +79,10 @@ TOOLS = [
 ]
 
 # What rules of clip_grad remember is no key of their config.
-STATE = {
-    field.name
-    for rule in OWN_RULES
-    for field in dataclasses.fields(rule)
-    if field.name not in config_keys(rule)
-}
+STATE = set()
+for rule in OWN_RULES:
+    names_of_fields = {field.name for field in dataclasses.fields(rule)}
+    STATE |= names_of_fields - set(config_keys(rule))
 # Defaults that depend on the machine, or are too long for a table.
 IN_WORDS = {
     ('tools/replay.py', '--device'): 'cuda or cpu',
@@ -88,7 +92,7 @@ IN_WORDS = {
 }
 
 
-def told(heading):
+def documented_defaults(heading):
     return {key: default.strip('`') for key, _, default in SECTIONS[heading]}
 
 
@@ -103,13 +107,13 @@ def test_each_key_is_there_with_its_default(heading):
     owner = OWNERS[heading]
     parameters = inspect.signature(owner).parameters.values()
     defaults = {
-        each.name: written(each.default)
-        for each in parameters
-        if each.name not in ('device', 'others', *STATE)
+        parameter.name: written(parameter.default)
+        for parameter in parameters
+        if parameter.name not in ('device', 'others', *STATE)
     }
     if heading == 'TieredClip':  # which refuses its own default
         defaults['tiers'] = 'needed'
-    assert told(heading) == defaults
+    assert documented_defaults(heading) == defaults
 
 
 def test_no_section_is_about_what_is_not_there():
@@ -134,4 +138,4 @@ def test_each_option_of_a_tool_is_there_with_its_default(tool):
         defaults[name] = 'needed' if is_needed and default is None else text
         if (tool, name) in IN_WORDS:
             defaults[name] = IN_WORDS[tool, name]
-    assert told(tool) == defaults
+    assert documented_defaults(tool) == defaults

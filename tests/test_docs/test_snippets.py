@@ -1,5 +1,5 @@
-"""What docs/en and the README show can be copied: configs build, code runs,
-commands have the options that they are given.
+"""The snippets of docs/en and the README can be copied: configs build, code
+runs, commands have the options that they are given.
 """
 
 import ast
@@ -57,20 +57,20 @@ WRAPPER_KEYS = {
 
 @pytest.fixture
 def registries_as_they_were():
-    """A snippet may register a class; a module does so once."""
+    """Restore the registries, as a snippet may register a class again."""
     import_module('configs.digits.digits')
-    for each in OURS:
-        each.import_from_location()
+    for our_registry in OURS:
+        our_registry.import_from_location()
     known = [*OURS, MMENGINE_HOOKS, MMENGINE_WRAPPERS, MMENGINE_TRANSFORMS]
-    before = [dict(each.module_dict) for each in known]
+    before = [dict(item.module_dict) for item in known]
     yield
-    for each, names in zip(known, before):
-        each.module_dict.clear()
-        each.module_dict.update(names)
+    for known_registry, names in zip(known, before):
+        known_registry.module_dict.clear()
+        known_registry.module_dict.update(names)
 
 
 def nodes(value):
-    """Each dict in a config."""
+    """Yield each dict in a config."""
     if isinstance(value, dict):
         yield value
         for item in value.values():
@@ -81,7 +81,7 @@ def nodes(value):
 
 
 def build(node):
-    """A part of mmnanguard; False if it is none."""
+    """Build a part of mmnanguard; return False for any other dict."""
     name = str(node.get('type', '')).replace('mmnanguard.', '')
     if name in OPTIM_WRAPPERS.module_dict:
         assert set(node) <= WRAPPER_KEYS
@@ -136,9 +136,9 @@ def is_literal(statement):
 @pytest.mark.parametrize('block', all_blocks('python'), ids=str)
 def test_python(block):
     if block.mark == 'not run':
-        pytest.skip(block.told)
+        pytest.skip(block.remark)
     if block.mark == 'run by':  # which reads it on its page
-        assert Path(block.page).name in (ROOT / block.told).read_text()
+        assert Path(block.page).name in (ROOT / block.remark).read_text()
         return
     tree = ast.parse(block.text)
     first = tree.body[0]
@@ -146,16 +146,16 @@ def test_python(block):
         assert 'schema' in ast.literal_eval(first.value)  # a row
     elif isinstance(first, ast.Expr) and first.value.func.id == 'dict':
         check_config(f'snippet = {block.text}')
-    elif all(isinstance(each, ast.Assign) for each in tree.body):
+    elif all(isinstance(statement, ast.Assign) for statement in tree.body):
         check_config(block.text)
     else:
         names = {}
-        exec(block.told, names)
+        exec(block.remark, names)
         exec(block.text, names)
 
 
 def inline_commands():
-    """Those within the text, such as `pytest tests/test_core`."""
+    """Yield the commands within the text, such as `pytest tests/test_core`."""
     for page in PAGES:
         text = re.sub(r'```.*?```', '', page.read_text(), flags=re.S)
         for code in re.findall(r'`([^`]+)`', text):

@@ -18,7 +18,7 @@ def parse(path):
 
 
 def headings(path):
-    """The anchors of a page, as GitHub and myst-parser make them."""
+    """Return the anchors of a page, as GitHub and myst-parser make them."""
     tokens = parse(path)
     texts = [
         ''.join(child.content for child in inline.children)
@@ -31,8 +31,10 @@ def headings(path):
 
 
 def target(link, page):
-    """What a link leads to, told the same in each language: a page's name and
-    the number of its heading, a file's path, an address.
+    """Return a link's target in a form that is equal in all languages.
+
+    That is a page's name and the number of its heading, a file's path, or an
+    address.
     """
     if ':' in link:
         return link
@@ -49,18 +51,19 @@ def target(link, page):
 
 
 def facts(token, page):
-    """What a translation keeps: code, comments, numbers, links."""
+    """Return the parts that a translation keeps: code, comments, numbers,
+    links.
+    """
     if token.type != 'inline':
         # The captions of a table of contents are translated.
         return [re.sub('^:caption: .*', '', token.content, flags=re.M)]
     children = token.children
     text = ' '.join(c.content for c in children if c.type == 'text')
-    links = [
-        target(link, page)
-        for child in children
-        for link in (child.attrs.get('href'), child.attrs.get('src'))
-        if link
-    ]
+    links = []
+    for child in children:
+        for name in ('href', 'src'):
+            if child.attrs.get(name):
+                links.append(target(child.attrs[name], page))
     return [
         {c.content for c in children if c.type == 'code_inline'},
         sorted(re.findall(r'(?<![a-zA-Z\d.])\d+(?:[.,]\d+)*', text)),

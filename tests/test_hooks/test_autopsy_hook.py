@@ -27,8 +27,9 @@ POISON = 'train/000013.jpg'  # the second sample of the fourth iteration
 
 @MODELS.register_module()
 class Patient(BaseModel):
-    """CNN with attention, dropout and a mask of -inf; ``ill`` says where it
-    goes bad on inputs above 100.
+    """A CNN with attention, dropout and a mask of -inf.
+
+    ``ill`` names the part that goes bad on inputs above 100.
     """
 
     def __init__(self, ill='nowhere'):
@@ -207,8 +208,8 @@ def test_a_culprit_is_examined_once_though_resumed(tmp_path):
     # Both starts write to one folder if they fall in one second.
     rows = [r for r in read_rows(resumed) if r['attempt'] == 2]
     assert [row['iter'] for row in rows] == [5]
-    told = {row['id'] for row in read_rows(resumed, 'autopsy')}
-    assert rows[0]['id'] not in told
+    examined = {row['id'] for row in read_rows(resumed, 'autopsy')}
+    assert rows[0]['id'] not in examined
 
 
 def test_an_autopsy_that_fails_costs_no_run(tmp_path, monkeypatch):
@@ -233,7 +234,7 @@ def test_compiled_code_is_not_replayed(tmp_path, is_compiled):
     )
     (path,) = Path(runner.log_dir).glob('*.log')
     (line,) = (
-        one for one in path.read_text().splitlines() if 'autopsy:' in one
+        entry for entry in path.read_text().splitlines() if 'autopsy:' in entry
     )
     assert ('eager did not reproduce it' in line) == is_compiled
 

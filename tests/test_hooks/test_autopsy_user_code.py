@@ -1,4 +1,4 @@
-"""What users' own training steps do is neither repeated nor broken."""
+"""The autopsy neither repeats nor breaks users' own training steps."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ BAD = 13  # the second sample of the fourth iteration
 
 @MODELS.register_module()
 class OwnSteps(BaseModel):
-    """``way`` names a method that trains; ill where an image is large."""
+    """A model with a training method ``way``; a large image makes it ill."""
 
     def __init__(self, way):
         super().__init__()
@@ -79,7 +79,7 @@ class OwnSteps(BaseModel):
         return self.update(data, wrapper)
 
     def goes_by_iter(self, data, wrapper):
-        """Ill in the third iteration only, which is not a window's last."""
+        """Make only iteration 3 ill, which is not the last of its window."""
         with wrapper.optim_context(self):
             loss = self.look(data, self.fc)
             if MessageHub.get_current_instance().get_info('iter') == 2:
@@ -92,7 +92,7 @@ class OwnSteps(BaseModel):
         return self.update(data, wrappers['fc'])
 
     def other_commits(self, data, wrappers):
-        """Ill by what the other one's update makes of its weights."""
+        """Commit the other wrapper's update after fc's, which may be ill."""
         loss = self.update(data, wrappers['fc'])
         data = dict(data, inputs=[x.clamp(max=9.0) for x in data['inputs']])
         self.update(data, wrappers['other'], self.other)
@@ -157,7 +157,8 @@ def test_training_ends_as_without(tmp_path, way, keys):
     assert_same(runner, plain)
     for key in ('lr', 'momentum'):
         values = [
-            one.optim_wrapper.param_groups[0][key] for one in (runner, plain)
+            trained.optim_wrapper.param_groups[0][key]
+            for trained in (runner, plain)
         ]
         assert values[0] == values[1]
     if way == 'counts':

@@ -1,4 +1,4 @@
-"""All that it takes to run a rejected update again stands in one file."""
+"""A dump holds all that is needed to run a rejected update again."""
 
 from collections import namedtuple
 from pathlib import Path
@@ -146,7 +146,7 @@ def test_a_view_does_not_bring_its_whole_memory():
 
 
 @pytest.mark.parametrize(
-    ('cfg', 'told'),
+    ('cfg', 'hint'),
     [
         (dict(optim_wrapper=dict(type='X')), ''),
         (dict(), 'has no `optim_wrapper`'),
@@ -156,16 +156,16 @@ def test_a_view_does_not_bring_its_whole_memory():
         ),
     ],
 )
-def test_it_is_said_where_a_replay_takes_another_config(tmp_path, cfg, told):
+def test_it_is_said_where_a_replay_takes_another_config(tmp_path, cfg, hint):
     runner = train(
         tmp_path, cfg=dict(model=dict(type='ToyNet'), **cfg), save_weights=True
     )
     (log,) = Path(runner.log_dir).glob('*.log')
     (line,) = [x for x in log.read_text().splitlines() if 'run it: ' in x]
-    assert told in line
-    assert line.endswith('--config FILE') == bool(told)
+    assert hint in line
+    assert line.endswith('--config FILE') == bool(hint)
     (row,) = read_rows(runner, 'dump')
-    assert row['needs'] == (['config'] if told else [])
+    assert row['needs'] == (['config'] if hint else [])
 
 
 def test_it_is_said_that_a_replay_takes_weights(tmp_path):

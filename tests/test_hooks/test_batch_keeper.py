@@ -1,4 +1,4 @@
-"""What training changes in a batch is undone before it is run again."""
+"""Changes that training makes in a batch are undone before a replay."""
 
 import collections
 import threading
@@ -31,7 +31,7 @@ ILL = 17  # the second sample of the fifth iteration
 
 
 class Boxes:
-    """An object of a user's: no container that anybody knows."""
+    """An object of a user's, which is no known container."""
 
     def __init__(self, numbers):
         self.numbers = numbers
@@ -100,7 +100,7 @@ CHANGES = [
 
 
 def picture(value):
-    """Builtins that compare."""
+    """Return a description in builtins, which can be compared."""
     if isinstance(value, BaseDataElement):
         items = {**dict(value.items()), **value.metainfo}
         return {key: picture(item) for key, item in items.items()}
@@ -203,13 +203,14 @@ images = torch.zeros(2, 3, 4, 4)
     ],
 )
 def test_whose_tensors(batch, num, owners):
-    found = [samples for _, samples in tensors_of_samples(batch, num)]
-    assert found == owners
+    seen = [samples for _, samples in tensors_of_samples(batch, num)]
+    assert seen == owners
 
 
 class Spoiling(BaseDataPreprocessor):
-    """As mmpretrain's and its batch augments: normalizes and mixes in place,
-    sets scores on data samples.
+    """A preprocessor like mmpretrain's and its batch augments.
+
+    It normalizes and mixes in place and sets scores on data samples.
     """
 
     def forward(self, data, training=False):
@@ -229,7 +230,7 @@ class Spoiling(BaseDataPreprocessor):
 
 @MODELS.register_module()
 class DroppingNet(BaseModel):
-    """Its gradients are NaN where its loss is finite."""
+    """A model with dropout, a finite loss and NaN gradients."""
 
     def __init__(self):
         super().__init__(data_preprocessor=Spoiling())

@@ -42,13 +42,13 @@ def public_methods(cls):
 
 @pytest.fixture(scope='module')
 def without(tmp_path_factory):
-    """A clean run that has no further hook."""
+    """Train a clean run without a further hook."""
     return train(tmp_path_factory.mktemp('without'))
 
 
 @pytest.fixture(scope='module')
 def left_out(tmp_path_factory):
-    """As if the iteration that gets a fault had never been."""
+    """Train without the iteration that would get the fault."""
     work_dir = tmp_path_factory.mktemp('left_out')
     return train(work_dir, leave_out=[FAULT['iter']])
 

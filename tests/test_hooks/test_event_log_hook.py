@@ -121,7 +121,9 @@ def test_two_events_of_one_iteration_have_two_ids(tmp_path):
 def test_a_half_written_start_does_not_stop_the_next(
     tmp_path, monkeypatch, kept
 ):
-    """Killed while it wrote its start; the next begins in that second."""
+    """A run is killed while it writes its start; the next begins in that
+    second.
+    """
     monkeypatch.setattr('time.strftime', lambda *_: 'one_second')
     save = dict(type='CheckpointHook', by_epoch=False, interval=4)
     faults = [dict(iter=i, site='loss', value='nan') for i in (3, 7)]
@@ -137,18 +139,18 @@ def test_a_half_written_start_does_not_stop_the_next(
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_4.pth'))
     make_runner(tmp_path, optim, resume=True, **keys).train()
 
-    told = [
+    written = [
         (row['kind'], row['iter'], row['attempt'])
         for row in read_events(str(tmp_path))
     ]
     attempt = 3 if kept is None else 2  # a whole start counts
-    assert told[:2] == [('start', 1, 1), ('update', 3, 1)]
-    assert told[-2:] == [('start', 5, attempt), ('update', 7, attempt)]
-    assert len(told) == attempt + 2
+    assert written[:2] == [('start', 1, 1), ('update', 3, 1)]
+    assert written[-2:] == [('start', 5, attempt), ('update', 7, attempt)]
+    assert len(written) == attempt + 2
 
 
 def test_a_file_name_that_is_no_utf8(tmp_path):
-    """As ``os.listdir`` hands it out."""
+    """The name is in the form in which ``os.listdir`` returns it."""
     name = 'train/\udcff 漢.jpg'
     data = make_data(40)
     data[8]['data_samples'].set_metainfo(dict(img_path=name))

@@ -14,22 +14,22 @@ FAULTS = (
 
 @VISBACKENDS.register_module()
 class TextVisBackend(LocalVisBackend):
-    """One of a user's own."""
+    """A backend that a user could write."""
 
     def __init__(self, save_dir, fails=False):
         super().__init__(save_dir)
-        self.told = []
+        self.shown_texts = []
         self.fails = fails
 
     def add_text(self, tag, text, step):
-        self.told.append((tag, text, step))
+        self.shown_texts.append((tag, text, step))
         if self.fails:
             raise ConnectionError('the server is gone')
 
 
 @VISBACKENDS.register_module()
 class PictureVisBackend(BaseVisBackend):
-    """Has no way to show text."""
+    """A backend that cannot show text."""
 
     def _init_env(self):
         pass
@@ -66,10 +66,10 @@ def test_tensorboard_shows_each_event_as_text(tmp_path):
     log = event_accumulator.EventAccumulator(f'{runner.log_dir}/vis_data')
     log.Reload()
     for kind in ('update', 'dump'):
-        told = log.Tensors(f'guard/{kind}/text_summary')
+        events = log.Tensors(f'guard/{kind}/text_summary')
         rows = read_rows(runner, kind)
-        assert [one.step for one in told] == [3, 6]
-        texts = [one.tensor_proto.string_val[0].decode() for one in told]
+        assert [event.step for event in events] == [3, 6]
+        texts = [event.tensor_proto.string_val[0].decode() for event in events]
         for text, row in zip(texts, rows):
             headline, _, rest = text.partition('\n\n')
             assert json.loads(rest) == row
@@ -80,7 +80,7 @@ def test_tensorboard_shows_each_event_as_text(tmp_path):
 def test_a_backend_of_ones_own(tmp_path):
     runner = run(tmp_path, dict(type='TextVisBackend'))
     (backend,) = runner.visualizer._vis_backends.values()
-    assert [(tag, step) for tag, _, step in backend.told] == [
+    assert [(tag, step) for tag, _, step in backend.shown_texts] == [
         ('guard/update', 3),
         ('guard/update', 6),
     ]
@@ -93,7 +93,7 @@ def test_a_backend_that_fails_costs_its_text_not_the_run(tmp_path):
         dict(type='TextVisBackend', name='well'),
     )
     gone, well = runner.visualizer._vis_backends.values()
-    assert [len(backend.told) for backend in (gone, well)] == [1, 2]
+    assert [len(backend.shown_texts) for backend in (gone, well)] == [1, 2]
     assert runner.iter == 10
 
 

@@ -113,7 +113,7 @@ def test_each_site_strikes(tmp_path, site, where, struck, value):
 
 
 def test_the_plain_wrapper_is_ruined_by_it(tmp_path):
-    """So that a drill means something."""
+    """The fault ruins an unguarded run, so a drill means something."""
     fault = dict(iter=2, site='activation')
     runner = make_runner(
         tmp_path,

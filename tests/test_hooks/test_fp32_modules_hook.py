@@ -24,7 +24,7 @@ FP16 = wrapper(
 
 @MODELS.register_module()
 class Unstable(BaseModel):
-    """Its depthwise conv overflows float16, and nothing else does."""
+    """A model of which only the depthwise conv overflows float16."""
 
     def __init__(self):
         super().__init__()
@@ -136,7 +136,7 @@ def test_a_pattern_that_matches_nothing(tmp_path, pattern):
 
 @MODELS.register_module()
 class Difficult(BaseModel):
-    """Its blocks overflow float16 one way or another; norms cure that."""
+    """A model whose blocks overflow float16 in various ways; norms end it."""
 
     def __init__(self, *kinds):
         super().__init__()
@@ -165,7 +165,7 @@ class Block(nn.Module):
 
 
 class ByMethod(Block):
-    """As heads, whose ``loss`` is called and not ``forward``."""
+    """A block like a head: its ``loss`` is called, not its ``forward``."""
 
     def use(self, x):
         return normed(self.loss(x))
@@ -183,7 +183,9 @@ class InList(Block):
 
 
 class Writes(Block):
-    """Half precision in memory, which float32 does not fit into."""
+    """A block that writes into half-precision memory, where float32 does not
+    fit.
+    """
 
     def use(self, x):
         out = torch.zeros_like(x, dtype=torch.float16)

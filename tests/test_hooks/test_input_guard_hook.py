@@ -1,4 +1,4 @@
-"""Bad inputs are rejected by name, mended, or stop the run."""
+"""Bad inputs are rejected by name or repaired, or they stop the run."""
 
 import math
 from pathlib import Path
@@ -53,15 +53,15 @@ def train(
     run=True,
     **changes,
 ):
-    """A run with ``hook`` as arguments of InputGuardHook, or several."""
+    """Train with ``hook`` as arguments of InputGuardHook, or with several."""
     if data is None:
         data = make_data(4 * max_iters)
     for index in bad:
         data[index]['inputs'][0, 0, 0] = value
     default_hooks = guard_hooks(*faults)
-    for index, one in enumerate(hooks or [hook] * (hook is not None)):
+    for index, keys_of_hook in enumerate(hooks or [hook] * (hook is not None)):
         default_hooks[f'input_guard_{index}'] = dict(
-            type='mmnanguard.InputGuardHook', **one
+            type='mmnanguard.InputGuardHook', **keys_of_hook
         )
     for name in changes.pop('without', ()):
         del default_hooks[name]
@@ -124,23 +124,23 @@ def test_reject_names_the_sample(tmp_path, stack, value):
 
 def test_many_samples_are_named_in_the_row_and_a_few_on_the_console(tmp_path):
     runner = train(tmp_path, bad=[4, 5, 6, 7], hook={})
-    (found,) = read_rows(runner, 'input')
+    (row,) = read_rows(runner, 'input')
     names = [f'train/{index:06d}.jpg' for index in (4, 5, 6, 7)]
-    assert (found['samples'], found['num_samples']) == (names, 4)
+    assert (row['samples'], row['num_samples']) == (names, 4)
     said = f'4 samples (inputs): {", ".join(names[:3])} and 1 more\n'
     assert said in log(runner)
 
 
 @pytest.mark.parametrize('bad', [[9], [5, 10], [8, 9]])
 def test_the_bad_micro_batch_of_a_window_is_named(tmp_path, bad):
-    """Of iterations 2 and 3; samples 4 to 11 are in one window of two."""
+    """Samples 4 to 11 are in one window, which is iterations 2 and 3."""
     optim = wrapper(accumulative_counts=2)
     keys = dict(optim=optim, max_iters=6, data=make_data(24))
     bad = [index + 4 for index in bad]
     runner = train(tmp_path / 'faulty', bad=bad, hook={}, **keys)
     assert causes(runner) == {4: 'input_nonfinite'}
-    (found,) = read_rows(runner, 'input')
-    assert found['samples'] == [f'train/{index:06d}.jpg' for index in bad]
+    (row,) = read_rows(runner, 'input')
+    assert row['samples'] == [f'train/{index:06d}.jpg' for index in bad]
     oracle = train(
         tmp_path / 'oracle',
         bad=(),
@@ -181,12 +181,12 @@ def test_keys(tmp_path):
     data[17]['data_samples'].weight[1] = math.nan
     runner = train(tmp_path / 'b', bad=(), hook=dict(keys=keys), data=data)
     assert causes(runner)[5] == 'input_nonfinite'
-    (found,) = read_rows(runner, 'input')
-    assert found['keys'] == {keys[0]: ['train/000017.jpg']}
+    (row,) = read_rows(runner, 'input')
+    assert row['keys'] == {keys[0]: ['train/000017.jpg']}
 
 
 def test_a_fire_drill(tmp_path):
-    """Strikes what the preprocessor puts out, after all its other hooks."""
+    """The drill strikes the preprocessor's output, after its other hooks."""
     fault = dict(iter=3, site='input', value='inf')
     runner = train(tmp_path, bad=(), hook={}, faults=[fault])
     assert causes(runner) == {3: 'input_nonfinite'}
@@ -205,7 +205,7 @@ def test_sanitize_equals_a_run_on_mended_data(tmp_path):
 
 
 def test_sanitize_is_told_once_an_interval_and_at_the_end(tmp_path):
-    """Bad are the iterations 1, 3, 4, and 9 of 9."""
+    """Iterations 1, 3, 4 and 9 of 9 are bad."""
     runner = train(
         tmp_path,
         bad=[2, 8, 9, 10, 11, 12, 33],
@@ -241,7 +241,7 @@ def test_sanitize_is_told_once_an_interval_and_at_the_end(tmp_path):
 
 
 def test_sanitize_reads_nothing_in_between(tmp_path, monkeypatch):
-    """Nor does it keep more than an interval's."""
+    """Sanitizing keeps no more than the checks of one interval."""
     lengths = []
 
     def counted(looks):
@@ -359,7 +359,7 @@ def test_nothing_that_hands_out_events(tmp_path):
 
 @MODELS.register_module()
 class Raw(ToyNet):
-    """Does without its preprocessor."""
+    """A model that does not use its preprocessor."""
 
     def train_step(self, data, optim_wrapper):
         with optim_wrapper.optim_context(self):
@@ -386,7 +386,7 @@ def test_no_preprocessor(tmp_path):
 
 @MODELS.register_module()
 class Validated(ToyNet):
-    """Keeps what its forward gets."""
+    """A model that keeps the arguments of its forward."""
 
     def __init__(self, data_preprocessor=None):
         super().__init__(data_preprocessor)
@@ -446,7 +446,7 @@ class Break(Hook):
 
 @pytest.fixture
 def looks(monkeypatch):
-    """One item a look."""
+    """Record the arguments of each InputLook."""
     looks = []
 
     class Counted(input_guard_hook.InputLook):
@@ -459,7 +459,7 @@ def looks(monkeypatch):
 
 
 def break_off(work_dir):
-    """Train until an exception, of which MMEngine tells no hook."""
+    """Train until an exception, which MMEngine reports to no hook."""
     runner = train(
         work_dir,
         hook=dict(action='sanitize'),
@@ -467,7 +467,7 @@ def break_off(work_dir):
         run=False,
         data=make_data(60),
     )
-    runner.hooks.sort(key=lambda one: not isinstance(one, Break))
+    runner.hooks.sort(key=lambda hook: not isinstance(hook, Break))
     with pytest.raises(ArithmeticError):
         runner.train()
     assert num_hooks(runner) == 0
@@ -494,7 +494,7 @@ def test_a_run_that_goes_on_after_it_was_broken_off(tmp_path, looks):
 @pytest.mark.parametrize('action', ['reject', 'sanitize'])
 def test_what_is_not_trained_on_is_not_told(tmp_path, action):
     class Extra(Hook):
-        """Goes through data in training mode, as PreciseBN does."""
+        """A hook that reads data in training mode, as PreciseBN does."""
 
         priority = 'LOWEST'
 
@@ -538,7 +538,7 @@ def test_two_of_them(tmp_path):
 
 
 def test_a_model_that_runs_a_dump_again(tmp_path):
-    """It gets no more than ``before_train``, and needs what it trained on."""
+    """A replay calls only ``before_train``, and needs the batch trained on."""
     runner = train(tmp_path, hook={}, run=False)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     hooks = [
@@ -563,7 +563,7 @@ def test_a_model_that_runs_a_dump_again(tmp_path):
 
 
 def test_a_replay_is_not_looked_at(tmp_path, looks):
-    """An autopsy runs the batch again; the next update is another one."""
+    """An autopsy runs the batch again; the next update has another batch."""
     runner = train(
         tmp_path,
         hook={},
@@ -591,7 +591,7 @@ def test_a_replay_of_what_was_mended_is_exact(tmp_path):
 
 @MODELS.register_module()
 class Slow(BaseModel):
-    """Two networks; the second is trained every other iteration."""
+    """A model of two networks; the second is trained every other iteration."""
 
     def __init__(self):
         super().__init__(dict(type='Stack'))
@@ -637,9 +637,9 @@ def test_several_optimizers(tmp_path, bad, expected):
     runner = train(tmp_path, bad=[bad], hook={}, model=model, optim=optim)
     rows = read_rows(runner)
     assert [(row['iter'], row['optimizer']) for row in rows] == expected
-    found = read_rows(runner, 'input')
-    assert [row['id'] for row in found] == [row['id'] for row in rows]
-    for row in found:
+    inputs = read_rows(runner, 'input')
+    assert [row['id'] for row in inputs] == [row['id'] for row in rows]
+    for row in inputs:
         assert row['samples'] == [f'train/{bad:06d}.jpg']
 
 

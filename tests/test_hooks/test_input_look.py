@@ -1,4 +1,4 @@
-"""Which sample of a batch is bad, in all the forms that batches have."""
+"""The bad sample of a batch is named, in all the forms that batches have."""
 
 import math
 from collections import OrderedDict, defaultdict, namedtuple
@@ -18,7 +18,7 @@ def clean(*shape, dtype=torch.float32):
 
 
 def bad(*shape, at=0, value=math.nan, dtype=torch.float32):
-    """With one bad element, in row ``at``."""
+    """Return a tensor with one bad element, in row ``at``."""
     tensor = clean(*shape, dtype=dtype)
     tensor[(at, *[-1] * (len(shape) - 1))] = value
     return tensor
@@ -32,11 +32,11 @@ def sample(index, named=True, **fields):
 
 
 def samples(*fields, named=True):
-    return [sample(i, named, **dict(each)) for i, each in enumerate(fields)]
+    return [sample(i, named, **dict(keys)) for i, keys in enumerate(fields)]
 
 
 def three(**keys):
-    """Of nothing."""
+    """Return three empty samples."""
     return samples({}, {}, {}, **keys)
 
 
@@ -331,8 +331,8 @@ def test_keys_take_all_below_them():
 def test_keys_come_in_the_same_order_in_every_process():
     names = 'ecafdb'
     element = BaseDataElement(**{name: bad(2) for name in names})
-    found = found_in(dict(inputs=bad(1, 3), data_samples=[element]))
-    assert list(found) == [
+    bad_keys = found_in(dict(inputs=bad(1, 3), data_samples=[element]))
+    assert list(bad_keys) == [
         'inputs',
         *(f'data_samples.{name}' for name in sorted(names)),
     ]
@@ -377,7 +377,7 @@ def test_ranks_are_told_where_samples_have_no_names():
 
 
 def test_gradients_flow_through_what_is_mended():
-    """To a preprocessor that is trained."""
+    """Gradients reach a preprocessor that is trained."""
     scale = torch.ones(3, requires_grad=True)
     output = dict(inputs=bad(2, 3) * scale)
     look(output, action='sanitize').output['inputs'].sum().backward()

@@ -1,4 +1,4 @@
-"""What InputGuardHook may be told, and what it says to the rest."""
+"""InputGuardHook's options, and their effects on other hooks."""
 
 import math
 

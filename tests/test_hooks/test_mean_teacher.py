@@ -30,7 +30,9 @@ class PairNet(BaseModel):
 
 
 class MeanTeacherHook(Hook):
-    """As mmdet's: parameters, or all floating tensors, follow the student."""
+    """A hook like mmdet's: parameters, or all floating tensors, follow the
+    student.
+    """
 
     def __init__(self, momentum=0.1, interval=1, skip_buffer=True):
         self.momentum, self.interval = momentum, interval
@@ -46,12 +48,12 @@ class MeanTeacherHook(Hook):
             self.follow(runner.model, self.momentum)
 
     def follow(self, model, momentum):
-        parts = [
-            dict(net.named_parameters())
-            if self.skip_buffers
-            else net.state_dict()
-            for net in (model.student, model.teacher)
-        ]
+        parts = []
+        for net in (model.student, model.teacher):
+            if self.skip_buffers:
+                parts.append(dict(net.named_parameters()))
+            else:
+                parts.append(net.state_dict())
         for source, target in zip(*(part.values() for part in parts)):
             if target.is_floating_point():
                 target.data.mul_(1 - momentum)

@@ -19,7 +19,7 @@ GUARDED = wrapper('NanGuardOptimWrapper')
 
 
 class Recorder(Hook):
-    """Keeps what each hook of that name is told."""
+    """A hook that keeps all arguments of its methods."""
 
     def __init__(self):
         self.events = []
@@ -173,7 +173,7 @@ def test_one_nan_does_not_blank_the_smoothed_losses(tmp_path):
 
 
 def test_mmengine_blanks_them(tmp_path):
-    """What the test above guards against."""
+    """MMEngine alone logs NaN losses, so the test above can fail."""
     runner = make_runner(
         tmp_path,
         GUARDED,

@@ -11,7 +11,7 @@ from mmnanguard.registry import FAULTS
 
 @pytest.fixture(autouse=True)
 def registered():
-    """A few faults are registered for one test."""
+    """Register a few faults for one test."""
     before = dict(FAULTS.module_dict)
 
     @FAULTS.register_module()

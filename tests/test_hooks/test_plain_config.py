@@ -1,4 +1,4 @@
-"""A config's text is read as data, and nothing of it is run."""
+"""A config's text is read as data, and none of it is run."""
 
 import math
 from pathlib import Path

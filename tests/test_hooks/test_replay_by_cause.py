@@ -1,4 +1,4 @@
-"""The causes that an autopsy and a dump are made of."""
+"""The causes after which an autopsy and a dump are made."""
 
 from types import SimpleNamespace
 

@@ -19,5 +19,5 @@ custom_hooks = [dict(type='mmnanguard.Fp32ModulesHook')]
 def test_hooks_that_change_a_pass_are_found(tmp_path, text):
     path = tmp_path / 'config.py'
     path.write_text(text)
-    (found,) = hooks_inside(Config.fromfile(path))
-    assert found[0] is Fp32ModulesHook
+    ((hook, _),) = hooks_inside(Config.fromfile(path))
+    assert hook is Fp32ModulesHook

@@ -94,7 +94,7 @@ def test_no_rollback_hook(tmp_path):
 def test_hooks_that_change_a_pass(kind, is_lazy):
     type_ = kind if is_lazy else kind.__name__
     cfg = Config(dict(custom_hooks=[dict(type=type_), dict(type='EMAHook')]))
-    assert [found for found, _ in hooks_inside(cfg)] == [kind]
+    assert [hook for hook, _ in hooks_inside(cfg)] == [kind]
 
 
 def test_a_validating_transform(tmp_path):

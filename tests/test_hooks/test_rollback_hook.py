@@ -1,4 +1,4 @@
-"""Back to an earlier state, while time goes on."""
+"""A rollback restores an earlier state, while iterations count on."""
 
 import math
 
@@ -29,7 +29,7 @@ POLICY = dict(
 
 
 class Remember(Hook):
-    """Everything after some iterations; 0 is the start."""
+    """A hook that copies the state after some iterations; 0 is the start."""
 
     priority = 'LOWEST'
 
@@ -58,7 +58,7 @@ class Remember(Hook):
 
 
 class SpoilWeights(Hook):
-    """On a path that no update goes through."""
+    """Write NaN into a weight, without going through an update."""
 
     def __init__(self, iterations, what='head.weight'):
         self.iterations, self.what = iterations, what
@@ -260,7 +260,7 @@ def test_nothing_to_go_back_to(tmp_path, monkeypatch):
 @pytest.mark.parametrize('has_ema', [False, True])
 def test_else_the_newest_clean_checkpoint(tmp_path, has_ema):
     class ForgetAndSpoil(Hook):
-        """No state is left in memory, and the newest file is bad."""
+        """Clear the states in memory and spoil the newest file."""
 
         priority = 'LOWEST'
 
@@ -337,8 +337,8 @@ def test_float16_with_a_lower_scale_and_learning_rate(tmp_path, accumulation):
     assert row['loss_scale'] == 20.0
     assert row['lr_factor'] == 0.5
     assert runner.optim_wrapper.guard.state.lr_factor == 1.0
-    told = runner.message_hub.get_scalar('train/guard/lr_factor').data[0]
-    assert min(told) < 1.0 == told[-1]
+    factors = runner.message_hub.get_scalar('train/guard/lr_factor').data[0]
+    assert min(factors) < 1.0 == factors[-1]
     assert_finite(runner)
 
 
@@ -414,7 +414,7 @@ def test_bad_arguments(tmp_path, bad):
 
 @MODELS.register_module()
 class Forgetful(ToyNet):
-    """From one iteration on its loss is what it was at first."""
+    """A model whose loss returns to its first level after some iteration."""
 
     def __init__(self, since):
         super().__init__()
@@ -428,10 +428,12 @@ class Forgetful(ToyNet):
 
 
 @pytest.mark.parametrize(
-    ('length', 'told', 'to'), [(1, 43, 36), (2, 44, 32)], ids=str
+    ('length', 'judged', 'to'), [(1, 43, 36), (2, 44, 32)], ids=str
 )
-def test_a_divergence_goes_back_behind_its_window(tmp_path, length, told, to):
-    """In iterations, of which a window of accumulation has several."""
+def test_a_divergence_goes_back_behind_its_window(
+    tmp_path, length, judged, to
+):
+    """The rollback counts iterations; an accumulation window has several."""
     since = 40 if length == 1 else 38
     runner = train(
         tmp_path,
@@ -440,11 +442,13 @@ def test_a_divergence_goes_back_behind_its_window(tmp_path, length, told, to):
         guard=dict(divergence=dict(window=4, share=0.7)),
         wrapper=dict(accumulative_counts=length),
         rollback=dict(num_kept=10),
-        max_iters=told,
+        max_iters=judged,
     )
     (row,) = read_rows(runner, 'rollback')
     (update,) = read_rows(runner)
     assert (update['cause'], update['action']) == ('divergence', 'rollback')
-    assert (row['iter'], row['to']) == (told, to)
-    assert told - 4 * length > to
-    assert_equal(runner.remembered.states[told], runner.remembered.states[to])
+    assert (row['iter'], row['to']) == (judged, to)
+    assert judged - 4 * length > to
+    assert_equal(
+        runner.remembered.states[judged], runner.remembered.states[to]
+    )

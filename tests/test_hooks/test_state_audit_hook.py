@@ -1,4 +1,4 @@
-"""What goes bad behind the guard's back is found before it is saved."""
+"""Damage that bypasses the guard is detected before it is saved."""
 
 import math
 from pathlib import Path
@@ -27,7 +27,7 @@ CHECKPOINT = dict(type='CheckpointHook', by_epoch=False, interval=4)
 
 @METRICS.register_module()
 class Score(BaseMetric):
-    """Better each time it is computed but the second."""
+    """A metric that improves each time except the second."""
 
     scores = (1.0, 0.5, 2.0, 3.0)
 
@@ -44,7 +44,7 @@ class Score(BaseMetric):
 
 
 class Spoil(Hook):
-    """Writes a number through ``.data`` at the end of an iteration."""
+    """Write a number through ``.data`` at the end of an iteration."""
 
     priority = 'LOW'  # after averages have moved
 
@@ -87,7 +87,7 @@ NAMES = dict(
 
 
 def build(work_dir, audit=None, hooks=(), checkpoint=None, **changes):
-    """A guarded run of 12 iterations with a checkpoint every 4."""
+    """Build a guarded run of 12 iterations with a checkpoint every 4."""
     default_hooks = guard_hooks()
     default_hooks['checkpoint'] = {**CHECKPOINT, **(checkpoint or {})}
     if audit is not None:
@@ -116,7 +116,7 @@ def load(path):
 
 
 def tensors_of(node, name=''):
-    """All tensors and numbers of a checkpoint, by path."""
+    """Return all tensors and numbers of a checkpoint, by path."""
     if isinstance(node, dict):
         for key, value in node.items():
             if key not in ('meta', 'message_hub', 'guard'):
@@ -133,8 +133,8 @@ def assert_same_content(left, right):
     for name, value in left.items():
         if isinstance(value, torch.Tensor):
             value, other = (
-                each.reshape(-1).view(torch.uint8)
-                for each in (value, right[name])
+                tensor.reshape(-1).view(torch.uint8)
+                for tensor in (value, right[name])
             )
             assert torch.equal(value, other), name
         else:
@@ -282,7 +282,7 @@ def test_warn_goes_on_without_checkpoints(tmp_path):
 
 @pytest.mark.parametrize('interval', [5, None])
 def test_what_a_window_may_yet_undo_halts_nothing(tmp_path, interval):
-    """With gradient accumulation: iterations 4 to 6 are one window."""
+    """Iterations 4 to 6 are one window, by gradient accumulation."""
     hooks = [
         dict(
             type='mmnanguard.FaultInjectionHook',

@@ -1,4 +1,6 @@
-"""What a child deletes of a base is not there after both are migrated."""
+"""A key that a child config deletes from its base stays deleted after the
+migration of the two files.
+"""
 
 import pytest
 from migrating import FP32, Migration
@@ -52,8 +54,8 @@ CASES = {
 }
 
 
-def both(tmp_path, text, base=BASE):
-    """The child's value once its base is migrated, too."""
+def migrated_with_base(tmp_path, text, base=BASE):
+    """Return the child's config after its base is migrated too."""
     Migration(tmp_path, f"_base_ = 'base.py'\n{text}", base=base)
     path = tmp_path / 'base.py'
     path.write_text(migrate(path, load_overlay).new)
@@ -62,7 +64,7 @@ def both(tmp_path, text, base=BASE):
 
 @pytest.mark.parametrize('text', CASES)
 def test_of_the_optimizer(text, tmp_path):
-    wrapper = both(tmp_path, text)['optim_wrapper']
+    wrapper = migrated_with_base(tmp_path, text)['optim_wrapper']
     assert wrapper == {**SAME, **CASES[text]}
 
 
@@ -71,17 +73,21 @@ def test_of_a_loop(tmp_path):
         "runner = dict(_delete_=True, type='IterBasedRunner', max_iters=9)\n"
         'evaluation = dict(interval=3)\n'
     )
-    cfg = both(tmp_path, text, f'{BASE}evaluation = dict(start=2)\n')
+    cfg = migrated_with_base(
+        tmp_path, text, f'{BASE}evaluation = dict(start=2)\n'
+    )
     expected = dict(by_epoch=False, max_iters=9, val_interval=3)
     assert cfg['train_cfg'] == expected
-    longer = both(tmp_path, 'runner = dict(max_epochs=36)\n')
+    longer = migrated_with_base(tmp_path, 'runner = dict(max_epochs=36)\n')
     assert longer['train_cfg'] == dict(by_epoch=True, max_epochs=36)
 
 
-@pytest.mark.parametrize('own', ['', 'checkpoint_config = dict(interval=8)\n'])
+@pytest.mark.parametrize(
+    'child_key', ['', 'checkpoint_config = dict(interval=8)\n']
+)
 @pytest.mark.parametrize('unit', ['iters', 'epochs'])
-def test_what_counts_as_the_loop_does(unit, own, tmp_path):
-    """Mmcv takes by_epoch from the runner, and so the child's."""
+def test_what_counts_as_the_loop_does(unit, child_key, tmp_path):
+    """Mmcv takes by_epoch from the runner, even from that of the child."""
     names = {'iters': 'Iter', 'epochs': 'Epoch'}
     base = 'checkpoint_config = dict(interval=9)\nlog_config = dict('
     base += "interval=9, hooks=[dict(type='TextLoggerHook')])\n"
@@ -90,11 +96,13 @@ def test_what_counts_as_the_loop_does(unit, own, tmp_path):
         for key, name in names.items()
     }
     (other,) = {*names} - {unit}
-    child = loops[unit].replace('dict(', 'dict(_delete_=True, ') + own
-    cfg = both(tmp_path, child, base + loops[other])
+    child = loops[unit].replace('dict(', 'dict(_delete_=True, ') + child_key
+    cfg = migrated_with_base(tmp_path, child, base + loops[other])
     by_epoch = unit == 'epochs'
     assert cfg['default_hooks']['checkpoint'] == dict(
-        type='CheckpointHook', by_epoch=by_epoch, interval=8 if own else 9
+        type='CheckpointHook',
+        by_epoch=by_epoch,
+        interval=8 if child_key else 9,
     )
     assert cfg['log_processor']['by_epoch'] == by_epoch
 
@@ -103,12 +111,12 @@ def test_of_a_wrapper(tmp_path):
     wrapper = f'optim_wrapper = dict(type={FP32!r}, clip_grad=dict(max_norm=1)'
     text = 'optimizer_config = dict(_delete_=True)\nfp16 = None\n'
     base = f"{wrapper}, optimizer=dict(type='SGD', lr=1))\n"
-    cfg = both(tmp_path, text, base)
+    cfg = migrated_with_base(tmp_path, text, base)
     assert cfg['optim_wrapper']['clip_grad'] is None
 
 
 def test_of_a_base_that_is_migrated_before(tmp_path):
-    """MMEngine leaves a _delete_ in the value, for want of a key."""
+    """MMEngine leaves a _delete_ in the value if the base lacks the key."""
     base = (
         'optim_wrapper = dict(clip_grad=dict(max_norm=1), '
         "optimizer=dict(type='SGD', lr=1, momentum=0.9))\n"
@@ -136,7 +144,7 @@ def test_of_a_base_that_is_migrated_before(tmp_path):
 def test_of_an_optimizer_that_is_computed(tmp_path):
     text = "seed = 1\noptimizer = dict(_delete_=True, type='SGD', lr=seed)\n"
     base = "optimizer = dict(type='AdamW', lr=1, betas=(0.9, 0.99))\n"
-    wrapper = both(tmp_path, text, base)['optim_wrapper']
+    wrapper = migrated_with_base(tmp_path, text, base)['optim_wrapper']
     assert wrapper['optimizer'] == dict(type='SGD', lr=1)
 
 

@@ -1,4 +1,4 @@
-"""What each key of 1.x becomes."""
+"""The migration of each key of 1.x."""
 
 import pytest
 from migrating import FP16, FP32, Migration
@@ -275,11 +275,11 @@ CASES = {
 def test_what_it_becomes(case, tmp_path):
     old, key, value = CASES[case]
     migration = Migration(tmp_path, old)
-    found = migration.cfg[key]
+    migrated = migration.cfg[key]
     if key == 'default_hooks':
-        found.pop('nan_guard', None)
-        found.pop('event_log', None)
-    assert found == value
+        migrated.pop('nan_guard', None)
+        migrated.pop('event_log', None)
+    assert migrated == value
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_what_goes(key, value, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('text', 'told'),
+    ('text', 'message'),
     [
         (f'{SGD}fp16 = dict()', "512 (mmcv's default) was fixed"),
         (
@@ -318,8 +318,8 @@ def test_what_goes(key, value, tmp_path):
         ('checkpoint_config = dict(create_symlink=True)', 'create_symlink'),
     ],
 )
-def test_what_is_told_to_have_changed(text, told, tmp_path):
-    assert told in Migration(tmp_path, f'{text}\n').changed
+def test_what_is_told_to_have_changed(text, message, tmp_path):
+    assert message in Migration(tmp_path, f'{text}\n').changed
 
 
 CANNOT = {

@@ -1,4 +1,4 @@
-"""docs/en/migration.md promises what there is."""
+"""The promises of docs/en/migration.md hold."""
 
 import re
 from pathlib import Path

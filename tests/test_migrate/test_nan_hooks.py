@@ -1,4 +1,4 @@
-"""Guards that people wrote by hand, and what takes their place."""
+"""Guards that people wrote by hand are replaced in a migration."""
 
 import pytest
 from migrating import FP16, FP32, Migration
@@ -139,7 +139,7 @@ def test_a_hook_goes(kind, is_in_list, tmp_path):
     )
     assert kind not in migration.new
     assert 'IterTimerHook' in migration.new
-    assert f'{kind} -> the guard' in migration.told('done')
+    assert f'{kind} -> the guard' in migration.notes_of('done')
     guard = migration.cfg['optim_wrapper'].get('guard')
     assert guard == (dict(max_consecutive_skips=7) if hand.limit else None)
     for name in hand.hooks:

@@ -28,13 +28,15 @@ def migrated(tmp_path, optimizer=OPTIMIZER, **keys):
     old, new = tmp_path / 'old.py', tmp_path / 'new.py'
     keys = dict(optimizer=optimizer, **keys)
     old.write_text(''.join(f'{k} = {v!r}\n' for k, v in keys.items()))
-    found = migrate(old, load_overlay)
-    new.write_text(found.new)
-    return found.notes, Config.fromfile(new)
+    migration = migrate(old, load_overlay)
+    new.write_text(migration.new)
+    return migration.notes, Config.fromfile(new)
 
 
 def replay(cfg, tmp_path, read):
-    """What ``read`` sees before each iteration, as the schedulers go on."""
+    """Return the results of ``read`` before each iteration while the
+    schedulers step.
+    """
     runner = Runner(
         model=ToyNet(),
         work_dir=str(tmp_path / 'run'),
@@ -66,7 +68,7 @@ def replay(cfg, tmp_path, read):
 def test_the_formulas_are_mmcvs(line):
     name, *pinned = line.split()
     rates = [rate(*CASES[name], iteration) for iteration in SAMPLES]
-    assert rates == pytest.approx([float(each) for each in pinned], rel=5e-6)
+    assert rates == pytest.approx([float(text) for text in pinned], rel=5e-6)
 
 
 def test_each_case_is_pinned():
@@ -85,8 +87,8 @@ def test_the_rates_are_those_of_1x(name, tmp_path):
         assert 1e-6 < off < DIFFERS[name] * 1.001
     else:
         assert off < 1e-9
-    told = [text for _, text in notes.changed]
-    is_told = any('iteration earlier' in t or 'min_lr' in t for t in told)
+    texts = [text for _, text in notes.changed]
+    is_told = any('iteration earlier' in t or 'min_lr' in t for t in texts)
     assert is_told >= (name in DIFFERS)
     assert not any('lr_config' in text for _, text in notes.left)
 
@@ -123,5 +125,5 @@ def test_momenta(loop, config, pinned, name, tmp_path):
         **loop,
     )
     seen = replay(cfg, tmp_path, lambda group: group[key])
-    momenta = [each[0] if name == 'AdamW' else each for each in seen]
+    momenta = [betas[0] for betas in seen] if name == 'AdamW' else seen
     assert [momenta[at] for at in SAMPLES] == pytest.approx(pinned, rel=5e-6)

@@ -1,4 +1,4 @@
-"""What a migration does not change, it leaves as it was."""
+"""A migration leaves the parts that it need not change as they were."""
 
 from collections import Counter
 
@@ -146,10 +146,9 @@ def test_a_child_of_1x_bases(tmp_path):
     assert 'runtime.py is of 1.x as well (log_config)' in child.left
     assert (tmp_path / 'schedule.py').read_text() == BASE
     # A list replaces its parent's, so it is whole; a dict is merged.
-    assert [each['type'] for each in child.cfg['param_scheduler']] == [
-        'LinearLR',
-        'MultiStepLR',
-    ]
+    assert [
+        scheduler['type'] for scheduler in child.cfg['param_scheduler']
+    ] == ['LinearLR', 'MultiStepLR']
     assert child.cfg['param_scheduler'][0]['end'] == 1001
     assert child.cfg['optim_wrapper']['optimizer'] == dict(lr=0.02)
 
@@ -262,8 +261,8 @@ def test_bases_that_would_collide_are_told(tmp_path):
         schedule='checkpoint_config = dict(interval=1)\n',
         runtime=RUNTIME,
     )
-    told = 'schedule.py, runtime.py would all set default_hooks'
-    assert told in child.left
+    message = 'schedule.py, runtime.py would all set default_hooks'
+    assert message in child.left
     # One below the other is no such pair.
     chain = Migration(
         tmp_path,
@@ -281,7 +280,7 @@ def test_a_part_for_base_gets_no_hooks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('name', 'text', 'told'),
+    ('name', 'text', 'message'),
     [
         ('a.json', '{}', r'is no Python file \(.py\)'),
         ('a.py', 'optimizer = dict(\n', 'is no Python: line'),
@@ -291,10 +290,10 @@ def test_a_part_for_base_gets_no_hooks(tmp_path):
         ('a.py', "_base_ = 'no_package::b.py'\n", 'cannot read'),
     ],
 )
-def test_refusals(name, text, told, tmp_path):
+def test_refusals(name, text, message, tmp_path):
     path = tmp_path / name
     path.write_text(text)
-    with pytest.raises(GuardConfigError, match=told):
+    with pytest.raises(GuardConfigError, match=message):
         migrate(path, load_overlay)
 
 

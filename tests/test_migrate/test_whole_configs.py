@@ -1,4 +1,4 @@
-"""Configs of 1.x in the manner of the projects that people come from."""
+"""Configs of 1.x in the style of the projects that people migrate from."""
 
 import importlib
 from pathlib import Path
@@ -131,7 +131,7 @@ class Shapes(BaseModel):
 
 
 def build(cfg, tmp_path):
-    """The parts of a run that a migration writes; data are a toy's."""
+    """Build the parts of a run that a migration writes, with toy data."""
     cfg = Config(cfg)
     runner = Runner(
         model=Shapes(),
@@ -163,7 +163,7 @@ def test_a_whole_config_builds(name, tmp_path):
     runner = build(migration.cfg, tmp_path)
     assert type(runner.optim_wrapper).__name__ == wrapper.split('.')[1]
     assert migration.cfg['optim_wrapper']['loss_scale'] == scale
-    made = [type(each).__name__ for each in runner.param_schedulers]
+    made = [type(scheduler).__name__ for scheduler in runner.param_schedulers]
     assert made == schedulers
     hooks = {type(hook).__name__ for hook in runner.hooks}
     assert {'NanGuardHook', 'EventLogHook'} <= hooks
@@ -203,12 +203,14 @@ def test_what_they_become(tmp_path):
 
 
 def test_the_case_of_this_project(monkeypatch):
-    """Its guarded form was written by hand; the rest is the case's own."""
+    """The migrated config equals the case's guarded form, which was written by
+    hand.
+    """
     monkeypatch.syspath_prepend(ROOT)
     folder = ROOT / 'configs' / 'cases' / 'fp16_static_scale'
-    found = migrate(folder / 'old_1x.py', load_overlay)
-    assert not found.notes.left
-    new = Config.fromstring(found.new, '.py')
+    migration = migrate(folder / 'old_1x.py', load_overlay)
+    assert not migration.notes.left
+    new = Config.fromstring(migration.new, '.py')
     guarded = Config.fromfile(folder / 'guarded.py')
     del guarded.optim_wrapper['guard']  # the case is short
     del guarded.default_hooks['autopsy'], new.default_hooks['event_text']

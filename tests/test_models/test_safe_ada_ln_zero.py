@@ -9,7 +9,7 @@ LAYER = dict(type='mmnanguard.SafeAdaLNZero', embed_dims=4, cond_dims=3)
 
 
 def build(size=0.0, **keys):
-    """With weights of a run that has taken large steps."""
+    """Build the layer with large weights, as after large steps."""
     layer = MODELS.build({**LAYER, **keys})
     torch.nn.init.constant_(layer.project.weight, size)
     return layer

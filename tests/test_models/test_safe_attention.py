@@ -16,7 +16,7 @@ def build(**keys):
 
 
 def run(layer, x, mask, dtype=None):
-    """Result, gradient of x, and gradients of the weights."""
+    """Return the result, the gradient of x, and those of the weights."""
     layer.zero_grad()
     x = x.detach().clone().requires_grad_()
     with torch.autocast('cpu', dtype=dtype, enabled=dtype is not None):
@@ -58,7 +58,7 @@ def test_padding_reaches_nothing(hidden, dtype):
 
 
 def test_a_sample_of_padding_alone_fails_by_hand():
-    """In training, that is: the fast path of evaluation is another."""
+    """Training mode fails; evaluation has a fast path that is different."""
     plain = nn.MultiheadAttention(8, 2, batch_first=True)
     x = torch.randn(3, 3, 8)
 
@@ -68,7 +68,7 @@ def test_a_sample_of_padding_alone_fails_by_hand():
 
 
 def test_scores_beyond_float16():
-    """Queries and keys of 300: a product of them is 90,000 a channel."""
+    """Queries and keys of 300 have products of 90,000 per channel."""
     layer = build(qkv_bias=False)
     with torch.no_grad():
         layer.qkv.weight.copy_(300 * torch.eye(8).repeat(3, 1))

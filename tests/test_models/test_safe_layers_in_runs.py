@@ -1,4 +1,6 @@
-"""An mm config with safe layers: a batch that ends the plain one is none."""
+"""An MMEngine config with safe layers survives a batch that ends a run with
+plain layers.
+"""
 
 import pytest
 import torch
@@ -120,7 +122,9 @@ def test_no_event_where_the_plain_layers_lose_updates(tmp_path, type_):
 
 
 def test_trains_as_the_plain_layers_do_on_tokens_without_padding(tmp_path):
-    """Of the plain norm a row of zeros has a NaN gradient: none is here."""
+    """The data has no row of zeros, for which the plain norm has a NaN
+    gradient.
+    """
     runs = [
         train(tmp_path / str(index), layers, empty=())
         for index, layers in enumerate((SAFE, dict(PLAIN, **NO_ZEROS)))

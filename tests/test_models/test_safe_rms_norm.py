@@ -24,7 +24,7 @@ def plain(x):
 
 
 def pytorchs(x):
-    """Since 2.4."""
+    """Return PyTorch's own RMS norm, which exists since 2.4."""
     if not hasattr(F, 'rms_norm'):
         return plain(x)
     return F.rms_norm(x, x.shape[-1:], eps=1e-5)

@@ -1,4 +1,4 @@
-"""AdaptiveGradClip, a rule of tensors."""
+"""Clipping by AdaptiveGradClip, a rule on tensors."""
 
 import math
 
@@ -27,7 +27,7 @@ def make(shapes, weight=1.0, grad=1.0, dtype=torch.float32):
 
 
 def published(weights, grad, clip_factor, eps):
-    """Unit by unit, by the paper's formula."""
+    """Clip unit by unit, by the paper's formula."""
     weights, grad = np.array(weights), np.array(grad)
     units = [(weights, grad)] if grad.ndim <= 1 else zip(weights, grad)
     clipped = []
@@ -63,7 +63,7 @@ def test_a_unit_within_its_limit_is_left_as_it_is():
 
 
 def test_a_unit_is_an_output_row():
-    """One row's spike leaves the others alone; a bias is one unit."""
+    """A spike of one row does not affect other rows; a bias is one unit."""
     linear = nn.Linear(3, 2)
     nn.init.ones_(linear.weight)
     nn.init.ones_(linear.bias)

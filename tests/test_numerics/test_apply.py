@@ -1,4 +1,4 @@
-"""Beside PyTorch's own unscale_, clip_grad_norm_ and step."""
+"""Applied updates equal PyTorch's unscale_, clip_grad_norm_ and step."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def build(name):
 
 
 def backward(model, optimizer, index, scale):
-    """Gradients of batch ``index``, scaled."""
+    """Compute the scaled gradients of batch ``index``."""
     generator = torch.Generator().manual_seed(index)
     data = torch.randn(5, 4, generator=generator)
     optimizer.zero_grad()
@@ -43,7 +43,7 @@ def everything(model, optimizer):
 
 
 def train_plainly(name, scale, clip):
-    """PyTorch's way; ``clip`` takes the parameters."""
+    """Train as PyTorch does; ``clip`` takes the parameters."""
     model, optimizer = build(name)
     scaler = GradScaler('cpu', init_scale=scale)
     for index in range(3):
@@ -60,7 +60,7 @@ def train_plainly(name, scale, clip):
 
 
 def train(name, scale, max_norm=None, grad_rule=None):
-    """Ours."""
+    """Train with the package's functions."""
     model, optimizer = build(name)
     for index in range(3):
         grads = backward(model, optimizer, index, scale)
@@ -126,7 +126,7 @@ def test_gradients_of_other_dtypes(dtype):
 
 
 class Recorder:
-    """An optimizer that notes what it is given."""
+    """An optimizer that records its arguments."""
 
     param_groups = (dict(params=()),)
 
@@ -197,13 +197,13 @@ def test_nothing_is_touched_without_need(grad_rule):
 
 
 def test_the_fused_kernel_takes_the_whole_factor(monkeypatch):
-    """No extra pass over the gradients."""
+    """The fused kernel needs no extra pass over the gradients."""
     monkeypatch.setattr(torch, '_foreach_mul_', None)
     train('fused adamw', 8.0, 0.05)
 
 
 def test_elsewhere_than_on_a_cpu_the_factor_is_a_number(monkeypatch):
-    """A GPU of PyTorch 2.1 takes no tensor of the host."""
+    """A GPU of PyTorch 2.1 accepts no CPU tensor as a factor."""
     factors = []
     monkeypatch.setattr(
         torch, '_foreach_mul_', lambda grads, factor: factors.append(factor)

@@ -1,5 +1,6 @@
-"""All that a run keeps is looked at in one pass."""
+"""An audit checks all state that a run keeps in one pass."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -39,10 +40,10 @@ def test_one_element_is_enough(dtype, value):
 
     poison = torch.tensor(value).to(dtype)
     tensor[1, 2] = poison
-    found = audit.look(kept(tensor=tensor, **beside))
+    result = audit.look(kept(tensor=tensor, **beside))
 
-    assert found.names == (('buffers', 'tensor'),)
-    (bad,) = found.tensors
+    assert result.names == (('buffers', 'tensor'),)
+    (bad,) = result.tensors
     assert (bad.name, bad.tensor) == ('tensor', 'buffers')
     assert bad.kind == ('nan' if math.isnan(value) else 'inf')
     lowest = 0 if dtype.is_complex else 1
@@ -71,12 +72,13 @@ def test_a_few_are_described_at_each_place():
     bad = torch.tensor([math.nan])
     state = [
         KeptTensor(where, f'{where} {number}', bad)
-        for where in ('weights', 'optimizer')
-        for number in range(40)
+        for where, number in itertools.product(
+            ('weights', 'optimizer'), range(40)
+        )
     ]
-    found = StateAudit([]).look(state)
-    assert len(found.names) == 80
-    assert [tensor.tensor for tensor in found.tensors] == (
+    result = StateAudit([]).look(state)
+    assert len(result.names) == 80
+    assert [tensor.tensor for tensor in result.tensors] == (
         ['weights'] * 5 + ['optimizer'] * 5
     )
 
@@ -100,7 +102,7 @@ def test_a_clean_state_is_read_once(monkeypatch):
 
 
 class TestMasks:
-    """Inf by design, and what is not."""
+    """Masks are Inf by design; other infinite tensors are bad."""
 
     mask = torch.tensor([0.0, -math.inf])
 
@@ -140,8 +142,8 @@ class TestMasks:
         audit = StateAudit(kept(mask=self.mask))
         assert audit.look([*kept(mask=self.mask), average]).names == ()
         other = average._replace(name='weight')
-        found = audit.look([*kept(mask=self.mask), other])
-        assert found.names == (('ema', 'weight'),)
+        result = audit.look([*kept(mask=self.mask), other])
+        assert result.names == (('ema', 'weight'),)
 
 
 def test_nothing_is_changed():

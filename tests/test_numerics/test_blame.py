@@ -1,4 +1,4 @@
-"""Which tensors are named, in which order, and what is said of them."""
+"""Blame names the right tensors, in order, with the right facts."""
 
 import math
 
@@ -15,7 +15,7 @@ INF, NAN = math.inf, math.nan
 
 
 class Wrap(nn.Module):
-    """As DDP does it."""
+    """A wrapper that renames parameters as DDP does."""
 
     def __init__(self, module):
         super().__init__()
@@ -23,7 +23,7 @@ class Wrap(nn.Module):
 
 
 class Compiled(nn.Module):
-    """As torch.compile does it."""
+    """A wrapper that renames parameters as torch.compile does."""
 
     def __init__(self, module):
         super().__init__()
@@ -31,7 +31,7 @@ class Compiled(nn.Module):
 
 
 def blame_grads(grads, cause=Cause.GRAD_NONFINITE, scale=1.0):
-    """Blame for these gradients of parameters called 0, 1, 2, ..."""
+    """Return the blame for these gradients; parameters are called 0, 1, ..."""
     params = [nn.Parameter(torch.zeros_like(grad)) for grad in grads]
     _, reading = observe(grads, [], {}, Snapshot(), ScaleReading(scale))
     names = TensorNames([nn.ParameterList(params)], [])
@@ -190,7 +190,7 @@ def test_other_causes_name_gradients_too(cause, expected):
 
 
 def test_a_norm_overflow_names_the_largest():
-    """Where no single norm is inf."""
+    """The largest is named although no single norm is inf."""
     grads = [torch.tensor([value]) for value in (1.5e19, 1.7e19, 1.6e19)]
     bad = blame_grads(grads, Cause.NORM_OVERFLOW)
     assert kinds(bad) == [('1', 'huge')]

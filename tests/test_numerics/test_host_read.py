@@ -32,8 +32,13 @@ def test_nan_arrives():
 
 
 def test_groups_keep_names_order_and_length():
-    one, two = torch.tensor(1.0), torch.tensor(2.0, dtype=torch.float16)
-    groups = {'a': [one, two], 'none': (), 'b': (one.int(),), 'c': [two]}
+    first, second = torch.tensor(1.0), torch.tensor(2.0, dtype=torch.float16)
+    groups = {
+        'a': [first, second],
+        'none': (),
+        'b': (first.int(),),
+        'c': [second],
+    }
     read = read_once(groups)
     assert read == {'a': [1.0, 2.0], 'none': [], 'b': [1.0], 'c': [2.0]}
     assert list(read) == list(groups)

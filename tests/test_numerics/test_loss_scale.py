@@ -1,5 +1,6 @@
 """The scale, driven by real verdicts and beside PyTorch's own scaler."""
 
+import itertools
 import math
 import random
 
@@ -53,7 +54,7 @@ def build(loss_scale='dynamic'):
 
 
 def judge(scaler, is_finite):
-    """Move by the verdict on one update; gives the scale after it."""
+    """Move by the verdict on one update; return the scale after it."""
     seen = Observation(
         loss=1.0,
         grad_norm=1.0 if is_finite else NAN,
@@ -66,7 +67,7 @@ def judge(scaler, is_finite):
 
 
 def play(scaler, script):
-    """The scale after each update: 'o' is a commit, 'x' an overflow."""
+    """Return the scale after each update: 'o' is a commit, 'x' an overflow."""
     return [judge(scaler, mark == 'o') for mark in script]
 
 
@@ -252,7 +253,9 @@ def test_hysteresis_is_consecutive(script, scales):
 
 
 def test_a_skip_that_is_no_overflow_is_not_counted():
-    """Neither towards growth, nor towards lowering, nor against either."""
+    """The skip counts neither towards growth nor towards lowering, and it
+    resets neither.
+    """
     scaler = build(dict(init_scale=8.0, growth_interval=2, hysteresis=2))
     play(scaler, 'o')
     assert scaler.move(BAD_LOSS) == (8, 8)
@@ -334,7 +337,7 @@ def test_state_loads_into_pytorchs_scaler_and_back():
 
 @needs_cpu_scaler
 def test_pytorch_grows_a_scale_that_was_at_our_ceiling():
-    """Its scaler waits for the count to equal the interval."""
+    """PyTorch's scaler waits for the count to equal the interval."""
     scaler = build(dict(init_scale=8.0, max_scale=8.0, growth_interval=3))
     play(scaler, 'ooooo')
     plain = Plain(growth_interval=3)
@@ -344,15 +347,15 @@ def test_pytorch_grows_a_scale_that_was_at_our_ceiling():
     assert plain.scaler.get_scale() == 16.0
 
 
+DECISIONS = [
+    (Action.STEP, Cause.NONE),
+    (Action.SKIP, Cause.SCALE_OVERFLOW),
+    (Action.SKIP, Cause.LOSS_NONFINITE),
+    (Action.HALT, Cause.GRAD_NONFINITE),
+]
 VERDICTS = [
-    Verdict(action, cause, move)
-    for action, cause in [
-        (Action.STEP, Cause.NONE),
-        (Action.SKIP, Cause.SCALE_OVERFLOW),
-        (Action.SKIP, Cause.LOSS_NONFINITE),
-        (Action.HALT, Cause.GRAD_NONFINITE),
-    ]
-    for move in ScaleMove
+    Verdict(*decision, move)
+    for decision, move in itertools.product(DECISIONS, ScaleMove)
 ]
 
 

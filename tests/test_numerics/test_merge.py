@@ -1,4 +1,4 @@
-"""What several ranks saw becomes one observation, the same on all."""
+"""The observations of several ranks merge into one, equal on all ranks."""
 
 import math
 from dataclasses import replace
@@ -31,13 +31,13 @@ def test_whole_gradients_and_parts_together():
 
 
 def test_of_replicas_that_differ_the_largest_counts():
-    """Ranks 0 and 1 share one whole, 2 and 3 another copy of it."""
+    """Ranks 0 and 1 share one replica, ranks 2 and 3 another replica."""
     ranks = [
         seen(0.0, (Shard(group, norm),))
         for group, norm in ((0, 3.0), (0, 4.0), (2, 6.0), (2, 8.0))
     ]
-    for own in ranks:
-        assert merge(ranks, own).grad_norm == 10.0
+    for local in ranks:
+        assert merge(ranks, local).grad_norm == 10.0
 
 
 def test_parts_of_two_wholes():
@@ -65,17 +65,17 @@ def test_a_bad_part_on_another_rank_makes_all_unclean(norm):
 
 
 def test_the_loss_that_is_told_is_the_bad_one():
-    """Rank 0 has a bad buffer, rank 1 the bad loss that goes before it."""
+    """Rank 0 has a bad buffer, rank 1 a bad loss, which takes precedence."""
     ranks = [
         Observation(2.0, buffers_are_finite=False),
         Observation(math.nan, loss_is_finite=False),
     ]
-    for own in ranks:
-        assert math.isnan(merge(ranks, own).loss)
+    for local in ranks:
+        assert math.isnan(merge(ranks, local).loss)
 
 
-def merge_one_by_one(ranks, own, norm_type):
-    """The same by definition, rank by rank."""
+def merge_one_by_one(ranks, local, norm_type):
+    """Merge by definition, rank by rank."""
     bad = [rank for rank, seen in enumerate(ranks) if not seen.is_clean]
     culprits = [rank for rank in bad if not ranks[rank].forward_is_clean]
     loud = [rank for rank in bad if not ranks[rank].loss_is_finite]
@@ -89,11 +89,11 @@ def merge_one_by_one(ranks, own, norm_type):
         'input_is_finite',
         'weights_are_finite',
     )
-    clip_norm = own.clip_norm
+    clip_norm = local.clip_norm
     if clip_norm is not None:
         clip_norm = whole_norm(ranks, 'clip_norm', 'clip_norm', norm_type)
     return replace(
-        own,
+        local,
         **{key: all(getattr(seen, key) for seen in ranks) for key in flags},
         num_bad_params=max(seen.num_bad_params for seen in ranks),
         num_params=max(seen.num_params for seen in ranks),
@@ -135,7 +135,7 @@ LOSSES = st.floats(-1e3, 1e3) | mostly(0.1, math.nan, -math.inf)
 
 @st.composite
 def situations(draw):
-    """What each rank saw, of a clip norm and parts that all have or none."""
+    """Draw observations; all ranks have a clip norm and parts, or none has."""
     num_ranks, num_parts = draw(st.integers(1, 6)), draw(st.integers(0, 2))
     norms = NORMS if draw(st.booleans()) else st.floats(0, 1e3)
     flag = mostly(True, False) if draw(st.booleans()) else st.just(True)

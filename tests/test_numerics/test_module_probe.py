@@ -1,4 +1,4 @@
-"""The first operation that makes bad numbers of good ones is named."""
+"""The probe names the first operation that makes bad numbers of good ones."""
 
 import gc
 import math
@@ -26,14 +26,14 @@ class Net(nn.Module):
 
 
 class Root(nn.Module):
-    """In a module of its own; its last operation is what is bad backward."""
+    """A separate module whose last operation is bad in backward."""
 
     def forward(self, x):
         return (x * 0) ** 0.7
 
 
 def probe(run, x=None, inputs=True, net=None):
-    """Origin of what is bad in the output, else in the gradients."""
+    """Return the origin of bad numbers in the output or else the gradients."""
     torch.manual_seed(0)
     net = net or Net(run)
     x = torch.randn(3, 4) if x is None else x

@@ -1,4 +1,4 @@
-"""Tensors in, one host read, plain numbers out."""
+"""An observation reads tensors in one host read and gives plain numbers."""
 
 import math
 
@@ -27,7 +27,7 @@ NO_SCALER = ScaleReading()
 
 
 def look(grads=(), losses=(ONE,), facts=None, **keys):
-    """An observation of so many gradients, losses and flags."""
+    """Return an observation of these gradients, losses and flags."""
     return observe(
         list(grads),
         list(losses),
@@ -110,7 +110,7 @@ def test_clipping_by_it_is_pytorchs(norm_type):
 
 
 def test_moderate_half_precision_gradients_have_a_norm():
-    """Of 1e5, while float16 ends at 65504."""
+    """The norm is 1e5, while the largest float16 is 65504."""
     seen, _ = look([torch.full((10000,), 1000.0, dtype=torch.float16)])
     assert seen.grad_norm == pytest.approx(1e5, rel=1e-5)
 
@@ -132,7 +132,7 @@ def test_powers_beyond_float32_have_a_norm(norm_type):
 @pytest.mark.parametrize('norm_type', [1.0, 3.0, 20.0, INF])
 @pytest.mark.parametrize('value', [1e13, 1e15, 1e18])
 def test_no_update_is_committed_with_a_coefficient_of_zero(norm_type, value):
-    """Nor with a norm of inf that MMEngine would log."""
+    """No update is committed with a norm of inf, which MMEngine would log."""
     grads = [torch.full((3,), value)]
     seen, _ = look(grads, norm_type=norm_type)
     verdict = decide(

@@ -1,9 +1,11 @@
-"""Safe operations: finite on everything finite, plain wherever plain works.
+"""Safe operations are finite on all finite inputs, and equal the plain
+operation wherever that works.
 
 The oracle is the plain operation in float64, where no square of a float32
 number over- or underflows.
 """
 
+import itertools
 import math
 import shutil
 
@@ -38,7 +40,7 @@ def largest(dtype):
 
 
 def denormal(dtype):
-    """The smallest number above 0."""
+    """Return the smallest number above 0."""
     info = torch.finfo(dtype)
     return info.smallest_normal * info.eps
 
@@ -47,7 +49,7 @@ def special(dtype):
     info = torch.finfo(dtype)
     sizes = [0.0, denormal(dtype), info.smallest_normal, 1e-4, info.eps]
     sizes += [0.1, 1.0, 3.0, info.max**0.5, info.max / 2, info.max]
-    return [sign * size for size in sizes for sign in (1, -1)]
+    return [sign * size for size, sign in itertools.product(sizes, (1, -1))]
 
 
 @st.composite
@@ -60,7 +62,7 @@ def tensors(draw, dtype, shape):
 
 @st.composite
 def masks(draw, shape):
-    """None, all, or some."""
+    """Draw no mask, or one that keeps all or some elements."""
     size = math.prod(shape)
     some = st.lists(st.booleans(), min_size=size, max_size=size)
     values = draw(st.just([False] * size) | st.just([True] * size) | some)
@@ -69,7 +71,7 @@ def masks(draw, shape):
 
 @st.composite
 def arguments(draw, dtypes=DTYPES):
-    """Two tensors, of which the other may broadcast, and a mask."""
+    """Draw two tensors, of which the second may broadcast, and a mask."""
     dtype = draw(st.sampled_from(dtypes))
     shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
     other_shape = draw(st.sampled_from([shape, (*shape[:-1], 1), shape[-1:]]))
@@ -90,14 +92,17 @@ SAFE = {
 }
 
 
+def grad_or_zeros(tensor):
+    return 0 * tensor if tensor.grad is None else tensor.grad
+
+
 def run(function, x, other, mask, upstream=1.0):
-    """Result and gradients; 0 for what was not used."""
+    """Return the result and the gradients; 0 for unused arguments."""
     x = x.detach().clone().requires_grad_()
     other = other.detach().clone().requires_grad_()
     result = function(x, other, mask)
     result.backward(torch.full_like(result, upstream))
-    grads = [t.grad if t.grad is not None else 0 * t for t in (x, other)]
-    return (result.detach(), *grads)
+    return result.detach(), grad_or_zeros(x), grad_or_zeros(other)
 
 
 @pytest.mark.parametrize('name', SAFE)
@@ -115,7 +120,7 @@ def test_finite_forward_and_backward(name, given, upstream):
 
 
 def assert_near(got, want, where, scale=0.0):
-    """To the dtype's precision; ``scale`` is of what was added up."""
+    """Compare to the dtype's precision; ``scale`` is the summands' size."""
     eps = torch.finfo(got.dtype).eps
     limit = 4 * eps * want.abs() + 2 * denormal(got.dtype)
     limit = limit + 8 * torch.finfo(torch.float32).eps * scale
@@ -189,7 +194,7 @@ def test_mean_of_what_is_kept(given):
 @often
 @given(given=ELSEWHERE)
 def test_softmax_of_what_is_kept(given):
-    """By hand: exponentials of what is kept, shared out."""
+    """Softmax equals exponentials divided by their sum."""
     x, _, mask = given
     probs, mask = masked_softmax(x, mask), mask.expand(x.shape)
     scores = torch.where(mask, x.double(), -INF)
@@ -229,7 +234,7 @@ def test_what_is_masked_leaks_nowhere(name, given, hidden, data):
 
 
 def test_a_nan_from_above_does_not_pass_a_masked_place():
-    """As it comes out of attention's product with a NaN value."""
+    """Attention's product with a NaN value gives such a gradient."""
     scores = torch.randn(2, 3, requires_grad=True)
     mask = torch.tensor([[True, True, False], [False] * 3])
     upstream = torch.where(mask, 1.0, NAN)
@@ -284,9 +289,9 @@ def test_a_quotient_is_limited(dtype):
 
 
 def test_a_steep_derivative_is_left_out_and_the_other_stays():
-    one, small = torch.tensor([1.0]), torch.tensor([1e-15])
+    unit, small = torch.tensor([1.0]), torch.tensor([1e-15])
 
-    quotient, by_top, by_bottom = run(SAFE['divide'], one, small, None)
+    quotient, by_top, by_bottom = run(SAFE['divide'], unit, small, None)
 
     assert quotient == by_top == 1 / small
     assert by_bottom == 0  # 1e30
@@ -540,7 +545,7 @@ def test_the_naive_operation_fails_there(name):
 
 
 def test_a_large_negative_number_is_no_mask():
-    """It is finite, and wrong: padding outweighs what is kept."""
+    """A large negative number fails: padding outweighs the kept score."""
     scores = torch.tensor([-2e4, 0.0])
     mask = torch.tensor([True, False])
 
@@ -582,7 +587,7 @@ def test_gradcheck_once_and_twice(name):
 @pytest.mark.filterwarnings('ignore:.*should not be instantiated')
 @pytest.mark.parametrize('name', SAFE)
 def test_compiles_as_one_graph(name):
-    """With AOTAutograd, which traces both ways and needs no C++ compiler."""
+    """AOTAutograd traces forward and backward and needs no C++ compiler."""
     torch._dynamo.reset()
     compiled = torch.compile(SAFE[name], fullgraph=True, backend='aot_eager')
     values = torch.tensor([*special(torch.float32), 2.0, -0.5])
@@ -595,7 +600,7 @@ def test_compiles_as_one_graph(name):
 
 @pytest.mark.filterwarnings('ignore:.*should not be instantiated')
 def test_compiled_float16_is_what_it_is_in_eager_mode():
-    """All at once: a compiler's first code costs most of the time."""
+    """All operations share a test, as the first compilation takes longest."""
     backend = 'inductor' if shutil.which('g++') else 'aot_eager'
     values = torch.tensor([*special(torch.float16), 2.0, -0.5]).half()
     x = values.view(8, 3).repeat(len(SAFE), 1, 1)

@@ -1,7 +1,7 @@
-"""Who is told to be in an element is who changes it.
+"""The samples tracked for an element are those that change it.
 
-All dimensions are as long as the batch: none is told from another by its
-length.
+All dimensions are as long as the batch, so the tracker cannot tell them apart
+by length.
 """
 
 from functools import partial
@@ -34,7 +34,7 @@ class Follow(TorchDispatchMode):
 
 
 def windows(x):
-    """As Swin shifts and partitions."""
+    """Shift and partition as Swin does."""
     x = x.permute(0, 2, 3, 1).roll((-1, -1), (1, 2))
     x = x.view(SIZE, 2, 2, 2, 2, SIZE).permute(0, 1, 3, 2, 4, 5)
     return x.contiguous().view(-1, 4, SIZE)
@@ -140,12 +140,12 @@ def follow(function, x):
     if codes is None:
         return output, None
     sets = tracker._sets._sets
-    told = [sets[c] for c in codes.expand(output.shape).flatten().tolist()]
-    return output, told
+    owners = [sets[c] for c in codes.expand(output.shape).flatten().tolist()]
+    return output, owners
 
 
 def find_who(function, x):
-    """By changing one sample after the other."""
+    """Change the samples in turn; return those that change each element."""
     before = function(x).flatten()
     who = [set() for _ in before]
     for sample in range(SIZE):
@@ -169,18 +169,18 @@ def doubles(monkeypatch):
 @pytest.mark.parametrize('name', CASES)
 def test_who_is_told_is_who_changes_it(name):
     x = torch.randn(SIZE, SIZE, SIZE, SIZE)
-    _, told = follow(CASES[name], x)
-    assert told is not None
-    assert [set(some) for some in told] == find_who(CASES[name], x)
+    _, owners = follow(CASES[name], x)
+    assert owners is not None
+    assert [set(some) for some in owners] == find_who(CASES[name], x)
 
 
 @pytest.mark.parametrize('name', NOBODYS)
 def test_what_is_not_known_is_nobodys(name):
     x = torch.randn(SIZE, SIZE, SIZE, SIZE)
-    _, told = follow(NOBODYS[name], x)
-    if told is not None:
+    _, owners = follow(NOBODYS[name], x)
+    if owners is not None:
         who = find_who(NOBODYS[name], x)
-        for some, true in zip(told, who):
+        for some, true in zip(owners, who):
             assert not some or some >= true
 
 
@@ -199,8 +199,8 @@ def test_one_part_of_something_good_is_not_to_blame():
 
 def test_statistics_are_nobodys():
     x = torch.randn(SIZE, SIZE)
-    _, told = follow(lambda x: (x - x.mean(0)) / x.std(0), x)
-    assert told == [{row} for row in range(SIZE) for _ in range(SIZE)]
+    _, owners = follow(lambda x: (x - x.mean(0)) / x.std(0), x)
+    assert owners == [{index // SIZE} for index in range(SIZE * SIZE)]
 
 
 def test_memory_that_is_used_again_is_not_mistaken():

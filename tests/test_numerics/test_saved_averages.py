@@ -1,4 +1,4 @@
-"""The averages of a checkpoint, against MMEngine's own exchange."""
+"""The averages of a checkpoint, compared with MMEngine's own exchange."""
 
 import torch
 from mmengine.hooks import EMAHook

@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint, tensor by tensor."""
+"""A scan names the bad tensors of a checkpoint."""
 
 import copy
 import json
@@ -54,7 +54,7 @@ def checkpoint():
     return checkpoint_of(model, optimizer)
 
 
-def told(scan):
+def findings_of(scan):
     return [(bad.part, bad.name, bad.kind) for bad in scan.findings]
 
 
@@ -142,7 +142,7 @@ def test_names_of_moments(checkpoint):
     names.append('head.bias')
     for state in checkpoint['optimizer']['state'].values():
         state['exp_avg'].flatten()[0] = NAN
-    assert told(scan_checkpoint(checkpoint)) == [
+    assert findings_of(scan_checkpoint(checkpoint)) == [
         ('optimizer', f'{name} exp_avg', 'nan') for name in names
     ]
 
@@ -178,18 +178,18 @@ def test_names_of_groups(kind, index, name):
     checkpoint = checkpoint_of(model, optimizer)
     checkpoint['optimizer']['state'][index]['momentum_buffer'].fill_(INF)
     expected = [('optimizer', f'{name} momentum_buffer', 'inf')]
-    assert told(scan_checkpoint(checkpoint)) == expected
+    assert findings_of(scan_checkpoint(checkpoint)) == expected
 
 
 def test_no_name_where_two_fit():
-    """A frozen one of two equal layers leaves no trace in the optimizer."""
+    """A frozen layer like another layer leaves no trace in the optimizer."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     optimizer = SGD(model[1].parameters(), lr=0.1, momentum=0.9)
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     checkpoint = checkpoint_of(model, optimizer)
     checkpoint['optimizer']['state'][0]['momentum_buffer'].fill_(NAN)
-    assert told(scan_checkpoint(checkpoint)) == [
+    assert findings_of(scan_checkpoint(checkpoint)) == [
         ('optimizer', 'state 0 momentum_buffer', 'nan')
     ]
 
@@ -203,7 +203,7 @@ def test_a_shared_parameter_counts_once():
     checkpoint = checkpoint_of(model, optimizer)
     # Weights 0 (and 1), biases 0 and 1, weight 2.
     checkpoint['optimizer']['state'][3]['momentum_buffer'].fill_(NAN)
-    assert told(scan_checkpoint(checkpoint)) == [
+    assert findings_of(scan_checkpoint(checkpoint)) == [
         ('optimizer', '2.weight momentum_buffer', 'nan')
     ]
 
@@ -216,7 +216,7 @@ def two_layers(make_groups):
     checkpoint = checkpoint_of(model, optimizer)
     index = max(checkpoint['optimizer']['state'])
     checkpoint['optimizer']['state'][index]['momentum_buffer'].fill_(NAN)
-    ((_, name, _),) = told(scan_checkpoint(checkpoint))
+    ((_, name, _),) = findings_of(scan_checkpoint(checkpoint))
     return name
 
 
@@ -237,7 +237,7 @@ def test_a_frozen_parameter_takes_its_place():
 
 
 def test_groups_of_several_give_no_names():
-    """They may have been made in any order, even where the shapes fit."""
+    """The parameters may be in any order, even where the shapes fit."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     groups = [dict(params=model[i].parameters()) for i in (1, 0)]
     optimizer = SGD(groups, lr=0.1, momentum=0.9)
@@ -245,7 +245,7 @@ def test_groups_of_several_give_no_names():
     optimizer.step()
     checkpoint = checkpoint_of(model, optimizer)
     checkpoint['optimizer']['state'][0]['momentum_buffer'].fill_(NAN)
-    assert told(scan_checkpoint(checkpoint)) == [
+    assert findings_of(scan_checkpoint(checkpoint)) == [
         ('optimizer', 'state 0 momentum_buffer', 'nan')
     ]
 
@@ -254,11 +254,11 @@ def test_names_that_are_saved(checkpoint):
     optimizer = checkpoint['optimizer']
     optimizer['param_groups'][0]['param_names'] = list('abcde')
     optimizer['state'][2]['exp_avg'].fill_(NAN)
-    assert told(scan_checkpoint(checkpoint)) == [
+    assert findings_of(scan_checkpoint(checkpoint)) == [
         ('optimizer', 'c exp_avg', 'nan')
     ]
     optimizer['state'] = {'x.weight': dict(exp_avg=torch.tensor([INF]))}
-    assert told(scan_checkpoint(checkpoint)) == [
+    assert findings_of(scan_checkpoint(checkpoint)) == [
         ('optimizer', 'x.weight exp_avg', 'inf')
     ]
 
@@ -268,13 +268,15 @@ def test_optimizers_by_name():
     optimizers = {name: AdamW(net.parameters()) for name, net in nets.items()}
     for name, net in nets.items():
         train(net, optimizers[name])
-    states = {name: each.state_dict() for name, each in optimizers.items()}
+    states = {
+        name: optimizer.state_dict() for name, optimizer in optimizers.items()
+    }
     states['critic']['state'][0]['exp_avg'].fill_(NAN)
     states['other'] = states['generator']
     states['other']['state'][4]['exp_avg'].fill_(NAN)
     states['generator']['loss_scaler'] = dict(scale=0.0)
     checkpoint = dict(state_dict=nets.state_dict(), optimizer=states)
-    assert told(scan_checkpoint(checkpoint)) == [
+    assert findings_of(scan_checkpoint(checkpoint)) == [
         ('optimizer', 'generator: generator.head.bias exp_avg', 'nan'),
         ('optimizer', 'critic: critic.conv.weight exp_avg', 'nan'),
         # No submodule has that name.
@@ -289,7 +291,7 @@ def test_values_that_are_no_tensors(checkpoint):
     optimizer['state'][0]['inner'] = [dict(d=NAN), 1.0]
     optimizer['param_groups'][0]['lr'] = INF
     optimizer['param_groups'][0]['max_norm'] = INF  # means no limit
-    assert told(scan_checkpoint(checkpoint)) == [
+    assert findings_of(scan_checkpoint(checkpoint)) == [
         ('optimizer', 'group 0 lr', 'inf'),
         ('optimizer', 'conv.weight inner.0.d', 'nan'),
     ]
@@ -297,11 +299,11 @@ def test_values_that_are_no_tensors(checkpoint):
 
 def test_an_optimizer_of_another_format(checkpoint):
     checkpoint['optimizer'] = dict(base=dict(parts=[torch.tensor([NAN])]))
-    assert told(scan_checkpoint(checkpoint)) == [
+    assert findings_of(scan_checkpoint(checkpoint)) == [
         ('optimizer', 'base: parts.0', 'nan')
     ]
     checkpoint['optimizer'] = None
-    assert told(scan_checkpoint(checkpoint)) == []
+    assert findings_of(scan_checkpoint(checkpoint)) == []
 
 
 @pytest.mark.parametrize(
@@ -320,27 +322,27 @@ def test_an_optimizer_of_another_format(checkpoint):
 def test_loss_scale(checkpoint, scale, kind):
     checkpoint['optimizer']['loss_scaler'] = dict(scale=scale)
     expected = [('scale', 'loss_scaler.scale', kind)] if kind else []
-    assert told(scan_checkpoint(checkpoint)) == expected
+    assert findings_of(scan_checkpoint(checkpoint)) == expected
 
 
 def test_loss_scale_that_a_strategy_left_out(checkpoint):
     checkpoint['optimizer']['loss_scaler'] = {}  # a disabled one's
     guards = dict(default=dict(loss_scaler=dict(scale=0.0)))
     checkpoint['nanguard'] = dict(guards=guards)
-    assert told(scan_checkpoint(checkpoint)) == [
+    assert findings_of(scan_checkpoint(checkpoint)) == [
         ('scale', 'default: loss_scaler.scale', 'absurd')
     ]
 
 
 def test_averages_lie_where_the_weights_are_expected(checkpoint):
-    """MMEngine's EMAHook swaps the two when it saves."""
+    """MMEngine's EMAHook swaps averages and weights when it saves."""
     weights = checkpoint['state_dict']
     average = {f'module.{k}': v.clone() for k, v in weights.items()}
     checkpoint['ema_state_dict'] = dict(steps=torch.tensor(1), **average)
     weights['head.weight'][0] = NAN
     checkpoint['ema_state_dict']['module.head.bias'][0] = INF
     scan = scan_checkpoint(checkpoint)
-    assert told(scan) == [
+    assert findings_of(scan) == [
         ('weight', 'head.bias', 'inf'),
         ('ema', 'head.weight', 'nan'),
     ]
@@ -373,7 +375,7 @@ def test_what_looks_like_a_mask(checkpoint, values, is_mask):
 
 def test_a_trained_parameter_is_no_mask(checkpoint):
     checkpoint['state_dict']['norm.weight'] = torch.tensor([1, 1, 1, INF])
-    assert told(scan_checkpoint(checkpoint)) == [
+    assert findings_of(scan_checkpoint(checkpoint)) == [
         ('weight', 'norm.weight', 'inf')
     ]
 
@@ -406,11 +408,11 @@ def test_masks_are_compared(masks, are_bad):
 def test_ranks_are_joined():
     parts = [scan_of([0, -INF]), scan_of([0.5, NAN]), CheckpointScan()]
     scan = join_ranks(parts)
-    assert told(scan) == [('weight', 'rank 1: mask', 'nan')]
+    assert findings_of(scan) == [('weight', 'rank 1: mask', 'nan')]
     assert [mask.name for mask, _ in scan.masks] == ['rank 0: mask']
-    assert told(classify_masks([scan, scan])[0]) == told(scan)
+    assert findings_of(classify_masks([scan, scan])[0]) == findings_of(scan)
     moved = join_ranks([scan_of([-INF, 0]), CheckpointScan()])
-    assert told(classify_masks([scan, moved])[1]) == [
+    assert findings_of(classify_masks([scan, moved])[1]) == [
         ('weight', 'rank 0: mask', 'inf')
     ]
 

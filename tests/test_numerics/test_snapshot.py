@@ -1,4 +1,4 @@
-"""What a window changed is put back bit for bit, and bad buffers are told."""
+"""Changes of a window are restored bit for bit; bad buffers are reported."""
 
 import math
 
@@ -17,7 +17,7 @@ INF, NAN = math.inf, math.nan
 
 
 class Holder(nn.Module):
-    """Buffers by name, and a forward that is whatever a test needs."""
+    """A module with buffers by name and any forward that a test needs."""
 
     def __init__(self, **buffers):
         super().__init__()
@@ -26,13 +26,13 @@ class Holder(nn.Module):
 
 
 def end(snapshot):
-    """The changes of a window, read as ``observe`` reads them."""
+    """Return the changes of a window, read as ``observe`` reads them."""
     comparison = snapshot.compare()
     return snapshot.learn(comparison, read_once(comparison.scalars))
 
 
 def window(tracker, model, change, commit=True, beside=()):
-    """One window; returns its bad buffers."""
+    """Run one window; return its bad buffers."""
     snapshot = Snapshot(tracker)
     for entered in (*beside, model):
         snapshot.take(entered)
@@ -59,7 +59,7 @@ def bits(tensor):
 
 @pytest.fixture
 def copied(monkeypatch):
-    """Sources of each multi-tensor copy."""
+    """Record the sources of each multi-tensor copy."""
     calls, copy = [], torch._foreach_copy_
 
     def foreach_copy(targets, sources):
@@ -135,7 +135,7 @@ def test_what_is_committed_stays():
 
 
 def test_a_change_between_windows_stays():
-    """A checkpoint was loaded, or a user's hook wrote."""
+    """A loaded checkpoint or a user's hook makes such a change."""
     model, tracker = Holder(buffer=torch.zeros(2)), ChangeTracker()
     window(tracker, model, nothing)
     model.load_state_dict({'buffer': torch.ones(2)})
@@ -500,7 +500,7 @@ def test_a_buffer_that_is_born_bad_is_told():
 
 
 def test_a_mask_of_inf_that_is_born_in_a_window_is_not_judged():
-    """It would be rejected anew until the run halts."""
+    """A judged mask would be rejected anew until the run halts."""
     model, tracker = Holder(mask=None), ChangeTracker()
     mask = torch.tensor([0.0, -INF])
     assert window(tracker, model, lambda: setattr(model, 'mask', mask)) == []
@@ -528,7 +528,7 @@ def test_a_buffer_may_become_another_kind(first):
 
 
 def test_each_buffer_is_judged_by_its_own_past():
-    """That of some is known, others come later."""
+    """The past of some buffers is known; other buffers come later."""
     first = Holder(early=torch.zeros(1))
     second = Holder(mask=torch.tensor([INF]), late=torch.zeros(1))
     tracker = ChangeTracker()
@@ -687,7 +687,7 @@ def test_shared_buffers_are_restored_where_no_other_has_committed():
 
 
 def test_comparing_changes_nothing():
-    """So that a second comparison of a window gives the same."""
+    """A second comparison of a window gives the same result."""
     model = nn.BatchNorm1d(2)
     snapshot = Snapshot()
     snapshot.take(model)

@@ -1,4 +1,4 @@
-"""Parameters that a forward pass changes, and those that it does not."""
+"""Parameters are restored if the forward pass changes them, only then."""
 
 import copy
 import math
@@ -19,7 +19,7 @@ from mmnanguard.numerics.snapshot.snapshot import Snapshot
 
 
 class Encoder(nn.Module):
-    """A frozen parameter and a trained one."""
+    """A model with a frozen parameter and a trained one."""
 
     def __init__(self, numel=3):
         super().__init__()
@@ -28,13 +28,13 @@ class Encoder(nn.Module):
 
 
 def end(snapshot):
-    """The changes of a window, read as ``observe`` reads them."""
+    """Return the changes of a window, read as ``observe`` reads them."""
     comparison = snapshot.compare()
     return snapshot.learn(comparison, read_once(comparison.scalars))
 
 
 def window(tracker, model, change, commit=True, step=None):
-    """One window; returns its bad tensors."""
+    """Run one window; return its bad tensors."""
     snapshot = Snapshot(tracker)
     snapshot.take(model)
     change()
@@ -197,8 +197,9 @@ def test_putting_statistics_back_breaks_no_graph_that_is_still_wanted():
 
 
 def test_a_late_look_at_what_is_changed_behind_autograd():
-    """An optimizer that writes through ``data`` counts nothing, so that a
-    copy of an earlier window would undo what it committed since.
+    """A copy of an earlier window would undo later commits.
+
+    An optimizer that writes through ``data`` does not count its changes.
     """
     model, tracker = Encoder(), ChangeTracker()
     window(tracker, model, nothing, step=lambda: through_data(model.query))

@@ -1,4 +1,4 @@
-"""A tensor's range stands in the row of an update that goes bad."""
+"""The row of a bad update has the range of a watched tensor."""
 
 import math
 

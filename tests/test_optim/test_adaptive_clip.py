@@ -1,4 +1,4 @@
-"""Clipping that adapts: a rejection leaves no trace in what it has learnt."""
+"""Rejections leave no trace in the statistics of adaptive clipping."""
 
 import copy
 import itertools
@@ -8,8 +8,8 @@ import matrix
 import pytest
 import torch
 from test_wrappers import FP16, add_nan, amp, fp32, nan_grads, train
+from test_wrappers import messages as messages
 from test_wrappers import model as model  # a fixture
-from test_wrappers import told as told
 from torch import nn
 from torch.optim import SGD
 
@@ -36,7 +36,7 @@ faults = pytest.mark.parametrize('fault', FAULTS, ids='-'.join)
 
 
 def train_windows(kind, windows, fault=None, saved=None):
-    """Some of the windows that ``matrix.run`` trains, after a checkpoint.
+    """Train some of the windows of ``matrix.run``, after a checkpoint.
 
     Returns:
         A checkpoint, all tensors, the clip rule and the clip coefficients.
@@ -101,7 +101,7 @@ def test_resume_equals_the_uninterrupted_run(kind, stop, tmp_path):
 
 @kinds
 def test_it_changes_the_training(kind):
-    """So the tests above compare something."""
+    """Clipping has an effect, so the tests above compare something."""
     _, clipped, *_ = train_windows(kind, ALL)
     _, plain, *_ = train_windows(kind._replace(clip='no clip'), ALL)
     assert matrix.differing(clipped, plain) != []
@@ -117,8 +117,8 @@ def test_it_changes_the_training(kind):
     ids=lambda clip: clip['type'],
 )
 def test_one_nan_does_not_poison_the_later_updates(model, make, clip):
-    """In AutoClip's own code each later update is NaN, in ZClip's none is
-    clipped any more.
+    """A NaN breaks the published code: in AutoClip each later update is NaN,
+    in ZClip none is clipped any more.
     """
     keys = {} if make is fp32 else dict(loss_scale=8.0, **FP16)
     wrapper = make(model, clip_grad=clip, **keys)
@@ -160,8 +160,8 @@ def test_the_statistics_are_of_unscaled_norms_before_clipping(model):
         norms = []
         for _ in range(3):
             train(wrapper, twin)
-            told = wrapper.message_hub.get_scalar('train/grad_norm')
-            norms.append(told.current())
+            logged = wrapper.message_hub.get_scalar('train/grad_norm')
+            norms.append(logged.current())
         assert wrapper.guard.last_clip_coef < 0.1
         assert wrapper.guard.clip_rule.past.first == tuple(norms)
         rows.append(norms)
@@ -174,18 +174,18 @@ def test_the_norm_may_be_another_one(model, clip):
     train(wrapper, model)
     past = wrapper.guard.clip_rule.past
     (norm,) = past.row if clip['type'] == 'AutoClip' else past.first
-    told = wrapper.message_hub.get_scalar('train/grad_norm').current()
-    assert norm == told > 0
+    logged = wrapper.message_hub.get_scalar('train/grad_norm').current()
+    assert norm == logged > 0
 
 
-def test_a_user_sees_what_the_checkpoint_lacks(model, told):
+def test_a_user_sees_what_the_checkpoint_lacks(model, messages):
     saved = fp32(model, clip_grad=dict(max_norm=1)).state_dict()
     del saved['guard']['clip']
     wrapper = fp32(model, clip_grad=dict(type='ZClip'))
     train(wrapper, model)
     wrapper.load_state_dict(saved)
     assert wrapper.guard.clip_rule == ZClip()
-    assert 'no statistics of ZClip' in told[-1][1]
+    assert 'no statistics of ZClip' in messages[-1][1]
 
 
 # AdaptiveGradClip
@@ -193,7 +193,7 @@ def test_a_user_sees_what_the_checkpoint_lacks(model, told):
 
 @pytest.mark.parametrize(('eps', 'trains'), [(1e-3, True), (1e-30, False)])
 def test_weights_that_start_at_zero_train(eps, trains):
-    """With no eps they never would: their limit is a share of their norm."""
+    """Such weights need eps: their limit is a share of their norm."""
     net = nn.Linear(3, 1)
     nn.init.zeros_(net.weight)
     nn.init.zeros_(net.bias)
@@ -268,7 +268,7 @@ def test_names_are_asked_for_once(model, monkeypatch):
 
 
 def test_own_clip_grad_of_a_subclass_is_not_called_beside_it(model):
-    """As in MMEngine, which calls it for its own kinds of clip_grad only."""
+    """MMEngine calls it only for its own kinds of clip_grad."""
 
     def _clip_grad(self):
         raise AssertionError

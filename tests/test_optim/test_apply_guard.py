@@ -22,7 +22,7 @@ AMP = dict(
 
 
 @pytest.fixture
-def told():
+def messages():
     records = []
 
     class Keep(logging.Handler):
@@ -68,21 +68,21 @@ def test_what_the_new_type_takes_stays():
     }
 
 
-def test_what_it_does_not_take_is_dropped_and_listed(told):
+def test_what_it_does_not_take_is_dropped_and_listed(messages):
     cfg = guarded(AMP, 'fp32')
     kept = {k: v for k, v in AMP.items() if k not in ('loss_scale', 'dtype')}
     assert cfg.optim_wrapper == {
         **kept,
         'type': 'mmnanguard.NanGuardOptimWrapper',
     }
-    assert 'dropped' in told[-1]
-    assert "dtype='bfloat16', loss_scale=512.0" in told[-1]
+    assert 'dropped' in messages[-1]
+    assert "dtype='bfloat16', loss_scale=512.0" in messages[-1]
 
 
-def test_the_scope_of_another_projects_config_stays(told):
+def test_the_scope_of_another_projects_config_stays(messages):
     cfg = guarded(dict(AMP, _scope_='mmpretrain'), 'bf16')
     assert cfg.optim_wrapper._scope_ == 'mmpretrain'
-    assert told == []
+    assert messages == []
 
 
 def test_a_gan_config_gets_no_stray_type():

@@ -1,4 +1,4 @@
-"""The number of a process start: counted by a resume, not by a round trip."""
+"""The number of an attempt counts resumes, not round trips of the state."""
 
 import copy
 
@@ -41,7 +41,7 @@ def test_a_round_trip_changes_nothing(type_, num_updates):
 
 @pytest.mark.parametrize('num_updates', [0, 1])
 def test_mmengines_round_trip_of_several_wrappers(num_updates):
-    """As in MMEngine's own test of OptimWrapperDict."""
+    """Save and load as MMEngine's test of OptimWrapperDict does."""
     pairs = [build() for _ in range(2)]
     for model, wrapper in pairs:
         for _ in range(num_updates):

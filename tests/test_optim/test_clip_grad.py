@@ -5,7 +5,7 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.optim import OptimWrapper
-from test_wrappers import told as told  # a fixture
+from test_wrappers import messages as messages  # a fixture
 
 from mmnanguard.core import (
     AutoClip,
@@ -174,15 +174,15 @@ def test_what_mmengine_sees_of_it(config, seen):
     assert got is None or got is not config
 
 
-def test_tiers_that_make_a_larger_norm_keep_more_are_warned_of(told):
+def test_tiers_that_make_a_larger_norm_keep_more_are_warned_of(messages):
     build_clip(dict(type='TieredClip', tiers=[(10, 5), (5, 2), (0, 1)]))
     # MMEngine reports look-ups in a registry with level DEBUG.
-    first, second = [text for level, text in told if level == 'WARNING']
+    first, second = [text for level, text in messages if level == 'WARNING']
     assert 'just above 10 to 5, but one of 10 to 2' in first
     assert 'just above 5 to 2, but one of 5 to 1' in second
-    told.clear()
+    messages.clear()
     build_clip(dict(type='TieredClip', tiers=[(10, 1), (5, 2), (0, 5)]))
-    assert {level for level, _ in told} <= {'DEBUG'}
+    assert {level for level, _ in messages} <= {'DEBUG'}
 
 
 @pytest.mark.parametrize(
@@ -193,19 +193,19 @@ def test_tiers_that_make_a_larger_norm_keep_more_are_warned_of(told):
         (NormClip(1.0).to_dict(), '(its clip_grad: NormClip)'),
     ],
 )
-def test_a_checkpoint_without_its_statistics(told, saved, words):
+def test_a_checkpoint_without_its_statistics(messages, saved, words):
     rule = AutoClip(percentile=7).after(3.0)
     assert load_clip(rule, saved) == AutoClip(percentile=7)
-    ((level, text),) = told
+    ((level, text),) = messages
     assert level == 'INFO'
     assert words in text
 
 
 @pytest.mark.parametrize('rule', [NoClip(), NormClip(1.0)])
 @pytest.mark.parametrize('saved', [{}, AutoClip().after(1.0).to_dict()])
-def test_rules_that_remember_nothing_say_nothing(told, rule, saved):
+def test_rules_that_remember_nothing_say_nothing(messages, rule, saved):
     assert load_clip(rule, saved) == rule
-    assert told == []
+    assert messages == []
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ FLAGS = [
 def test_ranks_agree_on_each_flag(flag):
     """A cause that one rank sees is the cause on all."""
     ranks = [Observation(loss=1.0), Observation(loss=1.0, **{flag: False})]
-    for own in ranks:
-        merged = merge(ranks, own)
+    for local in ranks:
+        merged = merge(ranks, local)
         assert not getattr(merged, flag)
         assert merged.bad_ranks == (1,)

@@ -1,4 +1,4 @@
-"""Above a norm, this and the next updates use a smaller learning rate."""
+"""A norm above the threshold lowers the learning rate of some updates."""
 
 import copy
 import inspect
@@ -36,7 +36,7 @@ def make(optimizer='sgd', kind=NanGuardOptimWrapper, **keys):
 
 
 def update(model, wrapper, norm):
-    """With gradients of that norm."""
+    """Update with gradients of that norm."""
     with wrapper.optim_context(model):
         loss = model(torch.zeros(1, 3)).sum() * norm
     wrapper.update_params(loss)
@@ -169,7 +169,7 @@ def test_all_schedulers_are_here():
 def test_schedulers_compute_as_if_nothing_happened(name, monkeypatch):
     def learning_rates(**keys):
         model, wrapper = make(**keys)
-        one = getattr(scheduler, name)(wrapper, **SCHEDULERS[name])
+        lr_scheduler = getattr(scheduler, name)(wrapper, **SCHEDULERS[name])
         used, step = [], wrapper.optimizer.step
 
         def recorded(*args, **kwargs):
@@ -180,9 +180,9 @@ def test_schedulers_compute_as_if_nothing_happened(name, monkeypatch):
         for norm in NORMS:
             update(model, wrapper, norm)
             if name.startswith('ReduceOnPlateau'):
-                one.step(dict(loss=1.0))
+                lr_scheduler.step(dict(loss=1.0))
             else:
-                one.step()
+                lr_scheduler.step()
         return used
 
     plain = learning_rates()

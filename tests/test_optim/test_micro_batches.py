@@ -1,4 +1,4 @@
-"""One bad micro-batch, left out of its window; the others make the update."""
+"""A bad micro-batch is left out of its window; the others make the update."""
 
 import functools
 import itertools
@@ -21,9 +21,10 @@ KINDS = [
 
 
 def train(kind, fault, struck=(0,)):
-    """In windows 2 and 5 the micro-batches ``struck`` are struck. Without a
-    fault the oracle: they are left out, and the losses of the others are
-    divided by their number.
+    """Train with the micro-batches ``struck`` bad in windows 2 and 5.
+
+    Without a fault this is the oracle: the struck micro-batches are left out,
+    and the losses of the remaining ones are divided by their number.
     """
     policy = dict(accumulation='microbatch' if fault else 'window')
     # Norm clips of MMEngine's own are the same to 1e-6 only.
@@ -80,7 +81,7 @@ def test_without_faults_nothing_changes(kind, length):
 @pytest.mark.parametrize('struck', [(0,), (3,), (1, 2), (0, 2, 3)], ids=str)
 @pytest.mark.parametrize('clip', ['no clip', 'norm'])
 def test_of_four(struck, clip):
-    """To a rounding, as a third has no exact float."""
+    """The results are equal up to a rounding, as a third is no exact float."""
     kind = matrix.Kind('fp32', 'sgd', clip, 4)
     fault = matrix.Fault('input', 'nan')
     model, wrapper, events = train(kind, fault, struck)
@@ -148,7 +149,7 @@ def test_what_is_wrong_with_the_sum_rejects_the_window():
 
 
 def test_two_backward_passes_are_one_micro_batch():
-    """Until the next context, or the step."""
+    """A micro-batch lasts until the next context or the step."""
     model, wrapper = build()
     images = torch.randn(4, 1, 5, 5)
     for value in (float('nan'), 1.0):
@@ -191,19 +192,19 @@ def test_unscale_by_hand_is_refused():
 
 
 class Pair(nn.Module):
-    """A generator, and a discriminator that it is trained through."""
+    """A generator and the discriminator through which it is trained."""
 
     def __init__(self):
         super().__init__()
-        self.one, self.other = matrix.Net(), matrix.Net()
+        self.first, self.second = matrix.Net(), matrix.Net()
 
 
 def test_two_optimizers_keep_apart():
-    """What the other one committed meanwhile stays."""
+    """Commits of one optimizer survive a rejection by the other."""
     torch.manual_seed(0)
     pair = Pair()
     wrappers = []
-    for part in (pair.one, pair.other):
+    for part in (pair.first, pair.second):
         optimizer = torch.optim.SGD(part.parameters(), lr=0.1)
         wrapper = NanGuardOptimWrapper(
             optimizer,
@@ -216,29 +217,29 @@ def test_two_optimizers_keep_apart():
     def count():
         return sum(wrapper.guard.state.num_steps for wrapper in wrappers)
 
-    for wrapper, part in zip(wrappers, (pair.one, pair.other)):
+    for wrapper, part in zip(wrappers, (pair.first, pair.second)):
         wrapper.guard.bind([part], pair, count)
     images = torch.randn(4, 1, 5, 5)
     for number in range(4):
-        for wrapper, part in zip(wrappers, (pair.one, pair.other)):
-            is_struck = number == 2 and part is pair.one
+        for wrapper, part in zip(wrappers, (pair.first, pair.second)):
+            is_struck = number == 2 and part is pair.first
             inputs = images * math.nan if is_struck else images
             with wrapper.optim_context(part):
                 loss = part(inputs).sum()
-                if part is pair.one:
+                if part is pair.first:
                     with torch.no_grad():
-                        pair.other(inputs)
+                        pair.second(inputs)
             wrapper.update_params(loss)
     assert [w.guard.state.num_steps for w in wrappers] == [2, 2]
     assert [w.guard.state.num_left_out for w in wrappers] == [1, 0]
     for tensor in pair.state_dict().values():
         assert torch.isfinite(tensor).all()
-    assert int(pair.one.bn.num_batches_tracked) == 3
-    assert int(pair.other.bn.num_batches_tracked) == 4 + 3
+    assert int(pair.first.bn.num_batches_tracked) == 3
+    assert int(pair.second.bn.num_batches_tracked) == 4 + 3
 
 
 def by_hand(policy, step):
-    """Parameters after two windows of a user's own loop."""
+    """Return the parameters after two windows of a user's own loop."""
     torch.manual_seed(0)
     model = matrix.Net()
     wrapper = NanGuardOptimWrapper(
@@ -292,7 +293,7 @@ def test_a_loop_by_hand_is_as_with_windows(step):
 
 
 def test_a_loop_that_goes_past_the_wrapper_at_times():
-    """To a rounding: the order of the sum is another one."""
+    """The results differ by a rounding, as the order of the sum differs."""
     left, right = (
         by_hand(policy, at_times_past_the_wrapper)
         for policy in ('microbatch', 'window')

@@ -11,8 +11,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import Registry
 from test_wrappers import add_nan, fp32, nan_grads, train
+from test_wrappers import messages as messages  # a fixture
 from test_wrappers import model as model  # a fixture
-from test_wrappers import told as told  # a fixture
 
 from mmnanguard.core import AutoClip, ClipRule, GuardConfigError, NanGuardError
 from mmnanguard.optim.clip_grad import build_clip, load_clip, mmengines_clip
@@ -39,7 +39,7 @@ class MeanClip(ClipRule):
 
 @pytest.fixture(autouse=True)
 def registered():
-    """MeanClip is registered for one test."""
+    """Register MeanClip for one test."""
     CLIPS.import_from_location()
     before = dict(CLIPS.module_dict)
     CLIPS.register_module(module=MeanClip)
@@ -103,7 +103,7 @@ def test_what_the_console_shows():
 def test_only_committed_norms_are_remembered_saved_and_resumed(
     model, tmp_path
 ):
-    """Rejected updates leave no trace in the rule, nor does a restart."""
+    """A rejected update or a restart leaves no trace in the rule."""
     config = dict(type='MeanClip', factor=0.1)
     wrapper = fp32(model, clip_grad=config)
     norms = []
@@ -135,9 +135,9 @@ def test_only_committed_norms_are_remembered_saved_and_resumed(
         (AutoClip().after(2.0).to_dict(), '(its clip_grad: AutoClip)'),
     ],
 )
-def test_a_checkpoint_of_another_rule_is_said(told, saved, words):
+def test_a_checkpoint_of_another_rule_is_said(messages, saved, words):
     assert load_clip(MeanClip().after(1.0), saved) == MeanClip()
-    assert words in told[-1][1]
+    assert words in messages[-1][1]
 
 
 def test_a_checkpoint_of_an_older_version_of_the_rule():

@@ -1,4 +1,4 @@
-"""What holds for any sequence of updates, whatever strikes whenever."""
+"""Properties that hold for any sequence of updates and faults."""
 
 import itertools
 import json
@@ -68,7 +68,7 @@ def check_verdict(verdict, seen, state, policy):
 
 
 def is_exhausted(state, policy):
-    """Of the state after the update; by the words of GuardPolicy."""
+    """Whether the state after an update is one at which GuardPolicy halts."""
     streak, most = state.consecutive_skips, policy.max_consecutive_skips
     if most is not None and streak >= most:
         return True
@@ -83,7 +83,7 @@ def is_exhausted(state, policy):
 
 
 def check_state(state, verdicts, policy):
-    """The state after these verdicts, told from them alone."""
+    """Check the state after these verdicts against the verdicts alone."""
     routine = [v for v in verdicts if v.cause is Cause.SCALE_OVERFLOW]
     skips = [
         verdict.action is not Action.STEP
@@ -137,7 +137,7 @@ FLAGS += 3 * ['grad_is_finite']  # what the scale moves for
 
 @st.composite
 def observations(draw, scales=SCALES, clip_norms=CLIP_NORMS):
-    """Half of them clean, but for a clip norm."""
+    """Draw observations, half of them clean except for a clip norm."""
     seen = Observation(
         loss=draw(st.floats()),
         grad_norm=1.0,
@@ -192,7 +192,7 @@ def test_any_sequence_of_observations(sequence, policy, clip):
 
 @st.composite
 def ranks(draw):
-    """Each rank's observation; what they have in common is drawn once."""
+    """Draw the observations of all ranks; common fields are drawn once."""
     number = draw(st.integers(1, 4))
     clip_norms = draw(st.sampled_from([st.none(), NORMS]))
     parts = []
@@ -217,13 +217,13 @@ def ranks(draw):
 @often
 @given(ranks(), st.sampled_from([1.0, 2.0, 2.5, math.inf]), POLICIES)
 def test_any_observations_of_several_ranks(ranks, norm_type, policy):
-    merged = [merge(ranks, own, norm_type) for own in ranks]
+    merged = [merge(ranks, local, norm_type) for local in ranks]
     # By repr, because NaN is not equal to itself.
     assert len(set(map(repr, merged))) == 1
     verdicts = {decide(seen, GuardState(), policy) for seen in merged}
     assert len(verdicts) == 1
     seen = merged[0]
-    bad = {rank for rank, one in enumerate(ranks) if not one.is_clean}
+    bad = {rank for rank, local in enumerate(ranks) if not local.is_clean}
     assert not (bad and seen.is_clean)
     assert set(seen.bad_ranks) <= bad
     assert bool(seen.bad_ranks) == bool(bad)
@@ -258,7 +258,7 @@ FAULTS = st.tuples(
 
 
 class Scale:
-    """The loss scale, by the words of GuardedGradScaler alone."""
+    """The loss scale, written from the docs of GuardedGradScaler alone."""
 
     def __init__(self, config):
         self.config = config
@@ -266,7 +266,7 @@ class Scale:
         self.num_clean = self.num_overflows = 0
 
     def move(self, verdict):
-        """Also tells how it was moved."""
+        """Move the scale and return the kind of move."""
         config, before = self.config, self.value
         if verdict.action is Action.STEP:
             self.num_overflows = 0
@@ -302,7 +302,7 @@ def build(optimizer, scale, policy, accumulation, clip):
 
 
 def train_window(model, wrapper, accumulation, generator, fault):
-    """What was decided on the update."""
+    """Train one window and return the verdict on its update."""
     is_halted, verdicts, report = False, [], wrapper.guard.report
 
     def noted(seen, verdict, *rest):

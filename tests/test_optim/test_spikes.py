@@ -1,4 +1,4 @@
-"""Spikes in real runs: skipped without a trace, or committed and told."""
+"""Spikes in real runs are skipped without a trace, or only reported."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ STRUCK = (9, 15)
 
 @DATASETS.register_module()
 class LoudData(ToyData):
-    """Some batches of 4 are far too large, and finite."""
+    """A dataset in which some batches of 4 are far too large, but finite."""
 
     def __init__(self, size, loud=(), by=40.0):
         super().__init__(size)
@@ -32,7 +32,7 @@ class LoudData(ToyData):
 
 @MODELS.register_module()
 class PlainNet(BaseModel):
-    """Without a norm layer, which would make the loud quiet."""
+    """A model without a norm layer, which would hide a loud sample."""
 
     def __init__(self):
         super().__init__()
@@ -97,7 +97,9 @@ def test_skipped_spikes_leave_no_trace(tmp_path, type_, keys):
         assert row['samples'][0] == f'train/{4 * (row["iter"] - 1):06d}.jpg'
     oracle = train(tmp_path / 'b', type=type_, wrapper=keys, leave_out=STRUCK)
     assert_same(runner, oracle)
-    states = [one.optim_wrapper.guard.state for one in (runner, oracle)]
+    states = [
+        trained.optim_wrapper.guard.state for trained in (runner, oracle)
+    ]
     assert states[0].recent_norms == states[1].recent_norms
     assert states[0].recent_losses == states[1].recent_losses
 
@@ -122,7 +124,9 @@ def test_a_resumed_run_remembers(tmp_path):
     resumed = train(tmp_path / 'parts', resume=True)
     assert [row['iter'] for row in read_rows(resumed)] == list(STRUCK)
     assert_same(whole, resumed)
-    states = [one.optim_wrapper.guard.state for one in (whole, resumed)]
+    states = [
+        trained.optim_wrapper.guard.state for trained in (whole, resumed)
+    ]
     assert states[0] == states[1]
 
 

@@ -1,4 +1,4 @@
-"""Users' own loops and subclasses keep the guarantee, or are told."""
+"""Users' own loops and subclasses keep the guarantee, or get a warning."""
 
 import copy
 import math
@@ -7,8 +7,8 @@ import pytest
 import torch
 from mmengine.optim import OptimWrapper
 from test_wrappers import FP16, amp, assert_equal, fp32, nan_grads, train
+from test_wrappers import messages as messages
 from test_wrappers import model as model  # a fixture
-from test_wrappers import told as told
 from torch import nn
 from torch.optim import LBFGS, SGD, AdamW
 
@@ -19,8 +19,10 @@ from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
 BATCH = torch.ones(8, 3).cumsum(0) / 10
 
 
-def warnings_of(told):
-    return [text for level, text in told if text.startswith('mmnanguard: ')]
+def warnings_of(messages):
+    return [
+        text for level, text in messages if text.startswith('mmnanguard: ')
+    ]
 
 
 def state_of(model, wrapper):
@@ -36,7 +38,7 @@ def make(methods, model, type_=NanGuardOptimWrapper, **keys):
     return type_(SGD(model.parameters(), lr=0.1, momentum=0.9), **keys)
 
 
-def test_own_update_params_keeps_the_guarantee(model, told):
+def test_own_update_params_keeps_the_guarantee(model, messages):
     def update_params(self, loss, step_kwargs=None, zero_kwargs=None):
         self.backward(loss)
         self.step()
@@ -48,7 +50,7 @@ def test_own_update_params_keeps_the_guarantee(model, told):
     train(wrapper, model, spoil=nan_grads)
     assert_equal(state_of(model, wrapper)[0], before[0])
     assert wrapper.guard.state.total_skips == 1
-    assert warnings_of(told) == []
+    assert warnings_of(messages) == []
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_own_update_params_keeps_the_guarantee(model, told):
     ids=['step', 'optim_context', 'backward'],
 )
 def test_what_a_subclass_switches_off_is_said_once(
-    model, told, methods, words
+    model, messages, methods, words
 ):
     if 'step' in methods:
         need_step_hooks()
@@ -78,12 +80,15 @@ def test_what_a_subclass_switches_off_is_said_once(
     wrapper._inner_count = 1
     train(wrapper, model)
     train(wrapper, model)
-    (text,) = warnings_of(told)
+    (text,) = warnings_of(messages)
     assert words in text
 
 
 def need_step_hooks():
-    """Of PyTorch 2.1, Dynamo takes them off when it first compiles."""
+    """Skip the test where Dynamo removed the step hooks.
+
+    PyTorch 2.1 does so when it first compiles.
+    """
     calls = []
     sgd = torch.optim.SGD([torch.zeros(1)], lr=0.1)
     sgd.register_step_post_hook(lambda *args: calls.append(args))
@@ -92,14 +97,14 @@ def need_step_hooks():
         pytest.skip('this PyTorch calls no step hooks once it has compiled')
 
 
-def test_a_step_past_the_wrapper_is_said(model, told):
+def test_a_step_past_the_wrapper_is_said(model, messages):
     need_step_hooks()
     wrapper = fp32(model)
     with wrapper.optim_context(model):
         loss = model(BATCH).square().mean()
     loss.backward()
     wrapper.optimizer.step()
-    (text,) = warnings_of(told)
+    (text,) = warnings_of(messages)
     assert 'THIS UPDATE WAS NOT GUARDED' in text
 
 
@@ -122,7 +127,7 @@ def test_own_clip_grad_sees_unscaled_gradients(model):
     assert 0 < norms[0] < 10
 
 
-def test_own_clip_grad_equals_mmengines(model, told):
+def test_own_clip_grad_equals_mmengines(model, messages):
     def _clip_grad(self):
         for group in self.optimizer.param_groups:
             nn.utils.clip_grad_norm_(group['params'], 0.01)
@@ -137,7 +142,7 @@ def test_own_clip_grad_equals_mmengines(model, told):
             train(wrapper, twin)
         results.append(twin.state_dict())
     assert_equal(*results)
-    (text,) = warnings_of(told)
+    (text,) = warnings_of(messages)
     assert 'overrides _clip_grad' in text
     train(wrapper, twin, spoil=nan_grads)
     assert_equal(*results)
@@ -146,8 +151,8 @@ def test_own_clip_grad_equals_mmengines(model, told):
 # Loops by hand
 
 
-def test_own_unscale(model, told):
-    """``unscale_``, a clip by hand, then ``step``, as PyTorch teaches."""
+def test_own_unscale(model, messages):
+    """The loop calls ``unscale_``, clips by hand, then calls ``step``."""
     results = []
     for by_hand in (True, False):
         twin = copy.deepcopy(model)
@@ -232,7 +237,7 @@ def test_frozen_ones_are_fine_and_thawing_them_is_refused(model):
 # Bound by NanGuardHook, no context entered
 
 
-def test_a_bound_model_is_guarded_without_a_context(model, told):
+def test_a_bound_model_is_guarded_without_a_context(model, messages):
     wrapper = fp32(model)
     for _ in range(2):
         wrapper.guard.bind([model])
@@ -241,12 +246,12 @@ def test_a_bound_model_is_guarded_without_a_context(model, told):
     wrapper.guard.bind([model])
     wrapper.update_params(nan_grads(model(BATCH).square().mean()))
     assert_equal(model.state_dict(), before)
-    assert warnings_of(told) == []
-    assert any("'2." in text for _, text in told)  # a parameter's name
+    assert warnings_of(messages) == []
+    assert any("'2." in text for _, text in messages)  # a parameter's name
 
 
 def test_a_context_takes_the_place_of_what_was_bound(model):
-    """What another wrapper does to the other part stays."""
+    """Changes by another wrapper to the other part stay."""
     mine, theirs = model[2], model[1]
     wrapper = NanGuardOptimWrapper(SGD(mine.parameters(), lr=0.1))
     for _ in range(3):
@@ -262,15 +267,15 @@ def test_a_context_takes_the_place_of_what_was_bound(model):
 
 
 def test_a_target_that_no_optimizer_owns_is_put_back(model):
-    """Written by hand, and nobody set ``requires_grad`` to False."""
+    """The target is written by hand, and still has ``requires_grad``."""
     target = copy.deepcopy(model)
-    both = nn.ModuleList([model, target])
+    pair = nn.ModuleList([model, target])
     wrapper = fp32(model)
     for spoil in (None, nan_grads):
         before = copy.deepcopy(target.state_dict())
-        with wrapper.optim_context(both), torch.no_grad():
-            for own, other in zip(target.parameters(), model.parameters()):
-                own.lerp_(other + 1, 0.1)
+        with wrapper.optim_context(pair), torch.no_grad():
+            for param, other in zip(target.parameters(), model.parameters()):
+                param.lerp_(other + 1, 0.1)
         loss = model(BATCH).square().mean()
         wrapper.update_params(spoil(loss) if spoil else loss)
     assert_equal(target.state_dict(), before)

@@ -1,4 +1,4 @@
-"""What the wrappers promise by themselves, no hook attached."""
+"""The wrappers keep their promises without any hook."""
 
 import copy
 import logging
@@ -25,8 +25,8 @@ def model():
 
 
 @pytest.fixture
-def told():
-    """Messages of the log, with their levels."""
+def messages():
+    """Return the messages of the log, with their levels."""
     records = []
 
     class Keep(logging.Handler):
@@ -47,7 +47,7 @@ def amp(model, **keys):
 
 
 def train(wrapper, model, batch=None, spoil=None):
-    """One iteration by MMEngine's protocol; ``spoil`` changes the loss."""
+    """Run one iteration by MMEngine's protocol; ``spoil`` changes the loss."""
     batch = torch.ones(8, 3).cumsum(0) / 10 if batch is None else batch
     with wrapper.optim_context(model):
         loss = model(batch).square().mean()
@@ -64,27 +64,27 @@ def assert_equal(left, right):
 
 
 def add_nan(loss):
-    """A non-finite loss whose gradients are finite."""
+    """Make the loss non-finite and keep its gradients finite."""
     return loss + math.nan
 
 
 def nan_grads(loss):
-    """A finite loss whose gradients are not."""
+    """Make the gradients non-finite and keep the loss finite."""
     return loss + (loss * 0).sqrt()
 
 
 # Three ways to be bad
 
 
-def test_nan_loss_with_finite_gradients(model, told):
+def test_nan_loss_with_finite_gradients(model, messages):
     wrapper = fp32(model)
     before = weights(model)
     train(wrapper, model, spoil=add_nan)
     assert_equal(before, weights(model))
-    assert 'loss is NaN while its gradients are finite' in told[-1][1]
+    assert 'loss is NaN while its gradients are finite' in messages[-1][1]
 
 
-def test_finite_loss_with_one_bad_gradient_element(model, told):
+def test_finite_loss_with_one_bad_gradient_element(model, messages):
     wrapper = fp32(model)
     before = weights(model)
     model[2].weight.register_hook(
@@ -92,10 +92,10 @@ def test_finite_loss_with_one_bad_gradient_element(model, told):
     )
     train(wrapper, model)
     assert_equal(before, weights(model))
-    assert "gradient of '2.weight' is Inf (1 of 6 tensors)" in told[-1][1]
+    assert "gradient of '2.weight' is Inf (1 of 6 tensors)" in messages[-1][1]
 
 
-def test_finite_loss_and_gradients_with_an_infinite_running_variance(told):
+def test_finite_loss_and_gradients_with_an_infinite_running_variance(messages):
     """An activation of 3e38 is finite; its variance is not."""
     model = nn.Sequential(nn.Conv1d(1, 2, 1), nn.BatchNorm1d(2))
     wrapper = fp32(model)
@@ -111,7 +111,7 @@ def test_finite_loss_and_gradients_with_an_infinite_running_variance(told):
     assert all(torch.isfinite(grad).all() for grad in grads)
     wrapper.step()
     assert_equal(before, weights(model))
-    assert "forward made buffer '1.running_var' Inf" in told[-1][1]
+    assert "forward made buffer '1.running_var' Inf" in messages[-1][1]
 
 
 @pytest.mark.parametrize('bad', [0, 1, 2])
@@ -128,20 +128,20 @@ def test_the_loss_of_every_micro_batch_counts(model, bad):
     assert wrapper.guard.state.num_steps == 1
 
 
-def test_a_raised_input_flag_rejects(model, told):
+def test_a_raised_input_flag_rejects(model, messages):
     wrapper = fp32(model)
     before = weights(model)
     wrapper.add_fact('input', torch.tensor(False))
     wrapper.add_fact('input', torch.tensor(True))
     train(wrapper, model)
     assert_equal(before, weights(model))
-    assert 'the input is not finite' in told[-1][1]
+    assert 'the input is not finite' in messages[-1][1]
     train(wrapper, model)  # the flag is gone with its window
     assert wrapper.guard.state.num_steps == 1
 
 
 def test_gradients_too_large_for_a_second_moment():
-    """Finite gradients of 1e30, whose square no float32 can hold."""
+    """Gradients of 1e30 are finite, but float32 cannot hold their squares."""
     model = nn.Linear(1, 1, bias=False)
     wrapper = NanGuardOptimWrapper(AdamW(model.parameters()))
     train(wrapper, model, torch.ones(1, 1))
@@ -151,16 +151,16 @@ def test_gradients_too_large_for_a_second_moment():
     assert wrapper.guard.state.total_skips == 1
 
 
-def test_blame_runs_before_clip(model, told):
-    """A norm clip makes every gradient NaN from one."""
+def test_blame_runs_before_clip(model, messages):
+    """A norm clip turns one NaN gradient into NaN in every gradient."""
     wrapper = fp32(model, clip_grad=dict(max_norm=1.0))
     model[0].bias.register_hook(lambda grad: grad * math.nan)
     train(wrapper, model)
-    assert "gradient of '0.bias' is NaN (1 of 6 tensors)" in told[-1][1]
+    assert "gradient of '0.bias' is NaN (1 of 6 tensors)" in messages[-1][1]
 
 
-def test_sparse_gradients(told):
-    """Two equal indices are one gradient: each half may be finite."""
+def test_sparse_gradients(messages):
+    """Equal indices form one gradient, of which each half may be finite."""
     model = nn.EmbeddingBag(4, 2, mode='sum', sparse=True)
     wrapper = fp32(model)
     bags = torch.tensor([[1, 1]])
@@ -283,18 +283,18 @@ def test_a_skip_for_another_reason_does_not_grow_the_scale(model):
     assert scales == [8, 8, 8, 8, 16, 16]
 
 
-def test_routine_becomes_anomaly_once_the_scale_is_proven(model, told):
+def test_routine_becomes_anomaly_once_the_scale_is_proven(model, messages):
     wrapper = amp(model, guard=dict(proven_after=3), loss_scale=1024, **FP16)
     train(wrapper, model, spoil=nan_grads)
-    assert told[-1][0] == 'INFO'
-    assert 'routine' in told[-1][1]
-    assert '1024 -> 512' in told[-1][1]
+    assert messages[-1][0] == 'INFO'
+    assert 'routine' in messages[-1][1]
+    assert '1024 -> 512' in messages[-1][1]
     for _ in range(3):
         train(wrapper, model)
     train(wrapper, model, spoil=nan_grads)
-    assert told[-1][0] == 'WARNING'
-    assert 'is NaN' in told[-1][1]
-    assert '512 -> 256' in told[-1][1]
+    assert messages[-1][0] == 'WARNING'
+    assert 'is NaN' in messages[-1][1]
+    assert '512 -> 256' in messages[-1][1]
     state = wrapper.guard.state
     assert (state.routine_overflows, state.total_skips) == (1, 1)
 
@@ -308,7 +308,7 @@ def test_error_if_nonfinite_does_not_abort_a_routine_overflow(model):
 
 
 def test_value_clip_does_not_launder_inf(model):
-    """MMEngine's turns Inf into the clip value, and steps."""
+    """MMEngine's value clip turns Inf into the clip value, and steps."""
     wrapper = fp32(model, clip_grad=dict(type='value', clip_value=0.5))
     before = weights(model)
     model[0].weight.register_hook(lambda grad: grad * math.inf)
@@ -347,7 +347,9 @@ def test_dtype_on_a_cpu(model, dtype, expected, is_scaled):
         (False, 64, torch.float16, 64.0),
     ],
 )
-def test_auto(model, told, monkeypatch, has_bf16, loss_scale, dtype, scale):
+def test_auto(
+    model, messages, monkeypatch, has_bf16, loss_scale, dtype, scale
+):
     if dtype is torch.float16 and not HAS_CPU_SCALER:
         pytest.skip('float16 on a CPU needs torch>=2.3')
     monkeypatch.setattr(
@@ -357,13 +359,13 @@ def test_auto(model, told, monkeypatch, has_bf16, loss_scale, dtype, scale):
     wrapper = amp(model, dtype='auto', loss_scale=loss_scale)
     assert wrapper.cast_dtype is dtype
     assert wrapper.loss_scaler.get_scale() == scale
-    assert str(dtype) in told[-1][1]
+    assert str(dtype) in messages[-1][1]
 
 
-def test_a_scale_without_float16_is_said_to_have_no_effect(model, told):
+def test_a_scale_without_float16_is_said_to_have_no_effect(model, messages):
     amp(model, dtype='bfloat16', loss_scale=512)
-    assert told[-1][0] == 'WARNING'
-    assert 'loss_scale=512 has no effect' in told[-1][1]
+    assert messages[-1][0] == 'WARNING'
+    assert 'loss_scale=512 has no effect' in messages[-1][1]
 
 
 # Errors before training
@@ -404,14 +406,16 @@ def test_the_callers_dicts_stay_as_they_are(model):
 # Telling and halting without a hook
 
 
-def test_one_line_per_rejected_update_and_the_story_at_the_end(model, told):
+def test_one_line_per_rejected_update_and_the_story_at_the_end(
+    model, messages
+):
     wrapper = fp32(model, guard=dict(max_consecutive_skips=3))
     before = weights(model)
     for _ in range(2):
         train(wrapper, model, spoil=add_nan)
     with pytest.raises(TrainingHalted) as caught:
         train(wrapper, model, spoil=add_nan)
-    *lines, story = [text for _, text in told]
+    *lines, story = [text for _, text in messages]
     assert len(lines) == 3
     assert lines[0].startswith('Iter 1: loss is NaN')
     assert lines[1].endswith('2 skips in a row')

@@ -1,4 +1,4 @@
-"""Is a run healthy? A table of what runs told, and what is said of them."""
+"""A run is assessed by its rows: a table of rows and the sentences on them."""
 
 import pytest
 from event_rows import (
@@ -249,7 +249,7 @@ def test_sick(rows, last_iter, expected):
 
 @pytest.mark.parametrize('num', [5, 4])
 def test_long_ago(num):
-    """A rate of one in 1,000 since the first: then that is over."""
+    """A run is healthy again once fewer than 1 in 1,000 were rejected."""
     rows = [update(i, name='neck.bias') for i in range(1, num + 1)]
     assert judged(rows, 5000).is_healthy == (num < 5)
     assert judged(rows, 5001).is_healthy
@@ -278,5 +278,5 @@ def test_a_cause_of_another_version():
 @pytest.mark.parametrize('rest', [{}, {'iter': None}, {'iter': 5}])
 @pytest.mark.parametrize('kind', ['update', 'halt', 'audit', 'rollback', 'x'])
 def test_rows_that_lack_things(kind, rest):
-    """Of another version, or written by hand: no traceback."""
+    """Rows of another version or written by hand cause no traceback."""
     assert judged([dict(kind=kind, run='a', attempt=1, **rest)]).sentence

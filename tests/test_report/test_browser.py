@@ -1,4 +1,4 @@
-"""The page in a real browser: it works, and asks nobody for anything."""
+"""The page works in a real browser and uses no network."""
 
 import math
 import re
@@ -80,8 +80,9 @@ def path(report, tmp_path_factory):
 
 @pytest.fixture
 def page(driver, path):
-    """As it is when it is opened; whatever a test does, no errors and no
-    network.
+    """Open the page unless it is open, and reset it.
+
+    Whatever a test does, the page has no errors and uses no network.
     """
     if driver.current_url != path.as_uri():
         open_page(driver, path)
@@ -116,7 +117,7 @@ def type_in(driver, name, value):
 
 
 def ranges(driver, axis='xaxis'):
-    """Of each chart."""
+    """Return the range of each chart."""
     return driver.execute_script(
         "return [...document.querySelectorAll('.plot')]"
         '.map((plot) => plot.layout[arguments[0]].range.map(Number))',
@@ -125,7 +126,7 @@ def ranges(driver, axis='xaxis'):
 
 
 def drag(driver, begin, end, plot=0):
-    """Over the chart of the loss, from and to shares of its width."""
+    """Drag over the chart of the loss, between two shares of its width."""
     (area,) = driver.execute_script(
         "const plot = document.querySelectorAll('.plot')[arguments[0]];"
         'plot.scrollIntoView();'
@@ -220,7 +221,7 @@ def test_zoom(driver, page):
 
 
 def test_hover(driver, page):
-    """An event, whose parameter is called by a piece of markup."""
+    """The event's parameter has a name that contains markup."""
     script = (
         "document.querySelector('.plot').scrollIntoView();"
         "return [...document.querySelectorAll('.plot .points path')]"
@@ -237,11 +238,11 @@ def test_hover(driver, page):
         )
     actions.perform()
     wait(driver, "return !!document.querySelector('.hoverlayer .hovertext')")
-    told = driver.execute_script(
+    hover_text = driver.execute_script(
         "return document.querySelector('.hoverlayer').textContent"
     )
-    assert 'iteration 60: skip, norm_overflow' in told
-    assert EVIL.split()[0] in told
+    assert 'iteration 60: skip, norm_overflow' in hover_text
+    assert EVIL.split()[0] in hover_text
 
 
 def test_dark(driver, page):
@@ -249,16 +250,16 @@ def test_dark(driver, page):
         'return [getComputedStyle(document.body).backgroundColor,'
         "document.querySelector('.plot').layout.font.color]"
     )
-    found = set()
+    colors = set()
     for scheme in ('light', 'dark'):
         feature = dict(name='prefers-color-scheme', value=scheme)
         driver.execute_cdp_cmd(
             'Emulation.setEmulatedMedia', dict(features=[feature])
         )
         time.sleep(0.2)
-        found.update(driver.execute_script(script))
+        colors.update(driver.execute_script(script))
     driver.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(features=[]))
-    assert len(found) == 4
+    assert len(colors) == 4
 
 
 @pytest.mark.parametrize('rows', [[start()], [start(), update(1)]])
@@ -301,7 +302,7 @@ TICKS = (
 
 
 def ticks(driver, title):
-    """Of each chart, bottom up: none covers another."""
+    """Return the tick labels of each chart, bottom up; none covers another."""
     charts = driver.execute_script(TICKS, title)
     for chart in charts:
         for (_, top, _), (name, _, bottom) in zip(chart, chart[1:]):
@@ -323,7 +324,7 @@ def write_scales(folder, *scales, num_rejected=0):
 
 
 def test_ticks_fit_the_range_that_is_shown(driver, tmp_path):
-    """Which of several runs is that of all."""
+    """The range of several runs covers all runs."""
     runs = [
         write_scales(tmp_path / 'a', 2.0**14, 2.0**16, num_rejected=1),
         write_scales(tmp_path / 'b', 1.0, 2.0**20, num_rejected=50),
@@ -343,7 +344,7 @@ def test_ticks_fit_the_range_that_is_shown(driver, tmp_path):
 
 
 def test_an_axis_that_one_run_needs_logarithmic(driver, tmp_path):
-    """Its range is told in exponents."""
+    """The range of a logarithmic axis is in exponents."""
     runs = []
     for name, largest in (('a', 20), ('b', 1e4)):
         write_events(tmp_path / name / '1', [start()])
@@ -369,7 +370,7 @@ def test_a_constant_is_drawn_above_0(driver, tmp_path):
 
 
 def test_a_narrow_window(driver, report, tmp_path):
-    """Text has room; what is 0 in all runs has no column."""
+    """Text has room; a column that is 0 in all runs is left out."""
     other = write_run(tmp_path / 'other', ROWS[:2])
     write_page([report, other], tmp_path / 'page.html')
     size = driver.get_window_size()
@@ -413,7 +414,7 @@ def test_a_reload_keeps_zoom_and_filter(driver, report, tmp_path):
 
 
 def test_a_million_events(driver, report, tmp_path):
-    """It is usable at once, and answers at once."""
+    """The page is usable at once, and answers at once."""
     num = 1_000_000
     summary = summarize(many_rows(num))
     assert summary.num_kinds['update'] == num

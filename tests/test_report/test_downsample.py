@@ -1,4 +1,4 @@
-"""What is left of a million keeps the first, the last and the extremes."""
+"""A downsampled million keeps the first, the last and the extremes."""
 
 import math
 import random

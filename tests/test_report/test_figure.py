@@ -1,4 +1,4 @@
-"""The curves show what was, on axes that can be read."""
+"""The curves show the run's scalars, on axes that can be read."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ def curves(drawn):
 
 
 def test_the_learning_rate_that_was_used(tmp_path):
-    """A rollback lowers it behind the schedule's back."""
+    """A rollback lowers the learning rate without the schedule."""
     factor = {'guard/lr_factor': 0.5}
     scalars = [
         *(dict(lr=1.0), dict(lr=2.0), dict(lr=4.0, **factor)),
@@ -61,7 +61,7 @@ def run_with_all_panels(folder):
 
 
 def test_a_title_stands_in_one_place(tmp_path, monkeypatch):
-    """Renaming it changes the text beside an axis and nothing else."""
+    """A renamed title changes the text beside an axis and nothing else."""
     run = run_with_all_panels(tmp_path)
     before = draw(run)
     assert list(traces_of(run, 2)) == list(PANELS)

@@ -1,4 +1,4 @@
-"""The report as text, as JSON, and as a page that holds what files hold."""
+"""The report as text, as JSON, and as a page, on files with odd content."""
 
 import json
 import re
@@ -71,16 +71,16 @@ def report(work_dir):
 
 def test_all_is_shown_in_the_terminal(report, capsys):
     print_reports([report])
-    told = capsys.readouterr().out
-    assert report.verdict.sentence.split(';')[0] in told
+    output = capsys.readouterr().out
+    assert report.verdict.sentence.split(';')[0] in output
     for kind in report.summary.num_kinds:
-        assert kind == 'update' or re.search(rf'│ {kind} +│', told), kind
+        assert kind == 'update' or re.search(rf'│ {kind} +│', output), kind
     for name in ('neck.bias', 'aten.mm', 'iteration 13 of 1,000, halted'):
-        assert name in told
-    assert "default_hooks=dict(fp32=dict(modules=['head']))" in told
+        assert name in output
+    assert "default_hooks=dict(fp32=dict(modules=['head']))" in output
     # Neither colors nor what a name holds steer a pipe.
-    assert '\x1b' not in told
-    assert r'\x1b[31m' in told
+    assert '\x1b' not in output
+    assert r'\x1b[31m' in output
 
 
 def test_many_rows_are_counted(tmp_path, capsys):
@@ -94,14 +94,14 @@ def test_json_is_strict(report):
     def refuse(name):
         raise AssertionError(name)
 
-    told = json.loads(to_json(report.to_dict()), parse_constant=refuse)
-    assert told['healthy'] is False
-    assert told['state'] == 'halted'
-    assert told['causes']['loss_nonfinite'] == 1
-    assert told['culprits']['modules'][0]['name'] == EVIL
-    assert len(told['events']) == len(ROWS)
-    assert told['events'][1]['text'].startswith('gradient of')
-    assert told['events'][1]['grad_norm'] == 'nan'
+    content = json.loads(to_json(report.to_dict()), parse_constant=refuse)
+    assert content['healthy'] is False
+    assert content['state'] == 'halted'
+    assert content['causes']['loss_nonfinite'] == 1
+    assert content['culprits']['modules'][0]['name'] == EVIL
+    assert len(content['events']) == len(ROWS)
+    assert content['events'][1]['text'].startswith('gradient of')
+    assert content['events'][1]['grad_norm'] == 'nan'
 
 
 def page_data(text):
@@ -168,12 +168,10 @@ def test_events_alone_have_curves(tmp_path):
 
 @pytest.mark.parametrize('is_gone', [True, False])
 def test_rows_that_lack_a_key(is_gone):
-    """Of another version, or of a file that was edited: no traceback."""
-    rows = [
-        {k: v if k != key else None for k, v in row.items()}
-        for row in ROWS
-        for key in row
-    ]
+    """Rows of another version or of an edited file cause no traceback."""
+    rows = []
+    for row in ROWS:
+        rows += [{**row, key: None} for key in row]
     rows.append(dict(update(3), iter=None, id='alone'))
     if is_gone:
         rows = [

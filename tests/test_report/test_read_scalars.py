@@ -1,4 +1,4 @@
-"""The curves of attempts are those of one run."""
+"""The curves of several attempts are joined to those of one run."""
 
 import logging
 import math
@@ -79,7 +79,9 @@ def test_attempts_are_one(tmp_path, folders, expected):
 
 
 def test_what_mmengine_writes(tmp_path):
-    """A bare NaN, validations, several optimizers, values that are none."""
+    """MMEngine writes bare NaNs, validations, several optimizers and values
+    that are no numbers.
+    """
     rows = [
         {'lr': 0.1, 'loss': math.nan, 'grad_norm': 2.0, 'iter': 10},
         {'accuracy': 98.0, 'time': 1.0, 'step': 1, 'loss': 9.0},
@@ -108,7 +110,7 @@ def test_what_mmengine_writes(tmp_path):
 
 
 def test_a_file_with_another_name(tmp_path):
-    """``scalar_save_file`` may be set; LoggerHook's copy has the folder's."""
+    """``scalar_save_file`` may be set; LoggerHook names its copy by folder."""
     write(tmp_path, {'20260101_000000': ([start()], logged(10))})
     path = next(tmp_path.glob('*/vis_data/scalars.json'))
     path.rename(path.with_name('20260101_000000.json'))

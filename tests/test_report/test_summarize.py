@@ -1,4 +1,4 @@
-"""Counts, culprits and what is kept of the rows."""
+"""The summary of rows: counts, culprits, and the rows that are kept."""
 
 import random
 from collections import Counter
@@ -18,7 +18,7 @@ from mmnanguard.report.summarize import summarize
 
 
 def names_of(culprits, field='count'):
-    return {one.name: getattr(one, field) for one in culprits}
+    return {culprit.name: getattr(culprit, field) for culprit in culprits}
 
 
 def test_counts():
@@ -54,8 +54,8 @@ def test_counts():
 
 def test_episodes_end_after_200_quiet_iterations():
     iters = (1, 201, 402, 403)
-    found = summarize(update(i) for i in iters).episodes
-    assert [(e.first, e.last, e.count) for e in found] == [
+    episodes = summarize(update(i) for i in iters).episodes
+    assert [(e.first, e.last, e.count) for e in episodes] == [
         (1, 201, 2),
         (402, 403, 2),
     ]
@@ -71,7 +71,7 @@ def test_modules_are_those_of_autopsies():
     ]
     modules = summarize(rows).modules
     assert names_of(modules) == dict(head=2, neck=1, Net=1)
-    assert [one.first for one in modules] == [5, 1, 9]
+    assert [module.first for module in modules] == [5, 1, 9]
 
 
 def test_samples_that_were_named_come_first():
@@ -86,7 +86,8 @@ def test_samples_that_were_named_come_first():
     ]
     summary = summarize(rows)
     assert [
-        (one.name, one.count, one.num_batches) for one in summary.samples
+        (sample.name, sample.count, sample.num_batches)
+        for sample in summary.samples
     ] == [('7.jpg', 1, 1), ('1.jpg', 0, 4), ('0.jpg', 0, 3)]
     assert summary.num_with_samples == 4
 

@@ -1,4 +1,4 @@
-"""One of two ranks of which one's state goes bad behind the guard's back."""
+"""One of two ranks; the state of one rank goes bad without the guard."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from mmnanguard.numerics.base.shards import local
 
 
 class Spoil(Hook):
-    """At the end of the last iteration, before its checkpoint."""
+    """Spoil a tensor at the end of the last iteration, before it is saved."""
 
     def __init__(self, where):
         self.where = where
@@ -31,7 +31,7 @@ class Spoil(Hook):
 
 
 class Save(Hook):
-    """Only one rank asks; none of several may be needed."""
+    """Save on one rank only; the audit must not wait for other ranks."""
 
     priority = 'VERY_LOW'
 

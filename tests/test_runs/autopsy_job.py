@@ -1,9 +1,9 @@
-"""Models that get a fault for one sample, and what the autopsy says of it.
+"""Models that get a fault for one sample, and the autopsy's findings.
 
 The models are not edited: methods of their modules are wrapped, and know the
-sample by a mark in its image, so that a replay meets the same fault again.
-Run with names of models, this prints their cells as JSON; mmpretrain's need
-a process of their own.
+sample by a mark in its image, so that a replay meets the same fault again. Run
+with names of models, this script prints their cells as JSON; mmpretrain's
+models need a process of their own.
 """
 
 import json
@@ -49,7 +49,7 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """With a mask of -inf, made anew each time."""
+    """Attention with a mask of -inf, made anew in each forward."""
 
     def __init__(self):
         super().__init__()
@@ -162,7 +162,11 @@ def swin(augment='Mixup', with_cp=False):
     )
     # Its config has both.
     augments = model['data_preprocessor']['batch_augments']['augments']
-    augments[:] = [one for one in augments if one['type'] == augment]
+    augments[:] = [
+        augment_cfg
+        for augment_cfg in augments
+        if augment_cfg['type'] == augment
+    ]
     return model
 
 
@@ -205,7 +209,7 @@ PATIENTS = {
 
 
 class Amplify(Hook):
-    """Some weights, so that a sum of large numbers overflows."""
+    """Amplify some weights, so that a sum of large numbers overflows."""
 
     def __init__(self, name):
         self.name = name
@@ -215,7 +219,7 @@ class Amplify(Hook):
 
 
 class Mark:
-    """Which samples of the batch that is run are ill."""
+    """Mark the ill samples of the batch that is run."""
 
     def __init__(self, model):
         self.model = model
@@ -244,7 +248,7 @@ class Mark:
 
 
 def rows(is_ill, x):
-    """One flag for each row of ``x``, which may be windows of samples."""
+    """Return a flag per row of ``x``; rows may be windows of samples."""
     flags = is_ill[:, None].expand(-1, len(x) // len(is_ill)).reshape(-1)
     return flags.reshape(-1, *[1] * (x.dim() - 1))
 
@@ -266,7 +270,7 @@ def masked_log(module, forward, is_ill, x, *args, **kwargs):
 
 
 def larger(x):
-    """Than 0, where a ReLU is not."""
+    """Return values above 0, where a ReLU does not change them."""
     return x.abs() + 1
 
 
@@ -433,7 +437,7 @@ def same(left, right):
 
 
 def diagnose(patient, fault):
-    """What was told beside what should be, wrong keys only."""
+    """Return the wrong keys of the reported row, with their values."""
     _, *places = PATIENTS[patient]
     site, _, _, phase, ops, in_fp32 = FAULTS[fault]
     module = '' if site is None else [*places, 'head.loss_module'][site]
@@ -444,15 +448,15 @@ def diagnose(patient, fault):
             results.append(read_rows(runner, 'autopsy'))
             ends.append((everything(runner), read_rng()))
             events = read_rows(runner)
-    (told, nothing) = results
+    (rows, nothing) = results
     wrong = {}
     struck = struck_of(patient)
     poison = f'train/{BATCH_SIZE * (struck - 1) + ILL:06d}.jpg'
     if [event['iter'] for event in events] != [struck]:
         wrong['events'] = [(e['iter'], e['cause']) for e in events]
-    if nothing or len(told) != 1:
-        return dict(wrong, rows=len(told))
-    (row,) = told
+    if nothing or len(rows) != 1:
+        return dict(wrong, rows=len(rows))
+    (row,) = rows
     is_batch_norm = row['op'] == 'aten.native_batch_norm'
     expected = dict(
         phase=phase,
@@ -483,15 +487,11 @@ def diagnose(patient, fault):
 def main(patients):
     if not {'cnn', 'transformer'} & set(patients):
         import mmpretrain.structures  # noqa: F401
-    print(
-        json.dumps(
-            {
-                f'{patient}-{fault}': diagnose(patient, fault)
-                for patient in patients
-                for fault in faults_of(patient)
-            }
-        )
-    )
+    wrong = {}
+    for patient in patients:
+        for fault in faults_of(patient):
+            wrong[f'{patient}-{fault}'] = diagnose(patient, fault)
+    print(json.dumps(wrong))
 
 
 if __name__ == '__main__':

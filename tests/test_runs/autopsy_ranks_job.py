@@ -1,6 +1,6 @@
 """One of two ranks, with a model that communicates in forward.
 
-Runs one situation after another; rank 0 writes what the runs ended with.
+The script runs one situation after another; rank 0 writes the results.
 """
 
 import json
@@ -27,7 +27,7 @@ MAX_ITERS = 5
 
 
 class Sum(torch.autograd.Function):
-    """Over ranks, as SyncBN and mmdet's reduce_mean have it."""
+    """A sum over ranks, as SyncBN and mmdet's reduce_mean have it."""
 
     @staticmethod
     def forward(ctx, x):
@@ -56,7 +56,7 @@ class SyncNorm(nn.Module):
 
 @MODELS.register_module()
 class SyncedNet(BaseModel):
-    """Ill where an image is above 100."""
+    """A model that is ill where an image is above 100."""
 
     def __init__(self, ill):
         super().__init__()

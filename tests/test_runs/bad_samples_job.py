@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def train(work_dir):
-    """Two processes load the data of each rank; what they drop is told."""
+    """Train with two loader processes per rank; the samples that they drop are
+    reported.
+    """
     cfg = Config.fromfile(ROOT / 'configs/digits/guarded_fp32.py')
     pipeline = [VALIDATE, dict(type='PackDigits')]
     cfg.merge_from_dict(

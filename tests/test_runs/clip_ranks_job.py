@@ -1,5 +1,5 @@
-"""One of two ranks that train with clipping that adapts; what it saw goes to
-a file.
+"""One of two ranks that train with adaptive clipping; each writes its results
+to a file.
 """
 
 import json
@@ -18,7 +18,7 @@ from mmnanguard.optim import NanGuardOptimWrapper
 
 
 def see(kind, fault):
-    """The same training with a fault on rank 1, and without its windows."""
+    """Train with a fault on rank 1 and, as the oracle, without its windows."""
     is_struck = dist.get_rank() == 1
     model, wrapper, events = matrix.run(kind, fault if is_struck else None)
     twin, oracle, _ = matrix.run(kind, leave_out=matrix.STRUCK)
@@ -33,7 +33,7 @@ def see(kind, fault):
 
 
 def refusal(way):
-    """What an update of a sharded model with AdaptiveGradClip ends with."""
+    """Return the error of AdaptiveGradClip on a sharded model."""
     model = WAYS[way](build())
     wrapper = NanGuardOptimWrapper(
         torch.optim.SGD(model.parameters(), lr=0.1),
@@ -51,13 +51,11 @@ def refusal(way):
 def main(work_dir):
     dist.init_process_group('gloo', timeout=timedelta(seconds=60))
     fault = matrix.Fault('grad', 'nan')
-    seen = {
-        f'{precision} {clip}': see(
-            matrix.Kind(precision, 'adamw', clip, 1), fault
-        )
-        for precision in (('fp32', 'fp16') if HAS_CPU_SCALER else ('fp32',))
-        for clip in matrix.ADAPTIVE
-    }
+    seen = {}
+    for precision in ('fp32', 'fp16') if HAS_CPU_SCALER else ('fp32',):
+        for clip in matrix.ADAPTIVE:
+            kind = matrix.Kind(precision, 'adamw', clip, 1)
+            seen[f'{precision} {clip}'] = see(kind, fault)
     ways = ('flat', 'flat, original parameters', 'dtensors')
     ways += ('flat, not sharded',)
     # FSDP of PyTorch 2.1 runs on no CPU.

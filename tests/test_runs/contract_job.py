@@ -40,7 +40,9 @@ def run_and_resume(folder, **keys):
 
 
 def digest(runner):
-    """Not of the buffers: each rank has statistics of its own images."""
+    """Hash the parameters; the buffers differ, as each rank has statistics of
+    its own images.
+    """
     params = runner.model.parameters()
     content = b''.join(param.detach().numpy().tobytes() for param in params)
     return hashlib.sha256(content).hexdigest()

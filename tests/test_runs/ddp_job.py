@@ -1,6 +1,6 @@
 """One rank that runs one situation after another under DDP over gloo.
 
-What each ends with goes to a file.
+The results of each situation go to a file.
 """
 
 import json
@@ -30,7 +30,7 @@ from mmnanguard.core import TrainingHalted
 
 @MODELS.register_module()
 class ExtraNet(ToyNet):
-    """With a parameter that only some ranks use."""
+    """A model with a parameter that only some ranks use."""
 
     def __init__(self, ranks, is_reduced):
         super().__init__()
@@ -51,7 +51,7 @@ class ExtraHead(nn.Linear):
 
 
 class Spoil(Hook):
-    """At a few iterations, on the ranks that have a fault."""
+    """Apply the faults of this rank at a few iterations."""
 
     def __init__(self, faults, iters):
         self.sites = [site for site, rank in faults if rank == dist.get_rank()]
@@ -93,7 +93,9 @@ class Spoil(Hook):
 
 
 class Watch(Hook):
-    """Keeps the norm of each committed update, this rank's own and as told."""
+    """Keep the norm of each committed update: this rank's own and the logged
+    one.
+    """
 
     def __init__(self, norm_type):
         self.norm_type = norm_type
@@ -107,18 +109,18 @@ class Watch(Hook):
             params = runner.model.parameters()
             grads = [param.grad for param in params if param.grad is not None]
             flat = torch.cat([grad.flatten() for grad in grads])
-            own = flat.norm(self.norm_type).item()
-            own /= wrapper.loss_scaler.get_scale()
+            local_norm = flat.norm(self.norm_type).item()
+            local_norm /= wrapper.loss_scaler.get_scale()
             type(wrapper).step(wrapper, **kwargs)
             if wrapper.guard.state.num_steps > num_steps:
-                told = runner.message_hub.get_scalar('train/grad_norm')
-                self.norms.append((own, float(told.current())))
+                logged = runner.message_hub.get_scalar('train/grad_norm')
+                self.norms.append((local_norm, float(logged.current())))
 
         wrapper.step = watched
 
 
 def everything(runner):
-    """All tensors, those of the optimizer by the name of their parameter."""
+    """Return all tensors, those of the optimizer by names of parameters."""
     net = runner.model.module
     tensors = dict(net.state_dict())
     for name, param in net.named_parameters():

@@ -16,7 +16,7 @@ FATAL = 4
 
 
 class Death(Hook):
-    """Keeps what every rank has before the fatal iteration."""
+    """Keep the state of every rank before the fatal iteration."""
 
     def __init__(self, victim, stage):
         self.is_victim = victim == dist.get_rank()

@@ -1,7 +1,7 @@
-"""One of several ranks that train sharded models; what it saw goes to a file.
+"""One of several ranks that train sharded models and write their results.
 
-Each cell is trained with a fault on one rank and again with the struck
-windows left out.
+Each cell is trained with a fault on one rank and again with the struck windows
+left out.
 """
 
 import itertools
@@ -49,13 +49,13 @@ def flat(model, **keys):
 
 
 def flat_in_parts(model):
-    """The last layer in a unit of its own, the first in the root's."""
+    """Shard the last layer as a unit and the first one with the root."""
     model[3] = flat(model[3])
     return flat(model)
 
 
 def hybrid(model):
-    """Sharded over pairs of ranks, which are replicas of one another."""
+    """Shard the model over pairs of ranks; the pairs are replicas."""
     mesh = init_device_mesh('cpu', (2, dist.get_world_size() // 2))
     return flat(
         model,
@@ -161,7 +161,7 @@ def first_layer(model):
 
 
 def everything(model, wrapper):
-    """This rank's part of it."""
+    """Return this rank's part of the model and the optimizer state."""
     tensors = {
         name: local(tensor)
         for name, tensor in itertools.chain(
@@ -178,12 +178,13 @@ def see(way, site, struck, **keys):
     model, wrapper, events, norms = train(way, site, struck, **keys)
     oracle = everything(*train(way, leave_out=STRUCK, **keys)[:2])
     left = everything(model, wrapper)
+    bad_params = itertools.chain.from_iterable(e.params for e in events)
     return dict(
         told=[
             [event.iter, event.cause.value, list(event.ranks)]
             for event in events
         ],
-        names=sorted({bad.name for e in events for bad in e.params}),
+        names=sorted({bad.name for bad in bad_params}),
         state=wrapper.guard.state.to_dict(),
         scale=wrapper.guard.scaler.get_scale(),
         norms=norms,
@@ -196,8 +197,9 @@ def see(way, site, struck, **keys):
 
 
 def whole_norms(**keys):
-    """Of the same training, with nothing sharded and no guard: rank 0's
-    batches and the others' are one.
+    """Return the norms of the same training without sharding or guard.
+
+    The batches of all ranks are one batch here.
     """
     model = build()
     accumulation = keys.pop('accumulation', 1)
@@ -231,7 +233,7 @@ def whole_norms(**keys):
 
 
 def cells(world_size):
-    """The ways in turn meet all that an update can be."""
+    """Return the cells: each way takes its turn with all other options."""
     is_hybrid = world_size == 4
     ways = [way for way in WAYS if way.startswith('hybrid') == is_hybrid]
     clips = ('norm', 'inf') if is_hybrid else CLIPS

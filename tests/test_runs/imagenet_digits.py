@@ -7,11 +7,12 @@ from sklearn.datasets import load_digits
 
 
 def make_imagenet_digits(root, num_train, num_val, image_size=32):
-    """Writes PNG files with the annotation files that mmpretrain looks for.
+    """Write PNG files with the annotation files that mmpretrain reads.
 
-    Annotation files, not a folder per class: mmpretrain insists on all 1000
-    folders. The layout is ``{train,val}/000012.png`` beside
-    ``meta/{train,val}.txt``, one line ``000012.png 2`` per image.
+    There are annotation files instead of a folder per class, because
+    mmpretrain insists on all 1000 folders. The layout is
+    ``{train,val}/000012.png`` beside ``meta/{train,val}.txt``, one line
+    ``000012.png 2`` per image.
 
     Args:
         root (str or Path): The folder to be given as ``data_root``.

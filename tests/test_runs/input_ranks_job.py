@@ -1,6 +1,6 @@
-"""One of two ranks whose inputs are bad here and there, under DDP over gloo.
+"""One of two ranks with some bad inputs, under DDP over gloo.
 
-Runs one situation after another; rank 0 writes what the runs ended with.
+The script runs one situation after another; rank 0 writes the results.
 """
 
 import json
@@ -88,7 +88,7 @@ def run(
             tensors[f'{index} {key}'] = torch.as_tensor(tensor)
     ended = dict(
         halted=halted,
-        tensors={name: one.tolist() for name, one in tensors.items()},
+        tensors={name: tensor.tolist() for name, tensor in tensors.items()},
     )
     everyone = [None] * world_size
     dist.all_gather_object(everyone, ended)
@@ -97,8 +97,8 @@ def run(
         updates=read_rows(runner) if is_main else [],
         inputs=read_rows(runner, 'input') if is_main else [],
         log=[path.read_text() for path in Path(runner.log_dir).glob('*.log')],
-        tensors=[one['tensors'] for one in everyone],
-        halted=[one['halted'] for one in everyone],
+        tensors=[result['tensors'] for result in everyone],
+        halted=[result['halted'] for result in everyone],
     )
 
 

@@ -1,4 +1,4 @@
-"""A run that is killed halfway through the writing of one file."""
+"""A run that is killed while it writes a file."""
 
 import builtins
 import io
@@ -14,7 +14,7 @@ TIMES = {}
 
 
 class Dying:
-    """A file that writes half of what it is given, and the process is gone."""
+    """A file that writes half of its first content, then kills the process."""
 
     def __init__(self, file):
         self._file = file
@@ -32,7 +32,9 @@ class Dying:
 
 
 def main(work_dir, pattern, time, is_audited):
-    """At the n-th time that a file whose path matches is opened to write."""
+    """Train, and die when a file whose path matches is opened to write for the
+    n-th time.
+    """
 
     def dying_open(path, mode='r', *args, **kwargs):
         file = plain_open(path, mode, *args, **kwargs)

@@ -1,10 +1,11 @@
-"""Starts launchers such as tools/train.py, one after another, each in a
-process of its own that is forked when everything is imported: an import takes
-longer than a small run.
+"""Run launchers such as tools/train.py one after another.
 
-Reads JSON from standard input: `imports`, names of modules, and `runs`, by
-name what would stand on a command line, where * in a path is expanded. Prints
-by name the exit status, what was said, and seconds of CPU time.
+Each launcher runs in a fork of this process, which has imported everything: an
+import takes longer than a small run.
+
+The script reads JSON from standard input: `imports` has names of modules, and
+`runs` has the words of a command line by name, where * in a path is expanded.
+It prints, by name, the exit status, the output and the seconds of CPU time.
 """
 
 import gc
@@ -19,23 +20,23 @@ import traceback
 
 
 def run(command):
-    with tempfile.TemporaryFile() as told:
+    with tempfile.TemporaryFile() as output:
         pid = os.fork()
         if pid == 0:
-            os.dup2(told.fileno(), 1)
-            os.dup2(told.fileno(), 2)
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
             os._exit(start(*command))
         _, status, used = os.wait4(pid, 0)
-        told.seek(0)
+        output.seek(0)
         return dict(
             status=os.waitstatus_to_exitcode(status),
-            told=told.read().decode(),
+            told=output.read().decode(),
             seconds=round(used.ru_utime + used.ru_stime, 2),
         )
 
 
 def start(script, *args):
-    """As Python would; gives the exit status."""
+    """Run a script as Python would and return its exit status."""
     status = 0
     sys.argv = [script]
     for arg in args:

@@ -1,6 +1,4 @@
-"""One of two ranks that work through the oracle matrix; what it saw goes to a
-file.
-"""
+"""One of two ranks that run the oracle matrix and write their results."""
 
 import hashlib
 import itertools
@@ -14,13 +12,15 @@ from torch import distributed as dist
 
 
 def all_cells():
-    """Kind, fault, and the rank that is struck."""
+    """Yield the kind, the fault and the struck rank of each cell."""
     return itertools.product(matrix.KINDS, matrix.FAULTS, range(2))
 
 
 def half_of_the_cells():
-    """The ranks take turns, so that each fault meets both at each precision,
-    and with each optimizer, clip and accumulation.
+    """Yield half of the cells, with the two ranks struck in turn.
+
+    Each fault still meets each rank at each precision, and with each
+    optimizer, clip and accumulation.
     """
     for number, kind in enumerate(matrix.KINDS):
         for turn, fault in enumerate(matrix.FAULTS):

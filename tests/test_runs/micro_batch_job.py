@@ -1,4 +1,4 @@
-"""One of two ranks that leave micro-batches out; what it saw is written."""
+"""One of two ranks that leave micro-batches out and write their results."""
 
 import json
 import sys
@@ -26,21 +26,21 @@ FAULTS = {
 
 
 class Net(matrix.Net):
-    """With a parameter that only rank 0 uses, one that nobody does, and one
-    that DDP leaves alone.
+    """A model with special parameters: one that only rank 0 uses, one that no
+    rank uses, and one that DDP ignores.
     """
 
     def __init__(self):
         super().__init__()
-        self.own = nn.Parameter(torch.ones(2))
+        self.local = nn.Parameter(torch.ones(2))
         self.idle = nn.Parameter(torch.ones(2))
         self.apart = nn.ParameterList([torch.ones(2)])
-        # DDP heeds no name without a dot.
-        self._ddp_params_and_buffers_to_ignore = ['apart.0', 'own']
+        # DDP respects no name without a dot.
+        self._ddp_params_and_buffers_to_ignore = ['apart.0', 'local']
 
     def forward(self, images, strike=None):
         logits = super().forward(images, strike) * self.apart[0]
-        return logits + self.own if dist.get_rank() == 0 else logits
+        return logits + self.local if dist.get_rank() == 0 else logits
 
 
 def batches():
@@ -75,7 +75,7 @@ def train(type_, faults, site, broadcasts, **keys):
 
 
 def oracle(faults, broadcasts):
-    """The struck ones left out, the rest averaged by hand."""
+    """Train without the struck micro-batches; average the rest by hand."""
     net, wrapper = build(OptimWrapper)
     for window, number, images in batches():
         if broadcasts and number == 0:
@@ -101,7 +101,7 @@ def oracle(faults, broadcasts):
 
 
 def add_up(param, factor):
-    """None where no rank has a gradient."""
+    """Add the gradients of all ranks; None where no rank has a gradient."""
     has_grad = torch.tensor(float(param.grad is not None))
     grad = torch.zeros_like(param) if param.grad is None else param.grad
     dist.all_reduce(grad)
@@ -122,7 +122,7 @@ def see(name, faults, site, broadcasts):
     )
     right = matrix.everything(*other)
     events = wrapper.guard.take_events()
-    shared = ('conv.', 'bn.weight', 'bn.bias', 'head.', 'own', 'idle')
+    shared = ('conv.', 'bn.weight', 'bn.bias', 'head.', 'local', 'idle')
     names = [name for name in left if name.startswith(shared)]
     mine = torch.cat([left[k].flatten() for k in names])
     theirs = mine.clone()
@@ -143,7 +143,7 @@ def see(name, faults, site, broadcasts):
 
 def refusals():
     keys = dict(guard=dict(accumulation='microbatch'))
-    told = {}
+    messages = {}
     for name, wrap in (
         ('bare', lambda net: net),
         (
@@ -160,7 +160,7 @@ def refusals():
         try:
             matrix.train_step(model, wrapper, torch.randn(4, 1, 5, 5), None)
         except GuardConfigError as error:
-            told[name] = str(error)
+            messages[name] = str(error)
     model = MMDistributedDataParallel(nn.Embedding(4, 2, sparse=True))
     optimizer = torch.optim.SGD(model.parameters(), LR)
     wrapper = NanGuardOptimWrapper(optimizer, **keys)
@@ -169,8 +169,8 @@ def refusals():
             loss = model(torch.tensor([1])).sum()
         wrapper.update_params(loss)
     except GuardConfigError as error:
-        told['sparse'] = str(error)
-    return told
+        messages['sparse'] = str(error)
+    return messages
 
 
 def main(work_dir):

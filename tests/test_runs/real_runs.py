@@ -1,5 +1,6 @@
-"""Command lines that a user could type, and what is left of such a run."""
+"""Command lines that a user could type, and the results of such runs."""
 
+import itertools
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,14 +65,16 @@ def make_data(group, folder):
 
 
 def mim_of(project):
-    """Where its wheel has its configs and tools."""
+    """Return the folder of the configs and tools in a project's wheel."""
     if project == 'mmpretrain':
         return PACKAGES / project / '.mim'
     return Path(find_spec(project).origin).parent / '.mim'
 
 
 def faults(recipe):
-    """A command line has no list of dicts; numbered keys stand for one."""
+    """Return the faults as numbered keys, as a command line has no list of
+    dicts.
+    """
     options = ['default_hooks.drill.type=mmnanguard.FaultInjectionHook']
     values = ('nan', 'nan', 'inf', '-inf', 'inf')
     for index, fault in enumerate(zip(STRUCK, sites_of(recipe), values)):
@@ -91,7 +94,9 @@ def sites_of(recipe):
 
 
 def loop(recipe, leave_out=()):
-    """The project's own, but that it can leave iterations out."""
+    """Return the project's train loop, in a form that can leave iterations
+    out.
+    """
     kind = 'Epoch' if recipe.by_epoch else 'Iter'
     length = 'max_epochs=2' if recipe.by_epoch else f'max_iters={NUM_ITERS}'
     return [
@@ -108,7 +113,7 @@ def wrapper(options):
 
 
 def commands(name, data_root, folder):
-    """All runs of one recipe, by name; its work_dir is called so, too."""
+    """Return all runs of a recipe by name, which is also their work_dir."""
     recipe = RECIPES[name]
     guarded, plain = WRAPPER[recipe.precision], PLAIN[recipe.precision]
     strike, own_loop = faults(recipe), loop(recipe)
@@ -166,12 +171,12 @@ def commands(name, data_root, folder):
 def launch(group, runs):
     job = dict(
         imports=[
-            *(f'{one}.{part}' for one in GROUPS[group][1] for part in PARTS),
+            *map('.'.join, itertools.product(GROUPS[group][1], PARTS)),
             *('matplotlib.figure', 'matplotlib.backends.backend_agg', 'toys'),
         ],
         runs={name: list(map(str, runs[name])) for name in runs},
     )
-    return run_job('test_runs/launch_job.py', told=json.dumps(job))
+    return run_job('test_runs/launch_job.py', stdin=json.dumps(job))
 
 
 def read_rows(work_dir, kind='update'):
@@ -194,8 +199,8 @@ def leaves(value, path=''):
 
 
 def what_is_left(work_dir):
-    """All of a run's last checkpoint that training goes on from: weights,
-    buffers, averages, optimizer, schedules.
+    """Return all of a run's last checkpoint that training resumes from:
+    weights, buffers, averages, optimizer, schedules.
     """
     last = (work_dir / 'last_checkpoint').read_text()
     checkpoint = torch.load(last, weights_only=True)
@@ -219,6 +224,7 @@ def is_same(left, right):
     if not isinstance(left, torch.Tensor):
         return left == right
     left, right = (
-        one.flatten().contiguous().view(torch.uint8) for one in (left, right)
+        tensor.flatten().contiguous().view(torch.uint8)
+        for tensor in (left, right)
     )
     return torch.equal(left, right)

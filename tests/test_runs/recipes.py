@@ -1,7 +1,7 @@
-"""Configs that projects ship, and what makes them fit for a CPU.
+"""Configs that projects ship, and options that fit them to a CPU.
 
-Eight iterations of a few small pictures; the nets are thin and have fewer
-layers. All by options: the configs are as they come.
+Runs have eight iterations of a few small pictures; the nets are thin and have
+fewer layers. The configs are not edited.
 """
 
 from typing import NamedTuple, Tuple
@@ -21,13 +21,13 @@ class Recipe(NamedTuple):
 
     Attributes:
         precision: 'fp32', 'fp16' or 'bf16'.
-        options: For --cfg-options; they may hold '{data_root}'.
-        has_buffers: Of floating point.
-        has_ema: An EMAHook.
-        clips: The norm of gradients, which MMEngine rounds otherwise.
-        by_epoch: Rather than by iteration.
-        struck: Whose output goes bad; the loss itself where that is empty,
-            of a model that raises an error when its numbers are not finite.
+        options: The words after --cfg-options, perhaps with '{data_root}'.
+        has_buffers: Whether the model has buffers of floating point.
+        has_ema: Whether the run has an EMAHook.
+        clips: Whether the norm is clipped, which MMEngine rounds otherwise.
+        by_epoch: Whether the run counts epochs instead of iterations.
+        struck: The module whose output goes bad. It is empty for a model that
+            raises an error at non-finite numbers: then the loss goes bad.
     """
 
     project: str
@@ -80,17 +80,15 @@ EMA = 'custom_hooks.0.momentum=0.1'  # the averages shall move
 
 
 def views(*paths):
-    """Without a shift of hues: NumPy 2 refuses what mmcv 2.1 does there."""
+    """Return the options of small views, without a shift of hues: NumPy 2
+    refuses mmcv 2.1's computation of it.
+    """
     prefix = 'train_dataloader.dataset.pipeline.1.transforms'
-    return (
-        *TWO_EPOCHS,
-        'train_dataloader.batch_size=8',
-        *(
-            f'{prefix}.{path}.{option}'
-            for path in paths
-            for option in ('0.scale=32', '1.transforms.0.hue=0')
-        ),
-    )
+    options = [*TWO_EPOCHS, 'train_dataloader.batch_size=8']
+    for path in paths:
+        options.append(f'{prefix}.{path}.0.scale=32')
+        options.append(f'{prefix}.{path}.1.transforms.0.hue=0')
+    return tuple(options)
 
 
 MMPRETRAIN = {
@@ -161,11 +159,12 @@ MMPRETRAIN = {
             *VIT,
             *WARM_UP,
             'param_scheduler.1.end=2',
-            *(
-                f'model.{part}.{side}_channels=16'
-                for part in ('neck', 'head.predictor')
-                for side in ('in', 'hid', 'out')
-            ),
+            'model.neck.in_channels=16',
+            'model.neck.hid_channels=16',
+            'model.neck.out_channels=16',
+            'model.head.predictor.in_channels=16',
+            'model.head.predictor.hid_channels=16',
+            'model.head.predictor.out_channels=16',
         ),
         has_buffers=True,
     ),

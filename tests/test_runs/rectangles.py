@@ -11,7 +11,7 @@ CATEGORIES = ('person', 'car')  # as mmdet knows them
 
 
 def make_rectangles(root, count):
-    """Writes pictures with a rectangle of each class.
+    """Write pictures with a rectangle of each class.
 
     The layout is ``images/000012.jpg``, ``masks/000012.png`` and one
     ``annotations.json``.
@@ -56,6 +56,8 @@ def make_rectangles(root, count):
     categories = [
         dict(id=number, name=name) for number, name in enumerate(CATEGORIES, 1)
     ]
-    told = dict(images=images, annotations=annotations, categories=categories)
-    (root / 'annotations.json').write_text(json.dumps(told))
+    content = dict(
+        images=images, annotations=annotations, categories=categories
+    )
+    (root / 'annotations.json').write_text(json.dumps(content))
     return root

@@ -1,4 +1,4 @@
-"""One of two ranks that go back together; what it saw goes to a file."""
+"""One of two ranks that roll back together and write their results."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from toys import everything, read_rows
 
 
 class Remember(Hook):
-    """This rank's part of everything, after each iteration."""
+    """Remember this rank's part of all tensors after each iteration."""
 
     priority = 'LOWEST'
 
@@ -29,7 +29,7 @@ class Remember(Hook):
 
 
 class Spoil(Hook):
-    """One rank's weights, outside of any update."""
+    """Spoil the weights of one rank, outside of any update."""
 
     def after_train_iter(self, runner, **kwargs):
         if runner.iter + 1 == 9 and get_rank() == 1:

@@ -1,7 +1,8 @@
-"""mmpretrain's own models whose forward changes parameters.
+"""Trainings of mmpretrain's models whose forward changes parameters.
 
-Trains each twice, once with faults and once with those updates left out, and
-prints the names of tensors that differ, and of those that forward changed.
+Each model is trained with faults and again with those updates left out. The
+script prints the names of tensors that differ, and of tensors that forward
+changed.
 """
 
 import json

@@ -1,7 +1,8 @@
-"""One of two ranks that train, stop and resume; what it saw goes to a file.
+"""One of two ranks that train, stop, resume and write their results.
 
-By ``Runner`` with DDP, or by ``FlexibleRunner`` with MMEngine's FSDPStrategy,
-which saves only ``state`` and ``param_groups`` of an optimizer wrapper.
+They use ``Runner`` with DDP, or ``FlexibleRunner`` with MMEngine's
+FSDPStrategy, which saves only ``state`` and ``param_groups`` of an optimizer
+wrapper.
 """
 
 import json
@@ -94,8 +95,9 @@ def make(work_dir, way, stop, resume=False, hooks=(), faults=FAULTS, guard=()):
 
 
 def mend_mmengine():
-    """MMEngine 0.10.7 cannot resume FSDP with any PyTorch after 2.0, which
-    wants these arguments in another order, nor load a sharded checkpoint.
+    """Repair MMEngine 0.10.7's resume of FSDP and of sharded checkpoints.
+
+    PyTorch after 2.0 wants these arguments in another order.
     """
     load = FullyShardedDataParallel.optim_state_dict_to_load
     FullyShardedDataParallel.optim_state_dict_to_load = staticmethod(
@@ -118,7 +120,7 @@ def see(runner):
 
 
 def here(tensor):
-    """This rank's part of it."""
+    """Return this rank's part of a tensor."""
     is_sharded = hasattr(tensor, 'local_tensor')
     return tensor.local_tensor() if is_sharded else tensor
 

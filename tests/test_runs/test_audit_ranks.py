@@ -1,4 +1,4 @@
-"""What goes bad on one rank halts all of them, before it is saved."""
+"""Damage on one rank halts all of them, before it is saved."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Faults planted into models, and what the autopsies say: right of total.
+"""Autopsies of planted faults are right.
 
 The training state is compared with a run without autopsies, bit for bit.
 """
@@ -20,8 +20,10 @@ def wrong(request):
 
 
 def test_all_are_right(wrong):
-    patients, found = wrong
-    num_right = sum(not differs for differs in found.values())
-    print(f'{num_right} of {len(found)} autopsies are right')
-    assert len(found) == sum(len(faults_of(one)) for one in patients)
-    assert {name: differs for name, differs in found.items() if differs} == {}
+    patients, results = wrong
+    num_right = sum(not differs for differs in results.values())
+    print(f'{num_right} of {len(results)} autopsies are right')
+    assert len(results) == sum(len(faults_of(patient)) for patient in patients)
+    assert {
+        name: differs for name, differs in results.items() if differs
+    } == {}

@@ -1,5 +1,5 @@
 """A fault on one of two ranks, in a model that communicates in forward: all
-replay in lockstep, and the rank that did it is named.
+ranks replay in lockstep, and the rank of the fault is named.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The five documented failures: configs/cases, as its README tells them."""
+"""The five failures of configs/cases happen as its README documents them."""
 
 import os
 import re
@@ -28,14 +28,16 @@ def tool():
 
 @pytest.fixture(scope='module', params=NAMES)
 def case(request, tool):
-    """A case's name, and the outcomes of its runs."""
+    """Return a case's name, and the outcomes of its runs."""
     return request.param, tool.run_case(request.param)
 
 
 def test_it_comes_as_documented(case):
     _, outcomes = case
-    found = {name: came['differences'] for name, came in outcomes.items()}
-    assert {name: told for name, told in found.items() if told} == {}
+    differences = {
+        name: came['differences'] for name, came in outcomes.items()
+    }
+    assert {name: wrong for name, wrong in differences.items() if wrong} == {}
 
 
 def words_and_numbers(text):
@@ -44,8 +46,10 @@ def words_and_numbers(text):
 
 
 def test_the_readme_has_its_row(case, tool):
-    """As far as no processor makes a difference: how often something
-    overflows in float16, and so which samples are named, is its matter.
+    """The row is compared except where the processor makes a difference.
+
+    How often something overflows in float16, and so which samples are named,
+    depends on the processor.
     """
     name, outcomes = case
     table = (CASES / 'README.md').read_text()
@@ -74,7 +78,7 @@ def test_until_it_goes_bad_the_guard_changes_nothing(case):
 
 
 def test_the_spoilt_sample_is_in_the_batch_that_is_named(case):
-    """The truth is in the config, which says which samples it spoils."""
+    """The config is the truth: it has the samples that it spoils."""
     name, outcomes = case
     cfg = Config.fromfile(CASES / name / 'plain.py')
     spoilt = cfg.train_dataloader.dataset.get('spoilt')
@@ -103,8 +107,8 @@ def test_an_outcome_that_is_not_as_documented_is_told(
     assert 'NOT AS DOCUMENTED' not in capsys.readouterr().out
     came['events'] = 1
     assert tool.main(['exploding_gradient', '--runs', 'cured']) == 1
-    told = capsys.readouterr().out
-    assert 'exploding_gradient/cured: events is 1, documented is 0' in told
+    output = capsys.readouterr().out
+    assert 'exploding_gradient/cured: events is 1, documented is 0' in output
 
 
 def test_each_config_is_documented():
@@ -135,7 +139,9 @@ def test_what_the_1x_keys_became():
 
 
 def screen(text):
-    """What a terminal shows: a carriage return lets a line be overwritten."""
+    """Return the lines that a terminal shows: text after a carriage return
+    overwrites the line.
+    """
     lines = []
     for line in text.split('\n'):
         shown = ''
@@ -163,9 +169,9 @@ def test_a_progress_bar_does_not_garble_the_log(tmp_path, is_shared):
         check=False,
     )
     shown = screen(done.stdout.decode())
-    told = [line for line in shown if ' - mmengine - ' in line]
+    log_lines = [line for line in shown if ' - mmengine - ' in line]
     assert done.returncode == 0, shown
-    assert sum('WARNING - Iter' in line for line in told) >= 2
-    is_whole = [re.match(r'\d\d/\d\d [\d:]+ - mm', line) for line in told]
+    assert sum('WARNING - Iter' in line for line in log_lines) >= 2
+    is_whole = [re.match(r'\d\d/\d\d [\d:]+ - mm', line) for line in log_lines]
     assert all(is_whole) == is_shared
     assert any('100/100' in line for line in shown)

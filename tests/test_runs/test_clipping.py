@@ -1,4 +1,4 @@
-"""Clipping that adapts, in runs of MMEngine and on two ranks."""
+"""Adaptive clipping, in runs of MMEngine and on two ranks."""
 
 import json
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_what_is_told_of_it(tmp_path, clip):
 
 @pytest.fixture(scope='module')
 def ranks(tmp_path_factory):
-    """What each of two ranks saw."""
+    """Return the results of the two ranks."""
     work_dir = tmp_path_factory.mktemp('clip')
     launch('clip_ranks_job.py', work_dir)
     paths = sorted(work_dir.glob('rank_*.json'))

@@ -50,7 +50,7 @@ def nothing_compiled_yet():
 
 @MODELS.register_module()
 class TensorNet(BaseModel):
-    """Takes tensors only: of a sample's path, Dynamo makes a constant."""
+    """A model that takes only tensors: Dynamo makes constants of paths."""
 
     def __init__(self, inner=None):
         super().__init__()
@@ -75,7 +75,7 @@ class TensorNet(BaseModel):
 
 @MODELS.register_module()
 class ByHandNet(TensorNet):
-    """Calls the wrapper's methods itself, from what is compiled."""
+    """A model that calls the wrapper's methods from compiled code."""
 
     def train_step(self, data, optim_wrapper):
         with optim_wrapper.optim_context(self):
@@ -89,7 +89,7 @@ class ByHandNet(TensorNet):
 
 
 def make_batches(bad):
-    """Of tensors; the inputs of some iterations are bad."""
+    """Return batches of tensors; the inputs of some iterations are bad."""
     items = []
     for index, item in enumerate(make_data(NUM_ITERS * BATCH_SIZE)):
         image = item['inputs'].clone()
@@ -161,8 +161,10 @@ CAUSES = {
     ids=['fp32', 'accumulation', 'fp16'],
 )
 def test_equals_plain_and_compiled(tmp_path, type_, plain, keys):
-    """In what comes out, and in what is compiled: all of the model, forward
-    with its losses in one piece, and nothing of the guard.
+    """The results and the compiled graphs are equal.
+
+    All of the model is compiled, forward with its losses in one piece, and
+    nothing of the guard.
     """
     expected = run(tmp_path / 'plain', plain, **keys)
     whole = next(ops for ops in map(operations, GRAPHS) if 'conv2d' in ops)
@@ -175,7 +177,7 @@ def test_equals_plain_and_compiled(tmp_path, type_, plain, keys):
 
 
 def operations(graph):
-    """How often each operation stands in a graph."""
+    """Count the operations of a graph."""
     return Counter(
         getattr(node.target, '__name__', node.target)
         for node in graph.nodes
@@ -224,8 +226,8 @@ def test_equals_the_run_without_those_iterations(tmp_path, type_, keys):
 def test_nothing_is_compiled_twice(
     tmp_path, keys, model, accumulation, num_steps, cause
 ):
-    """Neither for each update's numbers, nor for a rejection, nor for what
-    the snapshot learns over its first windows.
+    """Nothing causes a recompilation: no update's numbers, no rejection,
+    nothing that the snapshot learns over its first windows.
     """
     type_ = 'NanGuardAmpOptimWrapper' if keys else 'NanGuardOptimWrapper'
     with config.patch(error_on_recompile=True):
@@ -263,7 +265,7 @@ def test_no_method_of_the_guard_is_traced(tmp_path, monkeypatch, model, keys):
 
 
 def test_a_compiled_module_inside_of_a_model_that_is_not(tmp_path):
-    """Its names carry `_orig_mod.`; those that are told do not."""
+    """The module's names carry `_orig_mod.`; the reported names do not."""
     keys = dict(backend=None, inner='aot_eager')
     fault = dict(site='grad', value='nan', where=r'backbone\._orig_mod\.0')
     faulty = run(
@@ -291,8 +293,10 @@ def test_a_compiled_module_inside_of_a_model_that_is_not(tmp_path):
 
 @pytest.mark.parametrize('site', ['input', 'grad', 'buffer'])
 def test_a_fire_drill(tmp_path, site):
-    """Not at an activation: PyTorch calls no hook of a compiled module that
-    came later, and the drill says that it did not strike.
+    """All sites but activations are struck.
+
+    PyTorch calls no hook of a compiled module that was added later, and the
+    drill reports that it did not strike.
     """
     runner = run(tmp_path, faults=[dict(iter=3, site=site)])
     assert [row['iter'] for row in read_rows(runner)] == [3]

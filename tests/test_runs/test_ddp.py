@@ -1,4 +1,4 @@
-"""Faults on some of four ranks: all reject, alike, and none waits.
+"""Faults on some of four ranks: all ranks reject alike, and none waits.
 
 One launch runs all situations, one after the other.
 """
@@ -100,7 +100,7 @@ def work_dir(tmp_path_factory):
 
 
 def load(work_dir, name):
-    """Every rank's results."""
+    """Return the results of every rank."""
     return [
         torch.load(work_dir / name / f'rank_{rank}.pt', weights_only=True)
         for rank in range(NUM_RANKS)
@@ -152,18 +152,18 @@ def test_ranks_stay_alike(work_dir, name):
     # One norm, the largest, and never a sum over ranks.
     assert len(results[0]['norms']) == results[0]['state']['num_steps']
     for norms in zip(*(result['norms'] for result in results)):
-        own, told = zip(*norms)
-        assert len(set(told)) == 1
-        assert told[0] == pytest.approx(max(own), rel=1e-5)
+        local_norms, logged = zip(*norms)
+        assert len(set(logged)) == 1
+        assert logged[0] == pytest.approx(max(local_norms), rel=1e-5)
 
 
 def shared(result, name):
-    """Statistics of batch norms are each rank's own."""
-    own = ('running', 'extra') if is_own(name) else ('running',)
+    """Return the tensors that ranks share; batch norm statistics differ."""
+    local_parts = ('running', 'extra') if is_own(name) else ('running',)
     return {
         name: tensor
         for name, tensor in result['tensors'].items()
-        if not any(part in name for part in own)
+        if not any(part in name for part in local_parts)
     }
 
 
@@ -173,12 +173,15 @@ def is_own(name):
 
 @pytest.mark.parametrize('config', ['own', 'own norm 1'])
 def test_ranks_have_something_of_their_own(work_dir, config):
-    """Else the situation would prove nothing."""
+    """The ranks differ; otherwise the situation would prove nothing."""
     results = load(work_dir, f'{config}-oracle')
     extra = [result['tensors']['head.extra'] for result in results]
     assert len({tuple(tensor.tolist()) for tensor in extra}) == NUM_RANKS
     norms = zip(*(result['norms'] for result in results))
-    assert all(len({own for own, _ in ranks}) == NUM_RANKS for ranks in norms)
+    assert all(
+        len({local_norm for local_norm, _ in ranks}) == NUM_RANKS
+        for ranks in norms
+    )
 
 
 @pytest.mark.parametrize(

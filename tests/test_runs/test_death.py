@@ -1,4 +1,4 @@
-"""A rank is killed: the other one ends, says why, and applied nothing."""
+"""A killed rank ends the other rank, with the reason and nothing applied."""
 
 import signal
 

@@ -1,5 +1,5 @@
-"""A learning rate ten times too high, on real digits, in float16: what kills
-an unguarded run costs a guarded one an epoch or two.
+"""A learning rate ten times too high kills an unguarded run and costs a
+guarded one an epoch or two, on real digits in float16.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ TOLERANCE = 1.5
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    """Of the seed that the config has, by kind."""
+    """Return the runs of the config's seed, by kind."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT)
         patch.syspath_prepend(ROOT / 'benchmarks')
@@ -52,10 +52,12 @@ def test_guarded_it_ends_as_a_well_tuned_one(runs):
 def test_what_saves_it_is_one_rollback(runs):
     rows = runs['guarded'].rows
     (rollback,) = [row for row in rows if row['kind'] == 'rollback']
-    (found,) = [row for row in rows if row.get('cause') == 'divergence']
-    assert found['id'] == rollback['id']
-    assert found['action'] == 'rollback'
-    assert found['spike']['value'] > found['spike']['limit']
+    (divergence_row,) = [
+        row for row in rows if row.get('cause') == 'divergence'
+    ]
+    assert divergence_row['id'] == rollback['id']
+    assert divergence_row['action'] == 'rollback'
+    assert divergence_row['spike']['value'] > divergence_row['spike']['limit']
     # All of the losses that were judged are of later iterations.
-    assert rollback['to'] <= found['iter'] - 32
+    assert rollback['to'] <= divergence_row['iter'] - 32
     assert rollback['lr_factor'] == pytest.approx(0.1)

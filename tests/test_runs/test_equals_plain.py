@@ -92,7 +92,7 @@ def test_amp_norm_clip_is_equal_to_1e_6(tmp_path):
 
 
 def compare(left, right):
-    """One rounding more or less, not ten iterations' worth of another way."""
+    """Compare up to a rounding, which is far below the effect of updates."""
     left, right = everything(left), everything(right)
     for name, tensor in left.items():
         torch.testing.assert_close(

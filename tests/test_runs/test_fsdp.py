@@ -23,7 +23,7 @@ CAUSES = dict(
 
 @pytest.fixture(scope='module', params=[2, 4], ids='{} ranks'.format)
 def ranks(request, tmp_path_factory):
-    """What each rank saw."""
+    """Return the results of each rank."""
     work_dir = tmp_path_factory.mktemp('fsdp')
     launch('fsdp_job.py', work_dir, num_ranks=request.param, deadline=400)
     paths = sorted(work_dir.glob('rank_*.json'))
@@ -34,7 +34,7 @@ def test_all_ranks_leave_no_trace(ranks):
     for cell, *seen in zip_cells(ranks):
         assert [result['differing'] for result in seen] == [[]] * len(seen)
         for result in seen:
-            assert [told[0] for told in result['told']] == list(STRUCK), cell
+            assert [row[0] for row in result['told']] == list(STRUCK), cell
 
 
 def test_all_ranks_say_the_same_cause_and_the_struck_rank(ranks):
@@ -67,7 +67,7 @@ def test_norms_are_those_of_the_whole_model(ranks):
 
 
 def zip_cells(ranks):
-    """Cell by cell, what each rank saw of it."""
+    """Yield each cell with the results of each rank."""
     for of_ranks in zip(*(result['seen'] for result in ranks)):
         cells, seen = zip(*of_ranks)
         assert all(cell == cells[0] for cell in cells)

@@ -33,7 +33,7 @@ class Trained(NamedTuple):
 
 
 def train(work_dir, name, **hooks):
-    """A run of configs/digits, with these hooks added, or None for removed."""
+    """Train configs/digits with these hooks added, or removed if None."""
     cfg = Config.fromfile(ROOT / 'configs' / 'digits' / f'{name}.py')
     cfg.model.depthwise_gain = 1e5
     cfg.work_dir = str(work_dir)
@@ -100,8 +100,8 @@ def test_the_first_skip_heals_it(healed, in_float32):
 def test_the_dump_is_of_the_time_before(healed):
     (path,) = Path(healed.runner.log_dir).glob('nanguard/dumps/*.pt')
     (live,) = read_rows(healed.runner, 'autopsy')
-    found = open_dump(path).autopsy()
-    assert (found.module, found.remedy) == (live['module'], 'fp32')
+    replayed = open_dump(path).autopsy()
+    assert (replayed.module, replayed.remedy) == (live['module'], 'fp32')
 
 
 def test_the_line_that_it_prints_prevents_it(tmp_path, healed, in_float32):

@@ -1,4 +1,4 @@
-"""Bad inputs on one of two ranks, or on both: all ranks do the same, and the
+"""Bad inputs on one of two ranks, or on both: all ranks act alike, and the
 samples are named whichever rank had them.
 """
 

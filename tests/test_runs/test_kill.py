@@ -1,4 +1,4 @@
-"""kill -9 in the middle of a write leaves only whole checkpoints."""
+"""A kill -9 in the middle of a write leaves only whole checkpoints."""
 
 import signal
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_nothing_is_left_half_written(tmp_path, write, time):
 
 @pytest.mark.parametrize('write', ['checkpoint', 'pointer'])
 def test_without_the_audit_it_is(tmp_path, write):
-    """What the test above would see."""
+    """The file that the test above guards is broken without the audit."""
     kill(tmp_path, WRITES[write], 1, is_audited=False)
     last = Path((tmp_path / 'last_checkpoint').read_text())
     if write == 'pointer':

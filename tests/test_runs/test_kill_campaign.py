@@ -1,4 +1,4 @@
-"""A sample of tests/campaign_kill.py; one run of each kind but one."""
+"""A sample of tests/campaign_kill.py: one run of each kind but one."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Loops other than one wrapper and one model."""
+"""The guard works in loops with several wrappers or models."""
 
 import math
 from contextlib import nullcontext
@@ -26,7 +26,7 @@ from mmnanguard.optim import NanGuardOptimWrapper
 
 @MODELS.register_module()
 class ToyGan(BaseModel):
-    """Two wrappers; contexts are given submodules, as GAN models do.
+    """A model with two wrappers, whose contexts get submodules, as in GANs.
 
     ``bad`` maps an iteration to the network whose loss is NaN there,
     ``left_out`` to the network that is not trained there.
@@ -113,8 +113,9 @@ def test_a_rejection_does_not_undo_what_the_other_committed(
 
 @MODELS.register_module()
 class Adversarial(ToyGan):
-    """Each network's forward goes through the other: a bad latent vector of
-    one phase reaches the statistics of both.
+    """A model in which each network's forward goes through the other network.
+
+    A bad latent vector of one phase reaches the statistics of both networks.
     """
 
     def __init__(self, is_struck=True, **keys):
@@ -165,7 +166,7 @@ def test_a_gan_whose_networks_see_each_other(tmp_path, has_contexts):
 
 
 def test_backward_step_and_zero_grad_by_hand():
-    """Some models call them themselves, inside or outside a context."""
+    """Some models call these methods, inside or outside of a context."""
 
     def train(spoilt, left_out):
         torch.manual_seed(0)
@@ -199,7 +200,7 @@ def test_backward_step_and_zero_grad_by_hand():
 
 @MODELS.register_module()
 class ByHand(ToyNet):
-    """Calls everything by itself, and knows of no ``optim_context``."""
+    """A model that calls everything by itself, without ``optim_context``."""
 
     def train_step(self, data, optim_wrapper):
         data = self.data_preprocessor(data, True)
@@ -236,7 +237,7 @@ def test_a_loop_by_hand_without_a_context(tmp_path):
 
 
 def test_one_graph_for_both_optimizers():
-    """What one puts back does not break the other's backward."""
+    """A restore by the first wrapper does not break the second's backward."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     head = nn.Linear(2, 1)
@@ -289,7 +290,7 @@ def test_a_last_window_that_is_short(tmp_path, fault, window):
 
 
 def test_resume_in_the_middle_of_a_window_is_as_in_mmengine(tmp_path):
-    """It loses the gradients of the window's beginning, and says so."""
+    """The window's first gradients are lost, and the log says so."""
     data = accumulate(tmp_path / 'd', 'OptimWrapper').train_dataloader.dataset
     ends = []
     for type_ in ('OptimWrapper', 'NanGuardOptimWrapper'):
@@ -317,7 +318,7 @@ def test_resume_in_the_middle_of_a_window_is_as_in_mmengine(tmp_path):
 
 @pytest.mark.parametrize('type_', ['OptimWrapper', 'AmpOptimWrapper'])
 def test_flexible_runner(tmp_path, type_):
-    """With the strategy for one device."""
+    """FlexibleRunner works, with the strategy for one device."""
 
     def train(name, faults=(), leave_out=()):
         keys = dict(loss_scale=64.0, dtype='float16')

@@ -1,12 +1,12 @@
 """The oracle matrix on two ranks, with the fault on either of them.
 
-One launch runs the cells in one to two minutes; the ranks take turns at being
-struck. With ``MATRIX=all`` in the environment each cell runs for both, which
+One launch runs the cells in one to two minutes; the ranks are struck in turn.
+With ``MATRIX=all`` in the environment each cell runs for both ranks, which
 takes longer.
 
-A cause is the one that a rank alone would have: what the struck rank did by
-itself stands above what the reduction then spread, and of what is wrong with
-its gradients after the reduction the other rank can only be told.
+The expected cause is the one that the struck rank would have alone: its own
+findings come before those that the reduction spreads. The other rank knows of
+bad gradients after the reduction only from a message.
 """
 
 import json
@@ -23,7 +23,7 @@ IS_WHOLE = os.environ.get('MATRIX') == 'all'
 
 @pytest.fixture(scope='module')
 def cells(tmp_path_factory):
-    """What each rank saw, by kind, fault and struck rank."""
+    """Return the results of each rank, by kind, fault and struck rank."""
     work_dir = tmp_path_factory.mktemp('matrix')
     launch('matrix_job.py', work_dir, IS_WHOLE, deadline=600)
     seen = {}
@@ -56,7 +56,7 @@ def test_all_ranks_leave_no_trace(cells, kind):
 
 
 def expected(kind, fault, struck):
-    """On every rank."""
+    """Return the expected result, which is equal on every rank."""
     cause = fault.expected_cause(kind.precision)
     is_skip = [
         cause is not None and window in matrix.STRUCK

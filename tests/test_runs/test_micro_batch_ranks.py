@@ -1,5 +1,6 @@
 """Micro-batches that are left out on one of two ranks, or on both."""
 
+import itertools
 import json
 
 import pytest
@@ -23,12 +24,12 @@ PLACES = {
     'all of rank 1': [[1, 0, 0], [1, 0, 1]],
     'all': [[0, 1, 0], [0, 1, 1], [1, 1, 0], [1, 1, 1]],
 }
-SCENES = {
-    f'{where}, {site}, {broadcasts}': [places, site, broadcasts]
-    for where, places in PLACES.items()
-    for site in (CAUSES if places else ['', 'freeze'])
-    for broadcasts in (False, True)
-}
+SCENES = {}
+for where, places in PLACES.items():
+    sites = CAUSES if places else ['', 'freeze']
+    for site, broadcasts in itertools.product(sites, (False, True)):
+        scene = [places, site, broadcasts]
+        SCENES[f'{where}, {site}, {broadcasts}'] = scene
 
 
 @pytest.fixture(scope='module')

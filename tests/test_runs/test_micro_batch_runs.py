@@ -28,7 +28,9 @@ EMA = [dict(type='EMAHook', update_buffers=True, momentum=0.3)]
 
 @OPTIM_WRAPPERS.register_module()
 class OthersOnlyWrapper(OptimWrapper):
-    """The oracle: losses are divided by how many are not left out."""
+    """A wrapper as the oracle: losses are divided by the number that is not
+    left out.
+    """
 
     def __init__(self, *args, leave_out=(), **kwargs):
         super().__init__(*args, **kwargs)
@@ -41,12 +43,11 @@ class OthersOnlyWrapper(OptimWrapper):
 
 
 def averages(runner):
-    return {
-        name: tensor
-        for hook in runner.hooks
-        if isinstance(hook, EMAHook)
-        for name, tensor in hook.ema_model.state_dict().items()
-    }
+    tensors = {}
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):
+            tensors.update(hook.ema_model.state_dict())
+    return tensors
 
 
 @MODELS.register_module()
@@ -66,7 +67,7 @@ class BackwardByHand(ToyNet):
 @pytest.mark.parametrize('model', ['ToyNet', 'BackwardByHand'])
 @pytest.mark.parametrize('site', ['input', 'grad', 'loss', 'buffer'])
 def test_equals_the_run_of_the_others(tmp_path, site, model):
-    """Averages included, of weights and of buffers."""
+    """The averages of weights and of buffers are equal too."""
     struck = (1, 5, 9)  # the first of their windows
     faults = [dict(iter=n, site=site, value='nan') for n in struck]
     faulty = make_runner(
@@ -102,7 +103,7 @@ def test_equals_the_run_of_the_others(tmp_path, site, model):
 
 @pytest.mark.parametrize('length', [1, 2, 3])
 def test_without_faults_equals_the_plain_run(tmp_path, length):
-    """A last window that is short included."""
+    """The data ends with a window that is short."""
     runners = []
     for type_ in ('OptimWrapper', 'NanGuardOptimWrapper'):
         keys = dict(accumulative_counts=length)
@@ -269,7 +270,7 @@ def test_without_a_context_buffers_are_put_back(tmp_path):
 
 @MODELS.register_module()
 class TwoPasses(ToyNet):
-    """Two micro-batches an iteration: each half of the batch is one."""
+    """A model that trains on each half of a batch as a micro-batch."""
 
     def train_step(self, data, optim_wrapper):
         for half in (slice(2), slice(2, None)):

@@ -1,4 +1,4 @@
-"""Models of unusual make: what the guard promises holds for each."""
+"""The guarantee holds for models of unusual make."""
 
 import functools
 import math
@@ -27,7 +27,7 @@ NO_REENTRANT = CheckpointImpl.NO_REENTRANT
 
 
 class Tied(nn.Module):
-    """The head's weight is the embedding's."""
+    """A model whose head has the weight of its embedding."""
 
     def __init__(self):
         super().__init__()
@@ -41,7 +41,7 @@ class Tied(nn.Module):
 
 
 class Scalars(nn.Module):
-    """Parameters and buffers without a dimension."""
+    """A model with parameters and buffers without a dimension."""
 
     def __init__(self):
         super().__init__()
@@ -67,7 +67,9 @@ class Sparse(nn.Module):
 
 
 class PartlyUsed(nn.Module):
-    """One branch each update, one never, one frozen."""
+    """A model that runs one branch per update, never another, and freezes a
+    third.
+    """
 
     def __init__(self):
         super().__init__()
@@ -82,7 +84,7 @@ class PartlyUsed(nn.Module):
 
 
 class MixedDtypes(nn.Module):
-    """Float32 and float64 parameters, bfloat16 activations."""
+    """A model with float32 and float64 parameters and bfloat16 activations."""
 
     def __init__(self):
         super().__init__()
@@ -113,7 +115,7 @@ class ChannelsLast(nn.Module):
 
 
 class Checkpointed(nn.Module):
-    """The norm layer runs twice: forward, and again in backward."""
+    """A model whose norm layer runs in forward and again in backward."""
 
     def __init__(self, use_reentrant):
         super().__init__()
@@ -150,17 +152,18 @@ def images(generator):
 
 
 class Case(NamedTuple):
-    """A model, and what strikes it.
+    """A model, and the place of its fault.
 
     Attributes:
-        struck: Module whose output, and parameter whose gradient, go bad.
-        told: What the parameter is called.
+        struck: The module whose output goes bad, and the parameter whose
+            gradient does.
+        param_name: The reported name of that parameter, if it differs.
     """
 
     model: Callable[[], nn.Module]
     batch: Callable[[torch.Generator], torch.Tensor]
     struck: Tuple[str, str]
-    told: str = ''
+    param_name: str = ''
     optimizer: Callable = functools.partial(AdamW, lr=0.01)
 
 
@@ -223,7 +226,7 @@ def build(precision, optimizer, is_guarded=True):
 
 
 def run(case, precision, site=None, leave_out=(), is_guarded=True):
-    """Train; returns all tensors that are left, and the events."""
+    """Train; return all tensors that are left, and the events."""
     torch.manual_seed(0)
     model = case.model()
     optimizer = case.optimizer(model.parameters())
@@ -272,7 +275,7 @@ def strike(tensor):
 
 
 def everything(model, optimizer):
-    """Buffers outside of the state dict included."""
+    """Return all tensors, including buffers outside of the state dict."""
     tensors = dict(model.named_parameters(), **dict(model.named_buffers()))
     for index, state in optimizer.state_dict()['state'].items():
         for key, value in state.items():
@@ -282,7 +285,7 @@ def everything(model, optimizer):
 
 
 def assert_left_alike(left, right):
-    """Bit for bit, NaN included, and in the same memory format."""
+    """Compare bit for bit, NaN included, and by memory format."""
     assert left.keys() == right.keys()
     for name, tensor in left.items():
         other = right[name]
@@ -316,14 +319,14 @@ def test_equals_the_run_without_those_updates(name, precision, site):
     if site == 'grad':
         for event in events:
             names = [param.name for param in event.params]
-            assert names == [case.told or case.struck[1]]
+            assert names == [case.param_name or case.struck[1]]
 
 
 # An update in which no parameter has a gradient
 
 
 def run_without_gradients(precision, value, leave_out=(), is_guarded=True):
-    """Updates 2 and 5 run forward, and their loss is a constant."""
+    """Train with updates 2 and 5 run forward, but with a constant loss."""
     torch.manual_seed(0)
     model = Scalars()
     optimizer = AdamW(model.parameters(), lr=0.01)
@@ -407,7 +410,7 @@ def test_activation_checkpointing_of_the_runner(tmp_path, type_, plain, keys):
 
 
 class Sharded(nn.Module):
-    """FullyShardedDataParallel, by the one attribute that names see."""
+    """A stub of FullyShardedDataParallel, with its attribute for names."""
 
     def __init__(self, module):
         super().__init__()

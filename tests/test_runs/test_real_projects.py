@@ -1,5 +1,5 @@
-"""Configs of mmpretrain, mmdetection and mmsegmentation, started by their own
-launchers and by the one here.
+"""Configs of mmpretrain, mmdetection and mmsegmentation run with their own
+launchers and with that of the tests.
 
 Nothing of the projects is changed: each run is a command line that a user
 could type, in a process of its own.
@@ -31,7 +31,7 @@ from mmnanguard.safe_load import allow_mmengine_checkpoints
 
 @pytest.fixture(scope='module')
 def launched(tmp_path_factory):
-    """All runs there are of a group, where they lie, and the data."""
+    """Run all commands of a group; return them, their folder and the data."""
     groups = {}
 
     def once(group):
@@ -50,7 +50,7 @@ def launched(tmp_path_factory):
 
 
 class Runs:
-    """Of one recipe."""
+    """The runs of one recipe."""
 
     def __init__(self, name, done, folder, data_root):
         self.name, self.recipe = name, RECIPES[name]
@@ -58,7 +58,7 @@ class Runs:
         self.data_root = data_root
 
     def __call__(self, run, status=0):
-        """Where it lies; it must have ended with this exit status."""
+        """Return the run's folder; the run must have this exit status."""
         run = f'{self.name}-{run}'
         done = self._done[run]
         assert done['status'] == status, done['told'][-3000:]
@@ -72,8 +72,10 @@ def runs(request, launched):
 
 
 def test_faults_leave_no_trace(runs):
-    """Through the project's launcher, and with all hooks through that here:
-    both equal the run that never had those iterations.
+    """The faulty runs equal the run that never had those iterations.
+
+    One goes through the project's launcher, another through that of the tests,
+    with all hooks.
     """
     oracle = what_is_left(runs('left_out'))
     assert ('.ema_state_dict.steps' in oracle) == runs.recipe.has_ema
@@ -125,7 +127,7 @@ def test_rows_tell_what_happened(runs, run):
 
 
 def test_a_dump_is_enough_to_run_it_again(runs):
-    """In another process; the same as the autopsy during training."""
+    """A replay in another process equals the autopsy in training."""
     runs('replay')
     (path,) = runs('full').glob(DUMP)
     row = json.loads(path.with_suffix('.json').read_text())
@@ -137,13 +139,13 @@ def test_a_dump_is_enough_to_run_it_again(runs):
 
 
 def test_killed_and_resumed(runs):
-    """`--resume` of the project's own launcher, in the second epoch."""
+    """The project's own launcher resumes by `--resume` in the second epoch."""
     if runs.name != 'vit':
         pytest.skip('of one recipe')
     whole, killed = runs('whole'), runs('killed', -signal.SIGKILL)
     runs('resumed')
     assert differences(what_is_left(killed), what_is_left(whole)) == []
-    told = [
+    rows = [
         [
             (row['iter'], row['cause'])
             for row in read_events(work_dir)
@@ -151,5 +153,5 @@ def test_killed_and_resumed(runs):
         ]
         for work_dir in (killed, whole)
     ]
-    assert told[0] == told[1]
-    assert [iteration for iteration, _ in told[0]] == list(STRUCK)
+    assert rows[0] == rows[1]
+    assert [iteration for iteration, _ in rows[0]] == list(STRUCK)

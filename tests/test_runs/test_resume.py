@@ -1,4 +1,4 @@
-"""A resumed run equals the uninterrupted one, what it draws included."""
+"""A resumed run equals the uninterrupted one, random draws included."""
 
 import inspect
 import random
@@ -31,7 +31,7 @@ class DropoutNet(BaseModel):
 
 @DATASETS.register_module()
 class NoisyData(Dataset):
-    """Each look at an item draws from all three generators."""
+    """A dataset that draws from all three generators for each item."""
 
     def __init__(self, size):
         self.items = make_data(size)
@@ -47,7 +47,7 @@ class NoisyData(Dataset):
 
 
 class DrawSomething(Hook):
-    """As other hooks of a user may, from the main process's generators."""
+    """Draw from the main process's generators, as hooks of a user may."""
 
     def __init__(self):
         self.drawn = []
@@ -129,8 +129,8 @@ def test_resume_equals_the_uninterrupted_run(
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_sampler_without_end(tmp_path, workers):
-    """onedl-mmengine can leave out what was trained on, and what its workers
-    drew with it.
+    """A resume by onedl-mmengine can leave out past data, with the draws of
+    workers.
     """
     keys = dict(by_epoch=False, workers=workers, sampler='InfiniteSampler')
     whole, drawn = train(tmp_path / 'whole', **keys)
@@ -146,7 +146,7 @@ def test_a_sampler_without_end(tmp_path, workers):
     reason='an option of onedl-mmengine',
 )
 def test_data_that_begins_anew(tmp_path):
-    """The random state is that of the checkpoint, from the first batch on."""
+    """The random state is that of the checkpoint from the first batch on."""
     keys = dict(by_epoch=False, workers=0, fast_forward_on_resume=True)
     _, drawn = train(tmp_path / 'whole', **keys)
     train(tmp_path / 'parts', stop=4, **keys)
@@ -155,7 +155,7 @@ def test_data_that_begins_anew(tmp_path):
 
 
 def test_mmengine_draws_anew(tmp_path):
-    """So the option is needed, and the test above can fail."""
+    """The draws differ without the option, so the test above can fail."""
     _, drawn = train(tmp_path / 'whole', False, save_rng=False)
     train(tmp_path / 'parts', False, stop=4, save_rng=False)
     _, drawn_later = train(
@@ -166,7 +166,7 @@ def test_mmengine_draws_anew(tmp_path):
 
 @pytest.mark.parametrize('by_epoch', [False, True], ids=['iters', 'epochs'])
 def test_persistent_workers(tmp_path, by_epoch):
-    """What they would draw in a later epoch nobody else can know."""
+    """The draws of persistent workers in a later epoch cannot be known."""
     keys = dict(by_epoch=by_epoch, is_persistent=True)
     whole, _ = train(tmp_path / 'whole', **keys)
     train(tmp_path / 'parts', stop=4, **keys)
@@ -178,5 +178,5 @@ def test_persistent_workers(tmp_path, by_epoch):
     else:
         with pytest.raises(AssertionError):
             assert_same(whole, parts)
-    told = logs.count('workers that outlive an epoch')
-    assert told == 3 * by_epoch
+    num_warnings = logs.count('workers that outlive an epoch')
+    assert num_warnings == 3 * by_epoch

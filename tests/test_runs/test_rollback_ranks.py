@@ -1,4 +1,4 @@
-"""All ranks go back together, though only one has seen the trouble."""
+"""All ranks roll back together, though only one has a bad state."""
 
 import json
 

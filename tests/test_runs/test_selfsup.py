@@ -1,4 +1,4 @@
-"""mmpretrain's momentum encoders and prototypes leave no trace either."""
+"""Faults leave no trace in mmpretrain's momentum encoders and prototypes."""
 
 import pytest
 from beside_mmpretrain import needs_mmpretrain, run_job

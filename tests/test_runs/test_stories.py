@@ -36,7 +36,7 @@ def make(tmp_path, optim=GUARDED, faults=(), **changes):
 
 
 def test_skip_lower_and_go_on(tmp_path):
-    """A routine overflow, a proven one, a bad loss, a bad buffer."""
+    """The run has routine and proven overflows, a bad loss, a bad buffer."""
     runner = make(
         tmp_path,
         FP16,
@@ -48,7 +48,7 @@ def test_skip_lower_and_go_on(tmp_path):
         ],
     )
     runner.train()
-    told = [
+    story = [
         (
             row['iter'],
             row['cause'],
@@ -58,7 +58,7 @@ def test_skip_lower_and_go_on(tmp_path):
         )
         for row in read_rows(runner)
     ]
-    assert told == [
+    assert story == [
         (2, 'scale_overflow', 512.0, 0, 0),
         (7, 'grad_nonfinite', 256.0, 1, 1),
         (8, 'loss_nonfinite', 256.0, 2, 2),
@@ -72,7 +72,7 @@ def test_skip_lower_and_go_on(tmp_path):
 
 
 class FlagInput(Hook):
-    """What a guard of inputs does: raises a device flag before forward."""
+    """Raise a device flag before forward, as a guard of inputs does."""
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         is_bad = runner.iter + 1 == 3

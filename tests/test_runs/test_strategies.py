@@ -1,5 +1,5 @@
-"""Two ranks stop and resume, or run updates again: nothing tells it from a run
-that did not.
+"""Two ranks that stop and resume, or run updates again, end as if they had
+not.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What version 0.1 wrote is still read, resumed, replayed and reported."""
+"""Files of version 0.1 are still read, resumed, replayed and reported."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def written_rows(attempt):
 
 
 def assert_equal_as_far_as_saved(now, saved):
-    """A later version may keep more than 0.1 did."""
+    """Compare the saved values; later versions may keep more than 0.1 did."""
     if isinstance(saved, dict):
         for key, value in saved.items():
             assert_equal_as_far_as_saved(now[key], value)
@@ -70,7 +70,7 @@ class StateOnArrival(Hook):
 
 @pytest.fixture(scope='module')
 def resumed(tmp_path_factory):
-    """The second attempt of the run, by the present version."""
+    """Resume the run with the present version, as its second attempt."""
     if not HAS_CPU_SCALER:
         pytest.skip('float16 on a CPU needs torch>=2.3')
     work_dir = shutil.copytree(
@@ -108,7 +108,7 @@ def test_the_tensors_of_a_checkpoint_arrive(resumed):
 
 
 def test_a_resumed_run_goes_on_as_it_went_on_in_0_1(resumed):
-    """Roundings of another processor excepted."""
+    """The runs are equal up to roundings of another processor."""
     runner, _ = resumed
     states = json.loads((FOLDER / 'guard_states.json').read_text())
     now, then = guard_state(runner), states['continued']

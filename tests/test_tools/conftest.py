@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def tool(request, monkeypatch):
-    """The module of tools/ that the test module names as its TOOL."""
+    """Return the module of tools/ that the test module names as its TOOL."""
     monkeypatch.syspath_prepend(ROOT)
     monkeypatch.syspath_prepend(ROOT / 'tools')
     return importlib.import_module(request.module.TOOL)

@@ -49,7 +49,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def whole(config, tmp_path_factory):
-    """Of an audit that nothing has disturbed."""
+    """Return the folder of an audit that nothing has disturbed."""
     out = tmp_path_factory.mktemp('whole')
     assert main([config, *ARGS, '--out', str(out)]) == 0
     return out
@@ -65,7 +65,7 @@ def read_report(out):
 
 
 def files(out):
-    """All that it leaves for its reader, byte for byte."""
+    """Return all files for the reader of an audit, byte for byte."""
     return {
         path.name: path.read_bytes()
         for path in out.iterdir()
@@ -75,30 +75,30 @@ def files(out):
 
 def test_the_20_and_no_others(whole, config, capsys):
     assert main([config, *ARGS, '--out', str(whole), '--strict']) == 1
-    told = f'20 of 1437 samples are bad; see {whole}'
-    assert told in capsys.readouterr().out
+    message = f'20 of 1437 samples are bad; see {whole}'
+    assert message in capsys.readouterr().out
     report = read_report(whole)
     assert [row['index'] for row in report['bad']] == PLANTED
     assert [row['name'] for row in report['bad']] == NAMES
     assert report['num_bad'] == 20
     # NaN and Inf are out of any range as well.
     assert report['failed'] == {'Finite': 10, 'Range': 20}
-    (told,) = report['bad'][PLANTED.index(1111)]['problems']
-    assert told['check'] == 'Range'
+    (problem,) = report['bad'][PLANTED.index(1111)]['problems']
+    assert problem['check'] == 'Range'
     text = 'data_samples.gt_label is 255: it must be from 0 to 9'
-    assert told['text'] == text
+    assert problem['text'] == text
     listed = (whole / 'bad_samples.txt').read_text().splitlines()[1:]
     assert listed == [f'{i}\t{name}' for i, name in zip(PLANTED, NAMES)]
 
 
 def test_distributions(whole):
-    told = read_report(whole)['distributions']
+    distributions = read_report(whole)['distributions']
     dataset = DATASETS.build(
         dict(type='PlantedDigits', split='train', pipeline=[])
     )
     pixels = np.stack([dataset[i]['img'] for i in range(len(dataset))])
     finite = pixels[np.isfinite(pixels)].astype(np.float64)
-    seen = told['inputs']
+    seen = distributions['inputs']
     assert seen['count'] == finite.size
     assert seen['nonfinite'] == 10
     assert seen['missing'] == 0
@@ -113,7 +113,7 @@ def test_distributions(whole):
         assert (finite <= value).mean() >= share - 1 / 64
 
     labels = [dataset[i]['gt_label'] for i in range(len(dataset))]
-    seen = told['data_samples.gt_label']
+    seen = distributions['data_samples.gt_label']
     assert seen['is_exact']
     method = dict(method='inverted_cdf')
     right = np.quantile(labels, (0.25, 0.5, 0.75), **method).tolist()
@@ -121,7 +121,7 @@ def test_distributions(whole):
     counts, edges = np.histogram(labels, bins=50)
     assert seen['histogram']['counts'] == counts.tolist()
     assert seen['histogram']['edges'] == edges.tolist()
-    for key in told.values():
+    for key in distributions.values():
         assert (whole / key['picture']).read_bytes().startswith(b'\x89PNG')
 
 
@@ -171,17 +171,21 @@ def test_ranks_tell_of_what_their_workers_drop(ranks):
     results = [
         json.loads((run / f'rank_{rank}.json').read_text()) for rank in (0, 1)
     ]
-    own = [set(result['own']) for result in results]
-    assert all(0 < len(each) < 20 for each in own)
-    assert own[0] | own[1] == set(NAMES)
+    names_of_ranks = [set(result['own']) for result in results]
+    assert all(0 < len(names) < 20 for names in names_of_ranks)
+    assert names_of_ranks[0] | names_of_ranks[1] == set(NAMES)
     assert [result['told'] for result in results] == [20, 20]
     (log,) = run.glob('*/*.log')
-    told = [x for x in log.read_text().splitlines() if 'bad samples so' in x]
-    assert 'found 20 bad samples so far' in told[-1]
-    new = [int(re.findall(r'(\d+) of them new', line)[0]) for line in told]
+    log_lines = [
+        x for x in log.read_text().splitlines() if 'bad samples so' in x
+    ]
+    assert 'found 20 bad samples so far' in log_lines[-1]
+    new = [
+        int(re.findall(r'(\d+) of them new', line)[0]) for line in log_lines
+    ]
     assert len(new) > 1
     assert sum(new) == 20  # each is told once
-    assert 'it must be from 0 to 16 (Range); left out' in ''.join(told)
+    assert 'it must be from 0 to 16 (Range); left out' in ''.join(log_lines)
     (events,) = run.glob('*/nanguard/events.jsonl')
     assert '"update"' not in events.read_text()
     assert not any(Path(result['record']).exists() for result in results)
@@ -208,12 +212,12 @@ def test_the_list_makes_training_clean(whole, config, tmp_path):
     assert events['with'] == []
     assert {row['action'] for row in events['without']} == {'skip'}
     assert len(events['without']) >= 5
-    blamed = {name for row in events['without'] for name in row['samples']}
+    blamed = set().union(*(row['samples'] for row in events['without']))
     assert blamed & {f'digits/train/{index:06d}' for index in PIXELS}
 
 
 def audit_small(folder, pipeline, *args):
-    """Of the first 40 samples; the exit status and the report."""
+    """Audit the first 40 samples; return the exit status and the report."""
     config = folder / 'small.py'
     small = dict(type='PlantedDigits', indices=40, pipeline=pipeline)
     head = CONFIG.split('train_dataloader')[0]
@@ -224,8 +228,8 @@ def audit_small(folder, pipeline, *args):
 
 
 def test_the_pipelines_own_findings(tmp_path):
-    """A sample that raises is bad, a dropped one is told, what the
-    pipeline's own ValidateSample would hide is not hidden.
+    """A sample that raises is bad, a dropped one is reported, and the
+    pipeline's own ValidateSample hides nothing.
     """
     label = dict(type='Range', key='gt_label', min=0, max=9)
     pipeline = [
@@ -248,7 +252,7 @@ def test_the_pipelines_own_findings(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('args', 'told'),
+    ('args', 'message'),
     [
         (['--checks', 'Finit'], "did you mean 'Finite'"),
         (['--key', 'data_samples.gt_labels'], "mean 'data_samples.gt_label'"),
@@ -263,10 +267,10 @@ def test_the_pipelines_own_findings(tmp_path):
         (['--cfg-options', 'env_cfg.mp_cfg.start=x'], "argument 'start'"),
     ],
 )
-def test_mistakes(tmp_path, capsys, args, told):
+def test_mistakes(tmp_path, capsys, args, message):
     pipeline = [dict(type='PackDigits')]
     assert audit_small(tmp_path, pipeline, *args) == (2, None)
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_another_audit_is_not_resumed(tmp_path, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""tools/fire_drill.py: a real drill, and its verdicts on made-up ones."""
+"""A real drill of tools/fire_drill.py, and its verdicts on made-up drills."""
 
 import importlib
 import json
@@ -55,9 +55,9 @@ def test_drill_on_digits(drill, tmp_path, capsys):
     assert min(guarded['accuracy'], calm['accuracy']) > 50
     assert plain['accuracy'] < 20  # NaN scores: all digits are the same
 
-    told = capsys.readouterr().out
-    assert 'digits/train/' in told
-    assert 'drill passed' in told
+    output = capsys.readouterr().out
+    assert 'digits/train/' in output
+    assert 'drill passed' in output
 
 
 def came_to(**changes):
@@ -196,13 +196,15 @@ def test_unguard_turns_each_wrapper_back(drill):
 
 
 @pytest.mark.parametrize(
-    ('device', 'kept', 'told'),
+    ('device', 'kept', 'expected'),
     [
         ('cpu', {}, 'unguarded, fp32 (no GPU)'),
         ('cuda', dict(loss_scale=8.0, dtype='float16'), 'unguarded'),
     ],
 )
-def test_unguarded_fp16_needs_a_gpu(drill, monkeypatch, device, kept, told):
+def test_unguarded_fp16_needs_a_gpu(
+    drill, monkeypatch, device, kept, expected
+):
     monkeypatch.setattr(drill, 'get_device', lambda: device)
     guarded = dict(
         type='mmnanguard.NanGuardAmpOptimWrapper',
@@ -211,7 +213,7 @@ def test_unguarded_fp16_needs_a_gpu(drill, monkeypatch, device, kept, told):
         optimizer=dict(type='SGD', lr=0.1),
     )
     plain, title = drill.unguard(Config(dict(optim_wrapper=guarded)))
-    assert title == told
+    assert title == expected
     kind = 'AmpOptimWrapper' if kept else 'OptimWrapper'
     assert plain.optim_wrapper == dict(
         type=kind, optimizer=dict(type='SGD', lr=0.1), **kept

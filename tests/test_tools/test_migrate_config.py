@@ -75,7 +75,7 @@ def test_colours_on_a_terminal(tool, old, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ('args', 'told'),
+    ('args', 'message'),
     [
         ([], 'required: config'),
         (['no/such.py'], 'not found: no/such.py'),
@@ -84,11 +84,11 @@ def test_colours_on_a_terminal(tool, old, capsys, monkeypatch):
         ([CASE, '--out', 'x.py', '--in-place'], 'not allowed with'),
     ],
 )
-def test_bad_usage(tool, args, told, capsys):
+def test_bad_usage(tool, args, message, capsys):
     with pytest.raises(SystemExit) as stop:
         tool.main([str(arg) for arg in args])
     assert stop.value.code == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_what_cannot_be_read(tool, old, capsys):

@@ -1,4 +1,4 @@
-"""tools/replay.py says of a dump what the autopsy said in the run."""
+"""Replays of a dump by tools/replay.py equal the autopsy of the run."""
 
 import json
 import math
@@ -19,7 +19,7 @@ ILL = 13  # the second sample of the fourth iteration
 
 
 class Boxes:
-    """As mmdet's: an object that wraps a tensor."""
+    """An object that wraps a tensor, as mmdet's boxes do."""
 
     def __init__(self, tensor):
         self.tensor = tensor
@@ -41,7 +41,7 @@ class SickData(ToyData):
 
 @MODELS.register_module()
 class SickNet(BaseModel):
-    """Its conv overflows if ``num_needed`` images are large."""
+    """A model whose conv overflows if ``num_needed`` images are large."""
 
     def __init__(self, largest, num_needed=1, norm='BN'):
         super().__init__()
@@ -126,7 +126,7 @@ def train(
 
 
 def replay(tool, path, *options):
-    """Exit status, and the row that was written."""
+    """Return the exit status and the row that was written."""
     status = tool.main([str(path), '--device', 'cpu', *map(str, options)])
     file = path.with_suffix('.json')
     return status, json.loads(file.read_text()) if file.exists() else None
@@ -182,8 +182,8 @@ def test_weights_of_a_checkpoint(tool, tmp_path, capsys, has_ema):
 def test_without_weights_it_says_what_to_do(tool, tmp_path, capsys):
     _, path = train(tmp_path, dump={})
     assert replay(tool, path) == (1, None)
-    told = capsys.readouterr().err
-    assert 'Give --checkpoint, best the last one before iteration 4' in told
+    output = capsys.readouterr().err
+    assert 'Give --checkpoint, best the last one before iteration 4' in output
 
 
 def test_weights_of_another_model(tool, tmp_path, capsys):
@@ -233,14 +233,14 @@ def test_bisect_goes_on_where_a_model_cannot_run(
     _, row = replay(tool, path, '--bisect')
     assert len(row['smallest']) == 2
     assert f'train/{ILL:06d}.jpg' in row['smallest']
-    told = capsys.readouterr().out
-    assert '1 of 4 samples: too few' in told
+    output = capsys.readouterr().out
+    assert '1 of 4 samples: too few' in output
     assert row['not_run'] == 2
-    assert '2 sets could not be run (too few): the set may be larger' in told
+    assert '2 sets could not be run (too few): the set may be larger' in output
 
 
 def test_modules_in_float32_are_so_here(tool, tmp_path):
-    """Else the replay would blame what no longer is to blame."""
+    """The replay would otherwise blame a module that is no longer to blame."""
     fault = dict(iter=5, site='loss', value=math.nan)
     hooks = dict(
         fp32=dict(type='mmnanguard.Fp32ModulesHook', auto=True),

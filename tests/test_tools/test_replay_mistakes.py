@@ -39,17 +39,19 @@ def rename(path, name):
     edit(path, config=config.replace("'SickNet'", f"'{name}'"))
 
 
-def assert_one_message(status, row, told, *expected):
+def assert_one_message(status, row, output, *expected):
     assert (status, row) == (1, None)
     for part in expected:
-        assert part in told
-    assert 'Traceback' not in told
+        assert part in output
+    assert 'Traceback' not in output
 
 
 def test_no_code_of_the_config_runs(tool, dump, capsys, tmp_path):
     add(dump, f"x = open({str(tmp_path / 'ran')!r}, 'w')")
-    told = replay(tool, dump), capsys.readouterr().err
-    assert_one_message(*told[0], told[1], 'x.pt', "has open('", '--config')
+    outcome = replay(tool, dump), capsys.readouterr().err
+    assert_one_message(
+        *outcome[0], outcome[1], 'x.pt', "has open('", '--config'
+    )
     assert not (tmp_path / 'ran').exists()
 
 
@@ -59,12 +61,12 @@ def test_no_code_of_the_config_runs(tool, dump, capsys, tmp_path):
 def test_a_type_is_no_way_to_call_anything(tool, dump, capsys, name):
     rename(dump, name)
     status = replay(tool, dump)
-    told = capsys.readouterr().err
-    assert_one_message(*status, told, name, 'in no registry', '--config')
+    output = capsys.readouterr().err
+    assert_one_message(*status, output, name, 'in no registry', '--config')
 
 
 def test_a_type_may_be_named_by_its_place(tool, dump):
-    """As in the text of lazy configs."""
+    """Lazy configs name types in this way."""
     rename(dump, f'{SickNet.__module__}.SickNet')
     text = torch.load(dump)['config']
     assert "'SGD'" in text
@@ -97,21 +99,21 @@ def test_own_modules_are_imported(tool, dump, tmp_path, monkeypatch):
 def test_a_type_that_is_not_there(tool, dump, capsys, name):
     rename(dump, name)
     status = replay(tool, dump)
-    told = capsys.readouterr().err
-    assert_one_message(*status, told, name, str(dump), 'PYTHONPATH')
+    output = capsys.readouterr().err
+    assert_one_message(*status, output, name, str(dump), 'PYTHONPATH')
 
 
 def test_a_module_that_is_not_there(tool, dump, capsys):
     add(dump, "custom_imports = dict(imports=['nowhere'])")
     status = replay(tool, dump)
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert_one_message(
-        *status, told, "No module named 'nowhere'", 'PYTHONPATH'
+        *status, output, "No module named 'nowhere'", 'PYTHONPATH'
     )
 
 
 @pytest.mark.parametrize(
-    ('text', 'told'),
+    ('text', 'message'),
     [
         (None, 'cannot be read (FileNotFoundError'),
         ('x = (', 'cannot be read (SyntaxError'),
@@ -120,27 +122,27 @@ def test_a_module_that_is_not_there(tool, dump, capsys):
         ("optim_wrapper = dict(type='OptimWrapper')", 'has no `model`'),
     ],
 )
-def test_configs(tool, dump, capsys, tmp_path, text, told):
+def test_configs(tool, dump, capsys, tmp_path, text, message):
     path = tmp_path / 'config.py'
     if text is not None:
         path.write_text(text)
     status = replay(tool, dump, '--config', path)
-    assert_one_message(*status, capsys.readouterr().err, str(path), told)
+    assert_one_message(*status, capsys.readouterr().err, str(path), message)
 
 
 @pytest.mark.parametrize(
-    ('checkpoint', 'told'),
+    ('checkpoint', 'message'),
     [
         ([1, 2], 'holds a list'),
         (dict(state_dict=[1, 2]), 'holds a list'),
         (dict(state_dict={'head.bias': torch.ones(7)}), 'size mismatch for'),
     ],
 )
-def test_checkpoints(tool, dump, capsys, tmp_path, checkpoint, told):
+def test_checkpoints(tool, dump, capsys, tmp_path, checkpoint, message):
     path = tmp_path / 'x.pth'
     torch.save(checkpoint, path)
     status = replay(tool, dump, '--checkpoint', path)
-    assert_one_message(*status, capsys.readouterr().err, str(path), told)
+    assert_one_message(*status, capsys.readouterr().err, str(path), message)
 
 
 def test_a_model_that_cannot_run(tool, dump, capsys, monkeypatch):
@@ -149,15 +151,15 @@ def test_a_model_that_cannot_run(tool, dump, capsys, monkeypatch):
 
     monkeypatch.setattr(SickNet, 'forward', fails)
     status = replay(tool, dump)
-    told = capsys.readouterr().err
-    assert_one_message(*status, told, 'RuntimeError: wants 4', __file__)
+    output = capsys.readouterr().err
+    assert_one_message(*status, output, 'RuntimeError: wants 4', __file__)
 
 
 @pytest.mark.parametrize('device', ['xpu', 'nonsense'])
 def test_devices(tool, dump, capsys, device):
     status = replay(tool, dump, '--device', device)
-    told = capsys.readouterr().err
-    assert_one_message(*status, told, f'--device {device} cannot be used')
+    output = capsys.readouterr().err
+    assert_one_message(*status, output, f'--device {device} cannot be used')
 
 
 def test_a_dump_that_is_not_there(tool, tmp_path, capsys):
@@ -178,8 +180,8 @@ def test_json_that_cannot_be_written_is_told_before_the_work(
     monkeypatch.setattr(SickNet, 'forward', None)
     for path in (tmp_path, dump / 'x.json'):
         status = replay(tool, dump, '--json', path)
-        told = capsys.readouterr().err
-        assert_one_message(*status, told, f'{path} cannot be written')
+        output = capsys.readouterr().err
+        assert_one_message(*status, output, f'{path} cannot be written')
 
 
 def test_a_failure_leaves_no_json(tool, dump, tmp_path):
@@ -213,10 +215,10 @@ def test_the_command_in_the_log_is_one_for_a_shell(dumped):
 
 
 def test_help_says_what_is_imported():
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, ROOT / 'tools' / 'replay.py', '--help'],
         capture_output=True,
         check=True,
         text=True,
     ).stdout
-    assert 'custom_imports, are imported by name' in ' '.join(told.split())
+    assert 'custom_imports, are imported by name' in ' '.join(output.split())

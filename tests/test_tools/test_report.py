@@ -1,4 +1,4 @@
-"""tools/report.py, on what real runs left."""
+"""Reports by tools/report.py on the files of real runs."""
 
 import json
 import os
@@ -38,7 +38,7 @@ make_runner(sys.argv[1], wrapper(), default_hooks=hooks,
 
 @pytest.fixture(scope='module')
 def resumed(tmp_path_factory):
-    """Killed in its 9th iteration, resumed from the 5th, to the 10th."""
+    """Return a run that was killed in iteration 9 and resumed from 5 to 10."""
     work_dir = tmp_path_factory.mktemp('resumed')
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
     done = subprocess.run(
@@ -60,7 +60,7 @@ def halted(tmp_path):
 
 
 def read_page(path):
-    """What the page shows."""
+    """Return the data that the page shows."""
     (data,) = re.findall(r'id="data">(.*?)</script>', path.read_text(), re.S)
     return json.loads(data)['runs']
 
@@ -69,9 +69,9 @@ def test_a_killed_and_resumed_run_is_one(tool, resumed, capsys):
     assert tool.main([str(resumed)]) == 0
 
     page = resumed / 'nanguard_report.html'
-    told = capsys.readouterr().out
-    assert 'healthy: 3 updates rejected now and then' in told
-    assert f'written to {page}' in told
+    output = capsys.readouterr().out
+    assert 'healthy: 3 updates rejected now and then' in output
+    assert f'written to {page}' in output
     (run,) = read_page(page)
     assert dict(run['facts'])['attempts'] == '2'
     assert [(event['kind'], event['iter']) for event in run['events']] == [
@@ -91,9 +91,9 @@ def test_a_killed_and_resumed_run_is_one(tool, resumed, capsys):
 
 def test_text_and_json(tool, resumed, tmp_path, capsys):
     assert tool.main([str(resumed), '--text']) == 0
-    told = capsys.readouterr().out
-    assert 'head.weight' in told
-    assert '\x1b' not in told
+    output = capsys.readouterr().out
+    assert 'head.weight' in output
+    assert '\x1b' not in output
     out = tmp_path / 'report.json'
     assert tool.main([str(resumed), '--json', '--out', str(out)]) == 0
     report = json.loads(out.read_text())
@@ -132,21 +132,21 @@ def test_runs_of_one_work_dir(tool, halted, capsys):
 
 
 def test_a_work_dir_that_was_moved(tool, halted, capsys):
-    """A dump is replayed from where it is now."""
-    told = 'nanguard/dumps/iter_5_rank0.pt'
-    write_events(halted / '1', [dump(5, f'/cluster/halted/1/{told}')])
+    """A moved dump is replayed from its present path."""
+    dump_path = 'nanguard/dumps/iter_5_rank0.pt'
+    write_events(halted / '1', [dump(5, f'/cluster/halted/1/{dump_path}')])
     assert tool.main([str(halted), '--text']) == 1
-    assert f'replay /cluster/halted/1/{told}' in capsys.readouterr().out
-    (halted / '1' / told).parent.mkdir(parents=True)
-    (halted / '1' / told).touch()
+    assert f'replay /cluster/halted/1/{dump_path}' in capsys.readouterr().out
+    (halted / '1' / dump_path).parent.mkdir(parents=True)
+    (halted / '1' / dump_path).touch()
     for path in (halted, halted / '1' / 'nanguard' / 'events.jsonl'):
         assert tool.main([str(path), '--text']) == 1
-        assert f'replay {halted}/1/{told}' in capsys.readouterr().out
+        assert f'replay {halted}/1/{dump_path}' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('name', ['last_clean_checkpoint', 'last_checkpoint'])
 def test_a_dump_without_weights(tool, halted, name, capsys):
-    """The command can be pasted as it is where a checkpoint is known."""
+    """The command can be pasted unchanged where a checkpoint is known."""
     write_events(halted / '1', [dump(5, needs=['checkpoint'])])
     (halted / 'last_checkpoint').write_text('/cluster/halted/newest.pth')
     (halted / name).write_text('/cluster/halted/iter_4.pth\n')
@@ -155,13 +155,13 @@ def test_a_dump_without_weights(tool, halted, name, capsys):
     checkpoint = halted / 'iter_4.pth'
     checkpoint.touch()
     assert tool.main([str(halted), '--text']) == 1
-    told = capsys.readouterr().out
-    assert f'rank0.pt --checkpoint {checkpoint}' in told
-    assert 'the last checkpoint before that iteration' in told
+    output = capsys.readouterr().out
+    assert f'rank0.pt --checkpoint {checkpoint}' in output
+    assert 'the last checkpoint before that iteration' in output
 
 
 def test_watch(halted):
-    """The page follows the run; the last one stays as it is."""
+    """The page follows the run; the last page stays unchanged."""
     page = halted / 'nanguard_report.html'
     tool = ROOT / 'tools' / 'report.py'
     process = subprocess.Popen(
@@ -200,28 +200,28 @@ def test_what_is_no_run(tool, tmp_path, capsys):
         ('broken.jsonl', 'holds no row that names its run'),
     ):
         assert tool.main([str(tmp_path / name)]) == 2
-        told = capsys.readouterr().err
-        assert said in told, told
-        assert 'Traceback' not in told
+        output = capsys.readouterr().err
+        assert said in output, output
+        assert 'Traceback' not in output
 
 
 def test_a_folder_above_work_dirs(tool, tmp_path, capsys):
-    """Names what to give; the one that wrote last first."""
+    """The message names the runs below, the one that wrote last first."""
     newer = tmp_path / 'drill' / '1' / 'guard ed'
     for time_, folder in ((1, tmp_path / 'x'), (2, newer)):
         for attempt in ('1', '2'):
             os.utime(write_events(folder / attempt, [start()]), (time_, time_))
     assert tool.main([str(tmp_path)]) == 2
-    told = capsys.readouterr().err
-    assert f"runs are below it: '{newer}', {tmp_path / 'x'}\n" in told
+    output = capsys.readouterr().err
+    assert f"runs are below it: '{newer}', {tmp_path / 'x'}\n" in output
     assert tool.main([str(newer.parents[1])]) == 2
     assert f"below it: '{newer}'\n" in capsys.readouterr().err
     for number in range(8):
         write_events(tmp_path / f'{number}' / '1', [start()])
     assert tool.main([str(tmp_path)]) == 2
-    told = capsys.readouterr().err
-    assert told.count(str(tmp_path)) == 1 + 5
-    assert told.endswith(' and 5 more\n')
+    output = capsys.readouterr().err
+    assert output.count(str(tmp_path)) == 1 + 5
+    assert output.endswith(' and 5 more\n')
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""tools/scan_checkpoints.py, on checkpoints that a Runner saved."""
+"""Scans by tools/scan_checkpoints.py, on checkpoints that a Runner saved."""
 
 import json
 import os
@@ -25,7 +25,9 @@ NAN, INF = float('nan'), float('inf')
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """Checkpoints of iterations 2, 4 and 6, with all that can go bad."""
+    """Return checkpoints of iterations 2, 4 and 6, with all parts that can go
+    bad.
+    """
     folder = tmp_path_factory.mktemp('trained')
     hooks = guard_hooks()
     hooks['checkpoint'] = dict(
@@ -72,7 +74,7 @@ def set_scale(content):
 
 
 def scan(tool, capsys, *args):
-    """Exit status, the report, and what was printed."""
+    """Return the exit status, the report, and the output."""
     file = Path(args[0]).parent / 'report.json'
     status = tool.main([*map(str, args), '--json', str(file)])
 
@@ -153,7 +155,9 @@ def test_each_part_of_the_newest(tool, run, capsys, change, expected):
 
 
 def test_an_older_one_may_be_bad(tool, run, capsys):
-    """After a rollback, say: what counts is what --resume would take."""
+    """Older checkpoints may be bad after a rollback: only the checkpoint that
+    --resume would take counts.
+    """
     edit(run / 'iter_4.pth', set_scale)
     status, report, _ = scan(tool, capsys, run)
     assert status == 0
@@ -188,7 +192,7 @@ def test_the_limit_and_one_file(tool, run, capsys):
 
 
 class Foreign:
-    """Would leave a file behind if its code were run."""
+    """An object that would create a file if its code were run."""
 
     def __init__(self, path):
         self.path = path
@@ -246,12 +250,14 @@ def test_a_file_that_is_no_checkpoint(tool, run, capsys):
     torch.save(dict(state_dict=3), run / 'three.pth')
     status, report, _ = scan(tool, capsys, run)
     assert status == 0
-    found = statuses(report)
-    assert found['results.pth'] == found['three.pth'] == 'foreign'
+    file_statuses = statuses(report)
+    assert (
+        file_statuses['results.pth'] == file_statuses['three.pth'] == 'foreign'
+    )
 
 
 def test_order(tool, run, capsys):
-    """By iteration, whatever was copied when; what has none by time."""
+    """Checkpoints are in order of iteration, those without one by time."""
     os.utime(run / 'iter_2.pth', (9, 9))
     os.utime(run / 'iter_4.pth', (3, 3))
     for name, time in (('a.pth', 3.5), ('b.pth', 1)):
@@ -282,7 +288,7 @@ def test_weights_only(tool, run, capsys):
 
 
 def test_older_formats(tool, run, capsys):
-    """What torch.save wrote before 1.6 cannot be mapped from the file."""
+    """Files that torch.save wrote before 1.6 cannot be memory-mapped."""
     path = run / 'iter_6.pth'
     allow_mmengine_checkpoints()
     content = load_plain(path)
@@ -312,10 +318,10 @@ def test_a_file_a_rank(tool, run, capsys):
 
 
 def poison_in_place(file, size):
-    """NaN into the first element of a storage of so many bytes."""
+    """Write NaN into the first element of a storage of ``size`` bytes."""
     with zipfile.ZipFile(file) as archive:
         (info,) = [
-            each for each in archive.infolist() if each.file_size == size
+            entry for entry in archive.infolist() if entry.file_size == size
         ]
     content = bytearray(file.read_bytes())
     # The lengths of the name and of what follows it come before the data.
@@ -346,7 +352,7 @@ def test_shards_of_fsdp(tool, tmp_path, capsys):
 
 
 class Gan(ToyNet):
-    """Two optimizers, in turns."""
+    """A model with two optimizers, used in turns."""
 
     def train_step(self, data, optim_wrapper):
         for part in optim_wrapper.values():

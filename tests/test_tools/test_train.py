@@ -87,7 +87,7 @@ def test_resume(config, tmp_path):
 
 
 def start_two_epochs(config, work_dir):
-    """A run with a checkpoint after each, to be resumed by what it returns."""
+    """Train two epochs; return the arguments that resume the run."""
     args = [config, '--work-dir', str(work_dir), '--guard', 'full']
     options = ['--cfg-options', 'train_cfg.max_epochs=2', 'randomness.seed=0']
     main([*args, *options, f'experiment_name={work_dir.name}_first'])
@@ -166,7 +166,7 @@ def test_errors(config, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ('path', 'options', 'told'),
+    ('path', 'options', 'message'),
     [
         ('gone.py', (), 'gone.py: there is no such config'),
         ('nowhere::x/y.py', (), 'knows no project nowhere, but .*mmdet'),
@@ -196,15 +196,15 @@ def test_errors(config, tmp_path, capsys):
     ],
 )
 def test_a_mistake_ends_with_2_and_says_what_to_do(
-    config, tmp_path, capsys, path, options, told
+    config, tmp_path, capsys, path, options, message
 ):
-    """Nothing is installed on the way, as MMEngine's get_config would do."""
+    """Nothing is installed, which MMEngine's get_config would do."""
     work_dir = ['--work-dir', str(tmp_path)]
     if options:
         work_dir += ['--guard', 'fp32', '--cfg-options', *options]
     assert main([path or config, *work_dir]) == 2
     said = capsys.readouterr().err
-    assert re.search(f'GuardConfigError: .*{told}', said), said
+    assert re.search(f'GuardConfigError: .*{message}', said), said
 
 
 ENDING = """
@@ -218,7 +218,7 @@ visualizer = dict(
 
 @HOOKS.register_module()
 class Ending(Hook):
-    """Says how a run ends, as one does that publishes its result."""
+    """A hook that reports how a run ends, as a publishing hook would."""
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if os.environ.get('CRASHES') and runner.iter == 3:

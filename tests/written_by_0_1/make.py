@@ -1,7 +1,7 @@
 """Write the files of this folder, with version 0.1 of mmnanguard.
 
-README.md has the command. The tests of today build the same run from here, to
-resume what 0.1 left off.
+README.md has the command. Today's tests build the same run from here, to
+resume the run of 0.1.
 """
 
 import json
@@ -43,7 +43,9 @@ class OneLargeImage(ToyData):
 
 @HOOKS.register_module()
 class SpoilMomentum(Hook):
-    """Spoil a tensor outside of any update, where only an audit finds it."""
+    """Spoil the momentum outside of any update, so that only an audit can
+    detect it.
+    """
 
     def after_train_iter(self, runner, batch_idx, **kwargs):
         if runner.iter + 1 == SPOILT:
