@@ -60,7 +60,7 @@ class AuditRow(RowRecord):
                 story += f', and {more} more in {where}'
         else:
             story = f'{self.num_bad} tensors are not finite in {where}'
-        # A run on one rank has no other rank to tell it from.
+        # (0,) is also the value of every run on a single rank.
         if self.ranks != (0,):
             story += f', on ranks {", ".join(map(str, self.ranks))}'
         if self.checkpoint:

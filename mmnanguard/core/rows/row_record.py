@@ -233,7 +233,7 @@ def parse_int(value: object) -> int:
     """Return the integer.
 
     Raises:
-        ValueError: If the value is no integer. A bool is none.
+        ValueError: If the value is no integer, or a bool.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f'no integer: {value!r}')
@@ -244,7 +244,7 @@ def parse_bool(value: object) -> bool:
     """Return the bool.
 
     Raises:
-        ValueError: If the value is no bool. 0 and 1 are none.
+        ValueError: If the value is no bool. 0 and 1 are refused, too.
     """
     if not isinstance(value, bool):
         raise ValueError(f'no bool: {value!r}')
