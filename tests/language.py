@@ -38,10 +38,6 @@ FOLDERS_WITH_MODULE_DOCSTRINGS = ('mmnanguard', 'tools', 'benchmarks')
 # clean, and none is added.
 PENDING = {
     'benchmarks',
-    'mmnanguard/core',
-    'mmnanguard/core/clipping',
-    'mmnanguard/core/rows',
-    'mmnanguard/core/rules',
     'mmnanguard/hooks/_shared',
     'mmnanguard/hooks/drill',
     'mmnanguard/hooks/events',

@@ -11,16 +11,18 @@ __all__ = ['atomic_write']
 def atomic_write(path: Union[str, 'os.PathLike[str]']) -> Iterator[str]:
     """Yield the path of a temporary file that becomes ``path`` at the end.
 
-    No reader ever sees half a file, and an error leaves ``path`` as it was
-    and no temporary file.
+    No reader ever sees half a file. After an error ``path`` is as it was
+    before, and the temporary file is gone.
 
     Args:
         path: The file to write; its folder must exist.
     """
-    aside = f'{path}.partial'
+    # In the folder of ``path``: a rename is atomic within a file system only.
+    temporary = f'{path}.partial'
     try:
-        yield aside
-        os.replace(aside, path)
+        yield temporary
+        # Unlike os.rename, it replaces an existing file on Windows, too.
+        os.replace(temporary, path)
     finally:
-        if os.path.exists(aside):
-            os.unlink(aside)
+        if os.path.exists(temporary):
+            os.unlink(temporary)

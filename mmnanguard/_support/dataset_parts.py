@@ -9,8 +9,10 @@ __all__ = ['dataset_parts']
 INNER = ('dataset', 'datasets', 'pipeline', 'transforms', 'branch_pipelines')
 
 
-def dataset_parts(part: Any, seen: Optional[Set[int]] = None) -> Iterator[Any]:
-    """Yield all parts of a dataset, each once.
+def dataset_parts(
+    part: object, seen: Optional[Set[int]] = None
+) -> Iterator[Any]:
+    """Yield all parts of a dataset, without repetition.
 
     Parts are the dataset itself, the datasets that it wraps, their pipelines
     and transforms, and the transforms within transforms.
@@ -19,14 +21,19 @@ def dataset_parts(part: Any, seen: Optional[Set[int]] = None) -> Iterator[Any]:
         part: A dataset or a part of one.
         seen: The ids of parts that were yielded already.
     """
-    seen = set() if seen is None else seen
+    if seen is None:
+        seen = set()
     if isinstance(part, Mapping):
         part = list(part.values())
     if isinstance(part, (list, tuple)):
         for item in part:
             yield from dataset_parts(item, seen)
+    # Without __dict__ (a string, a number) it can hold no other part. Ids are
+    # compared because a dataset may define == or have no hash.
     elif hasattr(part, '__dict__') and id(part) not in seen:
         seen.add(id(part))
         yield part
         for name in INNER:
+            # Not getattr: a wrapper may pass unknown names on to the dataset
+            # inside, or load data in a property.
             yield from dataset_parts(vars(part).get(name), seen)

@@ -1,4 +1,4 @@
-"""The name of a sample, in every message and event."""
+"""The name that a sample has in all messages and events."""
 
 from typing import Mapping, Optional
 
@@ -17,6 +17,10 @@ def sample_name(info: Mapping[str, object]) -> Optional[str]:
     """
     for key in ID_KEYS:
         value = info.get(key)
-        if value is not None:
-            return str(value) if key == 'img_path' else f'{key} {value}'
+        if value is None:
+            continue
+        # A path speaks for itself; a bare number needs its key.
+        if key == 'img_path':
+            return str(value)
+        return f'{key} {value}'
     return None

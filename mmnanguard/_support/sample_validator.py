@@ -9,7 +9,7 @@ class Record(Protocol):
     """The bad samples of all worker processes of this rank."""
 
     def read(self) -> Dict[str, str]:
-        """Return what is wrong with each sample, by the sample's name."""
+        """Return the problem of each bad sample, by the sample's name."""
 
 
 class SampleValidator:
@@ -18,7 +18,7 @@ class SampleValidator:
     Datasets and hooks do not import one another, so the role stands here.
 
     Attributes:
-        action: What becomes of a bad sample, 'drop' or 'tell'.
+        action: The action on a bad sample: 'drop', 'raise' or 'tell'.
         record: The bad samples so far.
     """
 

@@ -1,6 +1,6 @@
 """The search for a smallest subset that fails: delta debugging."""
 
-from typing import Callable, List, Sequence
+from typing import Callable, List, Sequence, Tuple
 
 __all__ = ['smallest_subset']
 
@@ -22,19 +22,34 @@ def smallest_subset(
     """
     items, num_parts = list(items), 2
     while len(items) > 1:
-        edges = [len(items) * i // num_parts for i in range(num_parts + 1)]
-        parts = [items[a:b] for a, b in zip(edges, edges[1:])]
-        rests = [items[:a] + items[b:] for a, b in zip(edges, edges[1:])]
+        parts, rests = split(items, num_parts)
         part = next(filter(fails, parts), None)
         if part is not None:
             items, num_parts = part, 2
             continue
+        rest = None
         # With two parts, each is the rest of the other and was tried above.
-        rest = next(filter(fails, rests), None) if num_parts > 2 else None
+        if num_parts > 2:
+            rest = next(filter(fails, rests), None)
         if rest is not None:
+            # The parts stay as large as they were: smaller parts are tried
+            # only once these are exhausted.
             items, num_parts = rest, num_parts - 1
         elif num_parts == len(items):
             break
         else:
             num_parts = min(2 * num_parts, len(items))
     return items
+
+
+def split(
+    items: List[int], num_parts: int
+) -> Tuple[List[List[int]], List[List[int]]]:
+    """Return equal parts of a list, and the rest of the list to each part."""
+    parts, rests = [], []
+    for number in range(num_parts):
+        begin = len(items) * number // num_parts
+        end = len(items) * (number + 1) // num_parts
+        parts.append(items[begin:end])
+        rests.append(items[:begin] + items[end:])
+    return parts, rests

@@ -1,4 +1,14 @@
-"""Ring 1: facts, rules and records; the standard library only."""
+"""Ring 1: facts, rules and records; the standard library only.
+
+Everything here is a frozen record or a pure function. Read in this order:
+
+1. ``errors``, ``checks``: the errors, and the checks of config values.
+2. ``causes``: the table of all causes and everything that depends on them.
+3. ``rules``: the judgement of one update.
+4. ``clipping``: rules that turn a gradient norm into a coefficient.
+5. ``bad_tensor``, ``rows``: the rows of ``events.jsonl``.
+6. ``halted``: the exceptions that end a run.
+"""
 
 from .bad_tensor import BadTensor
 from .causes import Cause

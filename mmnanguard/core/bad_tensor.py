@@ -1,30 +1,34 @@
-"""The record of a tensor that is not as it should be."""
+"""The record of a tensor with elements that are NaN, Inf or huge."""
 
 import math
 from dataclasses import dataclass
 
 __all__ = ['BadTensor']
 
+# A kind of another version is written as it is.
 KINDS_IN_WORDS = {'nan': 'NaN', 'inf': 'Inf', 'huge': 'huge'}
 
 
 @dataclass(frozen=True)
 class BadTensor:
-    """One tensor that was not as it should be.
+    """A tensor with elements that are NaN, Inf or huge.
 
     Attributes:
         name: The tensor's name in the model, without wrapper prefixes. A
             shared parameter has all its names, joined by ' = '.
-        tensor: 'gradient', 'weight' or 'buffer'.
-        kind: 'nan' if any element is NaN, else 'inf', else 'huge'.
+        tensor: 'gradient', 'weight' or 'buffer'; in an audit, the part of
+            the state that holds the tensor, such as 'optimizer'.
+        kind: 'nan' if any element is NaN, else 'inf' if any is infinite, else
+            'huge'.
         count: Number of non-finite elements.
         numel: Number of elements.
-        min: Smallest finite element, of a gradient unscaled; NaN without a
-            finite element.
-        max: Largest finite element, likewise.
+        min: Smallest finite element, divided by the loss scale if the tensor
+            is a gradient; NaN if no element is finite.
+        max: Largest finite element, in the form of ``min``.
         dtype: The name of the dtype, such as 'float32'.
     """
 
+    # Only the name is needed: rows of another version may lack other keys.
     name: str
     tensor: str = ''
     kind: str = ''
@@ -36,5 +40,5 @@ class BadTensor:
 
     @property
     def kind_in_words(self) -> str:
-        """The kind as it is written in a sentence."""
+        """The kind in the spelling of a sentence."""
         return KINDS_IN_WORDS.get(self.kind, self.kind)

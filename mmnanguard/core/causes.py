@@ -1,8 +1,8 @@
 """The causes of an update that was not a plain step, and all facts on them.
 
 :data:`CAUSES` is the one place with everything that depends on a cause. The
-decision, the hooks and the report ask it instead of comparing causes, so that
-a new cause needs an entry here and a rule that finds it
+decision, the hooks and the report read it instead of comparing causes, so that
+a new cause needs an entry here and a rule that finds the cause
 (CONTRIBUTING.md, "Adding a cause").
 """
 
@@ -24,8 +24,13 @@ Culprit = Literal['sample', 'module', 'parameter']
 
 
 class Cause(enum.Enum):
-    """Why an update was not a plain step, most fundamental cause first."""
+    """The cause of an update that was not a plain step.
 
+    The members stand in the order of precedence: the most fundamental cause
+    comes first, because it explains the causes after it.
+    """
+
+    # The values are in event rows, so they never change.
     NONE = 'none'
     WEIGHT_NONFINITE = 'weight_nonfinite'
     INPUT_NONFINITE = 'input_nonfinite'
@@ -39,12 +44,13 @@ class Cause(enum.Enum):
 
     @property
     def is_scaled(self) -> bool:
-        """Whether a lower loss scale may cure it; False for ``NONE``."""
+        """Whether a lower loss scale may cure the cause; False for NONE."""
+        # CAUSES has no entry for NONE.
         return self is not Cause.NONE and CAUSES[self].is_scaled
 
     @property
     def is_routine(self) -> bool:
-        """Whether it is no anomaly at all; False for ``NONE``."""
+        """Whether the cause is no anomaly at all; False for NONE."""
         return self is not Cause.NONE and CAUSES[self].is_routine
 
 
@@ -53,10 +59,10 @@ class Advice:
     """The recommendation for a run that suffers from a cause.
 
     Attributes:
-        short: A clause in the imperative, for the report's verdict.
+        short: A clause in the imperative, for the report's assessment.
         long: Full sentences, for the story of a halt.
-        detail: Full sentences, for the report's list of steps; '' means
-            ``long``.
+        detail: Full sentences, for the report's list of steps. If empty,
+            the list has ``long``.
         command: A shell command to paste; may be empty.
     """
 
@@ -71,28 +77,34 @@ class CauseFacts:
     """Everything that depends on a cause.
 
     Attributes:
-        line: The start of the console line, a template; ``GuardEvent`` fills
-            in the words.
+        line: The template of the start of the console line. ``GuardEvent``
+            fills in the words.
         advice: The recommendation.
         color: CSS color in the report's figure and table.
         blames: The tensors that an event names: bad weights, bad buffers, bad
-            gradients, or the largest gradient if none is bad.
-        culprits: The kinds of culprit that the report may name. Where that is
-            no sample, the general advice comes before all other steps.
-        unscaled_advice: Replaces ``advice`` in a run without a loss scale.
-        is_scaled: A lower loss scale may cure it; nothing that the forward
-            pass made is cured so.
-        is_routine: An expected part of training with a loss scale: it is
-            always skipped, counts toward no limit and makes no run sick.
-        ends_run: It halts or rolls back at once, whatever the limits.
-        is_gradual: It built up over the window of the divergence rule: no
-            batch is worth a dump, a rollback goes back before that window.
-        is_of_batch: The samples of the batch are suspects.
-        is_replayable: A replay can find where it begins: something is not
-            finite. Else an autopsy has nothing to look for.
-        names_origin: The first tensor that an event names is close to the
-            origin, so that the report counts it.
-        adds_up: Many of them make a run sick even if no parameter is named.
+            gradients, or the largest gradient if no gradient is bad.
+        culprits: The kinds of culprit that the report may name. If samples
+            are not among them, the report gives the general advice before
+            all other steps.
+        unscaled_advice: The recommendation for a run without a loss scale;
+            None means ``advice``.
+        is_scaled: Whether a lower loss scale may cure the cause. It cannot
+            cure what goes wrong in the forward pass, which is not scaled.
+        is_routine: Whether the cause is an expected part of training with a
+            loss scale. Such an update is always skipped, counts toward no
+            limit and does not make a run look sick.
+        ends_run: Whether the run halts or rolls back at once, whatever the
+            limits are.
+        is_gradual: Whether the trouble built up over the window of the
+            divergence rule. Then no batch is worth a dump, and a rollback
+            goes back to a state before that window.
+        is_of_batch: Whether the samples of the batch are suspects.
+        is_replayable: Whether a replay can find where the fault begins. That
+            takes a tensor that is not finite.
+        names_origin: Whether the first tensor that an event names is close to
+            the origin, so that the report counts how often it is named.
+        adds_up: Whether many such updates make a run look sick even if no
+            parameter is named.
     """
 
     line: str
@@ -134,7 +146,8 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             color='#a4161a',
             blames='weight',
             culprits=('parameter',),
-            # Skip or not, the next forward pass meets the same weights.
+            # A skip does not help: the next forward pass uses the same
+            # weights. The batch came after the damage.
             ends_run=True,
             is_of_batch=False,
         ),
@@ -146,6 +159,8 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             ),
             color='#8e5bd0',
             blames='gradient',
+            # A bad input spoils all gradients at once: the first one in the
+            # event is near to the loss and not to the fault.
             names_origin=False,
         ),
         Cause.LOSS_NONFINITE: CauseFacts(
@@ -160,6 +175,7 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             ),
             color='#e15759',
             blames='gradient',
+            # A bad loss spoils all gradients, or none (loss + inf).
             names_origin=False,
         ),
         Cause.BUFFER_NONFINITE: CauseFacts(
@@ -171,6 +187,8 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
                 'float32.',
             ),
             color='#17a2a2',
+            # One sample of 3e38 makes running_var Inf and leaves the loss
+            # and all gradients finite.
             blames='buffer',
         ),
         Cause.SCALE_OVERFLOW: CauseFacts(
@@ -183,6 +201,8 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             ),
             color='#8d99ae',
             blames='gradient',
+            # GradScaler starts at 2**16 and finds a scale that fits by
+            # lowering it at each overflow: no sample is at fault.
             is_scaled=True,
             is_routine=True,
             is_of_batch=False,
@@ -196,7 +216,8 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
                 'module named above, and look for sqrt, norm or division at '
                 'zero.',
             ),
-            # Without a loss scale nothing overflows for its sake.
+            # Without a loss scale no product with it can overflow, and there
+            # is nothing to lower.
             unscaled_advice=Advice(
                 'look for a sqrt, norm or division at zero in the module at '
                 'fault',
@@ -220,8 +241,10 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
                 'optim_wrapper.clip_grad=dict(max_norm=...).',
             ),
             color='#b07aa1',
+            # No element is bad, so the event names the largest gradient.
             blames='largest gradient',
             culprits=('module', 'parameter'),
+            # The norm is computed while gradients still carry the scale.
             is_scaled=True,
         ),
         Cause.DIVERGENCE: CauseFacts(
@@ -234,8 +257,11 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
                 'optim_wrapper.guard.divergence=None.',
             ),
             color='#d6409f',
+            # All numbers are finite, and many updates led to them: there is
+            # no tensor to name, no batch to suspect and nothing to replay.
             blames='',
             culprits=(),
+            # Only an earlier state helps against lost knowledge.
             ends_run=True,
             is_gradual=True,
             is_of_batch=False,
@@ -254,6 +280,8 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             color='#d4a300',
             blames='largest gradient',
             culprits=(),
+            # All numbers are finite: a replay would find nothing, and a
+            # healthy run has spikes, too.
             is_replayable=False,
             names_origin=False,
             adds_up=False,
@@ -270,7 +298,12 @@ UNKNOWN = CauseFacts(
 
 
 def facts_of_cause(name: str) -> CauseFacts:
-    """Return the facts on a cause that a row names, else ``UNKNOWN``."""
+    """Return the facts on the cause of a row.
+
+    Args:
+        name: The value of the row's key 'cause'. A name that this version
+            does not know gets ``UNKNOWN``.
+    """
     return FACTS_BY_NAME.get(name, UNKNOWN)
 
 

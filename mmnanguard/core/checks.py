@@ -21,6 +21,7 @@ def is_number(value: object) -> bool:
 
     Bools do not count.
     """
+    # bool is a subclass of int.
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -37,7 +38,7 @@ def is_count(value: object, least: int) -> bool:
 
 
 def check_value(is_right: bool, key: str, value: object, allowed: str) -> None:
-    """Refuse a value of a config.
+    """Refuse a value of a config unless it is allowed.
 
     Args:
         is_right: Whether the value is allowed.
@@ -55,20 +56,30 @@ def check_value(is_right: bool, key: str, value: object, allowed: str) -> None:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a hint at the nearest known name, or '' if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean '{near[0]}'? " if near else ''
+    if not near:
+        return ''
+    return f"did you mean '{near[0]}'? "
 
 
 def check_keys(
     given: Iterable[str], allowed: Iterable[str], where: str
 ) -> None:
-    """Refuse the first key that is not allowed and name the nearest one.
+    """Refuse the first key that is not allowed and name the nearest key.
+
+    Args:
+        given: The keys that a user wrote.
+        allowed: The keys that exist.
+        where: The place of the keys in the config, such as
+            'optim_wrapper.guard'.
 
     Raises:
         GuardConfigError: If ``given`` has a key that ``allowed`` lacks.
     """
+    # A list, because ``allowed`` may be a generator and is read repeatedly.
     allowed = sorted(allowed)
     for key in given:
         if key not in allowed:
+            # A dict written by hand may have keys of any type.
             hint = did_you_mean(str(key), allowed)
             raise GuardConfigError(
                 f"{where} has an unknown key '{key}': {hint}"

@@ -1,27 +1,27 @@
 """Exceptions that end a run, with the update that was the reason."""
 
-from typing import Any, Dict
-
 from .errors import NanGuardError
 from .rows.guard_event import GuardEvent
 from .rows.halt_row import HaltRow
+from .rows.row_record import NewRow
 
 __all__ = ['RollbackUnavailable', 'TrainingHalted']
 
 
+# Not in ``errors``, because rows import that module.
 class TrainingHalted(NanGuardError):
     """Training was stopped before it could do harm.
 
     Args:
         event: The update that stopped the run; kept as ``.event``.
-        story: What a user needs in order to act.
+        story: The text for the user: reason, counts and advice.
     """
 
     def __init__(self, event: GuardEvent, story: str) -> None:
         super().__init__(story)
         self.event = event
 
-    def to_row(self) -> Dict[str, Any]:
+    def to_row(self) -> NewRow:
         """Return the last row of an event log."""
         event = self.event
         return HaltRow(event.id, event.iter, story=str(self)).to_row()

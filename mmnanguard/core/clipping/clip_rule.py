@@ -1,8 +1,9 @@
 """The base of all clip rules, and the two rules that remember nothing.
 
-A rule turns the norm of all gradients into one coefficient. A user's own rule
-is a frozen dataclass that inherits from ``ClipRule``: plain fields are keys of
-its config, fields with ``metadata=ClipRule.STATE`` are what it remembers.
+A rule turns the norm of all gradients into one coefficient. A rule that a user
+writes is a frozen dataclass that inherits from ``ClipRule``: its plain fields
+are keys of its config, and its fields with ``metadata=ClipRule.STATE`` are the
+state that the rule remembers.
 """
 
 from dataclasses import MISSING, Field, dataclass, fields, replace
@@ -15,45 +16,58 @@ from ..errors import NanGuardError
 __all__ = ['ClipRule', 'NoClip', 'NormClip', 'config_keys']
 
 
-def config_keys(rule: Any) -> List[str]:
-    """Return the keys that the config of a rule's class may have."""
-    return [key.name for key in fields(rule) if not is_state(key)]
+def config_keys(rule: object) -> List[str]:
+    """Return the keys that the config of a rule may have.
+
+    Args:
+        rule: A rule or its class, which must be a dataclass.
+    """
+    return [
+        key.name
+        for key in fields(rule)  # type: ignore[arg-type]
+        if not is_state(key)
+    ]
 
 
-def is_state(rule_field: 'Field[Any]') -> bool:
+def is_state(rule_field: 'Field[object]') -> bool:
     """Whether a field of a rule is state, and no key of its config."""
     return bool(rule_field.metadata.get('is_state'))
 
 
+# Only subclasses are dataclasses: after a field with a default in the base, no
+# rule could have a field without one (keyword-only fields need Python 3.10).
 class ClipRule:
     """The base of clip rules: a gradient norm in, a coefficient out.
 
     A rule is a frozen dataclass. It never changes: each commit replaces it by
     the rule that ``after`` returns, so that a rejected update leaves no trace
-    in it. Only ``__call__`` has to be written; ``after`` too if the rule
-    remembers something. Saving and restoring work by themselves for state of
-    Python's own types.
+    in it. A subclass must define ``__call__``, and ``after`` if the rule
+    remembers something. State of Python's own types is saved and restored
+    without code in the subclass.
 
     Attributes:
-        norm_type: Order of the norm that the rule is given: positive, or inf.
-            A rule that declares it as a field lets the config choose it.
+        norm_type: Order of the norm that the rule is called with: positive, or
+            inf. If a rule declares it as a field, the config can choose it.
         STATE: Metadata of a dataclass field that is state:
             ``mean: float = field(default=0.0, metadata=ClipRule.STATE)``. The
-            field is no key of the config, changes by ``dataclasses.replace``
-            in ``after``, is saved with each checkpoint and resumed.
+            field is no key of the config. ``after`` changes it with
+            ``dataclasses.replace``. It is saved with each checkpoint and
+            resumed.
     """
 
     norm_type: float = 2.0
+    # Read-only, because all fields of all rules share this mapping.
     STATE: ClassVar[Mapping[str, bool]] = MappingProxyType({'is_state': True})
 
     def __call__(self, norm: float) -> float:
         """Return the factor for all gradients, above 0 and at most 1.
 
-        Called on each update that will be committed, with the same norm on
-        all ranks.
+        The guard calls the rule for each update that it is about to commit,
+        with an equal norm on all ranks.
 
         Args:
-            norm: Finite, unscaled, of the gradients before clipping; may be 0.
+            norm: The norm of the gradients before clipping, unscaled. It is
+                finite and may be 0.
         """
         raise NotImplementedError
 
@@ -61,15 +75,19 @@ class ClipRule:
         """Return the rule for the next update.
 
         Args:
-            norm: The norm of the update that was just committed. Norms of
-                rejected updates never get here.
+            norm: The norm of the update that was just committed. This method
+                is never called for a rejected update.
         """
         return self
 
-    def to_dict(self) -> Dict[str, Any]:
+    def to_dict(self) -> Dict[str, object]:
         """Return the type and the state, in Python's own types."""
-        saved = {'type': type(self).__name__}
-        return {**saved, **{key: getattr(self, key) for key in defaults(self)}}
+        # The type, so that a resumed run does not read the state of another
+        # rule.
+        saved: Dict[str, object] = {'type': type(self).__name__}
+        for key in defaults(self):
+            saved[key] = getattr(self, key)
+        return saved
 
     def with_state(self, saved: Mapping[str, Any]) -> 'ClipRule':
         """Return this rule with a saved state.
@@ -78,18 +96,23 @@ class ClipRule:
             saved: The result of ``to_dict``. State that is missing in it
                 begins with its default, so {} means a fresh rule.
         """
-        state = {
-            key: saved.get(key, default)
-            for key, default in defaults(self).items()
-        }
-        return replace(self, **state) if state else self  # type: ignore
+        # Only state is read: the config has precedence over a checkpoint.
+        state = defaults(self)
+        for key in state:
+            state[key] = saved.get(key, state[key])
+        if not state:
+            return self
+        return replace(self, **state)  # type: ignore[type-var]
 
     def coefficient(self, norm: float) -> float:
         """Return the rule's coefficient for a norm, checked.
 
         Raises:
-            NanGuardError: If it is not a number above 0 and at most 1.
+            NanGuardError: If the coefficient is not a number above 0 and at
+                most 1.
         """
+        # Checked at each update: a rule may fail late, and a NaN here would
+        # enter all weights.
         coef = self(norm)
         if is_number(coef) and 0 < coef <= 1:
             return coef
@@ -104,9 +127,9 @@ class ClipRule:
         return ' '.join(['clip_grad', type(self).__name__, *keys])
 
 
-def defaults(rule: ClipRule) -> Dict[str, Any]:
+def defaults(rule: ClipRule) -> Dict[str, object]:
     """Return the state of a rule before its first commit."""
-    state: Dict[str, Any] = {}
+    state: Dict[str, object] = {}
     for key in fields(rule):  # type: ignore[arg-type]
         if not is_state(key):
             continue
@@ -119,7 +142,7 @@ def defaults(rule: ClipRule) -> Dict[str, Any]:
 
 @dataclass(frozen=True)
 class NoClip(ClipRule):
-    """Gradients pass as they are."""
+    """The rule that changes no gradient."""
 
     norm_type: float = 2.0
 

@@ -1,6 +1,6 @@
 """The contract of a clip rule that a user wrote, checked before training."""
 
-from typing import Any
+from typing import NoReturn
 
 from ..checks import is_number
 from ..errors import GuardConfigError
@@ -9,14 +9,15 @@ from .clip_rule import ClipRule
 
 __all__ = ['check_rule', 'check_rule_class']
 
+# The types that torch.load reads with weights_only=True, besides containers.
 PLAIN = (type(None), bool, int, float, str)
 
 
 def check_rule_class(cls: type) -> None:
-    """Refuse a class that is no frozen dataclass of the right base.
+    """Refuse a class that is not a frozen dataclass or no ``ClipRule``.
 
     Raises:
-        GuardConfigError: If so.
+        GuardConfigError: If the class is refused.
     """
     name = cls.__name__
     if not issubclass(cls, ClipRule):
@@ -24,6 +25,8 @@ def check_rule_class(cls: type) -> None:
             f'{CLIP_GRAD}.type is {name}: a clip rule must inherit from '
             'mmnanguard.core.ClipRule.'
         )
+    # A rule that changed in place would remember rejected updates. The
+    # dataclasses module has no public way to ask for frozen.
     params = getattr(cls, '__dataclass_params__', None)
     if not getattr(params, 'frozen', False):
         raise GuardConfigError(
@@ -34,19 +37,25 @@ def check_rule_class(cls: type) -> None:
 
 
 def check_rule(rule: ClipRule) -> None:
-    """Try a user's rule on a norm of 1; a rule is a value, so it stays as is.
+    """Try all methods of a user's rule on a norm of 1.
+
+    The rule itself stays as it is, because ``after`` returns a new rule.
 
     Raises:
-        GuardConfigError: If it cannot be asked, remembered, saved or resumed.
-        NanGuardError: If its coefficient is not allowed.
+        GuardConfigError: If the norm type, the next rule or the saved state
+            is not allowed, or if the state is not restored.
+        NanGuardError: If the coefficient is not allowed.
     """
     name = type(rule).__name__
+    # The norm type may come from the config. Written so that NaN is refused.
     if not is_number(rule.norm_type) or not rule.norm_type > 0:
         refuse(
             f'{name}.norm_type is {rule.norm_type!r}: it must be above 0; '
             "'inf' is the largest absolute element"
         )
     rule.coefficient(1.0)
+    # State often differs in kind before and after the first commit (None,
+    # then a number), so the state after a commit is what is checked.
     later = rule.after(1.0)
     if type(later) is not type(rule):
         refuse(
@@ -61,6 +70,7 @@ def check_rule(rule: ClipRule) -> None:
             f"{name}.to_dict() has 'type' {saved.get('type')!r}: it must be "
             f'{name!r}, by which a checkpoint is told apart'
         )
+    # A resumed run begins with a fresh rule, not with ``later``.
     resumed = rule.with_state(saved).to_dict()
     if resumed != saved:
         refuse(
@@ -70,17 +80,18 @@ def check_rule(rule: ClipRule) -> None:
     later.coefficient(1.0)
 
 
-def check_plain(value: Any, where: str) -> None:
+def check_plain(value: object, where: str) -> None:
     """Refuse state that a checkpoint cannot hold safely.
 
     Raises:
-        GuardConfigError: If a part is not of Python's own types.
+        GuardConfigError: If the value, or an item in it, is of a type that is
+            not Python's own.
     """
     # Subclasses are refused as well: numpy.float64 is a float, and a
     # checkpoint with it cannot be read with weights_only=True.
     if type(value) in PLAIN:
         return
-    if type(value) in (list, tuple):
+    if type(value) is list or type(value) is tuple:
         for item in value:
             check_plain(item, where)
     elif type(value) is dict:
@@ -95,5 +106,6 @@ def check_plain(value: Any, where: str) -> None:
         )
 
 
-def refuse(story: str) -> None:
+def refuse(story: str) -> NoReturn:
+    """Raise a ``GuardConfigError`` about the clip rule."""
     raise GuardConfigError(f'{CLIP_GRAD}: {story}.')

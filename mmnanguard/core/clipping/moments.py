@@ -13,9 +13,10 @@ class NormMoments:
 
     Attributes:
         first: Norms of the warm-up; empty once there is a mean.
-        mean: None during the warm-up, then positive.
-        var: Exponentially weighted variance; each norm's deviation is from
-            the mean at that time.
+        mean: Exponentially weighted mean, which is positive; None during the
+            warm-up.
+        var: Exponentially weighted variance. Each norm enters with its
+            deviation from the mean of that time.
     """
 
     first: Tuple[float, ...] = ()
@@ -23,21 +24,23 @@ class NormMoments:
     var: float = 0.0
 
     def after(self, norm: float, alpha: float, warmup: int) -> 'NormMoments':
-        """Return the moments with one norm more.
+        """Return the moments after one more norm.
 
         Args:
-            norm: Positive and finite.
+            norm: The norm to add, positive and finite.
             alpha: Weight of the past.
-            warmup: Number of norms that the first mean is taken of.
+            warmup: Number of norms from which the first mean is computed.
         """
         if self.mean is not None:
             mean = alpha * self.mean + (1 - alpha) * norm
-            # The deviation is from the new mean, as in the authors' code.
+            # The deviation is from the new mean, as in the authors' code
+            # (https://github.com/bluorion-com/ZClip).
             var = alpha * self.var + (1 - alpha) * (norm - mean) ** 2
             return replace(self, mean=mean, var=var)
         first = (*self.first, norm)
         if len(first) < warmup:
             return replace(self, first=first)
+        # math.fsum rounds once, so the result has no error of a running sum.
         mean = math.fsum(first) / len(first)
         var = math.fsum((norm - mean) ** 2 for norm in first) / len(first)
         return NormMoments((), mean, var)
@@ -48,7 +51,11 @@ class NormMoments:
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> 'NormMoments':
-        """Read the result of ``to_dict``; missing keys get defaults."""
+        """Return the moments that ``to_dict`` saved.
+
+        Missing keys get their defaults.
+        """
+        # Saved as a list; a tuple keeps the record immutable.
         return cls(
             tuple(saved.get('first', ())),
             saved.get('mean'),

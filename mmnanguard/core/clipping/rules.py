@@ -1,8 +1,11 @@
-"""The clip rules that a config names and that need only numbers."""
+"""The clip rules of this package that need only numbers.
+
+docs/en/clipping.md describes them and their differences from the papers.
+"""
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, Mapping, Optional, Tuple
 
 from ..checks import is_finite_number, is_number
 from .checks import check_clip, check_count, check_norm_type, check_positive
@@ -12,54 +15,49 @@ from .window import SortedWindow
 
 __all__ = ['AutoClip', 'TieredClip', 'ZClip']
 
-# Larger norms are not remembered, so that the squares of norms stay finite.
+# Larger norms are not remembered, so that the squares of norms stay finite:
+# the largest float64 is about 1.8e308.
 LARGEST = 1e150
+Tiers = Tuple[Tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
 class TieredClip(ClipRule):
-    """The larger the norm, the more it is clipped, in steps.
+    """Clip larger norms to smaller limits, in steps.
 
     Attributes:
-        tiers: Pairs (above, max_norm), in any order: a norm above the
-            first number (exclusive), and in no higher tier, is clipped to
-            the second, as ``NormClip`` clips. A norm in no tier passes.
-        norm_type: As in ``NormClip``.
+        tiers: Pairs (above, max_norm), in any order. A norm belongs to the
+            highest tier whose ``above`` it exceeds (exclusive), and
+            ``NormClip(max_norm)`` clips it. A norm in no tier passes.
+        norm_type: The ``norm_type`` of ``NormClip``.
     """
 
-    tiers: Tuple[Tuple[float, float], ...] = ()
+    tiers: Tiers = ()
     norm_type: float = 2.0
 
     def __post_init__(self) -> None:
-        try:
-            tiers = sorted(((a, b) for a, b in self.tiers), reverse=True)
-            is_right = bool(tiers) and all(
-                is_finite_number(above)
-                and above >= 0
-                and is_number(max_norm)
-                and max_norm > 0
-                for above, max_norm in tiers
-            )
-        except (TypeError, ValueError):
-            is_right = False
+        tiers = sorted_tiers(self.tiers)
         check_clip(
-            is_right,
+            bool(tiers),
             'tiers',
             self.tiers,
             'a list of pairs (above, max_norm), the first 0 or more, the '
             'second above 0, such as [(10, 1), (0, 5)]: above 10 clip to 1, '
             'else to 5',
         )
+        # Of two pairs with one number, the second would never apply.
         check_clip(
-            len({above for above, _ in tiers}) == len(tiers),
+            len(dict(tiers)) == len(tiers),
             'tiers',
             self.tiers,
             'a list in which no two pairs begin with the same number',
         )
         check_norm_type(self.norm_type)
-        object.__setattr__(self, 'tiers', tuple(tiers))
+        # The way to set a field of a frozen dataclass.
+        object.__setattr__(self, 'tiers', tiers)
 
     def __call__(self, norm: float) -> float:
+        # The highest tier comes first.
         for above, max_norm in self.tiers:
             if norm > above:
                 return NormClip(max_norm)(norm)
@@ -69,31 +67,59 @@ class TieredClip(ClipRule):
         """Return the edges at which a larger norm is clipped to more.
 
         Returns:
-            One triple (edge, above, below) for each of them. A norm just
-            above the edge is clipped to ``above``, a norm on it to ``below``.
+            A triple (edge, above, below) for each such edge. A norm just
+            above the edge is clipped to ``above``, a norm on the edge to
+            ``below``.
         """
-        lower = [*(max_norm for _, max_norm in self.tiers[1:]), math.inf]
-        return tuple(
-            (edge, min(edge, max_norm), min(edge, below))
-            for (edge, max_norm), below in zip(self.tiers, lower)
-            if min(edge, max_norm) > min(edge, below)
-        )
+        jumps = []
+        # From the lowest tier up. A norm below all tiers is not clipped.
+        max_norm_below = math.inf
+        for edge, max_norm in reversed(self.tiers):
+            # A norm at the edge is at most the edge, also if that is below
+            # the limit of the tier.
+            above, below = min(edge, max_norm), min(edge, max_norm_below)
+            if above > below:
+                jumps.append((edge, above, below))
+            max_norm_below = max_norm
+        return tuple(reversed(jumps))
 
     def __str__(self) -> str:
-        tiers = [f'above {a:g} to {b:g}' for a, b in self.tiers]
-        return f'clip_grad TieredClip {", ".join(tiers)}'
+        words = []
+        for above, max_norm in self.tiers:
+            words.append(f'above {above:g} to {max_norm:g}')
+        return f'clip_grad TieredClip {", ".join(words)}'
+
+
+def sorted_tiers(tiers: Iterable[Iterable[float]]) -> Tiers:
+    """Return the pairs of a ``TieredClip``, the highest tier first.
+
+    Returns:
+        An empty tuple if ``tiers`` is not a list of pairs of allowed numbers.
+        The list comes from a config and may hold anything.
+    """
+    pairs = []
+    try:
+        for above, max_norm in tiers:
+            if not (is_finite_number(above) and above >= 0):
+                return ()
+            # A limit of inf lets the norms of the tier pass.
+            if not (is_number(max_norm) and max_norm > 0):
+                return ()
+            pairs.append((above, max_norm))
+    except (TypeError, ValueError):  # no list, or an item that is no pair
+        return ()
+    return tuple(sorted(pairs, reverse=True))
 
 
 @dataclass(frozen=True)
 class AutoClip(ClipRule):
-    """Clip to a percentile of the norms so far, the present one included.
+    """Clip to a percentile of the norms so far, including the present norm.
 
     Attributes:
-        percentile: In [0, 100), interpolated linearly.
-        window: Number of latest norms that the percentile is taken of; at
-            least 2.
-        warmup: Commits before the first update that may be clipped.
-        norm_type: As in ``NormClip``.
+        percentile: The percentile, in [0, 100), interpolated linearly.
+        window: Number of most recent norms in the percentile; at least 2.
+        warmup: Number of commits before the first update that may be clipped.
+        norm_type: The ``norm_type`` of ``NormClip``.
         past: Norms of the last ``window`` - 1 commits. A norm of 0 is left
             out: a percentile of 0 would end training.
 
@@ -129,21 +155,27 @@ class AutoClip(ClipRule):
         check_norm_type(self.norm_type)
 
     def __call__(self, norm: float) -> float:
+        # In the warm-up, a percentile of few norms would clip by chance.
         if len(self.past.row) < self.warmup:
             return 1.0
         limit = self.past.percentile(self.percentile, norm)
-        return 1.0 if norm <= limit else limit / norm
+        # PyTorch's 1e-6 is not added to the norm: it would clip norms near
+        # 1e-6 that need no clipping.
+        return factor_to(limit, norm)
 
     def after(self, norm: float) -> 'AutoClip':
         if not is_memorable(norm):
             return self
+        # One place of the window is for the norm that is being judged.
         return replace(self, past=self.past.after(norm, self.window - 1))
 
-    def to_dict(self) -> Dict[str, Any]:
+    def to_dict(self) -> Dict[str, object]:
+        # Only one order is saved; the other one follows from it.
         return {'type': type(self).__name__, 'norms': list(self.past.row)}
 
     def with_state(self, saved: Mapping[str, Any]) -> 'AutoClip':
         norms = filter(is_memorable, saved.get('norms', ()))
+        # The window may be shorter in the config than in the checkpoint.
         return replace(self, past=SortedWindow.of(norms, self.window - 1))
 
     def __str__(self) -> str:
@@ -154,20 +186,21 @@ class AutoClip(ClipRule):
 class ZClip(ClipRule):
     """Clip a norm that is an outlier among the norms so far.
 
-    With their running mean and deviation, a norm whose z-score is above the
-    threshold is clipped to mean + z_threshold**2 * deviation / z: the
-    farther out, the nearer to the mean. The clipped norm, not the outlier,
-    enters the statistics.
+    The rule keeps a running mean and deviation of norms. A norm whose z-score
+    is above the threshold is clipped to
+    mean + z_threshold**2 * deviation / z: the farther out a norm is, the
+    nearer to the mean it ends. The clipped norm, not the outlier, enters the
+    statistics.
 
     Attributes:
         alpha: Weight of the past in mean and variance, in (0, 1).
-        z_threshold: Above 0.
-        warmup: Number of first commits. The statistics start from the plain
-            mean and variance of their norms; until then only ``max_norm``
-            clips.
-        max_norm: Upper limit at all times; None means no such limit.
-        eps: Added to the deviation in the z-score; above 0.
-        norm_type: As in ``NormClip``.
+        z_threshold: The z-score above which a norm is an outlier; above 0.
+        warmup: Number of commits from whose norms the first mean and variance
+            are computed. Until then only ``max_norm`` clips.
+        max_norm: Limit that always applies; None means no such limit.
+        eps: The number that is added to the deviation in the z-score; above
+            0, so that nothing is divided by 0.
+        norm_type: The ``norm_type`` of ``NormClip``.
         past: Mean and variance, or the norms of the warm-up. A norm of 0
             does not enter: a mean of 0 would end training.
 
@@ -200,10 +233,12 @@ class ZClip(ClipRule):
         limit = self.effective(norm)
         if self.max_norm is not None:
             limit = min(limit, self.max_norm)
-        return 1.0 if norm <= limit else limit / norm
+        return factor_to(limit, norm)
 
     def effective(self, norm: float) -> float:
         """Return the norm, or the limit that an outlier is clipped to."""
+        # The authors' mode='zscore' with clip_option='adaptive_scaling'
+        # (https://github.com/bluorion-com/ZClip).
         if self.past.mean is None:
             return norm
         deviation = math.sqrt(self.past.var)
@@ -215,10 +250,11 @@ class ZClip(ClipRule):
     def after(self, norm: float) -> 'ZClip':
         if not is_memorable(norm):
             return self
+        # max_norm does not enter: it is no property of the norms so far.
         past = self.past.after(self.effective(norm), self.alpha, self.warmup)
         return replace(self, past=past)
 
-    def to_dict(self) -> Dict[str, Any]:
+    def to_dict(self) -> Dict[str, object]:
         return {'type': type(self).__name__, **self.past.to_dict()}
 
     def with_state(self, saved: Mapping[str, Any]) -> 'ZClip':
@@ -226,6 +262,14 @@ class ZClip(ClipRule):
 
     def __str__(self) -> str:
         return f'clip_grad ZClip z_threshold={self.z_threshold:g}'
+
+
+def factor_to(limit: float, norm: float) -> float:
+    """Return the factor that clips a norm to a limit."""
+    # The comparison also keeps a norm of 0 from being a divisor.
+    if norm <= limit:
+        return 1.0
+    return limit / norm
 
 
 def is_memorable(norm: float) -> bool:

@@ -1,10 +1,10 @@
-"""The row of non-finite state that an audit found."""
+"""The row of an audit that found non-finite state."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Dict, Optional, Tuple
+from typing import ClassVar, Optional, Tuple
 
 from ..bad_tensor import BadTensor
-from .row_record import RowRecord
+from .row_record import NewRow, RowRecord
 
 __all__ = ['AuditRow']
 
@@ -14,18 +14,18 @@ class AuditRow(RowRecord):
     """Non-finite state that ``StateAuditHook`` found.
 
     Attributes:
-        id: Unique in the run.
-        run: Name of the run; '' if it is not guarded.
-        attempt: Number of the process start.
-        iter: From 1.
-        epoch: From 1.
-        ranks: Ranks that hold something bad.
-        where: Of 'weights', 'buffers', 'optimizer' and 'ema', those that are
-            bad.
+        id: The id of the audit, unique in the run.
+        run: Name of the run; '' if the run is not guarded.
+        attempt: Number of the process start, from 1.
+        iter: Iteration of the audit, from 1.
+        epoch: Epoch of the audit, from 1.
+        ranks: Ranks on which bad tensors were found.
+        where: The parts of the state with bad tensors: 'weights', 'buffers',
+            'optimizer', 'ema'.
         num_bad: Number of bad tensors.
-        tensors: A few of them; their ``tensor`` says where they are.
+        tensors: A few bad tensors. Their ``tensor`` is the part of the state.
         checkpoint: Name of the checkpoint that was not written because of
-            them; None if none was due.
+            the bad tensors; None if no checkpoint was due.
     """
 
     KIND: ClassVar[str] = 'audit'
@@ -42,9 +42,10 @@ class AuditRow(RowRecord):
     tensors: Tuple[BadTensor, ...] = ()
     checkpoint: Optional[str] = None
 
-    def to_row(self) -> Dict[str, Any]:
+    def to_row(self) -> NewRow:
         row = super().to_row()
-        row['tensors'] = [asdict(tensor) for tensor in self.tensors]
+        # Hooks receive the row too, and a record is no JSON.
+        row['tensors'] = list(map(asdict, self.tensors))
         return row
 
     def sentence(self) -> str:
@@ -55,9 +56,11 @@ class AuditRow(RowRecord):
                 f"'{first.name}' ({first.tensor}) is {first.kind_in_words}, "
                 f'{first.count} of {first.numel}'
             )
-            story += f', and {more} more in {where}' if more else ''
+            if more:
+                story += f', and {more} more in {where}'
         else:
             story = f'{self.num_bad} tensors are not finite in {where}'
+        # (0,) is also the value of every run on a single rank.
         if self.ranks != (0,):
             story += f', on ranks {", ".join(map(str, self.ranks))}'
         if self.checkpoint:

@@ -22,6 +22,9 @@ def build_event(
         **facts: More fields of the event.
     """
     left_out = seen.left_out
+    # The event is about what is bad. If the update was committed without the
+    # bad micro-batches, or all of them were bad, those are the subject; if the
+    # rest of the window was rejected as well, the rest is.
     if left_out and (verdict.action is Action.STEP or left_out.is_all):
         seen = left_out.seen
         facts['params'] = left_out.params
@@ -29,6 +32,7 @@ def build_event(
     return GuardEvent(
         action=verdict.action,
         cause=verdict.cause,
+        # A spike and a divergence are seen on all ranks alike.
         ranks=seen.bad_ranks or (0,),
         loss=seen.loss,
         grad_norm=seen.grad_norm,
@@ -37,6 +41,7 @@ def build_event(
         consecutive_skips=state.consecutive_skips,
         total_skips=state.total_skips,
         routine_overflows=state.routine_overflows,
+        # As a dict, because rows and messages need no class of this package.
         spike=verdict.spike and verdict.spike._asdict(),
         clip_coef=verdict.clip_coef,
         lr_factor=verdict.lr_factor,

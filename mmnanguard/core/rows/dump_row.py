@@ -1,10 +1,10 @@
-"""The row of a file from which an update can be run again."""
+"""The row of a dump: a file from which an update can be replayed."""
 
 import shlex
 from dataclasses import dataclass
-from typing import Any, ClassVar, Dict, Mapping, Optional, Sequence, Tuple
+from typing import ClassVar, Mapping, Optional, Sequence, Tuple
 
-from .row_record import RowRecord
+from .row_record import NewRow, RowRecord
 
 __all__ = ['DumpRow']
 
@@ -14,9 +14,9 @@ class DumpRow(RowRecord):
     """A dump that ``BatchDumpHook`` wrote.
 
     Attributes:
-        id: Of the event.
-        rank: The rank whose batch it holds.
-        path: Of the file.
+        id: The id of the event whose update was dumped.
+        rank: The rank whose batch the file holds.
+        path: Path of the file.
         bytes: Size of the file.
         needs: Options that ``tools/replay.py`` needs besides the file:
             'config', 'checkpoint'.
@@ -31,7 +31,8 @@ class DumpRow(RowRecord):
     bytes: int = 0
     needs: Tuple[str, ...] = ()
 
-    def to_row(self) -> Dict[str, Any]:
+    def to_row(self) -> NewRow:
+        # A list, as in the file, for hooks that receive the row.
         return {**super().to_row(), 'needs': list(self.needs)}
 
     def sentence(self) -> str:
@@ -41,7 +42,7 @@ class DumpRow(RowRecord):
         """Return the console line.
 
         Args:
-            remarks: Clauses on what the dump lacks.
+            remarks: Clauses about parts that the dump lacks.
         """
         story = '; '.join([self.sentence(), *remarks])
         return f'mmnanguard: {story}; run it: {self.command()}'
@@ -50,9 +51,10 @@ class DumpRow(RowRecord):
         """Return the command that replays the dump.
 
         Args:
-            files: Values of the options in ``needs``, by option, as far as
-                they are known; 'FILE' stands for the others.
+            files: Values of the options in ``needs``, by option. An option
+                that is missing gets the placeholder 'FILE'.
         """
+        # Paths are quoted, because the user pastes the command into a shell.
         words = ['python -m mmnanguard replay', shlex.quote(self.path)]
         for option in self.needs:
             file = shlex.quote((files or {}).get(option) or 'FILE')

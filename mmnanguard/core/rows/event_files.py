@@ -16,7 +16,8 @@ __all__ = [
 ]
 
 FOLDER = 'nanguard'
-# Both below the log dir.
+# Both are relative to the log dir. The names are public: users and tools/*
+# find the files by them.
 EVENTS_FILE = f'{FOLDER}/events.jsonl'
 DUMPS_FOLDER = f'{FOLDER}/dumps'
 
@@ -28,9 +29,11 @@ def events_file(log_dir: str) -> Path:
 
 def events_files(work_dir: str) -> List[Path]:
     """Return the event logs of all process starts in a work dir, sorted."""
+    # The folders are named by times, so sorting them gives their order.
     return sorted(Path(work_dir).glob(f'*/{EVENTS_FILE}'))
 
 
 def log_dir_of(events_path: Path) -> Path:
-    """Return the log dir that an event log lies in."""
+    """Return the log dir that contains an event log."""
+    # Absolute, because a relative path may have too few parents.
     return events_path.absolute().parents[1]

@@ -2,60 +2,85 @@
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Dict, Mapping, Optional, Tuple
+from typing import ClassVar, Dict, Mapping, Optional, Tuple
 
 from ..bad_tensor import BadTensor
 from ..causes import CAUSES, UNKNOWN, Cause
 from ..rules.verdict import Action
-from .json_numbers import to_jsonable
-from .row_record import RowRecord
+from .json_numbers import JsonObject, to_jsonable
+from .phrases import and_more, plural
+from .row_record import NewRow, RowRecord
 
 __all__ = ['GuardEvent']
 
-# In a row they come first, in this order.
+# The keys that come first in a row, in this order.
 FIRST_KEYS = (
     *('schema', 'kind', 'id', 'run', 'attempt', 'time', 'iter', 'epoch'),
     *('batch_idx', 'optimizer'),
 )
+OUTCOMES = {
+    # Only with micro-batches that were left out; a plain commit has its own
+    # sentence.
+    Action.STEP: 'the others made the update',
+    Action.SKIP: 'update skipped',
+    Action.HALT: 'training halts, nothing was updated',
+    Action.ROLLBACK: 'training goes back to an earlier state',
+}
 
 
 @dataclass(frozen=True)
 class GuardEvent(RowRecord):
-    """One update that was not a plain STEP; plain builtins only.
+    """An update that was not a plain STEP.
 
-    The wrapper fills in what it knows; ``NanGuardHook`` adds the iteration's
-    context (epoch, losses, samples, inputs).
+    The optimizer wrapper creates the event. ``NanGuardHook`` adds the context
+    of the iteration (epoch, losses, samples, inputs). All values except for
+    the enums and ``params`` are of Python's own types.
 
     Attributes:
-        action: What was done.
-        cause: Why.
-        iter: Counts from 1, as MMEngine's log lines do. In a window of
-            several micro-batches: the iteration that ended it.
-        epoch: Counts from 1, as MMEngine's log lines do.
-        batch_idx: MMEngine's index in the epoch, counts from 0.
-        optimizer: Key in the ``OptimWrapperDict``, else 'default'.
-        ranks: Where something was wrong.
-        loss: See ``Observation.loss``.
+        action: The action of the verdict.
+        cause: The cause of the action.
+        iter: Iteration, counted from 1 as in MMEngine's log lines. In a window
+            of several micro-batches, the iteration that ended the window.
+        epoch: Epoch, counted from 1 as in MMEngine's log lines.
+        batch_idx: MMEngine's index of the batch in the epoch, from 0.
+        optimizer: Key of the optimizer in the ``OptimWrapperDict``, else
+            'default'.
+        ranks: The ranks that saw the fault.
+        loss: The loss of the window, as in ``Observation.loss``.
         losses: Parts of the loss by name.
-        grad_norm: See ``Observation.grad_norm``.
-        lr: One per parameter group.
+        grad_norm: The gradient norm, as in ``Observation.grad_norm``.
+        lr: One learning rate for each parameter group.
         loss_scale: ``{'before': ..., 'after': ...}``; None without a scaler.
-        num_bad_params: Of ``num_params`` gradients that were looked at.
+        num_bad_params: Number of bad gradients.
+        num_params: Number of gradients that were checked.
         params: A few of the bad tensors, nearest to the loss first.
-        samples: Of the whole window, or of what was left out of it.
-        inputs: Range of each tensor of the batch, as the data loader gave it.
-        watched: Range of each watched tensor.
+        samples: Names of the samples of the window, or only of the
+            micro-batches that were left out.
+        inputs: Range of each tensor of the batch, as the data loader returned
+            it.
+        watched: Range of each tensor that was passed to ``watch``.
+        consecutive_skips: Number of skips in a row, including this update.
+        total_skips: Number of skips so far, including this update.
+        routine_overflows: Number of routine overflows so far. The skips above
+            do not include them.
         since: Iteration at which the present streak of skips began.
-        spike: What was too large, its value, limit and usual mean.
-        clip_coef: Of a spike that was committed; in (0, 1].
-        lr_factor: By which that update's learning rates were multiplied.
+        spike: The fields of :class:`Spike`; None without a spike.
+        clip_coef: Factor in (0, 1] on the gradients of a spike that was
+            committed.
+        lr_factor: Factor on the learning rates of this update.
         micro_batches: ``{'total': ..., 'left_out': [{'rank': ..., 'number':
-            ...}]}`` of a window, on all ranks, numbers from 1; the rest of
-            the event is then about those. None if none was left out.
+            ..., 'iter': ...}]}`` with the micro-batches of the window on all
+            ranks, numbered from 1. The rest of the event is then about those
+            that were left out. None if all were used.
+        run: Name of the run.
+        attempt: Number of the process start, from 1.
+        id: The id of the event, unique in the attempt.
+        time: Time of the event, UTC, in ISO 8601.
     """
 
     KIND: ClassVar[str] = 'update'
 
+    # In the order of the row's keys, after FIRST_KEYS.
     action: Action
     cause: Cause
     iter: int
@@ -72,16 +97,16 @@ class GuardEvent(RowRecord):
     num_params: int = 0
     params: Tuple[BadTensor, ...] = ()
     samples: Tuple[str, ...] = ()
-    inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    watched: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    inputs: Mapping[str, JsonObject] = field(default_factory=dict)
+    watched: Mapping[str, JsonObject] = field(default_factory=dict)
     consecutive_skips: int = 0
     total_skips: int = 0
     routine_overflows: int = 0
     since: Optional[int] = None
-    spike: Optional[Mapping[str, Any]] = None
+    spike: Optional[JsonObject] = None
     clip_coef: float = 1.0
     lr_factor: float = 1.0
-    micro_batches: Optional[Mapping[str, Any]] = None
+    micro_batches: Optional[JsonObject] = None
     run: str = ''
     attempt: int = 1
     id: str = ''
@@ -89,9 +114,10 @@ class GuardEvent(RowRecord):
 
     @property
     def is_routine(self) -> bool:
+        """Whether the cause is an expected part of training."""
         return self.cause.is_routine
 
-    def to_row(self) -> Dict[str, Any]:
+    def to_row(self) -> NewRow:
         """Return a JSON-ready dict.
 
         Enums are their names in lower case, non-finite numbers are the
@@ -101,102 +127,122 @@ class GuardEvent(RowRecord):
         row.update(
             action=self.action.value,
             cause=self.cause.value,
-            params=[asdict(bad) for bad in self.params],
+            params=list(map(asdict, self.params)),
         )
-        keys = [*FIRST_KEYS, *(key for key in row if key not in FIRST_KEYS)]
-        ordered: Dict[str, Any] = to_jsonable({key: row[key] for key in keys})
-        return ordered
+        # A person who opens the file sees first which update a line is about.
+        ordered = {key: row.pop(key) for key in FIRST_KEYS}
+        result: NewRow = to_jsonable({**ordered, **row})
+        return result
 
     def line(self) -> str:
         """Return the console line."""
-        where = '' if self.optimizer == 'default' else f' ({self.optimizer})'
+        where = ''
+        # The only optimizer of a run needs no name.
+        if self.optimizer != 'default':
+            where = f' ({self.optimizer})'
         return f'Iter {self.iter}{where}: {self.sentence()}'
 
     def sentence(self) -> str:
-        parts = [f'{self._blame()}; {self._done()}']
+        sentence = f'{self._fault()}; {self._outcome()}'
         if self.samples:
-            more = len(self.samples) - 1
-            parts.append(
-                f'samples: {self.samples[0]}'
-                + (f' and {more} more' if more else '')
-            )
-        return '; '.join(parts)
+            others = and_more(len(self.samples) - 1)
+            sentence += f'; samples: {self.samples[0]}{others}'
+        return sentence
 
-    def _blame(self) -> str:
-        """Say what went wrong, in the words of the cause."""
-        return CAUSES.get(self.cause, UNKNOWN).line.format(**self._words())
+    def _fault(self) -> str:
+        """Describe what went wrong, in the words of the cause."""
+        # A row may claim the cause 'none'.
+        template = CAUSES.get(self.cause, UNKNOWN).line
+        # Templates name only some of these words.
+        return template.format(
+            loss=self.loss,
+            of_all=self._bad_of_all(),
+            **self._tensor_words(),
+            **self._loss_words(),
+            **self._spike_words(),
+        )
 
-    def _words(self) -> Dict[str, Any]:
-        """Return the words that a ``CauseFacts.line`` may use."""
-        name, kind, tensor = 'a parameter', 'bad', ''
+    def _bad_of_all(self) -> str:
+        return f'{self.num_bad_params} of {self.num_params} tensors'
+
+    def _tensor_words(self) -> Dict[str, str]:
+        """Return the words about bad tensors."""
+        # A row of another version may name no tensor.
+        name, kind, tensor = 'a parameter', 'bad', 'weight'
         if self.params:
             first = self.params[0]
             name, kind = f"'{first.name}'", first.kind_in_words
-            tensor = first.tensor
-        more = len(self.params) - 1
-        of_all = f'{self.num_bad_params} of {self.num_params} tensors'
-        gradients = f', and so are gradients ({of_all})'
-        spike = self.spike or _NO_SPIKE
-        usual = f', its mean {spike["mean"]:.4g}'
+            if first.tensor == 'buffer':
+                tensor = 'buffer'
+        others = and_more(len(self.params) - 1)
+        if others:
+            others += ' are bad'
+        return {'name': name, 'kind': kind, 'tensor': tensor, 'others': others}
+
+    def _loss_words(self) -> Dict[str, str]:
+        """Return the words about a loss that is not finite."""
+        kind = 'Inf'
+        if math.isnan(self.loss):
+            kind = 'NaN'
+        # loss + inf is Inf, and its gradients are fine.
+        gradients = ' while its gradients are finite'
+        if self.num_bad_params:
+            gradients = f', and so are gradients ({self._bad_of_all()})'
+        return {'loss_kind': kind, 'gradients': gradients}
+
+    def _spike_words(self) -> JsonObject:
+        """Return the words and numbers about a spike or a divergence."""
+        spike = self.spike or NO_SPIKE
+        usual = ''
+        # The mean is NaN if the limit is a fixed number.
+        if not math.isnan(spike['mean']):
+            usual = f', its mean {spike["mean"]:.4g}'
         return {
-            'name': name,
-            'kind': kind,
-            'tensor': 'buffer' if tensor == 'buffer' else 'weight',
-            'others': f' and {more} more are bad' if more > 0 else '',
-            'of_all': of_all,
-            'loss': self.loss,
-            'loss_kind': 'NaN' if math.isnan(self.loss) else 'Inf',
-            'gradients': gradients
-            if self.num_bad_params
-            else ' while its gradients are finite',
             'what': str(spike['what']).replace('grad_', 'gradient '),
             'value': spike['value'],
             'limit': spike['limit'],
             'mean': spike['mean'],
-            'usual': '' if math.isnan(spike['mean']) else usual,
+            'usual': usual,
         }
 
-    def _done(self) -> str:
-        """Says what became of the update and the scale."""
-        if self.action is Action.STEP and self.micro_batches is None:
+    def _outcome(self) -> str:
+        """Describe the fate of the update and of the loss scale."""
+        is_committed = self.action is Action.STEP
+        if is_committed and self.micro_batches is None:
             return (
                 f'update committed, gradients x {self.clip_coef:.4g}, '
                 f'learning rate x {self.lr_factor:.4g}'
             )
-        parts = [
-            {
-                Action.STEP: 'the others made the update',
-                Action.HALT: 'training halts, nothing was updated',
-                Action.ROLLBACK: 'training goes back to an earlier state',
-            }.get(self.action, 'update skipped')
-        ]
+        parts = []
         if self.micro_batches is not None:
             num = len(self.micro_batches['left_out'])
             total = self.micro_batches['total']
-            parts.insert(0, f'{num} of {total} micro-batches left out')
+            parts.append(f'{num} of {total} micro-batches left out')
+        parts.append(OUTCOMES[self.action])
         if self.loss_scale is not None:
-            before, after = (
-                self.loss_scale['before'],
-                self.loss_scale['after'],
-            )
-            parts.append(
-                f'loss scale stays at {before:g}'
-                if before == after
-                else f'loss scale {before:g} -> {after:g}'
-            )
-        if self.action is Action.STEP:
-            return ', '.join(parts)
-        if self.is_routine:
-            parts.append(
-                f'routine for a new scale, {self.routine_overflows} so far'
-            )
-        else:
-            skips = 'skip' if self.consecutive_skips == 1 else 'skips'
-            parts.append(f'{self.consecutive_skips} {skips} in a row')
+            parts.append(self._scale_words(self.loss_scale))
+        # A commit ends the streak.
+        if not is_committed:
+            parts.append(self._count_words())
         return ', '.join(parts)
 
+    def _scale_words(self, loss_scale: Mapping[str, float]) -> str:
+        before, after = loss_scale['before'], loss_scale['after']
+        # At its floor, and for causes that no scale cures, it stays.
+        if before == after:
+            return f'loss scale stays at {before:g}'
+        return f'loss scale {before:g} -> {after:g}'
 
-_NO_SPIKE: Mapping[str, Any] = {
+    def _count_words(self) -> str:
+        # A routine overflow is no part of a streak.
+        if self.is_routine:
+            return f'routine for a new scale, {self.routine_overflows} so far'
+        skips = plural('skip', self.consecutive_skips)
+        return f'{self.consecutive_skips} {skips} in a row'
+
+
+# A row with the cause 'spike' may lack its spike.
+NO_SPIKE: JsonObject = {
     'what': 'value',
     'value': math.nan,
     'limit': math.nan,

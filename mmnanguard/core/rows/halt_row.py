@@ -13,14 +13,15 @@ class HaltRow(RowRecord):
     """The end of a run.
 
     Attributes:
-        id: Of the event that ended it.
-        iter: Iteration at which it ended.
+        id: The id of the event that ended the run.
+        iter: Iteration at which the run ended.
         story: The text that the log shows: reason, counts and advice.
     """
 
     KIND: ClassVar[str] = 'halt'
     NEEDED: ClassVar[Tuple[str, ...]] = ('story',)
 
+    # The id joins this row to its event, as in all rows that follow an event.
     id: str = ''
     iter: Optional[int] = None
     story: str = ''

@@ -1,26 +1,31 @@
-from collections import Counter
-from typing import Sequence
+"""The text that a halted run leaves behind, in its log and its last row."""
 
-from ..causes import CAUSES
+from collections import Counter
+from typing import List, Sequence, Tuple
+
+from ..causes import CAUSES, facts_of_cause
 from ..rules.policy import GuardPolicy
 from .guard_event import GuardEvent
 
 __all__ = ['write_halt_story']
 
+MAX_NAMES = 5
+
 
 def write_halt_story(
     event: GuardEvent, streak: Sequence[GuardEvent], policy: GuardPolicy
 ) -> str:
-    """The whole story of a halt, for the person who reads it next morning.
+    """Write the whole story of a halt.
+
+    The person who reads it next morning may have nothing but the log.
 
     Args:
         event: The update that stopped the run.
         streak: The rejected updates of the present streak, oldest first,
             ``event`` last.
-        policy: Says which limits were in force.
+        policy: The policy, with the limits that were in force.
     """
-    causes = Counter(item.cause for item in streak)
-    names = Counter(bad.name for item in streak for bad in item.params[:1])
+    causes, names = count_blame(streak)
     lines = [
         f'training halted at iteration {event.iter}, optimizer '
         f"'{event.optimizer}'; nothing bad was committed.",
@@ -31,25 +36,22 @@ def write_halt_story(
         f'max_consecutive_skips={policy.max_consecutive_skips}, '
         f'max_skip_rate={policy.max_skip_rate} of '
         f'{policy.skip_rate_window}).',
-        'Causes: '
-        + ', '.join(
-            f'{cause.value} x{count}' for cause, count in causes.most_common()
-        ),
+        f'Causes: {tally(causes)}',
     ]
+    # A divergence names no tensor.
     if names:
-        lines.append(
-            'Blamed first: '
-            + ', '.join(
-                f"'{name}' x{count}" for name, count in names.most_common(5)
-            )
-        )
+        lines.append(f'Blamed first: {tally(names[:MAX_NAMES])}')
     if event.loss_scale is not None:
         lines.append(f'Loss scale now: {event.loss_scale["after"]:g}')
-    is_sudden = CAUSES[event.cause].ends_run
+    facts = CAUSES[event.cause]
+    is_sudden = facts.ends_run
     # A cause that ends a run at once does so whatever the skips before it.
-    cause = event.cause if is_sudden else causes.most_common(1)[0][0]
-    advice = CAUSES[cause].advice_for(has_scale=event.loss_scale is not None)
+    # After a streak, the last update is only one of many.
+    if not is_sudden:
+        facts = facts_of_cause(causes[0][0])
+    advice = facts.advice_for(has_scale=event.loss_scale is not None)
     lines.append(f'What to try: {advice.long}')
+    # Higher limits would not keep a run with bad weights going.
     if not is_sudden:
         lines.append(
             'To go on longer: optim_wrapper.guard=dict('
@@ -57,3 +59,22 @@ def write_halt_story(
             'limit.'
         )
     return '\n  '.join(lines)
+
+
+Counts = List[Tuple[str, int]]
+
+
+def count_blame(streak: Sequence[GuardEvent]) -> Tuple[Counts, Counts]:
+    """Return the causes and the first tensors of a streak, by frequency."""
+    causes, names = [], []
+    for event in streak:
+        causes.append(event.cause.value)
+        # The tensors after the first are often bad because of it.
+        if event.params:
+            names.append(f"'{event.params[0].name}'")
+    return Counter(causes).most_common(), Counter(names).most_common()
+
+
+def tally(counts: Counts) -> str:
+    """Return names with their counts, such as 'spike x3, divergence x1'."""
+    return ', '.join(f'{name} x{count}' for name, count in counts)

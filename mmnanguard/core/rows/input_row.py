@@ -1,13 +1,16 @@
 """The row of non-finite inputs."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Dict, Mapping, Optional, Tuple
+from typing import ClassVar, Mapping, Optional, Tuple
 
-from .row_record import RowRecord
+from .phrases import and_more, plural
+from .row_record import NewRow, RowRecord
 
 __all__ = ['InputRow']
 
-NUM_NAMED = 3  # samples in a sentence
+# Number of samples in a sentence; the row lists more.
+NUM_NAMED = 3
+# By the action of the hook; an action of another version stands for itself.
 OUTCOMES = {
     'reject': 'the update was rejected',
     'sanitize': 'mended and trained on',
@@ -20,14 +23,16 @@ class InputRow(RowRecord):
     """Non-finite inputs that ``InputGuardHook`` found.
 
     Attributes:
-        id: Of the event; of 'sanitize', which has none, unique in the run.
-        action: Of the hook: 'reject', 'sanitize' or 'halt'.
-        iter: Iteration; of 'sanitize' the last one of the interval.
-        since: Of 'sanitize' the first iteration of the interval, else None.
+        id: The id of the event whose update had the inputs. With 'sanitize'
+            there is no event, and the id is unique in the run.
+        action: Action of the hook: 'reject', 'sanitize' or 'halt'.
+        iter: Iteration; with 'sanitize', the last iteration of the interval.
+        since: With 'sanitize', the first iteration of the interval; else
+            None.
         ranks: Ranks that had bad inputs.
         num_samples: Number of bad samples.
-        samples: Their names, as far as they are listed.
-        keys: The same by part of the input.
+        samples: Names of bad samples, up to a limit.
+        keys: Names of bad samples for each part of the input.
     """
 
     KIND: ClassVar[str] = 'input'
@@ -42,49 +47,58 @@ class InputRow(RowRecord):
     samples: Tuple[str, ...] = ()
     keys: Mapping[str, Tuple[str, ...]] = field(default_factory=dict)
 
-    def to_row(self) -> Dict[str, Any]:
+    def to_row(self) -> NewRow:
         row = super().to_row()
+        # Only a report on an interval has this key.
         if self.since is None:
             del row['since']
         return row
 
     def subject(self, with_ranks: bool) -> str:
-        """Return how many samples are bad, of which parts, and their names.
+        """Return the number of bad samples, their parts and their names.
 
         Args:
-            with_ranks: Say also on which ranks.
+            with_ranks: Whether to name the ranks, too.
         """
-        plural = 's' if self.num_samples != 1 else ''
         ranks = ''
         if with_ranks:
-            plural_rank = 's' if len(self.ranks) > 1 else ''
-            listed = ', '.join(map(str, self.ranks))
-            ranks = f' on rank{plural_rank} {listed}'
-        more = self.num_samples - NUM_NAMED
+            # At least 1: a row of another version may have no ranks.
+            noun = plural('rank', max(1, len(self.ranks)))
+            ranks = f' on {noun} {", ".join(map(str, self.ranks))}'
         return (
-            f'{self.num_samples} sample{plural} ({", ".join(self.keys)})'
-            f'{ranks}: {", ".join(self.samples[:NUM_NAMED])}'
-            + (f' and {more} more' if more > 0 else '')
+            f'{self.num_samples} {plural("sample", self.num_samples)} '
+            f'({", ".join(self.keys)}){ranks}: '
+            f'{", ".join(self.samples[:NUM_NAMED])}'
+            f'{and_more(self.num_samples - NUM_NAMED)}'
         )
 
     def sentence(self) -> str:
+        # A report does not know whether the run had more ranks than one.
         subject = self.subject(with_ranks=self.ranks != (0,))
-        outcome = OUTCOMES.get(self.action, self.action)
-        since = '' if self.since is None else f' since iteration {self.since}'
-        return f'input {self._verb} not finite in {subject}; {outcome}{since}'
+        sentence = f'{self._fault(subject)}; {self._outcome}'
+        if self.since is not None:
+            sentence += f' since iteration {self.since}'
+        return sentence
 
     def line(self, with_ranks: bool) -> str:
-        """Return the console line; the update's own line says its outcome.
+        """Return the console line.
 
         Args:
-            with_ranks: Say on which ranks.
+            with_ranks: Whether to name the ranks.
         """
-        story = f'input {self._verb} not finite in {self.subject(with_ranks)}'
+        fault = self._fault(self.subject(with_ranks))
+        # The line of the rejected update has the outcome.
         if self.since is None:
-            return f'Iter {self.iter}: {story}'
-        outcome = OUTCOMES.get(self.action, self.action)
-        return f'Iter {self.since} to {self.iter}: {story}; {outcome}'
+            return f'Iter {self.iter}: {fault}'
+        return f'Iter {self.since} to {self.iter}: {fault}; {self._outcome}'
+
+    def _fault(self, subject: str) -> str:
+        # An interval is over when it is reported.
+        verb = 'was'
+        if self.since is None:
+            verb = 'is'
+        return f'input {verb} not finite in {subject}'
 
     @property
-    def _verb(self) -> str:
-        return 'is' if self.since is None else 'was'
+    def _outcome(self) -> str:
+        return OUTCOMES.get(self.action, self.action)

@@ -8,43 +8,58 @@ import json
 import math
 from typing import Any, Mapping
 
-__all__ = ['parse_number', 'parse_numbers', 'to_json', 'to_jsonable']
+__all__ = [
+    'JsonObject',
+    'parse_number',
+    'parse_numbers',
+    'to_json',
+    'to_jsonable',
+]
 
-# One NaN for all, so that records that were read from equal rows are equal.
+# A dict in a row, as JSON reads it. Its values may be of any JSON type.
+JsonObject = Mapping[str, Any]
+# One NaN for all, so that records that were read from equal rows are equal:
+# a tuple is equal to another tuple with the same NaN object.
 NUMBERS = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
 
 
-def to_json(row: Mapping[str, Any]) -> str:
+def to_json(row: Mapping[str, object]) -> str:
     """Return a row as one line of strict JSON."""
+    # allow_nan=False: Python would write NaN, which jq and browsers refuse.
+    # ensure_ascii=False: names of files stay readable.
     return json.dumps(to_jsonable(row), allow_nan=False, ensure_ascii=False)
 
 
-def to_jsonable(value: Any) -> Any:
+def to_jsonable(value: object) -> Any:
     """Return a copy with lists for tuples and strings for non-finite floats.
 
-    Keys of mappings become strings, as JSON has no others.
+    Keys of mappings become strings, because JSON has no other keys.
     """
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
         return {str(key): to_jsonable(item) for key, item in value.items()}
+    # Not any iterable: a string is one, too.
     if isinstance(value, (list, tuple)):
-        return [to_jsonable(item) for item in value]
+        return list(map(to_jsonable, value))
     return value
 
 
-def parse_number(value: Any) -> Any:
+def parse_number(value: object) -> Any:
     """Return the float that 'nan', 'inf' or '-inf' stands for.
 
     Any other value is returned as it is.
     """
-    return NUMBERS.get(value, value) if isinstance(value, str) else value
+    # Only strings: a list has no hash to look it up by.
+    if isinstance(value, str):
+        return NUMBERS.get(value, value)
+    return value
 
 
-def parse_numbers(value: Any) -> Any:
+def parse_numbers(value: object) -> object:
     """Return a copy in which :func:`parse_number` was applied throughout."""
     if isinstance(value, Mapping):
         return {key: parse_numbers(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [parse_numbers(item) for item in value]
+        return list(map(parse_numbers, value))
     return parse_number(value)

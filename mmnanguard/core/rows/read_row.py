@@ -1,7 +1,7 @@
-"""Every row as a record: the table of kinds, and rows of unknown kinds."""
+"""The records of rows of any kind, including kinds of other versions."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Dict, Type
+from typing import ClassVar, Dict, Type
 
 from .audit_row import AuditRow
 from .autopsy import Autopsy
@@ -12,7 +12,7 @@ from .input_row import InputRow
 from .json_numbers import to_json
 from .remedy_row import RemedyRow
 from .rollback_row import RollbackRow
-from .row_record import Row, RowRecord
+from .row_record import NewRow, Row, RowRecord
 from .start_row import StartRow
 
 __all__ = ['RECORDS', 'OtherRow', 'record_of', 'sentence_of']
@@ -20,10 +20,11 @@ __all__ = ['RECORDS', 'OtherRow', 'record_of', 'sentence_of']
 
 @dataclass(frozen=True)
 class OtherRow(RowRecord):
-    """A row of another version, or one that lacks what its kind needs.
+    """A row of an unknown kind, or a row that lacks a key that it needs.
 
     Attributes:
-        row: All of it.
+        id: The id of the row; '' if it has none.
+        row: The whole row.
     """
 
     KIND: ClassVar[str] = ''
@@ -31,46 +32,49 @@ class OtherRow(RowRecord):
     id: str = ''
     row: Row = field(default_factory=dict)
 
-    def to_row(self) -> Dict[str, Any]:
+    def to_row(self) -> NewRow:
         return dict(self.row)
 
     def sentence(self) -> str:
-        hidden = ('schema', 'kind', 'id', 'run', 'attempt', 'iter')
-        row = self.row
-        return to_json({key: row[key] for key in row if key not in hidden})
+        # The line that shows the sentence has these keys already.
+        row = dict(self.row)
+        for key in ('schema', 'kind', 'id', 'run', 'attempt', 'iter'):
+            row.pop(key, None)
+        return to_json(row)
 
 
-RECORDS: Dict[str, Type[RowRecord]] = {
-    record.KIND: record
-    for record in (
-        StartRow,
-        GuardEvent,
-        Autopsy,
-        DumpRow,
-        RemedyRow,
-        InputRow,
-        RollbackRow,
-        AuditRow,
-        HaltRow,
-    )
-}
+# In the order in which docs/en/events.md describes the kinds.
+KNOWN = (
+    StartRow,
+    GuardEvent,
+    Autopsy,
+    DumpRow,
+    RemedyRow,
+    InputRow,
+    RollbackRow,
+    AuditRow,
+    HaltRow,
+)
+RECORDS: Dict[str, Type[RowRecord]] = {record.KIND: record for record in KNOWN}
 
 
 def record_of(row: Row) -> RowRecord:
-    """Return the record of any row; never raises for what a row holds."""
+    """Return the record of any row. No content of a row raises an error."""
+    # str: a row of a file may have any JSON value here, also one without hash.
     record = RECORDS.get(str(row.get('kind')))
     if record is not None:
         try:
             return record.from_row(row)
-        except ValueError:
+        except ValueError:  # a needed key is missing or of another type
             pass
     return OtherRow(str(row.get('id', '')), row)
 
 
 def sentence_of(row: Row) -> str:
-    """Return what a row says; never raises for what a row holds."""
+    """Describe any row in a sentence. No content of a row raises an error."""
     try:
         return record_of(row).sentence()
-    # Parts of another version, and integers that no float can hold.
+    # Nested dicts of another version may lack keys or have other types, and an
+    # integer may be too large for a float.
     except (ArithmeticError, KeyError, TypeError, ValueError):
         return OtherRow('', row).sentence()

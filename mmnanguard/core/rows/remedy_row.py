@@ -7,7 +7,8 @@ from .row_record import RowRecord
 
 __all__ = ['FP32', 'RemedyRow']
 
-FP32 = 'fp32'  # the only remedy there is: run a module in float32
+# The only remedy so far: run a module in float32.
+FP32 = 'fp32'
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,8 @@ class RemedyRow(RowRecord):
     """A change that ``Fp32ModulesHook`` made because an autopsy advised it.
 
     Attributes:
-        id: Of the event that the autopsy was of.
-        remedy: ``FP32``.
+        id: The id of the event whose autopsy advised the change.
+        remedy: The kind of change, ``FP32``.
         module: Name of the module that runs in float32.
         config: The config line that makes the remedy permanent.
     """
@@ -30,7 +31,8 @@ class RemedyRow(RowRecord):
     config: str = ''
 
     def sentence(self) -> str:
-        if self.remedy != FP32:  # of another version
+        # Another version may know more remedies.
+        if self.remedy != FP32:
             return f"remedy '{self.remedy}' for '{self.module}'"
         return f"'{self.module}' runs in float32 from now on"
 

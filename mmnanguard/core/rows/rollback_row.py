@@ -10,14 +10,15 @@ __all__ = ['RollbackRow']
 
 @dataclass(frozen=True)
 class RollbackRow(RowRecord):
-    """A rollback.
+    """A return of training to an earlier state.
 
     Attributes:
-        id: Of the event that was the reason.
+        id: The id of the event that was the reason.
         iter: Iteration at which training went back.
         to: The iteration after which the restored state was kept.
-        path: Of the checkpoint that the state came from; '' for memory.
-        num_rollbacks: Rollbacks of the run, this one included.
+        path: Path of the checkpoint that the state came from; '' if the state
+            came from memory.
+        num_rollbacks: Number of rollbacks in the run, including this one.
         lr_factor: Factor on learning rates from now on.
         loss_scale: Loss scale from now on; 1.0 without a scaler.
     """
@@ -34,18 +35,22 @@ class RollbackRow(RowRecord):
     loss_scale: float = 1.0
 
     def sentence(self, max_rollbacks: Optional[int] = None) -> str:
-        """Return what happened, without the iteration.
+        """Describe the rollback in a sentence, without the iteration.
 
         Args:
             max_rollbacks: The limit of the run, if it is known.
         """
-        of_path = f', from {self.path}' if self.path else ''
-        of_max = '' if max_rollbacks is None else f' of {max_rollbacks}'
+        of_path, of_max = '', ''
+        if self.path:
+            of_path = f', from {self.path}'
+        # The limit is not in the row, so a report does not know it.
+        if max_rollbacks is not None:
+            of_max = f' of {max_rollbacks}'
         return (
             f'went back to the state after iteration {self.to}{of_path} '
             f'(rollback {self.num_rollbacks}{of_max}); learning rate x '
             f'{self.lr_factor:g}, loss scale {self.loss_scale:g}; data and '
-            'schedule go on'
+            'schedule go on'  # neither is restored
         )
 
     def line(self, max_rollbacks: int) -> str:

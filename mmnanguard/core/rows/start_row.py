@@ -1,8 +1,9 @@
 """The row that each process start of a run writes first."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Mapping, Optional
+from typing import ClassVar, Mapping, Optional
 
+from .json_numbers import JsonObject
 from .row_record import RowRecord
 
 __all__ = ['StartRow']
@@ -13,12 +14,13 @@ class StartRow(RowRecord):
     """The start of an attempt: a process that runs or resumes a run.
 
     Attributes:
-        run: Name of the run; a resume keeps it.
+        run: Name of the run. A resumed run keeps its name.
         attempt: Number of the process start, from 1.
         iter: The first iteration that this attempt runs, from 1.
         max_iters: The last iteration of the run.
-        versions: Of mmnanguard, mmengine, torch and Python.
-        guards: By optimizer, what is guarded and by which policy.
+        versions: Versions of mmnanguard, mmengine, torch and Python.
+        guards: The facts about the guard of each optimizer, such as its
+            policy; empty if nothing is guarded.
     """
 
     KIND: ClassVar[str] = 'start'
@@ -28,11 +30,14 @@ class StartRow(RowRecord):
     iter: int = 1
     max_iters: Optional[int] = None
     versions: Mapping[str, str] = field(default_factory=dict)
-    guards: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    guards: Mapping[str, JsonObject] = field(default_factory=dict)
 
     def sentence(self) -> str:
-        versions = [f'{name} {self.versions[name]}' for name in self.versions]
-        listed = f' ({", ".join(versions)})' if versions else ''
+        listed = ''
+        # A row of another version may have no versions.
+        if self.versions:
+            versions = map(' '.join, self.versions.items())
+            listed = f' ({", ".join(versions)})'
         return (
             f'attempt {self.attempt} starts at iteration {self.iter}{listed}'
         )

@@ -1,9 +1,15 @@
+"""The decision: observation, state and policy give a verdict.
+
+``decide`` is a pure function. All ranks call it with equal facts, so they
+reach equal verdicts without another message.
+"""
+
 from dataclasses import replace
-from typing import Callable
+from typing import Callable, Optional
 
 from ..causes import CAUSES, Cause
 from ..clipping.clip_rule import NoClip
-from .observation import LeftOut, Observation
+from .observation import LeftOut, Observation, ScaleReading
 from .policy import GuardPolicy
 from .spike import Spike
 from .state import GuardState
@@ -21,10 +27,10 @@ def decide(
     """Judge one update; a pure function of facts that all ranks share.
 
     Args:
-        seen: What this update looks like.
-        state: What was before it.
+        seen: The facts about this update.
+        state: The state of the guard before this update.
         policy: The rules.
-        clip: Gives the clip coefficient for a finite norm.
+        clip: The clip rule: a finite norm in, a coefficient out.
     """
     cause = find_cause(seen, state, policy)
     if cause is Cause.NONE:
@@ -32,12 +38,8 @@ def decide(
         if seen.left_out is None or verdict.action is not Action.STEP:
             return verdict
         return committed_without(seen.left_out, verdict, state, policy)
-    lowers = cause.is_scaled and seen.scale.lower_is_due
-    return Verdict(
-        choose_action(cause, state, policy),
-        cause,
-        ScaleMove.LOWER if lowers else ScaleMove.KEEP,
-    )
+    action = choose_action(cause, state, policy)
+    return Verdict(action, cause, choose_scale_move(cause, seen.scale))
 
 
 def judge_finite(
@@ -46,15 +48,18 @@ def judge_finite(
     policy: GuardPolicy,
     clip: Callable[[float], float],
 ) -> Verdict:
-    """Commit a clean update, unless the run diverges or it is a spike that is
-    skipped.
+    """Judge an update whose numbers are all finite.
+
+    It is committed, unless the run diverges or the policy skips spikes and
+    the update is a spike.
     """
-    spike = None
+    # Divergence first: it ends the run, whatever becomes of this update.
     if policy.divergence is not None:
         rise = policy.divergence.find(state.loss_level, seen.loss)
         if rise is not None:
             action = choose_action(Cause.DIVERGENCE, state, policy)
             return Verdict(action, Cause.DIVERGENCE, spike=rise)
+    spike = None
     if policy.spike is not None:
         spike = policy.spike.find(
             seen, state.recent_norms, state.recent_losses
@@ -62,48 +67,76 @@ def judge_finite(
         if spike is not None and policy.spike.action == 'skip':
             action = choose_action(Cause.SPIKE, state, policy)
             return Verdict(action, Cause.SPIKE, spike=spike)
-    norm = seen.grad_norm if seen.clip_norm is None else seen.clip_norm
-    coef = clip(norm)
-    if spike is not None and seen.grad_norm > 0:
-        usual = sum(state.recent_norms) / len(state.recent_norms)
-        coef = min(coef, usual / seen.grad_norm)
-    backoff = state.recovered_lr()
+    coef = choose_clip_coef(seen, state, spike, clip)
+    lr_factor, lr_return = state.recovered_lr()
     rule = policy.lr_backoff
     if rule is not None and seen.grad_norm > rule.above:
-        backoff = rule.lower(state.lr_factor)
-        if spike is None and backoff[0] < state.lr_factor:
+        lr_factor, lr_return = rule.lower(state.lr_factor)
+        # A factor that stays at its floor was reported when it came down.
+        if spike is None and lr_factor < state.lr_factor:
             spike = Spike('grad_norm', seen.grad_norm, rule.above)
-    return Verdict(
-        Action.STEP,
-        Cause.NONE if spike is None else Cause.SPIKE,
-        ScaleMove.GROW if seen.scale.growth_is_due else ScaleMove.KEEP,
-        coef,
-        spike,
-        *backoff,
-    )
+    cause = Cause.NONE
+    if spike is not None:
+        cause = Cause.SPIKE
+    move = ScaleMove.KEEP
+    if seen.scale.growth_is_due:
+        move = ScaleMove.GROW
+    return Verdict(Action.STEP, cause, move, coef, spike, lr_factor, lr_return)
+
+
+def choose_clip_coef(
+    seen: Observation,
+    state: GuardState,
+    spike: Optional[Spike],
+    clip: Callable[[float], float],
+) -> float:
+    """Return the factor for the gradients of an update that is committed."""
+    norm = seen.clip_norm
+    if norm is None:
+        norm = seen.grad_norm
+    coef = clip(norm)
+    # A spike of the loss may have gradients of 0, which need no factor.
+    if spike is not None and seen.grad_norm > 0:
+        usual = sum(state.recent_norms) / len(state.recent_norms)
+        # The user's clip rule may be stricter than the usual norm.
+        coef = min(coef, usual / seen.grad_norm)
+    return coef
 
 
 def committed_without(
     left_out: LeftOut, verdict: Verdict, state: GuardState, policy: GuardPolicy
 ) -> Verdict:
-    """The scale moves by what was left out, which a lower one may cure; and
-    of ``max_skip_rate`` the update is a skip.
+    """Return the verdict on a commit that left out bad micro-batches.
+
+    The cause is the cause of the micro-batches that were left out. The update
+    counts as a skip in ``max_skip_rate``, so it may end the run.
+
+    Args:
+        left_out: The micro-batches that were left out.
+        verdict: The verdict on the rest of the window.
+        state: The state of the guard before this update.
+        policy: The rules.
     """
     cause = find_cause(left_out.seen, state, policy)
+    # An overflow that was left out needs a lower scale, although the rest of
+    # the window fits the present one.
     move = verdict.scale_move
     if cause.is_scaled:
-        lowers = left_out.seen.scale.lower_is_due
-        move = ScaleMove.LOWER if lowers else ScaleMove.KEEP
-    is_over = not cause.is_routine and rate_is_over(state, policy)
-    action = Action(policy.when_exhausted) if is_over else verdict.action
+        move = choose_scale_move(cause, left_out.seen.scale)
+    action = verdict.action
+    # Otherwise a run in which every window loses a part would never end.
+    if not cause.is_routine and rate_is_over(state, policy):
+        action = Action(policy.when_exhausted)
     return replace(verdict, action=action, cause=cause, scale_move=move)
 
 
 def find_cause(
     seen: Observation, state: GuardState, policy: GuardPolicy
 ) -> Cause:
-    """The most fundamental cause: bad weights or inputs explain a bad loss,
-    a bad forward pass explains bad gradients, never the other way round.
+    """Return the most fundamental cause.
+
+    Bad weights or inputs explain a bad loss, and a bad forward pass explains
+    bad gradients, never the other way round.
     """
     if not seen.weights_are_finite:
         return Cause.WEIGHT_NONFINITE
@@ -114,43 +147,56 @@ def find_cause(
     if not seen.buffers_are_finite:
         return Cause.BUFFER_NONFINITE
     if not seen.grad_is_finite:
-        is_routine = (
-            seen.scale.value > seen.scale.floor
-            and state.commits_since_growth < policy.proven_after
-        )
-        return Cause.SCALE_OVERFLOW if is_routine else Cause.GRAD_NONFINITE
+        # At the floor nothing can be lowered, so the overflow is no routine.
+        is_above_floor = seen.scale.value > seen.scale.floor
+        # Gradients that have long fitted this scale go bad for another reason.
+        is_proven = state.commits_since_growth >= policy.proven_after
+        if is_above_floor and not is_proven:
+            return Cause.SCALE_OVERFLOW
+        return Cause.GRAD_NONFINITE
     if not seen.norm_is_bounded:
         return Cause.NORM_OVERFLOW
     return Cause.NONE
 
 
+def choose_scale_move(cause: Cause, scale: ScaleReading) -> ScaleMove:
+    """Return the move of the loss scale after something was not finite."""
+    if cause.is_scaled and scale.lower_is_due:
+        return ScaleMove.LOWER
+    # Never GROW: a bad update proves no scale.
+    return ScaleMove.KEEP
+
+
 def choose_action(
     cause: Cause, state: GuardState, policy: GuardPolicy
 ) -> Action:
+    """Return the action on an update that is not committed."""
     facts = CAUSES[cause]
+    # First, because a routine overflow counts toward no limit.
     if facts.is_routine:
         return Action.SKIP
-    is_over = facts.ends_run or is_exhausted(state, policy)
-    if not is_over:
-        return Action.SKIP
-    return Action(policy.when_exhausted)
+    if facts.ends_run or is_exhausted(state, policy):
+        return Action(policy.when_exhausted)
+    return Action.SKIP
 
 
 def is_exhausted(state: GuardState, policy: GuardPolicy) -> bool:
-    """Would one more skip reach a limit?"""
+    """Whether one more skip reaches a limit of the policy."""
     streak, most = state.consecutive_skips + 1, policy.max_consecutive_skips
     if most is not None and streak >= most:
         return True
-    # A window of nothing but skips is one streak: judged above.
+    # A window of nothing but skips is one streak, and was judged above. With
+    # max_consecutive_skips=None such a streak must not end the run.
     is_streak = all(state.with_skip(True))
     return not is_streak and rate_is_over(state, policy)
 
 
 def rate_is_over(state: GuardState, policy: GuardPolicy) -> bool:
-    """Would one more skip be too many of the last updates?"""
+    """Whether one more skip brings the share of skips above its limit."""
     if policy.max_skip_rate is None:
         return False
     recent = state.with_skip(True)
-    return len(recent) == policy.skip_rate_window and sum(
-        recent
-    ) > policy.max_skip_rate * len(recent)
+    # A share of a few updates says nothing.
+    if len(recent) != policy.skip_rate_window:
+        return False
+    return sum(recent) > policy.max_skip_rate * len(recent)

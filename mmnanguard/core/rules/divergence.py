@@ -14,11 +14,11 @@ __all__ = ['Divergence', 'LossLevel']
 class LossLevel:
     """The present, first and best level of the losses of committed updates.
 
-    A level is the (low) median of a window, which a few odd batches do not
-    move.
+    A level is the low median of a window. A few odd batches do not move it.
 
     Attributes:
-        window: Number of updates in a window; 0 keeps nothing.
+        window: Number of updates in a window; 0 if the rule is off and nothing
+            is kept.
         recent: Losses of the last window, oldest first.
         start: Median of the first window; None until the window is full.
         best: Lowest median so far.
@@ -47,6 +47,7 @@ class LossLevel:
         if len(recent) < self.window:
             return replace(self, recent=recent)
         now = median_low(recent)
+        # The noise above the median, because a divergence is a rise.
         spread = sorted(recent)[self.window * 3 // 4] - now
         if self.start is not None and now >= self.best:
             age = self.age + 1
@@ -60,13 +61,16 @@ class LossLevel:
             return replace(
                 self, recent=recent, spread=spread, age=age, peak=peak
             )
-        swing = self.swing
-        if self.start is not None:
+        # A new lowest median: the rise before it proved healthy.
+        start, swing = self.start, self.swing
+        if start is None:
+            start = now
+        else:
             swing = max(swing, self.peak - self.best)
         return replace(
             self,
             recent=recent,
-            start=now if self.start is None else self.start,
+            start=start,
             best=now,
             spread=spread,
             age=0,
@@ -76,7 +80,11 @@ class LossLevel:
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any], window: int) -> 'LossLevel':
-        """Read a saved level; start anew if its window had another length."""
+        """Return the saved level.
+
+        If the saved window has another length, the level starts anew.
+        """
+        # Medians of windows of different lengths cannot be compared.
         if saved.get('window') != window:
             return cls(window)
         return cls(**{**saved, 'recent': tuple(saved['recent'])})
@@ -88,15 +96,15 @@ class Divergence:
 
     A run diverges when it loses what it has learnt while all numbers stay
     finite. The median loss of the last ``window`` committed updates is
-    compared with the first median and with the lowest one. Nothing is judged
-    before learning is plain to see: the limit must be two standard
+    compared with the first median and with the lowest median. Nothing is
+    judged before learning is plain to see: the limit must be two standard
     deviations of single losses above the lowest median, and twice as far
-    above it as medians have risen before and come back.
+    above it as any earlier rise after which the median fell again.
 
     Attributes:
         window: Number of committed updates in a window.
         share: The limit, exclusive, as a share of the way from the lowest
-            median back to the first one.
+            median back to the first median.
 
     Raises:
         GuardConfigError: For a value out of range.
@@ -127,12 +135,15 @@ class Divergence:
             level: The level before this update.
             loss: The loss of this clean update.
         """
+        # The first window is not full yet.
         if level.start is None:
             return None
         limit = level.best + self.share * (level.start - level.best)
         now = median_low((*level.recent[1:], loss))
-        # For a normal distribution, 2 sigma are 3 times this spread.
+        # The upper quartile of a normal distribution is 0.674 sigma above its
+        # median, so 2 sigma are 3 times this spread.
         noise = max(3 * level.spread, 2 * level.swing)
+        # A NaN makes the comparison False; a loss of NaN has its own cause.
         if level.best + noise < limit < now:
             return Spike('median_loss', now, limit, level.best)
         return None

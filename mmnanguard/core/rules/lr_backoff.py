@@ -18,7 +18,8 @@ class LrBackoff:
 
     Attributes:
         above: The limit of the gradient norm before clipping, exclusive.
-        factor: The number that the present factor is then multiplied by.
+        factor: The number by which a large norm multiplies the present
+            factor.
         floor: The lowest factor, inclusive.
         recovery: Number of committed updates in which the factor returns to
             1, in equal steps.
@@ -49,6 +50,10 @@ class LrBackoff:
         check_value(is_right, where, getattr(self, key), allowed)
 
     def lower(self, factor: float) -> Tuple[float, float]:
-        """Return the next, lower factor and its growth per later update."""
+        """Return the next, lower factor and its growth per later update.
+
+        At the floor the factor stays as it is, and the recovery starts anew.
+        """
+        # After rollbacks the present factor may be below the floor.
         factor = max(self.floor, factor * self.factor)
         return factor, (1 - factor) / self.recovery

@@ -15,7 +15,9 @@ NORM_LIMIT = 2.0**64 * (1 - 2.0**-24)
 
 @dataclass(frozen=True)
 class ScaleReading:
-    """The loss scale before the verdict; the defaults mean 'no scaler'.
+    """The loss scale before the verdict.
+
+    The defaults are the reading of a run without a scaler.
 
     Attributes:
         value: The factor on the loss.
@@ -36,7 +38,10 @@ class ScaleReading:
     @property
     def carried(self) -> float:
         """The factor that the gradients still carry."""
-        return 1.0 if self.is_unscaled else self.value
+        # unscale_ divides the gradients, but not the next losses.
+        if self.is_unscaled:
+            return 1.0
+        return self.value
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,8 @@ class Shard:
 
     Attributes:
         group: The lowest of the ranks that share the gradients.
-        norm: The part's ``Observation.grad_norm``.
-        clip_norm: The part's ``Observation.clip_norm``.
+        norm: The value of ``Observation.grad_norm`` for this part.
+        clip_norm: The value of ``Observation.clip_norm`` for this part.
     """
 
     group: int
@@ -60,8 +65,8 @@ class LeftOut:
 
     Attributes:
         seen: The merged observation of these micro-batches.
-        places: (rank, number, iteration) of each; the number in the window
-            counts from 1.
+        places: A triple (rank, number, iteration) for each micro-batch. The
+            number is its place in the window, from 1.
         total: The number of micro-batches of the window on all ranks.
         params: A few of the bad tensors.
     """
@@ -78,13 +83,13 @@ class LeftOut:
 
     def to_dict(self) -> Dict[str, object]:
         """Return the value of ``micro_batches`` in a row."""
-        return {
-            'total': self.total,
-            'left_out': [
+        # Named, because a row is read without this class beside it.
+        left_out = []
+        for rank, number, iteration in self.places:
+            left_out.append(
                 {'rank': rank, 'number': number, 'iter': iteration}
-                for rank, number, iteration in self.places
-            ],
-        }
+            )
+        return {'total': self.total, 'left_out': left_out}
 
 
 @dataclass(frozen=True)
@@ -97,25 +102,27 @@ class Observation:
             window's mean.
         loss_is_finite: Whether the loss of each micro-batch is finite.
         grad_norm: L2 norm of all gradients, unscaled, before clipping; inf
-            where a float32 norm overflows.
+            if a float32 norm overflows.
         grad_is_finite: Whether no gradient has a NaN or Inf element.
         clip_norm: The norm that the clip rule needs, unscaled; None means
             ``grad_norm``.
         buffers_are_finite: Whether no buffer became non-finite in this
             window.
-        input_is_finite: Whether no input flag was raised.
+        input_is_finite: Whether no hook has reported a non-finite input.
         weights_are_finite: Whether all parameters are finite. They are
-            checked only if something else is wrong.
+            checked only if another fact is bad.
         num_bad_params: Number of gradients that are non-finite or too large.
         num_params: Number of gradients.
         scale: The loss scale.
-        bad_ranks: The ranks on which something was wrong.
+        bad_ranks: The ranks that saw the fault.
         shards: The norms of sharded gradients, which the norms above lack
             until ranks have agreed.
         left_out: The micro-batches that were left out. The other attributes
             are about the rest of the window, unless all were left out.
     """
 
+    # A flag is True when all is well, so a caller passes only what is bad.
+    # FLAGS in numerics/update/agree.py names them for the other ranks.
     loss: float
     loss_is_finite: bool = True
     grad_norm: float = 0.0
@@ -142,8 +149,10 @@ class Observation:
 
         A clip norm of inf would clip everything to zero.
         """
+        # Before ranks have agreed, the norm of sharded gradients is in shards.
         parts = [(self.grad_norm, self.clip_norm)]
-        parts += [(shard.norm, shard.clip_norm) for shard in self.shards]
+        for shard in self.shards:
+            parts.append((shard.norm, shard.clip_norm))
         for norm, clip_norm in parts:
             # Comparisons with NaN are False, so that NaN is out of bounds.
             if not norm <= NORM_LIMIT:
@@ -154,10 +163,9 @@ class Observation:
 
     @property
     def forward_is_clean(self) -> bool:
-        """Whether nothing was wrong before the backward pass.
-
-        Ranks share gradients, so only the forward pass tells a rank apart.
-        """
+        """Whether all facts about the forward pass are good."""
+        # Ranks share gradients, so only the forward pass shows on which rank a
+        # fault began.
         return (
             self.loss_is_finite
             and self.buffers_are_finite
@@ -166,7 +174,7 @@ class Observation:
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing was wrong."""
+        """Whether all facts are good, so that no cause applies."""
         return (
             self.forward_is_clean
             and self.grad_is_finite

@@ -1,7 +1,7 @@
 """The rules that a user sets in ``optim_wrapper.guard``."""
 
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Dict, Mapping, Optional, Tuple, Type, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Type, Union
 
 from ..checks import check_keys, check_value, is_count, is_number
 from ..errors import GuardConfigError
@@ -13,7 +13,7 @@ __all__ = ['GuardPolicy']
 
 WHERE = 'optim_wrapper.guard'
 Rule = Union[SpikePolicy, LrBackoff, Divergence]
-# The keys whose value is a dict.
+# The keys whose value is a dict, and the class that the dict becomes.
 NESTED: Dict[str, Type[Rule]] = {
     'spike': SpikePolicy,
     'lr_backoff': LrBackoff,
@@ -34,17 +34,18 @@ class GuardPolicy:
             ``skip_rate_window`` updates is above this limit, exclusive. A
             window of skips only is one streak, which
             ``max_consecutive_skips`` judges. None means no limit.
-        skip_rate_window: The number of updates that ``max_skip_rate`` is
-            about. Nothing is judged before there are that many.
+        skip_rate_window: The number of updates in the share of
+            ``max_skip_rate``, which is judged once there are that many.
         proven_after: A loss scale is proven after this number of commits at
             the scale or above it, counted since the scale started or last
-            grew. An overflow at a proven scale is an anomaly, any other is
-            routine.
-        when_exhausted: What happens at a limit, when weights are bad, or
-            when the run diverges: 'halt', or 'rollback', which needs a
+            grew. An overflow at a proven scale is an anomaly; an overflow at
+            any other scale is routine.
+        when_exhausted: The action at a limit, when weights are bad, or when
+            the run diverges: 'halt', or 'rollback', which needs a
             ``RollbackHook``.
-        accumulation: What is rejected because of a bad micro-batch: the
-            'window', or only the 'microbatch' if the window has good ones.
+        accumulation: The part that a bad micro-batch costs: the whole
+            'window', or only the 'microbatch' if the window also has good
+            micro-batches.
         spike: See :class:`SpikePolicy`. None switches the rule off.
         lr_backoff: See :class:`LrBackoff`. None leaves learning rates alone.
         divergence: See :class:`Divergence`. None switches the rule off.
@@ -64,12 +65,14 @@ class GuardPolicy:
         _check_count('max_consecutive_skips', self.max_consecutive_skips, 1)
         _check_count('skip_rate_window', self.skip_rate_window, 1)
         _check_count('proven_after', self.proven_after, 0)
+        # _check_count lets None pass, which only the first count may be.
         if self.skip_rate_window is None or self.proven_after is None:
             raise GuardConfigError(
                 f'{WHERE}: skip_rate_window and proven_after must be '
                 'integers; to switch a limit off, set '
                 'max_consecutive_skips=None or max_skip_rate=None.'
             )
+        # A share of 1 could never be exceeded.
         rate = self.max_skip_rate
         check_value(
             rate is None or (is_number(rate) and 0 <= rate < 1),
@@ -89,9 +92,10 @@ class GuardPolicy:
         """Return the policy of a config dict; None gives the defaults.
 
         Raises:
-            GuardConfigError: For an unknown key (it names the nearest valid
-                one) or a value out of range.
+            GuardConfigError: For an unknown key (the error names the nearest
+                valid key) or a value out of range.
         """
+        # guard=None in a config undoes the guard=dict(...) of its parent.
         if config is None:
             return cls()
         if isinstance(config, cls):
@@ -101,7 +105,7 @@ class GuardPolicy:
                 f'{WHERE} is {config!r}: it must be a dict such as '
                 'dict(max_consecutive_skips=50).'
             )
-        check_keys(config, (field.name for field in fields(cls)), WHERE)
+        check_keys(config, field_names(cls), WHERE)
         rules: Dict[str, Rule] = {}
         for key, kind in NESTED.items():
             if config.get(key) is not None:
@@ -109,12 +113,16 @@ class GuardPolicy:
         return cls(**{**config, **rules})
 
     def windows(self) -> Dict[str, int]:
-        """Return the lengths of memory that ``GuardState.from_dict`` takes."""
-        return {
-            'skip_rate_window': self.skip_rate_window,
-            'spike_window': self.spike.window if self.spike else 0,
-            'loss_window': self.divergence.window if self.divergence else 0,
-        }
+        """Return the arguments of ``GuardState.from_dict`` by name."""
+        windows = {'skip_rate_window': self.skip_rate_window}
+        # A rule that is off needs no memory.
+        windows['spike_window'] = 0
+        windows['loss_window'] = 0
+        if self.spike is not None:
+            windows['spike_window'] = self.spike.window
+        if self.divergence is not None:
+            windows['loss_window'] = self.divergence.window
+        return windows
 
     def to_dict(self) -> Dict[str, Any]:
         """Return the policy as a config dict."""
@@ -126,22 +134,24 @@ def build(key: str, kind: Type[Rule], config: object) -> Rule:
 
     Raises:
         GuardConfigError: If ``config`` is no dict, has an unknown key or
-            lacks one.
+            lacks a key that is needed.
     """
     where = f'{WHERE}.{key}'
     if not isinstance(config, Mapping):
         raise GuardConfigError(
             f'{where} is {config!r}: it must be None or a dict.'
         )
-    check_keys(config, (field.name for field in fields(kind)), where)
-    missing = [
-        field.name
-        for field in fields(kind)
-        if field.default is MISSING and field.name not in config
-    ]
-    if missing:
-        raise GuardConfigError(f'{where} lacks {missing[0]}=...')
+    check_keys(config, field_names(kind), where)
+    # The TypeError of the constructor would not name the key of the config.
+    for field in fields(kind):
+        if field.default is MISSING and field.name not in config:
+            raise GuardConfigError(f'{where} lacks {field.name}=...')
     return kind(**config)
+
+
+def field_names(kind: Type[object]) -> List[str]:
+    """Return the keys that the config of a dataclass may have."""
+    return [field.name for field in fields(kind)]  # type: ignore[arg-type]
 
 
 def _check_count(key: str, value: object, least: int) -> None:

@@ -1,4 +1,4 @@
-"""Spikes: numbers that are finite and far above the usual."""
+"""Spikes: numbers that are finite and far above their recent values."""
 
 import math
 from dataclasses import dataclass
@@ -19,11 +19,12 @@ class Spike(NamedTuple):
     """A number far above its recent values.
 
     Attributes:
-        what: 'grad_norm' or 'loss'; 'median_loss' for a divergence.
+        what: The name of the number: 'grad_norm', 'loss', or 'median_loss' for
+            a divergence.
         value: The number.
-        limit: The limit that ``value`` is above.
-        mean: The mean of the recent values; NaN if the limit is a fixed one.
-            For a divergence, the lowest median.
+        limit: The limit that ``value`` exceeds.
+        mean: The mean of the recent values; NaN if the limit is a fixed
+            number. For a divergence, the lowest median.
     """
 
     what: str
@@ -47,10 +48,10 @@ class SpikePolicy:
     statistics. A clipped spike enters them with its limit.
 
     Attributes:
-        threshold: The number of standard deviations above the mean from
-            which on, exclusive, a number is a spike.
+        threshold: A number is a spike if it is more than this number of
+            standard deviations above the mean.
         window: Number of committed updates in the statistics.
-        warmup: Number of committed updates before anything is judged; None
+        warmup: Number of committed updates before the first judgement; None
             means ``window``.
         action: 'skip' rejects the update. 'clip' commits the update with its
             gradients scaled down to the window's mean norm.
@@ -69,6 +70,7 @@ class SpikePolicy:
         self._check(is_limit, 'threshold', 'a number above 0')
         is_long = is_count(self.window, least=2)
         self._check(is_long, 'window', 'an integer of at least 2')
+        # The standard deviation of fewer than two numbers is 0.
         is_within = self.warmup is None or (
             is_count(self.warmup, least=2) and self.warmup <= self.window
         )
@@ -92,20 +94,23 @@ class SpikePolicy:
         The gradient norm is judged before the loss.
 
         Args:
-            seen: The update.
+            seen: The facts about the update.
             norms: Gradient norms of the window, oldest first.
             losses: Losses of the window, oldest first.
         """
+        # On every clean update, so the sums are plain passes over the window.
         for what, value, past in (
             ('grad_norm', seen.grad_norm, norms),
             ('loss', seen.loss, losses),
         ):
             if len(past) < (self.warmup or self.window):
                 continue
+            # fsum rounds once, so no error builds up over the window.
             mean = math.fsum(past) / len(past)
             variance = math.fsum((x - mean) ** 2 for x in past) / len(past)
             spread = max(math.sqrt(variance), LEAST_SHARE * abs(mean))
             limit = mean + self.threshold * spread
+            # Written so that a NaN is a spike.
             if not value <= limit:
                 return Spike(what, value, limit, mean)
         return None

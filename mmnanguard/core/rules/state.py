@@ -19,29 +19,33 @@ class GuardState:
         num_updates: Number of judged updates.
         num_steps: Number of committed updates.
         total_skips: Number of rejected updates without routine overflows.
-        consecutive_skips: Number of these since the last commit.
+        consecutive_skips: Number of rejected updates since the last commit,
+            without routine overflows.
         routine_overflows: Number of updates rejected at a loss scale that
             was not yet proven.
         commits_since_growth: Number of commits since the loss scale started
             or grew. The scale has only been lowered since then, so all these
             commits were made at the present scale or above it.
-        recent_skips: Whether an update was a skip or left micro-batches out;
-            oldest first, without routine overflows.
+        recent_skips: For each of the last updates, whether it was a skip or
+            left micro-batches out; oldest first, without routine overflows.
         skip_rate_window: The greatest length of ``recent_skips``.
         recent_norms: Gradient norms of committed updates, oldest first. A
             clipped spike counts with its limit.
-        recent_losses: Losses of committed updates, likewise.
+        recent_losses: Losses of committed updates, oldest first. A clipped
+            spike counts with its limit.
         spike_window: The greatest length of ``recent_norms`` and
             ``recent_losses``.
-        loss_level: See :class:`LossLevel`.
+        loss_level: The level of losses for the divergence rule.
         lr_factor: Factor on the learning rates of the last committed update,
             in (0, 1].
-        lr_return: By how much ``lr_factor`` grows with the next commit.
+        lr_return: The amount by which ``lr_factor`` grows with the next
+            commit.
         num_rollbacks: Number of returns to an earlier state.
         num_left_out: Number of micro-batches that were left out of committed
             updates.
     """
 
+    # Names and types are in checkpoints (test_written_by_0_1.py).
     num_updates: int = 0
     num_steps: int = 0
     total_skips: int = 0
@@ -69,6 +73,7 @@ class GuardState:
         state = replace(self, num_updates=self.num_updates + 1)
         if verdict.action is Action.STEP:
             return state._committed(seen, verdict)
+        # A routine overflow counts toward no limit and interrupts no streak.
         if verdict.cause.is_routine:
             num_overflows = self.routine_overflows + 1
             return replace(state, routine_overflows=num_overflows)
@@ -80,9 +85,16 @@ class GuardState:
         )
 
     def _committed(self, seen: Observation, verdict: Verdict) -> 'GuardState':
-        """Return the state after a commit."""
+        """Return the state after a commit.
+
+        Args:
+            seen: The observation that the verdict is about.
+            verdict: The decision.
+        """
         spike, left_out = verdict.spike, seen.left_out
         num_commits = self.commits_since_growth
+        # Nothing is known about the new, larger scale. A lower scale keeps the
+        # count: what fitted the larger scale fits it, too.
         if verdict.scale_move is ScaleMove.GROW:
             num_commits = 0
         elif left_out is None or not verdict.cause.is_scaled:
@@ -94,13 +106,15 @@ class GuardState:
         recent_skips = self.recent_skips
         if left_out is None or not verdict.cause.is_routine:
             recent_skips = self.with_skip(left_out is not None)
-        num_left_out = len(left_out.places) if left_out else 0
+        num_left_out = self.num_left_out
+        if left_out is not None:
+            num_left_out += len(left_out.places)
         return replace(
             self,
             num_steps=self.num_steps + 1,
             consecutive_skips=0,
             commits_since_growth=num_commits,
-            num_left_out=self.num_left_out + num_left_out,
+            num_left_out=num_left_out,
             recent_skips=recent_skips,
             recent_norms=self._with(
                 'grad_norm', self.recent_norms, seen.grad_norm, spike
@@ -118,9 +132,16 @@ class GuardState:
     ) -> 'GuardState':
         """Return the state after a rollback.
 
-        Counters go on and limits are counted anew. The statistics of norms
-        and losses are those of ``to``.
+        Counters continue, and limits are counted anew.
+
+        Args:
+            to: The earlier state, from which the statistics of norms and
+                losses come.
+            lr_factor: The factor on learning rates from now on.
+            lr_return: The growth of that factor with the next commit.
         """
+        # Skips from before would end the run again at once, and the present
+        # scale is not proven for the weights of ``to``.
         return replace(
             self,
             consecutive_skips=0,
@@ -137,10 +158,16 @@ class GuardState:
     def recovered_lr(self) -> Tuple[float, float]:
         """Return the next ``lr_factor`` and ``lr_return`` without back-off."""
         factor = min(1.0, self.lr_factor + self.lr_return)
-        return factor, self.lr_return if factor < 1.0 else 0.0
+        if factor < 1.0:
+            return factor, self.lr_return
+        return 1.0, 0.0
 
     def with_skip(self, skipped: bool) -> Tuple[bool, ...]:
-        """Return ``recent_skips`` with one more update."""
+        """Return ``recent_skips`` with one more update.
+
+        Args:
+            skipped: Whether that update counts as a skip.
+        """
         return (*self.recent_skips, skipped)[-self.skip_rate_window :]
 
     def _with(
@@ -150,7 +177,7 @@ class GuardState:
         value: float,
         spike: Optional[Spike],
     ) -> Tuple[float, ...]:
-        """Return a series with one more value, of a clipped spike its limit.
+        """Return a series with one more value.
 
         Args:
             what: The name of the series in ``Spike.what``.
@@ -158,14 +185,19 @@ class GuardState:
             value: The new value.
             spike: The spike of this update, if any.
         """
+        # [-0:] would keep everything.
         if self.spike_window == 0:
             return ()
+        # A clipped spike enters with its limit: the statistics follow a new
+        # level in time, and one outlier does not spoil them. The limit of
+        # lr_backoff is fixed and says nothing about the series.
         if spike and spike.what == what and not spike.limit_is_fixed:
             value = min(value, spike.limit)
         return (*past, value)[-self.spike_window :]
 
     def to_dict(self) -> Dict[str, Any]:
-        """Return builtins, so that a checkpoint loads with weights_only."""
+        """Return the state in Python's own types."""
+        # torch.load with weights_only=True reads no others.
         return asdict(self, dict_factory=with_lists)
 
     @classmethod
@@ -176,26 +208,32 @@ class GuardState:
         spike_window: int = 0,
         loss_window: int = 0,
     ) -> 'GuardState':
-        """Read what ``to_dict`` returned in this or another version.
+        """Return the state that ``to_dict`` saved in this or another version.
 
-        Missing keys get their defaults, and unknown keys are ignored.
+        Missing keys get their defaults, and unknown keys are ignored. The
+        lengths are those of the present config, which has precedence over the
+        saved lengths.
 
         Args:
             saved: The saved state.
-            skip_rate_window: The length in the present config, which has
-                precedence over the saved one.
-            spike_window: Likewise.
-            loss_window: Likewise.
+            skip_rate_window: The greatest length of ``recent_skips``.
+            spike_window: The greatest length of ``recent_norms`` and
+                ``recent_losses``.
+            loss_window: The length of the windows of ``loss_level``.
         """
-        names = {item.name for item in fields(cls)}
-        known = {key: value for key, value in saved.items() if key in names}
-        known['recent_skips'] = tuple(
-            map(bool, known.get('recent_skips', ()))
-        )[-skip_rate_window:]
+        known: Dict[str, Any] = {}
+        for item in fields(cls):
+            if item.name in saved:
+                known[item.name] = saved[item.name]
+        skips = tuple(map(bool, known.get('recent_skips', ())))
+        known['recent_skips'] = skips[-skip_rate_window:]
         known['skip_rate_window'] = skip_rate_window
         for name in ('recent_norms', 'recent_losses'):
-            past = tuple(map(float, known.get(name, ())))
-            known[name] = past[-spike_window:] if spike_window else ()
+            past: Tuple[float, ...] = ()
+            # [-0:] would keep everything.
+            if spike_window > 0:
+                past = tuple(map(float, known.get(name, ())))[-spike_window:]
+            known[name] = past
         known['spike_window'] = spike_window
         known['loss_level'] = LossLevel.from_dict(
             known.get('loss_level', {}), loss_window
@@ -204,7 +242,10 @@ class GuardState:
 
 
 def with_lists(items: List[Tuple[str, Any]]) -> Dict[str, Any]:
-    """Return a dict with lists for tuples, as JSON would read it back."""
+    """Return a dict of items, with lists in place of tuples.
+
+    The result equals what JSON reads back.
+    """
     result = dict(items)
     for key, value in items:
         if isinstance(value, tuple):

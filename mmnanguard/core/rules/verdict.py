@@ -1,3 +1,5 @@
+"""The decision on one update."""
+
 import enum
 from dataclasses import dataclass
 from typing import Optional
@@ -9,8 +11,10 @@ __all__ = ['Action', 'ScaleMove', 'Verdict']
 
 
 class Action(enum.Enum):
-    """What happens to the update."""
+    """The fate of an update."""
 
+    # The values are in event rows. 'rollback' and 'halt' are also values of
+    # guard.when_exhausted.
     STEP = 'step'
     SKIP = 'skip'
     ROLLBACK = 'rollback'
@@ -18,7 +22,7 @@ class Action(enum.Enum):
 
 
 class ScaleMove(enum.Enum):
-    """What happens to the loss scale; it stays within its bounds."""
+    """The change of the loss scale, which stays within its bounds."""
 
     KEEP = 'keep'
     GROW = 'grow'
@@ -31,19 +35,22 @@ class Verdict:
 
     Attributes:
         action: STEP commits; every other action leaves no trace.
-        cause: NONE for a clean update.
-        scale_move: Explicit, because a scaler cannot guess it from the
-            gradients: a skip for another reason must not grow the scale.
+        cause: The cause of the action; NONE for a clean update.
+        scale_move: The change of the loss scale.
         clip_coef: Factor in (0, 1] for the unscaled gradients; 1 means that
             nothing is clipped. Only read when the action is STEP.
-        spike: What is far above the usual.
-        lr_factor: For learning rates, in (0, 1]. Only read when the action
-            is STEP.
-        lr_return: By how much ``lr_factor`` grows with the next update.
+        spike: The number that is far above its recent values, if there is
+            such a number.
+        lr_factor: Factor in (0, 1] for learning rates. Only read when the
+            action is STEP.
+        lr_return: The amount by which ``lr_factor`` grows with the next
+            committed update.
     """
 
     action: Action
     cause: Cause = Cause.NONE
+    # Explicit, because a scaler cannot guess it from the gradients: finite
+    # gradients of a skipped spike must not grow the scale.
     scale_move: ScaleMove = ScaleMove.KEEP
     clip_coef: float = 1.0
     spike: Optional[Spike] = None
