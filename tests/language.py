@@ -56,7 +56,6 @@ PENDING = {
     'mmnanguard/numerics/snapshot',
     'mmnanguard/numerics/update',
     'mmnanguard/optim',
-    'mmnanguard/report',
     'tests',
     'tests/test_benchmarks',
     'tests/test_configs',
