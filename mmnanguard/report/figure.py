@@ -88,7 +88,35 @@ def layout_of(
     """
     heights = {panel: PANELS[panel].height for panel in panels}
     total = sum(heights.values()) + GAP * (len(panels) - 1)
-    layout: PlotlyObject = {
+    layout = base_layout(total, end, axis_name(len(panels) - 1))
+    panel_of_axis = {}
+    top = total
+    for number, panel in enumerate(panels):
+        bottom = top - heights[panel]
+        key = axis_name(number).replace('y', 'yaxis')
+        panel_of_axis[key] = panel
+        layout[key] = {
+            # Rounding may give a little less than 0, which plotly refuses.
+            'domain': [max(bottom / total, 0), top / total],
+            'anchor': 'x',
+            'title': {'text': PANELS[panel].title, 'standoff': 8},
+            **axis_of(panel, panels[panel]),
+        }
+        top = bottom - GAP
+    # Runs may have different panels, so that the page cannot know the axes.
+    layout['meta'] = {'panels': panel_of_axis}
+    return layout
+
+
+def base_layout(total: int, end: int, lowest_axis: str) -> PlotlyObject:
+    """Return the part of the layout that no panel changes.
+
+    Args:
+        total: The height of all panels in pixels.
+        end: The iteration at which the axis ends.
+        lowest_axis: The vertical axis at which the axis of iterations is.
+    """
+    return {
         'height': total + BORDER,
         'margin': {'l': 80, 'r': 16, 't': 40, 'b': 46},
         'barmode': 'stack',
@@ -108,27 +136,10 @@ def layout_of(
             # A margin on the right, so that the last mark is not cut.
             'range': [0, end * 1.01 + 1],
             'title': {'text': 'iteration'},
-            'anchor': axis_name(len(panels) - 1),
+            'anchor': lowest_axis,
             'tickformat': ',d',
         },
     }
-    panel_of_axis = {}
-    top = total
-    for number, panel in enumerate(panels):
-        bottom = top - heights[panel]
-        key = axis_name(number).replace('y', 'yaxis')
-        panel_of_axis[key] = panel
-        layout[key] = {
-            # Rounding may give a little less than 0, which plotly refuses.
-            'domain': [max(bottom / total, 0), top / total],
-            'anchor': 'x',
-            'title': {'text': PANELS[panel].title, 'standoff': 8},
-            **axis_of(panel, panels[panel]),
-        }
-        top = bottom - GAP
-    # Runs may have different panels, so that the page cannot know the axes.
-    layout['meta'] = {'panels': panel_of_axis}
-    return layout
 
 
 def axis_name(number: int) -> str:
