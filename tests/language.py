@@ -47,7 +47,6 @@ PENDING = {
     'mmnanguard/numerics/base',
     'mmnanguard/numerics/checkpoints',
     'mmnanguard/numerics/probe',
-    'mmnanguard/report',
 }
 
 # A docstring that begins with one of these is a fragment or a question.

@@ -1,8 +1,16 @@
+"""The assessment of a run: healthy or sick, why, and what to do."""
+
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 from .findings import collect_findings
-from .recommendations import Step, next_steps, quoted, remedied, tell_culprit
+from .recommendations import (
+    Step,
+    describe_culprit,
+    join_quoted,
+    next_steps,
+    remedied_modules,
+)
 from .summary import Summary
 
 __all__ = ['Assessment', 'judge']
@@ -10,14 +18,14 @@ __all__ = ['Assessment', 'judge']
 
 @dataclass(frozen=True)
 class Assessment:
-    """How a run is, and what to do about it.
+    """The health of a run, and the next steps.
 
     Attributes:
-        is_healthy: Nothing was rejected but what a run gets over.
-        sentence: All of it in one.
-        since: Iteration at which it became sick; None if it is not.
-        reasons: Why it is sick, the gravest first.
-        steps: What to do, the most helpful first.
+        is_healthy: Whether no finding calls the run sick.
+        sentence: The whole assessment in one sentence.
+        since: Iteration at which the run became sick; None if it is healthy.
+        reasons: The reasons why the run is sick, the gravest first.
+        steps: The recommended steps, the most helpful first.
     """
 
     is_healthy: bool
@@ -28,82 +36,94 @@ class Assessment:
 
 
 def judge(summary: Summary) -> Assessment:
-    """Is this run healthy? A pure function.
+    """Assess a run by its summary. A pure function.
 
-    Sick is a run
+    A run is sick if
 
-    - that halted, and was not resumed since;
-    - whose last updates were all rejected, 3 or more;
-    - in which an audit found bad weights, buffers, averages or moments;
-    - that went back to an earlier state;
-    - that rejected 5 updates or more in its last 200 iterations;
-    - of which one parameter, or where none can be blamed one cause (spikes
-      excepted), spoilt 5 updates or more, and one in 1,000 since the first of
-      them, with no remedy after the last;
-    - that rejected 10 updates or more, and one in 100 since the first.
+    - it halted, and was not resumed since;
+    - its last updates were all rejected, 3 or more;
+    - an audit found bad weights, buffers, averages or moments;
+    - it went back to an earlier state;
+    - it rejected 5 updates or more in its last 200 iterations;
+    - one parameter spoilt 5 updates or more, and at least one in 1,000 since
+      the first of them, with no remedy after the last (if no parameter can
+      be blamed, the cause counts instead, except spikes);
+    - it rejected 10 updates or more, and at least one in 100 since the first.
 
-    For none of these count routine overflows of the loss scale and updates
+    Routine overflows of the loss scale do not count, and neither do updates
     that were committed: clipped spikes, windows without some micro-batches.
     """
-    troubles = collect_findings(summary)
-    if not troubles:
+    findings = collect_findings(summary)
+    if not findings:
         steps = next_steps(summary)
-        story = tell_healthy(summary)
+        sentence = describe_healthy_run(summary)
+        # Even a healthy run may have a sample that is worth leaving out.
         if steps:
-            story += f'; next: {steps[0].text}'
-        return Assessment(True, story, steps=steps)
-    first = troubles[0]
-    steps = next_steps(summary, first)
-    parts = (
-        f'sick since iteration {first.since:,}: {first.what}',
-        tell_culprit(summary, first),
+            sentence += f'; next: {steps[0].text}'
+        return Assessment(True, sentence, steps=steps)
+    # The sentence names only the gravest finding and the most helpful step,
+    # so that it stays one line in a log; the report lists the others below.
+    gravest = findings[0]
+    steps = next_steps(summary, gravest)
+    clauses = (
+        f'sick since iteration {gravest.since:,}: {gravest.clause}',
+        describe_culprit(summary, gravest),
         f'next: {steps[0].text}',
     )
     return Assessment(
         is_healthy=False,
-        sentence='; '.join(filter(None, parts)),
-        since=first.since,
-        reasons=tuple(trouble.what for trouble in troubles),
+        sentence='; '.join(filter(None, clauses)),
+        since=gravest.since,
+        reasons=tuple(finding.clause for finding in findings),
         steps=steps,
     )
 
 
-def tell_healthy(summary: Summary) -> str:
-    num_routine, told = summary.num_routine, []
-    if num_routine:
-        plural = 's' if num_routine > 1 else ''
+def describe_healthy_run(summary: Summary) -> str:
+    """Return the sentence on a run without findings."""
+    clauses: List[str] = []
+    if summary.num_routine:
         last = max(summary.iters[cause][-1] for cause in summary.routine)
-        told.append(
-            f'{num_routine:,} routine overflow{plural} in the first {last:,} '
-            'iterations'
+        clauses.append(
+            f'{count_of(summary.num_routine, "routine overflow")} in the '
+            f'first {last:,} iterations'
         )
     if summary.num_skipped:
-        told.append(tell_skips(summary))
+        clauses.append(describe_rejections(summary))
+    # 'step' is the action of updates that were committed after a repair.
+    # Plain updates have no row, so they are not among these.
     num_committed = summary.actions.get('step', 0)
     if num_committed:
-        plural = 's' if num_committed > 1 else ''
-        told.append(
-            f'{num_committed:,} update{plural} committed with spikes clipped '
-            'or micro-batches left out'
+        clauses.append(
+            f'{count_of(num_committed, "update")} committed with spikes '
+            'clipped or micro-batches left out'
         )
-    if not told:
+    if not clauses:
         return f'healthy: {summary.last_iter:,} iterations, none rejected'
-    return f'healthy: {"; ".join(told)}'
+    return f'healthy: {"; ".join(clauses)}'
 
 
-def tell_skips(summary: Summary) -> str:
+def describe_rejections(summary: Summary) -> str:
+    """Return the clause on the few rejected updates of a healthy run."""
     causes = summary.anomalies
     num, last = summary.num_skipped, summary.episodes[-1].last
     if num == 1:
-        story = f'1 update rejected at iteration {last:,} ({causes[0]})'
+        clause = f'1 update rejected at iteration {last:,} ({causes[0]})'
     else:
-        story = (
+        clause = (
             f'{num:,} updates rejected now and then ({", ".join(causes)}), '
             f'the last at iteration {last:,}'
         )
-    cures = summary.others.get('remedy', [])
-    if any((row.get('iter') or 0) >= last for row in cures):
-        names = quoted(remedied(summary))
-        return f'{story}, cured since: {names} in float32'
-    went_on = last < summary.last_iter
-    return f'{story}; training went on' if went_on else story
+    # A remedy cured the run only if no update was rejected after it.
+    for row in summary.others.get('remedy', ()):
+        if (row.get('iter') or 0) >= last:
+            names = join_quoted(remedied_modules(summary))
+            return f'{clause}, cured since: {names} in float32'
+    if last < summary.last_iter:
+        return f'{clause}; training went on'
+    return clause
+
+
+def count_of(num: int, noun: str) -> str:
+    """Return the number with the noun, in the plural if it is above 1."""
+    return f'{num:,} {noun}{"s" * (num > 1)}'

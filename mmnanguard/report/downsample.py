@@ -1,4 +1,4 @@
-"""Few items that stand for many: rows, names and points of curves."""
+"""Samples and counts that replace many rows, names or points of curves."""
 
 import math
 from typing import (
@@ -16,12 +16,12 @@ from typing import (
 __all__ = ['EvenSample', 'Points', 'Tally', 'count_by_bin', 'downsample_curve']
 
 T = TypeVar('T')
-# Iterations, and a value for each; None leaves a gap.
+# The iterations and the values of a curve. A value of None leaves a gap.
 Points = Tuple[List[int], List[Optional[float]]]
 
 
 class EvenSample(Generic[T]):
-    """Keeps the first and the last of many items, and some between.
+    """A sample of many items: the first, the last, and some between.
 
     The items between have even distances.
 
@@ -33,6 +33,7 @@ class EvenSample(Generic[T]):
         self.num = 0
         self._stride = 1
         self._kept: List[T] = []
+        # The last item, unless it is the last of `_kept`.
         self._last: List[T] = []
 
     def __len__(self) -> int:
@@ -47,11 +48,15 @@ class EvenSample(Generic[T]):
         self.num += 1
         if is_kept:
             self._kept.append(item)
-        self._last = [] if is_kept else [item]
+            self._last = []
+        else:
+            self._last = [item]
         return is_kept
 
     def drop_every_second(self) -> None:
         """Drop every second item, but not the last."""
+        # Of an even number, the last is among the dropped ones. It must stay
+        # available, unless a newer item was not retained.
         if len(self._kept) % 2 == 0:
             self._last = self._last or self._kept[-1:]
         self._kept = self._kept[::2]
@@ -64,7 +69,7 @@ class EvenSample(Generic[T]):
 
 
 class Tally:
-    """Counts names in bounded memory.
+    """Counts of names in bounded memory.
 
     Args:
         limit: The greatest number of names that are kept. If there are more,
@@ -72,7 +77,7 @@ class Tally:
             may be too low, by ``num_forgotten`` at most.
 
     Attributes:
-        num_forgotten: By how much a count may be too low.
+        num_forgotten: The number by which a count may be too low.
     """
 
     def __init__(self, limit: int) -> None:
@@ -81,58 +86,73 @@ class Tally:
         self._counts: Counter[str] = Counter()
 
     def add(self, names: Iterable[str]) -> None:
+        """Count names."""
         self._counts.update(names)
         if len(self._counts) > self._limit:
+            # Half of them, because sorting each time would be slow.
             kept = self._counts.most_common(self._limit // 2)
+            # The highest count that is forgotten. A name may be forgotten
+            # again and again, so the errors add up.
             self.num_forgotten += self._counts.most_common()[len(kept)][1]
             self._counts = Counter(dict(kept))
 
     def __getitem__(self, name: str) -> int:
+        # A Counter has 0 for other names, without adding them.
         return self._counts[name]
 
     def most_common(self, num: int) -> List[Tuple[str, int]]:
+        """Return the names with the highest counts, and these counts."""
         return self._counts.most_common(num)
 
 
 def downsample_curve(
     iters: Sequence[int], values: Sequence[float], num_bins: int = 500
 ) -> Points:
-    """Return a curve that looks the same with fewer points.
+    """Return a curve that looks like the given one but has fewer points.
 
-    Of each bin the first, last, lowest and highest value are kept, and one
-    non-finite value, as None, which leaves a gap in the curve.
+    A bin keeps its first, last, lowest and highest value, and one non-finite
+    value, as None, which leaves a gap in the curve.
 
     Args:
         iters: Iterations in rising order.
-        values: One value for each iteration.
+        values: The value at each iteration.
         num_bins: Number of bins with equal numbers of points.
     """
     num = len(iters)
-    kept: Iterable[int] = range(num)
+    indices: Iterable[int] = range(num)
+    # Bins of up to four points would keep nearly all of them.
     if num > 4 * num_bins:
         edges = [num * number // num_bins for number in range(num_bins + 1)]
-        indices: Set[int] = set()
+        # A point may be the first and the lowest of its bin.
+        kept: Set[int] = set()
         for begin, end in zip(edges, edges[1:]):
-            indices.update(extremes_of_bin(values, begin, end))
-        kept = sorted(indices)
-    drawn: List[Optional[float]] = []
-    for index in kept:
-        is_finite = math.isfinite(values[index])
-        drawn.append(values[index] if is_finite else None)
-    return [iters[index] for index in kept], drawn
+            kept.update(extremes_of_bin(values, begin, end))
+        indices = sorted(kept)
+    kept_iters: List[int] = []
+    kept_values: List[Optional[float]] = []
+    for index in indices:
+        value = values[index]
+        kept_iters.append(iters[index])
+        # In JSON, plotly.js takes null for a gap; there is no NaN.
+        kept_values.append(value if math.isfinite(value) else None)
+    return kept_iters, kept_values
 
 
 def extremes_of_bin(
     values: Sequence[float], begin: int, end: int
 ) -> List[int]:
     """Return the indices to draw, from ``begin`` up to but without ``end``."""
-    finite = [i for i in range(begin, end) if math.isfinite(values[i])]
-    gaps = [i for i in range(begin, end) if not math.isfinite(values[i])]
+    finite, nonfinite = [], []
+    for index in range(begin, end):
+        if math.isfinite(values[index]):
+            finite.append(index)
+        else:
+            nonfinite.append(index)
     if not finite:
-        return gaps[:1]
+        return nonfinite[:1]
     lowest = min(finite, key=values.__getitem__)
     highest = max(finite, key=values.__getitem__)
-    return [finite[0], lowest, highest, finite[-1], *gaps[:1]]
+    return [finite[0], lowest, highest, finite[-1], *nonfinite[:1]]
 
 
 def count_by_bin(
@@ -141,7 +161,8 @@ def count_by_bin(
     """Count the iterations in each bin.
 
     Args:
-        iters: The iterations. Those outside all bins count for the nearest.
+        iters: The iterations. An iteration outside all bins counts for the
+            nearest bin.
         first: The first iteration of the first bin.
         width: Number of iterations in a bin.
         num_bins: Number of bins.

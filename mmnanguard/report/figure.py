@@ -1,33 +1,38 @@
 """The figure of one run: panels over iterations, one below the other."""
 
 import math
-from itertools import chain
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import List, Mapping, Optional, Sequence
 
 from .panels import FOLLOWED, GRAD_NORM, LOSS_SCALE, LR, PANELS, REJECTED
 from .run_report import RunReport
 from .summary import Row
-from .traces import MARKS, Trace, traces_of
+from .traces import MARKS, PlotlyObject, traces_of, values_of
 
 __all__ = ['draw']
 
 GAP = 14  # pixels between panels
-WIDE = 30  # from lowest to highest, above which an axis is logarithmic
-MAX_LINES = 40  # that mark where a run was resumed, halted, rolled back
+BORDER = 90  # pixels above and below all panels, for legend and axis
+# The ratio of highest to lowest value above which an axis is logarithmic.
+WIDE = 30
+# Lines through all panels. More of them would hide the curves.
+MAX_LINES = 40
+LINE_KINDS = ('rollback', 'halt', 'audit')
 
 
-def draw(report: RunReport, last_iter: Optional[int] = None) -> Dict[str, Any]:
+def draw(report: RunReport, last_iter: Optional[int] = None) -> PlotlyObject:
     """Draw the figure of one run.
 
     Args:
-        report: Of the run.
-        last_iter: Where the axis ends; that of the run if None.
+        report: The report of the run.
+        last_iter: The iteration at which the axis ends; None means the run's
+            last iteration.
 
     Returns:
         ``data`` and ``layout`` as plotly.js takes them, checked by plotly.
         ``layout['meta']['panels']`` has the panel of each axis.
     """
-    from plotly.graph_objects import Figure  # a report in text needs none
+    # Imported here because a report in text needs no plotly.
+    from plotly.graph_objects import Figure
 
     end = last_iter or report.summary.last_iter
     panels = traces_of(report, end)
@@ -37,43 +42,82 @@ def draw(report: RunReport, last_iter: Optional[int] = None) -> Dict[str, Any]:
         for trace in traces:
             data.append({**trace, 'xaxis': 'x', 'yaxis': axis_name(number)})
     layout['shapes'] = lines_of(report.summary.events)
-    figure: Dict[str, Any] = Figure(data, layout).to_plotly_json()
+    # `Figure` raises ValueError for names and values that plotly.js would
+    # silently ignore.
+    figure: PlotlyObject = Figure(data, layout).to_plotly_json()
     return figure
 
 
-def lines_of(events: Sequence[Row]) -> List[Dict[str, Any]]:
+def lines_of(events: Sequence[Row]) -> List[PlotlyObject]:
     """Return lines through all panels: resumes, rollbacks, halts, audits."""
-    marked = [
-        row
-        for row in events
-        if row.get('kind') in ('rollback', 'halt', 'audit')
-        or (row.get('kind') == 'start' and row.get('attempt') != 1)
-    ]
-    return [
-        {
-            'type': 'line',
-            'xref': 'x',
-            'yref': 'paper',
-            'x0': row.get('iter'),
-            'x1': row.get('iter'),
-            'y0': 0,
-            'y1': 1,
-            'layer': 'below',
-            'line': {
-                'color': MARKS[str(row['kind'])][1],
-                'width': 1,
-                'dash': 'dot',
-            },
-        }
-        for row in marked[:MAX_LINES]
-    ]
+    lines = []
+    for row in filter(has_line, events):
+        color = MARKS[str(row['kind'])].color
+        lines.append(
+            {
+                'type': 'line',
+                'xref': 'x',
+                # 'paper': the whole height of the figure is 1.
+                'yref': 'paper',
+                'x0': row.get('iter'),
+                'x1': row.get('iter'),
+                'y0': 0,
+                'y1': 1,
+                'layer': 'below',
+                'line': {'color': color, 'width': 1, 'dash': 'dot'},
+            }
+        )
+    return lines[:MAX_LINES]
 
 
-def layout_of(panels: Mapping[str, List[Trace]], end: int) -> Dict[str, Any]:
+def has_line(row: Row) -> bool:
+    """Whether a line through all panels marks the row."""
+    # The first attempt begins where the axis does.
+    is_resume = row.get('kind') == 'start' and row.get('attempt') != 1
+    return is_resume or row.get('kind') in LINE_KINDS
+
+
+def layout_of(
+    panels: Mapping[str, List[PlotlyObject]], end: int
+) -> PlotlyObject:
+    """Return the layout of the figure.
+
+    Args:
+        panels: The traces by panel, top down.
+        end: The iteration at which the axis ends.
+    """
     heights = {panel: PANELS[panel].height for panel in panels}
     total = sum(heights.values()) + GAP * (len(panels) - 1)
-    layout: Dict[str, Any] = {
-        'height': total + 90,
+    layout = base_layout(total, end, axis_name(len(panels) - 1))
+    panel_of_axis = {}
+    top = total
+    for number, panel in enumerate(panels):
+        bottom = top - heights[panel]
+        key = axis_name(number).replace('y', 'yaxis')
+        panel_of_axis[key] = panel
+        layout[key] = {
+            # Rounding may give a little less than 0, which plotly refuses.
+            'domain': [max(bottom / total, 0), top / total],
+            'anchor': 'x',
+            'title': {'text': PANELS[panel].title, 'standoff': 8},
+            **axis_of(panel, panels[panel]),
+        }
+        top = bottom - GAP
+    # Runs may have different panels, so that the page cannot know the axes.
+    layout['meta'] = {'panels': panel_of_axis}
+    return layout
+
+
+def base_layout(total: int, end: int, lowest_axis: str) -> PlotlyObject:
+    """Return the part of the layout that no panel changes.
+
+    Args:
+        total: The height of all panels in pixels.
+        end: The iteration at which the axis ends.
+        lowest_axis: The vertical axis at which the axis of iterations is.
+    """
+    return {
+        'height': total + BORDER,
         'margin': {'l': 80, 'r': 16, 't': 40, 'b': 46},
         'barmode': 'stack',
         'bargap': 0,
@@ -85,78 +129,60 @@ def layout_of(panels: Mapping[str, List[Trace]], end: int) -> Dict[str, Any]:
         },
         'hovermode': 'closest',
         'legend': {'orientation': 'h', 'x': 0, 'y': 1, 'yanchor': 'bottom'},
+        # Transparent: the page has a light and a dark color scheme.
         'paper_bgcolor': 'rgba(0,0,0,0)',
         'plot_bgcolor': 'rgba(0,0,0,0)',
         'xaxis': {
+            # A margin on the right, so that the last mark is not cut.
             'range': [0, end * 1.01 + 1],
             'title': {'text': 'iteration'},
-            'anchor': axis_name(len(panels) - 1),
+            'anchor': lowest_axis,
             'tickformat': ',d',
         },
     }
-    top, panel_of_axis = total, {}
-    for number, panel in enumerate(panels):
-        bottom = top - heights[panel]
-        key = axis_name(number).replace('y', 'yaxis')
-        panel_of_axis[key] = panel
-        layout[key] = {
-            'domain': [max(bottom / total, 0), top / total],
-            'anchor': 'x',
-            'title': {'text': PANELS[panel].title, 'standoff': 8},
-            **axis_of(panel, panels[panel]),
-        }
-        top = bottom - GAP
-    layout['meta'] = {'panels': panel_of_axis}
-    return layout
 
 
 def axis_name(number: int) -> str:
-    """Return plotly's name of the y axis of a panel, counted from 0."""
+    """Return plotly's name of a panel's vertical axis, counted from 0."""
+    # The first axis is 'y', the second 'y2'.
     return f'y{number + 1}' if number else 'y'
 
 
-def axis_of(panel: str, traces: Sequence[Trace]) -> Dict[str, Any]:
-    """Return how the values of a panel are drawn."""
+def axis_of(panel: str, traces: Sequence[PlotlyObject]) -> PlotlyObject:
+    """Return type, range and ticks of a panel's vertical axis."""
     if panel == FOLLOWED:
         return {'type': 'category', 'showgrid': False, 'fixedrange': True}
     if panel == REJECTED:
         return {'rangemode': 'tozero', 'tickformat': ',d', 'nticks': 5}
-    values = [y for y in values_of(traces) if y and y > 0]
-    if panel == LOSS_SCALE and values:
-        return {'type': 'log', **powers_of_2(min(values))}
-    is_wide = bool(values) and max(values) > WIDE * min(values)
+    values = values_of(traces)
+    # A logarithmic axis has no place for 0.
+    positive = [value for value in values if value > 0]
+    if panel == LOSS_SCALE and positive:
+        return {'type': 'log', **powers_of_2(min(positive))}
+    is_wide = bool(positive) and max(positive) > WIDE * min(positive)
     if panel == GRAD_NORM and is_wide:
         return {'type': 'log', 'dtick': 1, 'exponentformat': 'power'}
     return {
         'nticks': 5,
         'exponentformat': 'power',
-        'rangemode': rangemode_of(panel, traces),
+        'rangemode': rangemode_of(panel, values),
     }
 
 
-def values_of(traces: Sequence[Trace]) -> Iterator[Optional[float]]:
-    """Return the values that are drawn; None is a gap."""
-    return chain.from_iterable(trace['y'] for trace in traces)
-
-
-def rangemode_of(panel: str, traces: Sequence[Trace]) -> str:
-    """Return where an axis begins.
-
-    By itself, plotly shows 1 on both sides of a constant.
-    """
-    values = {y for y in values_of(traces) if y is not None}
+def rangemode_of(panel: str, values: Sequence[float]) -> str:
+    """Return plotly's name of where an axis begins."""
     if not values or min(values) < 0:
         return 'normal'
-    is_flat = len(values) == 1
+    # Plotly would show a constant with 1 on both sides, so that a learning
+    # rate of 1e-4 would look like 0.
+    is_flat = min(values) == max(values)
     return 'tozero' if is_flat or panel == LR else 'nonnegative'
 
 
-def powers_of_2(lowest: float) -> Dict[str, Any]:
-    """Return ticks at powers of 2, one of them at the lowest value.
-
-    The page knows the range that is shown, so it sets how many powers lie
-    between two ticks.
-    """
+def powers_of_2(lowest: float) -> PlotlyObject:
+    """Return ticks at powers of 2, one of them at the lowest value."""
+    # Ticks of a logarithmic axis are given as exponents of 10. The page sets
+    # how many powers lie between two ticks: it knows the range that is shown.
     power = math.log10(2)
     return {
         'tick0': round(math.log2(lowest)) * power,

@@ -1,21 +1,29 @@
+"""The rules by which a run is sick.
+
+One function per rule returns a :class:`Finding`, or None if the rule does not
+apply. :func:`mmnanguard.report.assessment.judge` documents the rules.
+"""
+
 from collections import Counter
+from itertools import filterfalse
 from typing import List, NamedTuple, Optional
 
 from mmnanguard.core import Cause
-from mmnanguard.core.causes import facts_of_cause
 from mmnanguard.core.rows.read_row import sentence_of
 
-from .summary import Summary
+from .summary import Culprit, Summary, is_routine
 
 __all__ = ['Finding', 'collect_findings']
 
-# Of the same parameter, or the same cause where none can be blamed:
-NUM_REPEATS = 5  # rejected updates at least,
-REPEAT_RATE = 1e-3  # and this share of all updates since the first of them.
-# Of all together:
+# The limits for a single parameter, or for a single cause if no parameter can
+# be blamed. The rate keeps a long run with rare faults healthy.
+NUM_REPEATS = 5  # rejected updates
+REPEAT_RATE = 1e-3  # rejected updates per update since the first of them
+# The limits for all rejected updates of a run.
 NUM_REJECTED = 10
 REJECTED_RATE = 1e-2
-# At the end of what is known:
+# The limits for the end of a run: trouble that has just begun does not reach
+# the limits above.
 NUM_AT_END = 5  # rejected updates
 LENGTH_OF_END = 200  # iterations
 NUM_IN_A_ROW = 3
@@ -23,132 +31,168 @@ WEIGHTS = Cause.WEIGHT_NONFINITE.value
 
 
 class Finding(NamedTuple):
-    """One reason to call a run sick.
+    """A reason to call a run sick.
 
     Attributes:
-        since: Iteration at which it began.
-        cause: See ``Cause``.
-        what: Happened; a clause.
+        since: Iteration at which the trouble began.
+        cause: The value of the trouble's ``Cause``.
+        clause: The finding in words.
     """
 
     since: int
     cause: str
-    what: str
+    clause: str
 
 
 def collect_findings(summary: Summary) -> List[Finding]:
-    """Of a run that is sick, the gravest first; see :func:`judge`."""
-    found = [
-        of_halt(summary),
-        of_streak(summary),
-        of_audits(summary),
-        of_rollbacks(summary),
-        of_end(summary),
-        of_repeats(summary),
-        of_rate(summary),
-    ]
-    return [trouble for trouble in found if trouble is not None]
+    """Return the findings on a run, the gravest first."""
+    checked = (
+        find_halt(summary),
+        find_streak(summary),
+        find_audits(summary),
+        find_rollbacks(summary),
+        find_bad_end(summary),
+        find_repeats(summary),
+        find_high_rate(summary),
+    )
+    return list(filter(None, checked))
 
 
-def of_halt(summary: Summary) -> Optional[Finding]:
+def find_halt(summary: Summary) -> Optional[Finding]:
+    """Return the finding on a run that halted and was not resumed."""
     if summary.halt is None:
         return None
     halt, last = summary.halt, summary.last or {}
     iter_ = halt.get('iter') or summary.last_iter
-    audits = {row.get('id') for row in summary.others.get('audit', ())}
-    if halt.get('id') in audits or not last:
-        cause, after = WEIGHTS, ''
-    else:
-        cause, num = str(last.get('cause')), last.get('consecutive_skips') or 0
-        after = f' after {num:,} skips in a row' if num > 1 else ''
-    what = f'halted at iteration {iter_:,}{after} ({cause})'
-    return Finding(began(summary, iter_), cause, what)
+    audit_ids = {row.get('id') for row in summary.others.get('audit', ())}
+    # An audit can halt a run, too. The last update is then not the reason.
+    cause, after = WEIGHTS, ''
+    if last and halt.get('id') not in audit_ids:
+        cause = str(last.get('cause'))
+        num = last.get('consecutive_skips') or 0
+        if num > 1:
+            after = f' after {num:,} skips in a row'
+    clause = f'halted at iteration {iter_:,}{after} ({cause})'
+    return Finding(begin_of_trouble(summary, iter_), cause, clause)
 
 
-def of_streak(summary: Summary) -> Optional[Finding]:
+def find_streak(summary: Summary) -> Optional[Finding]:
+    """Return the finding on a run whose last updates were all rejected."""
     last = summary.last or {}
     iter_, num = last.get('iter') or 0, last.get('consecutive_skips') or 0
+    # A clean update has no row. If the run went further than the last row,
+    # the streak is over.
     if num < NUM_IN_A_ROW or iter_ < summary.last_iter:
         return None
     cause = str(last.get('cause'))
-    what = f'the last {num:,} updates were all rejected ({cause})'
-    since = last.get('since') or began(summary, iter_)
-    return Finding(since, cause, what)
+    clause = f'the last {num:,} updates were all rejected ({cause})'
+    since = last.get('since') or begin_of_trouble(summary, iter_)
+    return Finding(since, cause, clause)
 
 
-def of_audits(summary: Summary) -> Optional[Finding]:
+def find_audits(summary: Summary) -> Optional[Finding]:
+    """Return the finding on the first audit that found bad tensors."""
+    # Audits without a bad tensor write no row.
     audits = summary.others.get('audit')
     if not audits:
         return None
-    what = f'an audit found that {sentence_of(audits[0])}'
-    return Finding(audits[0].get('iter') or 0, WEIGHTS, what)
+    clause = f'an audit found that {sentence_of(audits[0])}'
+    return Finding(audits[0].get('iter') or 0, WEIGHTS, clause)
 
 
-def of_rollbacks(summary: Summary) -> Optional[Finding]:
+def find_rollbacks(summary: Summary) -> Optional[Finding]:
+    """Return the finding on a run that went back to an earlier state."""
     rows = summary.others.get('rollback')
     if not rows:
         return None
     first, last = rows[0].get('iter') or 0, rows[-1].get('iter') or 0
-    causes = {
-        row.get('id'): str(row.get('cause'))
-        for row in summary.events
-        if row.get('kind') == 'update'
-    }
-    cause = causes.get(rows[-1].get('id'), WEIGHTS)  # else it is an audit's
+    # A rollback has the id of its reason. An update has a cause; an audit
+    # names none, and its advice is that on bad weights.
+    cause = WEIGHTS
+    for row in summary.events:
+        is_reason = row.get('id') == rows[-1].get('id')
+        if is_reason and row.get('kind') == 'update':
+            cause = str(row.get('cause'))
+    # `rows` may be a part of them; `num_kinds` counts all.
     num = summary.num_kinds['rollback']
-    times = f' {num} times, the last time' if num > 1 else ''
-    what = f'went back to an earlier state{times} at iteration {last:,}'
-    return Finding(began(summary, first), cause, f'{what} ({cause})')
+    times = f' {num} times, the last time' * (num > 1)
+    clause = f'went back to an earlier state{times} at iteration {last:,}'
+    since = begin_of_trouble(summary, first)
+    return Finding(since, cause, f'{clause} ({cause})')
 
 
-def of_end(summary: Summary) -> Optional[Finding]:
+def find_bad_end(summary: Summary) -> Optional[Finding]:
+    """Return the finding on many rejected updates at the end of a run."""
     begin = summary.last_iter - LENGTH_OF_END
     causes = [cause for iter_, cause in summary.recent if iter_ > begin]
     num = len(causes)
     if num < NUM_AT_END:
         return None
     cause = Counter(causes).most_common(1)[0][0]
-    what = f'{num} of the last {LENGTH_OF_END} updates were rejected'
+    clause = f'{num} of the last {LENGTH_OF_END} updates were rejected'
     since = summary.episodes[-1].first
-    return Finding(since, cause, f'{what}, most often for {cause}')
+    return Finding(since, cause, f'{clause}, most often for {cause}')
 
 
-def of_repeats(summary: Summary) -> Optional[Finding]:
-    """Of the one that spoilt the most."""
-    cures = [row.get('iter') or 0 for row in summary.others.get('remedy', ())]
-    blamed = [*summary.parameters, *summary.blameless]
-    for one in sorted(blamed, key=lambda one: -one.count):
-        first, last = one.first or 0, one.last or 0
-        num_iters = summary.last_iter - first + 1
-        is_often = one.count >= max(NUM_REPEATS, REPEAT_RATE * num_iters)
-        if not is_often or any(iter_ >= last for iter_ in cures):
-            continue
-        anomalies = [k for k in one.causes if not facts_of_cause(k).is_routine]
-        cause = max(anomalies, key=one.causes.__getitem__)
-        name = f" of '{one.name}'" if one.name else ''
-        what = (
-            f'{one.count:,} updates were rejected for {cause}{name}, the last '
-            f'at iteration {last:,}'
-        )
-        return Finding(first, cause, what)
+def find_repeats(summary: Summary) -> Optional[Finding]:
+    """Return the finding on the most frequent repeat offender."""
+    last_remedy = -1
+    for row in summary.others.get('remedy', ()):
+        last_remedy = max(last_remedy, row.get('iter') or 0)
+    suspects = [*summary.parameters, *summary.blameless]
+    suspects.sort(key=count_of_blames, reverse=True)
+    for suspect in suspects:
+        # A remedy after the last blame: it is assumed to be the cure.
+        is_cured = last_remedy >= (suspect.last or 0)
+        if is_repeated(suspect, summary.last_iter) and not is_cured:
+            return describe_repeats(suspect)
     return None
 
 
-def of_rate(summary: Summary) -> Optional[Finding]:
+def count_of_blames(culprit: Culprit) -> int:
+    """Return the number of blames, to sort by."""
+    return culprit.count
+
+
+def is_repeated(culprit: Culprit, last_iter: int) -> bool:
+    """Whether a culprit was blamed often enough to call the run sick."""
+    num_iters = last_iter - (culprit.first or 0) + 1
+    return culprit.count >= max(NUM_REPEATS, REPEAT_RATE * num_iters)
+
+
+def describe_repeats(culprit: Culprit) -> Finding:
+    """Return the finding on a repeat offender."""
+    anomalies = filterfalse(is_routine, culprit.causes)
+    cause = max(anomalies, key=culprit.causes.__getitem__)
+    # Without a name, all updates of a cause for which nothing can be blamed.
+    name = f" of '{culprit.name}'" * bool(culprit.name)
+    clause = (
+        f'{culprit.count:,} updates were rejected for {cause}{name}, the last '
+        f'at iteration {culprit.last or 0:,}'
+    )
+    return Finding(culprit.first or 0, cause, clause)
+
+
+def find_high_rate(summary: Summary) -> Optional[Finding]:
+    """Return the finding on a high rate of rejected updates."""
     num = summary.num_skipped
     if num < NUM_REJECTED:
         return None
+    # The rate counts from the first rejected update, or else a long clean
+    # beginning would hide the trouble.
     first = summary.episodes[0].first
     rate = num / (summary.last_iter - first + 1)
     if rate < REJECTED_RATE:
         return None
-    cause = summary.anomalies[0]
-    what = f'{num:,} updates were rejected, {rate:.1%} of all since then'
-    return Finding(first, cause, what)
+    clause = f'{num:,} updates were rejected, {rate:.1%} of all since then'
+    return Finding(first, summary.anomalies[0], clause)
 
 
-def began(summary: Summary, iter_: int) -> int:
-    """Where the trouble of that iteration began."""
+def begin_of_trouble(summary: Summary, iter_: int) -> int:
+    """Return the first iteration of the episode that has this iteration.
+
+    The iteration itself if it belongs to no episode.
+    """
     for episode in summary.episodes:
         if episode.first <= iter_ <= episode.last:
             return episode.first

@@ -1,10 +1,15 @@
-"""The report as one HTML file."""
+"""The report as one HTML file.
+
+The page is a template, plotly.js, and the data of all runs as JSON, from which
+``template/page.js`` builds the elements.
+"""
 
 import json
+from collections import Counter
 from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence
 
 from mmnanguard._support.atomic_write import atomic_write
 from mmnanguard.core import GuardConfigError
@@ -14,15 +19,21 @@ from mmnanguard.core.rows.read_row import sentence_of
 
 from .figure import draw
 from .panels import titles
+from .recommendations import Step
 from .row_text import command_of
 from .run_report import RunReport
-from .summary import Culprit, Row
+from .summary import Culprit, Row, Summary
 
 __all__ = ['write_page']
 
+JsonObject = Dict[str, object]
+
 TEMPLATE = Path(__file__).with_name('template')
-MAX_SAMPLES = 128  # of a row
-MAX_DETAIL = 800  # characters of a row
+# A page holds up to about 2,000 rows of a run, and a browser has to open it.
+MAX_SAMPLES = 128  # names of samples in a row
+MAX_DETAIL = 800  # characters of a row's details
+MAX_LINE = 250  # characters of a line of them
+# The kinds of rows that the line of facts counts.
 KINDS = {
     'rollback': 'rollbacks',
     'audit': 'bad audits',
@@ -30,13 +41,13 @@ KINDS = {
     'remedy': 'remedies',
     'dump': 'dumps',
 }
-# In the other columns, or the same in every row.
+# Keys that other columns show or that have the same value in every row.
 SHOWN = (
     *('schema', 'kind', 'run', 'iter', 'place', 'action', 'cause', 'loss'),
     *('grad_norm', 'loss_scale', 'samples', 'story', 'num_bad_params'),
     *('num_params', 'config', 'path'),
 )
-FACTORS = ('clip_coef', 'lr_factor')
+FACTORS = ('clip_coef', 'lr_factor')  # 1 means that nothing was changed
 
 
 def write_page(
@@ -44,16 +55,18 @@ def write_page(
     path: Path,
     reload_after: Optional[float] = None,
 ) -> None:
-    """One HTML file that needs no network; readers never see half of it.
+    """Write one HTML file that needs no network.
+
+    The file is replaced as a whole, so that readers never see half of it.
 
     Args:
-        reports: A section for each.
-        path: Of the page.
-        reload_after: Seconds after which the page loads itself again; None:
-            never.
+        reports: The runs, which get one section each.
+        path: The file of the page.
+        reload_after: Seconds after which the page loads itself again; None
+            means never.
 
     Raises:
-        GuardConfigError: Without plotly.
+        GuardConfigError: If plotly is not installed.
     """
     try:
         from plotly.offline import get_plotlyjs
@@ -62,6 +75,7 @@ def write_page(
             'The page is drawn by plotly, which is not installed: pip install '
             'plotly. --json needs nothing.'
         ) from error
+    # All runs have the same axis of iterations, so that they compare.
     end = max(report.summary.last_iter for report in reports)
     data = {
         'made': f'{datetime.now(timezone.utc):%F %T} UTC',
@@ -73,50 +87,59 @@ def write_page(
     parts = {
         'TITLE': escape(f'{names}: mmnanguard report'),
         'STYLE': (TEMPLATE / 'page.css').read_text(encoding='utf-8'),
-        # No end of the script element, whatever the names of a run hold.
+        # A name in the rows may hold '</script>', which would end the element.
+        # In JSON strings '\u003c' is the same character.
         'DATA': to_json(data).replace('<', '\\u003c'),
         'PLOTLY': get_plotlyjs(),
         'SCRIPT': (TEMPLATE / 'page.js').read_text(encoding='utf-8'),
     }
-    page = (TEMPLATE / 'page.html').read_text(encoding='utf-8')
-    pieces = page.split('{{')
-    with atomic_write(path) as aside, open(
-        aside, 'w', encoding='utf-8', errors='backslashreplace'
+    write_template(path, parts)
+
+
+def write_template(path: Path, parts: Mapping[str, str]) -> None:
+    """Write the HTML template with its ``{{NAME}}`` replaced by the parts."""
+    template = (TEMPLATE / 'page.html').read_text(encoding='utf-8')
+    # The template is split once, instead of replacing name after name: a part
+    # may hold '{{', and plotly.js has megabytes.
+    first, *pieces = template.split('{{')
+    # File names may have lone surrogates, which UTF-8 cannot encode.
+    with atomic_write(path) as temporary_path, open(
+        temporary_path, 'w', encoding='utf-8', errors='backslashreplace'
     ) as file:
-        file.write(pieces[0])
-        for piece in pieces[1:]:
+        file.write(first)
+        for piece in pieces:
             name, rest = piece.split('}}', 1)
             file.write(parts[name] + rest)
 
 
-def section(report: RunReport, end: int) -> Dict[str, Any]:
-    """Return the data of one run, as plain builtins."""
+def section(report: RunReport, end: int) -> JsonObject:
+    """Return the data of one run, as builtins.
+
+    Args:
+        report: The report of the run.
+        end: The iteration at which the axes end.
+    """
     summary, verdict = report.summary, report.verdict
+    # Rows refer to names by number: a name may be in all of the rows.
     names: Dict[str, int] = {}
+    events = [compact_row(row, names) for row in summary.events]
     return {
         'name': report.name,
         'path': report.path,
         'healthy': verdict.is_healthy,
         'verdict': verdict.sentence,
         'reasons': verdict.reasons,
-        'steps': [step._asdict() for step in verdict.steps],
+        'steps': list(map(Step._asdict, verdict.steps)),
         'progress': report.progress,
-        'facts': facts_of(report),
-        'causes': [
-            {
-                'name': cause,
-                'count': count,
-                'color': facts_of_cause(cause).color,
-            }
-            for cause, count in summary.causes.items()
-        ],
+        'facts': facts_of(summary),
+        'causes': causes_of(summary),
         'culprits': {
-            'parameters': [tell_culprit(one) for one in summary.parameters],
-            'modules': [tell_culprit(one) for one in summary.modules],
-            'samples': [tell_culprit(one) for one in summary.samples],
+            'parameters': list(map(culprit_to_json, summary.parameters)),
+            'modules': list(map(culprit_to_json, summary.modules)),
+            'samples': list(map(culprit_to_json, summary.samples)),
         },
         'num_forgotten': summary.num_forgotten,
-        'events': [compact(row, names) for row in summary.events],
+        'events': events,
         'names': list(names),
         'num_rows': summary.num_rows,
         'kinds': summary.num_kinds,
@@ -124,76 +147,100 @@ def section(report: RunReport, end: int) -> Dict[str, Any]:
     }
 
 
-def facts_of(report: RunReport) -> List[List[str]]:
+def causes_of(summary: Summary) -> List[JsonObject]:
+    """Return name, count and color of the causes in a run."""
+    causes: List[JsonObject] = []
+    for cause, count in summary.causes.items():
+        color = facts_of_cause(cause).color
+        causes.append({'name': cause, 'count': count, 'color': color})
+    return causes
+
+
+def facts_of(summary: Summary) -> List[List[str]]:
     """Return names and values of the line below the verdict."""
-    summary = report.summary
-    kinds = summary.num_kinds
-    return [
-        ['iterations', f'{summary.last_iter:,}'],
-        ['attempts', f'{len(summary.starts):,}'],
-        ['rejected', f'{summary.num_skipped:,}'],
-        ['routine overflows', f'{summary.num_routine:,}'],
-        *([name, f'{kinds.get(kind, 0):,}'] for kind, name in KINDS.items()),
-    ]
+    counts = {
+        'iterations': summary.last_iter,
+        'attempts': len(summary.starts),
+        'rejected': summary.num_skipped,
+        'routine overflows': summary.num_routine,
+    }
+    for kind, name in KINDS.items():
+        counts[name] = summary.num_kinds.get(kind, 0)
+    return [[name, f'{count:,}'] for name, count in counts.items()]
 
 
-def tell_culprit(one: Culprit) -> Dict[str, Any]:
-    causes = sorted(one.causes.items(), key=lambda item: -item[1])
+def culprit_to_json(culprit: Culprit) -> JsonObject:
+    """Return a row of the tables of culprits."""
+    # Counter sorts by count, and keeps the order of equal counts.
+    causes = Counter(culprit.causes).most_common()
     return {
-        'name': one.name,
-        'count': one.count,
-        'routine': one.num_routine,
-        'batches': one.num_batches,
-        'first': one.first,
-        'last': one.last,
+        'name': culprit.name,
+        'count': culprit.count,
+        'routine': culprit.num_routine,
+        'batches': culprit.num_batches,
+        'first': culprit.first,
+        'last': culprit.last,
         'causes': ', '.join(f'{cause} {num:,}' for cause, num in causes),
     }
 
 
-def compact(row: Row, names: Dict[str, int]) -> Dict[str, Any]:
+def compact_row(row: Row, names: Dict[str, int]) -> JsonObject:
     """Return a row of the table of events.
 
-    Names stand in it by their number in ``names``.
+    Args:
+        row: A row of the run.
+        names: The numbers by which rows refer to names. Names that are not
+            in it are added.
     """
-
-    def numbers(given: Any) -> List[int]:
-        return [names.setdefault(str(name), len(names)) for name in given]
-
     samples = list(row.get('samples') or ())
+    # Another version may write something else there.
     scale = row.get('loss_scale')
+    if not isinstance(scale, Mapping):
+        scale = None
     return {
         'place': row['place'],
         'iter': row['iter'],
         'kind': str(row.get('kind')),
         'action': row.get('action'),
         'cause': row.get('cause'),
-        'params': numbers(named_in(row)),
-        'samples': numbers(samples[:MAX_SAMPLES]),
+        'params': numbers_of(named_in(row), names),
+        'samples': numbers_of(samples[:MAX_SAMPLES], names),
         'num_samples': len(samples),
         'loss': row.get('loss'),
         'grad_norm': row.get('grad_norm'),
-        'scale': scale if isinstance(scale, Mapping) else None,
+        'scale': scale,
         'text': sentence_of(row),
         'code': command_of(row),
         'detail': detail_of(row),
     }
 
 
+def numbers_of(items: Iterable[object], names: Dict[str, int]) -> List[int]:
+    """Return the numbers of names, and number the new ones."""
+    numbers = []
+    for name in map(str, items):
+        numbers.append(names.setdefault(name, len(names)))
+    return numbers
+
+
 def named_in(row: Row) -> List[str]:
     """Return the parameters, buffers and modules that a row names."""
-    tensors = [*(row.get('params') or ()), *(row.get('tensors') or ())]
-    names = [tensor.get('name') for tensor in tensors]
-    return [name for name in (*names, row.get('module')) if name]
+    names = []
+    # Updates have 'params', audits 'tensors' and autopsies a module.
+    for tensor in (*(row.get('params') or ()), *(row.get('tensors') or ())):
+        names.append(tensor.get('name'))
+    names.append(row.get('module'))
+    return list(filter(None, names))
 
 
 def detail_of(row: Row) -> str:
-    """Return what the other columns do not show, one line per key."""
-    lines = [
-        f'{key}: {json.dumps(value, ensure_ascii=False)}'
-        for key, value in row.items()
-        if key not in SHOWN
-        and value not in (None, '', [], {})
-        and not (key in FACTORS and value == 1)
-    ]
-    text = '\n'.join(line[:250] for line in lines)
-    return text[:MAX_DETAIL]
+    """Return the keys that no other column shows, one line per key."""
+    lines = []
+    for key, value in row.items():
+        is_shown = key in SHOWN or (key in FACTORS and value == 1)
+        # Zero and False are facts, unlike an empty value.
+        if is_shown or value in (None, '', [], {}):
+            continue
+        line = f'{key}: {json.dumps(value, ensure_ascii=False)}'
+        lines.append(line[:MAX_LINE])
+    return '\n'.join(lines)[:MAX_DETAIL]

@@ -31,15 +31,17 @@ class Panel(NamedTuple):
     """The looks of a panel.
 
     Attributes:
-        title: Text beside its axis.
-        height: In pixels.
+        title: Text beside the panel's axis.
+        height: Height in pixels.
     """
 
     title: str
     height: int
 
 
-PANELS = {  # by identifier, top down
+# By identifier, top down. The page of several runs gives panels with the same
+# identifier the same range.
+PANELS = {
     LOSS: Panel('loss', 200),
     GRAD_NORM: Panel('gradient norm', 170),
     LOSS_SCALE: Panel('loss scale', 100),
@@ -47,7 +49,8 @@ PANELS = {  # by identifier, top down
     REJECTED: Panel('rejected', 120),
     FOLLOWED: Panel('what followed', 130),
 }
-OF_SCALARS = (LOSS, GRAD_NORM, LOSS_SCALE, LR)  # panels that draw curves
+# The panels that draw curves. The others draw rows only.
+OF_SCALARS = (LOSS, GRAD_NORM, LOSS_SCALE, LR)
 
 
 def titles() -> Dict[str, str]:

@@ -1,9 +1,15 @@
-"""The rows of a run, as if it had never been interrupted."""
+"""The rows of a run, as if it had never been interrupted.
+
+A run may have several process starts ('attempts') in several files, and a
+file may have rows of several runs. :func:`find_parts` reads the files once and
+finds which bytes belong to which attempt. :func:`iter_events` reads the rows
+of these parts and drops those that a later attempt wrote again.
+"""
 
 import json
 import logging
 import math
-from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import (
     Any,
@@ -14,6 +20,8 @@ from typing import (
     NamedTuple,
     Optional,
     Sequence,
+    Set,
+    Tuple,
 )
 
 from mmnanguard.core import GuardConfigError
@@ -28,8 +36,10 @@ __all__ = [
     'work_dirs_below',
 ]
 
-DEPTHS = range(2, 5)  # folders above it, where to look for runs further down
-MAX_WARNED = 3  # lines of a file
+# Folders between a folder and the event files of work dirs below it. In a work
+# dir itself that is 1, the folder of the process start.
+DEPTHS = range(2, 5)
+MAX_WARNED = 3  # damaged lines of a file that get a warning of their own
 Row = Dict[str, Any]
 OnBytes = Callable[[int], None]
 
@@ -38,14 +48,14 @@ class Part(NamedTuple):
     """The place in a file where one process start wrote its rows.
 
     Attributes:
-        path: Of the file.
-        begin: Its first byte there.
-        end: The byte after its last one.
-        line: Number of its first line, from 1.
-        run: Names the run.
-        attempt: Number of the start, from 1.
-        first: Iteration that it ran first; None if the row that says it is
-            lost.
+        path: The file.
+        begin: Offset of the first byte.
+        end: Offset of the byte after the last one.
+        line: Number of the first line, from 1.
+        run: Name of the run.
+        attempt: Number of the process start, from 1.
+        first: The iteration that the process ran first; None if its row of
+            kind 'start' is lost.
     """
 
     path: Path
@@ -58,7 +68,13 @@ class Part(NamedTuple):
 
 
 class ParsedRow(NamedTuple):
-    """One row, and the process start that wrote it."""
+    """A row, and the process start that wrote it.
+
+    Attributes:
+        run: Name of the run.
+        attempt: Number of the process start.
+        row: The row as it stands in the file.
+    """
 
     run: str
     attempt: int
@@ -66,31 +82,32 @@ class ParsedRow(NamedTuple):
 
 
 def read_events(work_dir: str, run: Optional[str] = None) -> List[Row]:
-    """All that one run told, as if it had never been interrupted.
+    """Return all rows of a run, as if it had never been interrupted.
 
     A process start ('attempt') of a run writes ``events.jsonl`` in a folder
-    of its own, or, within one second of another, in the same. Here they are
-    one list:
+    of its own. Two starts within one second share a folder. The attempts
+    become one list:
 
-    - Attempts come in their order, the rows of each as they were written.
+    - Attempts come in their order, the rows of an attempt as they were
+      written.
     - A later attempt starts from a checkpoint and may run iterations again.
-      What earlier attempts told of those is dropped: the rows of these
-      iterations and those joined to them by id. Rows of kind 'start', whose
-      ``iter`` is the first that an attempt runs, all stay.
-    - A row that names no run is of the attempt of the row before it. Ids are
-      unique within an attempt only: join by id in what this returns.
-    - A line that is no JSON object is left out, with a warning in the log: of
-      a process that was killed, the last one may be half-written.
+      The rows of earlier attempts on these iterations are dropped, and so are
+      the rows joined to them by id. Rows of kind 'start', whose ``iter`` is
+      the first that an attempt runs, all stay.
+    - A row that names no run belongs to the attempt of the row before it. Ids
+      are unique within an attempt only: join by id in the returned list.
+    - A line that is no JSON object is left out, with a warning in the log. If
+      a process was killed, its last line may be half-written.
 
     Args:
-        work_dir: Of the run; every folder in it is looked at. Or one
-            ``events.jsonl``.
-        run: Which one of several; None means the one that wrote last, by the
-            names of the folders, which are times.
+        work_dir: The work dir of the run, of which every folder is read, or
+            one ``events.jsonl``.
+        run: The name of the run, if there are several; None means the run
+            that wrote last, by the names of the folders, which are times.
 
     Returns:
         Rows as they stand in the files, so that a non-finite number is the
-        string 'nan', 'inf' or '-inf'. None if nothing was told.
+        string 'nan', 'inf' or '-inf'. An empty list if there are no rows.
 
     Raises:
         GuardConfigError: If there is no such run.
@@ -99,66 +116,94 @@ def read_events(work_dir: str, run: Optional[str] = None) -> List[Row]:
 
 
 def find_parts(work_dir: str, run: Optional[str] = None) -> List[Part]:
-    """Where the rows of a run stand, in order of attempts; arguments and
-    errors are those of :func:`read_events`. Reads the files once, as bytes.
+    """Return the places of a run's rows, in order of attempts.
+
+    Reads the files once. Arguments and errors are those of
+    :func:`read_events`.
     """
-    parts = [part for path in files_of(work_dir) for part in parts_of(path)]
+    parts = list(chain.from_iterable(map(parts_of, files_of(work_dir))))
     if not parts and run is None:
         return []
-    run = parts[-1].run if run is None else run
-    own = [part for part in parts if part.run == run]
-    if not own:
+    if run is None:
+        run = parts[-1].run
+    parts_of_run = [part for part in parts if part.run == run]
+    if not parts_of_run:
         known = ', '.join(dict.fromkeys(repr(part.run) for part in parts))
         raise GuardConfigError(
             f'{work_dir} has no run {run!r}; known runs: {known or "none"}'
         )
-    return sorted(own, key=lambda part: part.attempt)  # stable
+    # The sort is stable: parts with the same number stay in order of time.
+    return sorted(parts_of_run, key=lambda part: part.attempt)
 
 
 def iter_events(
     parts: Sequence[Part], on_bytes: OnBytes = lambda num: None
 ) -> Iterator[Row]:
-    """The rows of :func:`read_events` one by one, in little memory.
+    """Yield the rows of :func:`read_events` in little memory.
 
     Args:
-        parts: Of one run, from :func:`find_parts`.
+        parts: The parts of one run, from :func:`find_parts`.
         on_bytes: Called with the number of bytes of each line that is read.
     """
-
-    @lru_cache(None)
-    def end_of(attempt: int) -> float:
-        """The first iteration that a later attempt runs again."""
-        later = [part for part in parts if part.attempt > attempt]
-        firsts = [part.first for part in later if part.first is not None]
-        return min(firsts, default=math.inf)
-
-    # An autopsy may stand before the update that says its iteration.
-    gone = {
-        (told.attempt, told.row.get('id'))
-        for part in parts
-        if end_of(part.attempt) < math.inf
-        for told in read_part(part)
-        if told.row.get('kind') != 'start'
-        and (told.row.get('iter') or 0) >= end_of(told.attempt)
-    }
+    repeats = RepeatedRows(parts)
     for part in parts:
-        for told in read_part(part, on_bytes, warns=True):
-            row = told.row
-            is_gone = (
-                row['iter'] >= end_of(told.attempt)
-                if row.get('iter') is not None
-                else (told.attempt, row.get('id')) in gone
-            )
-            # Two runs may have begun within a second.
-            is_own = told.run == part.run
-            if is_own and (row.get('kind') == 'start' or not is_gone):
-                yield row
+        for parsed in read_part(part, on_bytes, warns=True):
+            # Two runs that began within a second share a file.
+            if parsed.run == part.run and parsed not in repeats:
+                yield parsed.row
+
+
+class RepeatedRows:
+    """The rows of iterations that a later attempt ran again.
+
+    Args:
+        parts: The parts of one run.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = parts
+        self._ends: Dict[int, float] = {}
+        self._ids: Set[Tuple[int, Any]] = set()
+        # An autopsy may stand before the update that has its iteration, so
+        # that all ids must be known before the first row is returned.
+        for part in parts:
+            if self._end_of(part.attempt) < math.inf:
+                self._add_ids(part)
+
+    def __contains__(self, parsed: ParsedRow) -> bool:
+        row = parsed.row
+        # A start is never repeated: it is the resumption itself.
+        if row.get('kind') == 'start':
+            return False
+        if row.get('iter') is not None:
+            return bool(row['iter'] >= self._end_of(parsed.attempt))
+        return (parsed.attempt, row.get('id')) in self._ids
+
+    def _add_ids(self, part: Part) -> None:
+        for parsed in read_part(part):
+            row = parsed.row
+            is_late = (row.get('iter') or 0) >= self._end_of(parsed.attempt)
+            if is_late and row.get('kind') != 'start':
+                self._ids.add((parsed.attempt, row.get('id')))
+
+    def _end_of(self, attempt: int) -> float:
+        """Return the first iteration that a later attempt ran again."""
+        # Asked for every row, so the answers are kept.
+        if attempt not in self._ends:
+            end = math.inf
+            for part in self._parts:
+                if part.attempt > attempt and part.first is not None:
+                    end = min(end, part.first)
+            self._ends[attempt] = end
+        return self._ends[attempt]
 
 
 def files_of(work_dir: str) -> List[Path]:
+    """Return the event files of a work dir, by time."""
     path = Path(work_dir)
     if path.is_file():
         return [path]
+    # The folder may be that of a single start.
     return events_files(work_dir) or sorted(path.glob(EVENTS_FILE))
 
 
@@ -167,54 +212,73 @@ def work_dirs_below(folder: str) -> List[str]:
 
     A fire drill makes such folders too. The run that wrote last comes first.
     """
-    files = [
-        file
-        for depth in DEPTHS
-        for file in Path(folder).glob('*/' * depth + EVENTS_FILE)
-    ]
+    files: List[Path] = []
+    for depth in DEPTHS:
+        files.extend(Path(folder).glob('*/' * depth + EVENTS_FILE))
     files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
+    # A work dir with several starts has several files.
     return list(dict.fromkeys(str(file.parents[2]) for file in files))
 
 
 def parts_of(path: Path) -> Iterator[Part]:
     """Yield the parts of one file, in their order."""
-    firsts: List[Optional[int]] = [None]
-    parts = [Part(path, 0, 0, line=1)]
-    size = 0
-    with path.open('rb') as file:
-        for number, line in enumerate(file, 1):
-            row = parse(line) if b'"start"' in line else None
-            if row is not None and row.get('kind') == 'start':
-                parts[-1] = parts[-1]._replace(end=size)
-                parts.append(Part(path, size, size, number))
-                firsts.append(row.get('iter'))
-            size += len(line)
-    parts[-1] = parts[-1]._replace(end=size)
-    is_told = False
-    for part, first in zip(parts, firsts):
-        told = next(read_part(part), None)
-        if told is not None:
-            is_told = True
-            yield part._replace(
-                run=told.run, attempt=told.attempt, first=first
-            )
-    if size and not is_told:
+    parts = split_at_starts(path)
+    has_run = False
+    for part in parts:
+        # The first row that names its run names that of the whole part.
+        parsed = next(read_part(part), None)
+        if parsed is not None:
+            has_run = True
+            yield part._replace(run=parsed.run, attempt=parsed.attempt)
+    if parts[-1].end and not has_run:
+        # No part is returned, so that nobody else warns of damaged lines.
         for _ in read_part(parts[0], warns=True):
             pass
         warn(path, 'no row names its run, all are left out')
 
 
+def split_at_starts(path: Path) -> List[Part]:
+    """Return the parts of a file, still without run and attempt."""
+    # The rows before the first start are a part as well: the start may be
+    # damaged.
+    parts = [Part(path, 0, 0, line=1)]
+    size = 0
+    with path.open('rb') as file:
+        for number, line in enumerate(file, 1):
+            # Parsing is slow, and of a million rows few are starts.
+            row = None
+            if b'"start"' in line:
+                row = parse(line)
+            if row is not None and row.get('kind') == 'start':
+                parts[-1] = parts[-1]._replace(end=size)
+                first = row.get('iter')
+                parts.append(Part(path, size, size, number, first=first))
+            size += len(line)
+    parts[-1] = parts[-1]._replace(end=size)
+    return parts
+
+
 def read_part(
     part: Part, on_bytes: OnBytes = lambda num: None, warns: bool = False
 ) -> Iterator[ParsedRow]:
-    """Each row with the run and attempt that it or the last one names."""
+    """Yield the rows of a part.
+
+    A row without run and attempt belongs to those of the row before it; at
+    the begin of a part, to those of the first row that has them.
+
+    Args:
+        part: The part to read.
+        on_bytes: Called with the number of bytes of each line that is read.
+        warns: Whether damaged lines are logged.
+    """
     names: Optional[Row] = None
     early: List[Row] = []  # rows before the first that names its run
-    place, bad = part.begin, []
+    place, damaged = part.begin, []
     with part.path.open('rb') as file:
         file.seek(place)
-        # As bytes: half a character is the end of a line like any other, and
-        # a line may hold what str.splitlines takes for its end.
+        # Lines are read as bytes: a process may have been killed within a
+        # character, and JSON strings may hold characters that str.splitlines
+        # takes for the end of a line.
         for number, line in enumerate(file, part.line):
             if place >= part.end:
                 break
@@ -222,31 +286,42 @@ def read_part(
             on_bytes(len(line))
             row = parse(line)
             if row is None:
-                bad += [number] * (line != b'\n')
+                # An empty line is no damage.
+                if line != b'\n':
+                    damaged.append(number)
                 continue
             if 'run' in row and 'attempt' in row:
                 names = row
-                for each in early:
-                    yield ParsedRow(row['run'], row['attempt'], each)
+                for early_row in early:
+                    yield ParsedRow(row['run'], row['attempt'], early_row)
                 early = []
             if names is None:
                 early.append(row)
             else:
                 yield ParsedRow(names['run'], names['attempt'], row)
-    for number in bad[:MAX_WARNED] if warns else ():
-        what = 'half-written or damaged, is left out'
-        warn(part.path, f'line {number}, {what}')
-    if warns and bad[MAX_WARNED:]:
-        warn(part.path, f'so are {len(bad) - MAX_WARNED} lines more')
+    if warns:
+        warn_of_lines(part.path, damaged)
+
+
+def warn_of_lines(path: Path, damaged: Sequence[int]) -> None:
+    """Warn of damaged lines of a file, given by number."""
+    # A file that is no log at all would fill the console.
+    for number in damaged[:MAX_WARNED]:
+        warn(path, f'line {number}, half-written or damaged, is left out')
+    if len(damaged) > MAX_WARNED:
+        warn(path, f'so are {len(damaged) - MAX_WARNED} lines more')
 
 
 def parse(line: bytes) -> Optional[Row]:
+    """Return the row on a line; None if the line is no JSON object."""
     try:
         row = json.loads(line)
-    except ValueError:  # of UnicodeDecodeError the base class as well
+    # The base class of JSONDecodeError and of UnicodeDecodeError.
+    except ValueError:
         return None
     return row if isinstance(row, dict) else None
 
 
-def warn(path: Path, what: str) -> None:
-    logging.getLogger('mmnanguard').warning('%s: %s', path, what)
+def warn(path: Path, message: str) -> None:
+    """Log a warning about a file."""
+    logging.getLogger('mmnanguard').warning('%s: %s', path, message)

@@ -13,7 +13,7 @@ from .read_events import OnBytes, Part
 
 __all__ = ['FACTOR', 'Curve', 'factor_of', 'panel_of', 'read_scalars']
 
-FACTOR = 'lr_factor'
+FACTOR = 'lr_factor'  # the guard's scalar, after the optimizer's name
 
 
 @dataclass
@@ -21,10 +21,12 @@ class Curve:
     """One scalar of a run.
 
     Attributes:
-        iters: From 1, rising.
-        values: As many; those that are not finite are NaN or Inf.
+        iters: Iterations from 1, in rising order.
+        values: The values at these iterations, NaN and Inf included.
     """
 
+    # A scalar that is written every iteration needs 16 bytes for each, where
+    # lists would need four times that.
     iters: 'array[int]' = field(default_factory=lambda: array('q'))
     values: 'array[float]' = field(default_factory=lambda: array('d'))
 
@@ -32,9 +34,10 @@ class Curve:
 def panel_of(key: str) -> str:
     """Return the identifier of the panel that draws a scalar, or ''.
 
-    The keys are those of MMEngine, without 'train/'; several optimizers write
-    their name into them.
+    The keys are those that MMEngine writes, which have no 'train/'.
     """
+    # Several optimizers write their name before a dot, as in 'gen.lr', and
+    # models may put their name before a slash.
     last = key.split('/')[-1].split('.')[-1]
     if last == 'grad_norm':
         return GRAD_NORM
@@ -42,79 +45,101 @@ def panel_of(key: str) -> str:
         return LOSS_SCALE
     if last == 'lr':
         return LR
-    return LOSS if 'loss' in last and 'scale' not in last else ''
+    # MMEngine sums up every value whose key has 'loss', so models name the
+    # parts of their loss like that. 'loss_scale' is none.
+    if 'loss' in last and 'scale' not in last:
+        return LOSS
+    return ''
 
 
 def factor_of(key: str) -> str:
-    """The scalar that a guard multiplies this learning rate by."""
+    """Return the key of the factor by which a guard lowers a learning rate.
+
+    Args:
+        key: The key of the learning rate, such as 'gen.lr'.
+    """
     return '/'.join(['guard', *key.split('.')[:-1], FACTOR])
 
 
 def read_scalars(
     parts: Sequence[Part], on_bytes: OnBytes = lambda num: None
 ) -> Dict[str, Curve]:
-    """The curves of a run, as if it had never been interrupted.
+    """Return the curves of a run, as if it had never been interrupted.
 
-    Beside the events of a process start stands what MMEngine's
-    ``LocalVisBackend`` wrote: ``vis_data/scalars.json``, one JSON object a
-    line, which may hold a bare NaN. What an earlier start wrote of iterations
-    that a later one ran again is replaced. Rows without ``iter`` are those of
-    a validation, and left out.
+    MMEngine's ``LocalVisBackend`` writes ``vis_data/scalars.json`` beside the
+    events of a process start: one JSON object a line, which may hold a bare
+    NaN. If a later start ran iterations again, its scalars replace those of
+    the earlier start. Rows without ``iter`` are left out: they are results of
+    a validation.
 
     Args:
-        parts: Of the run, from :func:`find_parts`, in their order.
+        parts: The parts of the run, from :func:`find_parts`, in their order.
         on_bytes: Called with the number of bytes of each line that is read.
 
     Returns:
-        By key, those that :func:`panel_of` knows, and factors of learning
-        rates; none if nothing was written.
+        By key, the curves that :func:`panel_of` knows, and the factors of
+        learning rates. Empty if there are no scalars.
     """
     curves: Dict[str, Curve] = {}
     seen: List[Path] = []
     for part in parts:
         path = scalars_of(part)
-        if path in seen:  # two starts within a second
+        # Two starts within a second share a folder, and so a file.
+        if path in seen:
             continue
         seen.append(path)
+        # The start may have run no iteration to its end, so that it wrote
+        # nothing that replaces the scalars from there on.
         if part.first is not None:
             cut(curves, part.first)
         for row in read_rows(path, on_bytes):
             iter_ = row.get('iter')
-            if not isinstance(iter_, int):
-                continue
-            cut(curves, iter_)  # one that was killed may have left more
-            for key, value in row.items():
-                is_known = panel_of(key) or key.split('/')[-1] == FACTOR
-                if is_known and isinstance(value, (int, float)):
-                    curve = curves.setdefault(key, Curve())
-                    curve.iters.append(iter_)
-                    curve.values.append(value)
+            if isinstance(iter_, int):
+                # The row of kind 'start' may be lost, so the scalars
+                # themselves must be in rising order.
+                cut(curves, iter_)
+                add_scalars(curves, iter_, row)
     return curves
 
 
+def add_scalars(
+    curves: Dict[str, Curve], iter_: int, row: Dict[str, Any]
+) -> None:
+    """Append the scalars of one iteration to their curves."""
+    for key, value in row.items():
+        is_known = panel_of(key) or key.split('/')[-1] == FACTOR
+        if is_known and isinstance(value, (int, float)):
+            curve = curves.setdefault(key, Curve())
+            curve.iters.append(iter_)
+            curve.values.append(value)
+
+
 def cut(curves: Dict[str, Curve], iter_: int) -> None:
-    """Take out that iteration and all later ones."""
+    """Remove an iteration and all later ones from the curves."""
     for curve in curves.values():
+        # Nearly always there is nothing to remove: skip the search then.
         if curve.iters and curve.iters[-1] >= iter_:
             place = bisect_left(curve.iters, iter_)
             del curve.iters[place:], curve.values[place:]
 
 
 def scalars_of(part: Part) -> Path:
-    """Return the file of the scalars that belong to a process start.
-
-    A file without a name of its own is called as its folder.
-    """
+    """Return the file of the scalars that belong to a process start."""
     folder = part.path.absolute().parents[1]
     path = folder / 'vis_data' / 'scalars.json'
-    other = folder / 'vis_data' / f'{folder.name}.json'
-    return path if path.exists() else other
+    if path.exists():
+        return path
+    # MMEngine's LoggerHook has a copy written, with the name of the folder.
+    return folder / 'vis_data' / f'{folder.name}.json'
 
 
 def read_rows(path: Path, on_bytes: OnBytes) -> Iterator[Dict[str, Any]]:
+    """Yield the rows of a file, and log how many lines are damaged."""
+    # A run may log no scalars.
     if not path.exists():
         return
     num_bad = 0
+    # As bytes: a killed process may have left half a character.
     with path.open('rb') as file:
         for line in file:
             on_bytes(len(line))

@@ -1,3 +1,5 @@
+"""The recommended steps for a run, and the culprit that they are about."""
+
 import math
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
@@ -5,20 +7,26 @@ from mmnanguard.core import Autopsy
 from mmnanguard.core.causes import facts_of_cause
 from mmnanguard.core.rows.remedy_row import FP32, RemedyRow
 
-from .findings import Finding
+from .findings import Finding, count_of_blames
 from .row_text import command_of
-from .summary import Row, Summary
+from .summary import Culprit, Row, Summary
 
-__all__ = ['Step', 'next_steps', 'quoted', 'remedied', 'tell_culprit']
+__all__ = [
+    'Step',
+    'describe_culprit',
+    'join_quoted',
+    'next_steps',
+    'remedied_modules',
+]
 
 
 class Step(NamedTuple):
-    """Something to do.
+    """A recommended step.
 
     Attributes:
         text: A clause in the imperative.
-        detail: More of it; may be empty.
-        code: What to paste; may be empty.
+        detail: Explanation in full sentences; may be empty.
+        code: A command or config line to paste; may be empty.
     """
 
     text: str
@@ -26,35 +34,45 @@ class Step(NamedTuple):
     code: str = ''
 
 
-NUM_EXCLUDED = 20
+NUM_EXCLUDED = 20  # samples in the config line; more are hard to paste
+# A sample that was only part of rejected batches is a suspect if it was in
+# that many of them, and in half of all.
 MIN_BATCHES = 3
-MIN_SHARE = 0.25  # of what all parameters are blamed for
+MIN_SHARE = 0.25  # of all blames, from which on a parameter stands out
 
 
 def next_steps(
-    summary: Summary, trouble: Optional[Finding] = None
+    summary: Summary, finding: Optional[Finding] = None
 ) -> Tuple[Step, ...]:
-    """What to do, the most helpful first; at least one where there is
-    trouble.
+    """Return the recommended steps, the most helpful first.
+
+    Args:
+        summary: The summary of the run.
+        finding: The gravest finding; None if the run is healthy. With a
+            finding there is at least one step.
     """
-    cures = [*leave_out(summary), *run_in_fp32(summary)]
-    if trouble is None:
-        return tuple(cures)
-    advice = advise(summary, trouble)
-    is_local = 'sample' in facts_of_cause(trouble.cause).culprits
-    steps = [*cures, advice] if is_local else [advice, *cures]
-    return (*steps, *advise_closer_look(summary, trouble.since))
+    local_steps = [*exclude_samples(summary), *run_in_fp32(summary)]
+    if finding is None:
+        return tuple(local_steps)
+    general_step = step_for_cause(summary, finding)
+    # A sample or module can only be the origin of some causes. For the
+    # others, such as bad weights, the general advice helps more.
+    if 'sample' in facts_of_cause(finding.cause).culprits:
+        steps = [*local_steps, general_step]
+    else:
+        steps = [general_step, *local_steps]
+    return (*steps, *diagnose_further(summary, finding.since))
 
 
-def leave_out(summary: Summary) -> List[Step]:
-    names = [one.name for one in summary.samples if one.count]
+def exclude_samples(summary: Summary) -> List[Step]:
+    """Return the step that leaves out bad samples, if any are known."""
+    names = [sample.name for sample in blamed_among(summary.samples)]
     if not names:
         return []
-    more = f' and {len(names) - 1} more' if names[1:] else ''
     listed = names[:NUM_EXCLUDED]
     return [
         Step(
-            f"leave out sample '{names[0]}'{more}, or mend it",
+            f"leave out sample '{names[0]}'{and_more(names)}, or mend it",
             'Autopsies and looks at inputs named it, and not all of its batch.'
             + ' The first ones are listed.' * (len(names) > len(listed)),
             "train_dataloader=dict(dataset=dict(type='mmnanguard."
@@ -64,75 +82,95 @@ def leave_out(summary: Summary) -> List[Step]:
 
 
 def run_in_fp32(summary: Summary) -> List[Step]:
+    """Return the step that runs modules in float32, if that is a cure."""
     remedies = summary.others.get('remedy')
+    # The guard has already applied the cure, but only in this process: a new
+    # run needs it in its config.
     if remedies:
+        names = join_quoted(remedied_modules(summary))
         return [
             Step(
-                f'make the remedy permanent: {quoted(remedied(summary))} in '
-                'float32',
+                f'make the remedy permanent: {names} in float32',
                 'Autopsies found that this is a cure; it runs so since.',
                 command_of(remedies[-1]),
             )
         ]
-    cured = [
-        autopsy.module
-        for autopsy in summary.records(Autopsy)
-        if autopsy.remedy == FP32 and autopsy.module
-    ]
-    names = list(dict.fromkeys(cured))
-    if not names:
+    modules: List[str] = []
+    for autopsy in summary.records(Autopsy):
+        # Several autopsies may name a module, and some name none.
+        is_new = autopsy.module and autopsy.module not in modules
+        if is_new and autopsy.remedy == FP32:
+            modules.append(autopsy.module)
+    if not modules:
         return []
     return [
         Step(
-            f'run {quoted(names)} in float32',
+            f'run {join_quoted(modules)} in float32',
             'Autopsies found that this is a cure.',
             "default_hooks=dict(fp32=dict(type='mmnanguard.Fp32ModulesHook', "
-            f'modules={names!r}))',
+            f'modules={modules!r}))',
         )
     ]
 
 
-def remedied(summary: Summary) -> List[str]:
+def remedied_modules(summary: Summary) -> List[str]:
     """Return the modules that run in float32 since an autopsy advised it."""
-    names = [remedy.module for remedy in summary.records(RemedyRow)]
-    return list(dict.fromkeys(names))
+    modules: List[str] = []
+    for remedy in summary.records(RemedyRow):
+        # Several attempts of the run may have written the row.
+        if remedy.module not in modules:
+            modules.append(remedy.module)
+    return modules
 
 
-def quoted(names: Sequence[str]) -> str:
-    return ', '.join(f"'{name}'" for name in names)
+def join_quoted(names: Sequence[str]) -> str:
+    """Return the names in quotes, with commas between them."""
+    return ', '.join(map("'{}'".format, names))
 
 
-def advise(summary: Summary, trouble: Finding) -> Step:
-    """Return the advice on the cause as a step."""
-    has_scale = not is_unscaled(summary, trouble)
-    advice = facts_of_cause(trouble.cause).advice_for(has_scale)
+def and_more(items: Sequence[object]) -> str:
+    """Return how many items follow the first; '' if none does."""
+    return f' and {len(items) - 1} more' * (len(items) > 1)
+
+
+def blamed_among(culprits: Sequence[Culprit]) -> List[Culprit]:
+    """Return the culprits that were named in person.
+
+    The others only had routine overflows, or were part of a bad batch.
+    """
+    return [culprit for culprit in culprits if culprit.count]
+
+
+def step_for_cause(summary: Summary, finding: Finding) -> Step:
+    """Return the general advice on the finding's cause as a step."""
+    has_scale = not is_unscaled(summary, finding)
+    advice = facts_of_cause(finding.cause).advice_for(has_scale)
     return Step(advice.short, advice.detail or advice.long, advice.command)
 
 
-def is_unscaled(summary: Summary, trouble: Finding) -> bool:
-    """Did its updates run without a loss scale, in bfloat16 or float32?"""
-    scales = [
-        row['loss_scale']
-        for row in summary.events
-        if row.get('cause') == trouble.cause
-        and 'loss_scale' in row
-        and (row.get('iter') or 0) >= trouble.since
-    ]
-    return bool(scales) and scales[-1] is None
+def is_unscaled(summary: Summary, finding: Finding) -> bool:
+    """Whether the finding's updates ran in bfloat16 or float32.
 
-
-def advise_closer_look(summary: Summary, since: int) -> List[Step]:
-    dumps = summary.others.get('dump', [])
-    of_it = [row for row in dumps if (row.get('iter') or 0) >= since]
-    if dumps:
-        dump = (of_it or dumps[-1:])[0]
-        text = f'replay the dump of iteration {dump.get("iter")}'
-        has_none = 'checkpoint' in (dump.get('needs') or ())
-        detail = (
-            'It has no weights: best is the last checkpoint before that '
-            'iteration.'
+    These need no loss scale, so that the rows have null for it.
+    """
+    # The last update decides: a resumed run may have another optimizer
+    # wrapper. Rows without the key say nothing.
+    for row in reversed(summary.events):
+        is_of_finding = (
+            row.get('cause') == finding.cause
+            and (row.get('iter') or 0) >= finding.since
         )
-        return [Step(text, detail * has_none, command_of(dump))]
+        if is_of_finding and 'loss_scale' in row:
+            return row['loss_scale'] is None
+    return False
+
+
+def diagnose_further(summary: Summary, since: int) -> List[Step]:
+    """Return the step that finds out more: a replay, or more hooks."""
+    dumps = summary.others.get('dump')
+    if dumps:
+        return [replay_step(dumps, since)]
+    # An autopsy has already named the module.
     if 'autopsy' in summary.others:
         return []
     return [
@@ -144,46 +182,81 @@ def advise_closer_look(summary: Summary, since: int) -> List[Step]:
     ]
 
 
-def tell_culprit(summary: Summary, trouble: Finding) -> str:
-    """A clause; empty if none is known."""
-    culprits = facts_of_cause(trouble.cause).culprits
-    if not culprits:
+def replay_step(dumps: Sequence[Row], since: int) -> Step:
+    """Return the step that replays the first dump of the trouble."""
+    # The first one is the closest to the origin. If none was written since,
+    # the last one before comes closest.
+    dump = dumps[-1]
+    for row in dumps:
+        if (row.get('iter') or 0) >= since:
+            dump = row
+            break
+    detail = ''
+    if 'checkpoint' in (dump.get('needs') or ()):
+        detail = (
+            'It has no weights: best is the last checkpoint before that '
+            'iteration.'
+        )
+    text = f'replay the dump of iteration {dump.get("iter")}'
+    return Step(text, detail, command_of(dump))
+
+
+def describe_culprit(summary: Summary, finding: Finding) -> str:
+    """Return the clause on the culprit; '' if no culprit is known."""
+    kinds = facts_of_cause(finding.cause).culprits
+    if not kinds:
         return ''
-    named = [one for one in summary.samples if one.count]
-    if named and 'sample' in culprits:
-        times = f', {named[0].count} times' if named[0].count > 1 else ''
-        more = f' and {len(named) - 1} more' if named[1:] else ''
-        return f"culprit: sample '{named[0].name}'{more}{times}"
-    found = [
-        row
-        for row in summary.others.get('autopsy', ())
-        if row.get('module_type') and (row.get('iter') or 0) >= trouble.since
-    ]
-    if found and 'module' in culprits:
-        return tell_module(found[0])
-    for one in summary.samples:
-        if one.num_batches >= max(MIN_BATCHES, summary.num_with_samples // 2):
+    # The most certain evidence comes first: a sample or module that was named
+    # by a check, then counts.
+    if 'sample' in kinds and blamed_among(summary.samples):
+        return describe_samples(blamed_among(summary.samples))
+    if 'module' in kinds:
+        for row in summary.others.get('autopsy', ()):
+            is_since = (row.get('iter') or 0) >= finding.since
+            # Without a type, the autopsy found no module.
+            if is_since and row.get('module_type'):
+                return describe_module(row)
+    num_needed = max(MIN_BATCHES, summary.num_with_samples // 2)
+    for sample in summary.samples:
+        if sample.num_batches >= num_needed:
             return (
-                f"suspect: sample '{one.name}', in {one.num_batches} of "
+                f"suspect: sample '{sample.name}', in {sample.num_batches} of "
                 f'{summary.num_with_samples} rejected batches'
             )
-    blamed = [one for one in summary.parameters if one.count]
-    if not blamed or f"'{blamed[0].name}'" in trouble.what:
-        return ''
-    first, num = blamed[0], sum(one.count for one in blamed)
-    if first.count < MIN_SHARE * num or first.count == 1 < num:
-        return ''  # many are blamed alike
-    times = f', {first.count:,} times' if first.count > 1 else ''
-    return f"blamed: '{first.name}'{times}"
+    return describe_parameter(summary, finding)
 
 
-def tell_module(row: Row) -> str:
-    found = Autopsy.from_row(row)
-    made = 'gives NaN' if math.isnan(found.output_absmax) else 'overflows'
-    where = ', '.join(
-        filter(None, (found.module_type, found.op, found.source))
-    )
+def describe_samples(samples: Sequence[Culprit]) -> str:
+    """Return the clause on samples that were named."""
+    first = samples[0]
+    times = f', {first.count} times' * (first.count > 1)
+    return f"culprit: sample '{first.name}'{and_more(samples)}{times}"
+
+
+def describe_module(row: Row) -> str:
+    """Return the clause on the module that an autopsy found."""
+    autopsy = Autopsy.from_row(row)
+    effect = 'overflows'
+    if math.isnan(autopsy.output_absmax):
+        effect = 'gives NaN'
+    parts = (autopsy.module_type, autopsy.op, autopsy.source)
+    place = ', '.join(filter(None, parts))
+    # The root module has the name ''.
     return (
-        f"culprit: '{found.module or 'the model itself'}' ({where}) {made} in "
-        f'{found.dtype} in {found.phase}'
+        f"culprit: '{autopsy.module or 'the model itself'}' ({place}) "
+        f'{effect} in {autopsy.dtype} in {autopsy.phase}'
     )
+
+
+def describe_parameter(summary: Summary, finding: Finding) -> str:
+    """Return the clause on the parameter that stands out, or ''."""
+    blamed = blamed_among(summary.parameters)
+    # The finding may already have named it.
+    if not blamed or f"'{blamed[0].name}'" in finding.clause:
+        return ''
+    first, num = blamed[0], sum(map(count_of_blames, blamed))
+    # If many are blamed alike, the first one is so by chance.
+    if first.count < MIN_SHARE * num or first.count == 1 < num:
+        return ''
+    times = f', {first.count:,} times' * (first.count > 1)
+    return f"blamed: '{first.name}'{times}"

@@ -12,7 +12,7 @@ def command_of(row: Row) -> str:
     """Return the text to paste.
 
     That is the config line of a remedy, the command that replays a dump, and
-    '' of other rows.
+    '' for other rows.
     """
     record = record_of(row)
     if isinstance(record, RemedyRow):

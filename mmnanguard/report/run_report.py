@@ -1,8 +1,14 @@
-"""Everything that is known of one run, read from its files."""
+"""The report of one run, read from its files.
+
+:func:`load_run` reads the rows and scalars of a work dir, summarizes and
+assesses them. The page, the text and the JSON show its :class:`RunReport`.
+"""
 
 import shlex
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import partial
+from operator import sub
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
@@ -19,13 +25,15 @@ from .read_events import (
     work_dirs_below,
 )
 from .read_scalars import Curve, read_scalars, scalars_of
+from .recommendations import Step
 from .summarize import MAX_KEPT, summarize
 from .summary import Row, Summary
 
 __all__ = ['OnProgress', 'RunReport', 'load_run']
 
+# Called with the bytes that were read and the bytes of all files.
 OnProgress = Callable[[int, int], None]
-STEP = 2**22  # bytes between two calls of it
+STEP = 2**22  # bytes between two calls of OnProgress
 
 NO_EVENTS = (
     f'{{}} has no <timestamp>/{EVENTS_FILE}, so that there is nothing to '
@@ -38,7 +46,7 @@ RUNS_BELOW = (
     f'{{}} has no <timestamp>/{EVENTS_FILE}. Give the work dir of a run; '
     'runs are below it: {}'
 )
-MAX_BELOW = 5  # that are named
+MAX_BELOW = 5  # work dirs that the message names
 NO_ROWS = (
     '{} holds no row that names its run: it is empty, damaged, or no '
     'events.jsonl of mmnanguard. Give the work dir of a run, or another file.'
@@ -47,14 +55,14 @@ NO_ROWS = (
 
 @dataclass(frozen=True)
 class RunReport:
-    """Everything that is known of one run.
+    """The report of one run.
 
     Attributes:
-        path: Its work dir or file, as it was given.
-        summary: What its rows come to.
-        curves: Scalars by key.
-        verdict: Is it healthy?
-        written: When the last row or scalar was written.
+        path: The run's work dir or file, as the caller gave it.
+        summary: The summary of the run's rows.
+        curves: The run's scalars, by key.
+        verdict: The assessment of the run.
+        written: Time at which the last row or scalar was written.
     """
 
     path: str
@@ -73,49 +81,57 @@ class RunReport:
 
     @property
     def state(self) -> str:
-        """'halted', 'finished', or 'unfinished': it runs, or died without a
-        word. The end may be a few iterations after the last scalar.
+        """State of the run: 'halted', 'finished' or 'unfinished'.
+
+        An unfinished run is still running, or died without a message.
         """
         if self.summary.halt is not None:
             return 'halted'
-        iters = [curve.iters for curve in self.curves.values()]
-        longest: Sequence[int] = max(iters, key=len, default=())
-        gaps = [b - a for a, b in zip(longest[-100:], longest[-99:])]
-        end = self.summary.last_iter + max(gaps, default=1)
-        if end >= (self.summary.max_iters or float('inf')):
+        max_iters = self.summary.max_iters
+        end = self.summary.last_iter + self.log_interval
+        if max_iters and end >= max_iters:
             return 'finished'
         return 'unfinished'
 
     @property
+    def log_interval(self) -> int:
+        """Iterations between two scalars, the longest interval of late.
+
+        0 if there are fewer than 100 scalars, and 1 if there is none.
+        """
+        longest: Sequence[int] = ()
+        for curve in self.curves.values():
+            longest = max(longest, curve.iters, key=len)
+        # MMEngine logs every so many iterations, so that the last scalar may
+        # come before the end of a finished run. Only the last intervals
+        # count: earlier attempts may have logged less often. Both slices are
+        # the whole list if that is short, hence the 0.
+        return max(map(sub, longest[-99:], longest[-100:]), default=1)
+
+    @property
     def progress(self) -> str:
         """Last iteration, state, and time of the last row, in words."""
-        of_all = self.summary.max_iters
+        max_iters = self.summary.max_iters
         known = f'iteration {self.summary.last_iter:,}'
-        if of_all is not None:
-            known += f' of {of_all:,}'
-        story = {
-            'halted': 'halted',
-            'finished': 'finished',
-            'unfinished': 'still running, or died without a word',
-        }[self.state]
+        if max_iters is not None:
+            known += f' of {max_iters:,}'
+        story = self.state
+        # The files cannot tell a running process from one that was killed.
+        if story == 'unfinished':
+            story = 'still running, or died without a word'
         return f'{known}, {story}; last written {self.written:%F %T} UTC'
 
     def to_dict(self) -> Dict[str, Any]:
         """Return builtins; non-finite numbers are floats."""
-        summary = self.summary
-        culprits = {
-            'parameters': summary.parameters,
-            'modules': summary.modules,
-            'samples': summary.samples,
-        }
+        summary, verdict = self.summary, self.verdict
         return {
             'path': self.path,
             'run': summary.run,
-            'healthy': self.verdict.is_healthy,
-            'verdict': self.verdict.sentence,
-            'since': self.verdict.since,
-            'reasons': self.verdict.reasons,
-            'steps': [step._asdict() for step in self.verdict.steps],
+            'healthy': verdict.is_healthy,
+            'verdict': verdict.sentence,
+            'since': verdict.since,
+            'reasons': verdict.reasons,
+            'steps': list(map(Step._asdict, verdict.steps)),
             'state': self.state,
             'last_iter': summary.last_iter,
             'max_iters': summary.max_iters,
@@ -126,14 +142,16 @@ class RunReport:
             'actions': summary.actions,
             'rejected': summary.num_skipped,
             'culprits': {
-                key: [asdict(one) for one in found]
-                for key, found in culprits.items()
+                'parameters': list(map(asdict, summary.parameters)),
+                'modules': list(map(asdict, summary.modules)),
+                'samples': list(map(asdict, summary.samples)),
             },
-            'events': [with_text(row) for row in summary.events],
+            'events': list(map(with_text, summary.events)),
         }
 
 
-def with_text(row: Any) -> Dict[str, Any]:
+def with_text(row: Row) -> Dict[str, Any]:
+    """Return a copy of a row with the row in words."""
     return {**row, 'text': sentence_of(row)}
 
 
@@ -143,13 +161,15 @@ def load_run(
     max_rows: int = MAX_KEPT,
     on_progress: Optional[OnProgress] = None,
 ) -> RunReport:
-    """Read and judge one run.
+    """Read and assess one run.
 
     Args:
         path: A work dir or an ``events.jsonl``.
-        run: See :func:`read_events`.
-        max_rows: Kept for tables, see :func:`summarize`.
-        on_progress: Called with bytes done and bytes in all, now and then.
+        run: The name of the run, see :func:`read_events`.
+        max_rows: The approximate number of rows to keep for tables, see
+            :func:`summarize`.
+        on_progress: Called now and then, with the bytes that were read and
+            the bytes of all files.
 
     Raises:
         GuardConfigError: If there is nothing to read.
@@ -158,25 +178,23 @@ def load_run(
         raise GuardConfigError(f'{path}: there is no such folder or file.')
     parts = find_parts(path, run)
     if not parts:
-        raise GuardConfigError(tell_nothing(path))
-    sizes = {file: file.stat() for file in files_of_parts(parts)}
-    total = sum(stat.st_size for stat in sizes.values())
-    done = told = 0
-
-    def on_bytes(num: int) -> None:
-        nonlocal done, told
-        done += num
-        if on_progress and done - told >= STEP:
-            told = done
-            on_progress(done, total)
-
-    curves = read_scalars(parts, on_bytes)
+        raise GuardConfigError(explain_no_rows(path))
+    # Sizes and times are those before reading: the run may still be writing,
+    # and a row that is written meanwhile must not look as if it was read.
+    total, newest = 0, 0.0
+    for file in files_of_parts(parts):
+        stat = file.stat()
+        total += stat.st_size
+        newest = max(newest, stat.st_mtime)
+    progress = Progress(total, on_progress)
+    curves = read_scalars(parts, progress.add)
     ends = [curve.iters[-1] for curve in curves.values() if curve.iters]
-    rows = (found_here(row, path) for row in iter_events(parts, on_bytes))
+    # An iterator: the rows are never in memory together.
+    rows = map(
+        partial(with_present_paths, path), iter_events(parts, progress.add)
+    )
     summary = summarize(rows, max(ends, default=0), max_rows)
-    if on_progress:
-        on_progress(total, total)
-    newest = max(stat.st_mtime for stat in sizes.values())
+    progress.finish()
     return RunReport(
         path=path,
         summary=summary,
@@ -186,46 +204,96 @@ def load_run(
     )
 
 
-def tell_nothing(path: str) -> str:
+class Progress:
+    """Counts bytes and reports them now and then.
+
+    Args:
+        total: The number of bytes in all files.
+        on_progress: Called with the bytes so far and ``total``.
+    """
+
+    def __init__(self, total: int, on_progress: Optional[OnProgress]) -> None:
+        self._total = total
+        self._on_progress = on_progress
+        self._done = self._reported = 0
+
+    def add(self, num: int) -> None:
+        """Count the bytes of a line."""
+        self._done += num
+        # A report per line would take longer than reading it.
+        if self._on_progress and self._done - self._reported >= STEP:
+            self._reported = self._done
+            self._on_progress(self._done, self._total)
+
+    def finish(self) -> None:
+        """Report that all was read."""
+        # The count may differ from the total: another run may share a file,
+        # and the files may have grown.
+        if self._on_progress:
+            self._on_progress(self._total, self._total)
+
+
+def explain_no_rows(path: str) -> str:
+    """Return the error for a folder or file without rows of a run."""
     if files_of(path):
         return NO_ROWS.format(path)
+    # A frequent mistake is to give 'work_dirs' itself.
     below = work_dirs_below(path)
     if not below:
         return NO_EVENTS.format(path)
-    names = [shlex.quote(folder) for folder in below[:MAX_BELOW]]
-    more = len(below) - len(names)
-    told = f' and {more} more' if more else ''
-    return RUNS_BELOW.format(path, ', '.join(names)) + told
+    names = list(map(shlex.quote, below[:MAX_BELOW]))
+    num_more = len(below) - len(names)
+    more = f' and {num_more} more' * (num_more > 0)
+    return RUNS_BELOW.format(path, ', '.join(names)) + more
 
 
-def found_here(row: Row, path: str) -> Row:
-    """A dump tells where it was written; the work dir may have moved since.
-    One without weights is told a checkpoint of the run.
+def with_present_paths(path: str, row: Row) -> Row:
+    """Return a row of a dump with the paths that its files have now.
+
+    A dump without weights also gets a checkpoint of the run. Other rows are
+    returned as they are.
+
+    Args:
+        path: The path of the run's work dir or file.
+        row: A row of the run.
     """
     if row.get('kind') != 'dump':
         return row
     folder = Path(path)
     if folder.is_file():
         folder = folder.absolute().parents[2]
-    here = folder.joinpath(*Path(str(row.get('path'))).parts[-4:])
-    found = {**row, 'path': str(here)} if here.exists() else {**row}
+    row = dict(row)
+    # The work dir may have moved since, or be mounted elsewhere. A dump is
+    # three folders below it, so the last four names of its path stay.
+    present = folder.joinpath(*Path(str(row.get('path'))).parts[-4:])
+    if present.exists():
+        row['path'] = str(present)
     if 'checkpoint' in (row.get('needs') or ()):
-        found['checkpoint'] = checkpoint_of(folder)
-    return found
+        row['checkpoint'] = checkpoint_of(folder)
+    return row
 
 
 def checkpoint_of(work_dir: Path) -> Optional[str]:
+    """Return the checkpoint that a work dir points to; None without one."""
+    # The guard points to the last checkpoint with finite weights, MMEngine to
+    # the last one of all, which may be damaged by the fault itself.
     for name in ('last_clean_checkpoint', 'last_checkpoint'):
         pointer = work_dir / name
         if not pointer.is_file():
             continue
-        told = Path(pointer.read_text(errors='replace').strip())
-        for path in (work_dir / told.name, told):
+        target = Path(pointer.read_text(errors='replace').strip())
+        # The pointer has the path of the time of writing; the work dir may
+        # have moved since.
+        for path in (work_dir / target.name, target):
             if path.is_file():
                 return str(path)
     return None
 
 
 def files_of_parts(parts: List[Part]) -> List[Path]:
-    files = [file for part in parts for file in (part.path, scalars_of(part))]
-    return [file for file in dict.fromkeys(files) if file.exists()]
+    """Return the files of events and scalars, without repetitions."""
+    files: List[Path] = []
+    for part in parts:
+        files += (part.path, scalars_of(part))
+    # Several parts may be in one file.
+    return list(filter(Path.exists, dict.fromkeys(files)))

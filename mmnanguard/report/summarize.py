@@ -1,7 +1,23 @@
+"""Reading the rows of a run into its summary.
+
+Rows are read once and counted. A few of them are kept, so that a run with a
+million rows needs no more memory than one with thousands.
+"""
+
 from array import array
 from collections import deque
 from dataclasses import replace
-from typing import Any, Counter, Deque, Dict, Iterable, List, Sequence, Tuple
+from typing import (
+    Counter,
+    Deque,
+    Dict,
+    Iterable,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from mmnanguard.core import Autopsy, Cause
 from mmnanguard.core.causes import facts_of_cause
@@ -14,23 +30,40 @@ from .summary import Culprit, Episode, Row, Summary
 
 __all__ = ['summarize']
 
-GAP = 200  # iterations without a rejected update: then trouble was over
-MAX_KEPT = 2000  # rows, about
-MAX_SORTS = 300  # kinds x causes x parameters that are told apart for it
-MAX_SAMPLES = 200_000  # names
-NUM_RANKED = 50
-NUM_RECENT = 200
+# Iterations without a rejected update after which an episode is over.
+GAP = 200
+MAX_KEPT = 2000  # rows, approximately
+# Sorts of rows (kind, cause and parameter) that are sampled separately. Each
+# of them keeps two rows at least, so there must be fewer than MAX_KEPT.
+MAX_SORTS = 300
+MAX_SAMPLES = 200_000  # names of samples in memory
+NUM_RANKED = 50  # culprits of a kind in the summary
+NUM_RECENT = 200  # rejected updates; the rule on the end of a run needs 5
+
+
+class KeptRow(NamedTuple):
+    """A row that is kept for the tables.
+
+    Attributes:
+        place: The row's number among all rows of the run.
+        iter: The row's iteration; None if it is not yet known.
+        row: The row.
+    """
+
+    place: int
+    iter: Optional[int]
+    row: Row
 
 
 def summarize(
     rows: Iterable[Row], last_iter: int = 0, max_kept: int = MAX_KEPT
 ) -> Summary:
-    """What the rows of one run come to, in one pass and little memory.
+    """Summarize the rows of one run, in one pass and little memory.
 
     Args:
-        rows: As :func:`read_events` has them.
-        last_iter: The last iteration that is known from elsewhere.
-        max_kept: Of ``Summary.events``, about.
+        rows: The rows as :func:`read_events` returns them.
+        last_iter: The last iteration that is known from the scalars.
+        max_kept: The approximate length of ``Summary.events``.
     """
     reader = Reader(max_kept)
     for row in rows:
@@ -39,7 +72,11 @@ def summarize(
 
 
 class Reader:
-    """Takes rows, keeps counts and a few of them."""
+    """Counts rows and keeps a few of them.
+
+    Args:
+        max_kept: The approximate number of rows to keep.
+    """
 
     def __init__(self, max_kept: int) -> None:
         self._max_kept = max_kept
@@ -55,36 +92,36 @@ class Reader:
         self._modules: Dict[str, Culprit] = {}
         self._named: Dict[str, Culprit] = {}
         self._samples = Tally(MAX_SAMPLES)
-        self._kept: Dict[
-            Tuple[str, ...], EvenSample[Tuple[int, Any, Row]]
-        ] = {}
+        self._kept: Dict[Tuple[str, ...], EvenSample[KeptRow]] = {}
         self._num_kept = 0
-        self._iters: Dict[Any, int] = {}  # by id, of what still is joined
+        # Iterations of the last updates by id, for rows that only have the
+        # id of their update.
+        self._iters: Dict[object, int] = {}
 
     def add(self, row: Row) -> None:
+        """Count a row."""
         summary, kind = self._so_far, str(row.get('kind'))
         summary.num_rows += 1
         self._kinds[kind] += 1
         iter_ = row.get('iter')
+        # A start has the iteration that the process will run first.
         if isinstance(iter_, int) and kind != 'start':
             summary.last_iter = max(summary.last_iter, iter_)
-        name = ''
+        param = ''
         if kind == 'update':
-            name = self._add_update(row)
+            param = self._add_update(row)
         elif kind == 'start':
             self._add_start(row)
         elif kind == 'halt':
             summary.halt = row
         else:
             self._name_culprits(row)
-        self._keep(row, (kind, str(row.get('cause', '')), name))
+        self._keep(row, (kind, str(row.get('cause', '')), param))
 
     def _add_update(self, row: Row) -> str:
-        """Count an update; return the parameter that is blamed first.
-
-        The row is read as it stands, for causes and actions of another
-        version count as well.
-        """
+        """Count an update; return the parameter that is blamed first."""
+        # The row is not made a record first: causes and actions of another
+        # version count as well.
         summary = self._so_far
         iter_, cause = int(row.get('iter') or 0), str(row.get('cause'))
         action = str(row.get('action'))
@@ -92,23 +129,18 @@ class Reader:
         self._actions[action] += 1
         summary.iters.setdefault(cause, array('q')).append(iter_)
         summary.last = row
-        if row.get('id') is not None:
-            self._iters[row['id']] = iter_
-            if len(self._iters) > 2 * NUM_RECENT:
-                self._iters = dict(list(self._iters.items())[NUM_RECENT:])
+        self._remember_iter(row.get('id'), iter_)
+        # 'step': the update was committed after a repair, so nothing counts
+        # as rejected and nobody is blamed.
         if action == 'step':
             summary.num_left_out += row.get('micro_batches') is not None
             return ''
+        # A process that was killed may not have written its row of the halt.
         if action == 'halt':
             summary.halt = summary.halt or row
         facts = facts_of_cause(cause)
         if not facts.is_routine:
-            summary.num_skipped += 1
-            self._recent.append((iter_, cause))
-            if not self._episodes or iter_ - self._episodes[-1].last > GAP:
-                self._episodes.append(Episode(iter_, iter_))
-            self._episodes[-1].last = iter_
-            self._episodes[-1].count += 1
+            self._add_rejection(iter_, cause)
         samples = row.get('samples')
         if samples and facts.is_of_batch:
             summary.num_with_samples += 1
@@ -122,12 +154,32 @@ class Reader:
             self._blameless.setdefault(cause, Culprit()).blame(cause, iter_)
         return ''
 
+    def _remember_iter(self, id_: object, iter_: int) -> None:
+        """Keep the iterations of the last updates, by id."""
+        if id_ is None:
+            return
+        self._iters[id_] = iter_
+        # Rows that are joined to an update follow it closely. Forgetting many
+        # at a time makes the copy rare.
+        if len(self._iters) > 2 * NUM_RECENT:
+            self._iters = dict(list(self._iters.items())[NUM_RECENT:])
+
+    def _add_rejection(self, iter_: int, cause: str) -> None:
+        """Count a rejected update that is no routine overflow."""
+        self._so_far.num_skipped += 1
+        self._recent.append((iter_, cause))
+        if not self._episodes or iter_ - self._episodes[-1].last > GAP:
+            self._episodes.append(Episode(iter_, iter_))
+        self._episodes[-1].last = iter_
+        self._episodes[-1].count += 1
+
     def _add_start(self, row: Row) -> None:
         start, summary = StartRow.from_row(row), self._so_far
         self._starts.append(row)
         summary.run = start.run
         if start.max_iters is not None:
             summary.max_iters = start.max_iters
+        # The run was resumed after the halt.
         summary.halt = None
 
     def _name_culprits(self, row: Row) -> None:
@@ -137,6 +189,7 @@ class Reader:
         cause = ''
         if isinstance(record, Autopsy):
             samples, cause = record.samples, record.phase
+            # In other phases the autopsy found no module.
             if record.phase in ('forward', 'loss', 'backward'):
                 name = record.module or record.module_type
                 culprit = self._modules.setdefault(name, Culprit(name))
@@ -144,21 +197,32 @@ class Reader:
         elif isinstance(record, InputRow):
             samples, cause = record.samples, Cause.INPUT_NONFINITE.value
         for name in samples:
+            # A data set of bad samples must not fill the memory.
             if name in self._named or len(self._named) < MAX_SAMPLES:
                 culprit = self._named.setdefault(name, Culprit(name))
                 culprit.blame(cause, iter_)
 
-    def _iter_of(self, row: Row) -> Any:
-        """A row may say only to which update it is joined."""
-        return row.get('iter', self._iters.get(row.get('id')))
+    def _iter_of(self, row: Row) -> Optional[int]:
+        """Return the row's iteration, or that of the update it is joined to.
+
+        None if the update follows later or is forgotten.
+        """
+        iter_: Optional[int] = row.get('iter', self._iters.get(row.get('id')))
+        return iter_
 
     def _keep(self, row: Row, sort: Tuple[str, ...]) -> None:
-        """Rare sorts of rows whole, frequent ones at even distances."""
+        """Keep all rows of rare sorts, and some of frequent ones.
+
+        Args:
+            row: The row to keep.
+            sort: Kind, cause and parameter of the row.
+        """
         if sort not in self._kept:
+            # Too many parameters: rows of new sorts are sampled by kind only.
             if len(self._kept) >= MAX_SORTS:
                 sort = sort[:1]
             self._kept.setdefault(sort, EvenSample())
-        item = self._so_far.num_rows, self._iter_of(row), row
+        item = KeptRow(self._so_far.num_rows, self._iter_of(row), row)
         if not self._kept[sort].add(item):
             return
         self._num_kept += 1
@@ -169,16 +233,26 @@ class Reader:
             self._num_kept += len(longest)
 
     def _events(self) -> Tuple[Row, ...]:
-        """In their order; those before their update get its iteration."""
-        kept = [item for each in self._kept.values() for item in each.items]
-        iters = {row.get('id'): iter_ for _, iter_, row in kept if iter_}
-        return tuple(
-            {**row, 'place': place, 'iter': iter_ or iters.get(row.get('id'))}
-            for place, iter_, row in sorted(kept, key=lambda item: item[0])
-        )
+        """Return the kept rows in order, with place and iteration.
+
+        A row that was written before its update gets the update's iteration.
+        """
+        kept: List[KeptRow] = []
+        for sample in self._kept.values():
+            kept += sample.items
+        iters: Dict[object, int] = {}
+        for item in kept:
+            if item.iter:
+                iters[item.row.get('id')] = item.iter
+        events = []
+        # Places are unique, so that the sort never compares rows.
+        for place, iter_, row in sorted(kept):
+            iter_ = iter_ or iters.get(row.get('id'))
+            events.append({**row, 'place': place, 'iter': iter_})
+        return tuple(events)
 
     def summary(self, last_iter: int) -> Summary:
-        """What was read so far."""
+        """Return the summary of the rows read so far."""
         events = self._events()
         others: Dict[str, List[Row]] = {}
         for row in events:
@@ -203,21 +277,27 @@ class Reader:
         )
 
     def _ranked_samples(self) -> Tuple[Culprit, ...]:
-        named = ranked(self._named.values())
-        batches = self._samples.most_common(NUM_RANKED + len(named))
-        others = [
-            Culprit(name)
-            for name, num in batches
-            if num > 1 and name not in self._named
-        ]
-        both = (*named, *others)[:NUM_RANKED]
-        return tuple(
-            replace(one, num_batches=self._samples[one.name]) for one in both
-        )
+        """Return samples that were named, then those in many bad batches."""
+        samples = list(ranked(self._named.values()))
+        # Among the most common there may be all the named ones.
+        batches = self._samples.most_common(NUM_RANKED + len(samples))
+        for name, num in batches:
+            # To be in a single bad batch makes no sample suspicious.
+            if num > 1 and name not in self._named:
+                samples.append(Culprit(name))
+        with_batches = []
+        for sample in samples[:NUM_RANKED]:
+            num_batches = self._samples[sample.name]
+            with_batches.append(replace(sample, num_batches=num_batches))
+        return tuple(with_batches)
 
 
 def ranked(culprits: Iterable[Culprit]) -> Tuple[Culprit, ...]:
-    def order(one: Culprit) -> Tuple[int, int]:
-        return -one.count, -one.num_routine
+    """Return the culprits with the most blames, the most blamed one first."""
+    most_blamed = sorted(culprits, key=blames_of, reverse=True)
+    return tuple(most_blamed[:NUM_RANKED])
 
-    return tuple(sorted(culprits, key=order)[:NUM_RANKED])
+
+def blames_of(culprit: Culprit) -> Tuple[int, int]:
+    """Return the number of blames and of routine overflows, to sort by."""
+    return culprit.count, culprit.num_routine

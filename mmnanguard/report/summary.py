@@ -2,13 +2,14 @@
 
 from array import array
 from dataclasses import dataclass, field
+from itertools import filterfalse
 from typing import Dict, List, Optional, Tuple, Type, TypeVar
 
 from mmnanguard.core.causes import facts_of_cause
 from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rows.row_record import Row, RowRecord
 
-__all__ = ['Culprit', 'Episode', 'Row', 'Summary']
+__all__ = ['Culprit', 'Episode', 'Row', 'Summary', 'is_routine']
 
 R = TypeVar('R', bound=RowRecord)
 
@@ -39,14 +40,23 @@ class Culprit:
     num_routine: int = 0
     num_batches: int = 0
 
-    def blame(self, cause: str, iter_: int) -> None:
-        """Count one blame."""
+    def blame(self, cause: str, iter_: Optional[int]) -> None:
+        """Count a blame.
+
+        Args:
+            cause: The reason of the blame.
+            iter_: The iteration; None if no row names it.
+        """
         self.causes[cause] = self.causes.get(cause, 0) + 1
-        if facts_of_cause(cause).is_routine:
+        # Routine overflows are part of training with a loss scale. They must
+        # not make a parameter a repeat offender.
+        if is_routine(cause):
             self.num_routine += 1
             return
         self.count += 1
-        self.first = iter_ if self.first is None else self.first
+        # Rows come in order of time.
+        if self.first is None:
+            self.first = iter_
         self.last = iter_
 
 
@@ -93,7 +103,8 @@ class Summary:
         modules: The modules that autopsies named.
         samples: Samples that autopsies and input checks named, then samples
             by the number of rejected batches.
-        num_forgotten: By how much a sample's count may be too low.
+        num_forgotten: The number by which a sample's count of rejected
+            batches may be too low.
         num_with_samples: Number of rejected updates that name samples.
         events: Rows of all kinds, with ``iter`` and with ``place``, the
             number among all rows. If there are too many rows, some rows of
@@ -109,6 +120,7 @@ class Summary:
     starts: Tuple[Row, ...] = ()
     causes: Dict[str, int] = field(default_factory=dict)
     actions: Dict[str, int] = field(default_factory=dict)
+    # Arrays: a list would need 36 bytes per update instead of 8.
     iters: Dict[str, 'array[int]'] = field(default_factory=dict)
     num_left_out: int = 0
     num_skipped: int = 0
@@ -131,25 +143,30 @@ class Summary:
 
         Rows that cannot be read as such a record are left out.
         """
-        rows = self.others.get(record.KIND, ())
-        records = [record_of(row) for row in rows]
-        return [item for item in records if isinstance(item, record)]
+        records = []
+        for row in self.others.get(record.KIND, ()):
+            # Rows of other versions become records of another class.
+            item = record_of(row)
+            if isinstance(item, record):
+                records.append(item)
+        return records
 
     @property
     def routine(self) -> List[str]:
         """Routine causes among ``causes``."""
-        return [
-            name for name in self.causes if facts_of_cause(name).is_routine
-        ]
+        return list(filter(is_routine, self.causes))
 
     @property
     def anomalies(self) -> List[str]:
-        """All other causes, the most frequent first."""
-        return [
-            name for name in self.causes if not facts_of_cause(name).is_routine
-        ]
+        """Causes that are not routine, the most frequent first."""
+        return list(filterfalse(is_routine, self.causes))
 
     @property
     def num_routine(self) -> int:
-        """Routine overflows of the loss scale."""
-        return sum(self.causes[name] for name in self.routine)
+        """Number of routine overflows of the loss scale."""
+        return sum(map(self.causes.__getitem__, self.routine))
+
+
+def is_routine(cause: str) -> bool:
+    """Whether a cause is an expected part of training."""
+    return facts_of_cause(cause).is_routine

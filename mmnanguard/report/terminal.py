@@ -1,6 +1,6 @@
 """The report as text in a terminal."""
 
-from typing import Any, List, Sequence
+from typing import TYPE_CHECKING, List, NamedTuple, Sequence
 
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.rows.read_row import sentence_of
@@ -8,115 +8,174 @@ from mmnanguard.core.rows.read_row import sentence_of
 from .panels import FOLLOWED, PANELS
 from .row_text import command_of
 from .run_report import RunReport
+from .summary import Summary
+
+# Rich is optional: `--json` and the page work without it.
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ['print_reports']
 
-MAX_SHOWN = 20  # rows of a table
-WIDTH = 160  # where there is no terminal
-Rows = List[List[Any]]
+MAX_SHOWN = 20  # rows of a table, so that a table fits on a screen
+WIDTH = 160  # without a terminal, rich assumes 80, which cuts names in two
+
+
+class TextTable(NamedTuple):
+    """A table of the report.
+
+    Attributes:
+        title: The line above the table.
+        head: The names of the columns.
+        rows: The cells of all rows.
+    """
+
+    title: str
+    head: Sequence[str]
+    rows: List[Sequence[object]]
 
 
 def print_reports(reports: Sequence[RunReport]) -> None:
-    """Print what the page shows, without its curves.
+    """Print the content of the page without its curves.
 
-    Where stdout is no terminal, without colors and 160 columns wide.
+    If stdout is no terminal, the text has no colors and is 160 columns wide.
 
     Raises:
-        GuardConfigError: Without rich.
+        GuardConfigError: If rich is not installed.
     """
     try:
         from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
     except ImportError as error:
         raise GuardConfigError(
             'Text is laid out by rich, which is not installed: pip install '
             'rich. --json needs nothing.'
         ) from error
+    # Rich would read '[bold]' in the name of a sample as markup, and color
+    # numbers wherever they are.
     console = Console(markup=False, highlight=False)
-    console.width = console.width if console.is_terminal else WIDTH
-
-    def show(title: str, head: Sequence[str], rows: Rows) -> None:
-        if not rows:
-            return
-        table = Table(*head)
-        for row in rows[:MAX_SHOWN]:
-            table.add_row(*(Text(plain(cell)) for cell in row))
-        more = len(rows) - MAX_SHOWN
-        console.print()
-        console.print(title + f', {more:,} more of them' * (more > 0))
-        console.print(table)
-
+    if not console.is_terminal:
+        console.width = WIDTH
     for report in reports:
-        verdict = report.verdict
-        style = 'bold green' if verdict.is_healthy else 'bold red'
-        console.print(Text(plain(report.name), style='bold'))
-        # In a log it is one line.
-        whole = not console.is_terminal
-        sentence = Text(plain(verdict.sentence), style=style)
-        console.print(sentence, soft_wrap=whole)
-        for reason in verdict.reasons[1:]:
-            console.print(Text(plain(f'also: {reason}')))
-        console.print(report.progress)
-        for number, step in enumerate(verdict.steps, 1):
-            console.print(Text(plain(f'{number}. {step.text}')))
-            for line in filter(None, (step.detail, step.code)):
-                console.print(Text(plain(line)), soft_wrap=True)
-        for title, head, rows in tables_of(report):
-            show(title, head, rows)
+        print_assessment(console, report)
+        for table in tables_of(report.summary):
+            print_table(console, table)
         console.print()
 
 
-def tables_of(report: RunReport) -> List[Any]:
-    """Return title, columns and rows of each table."""
-    summary = report.summary
-    names = ('first', 'last')
-    causes: Rows = [
-        [cause, f'{count:,}', *ends(summary.iters[cause])]
-        for cause, count in summary.causes.items()
-    ]
-    params: Rows = [
-        [one.name, one.count, one.num_routine, one.first, one.last]
-        for one in summary.parameters
-    ]
-    modules: Rows = [
-        [one.name, one.count, one.first, ', '.join(one.causes)]
-        for one in summary.modules
-    ]
-    samples: Rows = [
-        [one.name, one.count, one.num_batches, ', '.join(one.causes)]
-        for one in summary.samples
-    ]
-    others: Rows = [
-        [
-            row['iter'],
-            row.get('kind'),
-            sentence_of(row) + below(command_of(row)),
-        ]
-        for row in summary.events
-        if row.get('kind') != 'update'
-    ]
-    followed = PANELS[FOLLOWED].title.capitalize()
-    return [
-        ('Updates by cause', ('cause', 'updates', *names), causes),
-        ('Parameters', ('name', 'rejected', 'routine', *names), params),
-        ('Modules', ('name', 'autopsies', 'first', 'operations'), modules),
-        ('Samples', ('name', 'named', 'batches', 'found by'), samples),
-        (followed, ('iteration', 'kind', 'what'), others),
-    ]
+def print_assessment(console: 'Console', report: RunReport) -> None:
+    """Print the verdict on a run and the recommended steps."""
+    from rich.text import Text
+
+    verdict = report.verdict
+    style = 'bold green' if verdict.is_healthy else 'bold red'
+    console.print(Text(escape_controls(report.name), style='bold'))
+    # With `soft_wrap` rich does not break lines: in a log, the sentence is
+    # one line that grep finds.
+    sentence = Text(escape_controls(verdict.sentence), style=style)
+    console.print(sentence, soft_wrap=not console.is_terminal)
+    # The sentence has the first reason.
+    for reason in verdict.reasons[1:]:
+        console.print(Text(escape_controls(f'also: {reason}')))
+    console.print(report.progress)
+    for number, step in enumerate(verdict.steps, 1):
+        console.print(Text(escape_controls(f'{number}. {step.text}')))
+        # Commands that are broken into lines cannot be pasted.
+        for line in filter(None, (step.detail, step.code)):
+            console.print(Text(escape_controls(line)), soft_wrap=True)
 
 
-def ends(iters: Sequence[int]) -> List[str]:
-    return [f'{iters[0]:,}', f'{iters[-1]:,}']
+def print_table(console: 'Console', table: TextTable) -> None:
+    """Print a table, or nothing if it has no rows."""
+    from rich.table import Table
+    from rich.text import Text
 
-
-def below(code: str) -> str:
-    return f'\n{code}' if code else ''
-
-
-def plain(value: Any) -> str:
-    """Escape control characters, so that no name steers the terminal."""
-    text = '' if value is None else str(value)
-    return ''.join(
-        c if c.isprintable() or c == '\n' else ascii(c)[1:-1] for c in text
+    if not table.rows:
+        return
+    grid = Table(*table.head)
+    for row in table.rows[:MAX_SHOWN]:
+        # `Text` objects are never parsed as markup.
+        grid.add_row(*map(Text, map(escape_controls, row)))
+    num_more = len(table.rows) - MAX_SHOWN
+    console.print()
+    console.print(
+        table.title + f', {num_more:,} more of them' * (num_more > 0)
     )
+    console.print(grid)
+
+
+def tables_of(summary: Summary) -> List[TextTable]:
+    """Return the tables of a run."""
+    return [
+        table_of_causes(summary),
+        *tables_of_culprits(summary),
+        table_of_events(summary),
+    ]
+
+
+def table_of_causes(summary: Summary) -> TextTable:
+    """Return the table of updates by cause."""
+    head = ('cause', 'updates', 'first', 'last')
+    table = TextTable('Updates by cause', head, [])
+    for cause, num in summary.causes.items():
+        iters = summary.iters[cause]
+        table.rows.append(
+            (cause, f'{num:,}', f'{iters[0]:,}', f'{iters[-1]:,}')
+        )
+    return table
+
+
+def tables_of_culprits(summary: Summary) -> List[TextTable]:
+    """Return the tables of parameters, modules and samples."""
+    # A culprit's count and causes mean something else in each table.
+    head = ('name', 'rejected', 'routine', 'first', 'last')
+    params = TextTable('Parameters', head, [])
+    for param in summary.parameters:
+        counts = (param.count, param.num_routine)
+        params.rows.append((param.name, *counts, param.first, param.last))
+    modules = TextTable(
+        'Modules', ('name', 'autopsies', 'first', 'operations'), []
+    )
+    for module in summary.modules:
+        operations = ', '.join(module.causes)
+        modules.rows.append(
+            (module.name, module.count, module.first, operations)
+        )
+    samples = TextTable(
+        'Samples', ('name', 'named', 'batches', 'found by'), []
+    )
+    for sample in summary.samples:
+        phases = ', '.join(sample.causes)
+        samples.rows.append(
+            (sample.name, sample.count, sample.num_batches, phases)
+        )
+    return [params, modules, samples]
+
+
+def table_of_events(summary: Summary) -> TextTable:
+    """Return the table of all rows but updates."""
+    title = PANELS[FOLLOWED].title.capitalize()
+    table = TextTable(title, ('iteration', 'kind', 'what'), [])
+    for row in summary.events:
+        # Updates may be thousands; the other tables count them.
+        if row.get('kind') == 'update':
+            continue
+        text = '\n'.join(filter(None, (sentence_of(row), command_of(row))))
+        table.rows.append((row['iter'], row.get('kind'), text))
+    return table
+
+
+def escape_controls(value: object) -> str:
+    """Return a cell's text with control characters escaped; None as ''.
+
+    Without that, a sample or module could be named so that its name steers
+    the terminal.
+    """
+    if value is None:
+        return ''
+    return ''.join(map(escape_character, str(value)))
+
+
+def escape_character(character: str) -> str:
+    """Return a printable character or line end, others as an escape."""
+    if character.isprintable() or character == '\n':
+        return character
+    return ascii(character)[1:-1]

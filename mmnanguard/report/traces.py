@@ -3,7 +3,17 @@
 from array import array
 from bisect import bisect_right
 from html import escape
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from operator import itemgetter
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    NamedTuple,
+    Sequence,
+    Tuple,
+)
 
 from mmnanguard.core.causes import UNKNOWN, facts_of_cause
 from mmnanguard.core.checks import is_finite_number
@@ -24,42 +34,67 @@ from .read_scalars import FACTOR, Curve, factor_of, panel_of
 from .run_report import RunReport
 from .summary import Row
 
-__all__ = ['MARKS', 'Trace', 'traces_of']
+__all__ = ['MARKS', 'Mark', 'PlotlyObject', 'traces_of', 'values_of']
 
-OTHER = UNKNOWN.color
+# Any: plotly itself checks the dicts, and has no types for them.
+PlotlyObject = Dict[str, Any]
+Trace = PlotlyObject
+
+
+class Mark(NamedTuple):
+    """The looks of a kind of rows.
+
+    Attributes:
+        symbol: Plotly's name of the marker.
+        color: CSS color of the marker.
+    """
+
+    symbol: str
+    color: str
+
+
+# Colors of the curves of a panel.
 LINES = ('#3b7dd8', '#59a14f', '#9c755f', '#76b7b2', '#bab0ac', '#edc948')
+# The order of the lines in the panel, top down.
 MARKS = {
-    'start': ('triangle-right', '#59a14f'),
-    'input': ('square-open', '#8e5bd0'),
-    'autopsy': ('circle-open', '#3b7dd8'),
-    'dump': ('triangle-down-open', '#6c757d'),
-    'remedy': ('cross', '#59a14f'),
-    'audit': ('diamond', '#a4161a'),
-    'rollback': ('triangle-left', '#f28e2b'),
-    'halt': ('x', '#e15759'),
+    'start': Mark('triangle-right', '#59a14f'),
+    'input': Mark('square-open', '#8e5bd0'),
+    'autopsy': Mark('circle-open', '#3b7dd8'),
+    'dump': Mark('triangle-down-open', '#6c757d'),
+    'remedy': Mark('cross', '#59a14f'),
+    'audit': Mark('diamond', '#a4161a'),
+    'rollback': Mark('triangle-left', '#f28e2b'),
+    'halt': Mark('x', '#e15759'),
 }
-HUGE = 1e30  # no axis can show it beside others
-NUM_BINS = 120
-FIELDS = {LOSS: 'loss', GRAD_NORM: 'grad_norm'}  # of an update's row
-Trace = Dict[str, Any]
+OTHER_MARK = Mark('circle', UNKNOWN.color)
+HUGE = 1e30  # a value from which on no axis can show others beside it
+NUM_BINS = 120  # bars of a few pixels each on a page of 1,240
+# The keys of an update's row with the value that a panel shows.
+FIELDS = {LOSS: 'loss', GRAD_NORM: 'grad_norm'}
 
 
 def traces_of(report: RunReport, end: int) -> Dict[str, List[Trace]]:
-    """Return the traces by panel, top down, without empty panels."""
-    updates = [
-        row
-        for row in report.summary.events
-        if row.get('kind') == 'update' and row['iter'] is not None
-    ]
+    """Return the traces by panel, top down, without empty panels.
+
+    Args:
+        report: The report of the run.
+        end: The iteration at which the axis ends.
+    """
+    updates = []
+    for row in report.summary.events:
+        if row.get('kind') == 'update' and row['iter'] is not None:
+            updates.append(row)
     panels: Dict[str, List[Trace]] = {}
     for panel in OF_SCALARS:
-        curves = {
-            key: curve
-            for key, curve in report.curves.items()
-            if panel_of(key) == panel
-        }
-        if panel == LR:
-            curves = dict(used_rate(key, report.curves) for key in curves)
+        curves: Dict[str, Curve] = {}
+        for key, curve in report.curves.items():
+            # MMEngine writes the rate of the schedule, which does not know
+            # the factor by which a guard lowers it.
+            if panel_of(key) == LR == panel:
+                name, rate = effective_rate(key, report.curves)
+                curves[name] = rate
+            elif panel_of(key) == panel:
+                curves[key] = curve
         traces = curves_of(panel, curves, updates)
         if panel in FIELDS:
             traces += markers_of(FIELDS[panel], traces, updates)
@@ -69,176 +104,258 @@ def traces_of(report: RunReport, end: int) -> Dict[str, List[Trace]]:
     return {panel: traces for panel, traces in panels.items() if traces}
 
 
+def values_of(traces: Iterable[Trace]) -> List[float]:
+    """Return the values that traces draw, without gaps."""
+    values = []
+    for trace in traces:
+        values += [value for value in trace['y'] if value is not None]
+    return values
+
+
 def curves_of(
     panel: str, curves: Mapping[str, Curve], updates: Sequence[Row]
 ) -> List[Trace]:
-    """The scalars; without any, learning rate and scale of the events."""
-    points = {
-        key: downsample_curve(curve.iters, curve.values)
-        for key, curve in curves.items()
-    }
+    """Return the curves of a panel.
+
+    If there are no scalars of learning rate or scale, the curves have the
+    values in the rows of the updates.
+    """
+    points: Dict[str, Points] = {}
+    for key, curve in curves.items():
+        points[key] = downsample_curve(curve.iters, curve.values)
     title = PANELS[panel].title
+    # The scale changes at rejected updates, which may lie between two scalars.
+    # With several scales, the rows of their optimizers would be mixed.
     if panel == LOSS_SCALE and len(points) < 2:
         key = next(iter(points), title)
         points = {key: merged(points.get(key, ([], [])), scales_of(updates))}
     if panel == LR and not points:
         points = {title: rates_of(updates)}
+    # The loss comes before its parts.
     names = sorted(points, key=lambda key: (key != LOSS, key))
-    return [
-        {
-            'type': 'scatter',
-            'mode': 'lines' if len(points[name][0]) > 1 else 'lines+markers',
-            'x': points[name][0],
-            'y': points[name][1],
-            'name': escape(name),
-            # Rates that are not those of the log say so.
-            'showlegend': name.endswith(FACTOR)
-            or (panel == LOSS and len(names) > 1),
-            # The parts of a loss can be switched on.
-            'visible': 'legendonly' if number and panel == LOSS else True,
-            'line': {
-                'color': LINES[number % len(LINES)],
-                'width': 1.5,
-                'shape': 'hv' if panel == LOSS_SCALE else 'linear',
-            },
-            'hovertemplate': f'iteration %{{x:,}}<br>{escape(name)} '
-            '%{y:.5g}<extra></extra>',
-        }
-        for number, name in enumerate(names)
-        if points[name][0]
-    ]
+    traces = []
+    for number, name in enumerate(names):
+        if points[name][0]:
+            trace = curve_trace(panel, name, points[name], number)
+            # A learning rate with a factor differs from the log and says so.
+            trace['showlegend'] = name.endswith(FACTOR) or (
+                panel == LOSS and len(names) > 1
+            )
+            traces.append(trace)
+    return traces
 
 
-def used_rate(key: str, curves: Mapping[str, Curve]) -> Tuple[str, Curve]:
-    """Name and curve of what the optimizer stepped with. MMEngine writes the
-    schedule's rate, which knows of no factor that a guard lowers it by.
+def curve_trace(panel: str, name: str, points: Points, number: int) -> Trace:
+    """Return one curve of a panel.
+
+    Args:
+        panel: The identifier of the panel.
+        name: The key of the scalar.
+        points: The points to draw, at least one.
+        number: The number of the curve in its panel, from 0.
+    """
+    iters, values = points
+    # A line through a single point cannot be seen.
+    mode = 'lines' if len(iters) > 1 else 'lines+markers'
+    visible: object = True
+    # The reader can switch the parts of a loss on in the legend.
+    if panel == LOSS and number:
+        visible = 'legendonly'
+    return {
+        'type': 'scatter',
+        'mode': mode,
+        'x': iters,
+        'y': values,
+        # Plotly takes some HTML tags in texts; a key is no HTML.
+        'name': escape(name),
+        'showlegend': False,
+        'visible': visible,
+        'line': {
+            'color': LINES[number % len(LINES)],
+            'width': 1.5,
+            # The scale stays constant until it changes at once.
+            'shape': 'hv' if panel == LOSS_SCALE else 'linear',
+        },
+        'hovertemplate': f'iteration %{{x:,}}<br>{escape(name)} '
+        '%{y:.5g}<extra></extra>',
+    }
+
+
+def effective_rate(key: str, curves: Mapping[str, Curve]) -> Tuple[str, Curve]:
+    """Return name and curve of the rate that the optimizer stepped with.
+
+    Args:
+        key: The key of the scheduled rate.
+        curves: All curves of the run, the guard's factors included.
     """
     rates, factors = curves[key], curves.get(factor_of(key))
     if factors is None:
         return key, rates
     used = array('d')
     for iter_, rate in zip(rates.iters, rates.values):
-        place = bisect_right(factors.iters, iter_)  # the last one known
+        # Factors may be written less often: the last known one applies.
+        place = bisect_right(factors.iters, iter_)
         used.append(rate * (factors.values[place - 1] if place else 1.0))
     return f'{key} x {factor_of(key)}', Curve(rates.iters, used)
 
 
 def scales_of(updates: Sequence[Row]) -> Points:
-    scales = [row.get('loss_scale') or {} for row in updates]
-    return finite_ones(updates, [scale.get('after') for scale in scales])
+    """Return the loss scales after these updates."""
+    iters, values = [], []
+    for row in updates:
+        # Null without a loss scale.
+        value = (row.get('loss_scale') or {}).get('after')
+        if is_finite_number(value):
+            iters.append(row['iter'])
+            values.append(value)
+    return iters, values
 
 
 def rates_of(updates: Sequence[Row]) -> Points:
-    rates = [row.get('lr') or (None,) for row in updates]
-    return finite_ones(updates, [rate[0] for rate in rates])
-
-
-def finite_ones(updates: Sequence[Row], values: Sequence[Any]) -> Points:
-    told = [
-        (row['iter'], value)
-        for row, value in zip(updates, values)
-        if is_finite_number(value)
-    ]
-    return [iter_ for iter_, _ in told], [value for _, value in told]
+    """Return the learning rates of the first parameter group."""
+    iters, values = [], []
+    for row in updates:
+        rates = row.get('lr') or (None,)
+        if is_finite_number(rates[0]):
+            iters.append(row['iter'])
+            values.append(rates[0])
+    return iters, values
 
 
 def merged(points: Points, more: Points) -> Points:
-    """The scalars come every few iterations, the events when they happen."""
-    both = dict(zip(*points))
-    both.update(zip(*more))
-    iters = sorted(both)
-    return iters, [both[iter_] for iter_ in iters]
+    """Return the points of both curves; ``more`` wins at equal iterations."""
+    value_at = dict(zip(*points))
+    value_at.update(zip(*more))
+    iters = sorted(value_at)
+    return iters, list(map(value_at.__getitem__, iters))
 
 
 def markers_of(
     field: str, curves: Sequence[Trace], updates: Sequence[Row]
 ) -> List[Trace]:
-    """The updates at their value, or at the top of the curve if that is not
-    finite or higher.
+    """Return markers for the updates, one trace for each cause.
+
+    A marker is drawn at the update's value. If that is not finite or lies
+    outside of the curve, it is drawn at the top.
+
+    Args:
+        field: The key of the value in the rows.
+        curves: The curves of the panel, of which the first counts.
+        updates: The rows of the updates.
     """
-    drawn = [y for trace in curves[:1] for y in trace['y'] if y is not None]
     values = [parse_number(row.get(field)) for row in updates]
-    finite = [v for v in values if is_finite_number(v) and abs(v) < HUGE]
-    if not drawn and not finite:
+    # Without a curve, the updates themselves decide how high the axis is.
+    drawn = values_of(curves[:1]) or list(filter(is_drawable, values))
+    if not drawn:
         return []
-    low, top = min(drawn or finite), max(drawn or finite)
+    low, top = min(drawn), max(drawn)
+    # A value somewhat below the curve is drawn where it is. A value far below
+    # would flatten the curve.
     low -= top - low
-    by_cause: Dict[str, List[Tuple[Row, Any]]] = {}
+    by_cause: Dict[str, List[Tuple[Row, float]]] = {}
     for row, value in zip(updates, values):
-        is_inside = is_finite_number(value) and low <= value <= top
-        y = value if is_inside else top
-        by_cause.setdefault(str(row.get('cause')), []).append((row, y))
-    return [
-        {
-            'type': 'scatter',
-            'mode': 'markers',
-            'x': [row['iter'] for row, _ in rows],
-            'y': [y for _, y in rows],
-            'customdata': [row['place'] for row, _ in rows],
-            'name': escape(cause),
-            'legendgroup': escape(cause),
-            'showlegend': False,
-            'marker': {
-                'color': facts_of_cause(cause).color,
-                'size': 8,
-                'line': {'width': 1, 'color': 'rgba(255,255,255,0.7)'},
-            },
-            'hovertemplate': '%{text}<extra></extra>',
+        if not (is_finite_number(value) and low <= value <= top):
+            value = top
+        by_cause.setdefault(str(row.get('cause')), []).append((row, value))
+    traces = []
+    for cause, markers in by_cause.items():
+        marker = {
+            'color': facts_of_cause(cause).color,
+            'size': 8,
+            'line': {'width': 1, 'color': 'rgba(255,255,255,0.7)'},
         }
-        for cause, rows in by_cause.items()
-    ]
+        rows, heights = map(list, zip(*markers))
+        trace = marker_trace(cause, rows, heights, marker)
+        # A click on the cause in the legend hides its bars and markers.
+        trace['legendgroup'] = escape(cause)
+        traces.append(trace)
+    return traces
+
+
+def is_drawable(value: Any) -> bool:
+    """Whether an axis that shows the value can show others, too."""
+    return is_finite_number(value) and abs(value) < HUGE
+
+
+def marker_trace(
+    name: str,
+    rows: Sequence[Row],
+    heights: Sequence[object],
+    marker: PlotlyObject,
+) -> Trace:
+    """Return markers for rows.
+
+    Args:
+        name: The cause or kind of the rows.
+        rows: The rows.
+        heights: The values of the rows on the vertical axis.
+        marker: The looks of the markers.
+    """
+    return {
+        'type': 'scatter',
+        'mode': 'markers',
+        'x': list(map(itemgetter('iter'), rows)),
+        'y': heights,
+        # The page sets the texts: it has the rows, so that the figure need
+        # not hold them as well.
+        'customdata': list(map(itemgetter('place'), rows)),
+        'name': escape(name),
+        'showlegend': False,
+        'marker': marker,
+        'hovertemplate': '%{text}<extra></extra>',
+    }
 
 
 def bars_of(report: RunReport, end: int) -> List[Trace]:
-    """All updates, counted."""
+    """Return bars with the number of updates, one trace for each cause.
+
+    Unlike markers, bars count all updates of the run.
+    """
+    # Rounded up: -(-a // b). All bins have the same whole number of
+    # iterations, at least one.
     width = max(-(-end // NUM_BINS), 1)
     num_bins = -(-end // width) or 1
-    middles = [1 + width * (number + 0.5) - 0.5 for number in range(num_bins)]
-    return [
-        {
-            'type': 'bar',
-            'x': middles,
-            'y': count_by_bin(iters, 1, width, num_bins),
-            'width': width,
-            'name': f'{escape(cause)} ({len(iters):,})',
-            'legendgroup': escape(cause),
-            'marker': {
-                'color': facts_of_cause(cause).color,
-                'line': {'width': 0},
-            },
-            'customdata': [
-                f'{1 + width * number:,} to {width * (number + 1):,}'
-                for number in range(num_bins)
-            ],
-            'hovertemplate': 'iterations %{customdata}<br>'
-            f'%{{y:,}} x {escape(cause)}<extra></extra>',
-        }
-        for cause, iters in sorted(report.summary.iters.items())
-    ]
+    middles, ranges = [], []
+    for begin in range(1, num_bins * width + 1, width):
+        middles.append(begin + width * 0.5 - 0.5)
+        ranges.append(f'{begin:,} to {begin + width - 1:,}')
+    traces = []
+    # In order of names, so that a cause has its place in each run's stack.
+    for cause, iters in sorted(report.summary.iters.items()):
+        traces.append(
+            {
+                'type': 'bar',
+                'x': middles,
+                'y': count_by_bin(iters, 1, width, num_bins),
+                'width': width,
+                'name': f'{escape(cause)} ({len(iters):,})',
+                'legendgroup': escape(cause),
+                'marker': {
+                    'color': facts_of_cause(cause).color,
+                    'line': {'width': 0},
+                },
+                'customdata': ranges,
+                'hovertemplate': 'iterations %{customdata}<br>'
+                f'%{{y:,}} x {escape(cause)}<extra></extra>',
+            }
+        )
+    return traces
 
 
 def marks_of(events: Sequence[Row]) -> List[Trace]:
-    """What other rows tell, a line for each kind."""
+    """Return marks for all rows but updates, one line for each kind."""
     by_kind: Dict[str, List[Row]] = {}
     for row in events:
         if row.get('kind') != 'update' and row.get('iter') is not None:
             by_kind.setdefault(str(row.get('kind')), []).append(row)
+    # Kinds of another version come last.
     order = [*MARKS, *by_kind]
-    return [
-        {
-            'type': 'scatter',
-            'mode': 'markers',
-            'x': [row['iter'] for row in by_kind[kind]],
-            'y': [escape(kind)] * len(by_kind[kind]),
-            'customdata': [row['place'] for row in by_kind[kind]],
-            'name': escape(kind),
-            'showlegend': False,
-            'marker': {
-                'symbol': MARKS.get(kind, ('circle', OTHER))[0],
-                'color': MARKS.get(kind, ('circle', OTHER))[1],
-                'size': 9,
-            },
-            'hovertemplate': '%{text}<extra></extra>',
-        }
-        for kind in sorted(by_kind, key=order.index, reverse=True)
-    ]
+    traces = []
+    # Plotly draws the first category at the bottom.
+    for kind in sorted(by_kind, key=order.index, reverse=True):
+        rows = by_kind[kind]
+        symbol, color = MARKS.get(kind, OTHER_MARK)
+        marker = {'symbol': symbol, 'color': color, 'size': 9}
+        heights = [escape(kind)] * len(rows)
+        traces.append(marker_trace(kind, rows, heights, marker))
+    return traces

@@ -14,7 +14,7 @@ const CULPRITS = {
     ['rejected batches', 'batches'], ['last', 'last'], ['found by', 'causes']],
 };
 
-/** An element; what comes from the files only ever becomes text. */
+/** Return a new element. Strings become text, never HTML: names in the rows may hold tags. */
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [key, value] of Object.entries(attributes)) {
@@ -53,7 +53,7 @@ function code(text) {
     range.selectNodeContents(shown);
     getSelection().removeAllRanges();
     getSelection().addRange(range);
-    document.execCommand('copy');  // the clipboard API refuses file://
+    document.execCommand('copy');  // browsers refuse the clipboard API to file:// pages
     copy.textContent = 'copied';
   }}, 'copy');
   const shown = element('pre', {}, text);
@@ -119,7 +119,7 @@ function story(run) {
       : null);
 }
 
-/** The table of events, and what narrows it. */
+/** The table of events with its filters. */
 class Events {
   constructor(run, number) {
     this.run = run;
@@ -184,7 +184,7 @@ class Events {
     return label;
   }
 
-  /** Set one filter, clear the others, and go there. */
+  /** Set one filter, clear the other filters, and scroll to the table. */
   only(name, value) {
     for (const key of Object.keys(this.filter)) this.filter[key] = key === name ? value : '';
     this.page = 0;
@@ -278,7 +278,7 @@ class Events {
   }
 }
 
-/** Colors of the charts, as the page's. */
+/** Return the changes that give a chart the colors of the page. */
 function colors(layout) {
   const style = getComputedStyle(document.documentElement);
   const [text, grid] = ['--text', '--grid'].map((name) => style.getPropertyValue(name).trim());
@@ -292,15 +292,15 @@ function colors(layout) {
   return changes;
 }
 
-/** The vertical axes of a layout: key and the identifier of the panel. */
+/** Return the vertical axes of a layout: key of the axis and identifier of its panel. */
 function verticalAxes(layout) {
   return Object.entries(layout.meta.panels);
 }
 
-/** Where plotly does not choose them: ticks for the range that is shown. */
+/** Return changes of the ticks on axes whose ticks plotly would choose badly for the range shown. */
 function ticks(layout, key, panel, [low, high]) {
   const name = `${key}.dtick`;
-  if (panel === 'rejected') {  // no halves
+  if (panel === 'rejected') {  // numbers of updates, so no ticks at halves
     return high < 6 ? {[name]: 1} : {[`${key}.tickmode`]: 'auto'};
   }
   if (panel !== 'loss_scale' || layout[key].type !== 'log') return {};
@@ -309,13 +309,15 @@ function ticks(layout, key, panel, [low, high]) {
 }
 
 const sections = [];
+// Set while zoom() changes all charts, whose events would call it again.
 let isFollowing = false;
 
-/** For plotly, which takes some tags: what comes from the files holds none. */
+/** Escape tags. Plotly renders some tags in its texts, and names in the rows may hold them. */
 function plain(text) {
   return String(text).replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;');
 }
 
+/** Return the text of a marker, broken into lines: plotly does not wrap texts. */
 function hover(event) {
   const lines = [''];
   for (const word of event.text.split(/\s+/)) {
@@ -345,7 +347,7 @@ async function chart(run, events) {
       run.figure.layout.meta.panels.yaxis === 'loss' ? logLoss : null), plot);
   return {root, plot, draw: async () => {
     await Plotly.newPlot(plot, run.figure.data, run.figure.layout, {responsive: true,
-      // Those that plotly.js has by itself can send a chart to its makers.
+      // Plotly's default buttons include an upload of the chart to plotly's servers.
       displaylogo: false, modeBarButtons: [['toImage'], ['zoom2d', 'pan2d', 'zoomIn2d', 'zoomOut2d']]});
     const fitted = verticalAxes(plot.layout)
       .map(([key, panel]) => ticks(plot.layout, key, panel, plot.layout[key].range));
@@ -368,7 +370,7 @@ async function chart(run, events) {
   }};
 }
 
-/** Show these iterations in the charts of all runs, and in their tables. */
+/** Show a range of iterations in the charts and tables of all runs; null shows all. */
 async function zoom(range) {
   isFollowing = true;
   for (const {plot, events} of sections) {
@@ -380,12 +382,12 @@ async function zoom(range) {
   isFollowing = false;
 }
 
-/** Runs beside one another have the same axes. */
+/** Give panels of several runs the same axes, so that the runs compare. */
 async function sameAxes() {
   if (sections.length < 2) return;
   const ranges = {};
   const axes = ({plot}) => verticalAxes(plot.layout).filter(([, panel]) => panel !== 'followed');
-  // Logarithmic in one, logarithmic in all.
+  // If the panel of one run is logarithmic, it becomes so in all runs.
   const type = ({plot}, key) => plot.layout[key].type;
   const logs = sections.flatMap((section) => axes(section)
     .filter(([key]) => type(section, key) === 'log').map(([, panel]) => panel));
@@ -413,18 +415,18 @@ async function sameAxes() {
   }
 }
 
-/** Zoom, filters and place outlive a reload. */
+/** Store zoom, filters and scroll position, so that they outlive a reload. */
 function remember() {
   if (!document.body.dataset.ready) return;
   const state = {scroll: scrollY, range: sections[0].events.range,
     runs: sections.map(({events, run}) =>
       ({name: run.name, filter: events.filter, page: events.page, newestFirst: events.newestFirst}))};
-  try { sessionStorage.setItem(STATE, JSON.stringify(state)); } catch { /* full, or forbidden */ }
+  try { sessionStorage.setItem(STATE, JSON.stringify(state)); } catch { /* the storage is full or forbidden */ }
 }
 
 async function restore() {
   let state = null;
-  try { state = JSON.parse(sessionStorage.getItem(STATE)); } catch { /* forbidden */ }
+  try { state = JSON.parse(sessionStorage.getItem(STATE)); } catch { /* the storage is forbidden */ }
   if (!state) return;
   for (const {events, run} of sections) {
     const known = state.runs.find(({name}) => name === run.name);
@@ -439,7 +441,7 @@ async function restore() {
 }
 
 function comparison() {
-  // What is 0 in all of them tells nothing.
+  // A fact that is 0 in all runs distinguishes none of them.
   const all = data.runs.map((run) => Object.fromEntries(run.facts));
   const names = Object.keys(all[0]).filter((name) => all.some((facts) => facts[name] !== '0'));
   return element('div', {class: 'card comparison'}, element('h3', {}, `${data.runs.length} runs`),
