@@ -37,6 +37,7 @@ class EventLogHook(GuardListener):
     priority = 'NORMAL'
 
     def before_train(self, runner: Runner) -> None:
+        """Write the row of kind 'start'."""
         self.path = events_file(runner.log_dir)
         if is_main_process():
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,6 +65,7 @@ class EventLogHook(GuardListener):
         self._write(runner, start.to_row())
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
+        """Write the row of an event."""
         self._write(runner, event.to_row())
 
     def after_guard_row(self, runner: Runner, row: Row) -> None:
@@ -71,6 +73,7 @@ class EventLogHook(GuardListener):
         self._write(runner, row)
 
     def _write(self, runner: Runner, row: Row) -> None:
+        """Append a row to the file, on rank 0 only."""
         if not is_main_process():
             return
         # The name of a file may hold bytes that are no UTF-8. Python reads

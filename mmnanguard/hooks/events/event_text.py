@@ -30,8 +30,8 @@ def text_writer(backend: Foreign) -> Optional[Writer]:
     if hasattr(backend, 'add_text'):
         add_text: Writer = backend.add_text
         return add_text
-    # By name, because MMEngine before 0.10 lacks some of these classes; with
-    # all base classes, for a user's subclass.
+    # By name, because older versions of MMEngine lack some of these classes.
+    # All base classes are searched, so that a user's subclass takes part.
     for cls in type(backend).__mro__:
         if cls.__name__ in WRITERS:
             write = WRITERS[cls.__name__]

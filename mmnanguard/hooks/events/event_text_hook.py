@@ -37,6 +37,7 @@ class EventTextHook(GuardListener):
     priority = 'NORMAL'
 
     def before_train(self, runner: Runner) -> None:
+        """Find the backends that take text, and name the others."""
         self._writers: Dict[str, Writer] = {}
         # The step of a row without an iteration: that of the last event.
         self._step = runner.iter + 1
@@ -51,6 +52,7 @@ class EventTextHook(GuardListener):
                 )
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
+        """Show an event."""
         self._step = event.iter
         self._write(runner, event.to_row(), event.line())
 
@@ -59,6 +61,7 @@ class EventTextHook(GuardListener):
         self._write(runner, row, f'Iter {row.get("iter", self._step)}')
 
     def _write(self, runner: Runner, row: Row, headline: str) -> None:
+        """Write headline and row to all backends that take text."""
         if not is_main_process():
             return
         # to_json() writes NaN and inf as strings, since JSON has no such

@@ -1,7 +1,7 @@
 """The hook that replays a rejected window to find the operation at fault.
 
-:class:`~.window_replay.WindowReplay` does the replay on one rank; this module
-decides which events get one, and makes all ranks agree on the result.
+:class:`~.window_replay.WindowReplay` does the replay on a rank; this module
+decides which events get a replay, and makes all ranks agree on the result.
 """
 
 from typing import Dict, List, Set, Tuple
@@ -29,8 +29,8 @@ from .window_replay import WindowReplay, settings_of
 __all__ = ['AutopsyHook']
 
 KEY = 'nanguard_autopsies'
-# Rejections with the same cause and first parameter may still have several
-# culprits. After three replays another is unlikely to find a new one.
+# Rejections with an equal cause and first parameter may still have several
+# culprits. Three replays find most of them and bound the cost.
 MAX_SIMILAR = 3
 
 
@@ -76,14 +76,16 @@ class AutopsyHook(WindowHook):
         self._num_done = 0
         self._overflows = overflows
         self._culprits: Set[Tuple[str, ...]] = set()
-        # By what rejections have in common: see similarity_key().
+        # The number of autopsies by similarity_key() of their events.
         self._num_similar: Dict[Tuple[str, ...], int] = {}
 
     @property
     def is_spent(self) -> bool:
+        """Whether the run has had all its autopsies."""
         return self._num_done >= self._max_autopsies
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
+        """Examine a rejected update. Collective."""
         key = similarity_key(event)
         # All ranks or none: a pass may communicate, and a rank that stays
         # out would leave the other ranks waiting.
@@ -97,8 +99,8 @@ class AutopsyHook(WindowHook):
             autopsy = self._examine(runner, event, self._window)
         except Exception:
             if get_world_size() > 1:
-                # Other ranks may wait for this one in a collective: going on
-                # would hang all of them.
+                # Other ranks may wait for this rank in a collective, and
+                # would hang if it went on.
                 raise
             runner.logger.exception(
                 f'mmnanguard: the autopsy of {event.id} failed; training '
@@ -161,6 +163,7 @@ class AutopsyHook(WindowHook):
     def before_save_checkpoint(
         self, runner: Runner, checkpoint: Checkpoint
     ) -> None:
+        """Save the budget and the culprits, which outlive a resume."""
         # Sorted lists of builtins, so that the file loads with
         # ``weights_only=True`` and equal states make equal files.
         checkpoint[KEY] = dict(
@@ -172,6 +175,7 @@ class AutopsyHook(WindowHook):
     def after_load_checkpoint(
         self, runner: Runner, checkpoint: Checkpoint
     ) -> None:
+        """Load the budget and the culprits of a resumed run."""
         # ``load_from`` starts another run, which has a budget of its own.
         if runner._resume and KEY in checkpoint:
             state = checkpoint[KEY]
@@ -184,7 +188,7 @@ class AutopsyHook(WindowHook):
     def _examine(
         self, runner: Runner, event: GuardEvent, window: Window
     ) -> Autopsy:
-        """Replay the window; collective, with as many passes on each rank."""
+        """Replay the window. Collective: all ranks run as many passes."""
         wrappers = find_wrappers(runner)
         replay = WindowReplay(
             runner.model,

@@ -70,6 +70,7 @@ class BatchDumpHook(WindowHook):
         self._overflows = overflows
 
     def before_train(self, runner: Runner) -> None:
+        """Refuse to save weights that are sharded."""
         # A rank has only its shard, of which no model could be built again.
         if self._save_weights and is_sharded(runner.model):
             raise GuardConfigError(
@@ -80,6 +81,7 @@ class BatchDumpHook(WindowHook):
 
     @property
     def is_spent(self) -> bool:
+        """Whether this rank has written all its dumps."""
         return self._num_left == 0
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
@@ -117,7 +119,7 @@ class BatchDumpHook(WindowHook):
         except Exception as error:
             # Mostly an OSError. Any other error is caught too, because a
             # dump is not worth a run, and because other ranks wait for this
-            # one in all_gather_object().
+            # rank in all_gather_object().
             runner.logger.error(
                 f'mmnanguard: cannot write {path} '
                 f'({type(error).__name__}: {error}); training goes on, this '
@@ -133,7 +135,7 @@ class BatchDumpHook(WindowHook):
 def review(
     dump: Dump, pickled: List[str], lost: List[str]
 ) -> Tuple[Tuple[str, ...], List[str]]:
-    """List what a replay of the dump will lack.
+    """List the shortcomings of a dump.
 
     The user learns it now, while the config and a checkpoint of that moment
     are still at hand.

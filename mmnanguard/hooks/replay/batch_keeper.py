@@ -14,8 +14,8 @@ from torch import Tensor
 
 __all__ = ['BatchKeeper', 'KeptBatch']
 
-# A pipeline does to every batch what it does to the first few, except for
-# random augments, which three batches show with a good chance.
+# A preprocessor treats every batch like the first. More than one batch is
+# compared because of augments that change a batch only now and then.
 NUM_COMPARED = 3
 # Types whose objects cannot be changed in place.
 CONSTANT = (str, bytes, int, float, complex, bool, type(None), type)
@@ -80,8 +80,8 @@ class BatchKeeper:
             try:
                 return copy.deepcopy(leaf)
             except Exception:
-                # A user's object may raise anything. It is not tried again:
-                # a deepcopy that fails may take long.
+                # A user's object may raise anything. Its place is skipped
+                # from now on, because a deepcopy that fails may take long.
                 self._lost.add(path)
                 return leaf
 

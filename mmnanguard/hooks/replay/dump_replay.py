@@ -1,8 +1,8 @@
 """Replay of a dumped update in another process, on a newly built model.
 
-``open_dump`` builds the model from the config and restores what the replay
-depends on: weights, hooks that change the model, numbers of the message hub,
-batches and random states. What it cannot restore makes the replay inexact.
+``open_dump`` builds the model from the config. Then it restores weights, hooks
+that change the model, numbers of the message hub, batches and random states.
+A part that it cannot restore makes the replay inexact.
 """
 
 import re
@@ -46,7 +46,7 @@ class DumpReplay(NamedTuple):
     Attributes:
         dump: The content of the dump file.
         window_replay: The replay of the window.
-        doubts: Clauses on what differs from training.
+        doubts: Clauses that say how the replay differs from training.
     """
 
     dump: Dump
@@ -173,7 +173,7 @@ def load_file(path: Union[str, Path], kind: str) -> Any:
 
     Args:
         path: The file.
-        kind: A noun for what it should hold, used in the error.
+        kind: A noun for its expected content, used in the error.
 
     Raises:
         NanGuardError: If the file cannot be read.
@@ -182,8 +182,8 @@ def load_file(path: Union[str, Path], kind: str) -> Any:
     try:
         return load_plain(path)
     except Exception as error:
-        # OSError, UnpicklingError, RuntimeError and others: torch.load raises
-        # a different one for each way in which a file is broken.
+        # OSError, UnpicklingError, RuntimeError and others: the error that
+        # torch.load raises depends on how the file is broken.
         raise NanGuardError(
             f'{path} cannot be read as a {kind}: {error}'
         ) from error
@@ -199,7 +199,8 @@ def check_device(device: str) -> None:
         torch.empty(0, device=device)
     except Exception as error:
         # RuntimeError for a wrong name, AssertionError in a build without
-        # CUDA, others by backend. Lines after the first are a C++ backtrace.
+        # CUDA, others by backend. The first line names the reason; hints for
+        # developers follow.
         reason = str(error).splitlines()[0]
         raise NanGuardError(
             f'--device {device} cannot be used here ({reason}). Without '
@@ -246,7 +247,7 @@ def build(cfg: Config, source: object) -> Runner:
 def doubts_about_ranks(cfg: Config, world_size: int) -> List[str]:
     """Return a doubt if the model normalizes over the batches of all ranks.
 
-    Runner replaces SyncBN by BatchNorm where there is only one rank. The text
+    Runner replaces SyncBN by BatchNorm in a process without ranks. The text
     of the config is searched, because the layer may stand anywhere in it.
     """
     text = str(cfg.model)

@@ -68,7 +68,7 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
         max_auto_modules: int = 8,
     ) -> None:
         super().__init__()
-        # A str is a sequence of patterns too, one per character.
+        # A str would pass as a sequence of one-letter patterns.
         if isinstance(modules, str):
             raise GuardConfigError(
                 f'Fp32ModulesHook.modules is {modules!r}: it must be a list '
@@ -87,6 +87,7 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
         return [*self._patterns, *self._added]
 
     def before_train(self, runner: Runner) -> None:
+        """Replace the methods of the config's and the added modules."""
         self._in_fp32 = set()
         for pattern in self._patterns:
             self._wrap(runner, pattern)
@@ -102,7 +103,7 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
             runner.logger.info(f'mmnanguard: in float32 run {names}')
 
     def after_guard_row(self, runner: Runner, row: Row) -> None:
-        """Note the module that an autopsy blames, if float32 cures it."""
+        """Note the module that an autopsy blames, if float32 repairs it."""
         if not self._auto or row['kind'] != Autopsy.KIND:
             return
         autopsy = Autopsy.from_row(row)
@@ -127,6 +128,7 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
         self._due = []
 
     def _add(self, runner: Runner, name: str, event_id: str) -> None:
+        """Run a module in float32 from now on, and report the remedy."""
         # Two autopsies of an iteration may name the same module.
         if name in self._in_fp32:
             return
@@ -144,12 +146,14 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
     def before_save_checkpoint(
         self, runner: Runner, checkpoint: Checkpoint
     ) -> None:
+        """Save the names of the added modules."""
         if self._added:
             checkpoint[KEY] = list(self._added)
 
     def after_load_checkpoint(
         self, runner: Runner, checkpoint: Checkpoint
     ) -> None:
+        """Load the names of the added modules of a resumed run."""
         # ``load_from`` starts another run, which may not need the remedies.
         if self._auto and runner._resume:
             self._added = list(checkpoint.get(KEY, []))
@@ -157,7 +161,7 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
     def _wrap(self, runner: Runner, pattern: str) -> None:
         """Run all matches of a pattern in float32 until training ends."""
         for target in find_targets(runner.model, pattern):
-            # Several patterns may match a module, and one cast is enough.
+            # Several patterns may match a module; it is replaced once.
             if target.name not in self._in_fp32:
                 self._in_fp32.add(target.name)
                 put_in_fp32(self.patches, target, device_of(runner.model))
@@ -286,6 +290,6 @@ def matching_names(
     if kind == 're':
         return filter(re.compile(rest).fullmatch, modules)
     if kind == 'type':
-        # By name, as a config can be read without importing the class.
+        # By name, because a pattern in a config is text.
         return [n for n, m in modules.items() if type(m).__name__ == rest]
     return {pattern} & modules.keys()

@@ -74,6 +74,7 @@ class Encoder:
         return self._encode_object(item)
 
     def _encode_object(self, item: object) -> Dict[str, object]:
+        """Return the pickle of an object, or its text if that fails."""
         name = f'{type(item).__module__}.{type(item).__qualname__}'
         try:
             data = pickle.dumps(item)

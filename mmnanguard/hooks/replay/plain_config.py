@@ -111,6 +111,7 @@ class NotData(ValueError):
 
 
 def _not_data(node: Any, text: str) -> NotData:
+    """Return the error for a node of the config's text."""
     code = str(ast.get_source_segment(text, node))[:80]
     return NotData(
         f'cannot be read back as data (line {node.lineno} has {code})'

@@ -86,7 +86,8 @@ def _import_modules(path: Path, cfg: Config) -> None:
             **(cfg.get('custom_imports') or dict(imports=[]))
         )
     except Exception as error:
-        # A module may raise anything. MMEngine puts that into __context__.
+        # A module may raise anything. MMEngine raises a bare ImportError, and
+        # the reason is its __context__.
         raise NanGuardError(
             f"{path}: its config's custom_imports fail ({error}: "
             f'{error.__context__}). {IMPORT_HINT}'

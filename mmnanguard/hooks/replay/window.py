@@ -70,7 +70,8 @@ class Window:
             return
         self._iter, self._is_compared = runner.iter, False
         guards = find_guards(runner).values()
-        # With several optimizers, one may accumulate over a longer window.
+        # Several optimizers may accumulate over windows of different length,
+        # and a new window begins when none of theirs is open.
         if not any(guard.is_open for guard in guards):
             self.batches = []
             self._num_steps = count_steps(runner)
@@ -128,6 +129,7 @@ class WindowHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
+        """Keep the batch, unless this hook needs none any more."""
         if self.is_spent:
             # The last hook that drops its window frees the batches.
             self._window = None
@@ -142,5 +144,6 @@ class WindowHook(Hook):
         data_batch: DataBatch = None,
         outputs: Outputs = None,
     ) -> None:
+        """Learn whether the iteration has changed the batch."""
         if self._window:
             self._window.compare(data_batch)

@@ -95,7 +95,7 @@ class WindowReplay:
         return autopsy.replace(exact=is_exact)
 
     def confirm(self, autopsy: Autopsy) -> Autopsy:
-        """Try the remedy by one more replay, with that module in float32.
+        """Try the remedy: replay with the blamed module in float32.
 
         The remedy is dropped unless the fault no longer begins in the module,
         and the module's float32 outputs fit where half precision was.
@@ -135,7 +135,7 @@ class WindowReplay:
         def train() -> Dict[str, List[Tensor]]:
             for data, batch in zip(batches, self._batches):
                 # Between micro-batches, training may have drawn numbers that
-                # a replay does not draw, such as those of a data loader.
+                # a replay does not draw, for example in a data loader.
                 set_rng(batch.rng)
                 with isolated_message_hub(batch.iter):
                     self._model.train_step(data, optim_wrapper=wrapper)
@@ -188,7 +188,7 @@ class WindowReplay:
         batches = []
         for batch, (start, names) in zip(self._batches, self._names()):
             rows = rows_within(samples, start, len(names))
-            # A model may not bear an empty batch.
+            # Many models fail on an empty batch.
             if rows:
                 data = take_samples(batch.kept.data, len(names), rows)
                 kept = batch.kept._replace(data=data)
