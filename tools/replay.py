@@ -178,7 +178,7 @@ def run(args: argparse.Namespace) -> None:
     show_outputs(autopsy.outputs)
     row = dict(autopsy.to_row(), device=args.device, versions=now)
     if args.bisect and autopsy.repeats:
-        row.update(bisect(case.examination))
+        row.update(bisect(case.window_replay))
     json_path.write_text(to_json(row) + '\n', encoding='utf-8')
     print(f'written to {json_path}')
 

@@ -1,5 +1,6 @@
-"""Hooks that write the events of a run down.
+"""Hooks that write the events of a run to files and dashboards.
 
-1. ``event_log_hook``: ``events.jsonl``, one row per event.
-2. ``event_text_hook``: rows as text for dashboards (``event_text``).
+1. ``event_log_hook``: one row per event in ``events.jsonl``.
+2. ``event_text_hook``: rows as text in the backends of the visualizer;
+   ``event_text`` has one writer per backend.
 """

@@ -1,6 +1,7 @@
 """The hook that shows rows as text in dashboards."""
 
 import json
+import textwrap
 from typing import Dict
 
 from mmengine.dist import is_main_process
@@ -22,21 +23,23 @@ __all__ = ['EventTextHook']
 class EventTextHook(GuardListener):
     """Shows events as text, next to the scalars, in TensorBoard and others.
 
-    Each event, and what other hooks find out about it, goes as text to the
-    backends of the config's visualizer, under ``guard/<kind of row>`` at the
-    iteration of the event: the console line and the row. Backends:
-    TensorBoard, Weights & Biases, MLflow, ClearML, Neptune, Aim, and any that
-    has a method ``add_text(tag, text, step)``; others are named once in the
-    log. ``LocalVisBackend`` needs none, ``EventLogHook`` writes its file.
+    Each event and each row of another hook goes to the backends of the
+    config's visualizer, under ``guard/<kind of row>`` at the iteration of the
+    event. The text is the console line and the row. Backends: TensorBoard,
+    Weights & Biases, MLflow, ClearML, Neptune, Aim, and any that has a method
+    ``add_text(tag, text, step)``; the log names other backends once.
+    ``LocalVisBackend`` needs no text, since ``EventLogHook`` writes its file.
 
     Needs ``NanGuardHook``, which hands out the events. Writes on rank 0 only.
-    A backend that fails is left out from then on, and training goes on.
+    A backend that fails gets no more text, and training goes on.
     """
 
     priority = 'NORMAL'
 
     def before_train(self, runner: Runner) -> None:
+        """Find the backends that take text, and name the others."""
         self._writers: Dict[str, Writer] = {}
+        # The step of a row without an iteration: that of the last event.
         self._step = runner.iter + 1
         for name, backend in runner.visualizer._vis_backends.items():
             write = text_writer(backend)
@@ -49,25 +52,33 @@ class EventTextHook(GuardListener):
                 )
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
+        """Show an event."""
         self._step = event.iter
         self._write(runner, event.to_row(), event.line())
 
     def after_guard_row(self, runner: Runner, row: Row) -> None:
-        """Show what another hook found out, mostly about the last event."""
+        """Show the row of another hook, mostly about the last event."""
         self._write(runner, row, f'Iter {row.get("iter", self._step)}')
 
     def _write(self, runner: Runner, row: Row, headline: str) -> None:
+        """Write headline and row to all backends that take text."""
         if not is_main_process():
             return
-        # Indented by four: Markdown leaves it as it is.
-        lines = json.dumps(json.loads(to_json(row)), indent=1).splitlines()
-        text = '\n'.join([headline, '', *(f'    {line}' for line in lines)])
+        # to_json() writes NaN and inf as strings, since JSON has no such
+        # numbers, and json.dumps() writes one key per line.
+        code = json.dumps(json.loads(to_json(row)), indent=1)
+        # Dashboards render Markdown, which leaves code as it is if a blank
+        # line is before it and four spaces begin each line.
+        text = f'{headline}\n\n' + textwrap.indent(code, ' ' * 4)
+        # A copy, because a backend that fails is removed.
         for name, write in list(self._writers.items()):
             try:
                 write(
                     f'guard/{row["kind"]}', text, row.get('iter', self._step)
                 )
             except Exception as error:
+                # Each backend raises errors of its own, and no text is worth
+                # a run.
                 del self._writers[name]
                 runner.logger.error(
                     f'mmnanguard: {name} takes no text '

@@ -1,3 +1,9 @@
+"""The hook that replays a rejected window to find the operation at fault.
+
+:class:`~.window_replay.WindowReplay` does the replay on a rank; this module
+decides which events get a replay, and makes all ranks agree on the result.
+"""
+
 from typing import Dict, List, Set, Tuple
 
 from mmengine.dist import (
@@ -23,30 +29,35 @@ from .window_replay import WindowReplay, settings_of
 __all__ = ['AutopsyHook']
 
 KEY = 'nanguard_autopsies'
-MAX_LOOKS = 3
+# Rejections with an equal cause and first parameter may still have several
+# culprits. Three replays find most of them and bound the cost.
+MAX_SIMILAR = 3
 
 
 @HOOKS.register_module()
 class AutopsyHook(WindowHook):
     """Finds out where a rejected update went bad, by running it again.
 
-    The rejection has left everything as it was, so the same batch, random
-    numbers and weights are at hand: the first operation that makes a
-    non-finite number of finite ones is named, with its module, source line,
-    numbers and samples; and whether it happens again, and in float32.
+    The rejection has left everything as it was, so the batch, random numbers
+    and weights of the window are at hand. The row of the autopsy names the
+    first operation that made a non-finite number of finite ones, with its
+    module, source line, numbers and samples. It also says whether the fault
+    happens again, and whether it happens in float32.
 
-    Costs a copy of the random states and of the containers of a batch in
-    each iteration, and a few forward and backward passes an autopsy. Nothing
-    is hooked into the model. A replay leaves no trace but in plain Python
-    state: attributes, generators of a model's own, gradient hooks.
+    Each iteration costs a copy of the random states and of the containers of
+    the batch; each autopsy costs a few forward and backward passes. Nothing
+    is hooked into the model. A replay leaves traces in plain Python state
+    only: attributes, a model's own generators, gradient hooks.
 
-    On several ranks all run the same passes, since a model may communicate
-    in forward; what is reported is what the rank saw on which the update
-    went bad.
+    With several ranks, all of them run the passes, since a model may
+    communicate in forward. The autopsy of the rank on which the update went
+    bad is reported.
 
     Args:
-        max_autopsies: In the run, resumes included; one for each culprit.
-        overflows: Also look into routine overflows of the loss scale.
+        max_autopsies: Largest number of autopsies in the run, resumes
+            included. Each culprit is reported once.
+        overflows: Whether routine overflows of the loss scale get an autopsy
+            too.
 
     Raises:
         GuardConfigError: If ``max_autopsies`` is negative.
@@ -65,56 +76,73 @@ class AutopsyHook(WindowHook):
         self._num_done = 0
         self._overflows = overflows
         self._culprits: Set[Tuple[str, ...]] = set()
-        self._looks: Dict[Tuple[str, ...], int] = {}
+        # The number of autopsies by similarity_key() of their events.
+        self._num_similar: Dict[Tuple[str, ...], int] = {}
 
     @property
     def is_spent(self) -> bool:
+        """Whether the run has had all its autopsies."""
         return self._num_done >= self._max_autopsies
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
-        about = event.cause.value, *(bad.name for bad in event.params[:1])
-        # All or none: a pass may communicate.
-        told = [self._is_due(event, about)]
-        broadcast_object_list(told)
-        if not told[0] or self._window is None:
+        """Examine a rejected update. Collective."""
+        key = similarity_key(event)
+        # All ranks or none: a pass may communicate, and a rank that stays
+        # out would leave the other ranks waiting.
+        decision = [self._is_due(event, key)]
+        broadcast_object_list(decision)
+        if not decision[0] or self._window is None:
             return
         self._num_done += 1
-        self._looks[about] = self._looks.get(about, 0) + 1
+        self._num_similar[key] = self._num_similar.get(key, 0) + 1
         try:
-            found = self._examine(runner, event, self._window)
+            autopsy = self._examine(runner, event, self._window)
         except Exception:
             if get_world_size() > 1:
-                raise  # the others may wait for this rank
+                # Other ranks may wait for this rank in a collective, and
+                # would hang if it went on.
+                raise
             runner.logger.exception(
                 f'mmnanguard: the autopsy of {event.id} failed; training '
                 'goes on'
             )
             return
-        culprit: Tuple[str, ...] = found.phase, found.module, found.op
-        if found.phase == 'input':
-            culprit += found.samples
+        self._report(runner, event, autopsy)
+
+    def _report(
+        self, runner: Runner, event: GuardEvent, autopsy: Autopsy
+    ) -> None:
+        """Log the autopsy, and write its row if its culprit is new."""
+        culprit: Tuple[str, ...] = autopsy.phase, autopsy.module, autopsy.op
+        # Bad inputs have no operation, so their samples tell them apart.
+        if autopsy.phase == 'input':
+            culprit += autopsy.samples
         is_compiled = any(map(is_compiled_module, runner.model.modules()))
-        line = found.line(event.iter, is_compiled)
+        line = autopsy.line(event.iter, is_compiled)
         if culprit in self._culprits:
-            runner.logger.info(f'{line} (no row: an earlier one has said it)')
+            runner.logger.info(
+                f'{line} (no row: an earlier row names this culprit)'
+            )
             return
         self._culprits.add(culprit)
-        if not found.exact:
+        if not autopsy.exact:
             runner.logger.warning(
                 f'mmnanguard: the replay of {event.id} is not exact: another '
                 'optimizer has moved since, the batch has changed, or the '
                 'loss is not that of training'
             )
         runner.logger.warning(line)
-        runner.call_hook('after_guard_row', row=found.to_row())
+        runner.call_hook('after_guard_row', row=autopsy.to_row())
 
-    def _is_due(self, event: GuardEvent, about: Tuple[str, ...]) -> bool:
-        """A streak is looked into at its start, and what looks the same a
-        few times: the culprit may be another one.
+    def _is_due(self, event: GuardEvent, key: Tuple[str, ...]) -> bool:
+        """Whether the event gets an autopsy.
+
+        A streak of skips gets an autopsy at its start only. Similar
+        rejections get several, because each may have another culprit.
         """
-        num_looks = self._looks.get(about, 0)
-        is_new = num_looks == 0 or (
-            num_looks < MAX_LOOKS and event.consecutive_skips <= 1
+        num_similar = self._num_similar.get(key, 0)
+        is_new = num_similar == 0 or (
+            num_similar < MAX_SIMILAR and event.consecutive_skips <= 1
         )
         return (
             is_new
@@ -125,71 +153,99 @@ class AutopsyHook(WindowHook):
         )
 
     def after_guard_row(self, runner: Runner, row: Row) -> None:
-        """What goes bad after a remedy has another culprit."""
+        """Forget similar rejections after a remedy.
+
+        A rejection after a remedy has another culprit, however similar it is.
+        """
         if row['kind'] == RemedyRow.KIND:
-            self._looks = {}
+            self._num_similar = {}
 
     def before_save_checkpoint(
         self, runner: Runner, checkpoint: Checkpoint
     ) -> None:
+        """Save the budget and the culprits, which outlive a resume."""
+        # Sorted lists of builtins, so that the file loads with
+        # ``weights_only=True`` and equal states make equal files.
         checkpoint[KEY] = dict(
             num_done=self._num_done,
             culprits=sorted(self._culprits),
-            looks=sorted(self._looks.items()),
+            looks=sorted(self._num_similar.items()),
         )
 
     def after_load_checkpoint(
         self, runner: Runner, checkpoint: Checkpoint
     ) -> None:
+        """Load the budget and the culprits of a resumed run."""
+        # ``load_from`` starts another run, which has a budget of its own.
         if runner._resume and KEY in checkpoint:
-            self._num_done = checkpoint[KEY]['num_done']
-            self._culprits = set(map(tuple, checkpoint[KEY]['culprits']))
-            self._looks = {
-                tuple(about): num for about, num in checkpoint[KEY]['looks']
-            }
+            state = checkpoint[KEY]
+            self._num_done = state['num_done']
+            self._culprits = set(map(tuple, state['culprits']))
+            self._num_similar = {}
+            for key, num_similar in state['looks']:
+                self._num_similar[tuple(key)] = num_similar
 
     def _examine(
         self, runner: Runner, event: GuardEvent, window: Window
     ) -> Autopsy:
-        """Collective: as many passes on each rank."""
+        """Replay the window. Collective: all ranks run as many passes."""
         wrappers = find_wrappers(runner)
-        examination = WindowReplay(
+        replay = WindowReplay(
             runner.model,
             wrappers,
             settings_of(wrappers, event),
             window.batches,
         )
-        # The event tells the loss of that rank.
-        is_own = get_rank() == event.ranks[0]
-        found = examination.autopsy(
-            event.id, event.optimizer, event.loss if is_own else None
-        )
-        exact = found.exact and window.is_exact(runner)
-        found = choose(all_gather_object(found.replace(exact=exact)), event)
-        remedies = all_gather_object(examination.confirm(found).remedy)
-        return found.replace(remedy=min(remedies))  # '' on any is enough
+        # The event holds the loss of its first rank, which says nothing of
+        # the losses of other ranks.
+        has_loss = get_rank() == event.ranks[0]
+        loss = event.loss if has_loss else None
+        autopsy = replay.autopsy(event.id, event.optimizer, loss)
+        exact = autopsy.exact and window.is_exact(runner)
+        autopsies = all_gather_object(autopsy.replace(exact=exact))
+        autopsy = choose(autopsies, event)
+        # Each rank tries the remedy on its own batch. A rank on which it
+        # does not help has '', the smallest string.
+        remedies = all_gather_object(replay.confirm(autopsy).remedy)
+        return autopsy.replace(remedy=min(remedies))
 
 
-def choose(found: List[Autopsy], event: GuardEvent) -> Autopsy:
-    """Of the ranks' autopsies, one that saw the fault begin and did not get
-    it from another rank.
+def similarity_key(event: GuardEvent) -> Tuple[str, ...]:
+    """Return cause and first blamed parameter, which similar events share."""
+    if event.params:
+        return event.cause.value, event.params[0].name
+    return (event.cause.value,)
+
+
+def choose(autopsies: List[Autopsy], event: GuardEvent) -> Autopsy:
+    """Pick the autopsy of the rank on which the fault originated.
+
+    The choice is exact only if the autopsies of all ranks are.
     """
-    chosen = min(
-        found,
-        key=lambda one: (
-            not one.phase,
-            one.op.startswith('c10d'),
-            one.rank not in event.ranks,
-            one.rank,
-        ),
-    )
-    return chosen.replace(exact=all(one.exact for one in found))
+
+    def order(autopsy: Autopsy) -> Tuple[bool, bool, bool, int]:
+        return (
+            # A rank without a phase did not see the fault begin.
+            not autopsy.phase,
+            # A collective operation brought the fault from another rank.
+            autopsy.op.startswith('c10d'),
+            autopsy.rank not in event.ranks,
+            autopsy.rank,
+        )
+
+    exact = all(autopsy.exact for autopsy in autopsies)
+    return min(autopsies, key=order).replace(exact=exact)
 
 
 def is_compiled_module(module: nn.Module) -> bool:
+    """Whether ``torch.compile`` was applied to the module in some way."""
     return (
+        # torch.compile(module) wraps the module.
         hasattr(module, '_orig_mod')
+        # module.compile() compiles the call in place.
         or getattr(module, '_compiled_call_impl', None) is not None
+        # ``compile=True`` in a config compiles the method ``train_step``
+        # (MMEngine 0.10.7, runner/runner.py#L1775).
         or hasattr(
             vars(module).get('train_step'), '_torchdynamo_orig_callable'
         )

@@ -1,5 +1,11 @@
+"""The content of a dump file, and the way it is written.
+
+A dump is a dict of tensors and builtins with the schema ``SCHEMA``;
+``dump_replay`` reads it.
+"""
+
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Mapping, Tuple
 
 import torch
 from mmengine.dist import get_rank, get_world_size
@@ -11,6 +17,7 @@ from mmnanguard._support.atomic_write import atomic_write
 from mmnanguard.core import GuardEvent
 from mmnanguard.core.checks import is_number
 from mmnanguard.numerics.base.dtype_name import dtype_name
+from mmnanguard.numerics.probe.replay import Setting
 
 from .._shared.find_guards import find_wrappers
 from .._shared.versions import versions
@@ -19,17 +26,23 @@ from .plain_batch import to_plain
 from .window import Window
 from .window_replay import settings_of
 
-__all__ = ['collect', 'save_whole', 'weights_of']
+__all__ = ['Dump', 'collect', 'save_whole', 'weights_of']
 
 SCHEMA = 1
+Dump = Dict[str, Any]
 
 
 def collect(
     runner: Runner, event: GuardEvent, window: Window
-) -> Tuple[Dict[str, Any], List[str], List[str]]:
-    """The dump, but for the weights; and as :func:`to_plain`."""
-    batches, pickled, lost = to_plain([b.kept.data for b in window.batches])
-    settings = settings_of(find_wrappers(runner), event)
+) -> Tuple[Dump, List[str], List[str]]:
+    """Return the dump without the weights.
+
+    Returns:
+        The dump, and the types of the batches' objects that had to be pickled
+        or are lost, as :func:`to_plain` returns them.
+    """
+    data = [batch.kept.data for batch in window.batches]
+    batches, pickled, lost = to_plain(data)
     dump = {
         'schema': SCHEMA,
         'event': event.to_row(),
@@ -40,52 +53,74 @@ def collect(
         'rng': [batch.rng for batch in window.batches],
         'is_exact': window.is_exact(runner),
         'iter': [batch.iter for batch in window.batches],
-        'settings': {
-            name: dict(
-                setting._asdict(),
-                dtype=setting.dtype and dtype_name(setting.dtype),
-            )
-            for name, setting in settings.items()
-        },
-        'fp32_modules': [
-            pattern
-            for hook in runner.hooks
-            if isinstance(hook, Fp32ModulesHook)
-            for pattern in hook.patterns
-        ],
-        'runtime_info': {  # of the message hub, where models read max_iters
-            key: to_plain(value)[0]  # may be a number of numpy
-            for key, value in runner.message_hub.runtime_info.items()
-            if is_number(value)
-        },
+        'settings': plain_settings(settings_of(find_wrappers(runner), event)),
+        'fp32_modules': fp32_patterns(runner),
+        'runtime_info': numbers_of_hub(runner),
         'config': runner.cfg.pretty_text,
         'versions': versions(),
     }
     return dump, pickled, lost
 
 
+def plain_settings(
+    settings: Mapping[str, Setting],
+) -> Dict[str, Dict[str, object]]:
+    """Return the settings as dicts, with the names of their dtypes."""
+    plain = {}
+    for name, setting in settings.items():
+        plain[name] = setting._asdict()
+        # A dump holds tensors and builtins only, and a dtype is neither.
+        if setting.dtype is not None:
+            plain[name]['dtype'] = dtype_name(setting.dtype)
+    return plain
+
+
+def fp32_patterns(runner: Runner) -> List[str]:
+    """Return the patterns of all modules that run in float32."""
+    patterns: List[str] = []
+    for hook in runner.hooks:
+        if isinstance(hook, Fp32ModulesHook):
+            patterns.extend(hook.patterns)
+    return patterns
+
+
+def numbers_of_hub(runner: Runner) -> Dict[str, object]:
+    """Return the numbers of the message hub, where models read max_iters."""
+    numbers = {}
+    for key, value in runner.message_hub.runtime_info.items():
+        if is_number(value):
+            # A NumPy number would not load with ``weights_only=True``.
+            numbers[key] = to_plain(value)[0]
+    return numbers
+
+
 def weights_of(model: nn.Module) -> Dict[str, Tensor]:
-    """Weights and buffers; of this rank."""
+    """Return weights and buffers on the CPU, as this rank holds them."""
+    # The names are those of the model itself, also inside DDP.
     model = getattr(model, 'module', model)
-    return {
-        name: tensor.detach().cpu()
-        for name, tensor in model.state_dict().items()
-        if isinstance(tensor, Tensor)
-    }
+    weights = {}
+    for name, value in model.state_dict().items():
+        # ``get_extra_state`` may put any object there.
+        if isinstance(value, Tensor):
+            weights[name] = value.detach().cpu()
+    return weights
 
 
-def save_whole(dump: Dict[str, Any], path: Path, max_bytes: float) -> int:
-    """Write beside and rename, so that no reader sees half a file.
+def save_whole(dump: Dump, path: Path, max_bytes: float) -> int:
+    """Write the dump and return the size of the file.
+
+    The file is written under another name and renamed, so that no reader sees
+    half a file.
 
     Raises:
-        OSError: If it is too large, or cannot be written; for a disk that
-            is full PyTorch also raises a RuntimeError.
+        OSError: If the dump is too large, or cannot be written. If the disk
+            is full, PyTorch may raise a RuntimeError instead.
     """
-    size = sum(
-        leaf.numel() * leaf.element_size()
-        for leaf in tree_flatten(dump)[0]
-        if isinstance(leaf, Tensor)
-    )
+    size = 0
+    for leaf in tree_flatten(dump)[0]:
+        if isinstance(leaf, Tensor):
+            size += leaf.numel() * leaf.element_size()
+    # Refused before anything is written, or it might fill the disk.
     if size > max_bytes:
         raise OSError(
             f'{size / 2**20:.0f} MiB are more than max_megabytes='

@@ -1,7 +1,7 @@
-"""The hook that saves rejected updates, to be run again elsewhere."""
+"""The hook that saves rejected updates, for a replay in another process."""
 
 from pathlib import Path
-from typing import Optional
+from typing import List, Optional, Tuple
 
 from mmengine.dist import all_gather_object, get_rank
 from mmengine.runner import Runner
@@ -13,7 +13,7 @@ from mmnanguard.core.rows.event_files import DUMPS_FOLDER
 from mmnanguard.numerics.base.shards import is_sharded
 from mmnanguard.registry import HOOKS
 
-from .batch_dump import collect, save_whole, weights_of
+from .batch_dump import Dump, collect, save_whole, weights_of
 from .plain_config import parse_config
 from .window import Window, WindowHook
 
@@ -22,25 +22,30 @@ __all__ = ['BatchDumpHook']
 
 @HOOKS.register_module()
 class BatchDumpHook(WindowHook):
-    """Writes all that it takes to run a rejected update again elsewhere, to
-    ``<runner.log_dir>/nanguard/dumps/iter_<iteration>_rank<rank>.pt``.
+    """Writes rejected updates to files, for a replay in another process.
 
-    Of each rank on which the update went bad: the window's batches as the
-    data loader gave them, random states, the event, the config, versions,
-    and by option the weights. ``tools/replay.py`` runs it again. The file
-    loads with ``weights_only=True``; objects that are neither tensors, arrays
-    nor data elements are in it as pickles, and named in the log. It appears
-    whole or not at all, and a disk that is full costs the dump, not the run.
+    Each rank on which the update went bad writes
+    ``<runner.log_dir>/nanguard/dumps/iter_<iteration>_rank<rank>.pt``: the
+    window's batches as the data loader returned them, random states, the
+    event, the config, versions, and by option the weights.
+    ``tools/replay.py`` runs the update again.
+
+    The file loads with ``weights_only=True``. Objects that are neither
+    tensors, arrays nor data elements are pickled into bytes and named in the
+    log. The file appears whole or not at all, and a disk that is full costs
+    the dump, not the run.
 
     Args:
-        max_dumps: In this process, on each rank.
-        max_megabytes: Of one file's tensors; a larger one is not written.
-        save_weights: Also the model's weights and buffers, as they were.
-        overflows: Also of routine overflows of the loss scale.
+        max_dumps: Largest number of dumps by this process on each rank.
+        max_megabytes: Largest size of the tensors of a dump. A larger dump is
+            not written.
+        save_weights: Whether the dump has the model's weights and buffers
+            too, as they were before the update.
+        overflows: Whether routine overflows of the loss scale are dumped too.
 
     Raises:
         GuardConfigError: If a limit is no positive number; at the start of
-            training, if weights are asked for that are spread over ranks.
+            training, if ``save_weights`` is set and the weights are sharded.
     """
 
     def __init__(
@@ -65,22 +70,31 @@ class BatchDumpHook(WindowHook):
         self._overflows = overflows
 
     def before_train(self, runner: Runner) -> None:
+        """Refuse to save weights that are sharded."""
+        # A rank has only its shard, of which no model could be built again.
         if self._save_weights and is_sharded(runner.model):
             raise GuardConfigError(
-                'BatchDumpHook.save_weights: the weights are spread over '
+                'BatchDumpHook.save_weights: the weights are sharded over '
                 'ranks, and a dump is of one rank. Leave it out, and give '
                 'tools/replay.py a --checkpoint.'
             )
 
     @property
     def is_spent(self) -> bool:
+        """Whether this rank has written all its dumps."""
         return self._num_left == 0
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
-        """Collective, for the rows."""
-        if event.action is Action.STEP:  # weights are no longer those
+        """Dump the window on the ranks that went bad.
+
+        Collective: rank 0 writes the rows of all ranks' dumps.
+        """
+        # A committed update has changed the weights, so the window cannot be
+        # run again from where it began.
+        if event.action is Action.STEP:
             return
-        if CAUSES[event.cause].is_gradual:  # no batch is at fault
+        # The cause built up over many updates, and no batch is at fault.
+        if CAUSES[event.cause].is_gradual:
             return
         if event.is_routine and not self._overflows:
             return
@@ -88,14 +102,13 @@ class BatchDumpHook(WindowHook):
         if get_rank() in event.ranks and self._window and self._num_left:
             self._num_left -= 1
             dump = self._write(runner, event, self._window)
-        for written in all_gather_object(dump):
-            if written is not None:
-                runner.call_hook('after_guard_row', row=written.to_row())
+        for record in filter(None, all_gather_object(dump)):
+            runner.call_hook('after_guard_row', row=record.to_row())
 
     def _write(
         self, runner: Runner, event: GuardEvent, window: Window
     ) -> Optional[DumpRow]:
-        """Write the dump and return its record; None if that failed."""
+        """Write the dump and return its record, or None if writing failed."""
         name = f'iter_{event.iter}_rank{get_rank()}.pt'
         path = Path(runner.log_dir, DUMPS_FOLDER, name)
         try:
@@ -104,29 +117,52 @@ class BatchDumpHook(WindowHook):
                 dump['weights'] = weights_of(runner.model)
             size = save_whole(dump, path, self._max_bytes)
         except Exception as error:
-            # OSError as a rule, but no dump is worth a run, nor ranks that
-            # wait for this one.
+            # Mostly an OSError. Any other error is caught too, because a
+            # dump is not worth a run, and because other ranks wait for this
+            # rank in all_gather_object().
             runner.logger.error(
                 f'mmnanguard: cannot write {path} '
                 f'({type(error).__name__}: {error}); training goes on, this '
                 'dump is lost'
             )
             return None
-        remarks, needs = [], []
-        if pickled:
-            listed = ', '.join(pickled)
-            remarks.append(f'to read its {listed} takes --allow-pickle')
-        if lost:
-            listed = ', '.join(lost)
-            remarks.append(f'of {listed}, only the text could be kept')
-        try:
-            parse_config(dump['config'])
-        except ValueError as error:
-            needs.append('config')
-            remarks.append(f'its config {error}, so it takes another')
-        if 'weights' not in dump:
-            needs.append('checkpoint')
-            remarks.append('without weights, it takes those of a checkpoint')
-        record = DumpRow(event.id, get_rank(), str(path), size, tuple(needs))
+        needs, remarks = review(dump, pickled, lost)
+        record = DumpRow(event.id, get_rank(), str(path), size, needs)
         runner.logger.warning(record.line(remarks))
         return record
+
+
+def review(
+    dump: Dump, pickled: List[str], lost: List[str]
+) -> Tuple[Tuple[str, ...], List[str]]:
+    """List the shortcomings of a dump.
+
+    The user learns it now, while the config and a checkpoint of that moment
+    are still at hand.
+
+    Args:
+        dump: The dump that was written.
+        pickled: The types of the objects that had to be pickled.
+        lost: The types of the objects that are kept as text only.
+
+    Returns:
+        The options that the replay needs ('config', 'checkpoint'), and
+        remarks for the log.
+    """
+    remarks, needs = [], []
+    if pickled:
+        listed = ', '.join(pickled)
+        remarks.append(f'to read its {listed} takes --allow-pickle')
+    if lost:
+        listed = ', '.join(lost)
+        remarks.append(f'of {listed}, only the text could be kept')
+    # A replay reads the config as data, and runs none of its text.
+    try:
+        parse_config(dump['config'])
+    except ValueError as error:
+        needs.append('config')
+        remarks.append(f'its config {error}, so it takes another')
+    if 'weights' not in dump:
+        needs.append('checkpoint')
+        remarks.append('without weights, it takes those of a checkpoint')
+    return tuple(needs), remarks

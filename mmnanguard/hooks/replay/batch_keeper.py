@@ -1,3 +1,9 @@
+"""Batches as the data loader returned them, kept for a replay.
+
+A batch is walked as a tree: its inner nodes are the containers that collate
+functions make, and its leaves are tensors, arrays and other objects.
+"""
+
 import copy
 import pickle
 from typing import Any, Callable, Dict, NamedTuple, Set, Tuple
@@ -8,62 +14,74 @@ from torch import Tensor
 
 __all__ = ['BatchKeeper', 'KeptBatch']
 
+# A preprocessor treats every batch like the first. More than one batch is
+# compared because of augments that change a batch only now and then.
 NUM_COMPARED = 3
-# What is never changed in place.
+# Types whose objects cannot be changed in place.
 CONSTANT = (str, bytes, int, float, complex, bool, type(None), type)
-Path = Tuple[Any, ...]
+# The keys and indices that lead from a batch to a leaf.
+Path = Tuple[object, ...]
 
 
 class KeptBatch(NamedTuple):
-    """One batch as the data loader gave it.
+    """A batch as the data loader returned it.
 
     Attributes:
-        data: Copied where training changes it.
-        is_exact: Nothing of it is known to have changed since.
+        data: The batch, copied where training changes it.
+        is_exact: Whether no part of it is known to have changed since.
     """
 
     data: object
     is_exact: bool = True
 
-    def fresh(self) -> Any:
-        """A copy that may be spoilt, but for what cannot be copied."""
+    def fresh(self) -> object:
+        """Return a copy that a replay may change.
 
-        def copied(_: Path, leaf: object) -> Any:
+        The copy shares the objects that cannot be copied.
+        """
+
+        def copy_leaf(_: Path, leaf: object) -> object:
             try:
                 return copy.deepcopy(leaf)
-            except Exception:  # a user's object: whatever it raises
+            except Exception:
+                # A user's object may raise anything, and a replay that shares
+                # it is better than none.
                 return leaf
 
-        return walk(self.data, copied)
+        return walk(self.data, copy_leaf)
 
 
 class BatchKeeper:
-    """Keeps batches to run them again, at little cost.
+    """Keeps batches for a replay, at little cost.
 
-    Preprocessors, augments and heads change some batches in place. Over the
-    first iterations everything is copied and compared afterwards; later on
-    only containers, and what was seen to change.
+    Preprocessors, augments and heads change some batches in place. In the
+    first iterations everything is copied, and compared after the iteration.
+    Later only containers are copied, and the parts that were seen to change.
     """
 
     def __init__(self) -> None:
         self._num_compared = 0
         self._changing: Set[Path] = set()
-        self._lost: Set[Path] = set()  # nor can it be copied or compared
+        # Places of objects that can be neither copied nor compared.
+        self._lost: Set[Path] = set()
 
     def keep(self, batch: object) -> KeptBatch:
-        """Before training sees it; no sync."""
+        """Keep a batch before training changes it. No sync."""
         is_learning = self._num_compared < NUM_COMPARED
 
-        def keep_leaf(path: Path, leaf: object) -> Any:
+        def keep_leaf(path: Path, leaf: object) -> object:
             path = general(path)
             is_copied = is_learning or path in self._changing
             if path in self._lost or not is_copied:
                 return leaf
+            # A deepcopy fails for a tensor that is part of a graph.
             if isinstance(leaf, Tensor):
                 return leaf.detach().clone()
             try:
                 return copy.deepcopy(leaf)
-            except Exception:  # a user's object: whatever it raises
+            except Exception:
+                # A user's object may raise anything. Its place is skipped
+                # from now on, because a deepcopy that fails may take long.
                 self._lost.add(path)
                 return leaf
 
@@ -71,59 +89,86 @@ class BatchKeeper:
         return KeptBatch(data, not self._lost)
 
     def compare(self, batch: object, kept: KeptBatch) -> None:
-        """After training has seen it; syncs, in the first iterations only."""
+        """Learn which parts of a batch training has changed.
+
+        Does nothing after the first iterations; in them it syncs the device.
+        """
         if self._num_compared >= NUM_COMPARED:
             return
         self._num_compared += 1
-        before: Dict[Path, Any] = {}
-        walk(kept.data, lambda path, leaf: before.setdefault(path, leaf))
+        before: Dict[Path, object] = {}
 
-        def compare_leaf(path: Path, leaf: object) -> Any:
-            if path in before and general(path) not in self._lost:
-                try:
-                    if not same(before[path], leaf):
-                        self._changing.add(general(path))
-                except Exception:  # as above
-                    self._lost.add(general(path))
+        def remember(path: Path, leaf: object) -> object:
+            before[path] = leaf
+            return leaf
+
+        walk(kept.data, remember)
+
+        def compare_leaf(path: Path, leaf: object) -> object:
+            # A leaf that training added was not there to be changed: a copy
+            # of the containers is enough to leave it out of a replay.
+            if path not in before or general(path) in self._lost:
+                return leaf
+            try:
+                if not same(before[path], leaf):
+                    self._changing.add(general(path))
+            except Exception:
+                # A user's object may refuse to be pickled.
+                self._lost.add(general(path))
             return leaf
 
         walk(batch, compare_leaf)
 
 
 def general(path: Path) -> Path:
-    """The place in a batch, whichever sample it is of."""
-    return tuple('*' if isinstance(key, int) else key for key in path)
+    """Replace indices by '*', so that all samples share a place."""
+    return tuple(map(general_key, path))
 
 
-def walk(value: Any, leaf: Callable[[Path, Any], Any], path: Path = ()) -> Any:
-    """Rebuild containers, with leaves (tensors, arrays, objects) as ``leaf``
-    says.
+def general_key(key: object) -> object:
+    """Return '*' for an index, and any other key unchanged."""
+    return '*' if isinstance(key, int) else key
+
+
+def walk(
+    value: Any, leaf: Callable[[Path, object], object], path: Path = ()
+) -> Any:
+    """Copy the containers of a batch and replace its leaves.
+
+    Args:
+        value: The batch, or a part of it.
+        leaf: A function of path and leaf that returns the new leaf.
+        path: The path of ``value`` in the batch.
     """
     if isinstance(value, BaseDataElement):
         new = copy.copy(value)
+        # The attributes include the sets of field names, which a new field
+        # changes (MMEngine 0.10.7, structures/base_data_element.py#L212).
         for key, item in vars(value).items():
             vars(new)[key] = walk(item, leaf, (*path, key))
         return new
+    # Exact types: a subclass may be made in a way of its own, and is a leaf.
     if type(value) is dict:
         return {k: walk(v, leaf, (*path, k)) for k, v in value.items()}
-    if isinstance(value, tuple) and hasattr(value, '_fields'):
+    is_named_tuple = isinstance(value, tuple) and hasattr(value, '_fields')
+    if is_named_tuple or type(value) in (list, tuple):
         parts = [walk(v, leaf, (*path, i)) for i, v in enumerate(value)]
-        return type(value)(*parts)
-    if type(value) in (list, tuple):
-        parts = [walk(v, leaf, (*path, i)) for i, v in enumerate(value)]
-        return type(value)(parts)
+        return type(value)(*parts) if is_named_tuple else type(value)(parts)
+    # The members of a set are hashable, and so constant as a rule.
     if type(value) is set:
         return set(value)
     return value if isinstance(value, CONSTANT) else leaf(path, value)
 
 
-def same(left: Any, right: Any) -> bool:
-    """Bit for bit, NaN included."""
+def same(left: object, right: Any) -> bool:
+    """Whether two leaves are equal bit for bit, so that NaN equals NaN."""
     if not isinstance(left, Tensor):
         return pickle.dumps(left) == pickle.dumps(right)
     if (left.shape, left.dtype) != (right.shape, right.dtype):
         return False
-    if left.numel() == 0:  # may be without a stride, and so without bytes
+    # An empty tensor made of a NumPy array may have a stride of 0, with which
+    # view() as bytes fails.
+    if left.numel() == 0:
         return True
     return torch.equal(
         left.cpu().contiguous().flatten().view(torch.uint8),

@@ -1,11 +1,16 @@
-"""A dumped update, on a model that is built anew for it."""
+"""Replay of a dumped update in another process, on a newly built model.
+
+``open_dump`` builds the model from the config. Then it restores weights, hooks
+that change the model, numbers of the message hub, batches and random states.
+A part that it cannot restore makes the replay inexact.
+"""
 
 import re
 import shutil
 import tempfile
 import traceback
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 from uuid import uuid4
 
 import torch
@@ -24,7 +29,7 @@ from mmnanguard.numerics.probe.replay import Setting
 from mmnanguard.safe_load import allow_mmengine_checkpoints
 
 from .._shared.find_guards import find_wrappers
-from .batch_dump import SCHEMA
+from .batch_dump import SCHEMA, Dump
 from .batch_keeper import KeptBatch
 from .fp32_modules_hook import Fp32ModulesHook
 from .plain_batch import from_plain
@@ -36,16 +41,16 @@ __all__ = ['DumpReplay', 'open_dump']
 
 
 class DumpReplay(NamedTuple):
-    """A dumped window on a model that was built anew for it.
+    """A dumped window on a newly built model.
 
     Attributes:
-        dump: All that the file holds.
-        examination: Of the window, to be run again.
-        doubts: What is not as it was in training, in words.
+        dump: The content of the dump file.
+        window_replay: The replay of the window.
+        doubts: Clauses that say how the replay differs from training.
     """
 
-    dump: Dict[str, Any]
-    examination: WindowReplay
+    dump: Dump
+    window_replay: WindowReplay
     doubts: Tuple[str, ...]
 
     @property
@@ -60,21 +65,25 @@ class DumpReplay(NamedTuple):
             NanGuardError: If the model cannot run on the batches.
         """
         event = self.event
-        # The event has the loss of that rank.
+        # The event holds the loss of its first rank, which says nothing of
+        # the losses of other ranks.
         has_loss = self.dump['rank'] == event.ranks[0]
+        loss = event.loss if has_loss else None
         try:
-            found = self.examination.autopsy(
-                event.id, event.optimizer, event.loss if has_loss else None
+            autopsy = self.window_replay.autopsy(
+                event.id, event.optimizer, loss
             )
-        except Exception as error:  # of the user's model
+        except Exception as error:
+            # The model is the user's code and may raise anything. The last
+            # frame is the line that the user can act on.
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise NanGuardError(
                 f'The window cannot be run again: {place.filename}:'
                 f'{place.lineno} raised {type(error).__name__}: {error}. Do '
                 'config, weights and device fit the batch?'
             ) from error
-        return self.examination.confirm(found).replace(
-            rank=self.dump['rank'], exact=found.exact and not self.doubts
+        return self.window_replay.confirm(autopsy).replace(
+            rank=self.dump['rank'], exact=autopsy.exact and not self.doubts
         )
 
 
@@ -85,43 +94,64 @@ def open_dump(
     device: str = 'cpu',
     allow_pickle: bool = False,
 ) -> DumpReplay:
-    """Build all that it takes to run a dumped window again.
+    """Build all that a replay of a dumped window needs.
 
     Args:
-        path: What BatchDumpHook wrote.
-        config: A file, in place of the dump's own.
-        checkpoint: A file with the weights, in place of the dump's own.
-        device: To run on.
-        allow_pickle: Trust the file: open pickled objects, and build what
-            its config names, which can run any code.
+        path: The file that BatchDumpHook wrote.
+        config: A config file to use instead of the config in the dump.
+        checkpoint: A file with weights to use instead of those in the dump.
+        device: The device to run on.
+        allow_pickle: Whether to trust the file: to open pickled objects, and
+            to build the types that its config names. Both can run any code.
 
     Raises:
-        NanGuardError: If something cannot be read, does not fit, or misses.
+        NanGuardError: If something cannot be read, does not fit, or is
+            missing.
     """
-    dump = load(path, 'dump')
+    dump = load_file(path, 'dump')
     if not isinstance(dump, dict) or dump.get('schema') != SCHEMA:
         raise NanGuardError(
             f'{path} is no dump of schema {SCHEMA}, as BatchDumpHook writes '
             'it in this version.'
         )
+    # Before the model is built, which may take long.
     check_device(device)
     cfg = read_config(path, dump, config, is_trusted=allow_pickle)
     runner = build(cfg, config or path)
     doubts = [
-        *ask_for_ranks(cfg, dump['world_size']),
-        *put_weights(runner.model, dump, checkpoint),
+        *doubts_about_ranks(cfg, dump['world_size']),
+        *load_weights(runner.model, dump, checkpoint),
     ]
-    add_hooks(runner, cfg, dump['fp32_modules'])
+    start_model_changers(runner, cfg, dump['fp32_modules'])
     runner.model.to(device)
+    # Older dumps have no numbers of the message hub.
     runner.message_hub.update_info_dict(dump.get('runtime_info', {}))
-    settings = {
-        name: Setting(
-            setting['dtype'] and getattr(torch, setting['dtype']),
-            setting['loss_scale'],
-            setting['accumulation'],
+    window_replay = WindowReplay(
+        runner.model,
+        find_wrappers(runner),
+        settings_in(dump),
+        window_in(dump, path, allow_pickle),
+    )
+    return DumpReplay(dump, window_replay, tuple(doubts))
+
+
+def settings_in(dump: Dump) -> Dict[str, Setting]:
+    """Return the settings of a dump, in which dtypes are names."""
+    settings = {}
+    for name, plain in dump['settings'].items():
+        dtype = plain['dtype'] and getattr(torch, plain['dtype'])
+        settings[name] = Setting(
+            dtype, plain['loss_scale'], plain['accumulation']
         )
-        for name, setting in dump['settings'].items()
-    }
+    return settings
+
+
+def window_in(dump: Dump, path: Path, allow_pickle: bool) -> List[MicroBatch]:
+    """Return the micro-batches of a dump.
+
+    Raises:
+        NanGuardError: If they hold pickled objects that are not allowed.
+    """
     try:
         batches = from_plain(dump['batches'], allow_pickle)
     except ValueError as error:
@@ -129,53 +159,83 @@ def open_dump(
             f'{path} {error}. If you trust the file, allow it with '
             '--allow-pickle.'
         ) from None
-    window = [
-        MicroBatch(index, KeptBatch(batch, dump['is_exact']), rng, number)
-        for index, batch, rng, number in zip(
-            dump['batch_idx'], batches, dump['rng'], dump['iter']
-        )
-    ]
-    examination = WindowReplay(
-        runner.model, find_wrappers(runner), settings, window
-    )
-    return DumpReplay(dump, examination, tuple(doubts))
+    window = []
+    for batch_idx, data, rng, iteration in zip(
+        dump['batch_idx'], batches, dump['rng'], dump['iter']
+    ):
+        kept = KeptBatch(data, dump['is_exact'])
+        window.append(MicroBatch(batch_idx, kept, rng, iteration))
+    return window
 
 
-def load(path: Any, what: str) -> Any:
+def load_file(path: Union[str, Path], kind: str) -> Any:
+    """Load a file without running any code of it.
+
+    Args:
+        path: The file.
+        kind: A noun for its expected content, used in the error.
+
+    Raises:
+        NanGuardError: If the file cannot be read.
+    """
     allow_mmengine_checkpoints()
     try:
         return load_plain(path)
-    except Exception as error:  # of many kinds
+    except Exception as error:
+        # OSError, UnpicklingError, RuntimeError and others: the error that
+        # torch.load raises depends on how the file is broken.
         raise NanGuardError(
-            f'{path} cannot be read as a {what}: {error}'
+            f'{path} cannot be read as a {kind}: {error}'
         ) from error
 
 
 def check_device(device: str) -> None:
+    """Check that tensors can be put on a device.
+
+    Raises:
+        NanGuardError: If they cannot.
+    """
     try:
         torch.empty(0, device=device)
-    except Exception as error:  # of many kinds
-        told = str(error).splitlines()[0]
+    except Exception as error:
+        # RuntimeError for a wrong name, AssertionError in a build without
+        # CUDA, others by backend. The first line names the reason; hints for
+        # developers follow.
+        reason = str(error).splitlines()[0]
         raise NanGuardError(
-            f'--device {device} cannot be used here ({told}). Without '
+            f'--device {device} cannot be used here ({reason}). Without '
             '--device, it is the GPU where there is one, else the CPU.'
         ) from error
 
 
-def build(cfg: Config, where: object) -> Runner:
-    """A Runner as far as a pass needs one."""
+def build(cfg: Config, source: object) -> Runner:
+    """Build a Runner with the parts that a forward and backward pass needs.
+
+    Args:
+        cfg: The config.
+        source: The file that the config was read from, for the error.
+
+    Raises:
+        NanGuardError: If a class of the config is missing or fails.
+    """
+    parts = {key: cfg[key] for key in KEYS if key in cfg}
     folder = tempfile.mkdtemp()
     try:
         runner = Runner(
-            **{key: cfg[key] for key in KEYS if key in cfg},
+            **parts,
+            # A Runner needs a folder and writes logs into it.
             work_dir=folder,
             log_level='WARNING',
+            # Runners of an equal name would share a message hub.
             experiment_name=f'replay_{uuid4().hex}',
         )
+        # Not by the Runner, which takes an optimizer wrapper only together
+        # with a train loop and its data.
         runner.optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
-    except Exception as error:  # of the user's classes
+    except Exception as error:
+        # The user's classes may raise anything.
         raise NanGuardError(
-            f'The model cannot be built from the config of {where} '
+            f'The model cannot be built from the config of {source} '
             f'({type(error).__name__}: {error}). {IMPORT_HINT}'
         ) from error
     finally:
@@ -184,31 +244,60 @@ def build(cfg: Config, where: object) -> Runner:
     return runner
 
 
-def ask_for_ranks(cfg: Config, world_size: int) -> List[str]:
-    """Runner makes plain BatchNorm of SyncBN where there is one rank."""
-    asks = f'{cfg.model} {"sync_bn" if cfg.get("sync_bn") else ""}'
-    if world_size == 1 or not re.search('sync_?(bn|batchnorm)', asks.lower()):
+def doubts_about_ranks(cfg: Config, world_size: int) -> List[str]:
+    """Return a doubt if the model normalizes over the batches of all ranks.
+
+    Runner replaces SyncBN by BatchNorm in a process without ranks. The text
+    of the config is searched, because the layer may stand anywhere in it.
+    """
+    text = str(cfg.model)
+    if cfg.get('sync_bn'):
+        text += ' sync_bn'
+    has_sync_bn = re.search('sync_?(bn|batchnorm)', text.lower())
+    if world_size == 1 or not has_sync_bn:
         return []
     return [f"SyncBN had the statistics of {world_size} ranks, here of one's"]
 
 
-def add_hooks(runner: Runner, cfg: Config, fp32_modules: List[str]) -> None:
-    """Those that change what a pass computes."""
+def start_model_changers(
+    runner: Runner, cfg: Config, fp32_modules: List[str]
+) -> None:
+    """Build the hooks that change a forward pass, and start them.
+
+    Args:
+        runner: The runner of the replay.
+        cfg: The config with the hooks.
+        fp32_modules: The patterns of all modules that ran in float32, with
+            those that an autopsy added.
+    """
     for kind, hook in hooks_inside(cfg):
         if issubclass(kind, Fp32ModulesHook):
             hook = dict(hook, modules=fp32_modules)
         HOOKS.build(hook).before_train(runner)
 
 
-def put_weights(
-    model: nn.Module, dump: Dict[str, Any], path: Optional[str]
+def load_weights(
+    model: nn.Module, dump: Dump, path: Optional[str]
 ) -> List[str]:
-    """Load the weights; says where they are not those of that moment."""
+    """Load the weights of a checkpoint, or of the dump.
+
+    Args:
+        model: The model of the replay.
+        dump: The content of the dump file.
+        path: The checkpoint; None for the weights in the dump.
+
+    Returns:
+        A doubt if the weights are not those from before the update.
+
+    Raises:
+        NanGuardError: If there are no weights, or they do not fit the model.
+    """
     event = dump['event']
-    saved = load(path, 'checkpoint') if path else {}
-    state = (
-        saved.get('state_dict', saved) if isinstance(saved, dict) else saved
-    )
+    saved = load_file(path, 'checkpoint') if path else {}
+    state = saved
+    # A file may also hold the bare state dict.
+    if isinstance(saved, dict):
+        state = saved.get('state_dict', saved)
     if not isinstance(state, dict):
         raise NanGuardError(
             f'{path} holds a {type(state).__name__}, where a checkpoint has '
@@ -221,22 +310,47 @@ def put_weights(
             f'before iteration {event["iter"]}; or dump with '
             'BatchDumpHook(save_weights=True).'
         )
+    # EMAHook saves the averaged weights as those of the model.
     if EMA_KEY in saved:
         state, _ = trained_and_averaged(state, saved[EMA_KEY])
+    load_state(model, state, path or 'The dump')
+    # The weights in the dump are those from before the update. A checkpoint
+    # has them only if it was saved just before the window.
+    before = event['iter'] - len(dump['batches'])
+    saved_iter = saved.get('meta', {}).get('iter')
+    if not path or saved_iter == before:
+        return []
+    return [
+        f'{path} is of iteration {saved_iter}, the update began after {before}'
+    ]
+
+
+def load_state(
+    model: nn.Module, state: Dict[str, torch.Tensor], source: str
+) -> None:
+    """Load a state dict into a model.
+
+    Tensors that the model does not have are ignored: a checkpoint may hold
+    more than the model.
+
+    Args:
+        model: The model of the replay.
+        state: The state dict.
+        source: The file that the state was read from, for the error.
+
+    Raises:
+        NanGuardError: If a tensor is missing or has another shape.
+    """
     try:
         missing = model.load_state_dict(state, strict=False).missing_keys
     except RuntimeError as error:
+        # PyTorch's message has one line per tensor.
         raise NanGuardError(
-            f'{path or "The dump"} does not fit the model '
+            f'{source} does not fit the model '
             f'({" ".join(str(error).split())}). Is it of this config?'
         ) from error
     if missing:
         raise NanGuardError(
-            f'{path or "The dump"} lacks {len(missing)} tensors of the model, '
+            f'{source} lacks {len(missing)} tensors of the model, '
             f'such as {missing[0]}. Is it of this config?'
         )
-    before = event['iter'] - len(dump['batches'])
-    found = saved.get('meta', {}).get('iter')
-    if not path or found == before:
-        return []
-    return [f'{path} is of iteration {found}, the update began after {before}']

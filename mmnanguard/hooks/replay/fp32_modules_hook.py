@@ -1,9 +1,21 @@
-"""The hook that runs modules in float32 while the rest is autocast."""
+"""The hook that runs modules in float32 while the rest is autocast.
+
+:func:`in_fp32` does so for the time of a replay, to try a remedy.
+"""
 
 import difflib
 import re
 from contextlib import contextmanager
-from typing import Any, Iterator, List, Sequence, Set
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Sequence,
+    Set,
+)
 
 import torch
 from mmengine.runner import Runner
@@ -28,23 +40,23 @@ KEY = 'nanguard_fp32_modules'
 class Fp32ModulesHook(PatchingHook, ModelChanger):
     """Runs some modules in float32 while the rest is autocast.
 
-    Their inputs are cast to float32 and autocast is off inside, which is
-    where float16 overflows: at 65504.
+    The inputs of these modules are cast to float32, and autocast is off
+    inside them: float16 overflows at 65504, float32 at 3.4e38.
 
     Args:
-        modules: Patterns: a module's name ('backbone.patch_embed'), a regex
-            that must match the whole of it ('re:.*dwconvs.*'), a class name
-            ('type:DepthwiseConv'), or a module's method
-            ('decode_head.loss_by_feat'), since mm heads run ``loss`` and
-            not ``forward``.
-        auto: Add what an autopsy found to overflow and float32 to cure,
-            which it has tried, from the next iteration on. Kept in
-            checkpoints. Needs AutopsyHook.
-        max_auto_modules: At most so many.
+        modules: Patterns, each of which is a module's name
+            ('backbone.patch_embed'), a regex that must match a whole name
+            ('re:.*dwconvs.*'), a class name ('type:DepthwiseConv'), or a
+            module's method ('decode_head.loss_by_feat'), since mm heads run
+            ``loss`` and not ``forward``.
+        auto: Whether to add, from the next iteration on, each module that an
+            autopsy found to overflow, if the autopsy has tried float32 and
+            it helped. Checkpoints keep these modules. Needs AutopsyHook.
+        max_auto_modules: Largest number of modules that ``auto`` adds.
 
     Raises:
-        GuardConfigError: At the start of training, for a pattern that
-            matches nothing; it lists near names.
+        GuardConfigError: At the start of training, if a pattern matches
+            nothing; it lists similar names.
     """
 
     priority = 'NORMAL'
@@ -56,6 +68,7 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
         max_auto_modules: int = 8,
     ) -> None:
         super().__init__()
+        # A str would pass as a sequence of one-letter patterns.
         if isinstance(modules, str):
             raise GuardConfigError(
                 f'Fp32ModulesHook.modules is {modules!r}: it must be a list '
@@ -70,17 +83,19 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
 
     @property
     def patterns(self) -> List[str]:
-        """The patterns of the config, and those that were added."""
+        """The patterns of the config and the added modules."""
         return [*self._patterns, *self._added]
 
     def before_train(self, runner: Runner) -> None:
+        """Replace the methods of the config's and the added modules."""
         self._in_fp32 = set()
         for pattern in self._patterns:
             self._wrap(runner, pattern)
         for name in list(self._added):
             try:
                 self._wrap(runner, name)
-            except GuardConfigError as error:  # the model has changed since
+            except GuardConfigError as error:
+                # The model has changed since the checkpoint was saved.
                 self._added.remove(name)
                 runner.logger.warning(f'{error} It is left out.')
         if self._in_fp32:
@@ -88,7 +103,7 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
             runner.logger.info(f'mmnanguard: in float32 run {names}')
 
     def after_guard_row(self, runner: Runner, row: Row) -> None:
-        """Note the module that an autopsy blames, if float32 cures it."""
+        """Note the module that an autopsy blames, if float32 repairs it."""
         if not self._auto or row['kind'] != Autopsy.KIND:
             return
         autopsy = Autopsy.from_row(row)
@@ -102,9 +117,10 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
         data_batch: DataBatch = None,
         outputs: Outputs = None,
     ) -> None:
-        """Add the modules that are due.
+        """Add the modules that autopsies have named in this iteration.
 
-        Not earlier, as other hooks may still replay the window as it was.
+        They are added at its end, since other hooks may still replay the
+        window as it was.
         """
         for autopsy in self._due:
             if len(self._added) < self._max_auto_modules:
@@ -112,10 +128,13 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
         self._due = []
 
     def _add(self, runner: Runner, name: str, event_id: str) -> None:
+        """Run a module in float32 from now on, and report the remedy."""
+        # Two autopsies of an iteration may name the same module.
         if name in self._in_fp32:
             return
         self._wrap(runner, name)
         self._added.append(name)
+        # The line that makes the remedy permanent, to be pasted into a config.
         config = (
             "default_hooks=dict(fp32=dict(type='mmnanguard.Fp32ModulesHook', "
             f'modules={self.patterns!r}))'
@@ -127,57 +146,84 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
     def before_save_checkpoint(
         self, runner: Runner, checkpoint: Checkpoint
     ) -> None:
+        """Save the names of the added modules."""
         if self._added:
             checkpoint[KEY] = list(self._added)
 
     def after_load_checkpoint(
         self, runner: Runner, checkpoint: Checkpoint
     ) -> None:
+        """Load the names of the added modules of a resumed run."""
+        # ``load_from`` starts another run, which may not need the remedies.
         if self._auto and runner._resume:
             self._added = list(checkpoint.get(KEY, []))
 
     def _wrap(self, runner: Runner, pattern: str) -> None:
-        for name, owner, method in find_targets(runner.model, pattern):
-            if name not in self._in_fp32:
-                self._in_fp32.add(name)
-                device = device_of(runner.model)
-                put_in_fp32(self.patches, owner, method, device)
+        """Run all matches of a pattern in float32 until training ends."""
+        for target in find_targets(runner.model, pattern):
+            # Several patterns may match a module; it is replaced once.
+            if target.name not in self._in_fp32:
+                self._in_fp32.add(target.name)
+                put_in_fp32(self.patches, target, device_of(runner.model))
+
+
+class Target(NamedTuple):
+    """A method of a module.
+
+    Attributes:
+        name: The module's name in the model, and the method unless it is
+            ``forward``.
+        owner: The module.
+        method: The name of the method.
+    """
+
+    name: str
+    owner: nn.Module
+    method: str
 
 
 class InFp32:
-    """A method of a module that runs in float32; a copy of the module has a
-    copy of its own.
+    """A replacement of a module's method that runs the method in float32.
+
+    A copy of the module gets a copy of this object that refers to the copied
+    module. A closure would refer to the original: deepcopy shares functions.
+
+    Args:
+        owner: The module.
+        method: The name of the method.
+        device: The type of the device, such as 'cuda'.
     """
 
     def __init__(self, owner: nn.Module, method: str, device: str) -> None:
         self._owner = owner
         self._method = method
         self._device = device
-        self._own = vars(owner).get(method)  # somebody else's
+        # Somebody else may have replaced the method of this module already.
+        self._replaced = vars(owner).get(method)
 
     def __call__(self, *args: object, **kwargs: object) -> Any:
         args, kwargs = tree_map(to_fp32, (args, kwargs))
-        function = self._own
+        function = self._replaced
         if function is None:
+            # From the class, since the module's own attribute is this object.
             kind = type(self._owner)
             function = getattr(kind, self._method).__get__(self._owner)
         with torch.autocast(self._device, enabled=False):
             return function(*args, **kwargs)
 
 
-def put_in_fp32(
-    patches: Patches, owner: nn.Module, method: str, device: str
-) -> None:
-    """Put a method in float32 until the patches are undone."""
+def put_in_fp32(patches: Patches, target: Target, device: str) -> None:
+    """Run a method in float32 until the patches are undone."""
+    _, owner, method = target
     patches.replace(owner, method, InFp32(owner, method, device))
 
 
 @contextmanager
 def in_fp32(model: nn.Module, pattern: str) -> Iterator[None]:
-    """Run what ``pattern`` matches in float32; see the hook for patterns."""
+    """Run the matches of ``pattern`` in float32; see the hook for patterns."""
     patches = Patches()
-    for _, owner, method in find_targets(model, pattern):
-        put_in_fp32(patches, owner, method, device_of(model))
+    for target in find_targets(model, pattern):
+        put_in_fp32(patches, target, device_of(model))
     try:
         yield
     finally:
@@ -192,37 +238,58 @@ def target_of(autopsy: Autopsy) -> str:
 
 
 def device_of(model: nn.Module) -> str:
+    """Return the type of the device that a model is on."""
     return next(model.parameters()).device.type
 
 
-def to_fp32(leaf: Any) -> Any:
-    is_half = isinstance(leaf, Tensor) and leaf.dtype in (
+def to_fp32(leaf: object) -> object:
+    """Cast a tensor in half precision; return anything else unchanged.
+
+    Tensors in float64 and of integers keep their dtype.
+    """
+    if isinstance(leaf, Tensor) and leaf.dtype in (
         torch.float16,
         torch.bfloat16,
-    )
-    return leaf.float() if is_half else leaf
+    ):
+        return leaf.float()
+    return leaf
 
 
-def find_targets(model: nn.Module, pattern: str) -> List[Any]:
-    """(name, owner, method) of what a pattern means."""
-    modules = {
-        plain_name(name): module for name, module in model.named_modules()
-    }
+def find_targets(model: nn.Module, pattern: str) -> List[Target]:
+    """Return the methods that a pattern matches.
+
+    Raises:
+        GuardConfigError: If it matches nothing.
+    """
+    modules = {}
+    for name, module in model.named_modules():
+        # Names without the parts that DDP and torch.compile put in.
+        modules[plain_name(name)] = module
+    # The model itself is no target: a user who wants it in float32 trains
+    # without autocast.
     modules.pop('', None)
+    names = list(matching_names(modules, pattern))
+    if names:
+        return [Target(name, modules[name], 'forward') for name in names]
+    # A module's name comes first: a method may have the name of a child.
+    owner, _, method = pattern.rpartition('.')
+    if owner in modules and callable(getattr(modules[owner], method, None)):
+        return [Target(pattern, modules[owner], method)]
+    near = difflib.get_close_matches(pattern, modules, n=5, cutoff=0.4)
+    raise GuardConfigError(
+        f'Fp32ModulesHook: {pattern!r} matches no module. '
+        f'Near names: {", ".join(near or list(modules)[:5])}.'
+    )
+
+
+def matching_names(
+    modules: Dict[str, nn.Module], pattern: str
+) -> Iterable[str]:
+    """Return the names of the modules that a pattern matches."""
     kind, _, rest = pattern.partition(':')
     if kind == 're':
-        names = [name for name in modules if re.fullmatch(rest, name)]
-    elif kind == 'type':
-        names = [n for n, m in modules.items() if type(m).__name__ == rest]
-    else:
-        names = [pattern] if pattern in modules else []
-        owner, _, method = pattern.rpartition('.')
-        if not names and callable(getattr(modules.get(owner), method, None)):
-            return [(pattern, modules[owner], method)]
-    if not names:
-        near = difflib.get_close_matches(pattern, modules, n=5, cutoff=0.4)
-        raise GuardConfigError(
-            f'Fp32ModulesHook: {pattern!r} matches no module. '
-            f'Near names: {", ".join(near or list(modules)[:5])}.'
-        )
-    return [(name, modules[name], 'forward') for name in names]
+        return filter(re.compile(rest).fullmatch, modules)
+    if kind == 'type':
+        # By name, because a pattern in a config is text.
+        return [n for n, m in modules.items() if type(m).__name__ == rest]
+    return {pattern} & modules.keys()

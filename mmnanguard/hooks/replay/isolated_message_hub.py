@@ -1,3 +1,5 @@
+"""The isolation of a replay from MMEngine's message hub."""
+
 from contextlib import contextmanager
 from typing import Iterator
 
@@ -8,27 +10,30 @@ __all__ = ['isolated_message_hub']
 
 @contextmanager
 def isolated_message_hub(iteration: int) -> Iterator[None]:
-    """Let a replay find the iteration that it is of in MMEngine's message
-    hub, and leave no scalar in it.
+    """Show a replay its own iteration in the hub, and undo what it logs.
+
+    Models read the iteration from the global hub and log scalars to it.
 
     Args:
-        iteration: From 0, as the hub has it.
+        iteration: The iteration that is replayed, counted from 0.
     """
     hub = MessageHub.get_current_instance()
     infos = dict(hub.runtime_info)
     scalars = dict(hub.log_scalars)
-    histories = {
-        name: (scalar._log_history, scalar._count_history)
-        for name, scalar in scalars.items()
-    }
+    histories = []
+    for scalar in scalars.values():
+        # No copies of the arrays: HistoryBuffer.update makes new ones
+        # (MMEngine 0.10.7, logging/history_buffer.py#L76).
+        histories.append((scalar, scalar._log_history, scalar._count_history))
     hub.runtime_info['iter'] = iteration
     try:
         yield
     finally:
+        # In place, because others may hold a reference to these dicts.
         hub.runtime_info.clear()
         hub.runtime_info.update(infos)
         hub.log_scalars.clear()
         hub.log_scalars.update(scalars)
-        for name, (values, counts) in histories.items():
-            scalars[name]._log_history = values
-            scalars[name]._count_history = counts
+        for scalar, values, counts in histories:
+            scalar._log_history = values
+            scalar._count_history = counts

@@ -1,12 +1,13 @@
 """Batches as tensors and builtins, which load with ``weights_only=True``.
 
-Other objects, such as mmdet's boxes, are pickled into bytes, which nothing
-opens unasked.
+Other objects, such as mmdet's boxes, are pickled into bytes, which
+:func:`from_plain` opens only if the caller allows it.
 """
 
 import pickle
 import sys
-from typing import Any, Dict, List, Tuple
+from functools import partial
+from typing import Any, Dict, List, Set, Tuple
 
 import numpy as np
 import torch
@@ -14,25 +15,45 @@ from mmengine.structures import BaseDataElement
 
 __all__ = ['from_plain', 'to_plain']
 
+# Keys that mark a dict as the code of another object. They are part of the
+# file format: a change needs another ``batch_dump.SCHEMA``.
 ELEMENT, ARRAY = '__element__', '__array__'
 PICKLED, LOST = '__pickled__', '__lost__'
 
 
-def to_plain(value: Any) -> Tuple[Any, List[str], List[str]]:
+def to_plain(value: object) -> Tuple[Any, List[str], List[str]]:
     """Encode a batch.
 
     Returns:
-        The code, the types of what had to be pickled, and of what cannot
-        even be that: only its ``repr`` is kept.
+        The code, the types of the objects that had to be pickled, and the
+        types of those that cannot be pickled: the code has only their
+        ``repr``.
     """
-    pickled: List[str] = []
-    lost: List[str] = []
+    encoder = Encoder()
+    code = encoder.encode(value)
+    return code, sorted(encoder.pickled), sorted(encoder.lost)
 
-    def encode(item: Any) -> Any:
+
+class Encoder:
+    """Encodes a batch and notes the types that are not plain.
+
+    Attributes:
+        pickled: The types of the objects that had to be pickled.
+        lost: The types of the objects that are kept as text only.
+    """
+
+    def __init__(self) -> None:
+        self.pickled: Set[str] = set()
+        self.lost: Set[str] = set()
+
+    def encode(self, item: object) -> object:
+        """Return the code of an object."""
         if isinstance(item, torch.Tensor):
-            return alone(item.detach().cpu())
+            return without_base(item.detach().cpu())
+        # An array of objects is no tensor, and is pickled.
         if isinstance(item, np.ndarray) and item.dtype != object:
             return {ARRAY: torch.from_numpy(np.ascontiguousarray(item))}
+        # Before the builtins, because np.float64 is a float as well.
         if isinstance(item, np.generic):
             return item.item()
         if item is None or isinstance(item, (bool, int, float, str, bytes)):
@@ -40,45 +61,59 @@ def to_plain(value: Any) -> Tuple[Any, List[str], List[str]]:
         if isinstance(item, BaseDataElement):
             return {
                 ELEMENT: f'{type(item).__module__}:{type(item).__qualname__}',
-                'metainfo': encode(dict(item.metainfo_items())),
-                'data': encode(dict(item.items())),
+                'metainfo': self.encode(dict(item.metainfo_items())),
+                'data': self.encode(dict(item.items())),
             }
         if isinstance(item, dict):
-            return {encode(key): encode(part) for key, part in item.items()}
-        if type(item) in (list, tuple):
-            return type(item)(encode(part) for part in item)
+            return {self.encode(k): self.encode(v) for k, v in item.items()}
+        # A subclass, such as a named tuple, is pickled to keep its type.
+        if type(item) is list:
+            return list(map(self.encode, item))
+        if type(item) is tuple:
+            return tuple(map(self.encode, item))
+        return self._encode_object(item)
+
+    def _encode_object(self, item: object) -> Dict[str, object]:
+        """Return the pickle of an object, or its text if that fails."""
         name = f'{type(item).__module__}.{type(item).__qualname__}'
         try:
-            code = {PICKLED: pickle.dumps(item), 'type': name}
-            pickled.append(name)
-        except Exception:  # a user's object: whatever it raises
-            code = {LOST: repr(item)[:1000], 'type': name}
-            lost.append(name)
-        return code
+            data = pickle.dumps(item)
+        except Exception:
+            # A user's object may raise anything. The start of its text helps
+            # to recognise it, and a long one would bloat the file.
+            self.lost.add(name)
+            return {LOST: repr(item)[:1000], 'type': name}
+        self.pickled.add(name)
+        return {PICKLED: data, 'type': name}
 
-    return encode(value), sorted(set(pickled)), sorted(set(lost))
 
+def without_base(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor with a storage that holds nothing else.
 
-def alone(tensor: torch.Tensor) -> torch.Tensor:
-    """Without the rest of a memory of which it is a view."""
+    ``torch.save`` writes whole storages, also for a view of a few elements.
+    """
     num_bytes = tensor.numel() * tensor.element_size()
-    is_part = tensor.untyped_storage().nbytes() > num_bytes
-    return tensor.clone() if is_part else tensor
+    if tensor.untyped_storage().nbytes() > num_bytes:
+        return tensor.clone()
+    return tensor
 
 
 def from_plain(code: object, allow_pickle: bool = False) -> Any:
-    """Decode what :func:`to_plain` gave. Import the packages whose data
-    elements it holds before: those of others come as the base class.
+    """Decode the result of :func:`to_plain`.
+
+    A data element of a class whose module is not imported becomes a
+    ``BaseDataElement``.
 
     Args:
-        code: What it gave.
-        allow_pickle: Also open what was pickled, which runs whatever code
-            the file brings along.
+        code: The code of a batch, or of a part of it.
+        allow_pickle: Whether to open pickled objects too, which runs any code
+            that the file holds.
 
     Raises:
-        ValueError: If something was pickled and that is not allowed, or was
-            lost.
+        ValueError: If an object is pickled and that is not allowed, or if it
+            is lost.
     """
+    decode = partial(from_plain, allow_pickle=allow_pickle)
     if isinstance(code, dict):
         if ARRAY in code:
             return code[ARRAY].numpy()
@@ -90,18 +125,21 @@ def from_plain(code: object, allow_pickle: bool = False) -> Any:
             raise ValueError(f'holds no {code["type"]}: {code[LOST]}')
         if ELEMENT in code:
             return _element(code, allow_pickle)
-        return {k: from_plain(part, allow_pickle) for k, part in code.items()}
+        return dict(zip(code, map(decode, code.values())))
     if isinstance(code, (list, tuple)):
-        return type(code)(from_plain(part, allow_pickle) for part in code)
+        return type(code)(map(decode, code))
     return code
 
 
 def _element(code: Dict[str, Any], allow_pickle: bool) -> BaseDataElement:
-    """Of its own class where that is known, else of the base class: a file
-    is no reason to import whatever it names.
+    """Rebuild a data element.
+
+    Its original class is used only if it is already imported: a dump must
+    never trigger imports.
     """
     module, name = code[ELEMENT].split(':')
     kind = getattr(sys.modules.get(module), name, BaseDataElement)
+    # The file may name anything there, such as a function.
     if not (isinstance(kind, type) and issubclass(kind, BaseDataElement)):
         kind = BaseDataElement
     element = kind(metainfo=from_plain(code['metainfo'], allow_pickle))

@@ -1,32 +1,45 @@
-"""Configs as data: nothing of their text is run."""
+"""Configs as data: their text is parsed, and none of it is run."""
 
 import ast
-from typing import Any, Dict
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 
 __all__ = ['parse_config']
 
-# What a replay builds.
+# The parts of a config that a replay builds.
 NEEDED = ('model', 'optim_wrapper')
 
-# MMEngine's ``pretty_text`` writes such numbers as words.
+# ``pretty_text`` writes these numbers by their ``repr``, which is a name.
 NUMBERS = {'nan': float('nan'), 'inf': float('inf')}
-KINDS = {
-    kind.__name__: kind
-    for kind in (dict, list, tuple, set, frozenset, range, slice)
+# The builtins that may be called, since they make nothing but data.
+KINDS: Mapping[str, Callable[..., object]] = {
+    'dict': dict,
+    'list': list,
+    'tuple': tuple,
+    'set': set,
+    'frozenset': frozenset,
+    'range': range,
+    'slice': slice,
 }
 
 
 def parse_config(text: str) -> Dict[str, Any]:
-    """Read ``Config.pretty_text`` back, as far as it is data: assignments of
-    literals, of nan and inf, and of calls of dict, list, tuple and the like.
+    """Read ``Config.pretty_text`` back as far as it is data.
+
+    Data are assignments of literals, of nan and inf, and of calls of dict,
+    list, tuple and similar builtins.
 
     Raises:
-        ValueError: If it holds anything else, or lacks what a replay builds;
-            the text goes on from 'its config'.
+        ValueError: If the text holds anything else, or lacks a part that a
+            replay builds; the error continues a sentence that begins with
+            'its config'.
     """
     try:
-        cfg = dict(_item(line, text) for line in ast.parse(text).body)
+        cfg = {}
+        for statement in ast.parse(text).body:
+            name, value = _item(statement, text)
+            cfg[name] = value
     except (SyntaxError, RecursionError, MemoryError) as error:
+        # Deeply nested text exceeds the limits of the parser, or of _value().
         raise ValueError(f'is no Python ({error})') from error
     missing = [f'`{key}`' for key in NEEDED if not cfg.get(key)]
     if missing:
@@ -34,52 +47,72 @@ def parse_config(text: str) -> Dict[str, Any]:
     return cfg
 
 
-def _item(line: ast.stmt, text: str) -> Any:
-    if isinstance(line, ast.Assign) and len(line.targets) == 1:
-        name = line.targets[0]
-        if isinstance(name, ast.Name):
-            return name.id, _value(line.value, text)
-    raise _not_data(line, text)
+def _item(statement: ast.stmt, text: str) -> Tuple[str, object]:
+    """Return name and value of an assignment to a single name.
+
+    Raises:
+        NotData: If the statement is anything else.
+    """
+    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+        target = statement.targets[0]
+        if isinstance(target, ast.Name):
+            return target.id, _value(statement.value, text)
+    raise _not_data(statement, text)
 
 
-def _value(node: ast.AST, text: str) -> Any:
-    def value(part: Any) -> Any:
+def _value(node: Any, text: str) -> Any:
+    """Return the value of an expression.
+
+    Args:
+        node: The node of the expression.
+        text: The text of the whole config, for the error.
+
+    Raises:
+        NotData: If the expression, or a part of it, is not data.
+    """
+
+    def value(part: Optional[ast.AST]) -> Any:
         return _value(part, text)
 
     try:
         if isinstance(node, ast.Name) and node.id in NUMBERS:
             return NUMBERS[node.id]
+        # ast.literal_eval negates numbers only, and no inf.
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
             return -value(node.operand)
         if isinstance(node, ast.List):
-            return [value(part) for part in node.elts]
+            return list(map(value, node.elts))
         if isinstance(node, ast.Tuple):
-            return tuple(value(part) for part in node.elts)
+            return tuple(map(value, node.elts))
         if isinstance(node, ast.Set):
-            return {value(part) for part in node.elts}
+            return set(map(value, node.elts))
+        # A key of None is the unpacking of another dict.
         if isinstance(node, ast.Dict) and None not in node.keys:
-            pairs = zip(node.keys, node.values)
-            return {value(key): value(part) for key, part in pairs}
+            return dict(zip(map(value, node.keys), map(value, node.values)))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            named = {str(key.arg): value(key.value) for key in node.keywords}
-            if None not in [key.arg for key in node.keywords]:
-                parts = [value(part) for part in node.args]
-                return KINDS[node.func.id](*parts, **named)
+            named = {}
+            for keyword in node.keywords:
+                # A keyword without a name is the unpacking of a dict.
+                if keyword.arg is None:
+                    raise _not_data(node, text)
+                named[keyword.arg] = value(keyword.value)
+            parts = list(map(value, node.args))
+            return KINDS[node.func.id](*parts, **named)
         return ast.literal_eval(node)
-    except (KeyError, TypeError):
-        raise _not_data(node, text) from None
-    except ValueError as error:
-        if isinstance(error, NotData):  # of a part of this
-            raise
+    except NotData:
+        # It names a part of this expression, which says more than all of it.
+        raise
+    except (KeyError, TypeError, ValueError):
         raise _not_data(node, text) from None
 
 
 class NotData(ValueError):
-    """Names the line, and what stands there."""
+    """An error that names the line and the code that is not data."""
 
 
 def _not_data(node: Any, text: str) -> NotData:
-    found = str(ast.get_source_segment(text, node))[:80]
+    """Return the error for a node of the config's text."""
+    code = str(ast.get_source_segment(text, node))[:80]
     return NotData(
-        f'cannot be read back as data (line {node.lineno} has {found})'
+        f'cannot be read back as data (line {node.lineno} has {code})'
     )

@@ -1,10 +1,16 @@
-from typing import Any, Dict, List, NamedTuple, Optional
+"""The micro-batches since the last update, kept for a replay.
+
+All hooks of a runner that may replay share one :class:`Window`, so that a
+batch is kept once.
+"""
+
+from typing import List, NamedTuple, Optional
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmnanguard.numerics.base.rng_state import read_rng
+from mmnanguard.numerics.base.rng_state import RngState, read_rng
 
 from .._shared.find_guards import find_guards
 from .._shared.hook_arguments import DataBatch, Outputs
@@ -14,24 +20,26 @@ __all__ = ['MicroBatch', 'Window', 'WindowHook']
 
 
 class MicroBatch(NamedTuple):
-    """What it takes to run one iteration again.
+    """All that a replay of one iteration needs.
 
     Attributes:
-        batch_idx: In its epoch, from 0.
-        kept: As the data loader gave it.
-        rng: States of the generators before it.
-        iter: From 0, as MMEngine counts.
+        batch_idx: The index of the batch in its epoch, counted from 0.
+        kept: The batch as the data loader returned it.
+        rng: The states of the random generators before the iteration.
+        iter: The iteration, counted from 0 as in MMEngine.
     """
 
     batch_idx: int
     kept: KeptBatch
-    rng: Dict[str, Any]
+    rng: RngState
     iter: int = 0
 
 
 class Window:
-    """The micro-batches since the last update, for all hooks of a runner
-    that may run them again.
+    """The micro-batches since the last update.
+
+    Attributes:
+        batches: The micro-batches, oldest first.
     """
 
     def __init__(self) -> None:
@@ -42,46 +50,64 @@ class Window:
         self._is_compared = False
 
     def is_exact(self, runner: Runner) -> bool:
-        """Batches are as they were, and no optimizer has moved since."""
-        guards = find_guards(runner).values()
-        num_steps = sum(guard.state.num_steps for guard in guards)
-        return num_steps == self._num_steps and all(
-            batch.kept.is_exact for batch in self.batches
-        )
+        """Whether a replay begins with the batches and weights of training.
+
+        It does not if a batch has changed, or if any optimizer has made an
+        update since the window began.
+        """
+        is_kept = all(batch.kept.is_exact for batch in self.batches)
+        return is_kept and count_steps(runner) == self._num_steps
 
     def keep(
         self, runner: Runner, batch_idx: int, data_batch: DataBatch
     ) -> None:
-        """Before an iteration; of several calls the first counts."""
+        """Keep the batch of an iteration that is about to begin.
+
+        Each hook that shares the window calls this, and the first call of an
+        iteration counts.
+        """
         if self._iter == runner.iter:
             return
         self._iter, self._is_compared = runner.iter, False
         guards = find_guards(runner).values()
+        # Several optimizers may accumulate over windows of different length,
+        # and a new window begins when none of theirs is open.
         if not any(guard.is_open for guard in guards):
             self.batches = []
-            self._num_steps = sum(guard.state.num_steps for guard in guards)
+            self._num_steps = count_steps(runner)
         kept = self._keeper.keep(data_batch)
         self.batches.append(
             MicroBatch(batch_idx, kept, read_rng(), runner.iter)
         )
 
     def compare(self, data_batch: DataBatch) -> None:
-        """After an iteration; see :meth:`BatchKeeper.compare`."""
+        """Compare the batch after an iteration.
+
+        See :meth:`BatchKeeper.compare`; the first call of an iteration counts.
+        """
         if self.batches and not self._is_compared:
             self._is_compared = True
             self._keeper.compare(data_batch, self.batches[-1].kept)
 
 
-# Weak on both sides: a window lives as long as a hook that wants it.
+def count_steps(runner: Runner) -> int:
+    """Return the number of updates that all guards have committed."""
+    guards = find_guards(runner).values()
+    return sum(guard.state.num_steps for guard in guards)
+
+
+# Weak on both sides: a window must not outlive the hooks that use it, nor
+# keep their runner alive.
 _WINDOWS: 'WeakKeyDictionary[Runner, ReferenceType[Window]]' = (
     WeakKeyDictionary()
 )
 
 
 def window_of(runner: Runner) -> Window:
-    """The one that all hooks of this runner share."""
-    shared = _WINDOWS.get(runner)
-    window = shared() if shared else None
+    """Return the window that all hooks of a runner share."""
+    reference = _WINDOWS.get(runner)
+    # The hooks that used the window may be gone.
+    window = reference() if reference else None
     if window is None:
         window = Window()
         _WINDOWS[runner] = ref(window)
@@ -89,21 +115,26 @@ def window_of(runner: Runner) -> Window:
 
 
 class WindowHook(Hook):
-    """Base of hooks that may run a window again."""
+    """Base class of hooks that may replay a window."""
 
-    priority = 'LOWEST'  # the last word before the batch is trained on
+    # After all hooks that may change the batch before training sees it.
+    priority = 'LOWEST'
     _window: Optional[Window] = None
 
     @property
     def is_spent(self) -> bool:
-        """Need nothing be kept any more?"""
+        """Whether this hook no longer needs batches."""
         return False
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
-        self._window = None if self.is_spent else window_of(runner)
-        if self._window:
+        """Keep the batch, unless this hook needs none any more."""
+        if self.is_spent:
+            # The last hook that drops its window frees the batches.
+            self._window = None
+        else:
+            self._window = window_of(runner)
             self._window.keep(runner, batch_idx, data_batch)
 
     def after_train_iter(
@@ -113,5 +144,6 @@ class WindowHook(Hook):
         data_batch: DataBatch = None,
         outputs: Outputs = None,
     ) -> None:
+        """Learn whether the iteration has changed the batch."""
         if self._window:
             self._window.compare(data_batch)

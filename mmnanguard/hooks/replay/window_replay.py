@@ -1,6 +1,18 @@
+"""The replay of a window, in the run itself or from a dump."""
+
 import math
 from contextlib import suppress
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, cast
+from typing import (
+    Any,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+    cast,
+)
 
 import torch
 from mmengine.dist import get_rank
@@ -8,7 +20,9 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import Tensor, nn
 
 from mmnanguard.core import Autopsy, GuardEvent
+from mmnanguard.core.rows.remedy_row import FP32
 from mmnanguard.numerics.base.rng_state import set_rng
+from mmnanguard.numerics.probe.module_probe import InputTensor
 from mmnanguard.numerics.probe.replay import (
     Pass,
     ReplayWrapper,
@@ -29,13 +43,16 @@ __all__ = ['WindowReplay', 'settings_of']
 
 
 class WindowReplay:
-    """A window that is run again, in the run itself or elsewhere.
+    """A window that can be run again, in several settings.
+
+    Samples are numbered over the whole window, from 0.
 
     Args:
-        model: As it was before the window; a pass leaves no trace in it.
-        wrappers: Its optimizer wrappers, by name.
-        settings: Of each.
-        batches: The window.
+        model: The model, with its state from before the window. A replay
+            leaves no trace in it.
+        wrappers: By name, the optimizer wrappers.
+        settings: By name of the wrapper, its precision and scaling.
+        batches: The micro-batches of the window.
     """
 
     def __init__(
@@ -45,6 +62,7 @@ class WindowReplay:
         settings: Mapping[str, Setting],
         batches: List[MicroBatch],
     ) -> None:
+        # Typing knows no ``train_step`` of a module.
         self._model: Any = model
         self._wrappers = wrappers
         self._settings = settings
@@ -53,97 +71,126 @@ class WindowReplay:
     def autopsy(
         self, event_id: str, optimizer: str, loss: Optional[float]
     ) -> Autopsy:
-        """Run the window once or twice; collective where the model is.
+        """Run the window once or twice. Collective if the model is.
 
         Args:
-            event_id: Of the event.
-            optimizer: Name of the one whose update was rejected.
-            loss: In training, on this rank; None if that is not known.
+            event_id: The id of the event that rejected the window.
+            optimizer: The name of the wrapper whose update was rejected.
+            loss: The loss in training on this rank; None if it is not known.
         """
         first = self.run(looks=True)
         is_cured = None
         if self._settings[optimizer].dtype is not None:
-            # The model's code may insist on half precision.
+            # The model's code may insist on half precision, and fails then.
             with suppress(Exception):
                 is_cured = self.run(without_autocast=optimizer).is_finite
-        found = describe(event_id, first, is_cured)
+        autopsy = describe(event_id, first, is_cured)
         if first.origin is not None:
             rows, samples = self._name(first.origin.samples)
-            found = found.replace(batch_rows=rows, samples=samples)
+            autopsy = autopsy.replace(batch_rows=rows, samples=samples)
         is_exact = all(batch.kept.is_exact for batch in self._batches)
         if loss is not None:
             replayed = first.losses[optimizer]
             is_exact = is_exact and is_same_loss(loss, replayed)
-        return found.replace(exact=is_exact)
+        return autopsy.replace(exact=is_exact)
 
-    def confirm(self, found: Autopsy) -> Autopsy:
-        """Try the remedy by one more pass, with that module in float32:
-        nothing may begin there any more, and its outputs must fit where
-        half precision was.
+    def confirm(self, autopsy: Autopsy) -> Autopsy:
+        """Try the remedy: replay with the blamed module in float32.
+
+        The remedy is dropped unless the fault no longer begins in the module,
+        and the module's float32 outputs fit where half precision was.
         """
-        if not (found.remedy and found.module):
-            return found
+        if not (autopsy.remedy and autopsy.module):
+            return autopsy
         try:
-            with in_fp32(self._model, target_of(found)):
-                tried = self.run(looks=True)
-            cures = tried.is_finite or (
-                tried.origin is not None
-                and (tried.origin.module, tried.origin.method)
-                != (found.module, found.method)
-            )
-        except Exception:  # of the model's own code: whatever it raises
-            cures = False
-        return found if cures else found.replace(remedy='')
+            with in_fp32(self._model, target_of(autopsy)):
+                result = self.run(looks=True)
+        except Exception:
+            # The model's own code may raise anything on float32 outputs.
+            return autopsy.replace(remedy='')
+        # A fault that begins elsewhere gets an autopsy and a remedy itself.
+        is_elsewhere = result.origin is not None and (
+            (result.origin.module, result.origin.method)
+            != (autopsy.module, autopsy.method)
+        )
+        if result.is_finite or is_elsewhere:
+            return autopsy
+        return autopsy.replace(remedy='')
 
     def run(self, looks: bool = False, without_autocast: str = '') -> Pass:
-        """Run the window once, the same on every rank.
+        """Run the window once, in the same way on every rank.
 
         Args:
-            looks: For where it goes bad, which takes long.
-            without_autocast: Name of the optimizer for which it is off.
+            looks: Whether to find the operation at fault, which takes long.
+            without_autocast: The name of the wrapper for which autocast is
+                off; '' for none.
         """
-        device = next(self._model.parameters()).device.type
-        settings = dict(self._settings)
-        if without_autocast:
-            setting = settings[without_autocast]
-            settings[without_autocast] = setting._replace(dtype=None)
-        stand_ins = {
-            name: ReplayWrapper(wrapper, settings[name], device)
-            for name, wrapper in self._wrappers.items()
-        }
         batches = [batch.kept.fresh() for batch in self._batches]
-
-        wrapper: object = stand_ins.get('default')
-        if set(stand_ins) != {'default'}:
-            # They pass for wrappers: see ReplayWrapper.__class__.
-            wrapper = OptimWrapperDict(**cast(Dict[str, Any], stand_ins))
+        stubs = self._stub_wrappers(without_autocast)
+        wrapper: object = stubs.get('default')
+        if set(stubs) != {'default'}:
+            # The stubs pass for wrappers: see ReplayWrapper.__class__.
+            wrapper = OptimWrapperDict(**cast(Dict[str, OptimWrapper], stubs))
 
         def train() -> Dict[str, List[Tensor]]:
             for data, batch in zip(batches, self._batches):
+                # Between micro-batches, training may have drawn numbers that
+                # a replay does not draw, for example in a data loader.
                 set_rng(batch.rng)
                 with isolated_message_hub(batch.iter):
                     self._model.train_step(data, optim_wrapper=wrapper)
-            return {name: one.losses for name, one in stand_ins.items()}
+            return {name: stub.losses for name, stub in stubs.items()}
 
-        inputs = [
-            (tensor, tuple(start + row for row in rows))
-            for data, (start, names) in zip(batches, self._names())
-            for tensor, rows in tensors_of_samples(data, len(names))
-        ]
+        inputs = self._input_tensors(batches)
         return run_pass(self._model, train, inputs, looks)
+
+    def _stub_wrappers(
+        self, without_autocast: str
+    ) -> Dict[str, ReplayWrapper]:
+        """Return a replacement of each wrapper that does not update."""
+        device = next(self._model.parameters()).device.type
+        stubs = {}
+        for name, wrapper in self._wrappers.items():
+            setting = self._settings[name]
+            if name == without_autocast:
+                setting = setting._replace(dtype=None)
+            stubs[name] = ReplayWrapper(wrapper, setting, device)
+        return stubs
+
+    def _input_tensors(self, batches: Sequence[object]) -> List[InputTensor]:
+        """Return all tensors of the batches, with the samples they hold.
+
+        Args:
+            batches: The copies of the batches that are going to be run. The
+                probe knows tensors by identity.
+        """
+        inputs = []
+        for data, (start, names) in zip(batches, self._names()):
+            for tensor, rows in tensors_of_samples(data, len(names)):
+                samples = tuple(start + row for row in rows)
+                inputs.append((tensor, samples))
+        return inputs
 
     @property
     def samples(self) -> List[str]:
-        """Their names, in the order of the window."""
-        return [name for _, names in self._names() for name in names]
+        """The names of all samples, in the order of the window."""
+        all_names: List[str] = []
+        for _, names in self._names():
+            all_names.extend(names)
+        return all_names
 
     def of(self, samples: List[int]) -> 'WindowReplay':
-        """The same with some of the samples only, by number."""
+        """Return a replay with some of the samples only.
+
+        Args:
+            samples: The numbers of the samples that are kept.
+        """
         batches = []
         for batch, (start, names) in zip(self._batches, self._names()):
-            rows = [s - start for s in samples if 0 <= s - start < len(names)]
-            data = take_samples(batch.kept.data, len(names), rows)
+            rows = rows_within(samples, start, len(names))
+            # Many models fail on an empty batch.
             if rows:
+                data = take_samples(batch.kept.data, len(names), rows)
                 kept = batch.kept._replace(data=data)
                 batches.append(batch._replace(kept=kept))
         return WindowReplay(
@@ -151,9 +198,7 @@ class WindowReplay:
         )
 
     def _names(self) -> Iterator[Tuple[int, List[str]]]:
-        """Of each micro-batch, the number of its first sample in the window
-        and the names of all.
-        """
+        """Yield number of the first sample and all names, by micro-batch."""
         start = 0
         for batch in self._batches:
             names = sample_names(batch.kept.data, batch.batch_idx)
@@ -163,24 +208,44 @@ class WindowReplay:
     def _name(
         self, samples: Tuple[int, ...]
     ) -> Tuple[Tuple[int, ...], Tuple[str, ...]]:
-        """Rows and names, but not of all of a batch at once."""
-        rows, names = [], []
-        for start, batch in self._names():
-            own = [s - start for s in samples if 0 <= s - start < len(batch)]
-            if len(own) < max(len(batch), 2):
-                rows += own
-                names += [batch[row] for row in own]
-        return tuple(rows), tuple(names)
+        """Return rows and names of the samples that went bad.
+
+        A micro-batch of which all samples went bad adds none, because an
+        operation over the whole batch, such as a mean, blames no sample. A
+        batch of one sample is named.
+        """
+        all_rows: List[int] = []
+        all_names: List[str] = []
+        for start, names in self._names():
+            rows = rows_within(samples, start, len(names))
+            if len(rows) < max(len(names), 2):
+                all_rows.extend(rows)
+                all_names.extend(map(names.__getitem__, rows))
+        return tuple(all_rows), tuple(all_names)
+
+
+def rows_within(samples: Sequence[int], start: int, size: int) -> List[int]:
+    """Return the rows that samples of the window have in a micro-batch.
+
+    Args:
+        samples: The numbers of the samples in the window.
+        start: The number of the first sample of the micro-batch.
+        size: The number of samples of the micro-batch.
+    """
+    return [s - start for s in samples if start <= s < start + size]
 
 
 def settings_of(
     wrappers: Mapping[str, OptimWrapper], event: GuardEvent
 ) -> Dict[str, Setting]:
-    """How the losses of the window were made that ``event`` ended."""
+    """Return how the losses of the window that ``event`` ended were made."""
     settings = {}
     for name, wrapper in wrappers.items():
+        scale = 1.0
         scaler = getattr(wrapper, 'loss_scaler', None)
-        scale = scaler.get_scale() if scaler else 1.0
+        if scaler:
+            scale = scaler.get_scale()
+        # The scaler has backed off since.
         if name == event.optimizer and event.loss_scale:
             scale = event.loss_scale['before']
         settings[name] = Setting(
@@ -192,27 +257,45 @@ def settings_of(
 
 
 def accumulation_of(wrapper: OptimWrapper) -> int:
-    """Micro-batches by which MMEngine divided the last window's losses; at
-    the end of training there may be fewer.
+    """Return the number that MMEngine divided the last losses by.
+
+    At the end of training, a window may be shorter
+    (MMEngine 0.10.7, optim/optimizer/optimizer_wrapper.py#L389). By now
+    ``_inner_count`` has passed the window's last micro-batch.
     """
     rest = wrapper._remainder_counts
-    is_rest = rest > 0 and wrapper._inner_count > wrapper._max_counts - rest
-    return rest if is_rest else wrapper._accumulative_counts
+    # Not above 0 if nothing remains, or if the number of iterations is
+    # unknown.
+    if rest > 0 and wrapper._inner_count > wrapper._max_counts - rest:
+        return rest
+    return wrapper._accumulative_counts
 
 
 def describe(event_id: str, first: Pass, is_cured: Optional[bool]) -> Autopsy:
-    found = Autopsy(
+    """Return the autopsy that a replay gives, without samples.
+
+    Args:
+        event_id: The id of the event that rejected the window.
+        first: The replay in the setting of training.
+        is_cured: Whether the replay without autocast was finite; None if
+            there was none.
+    """
+    remedy = ''
+    # A transient fault needs no remedy.
+    if is_cured and not first.is_finite:
+        remedy = FP32
+    autopsy = Autopsy(
         id=event_id,
         rank=get_rank(),
         repeats=not first.is_finite,
         fp32_is_finite=is_cured,
-        remedy='fp32' if is_cured and not first.is_finite else '',
+        remedy=remedy,
         outputs=first.outputs,
     )
     origin = first.origin
     if origin is None:
-        return found
-    return found.replace(
+        return autopsy
+    return autopsy.replace(
         phase=origin.phase,
         module=origin.module,
         module_type=origin.module_type,
@@ -227,7 +310,11 @@ def describe(event_id: str, first: Pass, is_cured: Optional[bool]) -> Autopsy:
 
 
 def is_same_loss(trained: float, replayed: float) -> bool:
-    """A fault that did not happen again says nothing about the batch."""
+    """Whether the losses do not show that the replay was another computation.
+
+    If a loss is not finite, they cannot show it: a transient fault that did
+    not happen again says nothing about the batch.
+    """
     if math.isfinite(trained) and math.isfinite(replayed):
         return trained == replayed
     return True
