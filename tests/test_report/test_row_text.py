@@ -1,4 +1,4 @@
-"""Each kind of row is told in words."""
+"""Each kind of row in words, and its text to paste."""
 
 import json
 import re
