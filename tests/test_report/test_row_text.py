@@ -1,4 +1,4 @@
-"""Each kind of row has a sentence."""
+"""Each kind of row in words, and its text to paste."""
 
 import json
 import re
@@ -124,7 +124,7 @@ def test_an_update_is_told_as_the_console_told_it(cause, action):
 
 
 def test_hooks_write_records_only():
-    """A row that is put together by hand would have no sentence."""
+    """A row that is put together by hand has no sentence."""
     folder = Path(mmnanguard.__file__).parent
     kinds = '|'.join(RECORDS)
     by_hand = re.compile(rf"""["']kind["']: ["']({kinds})|kind=["']""")

@@ -83,19 +83,19 @@ function steps(run) {
 
 function culprits(run, filters) {
   const cards = Object.entries(CULPRITS).map(([kind, columns]) => {
-    const found = run.culprits[kind];
-    if (!found.length) return null;
-    const rows = found.slice(0, 10).map((one) => element('tr', {},
+    const ranked = run.culprits[kind];
+    if (!ranked.length) return null;
+    const rows = ranked.slice(0, 10).map((culprit) => element('tr', {},
       ...columns.map(([, key]) => {
-        if (key !== 'name') return cell(one[key]);
+        if (key !== 'name') return cell(culprit[key]);
         const field = kind === 'samples' ? 'sample' : 'param';
         return element('td', {}, element('button', {class: 'name',
-          title: 'show its events', onclick: () => filters.only(field, one.name)},
-        one.name));
+          title: 'show its events', onclick: () => filters.only(field, culprit.name)},
+        culprit.name));
       })));
     const note = kind === 'samples' && run.num_forgotten
       ? `Counts may be too low by ${count(run.num_forgotten)} at most.` : '';
-    const more = found.length > 10 ? `The first 10 of ${found.length}${found.length === 50 ? ' or more' : ''}. ` : '';
+    const more = ranked.length > 10 ? `The first 10 of ${ranked.length}${ranked.length === 50 ? ' or more' : ''}. ` : '';
     return element('div', {class: 'card'},
       element('h3', {}, capitalized(kind)),
       table(columns.map(([title, key]) =>
@@ -203,13 +203,13 @@ class Events {
   }
 
   show() {
-    const found = this.run.events.filter((event) => this.matches(event));
-    if (this.newestFirst) found.reverse();
-    const numPages = Math.max(Math.ceil(found.length / ROWS_PER_PAGE), 1);
+    const matching = this.run.events.filter((event) => this.matches(event));
+    if (this.newestFirst) matching.reverse();
+    const numPages = Math.max(Math.ceil(matching.length / ROWS_PER_PAGE), 1);
     this.page = Math.min(this.page, numPages - 1);
     for (const [name, input] of Object.entries(this.inputs)) input.value = this.filter[name];
     const first = this.page * ROWS_PER_PAGE;
-    const shown = found.slice(first, first + ROWS_PER_PAGE);
+    const shown = matching.slice(first, first + ROWS_PER_PAGE);
     this.body.replaceChildren(...shown.map((event) => this.row(event)));
     this.chips.replaceChildren(...this.run.causes.map((cause) => element('button', {
       class: 'chip', 'aria-pressed': String(this.filter.cause === cause.name),
@@ -219,7 +219,7 @@ class Events {
         this.show();
       }}, element('span', {class: 'dot', style: `background:${cause.color}`}),
     `${cause.name} ${count(cause.count)}`)));
-    this.tell(found.length);
+    this.showStatus(matching.length);
     const turn = (by, title, isOff) => element('button', {class: 'small',
       disabled: isOff ? '' : null, onclick: () => { this.page += by; this.show(); }}, title);
     this.pages.replaceChildren(...(numPages > 1 ? [
@@ -229,10 +229,10 @@ class Events {
     remember();
   }
 
-  tell(numFound) {
+  showStatus(numMatching) {
     const kept = this.run.events.length;
     const total = this.totals[this.filter.cause] ?? this.run.num_rows;
-    const parts = [`${count(numFound)} rows match`];
+    const parts = [`${count(numMatching)} rows match`];
     if (kept < this.run.num_rows) {
       parts.push(`this page holds ${count(kept)} of the run's ${count(this.run.num_rows)} rows, `
         + 'some of each kind, cause and parameter at even distances');
