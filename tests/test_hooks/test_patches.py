@@ -21,16 +21,18 @@ NAME = re.compile(r'`(\w+)\.(\w+)`')
 # Of this package, or made by the function that changes them.
 OWN = {
     'audit',
+    'backup',
     'cfg',
     'ctx',
     'guard',
-    'merged',
-    'merged.wrapper',
+    'guarded',
     'self',
+    'self._batches',
     'self._guard',
     'self._streak',
-    'slot',
-    'slot.tensor',
+    'self.others',
+    'self.tensor',
+    'tracked',
 }
 # Rings that never meet a running training.
 APART = {'migrate', 'models', 'report'}
