@@ -38,9 +38,6 @@ FOLDERS_WITH_MODULE_DOCSTRINGS = ('mmnanguard', 'tools', 'benchmarks')
 # clean, and none is added.
 PENDING = {
     'benchmarks',
-    'mmnanguard/hooks/_shared',
-    'mmnanguard/hooks/drill',
-    'mmnanguard/hooks/inputs',
     'mmnanguard/numerics',
     'mmnanguard/numerics/base',
     'mmnanguard/numerics/checkpoints',

@@ -1,5 +1,18 @@
-"""Ring 3, around the iteration: one consequence a file."""
+"""Ring 3, the hooks around the iteration: one consequence in each room.
 
+- ``guard``: ``NanGuardHook`` logs what the guard decided and hands it out.
+- ``events``: ``EventLogHook`` and ``EventTextHook`` write it down.
+- ``inputs``: ``InputGuardHook`` and ``BadSamplesHook`` check the data.
+- ``replay``: ``AutopsyHook``, ``BatchDumpHook`` and ``Fp32ModulesHook``
+  examine and repeat an update.
+- ``recovery``: ``StateAuditHook`` and ``RollbackHook`` keep and restore a
+  clean state.
+- ``drill``: ``FaultInjectionHook`` plants faults.
+- ``_shared``: modules that several rooms use.
+"""
+
+# Importing a hook registers it. All of them are imported here, because a
+# config names a hook by its type and never imports its module.
 from ._shared.audit import Audit
 from ._shared.guard_listener import GuardListener
 from .drill.fault_injection_hook import FaultInjectionHook

@@ -449,12 +449,12 @@ def looks(monkeypatch):
     """Record the arguments of each InputLook."""
     looks = []
 
-    class Counted(input_guard_hook.InputLook):
+    class Counted(input_guard_hook.InputCheck):
         def __init__(self, *args):
             looks.append(args)
             super().__init__(*args)
 
-    monkeypatch.setattr(input_guard_hook, 'InputLook', Counted)
+    monkeypatch.setattr(input_guard_hook, 'InputCheck', Counted)
     return looks
 
 

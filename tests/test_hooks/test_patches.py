@@ -21,6 +21,7 @@ NAME = re.compile(r'`(\w+)\.(\w+)`')
 # Of this package, or made by the function that changes them.
 OWN = {
     'audit',
+    'backup',
     'cfg',
     'ctx',
     'guard',

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import HOOKS, TRANSFORMS
 from toys import guard_hooks, make_runner, wrapper
@@ -95,6 +96,20 @@ def test_hooks_that_change_a_pass(kind, is_lazy):
     type_ = kind if is_lazy else kind.__name__
     cfg = Config(dict(custom_hooks=[dict(type=type_), dict(type='EMAHook')]))
     assert [hook for hook, _ in hooks_inside(cfg)] == [kind]
+
+
+def test_a_dump_has_the_modules_of_a_float32_hook(tmp_path):
+    runner = build(
+        tmp_path,
+        fp32=dict(type='MyFp32Hook', modules=['head']),
+        drill=dict(
+            type='FaultInjectionHook', faults=[dict(iter=2, site='grad')]
+        ),
+        dump=dict(type='BatchDumpHook'),
+    )
+    runner.train()
+    (path,) = Path(runner.log_dir).glob('nanguard/dumps/*.pt')
+    assert torch.load(path, weights_only=True)['fp32_modules'] == ['head']
 
 
 def test_a_validating_transform(tmp_path):

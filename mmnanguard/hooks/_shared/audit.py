@@ -1,10 +1,12 @@
 """The result of an audit, which other hooks receive."""
 
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from typing import Optional, Tuple
 
 from mmnanguard.core import Action, BadTensor, Cause, GuardEvent
 from mmnanguard.core.rows.audit_row import AuditRow
+
+from .hook_arguments import Row
 
 __all__ = ['Audit']
 
@@ -17,19 +19,19 @@ class Audit:
     on all ranks.
 
     Attributes:
-        iter: Counts from 1.
-        epoch: Counts from 1.
-        names: (where, name) of all that is bad, on whatever rank. Where is
-            'weights', 'buffers', 'optimizer' or 'ema'.
-        tensors: A few at each place; their ``tensor`` says where.
-        ranks: Where something was found.
-        checkpoint: Name of the one that was not written for it; None if none
-            was due.
-        id: Unique in the run.
-        run: Names the run.
-        attempt: Of the run.
-        is_handled: Set by a hook that has mended the run's state: training
-            goes on, whatever the action is.
+        iter: Iteration of the audit, from 1.
+        epoch: Epoch of the audit, from 1.
+        names: Place and name of every bad tensor, on whatever rank. The
+            place is 'weights', 'buffers', 'optimizer' or 'ema'.
+        tensors: A few bad tensors of each place, which is their ``tensor``.
+        ranks: Ranks that hold a bad tensor.
+        checkpoint: Name of the checkpoint that was not written because of
+            the bad state; None if none was due.
+        id: Id of the audit, unique in the run.
+        run: Id of the run.
+        attempt: Number of the process start in the run, from 1.
+        is_handled: Whether a hook has repaired the state. The hook sets it,
+            and training goes on, whatever the action of ``StateAuditHook``.
     """
 
     iter: int
@@ -45,6 +47,8 @@ class Audit:
 
     @property
     def where(self) -> Tuple[str, ...]:
+        """The places with bad tensors, in the order of the audit."""
+        # A dict and not a set: the order must not differ between processes.
         return tuple(dict.fromkeys(where for where, _ in self.names))
 
     @property
@@ -63,7 +67,8 @@ class Audit:
             checkpoint=self.checkpoint,
         )
 
-    def to_row(self) -> Dict[str, Any]:
+    def to_row(self) -> Row:
+        """Return the row for ``events.jsonl``."""
         return self.record.to_row()
 
     def to_event(self) -> GuardEvent:
@@ -86,25 +91,30 @@ class Audit:
         return self.record.line()
 
     def halt_story(self, last_clean: Optional[str], is_guarded: bool) -> str:
-        """Return the text for the person who reads it next morning.
+        """Return the error text for the person who reads it next morning.
 
         Args:
-            last_clean: The checkpoint to go on from; None if there is none.
-            is_guarded: No update can have done it.
+            last_clean: Path of the last clean checkpoint; None if there is
+                none.
+            is_guarded: Whether all updates are guarded, so that no update
+                can be the cause.
         """
+        # The guard commits no update that makes a weight non-finite.
         cause = (
             'It happened outside any guarded update. Look for code that '
             'changes weights, buffers or averages by itself (hooks, EMA '
             'swaps, .data).'
-            if is_guarded
-            else 'Updates are not guarded: set optim_wrapper.type to '
-            'mmnanguard.NanGuardOptimWrapper or NanGuardAmpOptimWrapper.'
         )
-        advice = (
-            f'Go on from the last clean checkpoint: --resume {last_clean}.'
-            if last_clean
-            else 'No checkpoint of this run is known to be clean.'
-        )
+        if not is_guarded:
+            cause = (
+                'Updates are not guarded: set optim_wrapper.type to '
+                'mmnanguard.NanGuardOptimWrapper or NanGuardAmpOptimWrapper.'
+            )
+        advice = 'No checkpoint of this run is known to be clean.'
+        if last_clean:
+            advice = (
+                f'Go on from the last clean checkpoint: --resume {last_clean}.'
+            )
         return '\n  '.join(
             [
                 f'training halted at iteration {self.iter}: the state of the '

@@ -1,6 +1,6 @@
 """The hooks that average weights, and the models that hold the averages."""
 
-from typing import Any, Iterable, List
+from typing import Iterable, List, Optional
 
 from mmengine.hooks import EMAHook, Hook
 from torch import nn
@@ -17,30 +17,34 @@ def ema_models(hooks: Iterable[Hook]) -> List[nn.Module]:
 
 def averaging_hooks(hooks: Iterable[Hook]) -> List[Hook]:
     """Return every ``EMAHook`` and ``MeanTeacherHook``."""
-    return [
-        hook
-        for hook in hooks
-        if isinstance(hook, EMAHook) or is_mean_teacher(hook)
-    ]
+    return list(filter(is_averaging, hooks))
 
 
-def is_mean_teacher(hook: Any) -> bool:
-    """Whether this is mmdet's hook, or another project's of that name.
+def is_averaging(hook: Hook) -> bool:
+    """Whether the hook keeps an average of the model's weights."""
+    return isinstance(hook, EMAHook) or is_mean_teacher(hook)
 
-    It is known by name, because mmdet need not be installed.
-    """
+
+def is_mean_teacher(hook: object) -> bool:
+    """Whether the hook is a ``MeanTeacherHook``, of mmdet or a copy of it."""
+    # By name, because mmdet need not be installed, and projects without mmdet
+    # copy its hook.
     return any(cls.__name__ == 'MeanTeacherHook' for cls in type(hook).mro())
 
 
-def average_of(hook: Any, model: Any) -> nn.Module:
+def average_of(hook: Hook, model: Optional[nn.Module]) -> nn.Module:
     """Return the averaged model of an averaging hook.
 
     Args:
-        hook: One of :func:`averaging_hooks`.
-        model: The runner's, of which the average of a ``MeanTeacherHook`` is
-            a part.
+        hook: Hook for which :func:`is_averaging` is true.
+        model: Model of the runner. The average of a ``MeanTeacherHook`` is a
+            part of it; an ``EMAHook`` does not need it.
     """
     if is_mean_teacher(hook):
+        assert model is not None
+        # The hook has no reference to the teacher; it finds it by this name:
+        # https://github.com/open-mmlab/mmdetection/blob/v3.3.0/mmdet/engine/hooks/mean_teacher_hook.py
         return bare_model(model).get_submodule('teacher')
+    assert isinstance(hook, EMAHook)
     average: nn.Module = hook.ema_model
     return average

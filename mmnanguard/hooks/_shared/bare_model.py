@@ -8,6 +8,10 @@ __all__ = ['bare_model']
 
 def bare_model(model: nn.Module) -> nn.Module:
     """Return the model that MMEngine's wrapper holds, or the model itself."""
-    inner = model.module if is_model_wrapper(model) else model
+    # Not `hasattr(model, 'module')`: a user's model may have a submodule of
+    # that name.
+    if not is_model_wrapper(model):
+        return model
+    inner = model.module
     assert isinstance(inner, nn.Module)
     return inner

@@ -1,7 +1,7 @@
-"""What a batch tells about itself when something went wrong with it."""
+"""Facts about a batch for the report of a fault: sample names and ranges."""
 
 import math
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Mapping, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -10,45 +10,67 @@ from mmnanguard._support.sample_name import sample_name
 
 from .hook_arguments import DataBatch
 
-__all__ = ['input_ranges', 'own_names', 'sample_ids']
+__all__ = ['input_ranges', 'metainfo_names', 'sample_ids']
+
+Range = Dict[str, Union[float, bool]]
 
 
 def sample_ids(data_batch: DataBatch, batch_idx: int) -> List[str]:
-    """Names of the samples, from their metainfo; else the batch's index."""
-    return own_names(data_batch) or [f'batch {batch_idx}']
+    """Return the samples' names, or the batch's index if none has a name."""
+    return metainfo_names(data_batch) or [f'batch {batch_idx}']
 
 
-def own_names(data_batch: DataBatch) -> List[str]:
-    """Of the samples that have some."""
-    names = map(sample_name, _metainfos(data_batch))
-    return [name for name in names if name is not None]
+def metainfo_names(data_batch: DataBatch) -> List[str]:
+    """Return the names of the samples whose metainfo gives a name."""
+    names = []
+    for metainfo in _metainfos(data_batch):
+        name = sample_name(metainfo)
+        if name is not None:
+            names.append(name)
+    return names
 
 
-def input_ranges(data_batch: DataBatch) -> Dict[str, Dict[str, Any]]:
-    """Smallest and largest finite element of each tensor or list of tensors,
-    as the data loader gave them; syncs if they are on a device.
+def input_ranges(data_batch: DataBatch) -> Dict[str, Range]:
+    """Return the range of each tensor, or list of tensors, of a batch.
+
+    A range has the smallest and the largest finite element, and whether all
+    elements are finite. The batch is as the data loader made it. Syncs if it
+    is on a device.
     """
-    if not isinstance(data_batch, dict):
-        data_batch = {'inputs': data_batch}
+    fields: Mapping[Any, object] = {'inputs': data_batch}
+    if isinstance(data_batch, dict):
+        fields = data_batch
     ranges = {}
-    for key, value in data_batch.items():
-        tensors = [item for item in _tensors(value) if item.numel()]
+    for key, value in fields.items():
+        # `min` and `max` of an empty tensor raise an error.
+        tensors = list(filter(Tensor.numel, _tensors(value)))
         if not tensors:
             continue
         low, high, is_finite = math.inf, -math.inf, True
         for tensor in tensors:
-            finite = tensor[torch.isfinite(tensor)]
-            is_finite = is_finite and finite.numel() == tensor.numel()
-            if finite.numel():
-                low = min(low, finite.min().item())
-                high = max(high, finite.max().item())
+            finite, all_finite = _finite_range(tensor)
+            low, high = min(low, finite[0]), max(high, finite[1])
+            is_finite = is_finite and all_finite
         ranges[key] = {'min': low, 'max': high, 'is_finite': is_finite}
     return ranges
 
 
-def _metainfos(value: Any) -> Iterator[Dict[str, Any]]:
-    if isinstance(getattr(value, 'metainfo', None), dict):
-        yield value.metainfo
+def _finite_range(tensor: Tensor) -> Tuple[Tuple[float, float], bool]:
+    """Return the range of the finite elements, and whether all are finite."""
+    finite = tensor[torch.isfinite(tensor)]
+    if not finite.numel():
+        # Neutral for the minimum and maximum over several tensors.
+        return (math.inf, -math.inf), False
+    extremes = finite.min().item(), finite.max().item()
+    return extremes, finite.numel() == tensor.numel()
+
+
+def _metainfos(value: object) -> Iterator[Mapping[str, object]]:
+    # Any class with metainfo, not only `BaseDataElement`: projects have data
+    # samples of their own.
+    metainfo = getattr(value, 'metainfo', None)
+    if isinstance(metainfo, dict):
+        yield metainfo
     elif isinstance(value, dict):
         for item in value.values():
             yield from _metainfos(item)

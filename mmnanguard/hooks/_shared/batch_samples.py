@@ -1,8 +1,14 @@
-"""Which part of a batch belongs to which of its samples."""
+"""The samples of a batch: their number, names, tensors and selection.
+
+MMEngine's collate functions make dicts of stacked tensors, dicts of lists
+with one item for each sample, or lists with one item for each field. Nothing
+in a batch says which of these it is, so the functions infer it from shapes
+and types, and answer "not clear" rather than blame the wrong sample.
+"""
 
 import copy
 from typing import (
-    Any,
+    Callable,
     Iterator,
     List,
     Mapping,
@@ -16,7 +22,7 @@ import numpy as np
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from .batch_facts import own_names, sample_ids
+from .batch_facts import metainfo_names, sample_ids
 from .hook_arguments import DataBatch
 
 __all__ = [
@@ -26,108 +32,122 @@ __all__ = [
     'tensors_of_samples',
 ]
 
+# A string is no sequence of samples.
+SEQUENCES = (list, tuple)
+
 
 def sample_names(data_batch: DataBatch, batch_idx: int) -> List[str]:
-    """A name for each sample; those that have none are told by their row."""
+    """Return a name for each sample, or its row if no sample has a name."""
     size = count_samples(data_batch)
-    if size > 1 and not own_names(data_batch):
+    if size > 1 and not metainfo_names(data_batch):
         return [f'batch {batch_idx}, row {row}' for row in range(size)]
     return sample_ids(data_batch, batch_idx)
 
 
-def count_samples(value: Any) -> int:
-    """Of a batch; 0 if that is not clear."""
+def count_samples(value: DataBatch) -> int:
+    """Return the number of samples of a batch; 0 if it is not clear."""
     if isinstance(value, Mapping):
-        fields = list(value.values())
-        return count_samples(value.get('inputs', fields[0] if fields else 0))
-    if is_sequence(value) and value:
-        is_fields = not look_alike(value) or all(map(is_batch, value))
-        return count_samples(value[0]) if is_fields else len(value)
-    return len(value) if isinstance(value, Tensor) and value.dim() else 0
+        # The name that MMEngine's data preprocessors read.
+        first_field = next(iter(value.values()), None)
+        return count_samples(value.get('inputs', first_field))
+    if isinstance(value, SEQUENCES) and value:
+        return len(value) if are_samples(value) else count_samples(value[0])
+    if isinstance(value, Tensor) and value.dim():
+        return len(value)
+    return 0
 
 
 def tensors_of_samples(
-    value: Any, num_samples: int, sample: Optional[int] = None
+    value: DataBatch, num_samples: int, owner: Optional[int] = None
 ) -> Iterator[Tuple[Tensor, Tuple[int, ...]]]:
-    """Each tensor of a batch, and its samples: one for all of it, one for
-    each row, or none if that is not clear.
+    """Yield each tensor of a batch and the samples to which it belongs.
+
+    The samples are one for the whole tensor, or one for each of its rows, or
+    none if that is not clear.
 
     Args:
-        value: The batch.
-        num_samples: Of the batch.
-        sample: To which all of ``value`` belongs.
+        value: The batch, or a part of it.
+        num_samples: Number of samples of the batch.
+        owner: Sample to which all of ``value`` belongs; None if it is not
+            yet known.
     """
     if isinstance(value, Tensor):
-        if sample is not None:
-            yield value, (sample,)
+        if owner is not None:
+            yield value, (owner,)
         elif value.dim() > 0 and len(value) == num_samples:
             yield value, tuple(range(num_samples))
         else:
             yield value, ()
     elif isinstance(value, BaseDataElement):
+        # `vars`, because a subclass may keep a field in a private attribute.
         for item in vars(value).values():
-            yield from tensors_of_samples(item, num_samples, sample)
+            yield from tensors_of_samples(item, num_samples, owner)
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from tensors_of_samples(item, num_samples, sample)
-    elif is_sequence(value):
-        is_list = sample is None and is_per_sample(value, num_samples)
-        for index, item in enumerate(value):
-            owner = index if is_list else sample
             yield from tensors_of_samples(item, num_samples, owner)
+    elif isinstance(value, SEQUENCES):
+        is_list = owner is None and is_per_sample(value, num_samples)
+        for index, item in enumerate(value):
+            item_owner = index if is_list else owner
+            yield from tensors_of_samples(item, num_samples, item_owner)
 
 
-def take_samples(value: Any, num_samples: int, rows: Sequence[int]) -> Any:
-    """A batch of some of its samples; what belongs to none is kept.
+def take_samples(
+    value: DataBatch, num_samples: int, rows: Sequence[int]
+) -> DataBatch:
+    """Return a batch of some samples; parts of no sample are kept.
 
     Args:
-        value: The batch.
-        num_samples: Of the batch.
-        rows: Which ones, from 0.
+        value: The batch, or a part of it; never changed.
+        num_samples: Number of samples of the batch.
+        rows: Samples to take, from 0.
     """
     if isinstance(value, (Tensor, np.ndarray)):
-        is_batched = value.ndim > 0 and len(value) == num_samples
-        return value[list(rows)] if is_batched else value
+        if value.ndim > 0 and len(value) == num_samples:
+            return value[list(rows)]
+        return value
     if isinstance(value, MutableMapping):
+        # A copy keeps the class of the mapping, and its other attributes.
         new = copy.copy(value)
         for key, item in value.items():
             new[key] = take_samples(item, num_samples, rows)
         return new
-    if not is_sequence(value):
+    if not isinstance(value, SEQUENCES):
         return value
     if is_per_sample(value, num_samples):
         return type(value)(value[row] for row in rows)
     parts = [take_samples(item, num_samples, rows) for item in value]
-    is_named = hasattr(value, '_fields')
-    return type(value)(*parts) if is_named else type(value)(parts)
+    if hasattr(value, '_fields'):
+        # A named tuple takes its fields as separate arguments.
+        make: Callable[..., object] = type(value)
+        return make(*parts)
+    return type(value)(parts)
 
 
-def is_sequence(value: object) -> bool:
-    return isinstance(value, (list, tuple))
+def is_per_sample(value: Sequence[object], num_samples: int) -> bool:
+    """Whether a sequence has one item for each sample of the batch."""
+    return len(value) == num_samples and are_samples(value)
 
 
-def is_per_sample(value: Sequence[Any], num_samples: int) -> bool:
-    """Rather than as many fields, or views, as there are samples."""
-    return (
-        len(value) == num_samples
-        and look_alike(value)
-        and not all(map(is_batch, value))
-    )
+def are_samples(items: Sequence[object]) -> bool:
+    """Whether items are samples, rather than fields or views of a batch."""
+    # Fields differ in kind, as images and labels do. Views are alike, but
+    # each of them is a whole batch.
+    are_alike = len(set(map(kind_of, items))) == 1
+    return are_alike and not all(map(is_batch, items))
 
 
-def look_alike(items: Sequence[Any]) -> bool:
-    """As samples do: images and labels do not."""
-    return all(kind_of(item) == kind_of(items[0]) for item in items)
-
-
-def kind_of(item: Any) -> Any:
+def kind_of(item: object) -> object:
+    """Return the type and dimensions by which samples are alike."""
     if isinstance(item, (Tensor, np.ndarray)):
+        # Not the whole shape: images may differ in size.
         return type(item), item.ndim
-    if is_sequence(item) and item:
+    if isinstance(item, SEQUENCES) and item:
         return type(item), kind_of(item[0])
     return type(item)
 
 
 def is_batch(value: object) -> bool:
-    """Rather than one sample."""
+    """Whether a value is a batch of images, rather than a single image."""
+    # An image has three dimensions: channels, height, width.
     return isinstance(value, Tensor) and value.dim() >= 4

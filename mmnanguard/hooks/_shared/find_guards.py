@@ -1,3 +1,5 @@
+"""The guarded optimizer wrappers of a runner, and a description of each."""
+
 from typing import Any, Dict, Iterator, List, Set, cast
 
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -17,7 +19,10 @@ __all__ = [
 
 
 def find_wrappers(runner: Runner) -> Dict[str, OptimWrapper]:
-    """The runner's optimizer wrappers by name; a lone one is 'default'."""
+    """Return the runner's optimizer wrappers by name.
+
+    A single wrapper, which has no name in MMEngine, is 'default'.
+    """
     wrapper = runner.optim_wrapper
     if isinstance(wrapper, OptimWrapperDict):
         return dict(wrapper.items())
@@ -25,41 +30,46 @@ def find_wrappers(runner: Runner) -> Dict[str, OptimWrapper]:
 
 
 def find_guards(runner: Runner) -> Dict[str, GuardProtocol]:
-    """The guards of those wrappers that have one."""
-    return {
-        name: wrapper.guard
-        for name, wrapper in find_wrappers(runner).items()
-        if isinstance(wrapper, GuardedProtocol)
-    }
+    """Return the guards of the wrappers that have a guard, by name."""
+    guards = {}
+    for name, wrapper in find_wrappers(runner).items():
+        # By protocol: hooks do not import the classes of `mmnanguard.optim`.
+        if isinstance(wrapper, GuardedProtocol):
+            guards[name] = wrapper.guard
+    return guards
 
 
 def guard_facts(guard: GuardProtocol) -> Dict[str, Any]:
-    """What is guarded and by which rules; builtins only."""
-    scale = guard.scaler.read()
+    """Return the guarded optimizer and the guard's rules; builtins only."""
+    scale = None
+    if guard.scaler.is_enabled():
+        values = guard.scaler.read()
+        scale = {'value': values.value, 'floor': values.floor}
     return {
         'optimizer': type(guard.params.optimizer).__name__,
         'num_tensors': len(list(guard.params)),
         'clip': str(guard.grad_rule or guard.clip_rule),
-        'loss_scale': (
-            {'value': scale.value, 'floor': scale.floor}
-            if guard.scaler.is_enabled()
-            else None
-        ),
+        'loss_scale': scale,
         'policy': guard.policy.to_dict(),
     }
 
 
 def describe(name: str, wrapper: OptimWrapper, guard: GuardProtocol) -> str:
-    """The one line that says what is guarded."""
-    about = guard_facts(guard)
-    policy = about['policy']
+    """Return the console line that says what is guarded, and by which rules.
+
+    Args:
+        name: Name of the wrapper among the runner's wrappers.
+        wrapper: The guarded wrapper.
+        guard: Guard of the wrapper.
+    """
+    facts = guard_facts(guard)
+    policy = facts['policy']
+    # Only the AMP wrapper has a `cast_dtype`.
     dtype = str(getattr(wrapper, 'cast_dtype', 'float32'))
-    scale = about['loss_scale']
-    scale = (
-        f'loss scale {scale["value"]:g}, floor {scale["floor"]:g}'
-        if scale
-        else 'no loss scale'
-    )
+    scale_text = 'no loss scale'
+    if facts['loss_scale']:
+        scale = facts['loss_scale']
+        scale_text = f'loss scale {scale["value"]:g}, floor {scale["floor"]:g}'
     end = 'goes back' if policy['when_exhausted'] == 'rollback' else 'halts'
     limits = (
         f'max_consecutive_skips={policy["max_consecutive_skips"]}, '
@@ -70,39 +80,46 @@ def describe(name: str, wrapper: OptimWrapper, guard: GuardProtocol) -> str:
         limits += ', or divergence'
     return (
         f"mmnanguard {__version__} guards optimizer '{name}': "
-        f'{type(wrapper).__name__} ({dtype.replace("torch.", "")}, {scale}), '
-        f'{about["optimizer"]} with {about["num_tensors"]} tensors, '
-        f'{about["clip"]}, {end} at {limits}; run {guard.run}, attempt '
+        f'{type(wrapper).__name__} ({dtype.replace("torch.", "")}, '
+        f'{scale_text}), '
+        f'{facts["optimizer"]} with {facts["num_tensors"]} tensors, '
+        f'{facts["clip"]}, {end} at {limits}; run {guard.run}, attempt '
         f'{guard.attempt}'
     )
 
 
 def own_modules(runner: Runner) -> Dict[str, List[nn.Module]]:
-    """The modules that each wrapper trains: a lone one's is the whole model,
-    of several each has the largest that hold no other's parameters.
+    """Return the modules that each wrapper trains, by the wrapper's name.
+
+    A single wrapper trains the whole model. With several wrappers, each has
+    the largest modules that hold no parameter of another wrapper.
     """
     wrappers = find_wrappers(runner)
     if len(wrappers) == 1:
-        return {name: [runner.model] for name in wrappers}
-    return {
-        name: list(
-            modules_within(
-                runner.model,
-                {
-                    id(param)
-                    for group in wrapper.optimizer.param_groups
-                    for param in group['params']
-                },
-            )
-        )
-        for name, wrapper in wrappers.items()
-    }
+        (name,) = wrappers
+        # Frozen modules included, which may be in no param group.
+        return {name: [runner.model]}
+    modules = {}
+    for name, wrapper in wrappers.items():
+        # Ids, because `==` of tensors compares their elements.
+        params: Set[int] = set()
+        for group in wrapper.optimizer.param_groups:
+            params.update(map(id, group['params']))
+        modules[name] = list(modules_within(runner.model, params))
+    return modules
 
 
 def modules_within(model: nn.Module, params: Set[int]) -> Iterator[nn.Module]:
-    held = {id(param) for param in model.parameters()}
-    if held and held <= params:
+    """Yield the largest modules whose parameters are all among ``params``.
+
+    Args:
+        model: Module to search, itself included.
+        params: Ids of parameters.
+    """
+    model_params = set(map(id, model.parameters()))
+    # A module without parameters would be a part of any set.
+    if model_params and model_params <= params:
         yield model
-    elif held & params:
+    elif model_params & params:
         for child in model.children():
             yield from modules_within(child, params)

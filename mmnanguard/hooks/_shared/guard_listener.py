@@ -2,11 +2,9 @@
 
 ``NanGuardHook``, ``StateAuditHook`` and the hooks that examine an event call
 three more methods of every hook of a run, by ``Runner.call_hook``. MMEngine
-looks for a method by its name, so that any hook can have them; a hook that
-inherits from ``GuardListener`` has them written down and typed.
+looks for a method by its name, so any hook can have these methods;
+``GuardListener`` documents their names, arguments and types.
 """
-
-from typing import Any, Mapping
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -14,10 +12,13 @@ from mmengine.runner import Runner
 from mmnanguard.core import GuardEvent
 
 from .audit import Audit
+from .hook_arguments import Row
 
 __all__ = ['LISTENER_METHODS', 'GuardListener']
 
 # Each method's name, and the keyword that it is called with beside the runner.
+# MMEngine never reports a misspelt name, so the start of training compares the
+# methods of all hooks with these.
 LISTENER_METHODS = {
     'after_guard_event': 'event',
     'after_guard_row': 'row',
@@ -50,7 +51,7 @@ class GuardListener(Hook):
                 ``events.jsonl`` and ``event.line()`` its console line.
         """
 
-    def after_guard_row(self, runner: Runner, row: Mapping[str, Any]) -> None:
+    def after_guard_row(self, runner: Runner, row: Row) -> None:
         """Take note of any other row of ``events.jsonl``.
 
         Called for autopsies, dumps, remedies, inputs, rollbacks, audits and
@@ -60,8 +61,9 @@ class GuardListener(Hook):
 
         Args:
             runner: Runner of the training.
-            row: Its ``kind`` says what it is, its ``id`` which event it
-                belongs to. It is shared by all listeners: do not change it.
+            row: The row. Its ``kind`` names the kind of row, its ``id`` the
+                event that the row belongs to. All listeners share the dict:
+                do not change it.
         """
 
     def after_audit(self, runner: Runner, audit: Audit) -> None:
@@ -72,6 +74,6 @@ class GuardListener(Hook):
 
         Args:
             runner: Runner of the training.
-            audit: The result. A hook that has repaired the state sets
+            audit: Result of the audit. A hook that has repaired the state sets
                 ``audit.is_handled = True`` on all ranks; training goes on.
         """

@@ -1,3 +1,5 @@
+"""The only way in which a hook ends training."""
+
 from typing import NoReturn
 
 from mmengine.runner import Runner
@@ -8,15 +10,17 @@ __all__ = ['halt']
 
 
 def halt(runner: Runner, error: TrainingHalted) -> NoReturn:
-    """End training, the story in the log and in the event log. No hook of the
-    end of a run is called, which would save or publish it as if it had
-    succeeded.
+    """Log the reason, write it to the event log, and end training.
 
-    To be called on all ranks, after all other consequences.
+    All ranks must call it, after all other consequences of the event.
+    MMEngine calls neither ``after_train`` nor ``after_run`` of any hook
+    after an exception, so no hook saves or publishes the run as if it had
+    succeeded.
 
     Raises:
         TrainingHalted: ``error``.
     """
     runner.logger.error(str(error))
+    # Before the exception: nothing is called after it.
     runner.call_hook('after_guard_row', row=error.to_row())
     raise error

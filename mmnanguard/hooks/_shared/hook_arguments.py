@@ -4,7 +4,8 @@ from typing import Any, Dict, Mapping, Optional
 
 __all__ = ['Checkpoint', 'DataBatch', 'Outputs', 'Row']
 
-# Whatever the data loader's collate function makes.
+# Any object, because a user's collate function makes it. `object` and not
+# `Any`: mypy then demands a check of its type before each use.
 DataBatch = object
 # The log values of a model's ``train_step``, losses among them.
 Outputs = Optional[Mapping[str, object]]

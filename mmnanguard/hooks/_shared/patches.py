@@ -26,35 +26,47 @@ class Patches:
     ) -> Callable[[], None]:
         """Set an attribute of an object or a class.
 
-        What was there before comes back, unless somebody else has replaced
+        Undoing restores the previous value, unless other code has replaced
         ``value`` in the meantime.
 
+        Args:
+            owner: Object or class to change.
+            name: Name of the attribute.
+            value: New value of the attribute.
+
         Returns:
-            Undoes this change alone.
+            A function that undoes this change alone.
         """
-        has_own = name in vars(owner)
+        # `vars` and not `getattr`: an attribute that was inherited from the
+        # class must be inherited again, not become one of the instance.
+        was_set = name in vars(owner)
         before = vars(owner).get(name)
 
-        def put_back() -> None:
+        def restore() -> None:
+            # A later replacement calls this one; without it, that would break.
             if vars(owner).get(name) is not value:
                 return
-            if has_own:
+            if was_set:
                 setattr(owner, name, before)
             else:
                 delattr(owner, name)
 
         setattr(owner, name, value)
-        return self.remember(put_back)
+        return self.remember(restore)
 
     def remember(self, undo: Callable[[], None]) -> Callable[[], None]:
-        """Note how to undo a change that the caller has made.
+        """Remember how to undo a change that the caller has made.
+
+        Args:
+            undo: Function that undoes the change.
 
         Returns:
-            Undoes this change alone.
+            A function that undoes this change alone.
         """
         self._undo.append(undo)
 
         def undo_now() -> None:
+            # Undone already if training has ended in the meantime.
             if undo in self._undo:
                 self._undo.remove(undo)
                 undo()
@@ -62,6 +74,8 @@ class Patches:
         return undo_now
 
     def undo(self) -> None:
+        """Undo all changes, the latest first."""
+        # Popped before the call, so that an error cannot undo it twice.
         while self._undo:
             self._undo.pop()()
 
@@ -84,22 +98,28 @@ class PatchingHook(Hook):
     calls the base class's method.
 
     Attributes:
-        patches: Undone when training ends, by whatever it ends.
+        patches: Changes that are undone when training ends, whether
+            normally or by an exception.
     """
 
     def __init__(self) -> None:
         self.patches = Patches()
 
     def before_run(self, runner: Runner) -> None:
+        """Make the end of training undo the changes of all hooks."""
         loop = getattr(runner, '_train_loop', None)
-        # A config until a run trains.
+        # The loop is a config as long as the run only tests or validates:
+        # https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/runner/runner.py#L1727
+        # The first PatchingHook replaces `run` on behalf of all of them.
         if isinstance(loop, BaseLoop) and run_of(loop) is None:
             RunAndUndo(runner, loop)
 
     def after_run(self, runner: Runner) -> None:
         """Undo what a test or validation of a trained runner began."""
         loop = getattr(runner, '_train_loop', None)
-        run = run_of(loop) if isinstance(loop, BaseLoop) else None
+        if not isinstance(loop, BaseLoop):
+            return
+        run = run_of(loop)
         if run is not None:
             run.undo()
 
@@ -108,14 +128,15 @@ class RunAndUndo:
     """Replacement of ``train_loop.run`` that undoes all hooks' patches.
 
     Args:
-        runner: Holds the hooks.
-        loop: Its train loop.
+        runner: Runner of the training, with its hooks.
+        loop: Train loop of the runner.
     """
 
     def __init__(self, runner: Runner, loop: BaseLoop) -> None:
         self._runner = runner
         self._run = loop.run
         self._patches = Patches()
+        # Not a patch of one of the hooks: it must be undone last.
         self._patches.replace(loop, 'run', self)
 
     def __call__(self) -> object:
@@ -125,6 +146,8 @@ class RunAndUndo:
             self.undo()
 
     def undo(self) -> None:
+        """Undo the changes of all hooks, then the replacement of ``run``."""
+        # Reversed, as several hooks may have replaced the same attribute.
         for hook in reversed(self._runner.hooks):
             if isinstance(hook, PatchingHook):
                 hook.patches.undo()

@@ -1,7 +1,8 @@
-"""Roles in which hooks of different rooms find one another.
+"""Roles by which hooks find hooks of another room.
 
-A hook is found with ``isinstance``, so that a user's subclass takes the same
-role. The classes stand here because rooms do not import one another.
+``isinstance`` finds a hook by its role, so that a user's subclass has the
+role of its base class. The role classes are in this module because rooms do
+not import one another.
 """
 
 from mmengine.hooks import Hook
@@ -17,7 +18,8 @@ class EventSource(Hook):
 class ModelChanger(Hook):
     """Role of hooks that change the result of a forward pass.
 
-    A replay in another process builds these hooks as well.
+    A replay in another process builds these hooks too, or else it would
+    compute another result.
     """
 
 

@@ -1,3 +1,5 @@
+"""The versions of the software that a run depends on."""
+
 import platform
 from typing import Dict
 
@@ -10,10 +12,11 @@ __all__ = ['versions']
 
 
 def versions() -> Dict[str, str]:
-    """Of what a run depends on, here and now."""
+    """Return the versions in this process, by the name of the software."""
     return {
         'mmnanguard': __version__,
         'mmengine': mmengine_version,
+        # `TorchVersion` is a subclass of str that `weights_only` refuses.
         'torch': str(torch.__version__),
         'python': platform.python_version(),
     }

@@ -1,6 +1,6 @@
 """FaultInjectionHook: planted faults, to rehearse an incident.
 
-1. ``fault``: one planted fault, from its config; the user's own are in the
-   registry ``FAULTS``.
+1. ``fault``: a planted fault, read from its config, and the tensor that it
+   strikes. Faults of the user are functions in the registry ``FAULTS``.
 2. ``fault_injection_hook``: the hook that plants faults.
 """

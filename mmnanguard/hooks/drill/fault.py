@@ -1,11 +1,26 @@
-"""Planned faults of a fire drill, and the tensors that they strike."""
+"""Planned faults of a fire drill, and the tensors that they strike.
+
+``Fault.from_config`` checks a config when the hook is built, because a fault
+that never strikes would make a drill pass. ``find_target`` needs the model,
+so the hook calls it when training begins.
+"""
 
 import inspect
 import math
 import re
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, Callable, Iterator, List, Mapping, Optional, Tuple
+from operator import attrgetter
+from typing import (
+    Any,
+    Callable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Tuple,
+    Union,
+)
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +33,11 @@ __all__ = ['Fault', 'OwnFault', 'find_target']
 
 SITES = ('input', 'activation', 'loss', 'grad', 'buffer', 'weight')
 WHERE = 'FaultInjectionHook.faults'
-Named = List[Tuple[str, Any]]
+FaultConfig = Mapping[str, Any]
+# A module (input, activation), a parameter (grad, weight), a module with the
+# key of its buffer (buffer), or None (loss).
+Target = Union[nn.Module, Tensor, Tuple[nn.Module, str], None]
+Named = List[Tuple[str, Target]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +46,7 @@ class Fault:
 
     Attributes:
         iter: Iteration in which it strikes, from 1.
-        site: One of ``SITES``.
+        site: Kind of tensor that it strikes, an item of ``SITES``.
         value: Value that the first element gets. Not for a fault with a type.
         where: Regex, searched in the names of modules (activation),
             parameters (grad, weight) or buffers (buffer); the first match in
@@ -47,7 +66,8 @@ class Fault:
         """Read one fault of a config.
 
         Raises:
-            GuardConfigError: For anything that cannot strike.
+            GuardConfigError: For a config that is no fault, or a fault that
+                cannot strike.
         """
         if not isinstance(config, Mapping):
             raise GuardConfigError(
@@ -59,6 +79,7 @@ class Fault:
             return OwnFault.from_type(config)
         check_keys(config, [key.name for key in fields(Fault)], WHERE)
         check_place(config)
+        # The command line has no nan: it comes as a string.
         try:
             value = float(config.get('value', 'nan'))
         except (TypeError, ValueError):
@@ -72,12 +93,13 @@ class Fault:
 
     @property
     def effect(self) -> str:
-        """The change of the tensor, as the log says it."""
+        """The change of the tensor, as the log reports it."""
         return f'becomes {self.value}'
 
     def strike(self, tensor: Tensor) -> None:
         """Change a tensor in place."""
-        # Index of the first element, for any shape and layout.
+        # Index of the first element for any shape. `view(-1)[0]` would fail
+        # for a tensor that is not contiguous.
         tensor[(0,) * tensor.dim()] = self.value
 
 
@@ -86,29 +108,35 @@ class OwnFault(Fault):
     """A fault that a registered function makes.
 
     Attributes:
-        change: Returns the new content for a copy of the tensor.
+        change: Function that returns the new content of a copy of the
+            tensor.
     """
 
+    # The default only satisfies `dataclass`: the fields before have defaults.
     change: Callable[[Tensor], object] = field(default=torch.clone, repr=False)
 
     @classmethod
-    def from_type(cls, config: Mapping[str, Any]) -> 'OwnFault':
+    def from_type(cls, config: FaultConfig) -> 'OwnFault':
         """Read a fault whose ``type`` names a registered function.
 
         Raises:
             GuardConfigError: For an unknown type or argument.
         """
         name, where = config['type'], f'{WHERE}.type'
+        # For the names in the error message if the type is no string.
         FAULTS.import_from_location()
         function = get_registered(FAULTS, name, where)
-        place = ('iter', 'site', 'where', 'type')
-        options = {key: config[key] for key in config if key not in place}
+        options = dict(config)
+        for key in ('iter', 'site', 'where', 'type'):
+            options.pop(key, None)
         signature = inspect.signature(function)
         # The first parameter is the tensor.
         names = list(signature.parameters)[1:]
-        kinds = {signature.parameters[key].kind for key in names}
+        kinds = map(attrgetter('kind'), signature.parameters.values())
         if inspect.Parameter.VAR_KEYWORD not in kinds:
+            # Before `bind`, whose message suggests no similar key.
             check_keys(options, names, f'{WHERE}: {name}')
+        # `bind` finds arguments that are missing.
         try:
             signature.bind(None, **options)
         except TypeError as error:
@@ -123,6 +151,7 @@ class OwnFault(Fault):
 
     @property
     def effect(self) -> str:
+        """The change of the tensor, as the log reports it."""
         return f'is changed by {self.type}'
 
     def strike(self, tensor: Tensor) -> None:
@@ -131,6 +160,8 @@ class OwnFault(Fault):
         Raises:
             NanGuardError: If the function returns no tensor of this shape.
         """
+        # A copy, so that a function which changes it in place and then fails
+        # leaves no half fault.
         changed = self.change(tensor.detach().clone())
         shape = getattr(changed, 'shape', None)
         if not isinstance(changed, Tensor) or shape != tensor.shape:
@@ -143,18 +174,19 @@ class OwnFault(Fault):
 
 
 def type_and_shape(value: object) -> str:
-    """Describe a value that is no fit tensor."""
+    """Describe a value that is no tensor, or one of a wrong shape."""
     shape = getattr(value, 'shape', None)
     if shape is None:
         return repr(value)
     return f'a {type(value).__name__} of shape {tuple(shape)}'
 
 
-def check_place(config: Mapping[str, Any]) -> None:
+def check_place(config: FaultConfig) -> None:
     """Refuse a fault without a proper iteration, site and regex.
 
     Raises:
-        GuardConfigError: If one of them is missing or cannot work.
+        GuardConfigError: If the iteration or the site is missing, or any of
+            the three is not allowed.
     """
     where = f'FaultInjectionHook: fault {dict(config)!r}'
     for key in ('iter', 'site'):
@@ -181,11 +213,8 @@ def check_place(config: Mapping[str, Any]) -> None:
         ) from None
 
 
-def find_target(model: nn.Module, fault: Fault) -> Tuple[str, Any]:
+def find_target(model: nn.Module, fault: Fault) -> Tuple[str, Target]:
     """Return the name and the object that a fault strikes.
-
-    The object is a module (input, activation), a parameter (grad, weight), a
-    module with the key of its buffer (buffer), or None (loss).
 
     Raises:
         GuardConfigError: If the model has nothing that fits.
@@ -205,6 +234,7 @@ def find_target(model: nn.Module, fault: Fault) -> Tuple[str, Any]:
     for name, target in candidates:
         if re.search(fault.where or '', name):
             return f"'{name}'", target
+    # The first names show the naming scheme; a model may have thousands.
     names = ', '.join(name for name, _ in candidates[:10])
     raise GuardConfigError(
         f'FaultInjectionHook: {fault} matches nothing. Names of this model '
@@ -212,32 +242,31 @@ def find_target(model: nn.Module, fault: Fault) -> Tuple[str, Any]:
     )
 
 
-def _candidates(model: nn.Module, site: str) -> Iterator[Tuple[str, Any]]:
+def _candidates(model: nn.Module, site: str) -> Iterator[Tuple[str, Target]]:
     """Yield all names and objects at a site, in the model's order."""
+    named: Named = []
     if site == 'activation':
-        named: Named = list(model.named_modules())[1:]
+        # The first module is the model itself. Its output is the losses,
+        # which have a site of their own.
+        named.extend(list(model.named_modules())[1:])
     elif site == 'buffer':
-        # A mask of -inf cannot become worse than it is.
-        named = [
-            (name, owned_by(model, name))
-            for name, buffer in model.named_buffers()
-            if buffer.is_floating_point() and torch.isfinite(buffer).all()
-        ]
+        for name, buffer in model.named_buffers():
+            # A mask of -inf cannot become worse than it is.
+            if buffer.is_floating_point() and torch.isfinite(buffer).all():
+                named.append((name, owner_and_key(model, name)))
     else:
-        named = [
-            (name, param)
-            for name, param in model.named_parameters()
-            if site == 'weight' or param.requires_grad
-        ]
+        for name, param in model.named_parameters():
+            # A frozen weight can go bad; a gradient it never has.
+            if site == 'weight' or param.requires_grad:
+                named.append((name, param))
     for name, target in named:
+        # Site 'input' strikes its output, and its mean and std are constants.
         if not name.startswith('data_preprocessor'):
             yield name, target
 
 
-def owned_by(model: nn.Module, name: str) -> Tuple[nn.Module, str]:
-    """Return the module and the key of a buffer.
-
-    The buffer itself will not do: forward may bind another tensor there.
-    """
+def owner_and_key(model: nn.Module, name: str) -> Tuple[nn.Module, str]:
+    """Return the module that has a buffer, and the buffer's key in it."""
+    # Not the buffer itself: forward may assign another tensor to the key.
     owner, _, key = name.rpartition('.')
     return model.get_submodule(owner), key

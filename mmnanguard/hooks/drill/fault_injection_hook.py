@@ -1,6 +1,6 @@
 """The hook that plants faults, to rehearse an incident."""
 
-from typing import Any, Callable, Dict, List, Mapping, Tuple, Union
+from typing import Callable, Dict, List, Mapping, Tuple, Union, cast
 
 import torch
 from mmengine.optim import OptimWrapper
@@ -14,11 +14,10 @@ from .._shared.bare_model import bare_model
 from .._shared.find_guards import find_wrappers
 from .._shared.hook_arguments import DataBatch, Outputs
 from .._shared.patches import PatchingHook
-from .fault import Fault, find_target
+from .fault import Fault, FaultConfig, Target, find_target
 
 __all__ = ['FaultInjectionHook']
 
-FaultConfig = Dict[str, object]
 ForwardHook = Callable[[nn.Module, object, object], object]
 
 
@@ -27,11 +26,12 @@ class FaultInjectionHook(PatchingHook):
     """A fire drill: makes numbers go bad on purpose, in any mm model.
 
     Works with every optimizer wrapper, so that a run can be rehearsed with
-    and without the guard. Each fault strikes one tensor, of which one element
-    gets a value, or which a registered function of the user changes:
+    and without the guard. A fault strikes a single tensor: it sets the first
+    element to a value, or calls a registered function of the user. The site
+    of the fault selects the tensor:
 
     ==========  ==========================================================
-    input       the first that the data preprocessor gives to the model
+    input       the first tensor that the data preprocessor puts out
     activation  a module's output, before later modules see it
     loss        the loss itself; its gradient stays as it is
     grad        a gradient after backward, before the update (scaled)
@@ -45,8 +45,9 @@ class FaultInjectionHook(PatchingHook):
             ``default_hooks.fire_drill.faults.0.iter=30``.
 
     Raises:
-        GuardConfigError: At construction for a bad spec; before the first
-            iteration for a regex that matches nothing in this model.
+        GuardConfigError: At construction for a fault that is not allowed;
+            before the first iteration for a regex that matches nothing in
+            this model.
     """
 
     def __init__(
@@ -60,14 +61,15 @@ class FaultInjectionHook(PatchingHook):
                 f'FaultInjectionHook.faults is {faults!r}: it must be a list '
                 "such as [dict(iter=30, site='grad')]."
             )
-        self.faults = [Fault.from_config(fault) for fault in faults]
-        self._targets: Dict[Fault, Tuple[str, Any]] = {}
+        self.faults = list(map(Fault.from_config, faults))
+        self._targets: Dict[Fault, Tuple[str, Target]] = {}
         self._pending: List[Fault] = []
 
     def before_train(self, runner: Runner) -> None:
-        self._model = bare_model(runner.model)
+        """Find the target of each fault."""
+        model = bare_model(runner.model)
         for fault in self.faults:
-            self._targets[fault] = find_target(self._model, fault)
+            self._targets[fault] = find_target(model, fault)
             if fault.iter > runner.max_iters:
                 runner.logger.warning(
                     f'fire drill: {fault} lies behind the last iteration, '
@@ -77,21 +79,26 @@ class FaultInjectionHook(PatchingHook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
-        self._pending = [
-            fault for fault in self.faults if fault.iter == runner.iter + 1
-        ]
-        for fault in list(self._pending):
-            target = self._targets[fault][1]
+        """Strike weights, and prepare the other faults of this iteration."""
+        self._pending = []
+        needs_backward = False
+        for fault in self.faults:
+            # MMEngine counts iterations from 0, its log and faults from 1.
+            if fault.iter != runner.iter + 1:
+                continue
+            self._pending.append(fault)
             if fault.site == 'weight':
-                self._strike(runner, fault, target)
+                param = cast(Tensor, self._targets[fault][1])
+                self._strike(runner, fault, param)
             elif fault.site in ('input', 'activation'):
-                handle = target.register_forward_hook(
+                module = cast(nn.Module, self._targets[fault][1])
+                handle = module.register_forward_hook(
                     self._output_hook(runner, fault)
                 )
                 self.patches.remember(handle.remove)
-        if any(
-            fault.site in ('loss', 'grad', 'buffer') for fault in self._pending
-        ):
+            else:
+                needs_backward = True
+        if needs_backward:
             for wrapper in find_wrappers(runner).values():
                 self._wrap_backward(runner, wrapper)
 
@@ -102,6 +109,8 @@ class FaultInjectionHook(PatchingHook):
         data_batch: DataBatch = None,
         outputs: Outputs = None,
     ) -> None:
+        """Undo the preparations; report the faults that did not strike."""
+        # Each iteration anew, so that the others run without any change.
         self.patches.undo()
         for fault in self._pending:
             runner.logger.error(
@@ -111,8 +120,11 @@ class FaultInjectionHook(PatchingHook):
         self._pending = []
 
     def _output_hook(self, runner: Runner, fault: Fault) -> ForwardHook:
+        # Dynamo must not trace the fault into a compiled model: it has side
+        # effects, and later iterations run the same code.
         @torch.compiler.disable
         def hook(module: nn.Module, args: object, output: object) -> object:
+            # A module may run more than once in an iteration.
             if fault not in self._pending:
                 return output
             return map_first_tensor(
@@ -123,9 +135,9 @@ class FaultInjectionHook(PatchingHook):
         return changed
 
     def _wrap_backward(self, runner: Runner, wrapper: OptimWrapper) -> None:
-        """Plant faults in ``backward``, which each model runs through between
-        forward and update.
-        """
+        """Make ``wrapper.backward`` plant the faults of this iteration."""
+        # MMEngine has no hook between forward and update, but every
+        # `train_step` calls `backward` there.
         backward = wrapper.backward
 
         @torch.compiler.disable
@@ -136,12 +148,14 @@ class FaultInjectionHook(PatchingHook):
                 loss = loss + (struck - loss.detach())
             backward(loss, **kwargs)
             for fault in self._pending_at('grad'):
-                param = self._targets[fault][1]
+                param = cast(Tensor, self._targets[fault][1])
+                # With several wrappers the gradient comes with another loss.
                 if param.grad is not None:
                     self._strike(runner, fault, param.grad)
             # After backward: autograd refuses tensors changed in between.
             for fault in self._pending_at('buffer'):
-                owner, key = self._targets[fault][1]
+                target = self._targets[fault][1]
+                owner, key = cast(Tuple[nn.Module, str], target)
                 self._strike(runner, fault, owner.get_buffer(key))
 
         self.patches.replace(wrapper, 'backward', faulty_backward)
@@ -152,11 +166,14 @@ class FaultInjectionHook(PatchingHook):
     def _struck_copy(
         self, runner: Runner, fault: Fault, tensor: Tensor
     ) -> Tensor:
-        tensor = tensor.clone()  # autograd and the data set keep theirs
+        # The dataset may share the tensor's memory, and autograd may have
+        # saved it for backward.
+        tensor = tensor.clone()
         self._strike(runner, fault, tensor)
         return tensor
 
     def _strike(self, runner: Runner, fault: Fault, tensor: Tensor) -> None:
+        # Autograd refuses to change a parameter in place.
         with torch.no_grad():
             fault.strike(tensor)
         self._pending.remove(fault)
@@ -166,15 +183,21 @@ class FaultInjectionHook(PatchingHook):
         )
 
 
-def map_first_tensor(value: object, change: Callable[[Tensor], Tensor]) -> Any:
+def map_first_tensor(
+    value: object, change: Callable[[Tensor], Tensor]
+) -> object:
     """Copy a nested output with its first floating-point tensor changed.
 
+    Args:
+        value: Tensor, or mappings, lists and tuples that hold tensors.
+        change: Function that returns the new tensor.
+
     Raises:
-        NanGuardError: If there is none.
+        NanGuardError: If the output holds no such tensor.
     """
     is_changed = False
 
-    def walk(item: object) -> Any:
+    def walk(item: object) -> object:
         nonlocal is_changed
         if is_changed:
             return item
@@ -183,8 +206,9 @@ def map_first_tensor(value: object, change: Callable[[Tensor], Tensor]) -> Any:
             return change(item)
         if isinstance(item, Mapping):
             return {key: walk(part) for key, part in item.items()}
+        # A named tuple cannot be made from an iterable.
         if isinstance(item, (list, tuple)) and not hasattr(item, '_fields'):
-            return type(item)(walk(part) for part in item)
+            return type(item)(map(walk, item))
         return item
 
     result = walk(value)

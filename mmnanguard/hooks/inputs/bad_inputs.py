@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Dict, Iterable, List, Mapping, Optional, Tuple
 
 from mmengine.dist import all_gather_object
 
@@ -10,7 +10,9 @@ from mmnanguard.core.rows.input_row import InputRow
 
 __all__ = ['BadInputs', 'gather_bad_inputs']
 
-NUM_LISTED = 100  # samples of each key and rank, in a row
+# Samples of each key and rank in a row. With 'sanitize' a whole interval can
+# be bad; its row must stay readable, and quick to exchange.
+NUM_LISTED = 100
 
 
 @dataclass(frozen=True)
@@ -18,9 +20,10 @@ class BadInputs:
     """The bad samples of all ranks.
 
     Attributes:
-        ranks: That had some.
-        keys: Names of samples, by key.
-        num_unlisted: Samples that stand under no key: there were too many.
+        ranks: Ranks that had bad samples.
+        keys: Names of the bad samples, by key of the bad part.
+        num_unlisted: Number of bad samples whose names were left out, because
+            there were too many.
     """
 
     ranks: Tuple[int, ...]
@@ -30,8 +33,16 @@ class BadInputs:
     def record(
         self, id_: str, action: str, iter_: int, since: Optional[int] = None
     ) -> InputRow:
-        """Return the row that names the samples, each once."""
-        samples = unique(self.keys)
+        """Return the row that names each sample once.
+
+        Args:
+            id_: Id of the event, or of the report of 'sanitize'.
+            action: Action of ``InputGuardHook``.
+            iter_: Iteration, from 1; for 'sanitize' the last of the interval.
+            since: First iteration of the interval; None except for
+                'sanitize'.
+        """
+        samples = unique(chain.from_iterable(self.keys.values()))
         return InputRow(
             id=id_,
             action=action,
@@ -47,31 +58,38 @@ class BadInputs:
 def gather_bad_inputs(
     local_names: Mapping[str, List[str]],
 ) -> Optional[BadInputs]:
-    """Put together the bad samples of all ranks; collective.
+    """Gather the bad samples of all ranks; collective.
 
     Args:
         local_names: Names of this rank's bad samples, by key.
 
     Returns:
-        The same on all ranks; None if no rank has bad samples.
+        The same result on all ranks; None if no rank has bad samples.
     """
     listed = {key: names[:NUM_LISTED] for key, names in local_names.items()}
-    num_unlisted = len(unique(local_names)) - len(unique(listed))
-    everyone = all_gather_object((listed, num_unlisted))
-    ranks = tuple(rank for rank, (keys, _) in enumerate(everyone) if keys)
+    # A sample may be bad at several keys, and counts once.
+    samples = unique(chain.from_iterable(local_names.values()))
+    listed_samples = unique(chain.from_iterable(listed.values()))
+    num_unlisted = len(samples) - len(listed_samples)
+    ranks: List[int] = []
+    names_by_key: Dict[str, List[str]] = {}
+    total_unlisted = 0
+    gathered = all_gather_object((listed, num_unlisted))
+    for rank, (rank_listed, rank_unlisted) in enumerate(gathered):
+        if rank_listed:
+            ranks.append(rank)
+        total_unlisted += rank_unlisted
+        for key, names in rank_listed.items():
+            names_by_key.setdefault(key, []).extend(names)
     if not ranks:
         return None
-    keys: Dict[str, List[str]] = {}
-    for theirs, _ in everyone:
-        for key, names in theirs.items():
-            keys.setdefault(key, []).extend(names)
-    return BadInputs(
-        ranks,
-        {key: tuple(dict.fromkeys(names)) for key, names in keys.items()},
-        sum(num for _, num in everyone),
-    )
+    # Samplers repeat samples to fill the last batch, so two ranks may have
+    # the same sample.
+    keys = {key: unique(names) for key, names in names_by_key.items()}
+    return BadInputs(tuple(ranks), keys, total_unlisted)
 
 
-def unique(keys: Mapping[str, Any]) -> Tuple[str, ...]:
-    """Return the names of all keys, each once."""
-    return tuple(dict.fromkeys(chain.from_iterable(keys.values())))
+def unique(names: Iterable[str]) -> Tuple[str, ...]:
+    """Return each name once, in the order of its first place."""
+    # A set has another order in each process.
+    return tuple(dict.fromkeys(names))

@@ -1,3 +1,5 @@
+"""The hook that reports the samples that ``ValidateSample`` found."""
+
 from typing import Dict, List
 
 from mmengine.dist import all_gather_object
@@ -13,38 +15,41 @@ from .._shared.hook_arguments import DataBatch, Outputs
 
 __all__ = ['BadSamplesHook']
 
-MAX_TOLD = 5  # samples in a line
-DONE = {'drop': 'left out', 'tell': 'kept'}
+# Samples in a console line, which has to stay readable.
+NUM_NAMED = 5
+OUTCOMES = {'drop': 'left out', 'tell': 'kept'}
 
 
 @HOOKS.register_module()
 class BadSamplesHook(Hook):
-    """Tells in the run's log of the samples that ``ValidateSample`` found.
+    """Reports the samples that ``ValidateSample`` found, in the run's log.
 
-    Their names, reasons and number, from worker processes and from all
-    ranks: in one line whenever there are new ones, and as the scalar
-    ``train/guard/bad_samples``, the number of samples so far in this process.
-    Looks every ``interval`` iterations, with several ranks by an exchange, and
-    when training ends. Loaders fetch ahead, so a sample is told of before its
-    turn.
+    Collects the names, reasons and number of bad samples from worker
+    processes and from all ranks. A console line reports them whenever there
+    are new ones; the scalar ``train/guard/bad_samples`` is their number so
+    far in this process. The hook asks every ``interval`` iterations and when
+    training ends; with several ranks that is an exchange. Loaders fetch
+    ahead, so a sample may be reported before its turn.
 
     Args:
-        interval: In iterations.
+        interval: Number of iterations from one report to the next.
 
     Raises:
         GuardConfigError: For an argument that is not allowed.
     """
 
-    priority = 'ABOVE_NORMAL'  # before LoggerHook
+    # Before LoggerHook, which writes the scalar in the same iteration.
+    priority = 'ABOVE_NORMAL'
 
     def __init__(self, interval: int = 100) -> None:
         is_right = is_count(interval, least=1)
         where = 'BadSamplesHook.interval'
         check_value(is_right, where, interval, 'an integer of 1 or more')
         self.interval = interval
-        self._told: Dict[str, str] = {}
+        self._reported: Dict[str, str] = {}
 
     def before_train(self, runner: Runner) -> None:
+        """Warn if no transform of the pipeline validates samples."""
         if not find_validators(runner):
             runner.logger.warning(
                 'mmnanguard: BadSamplesHook finds no ValidateSample in the '
@@ -59,39 +64,48 @@ class BadSamplesHook(Hook):
         data_batch: DataBatch = None,
         outputs: Outputs = None,
     ) -> None:
+        """Report new bad samples at the end of an interval."""
         if self.every_n_train_iters(runner, self.interval):
-            self._tell(runner)
+            self._report(runner)
 
     def after_train(self, runner: Runner) -> None:
-        self._tell(runner)
+        """Report the bad samples since the last interval."""
+        self._report(runner)
 
-    def _tell(self, runner: Runner) -> None:
-        own = {
-            name: f'{story}; {DONE[validator.action]}'
-            for validator in find_validators(runner)
-            for name, story in validator.record.read().items()
-            if name not in self._told
-        }
+    def _report(self, runner: Runner) -> None:
+        """Report the bad samples that are new on any rank; collective."""
         new: Dict[str, str] = {}
-        for found in all_gather_object(own):
-            new.update(found)
-        self._told.update(new)
+        # All ranks take part, also those without new samples.
+        for rank_stories in all_gather_object(self._new_stories(runner)):
+            new.update(rank_stories)
+        self._reported.update(new)
         hub = runner.message_hub
-        hub.update_scalar('train/guard/bad_samples', len(self._told))
-        if new:
-            told = [f'{name}: {new[name]}' for name in sorted(new)]
-            if told[MAX_TOLD:]:
-                told[MAX_TOLD:] = [f'and {len(told) - MAX_TOLD} more']
-            runner.logger.warning(
-                f'mmnanguard: ValidateSample found {len(self._told)} bad '
-                f'samples so far, {len(new)} of them new: {"; ".join(told)}'
-            )
+        hub.update_scalar('train/guard/bad_samples', len(self._reported))
+        if not new:
+            return
+        # Sorted, as the order in which workers finish is random.
+        lines = list(map(': '.join, sorted(new.items())))
+        if len(lines) > NUM_NAMED:
+            lines[NUM_NAMED:] = [f'and {len(lines) - NUM_NAMED} more']
+        runner.logger.warning(
+            f'mmnanguard: ValidateSample found {len(self._reported)} bad '
+            f'samples so far, {len(new)} of them new: {"; ".join(lines)}'
+        )
+
+    def _new_stories(self, runner: Runner) -> Dict[str, str]:
+        """Return this rank's unreported samples, and what happened to each."""
+        stories = {}
+        for validator in find_validators(runner):
+            outcome = OUTCOMES[validator.action]
+            for name, story in validator.record.read().items():
+                if name not in self._reported:
+                    stories[name] = f'{story}; {outcome}'
+        return stories
 
 
 def find_validators(runner: Runner) -> List[SampleValidator]:
-    """Return the validating transforms of the training pipeline.
-
-    They are looked up each time, as other hooks exchange the pipeline.
-    """
+    """Return the validating transforms of the training pipeline."""
+    # Anew for each report, because hooks such as mmdet's
+    # PipelineSwitchHook exchange the pipeline.
     parts = dataset_parts(runner.train_dataloader.dataset)
     return [part for part in parts if isinstance(part, SampleValidator)]

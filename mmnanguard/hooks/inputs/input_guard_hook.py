@@ -1,6 +1,7 @@
-"""The hook that looks at the inputs before the model does."""
+"""The hook that checks the inputs before the model sees them."""
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from mmengine.dist import get_rank, get_world_size
@@ -24,52 +25,68 @@ from .._shared.hook_arguments import DataBatch, Outputs
 from .._shared.patches import PatchingHook
 from .._shared.roles import EventSource, ModelChanger, has_hook
 from .bad_inputs import gather_bad_inputs
-from .input_look import InputFlags, InputLook, bad_samples
+from .input_check import InputCheck, InputFlags, bad_samples
 from .input_policy import InputPolicy
 
 __all__ = ['InputGuardHook']
 
 
+@dataclass
+class CheckedWindow:
+    """The checks of the open window of a guard.
+
+    Attributes:
+        checks: Result of the check of each micro-batch.
+        facts: Flag of each check that the guard has received, in the same
+            order.
+    """
+
+    checks: List[InputFlags] = field(default_factory=list)
+    facts: List[Tensor] = field(default_factory=list)
+
+
 @HOOKS.register_module()
 class InputGuardHook(PatchingHook, ModelChanger):
-    """Looks at the inputs after the data preprocessor, before the model.
+    """Checks the inputs after the data preprocessor, before the model.
 
     In training only. Flags stay on the device until the update's one host
-    read. If they are bad anywhere, the update is rejected on all ranks with
-    the cause 'input_nonfinite', and a row of kind 'input' and a console line
-    name the samples of all ranks, and the keys. A window of gradient
-    accumulation is rejected as a whole; the samples of its bad micro-batches
-    are named, and all samples into which the preprocessor mixed a bad one.
-    The model does see what is rejected: one that raises when it meets NaN,
-    as Hungarian matchers do, needs 'sanitize'. With several optimizers all
-    reject that train in that iteration.
+    read. If inputs are bad on any rank, the update is rejected on all ranks
+    with the cause 'input_nonfinite'; a row of kind 'input' and a console line
+    name the bad samples of all ranks, and the keys. A window of gradient
+    accumulation is rejected as a whole. The row then names the samples of its
+    bad micro-batches, and all samples into which the preprocessor mixed a bad
+    sample. The model does see rejected inputs: a model that raises an error
+    for NaN, as Hungarian matchers do, needs 'sanitize'. With several
+    optimizers, all those that train in the iteration reject their update.
 
-    'sanitize' trains on and needs no guard; what it mended is told every
-    ``interval`` iterations and after the last.
+    'sanitize' trains on and needs no guard. Every ``interval`` iterations and
+    after the last, it reports the samples that it has changed.
 
-    What is looked at and how samples are named: :class:`InputLook`.
+    :class:`InputCheck` documents which parts are checked and how samples are
+    named.
 
     Args:
         action: 'reject' the update; 'sanitize' the numbers and train on
             them; 'halt' the run, on all ranks.
-        keys: Parts of the preprocessor's output to look at, such as
-            'inputs' or 'data_samples.gt_instances.bboxes', with all that is
-            below them; None means all. Leave out what may be infinite on
-            purpose, such as the depth of the sky.
-        nan: What 'sanitize' puts for NaN.
-        posinf: For Inf. None means the largest number of the dtype, as in
-            ``torch.nan_to_num``: such an input overflows in the first
-            convolution.
-        neginf: For -Inf. None means the most negative number of the dtype.
-        interval: In iterations, from one report of 'sanitize' to the next.
-            Flags and names of samples are kept for so long.
+        keys: Parts of the preprocessor's output to check, such as 'inputs' or
+            'data_samples.gt_instances.bboxes', with all parts below them;
+            None means all. Leave out parts that may be infinite on purpose,
+            such as the depth of the sky.
+        nan: Number with which 'sanitize' replaces NaN.
+        posinf: Number that replaces Inf. None means the largest number of the
+            dtype, as in ``torch.nan_to_num``: such an input overflows in the
+            first convolution.
+        neginf: Number that replaces -Inf. None means the most negative number
+            of the dtype.
+        interval: Number of iterations from one report of 'sanitize' to the
+            next. Flags and names of samples are kept for so long.
 
     Raises:
         GuardConfigError: For an argument that is not allowed. At the start
             of training: for a model without a data preprocessor, for
             'reject' and 'halt' without a guard, and for 'halt' without
-            ``NanGuardHook``. In the first iteration: for keys that nothing
-            has.
+            ``NanGuardHook``. In the first iteration: for keys that select no
+            part.
     """
 
     # After the hooks of a fire drill, before the replays of an autopsy.
@@ -86,18 +103,24 @@ class InputGuardHook(PatchingHook, ModelChanger):
     ) -> None:
         super().__init__()
         self._policy = InputPolicy(action, keys, nan, posinf, neginf, interval)
-        # Of the open window of each guard, with the facts that it was told.
-        self._windows: Dict[str, List[Tuple[InputFlags, Tensor]]] = {}
-        self._mended: List[InputFlags] = []  # of the interval
+        self._windows: Dict[str, CheckedWindow] = {}
+        # Checks of the current interval of 'sanitize'.
+        self._sanitized: List[InputFlags] = []
         self._halt: Optional[TrainingHalted] = None
-        self._has_looked = self._is_on = False
+        self._has_checked = False
+        # On from the start of an iteration until its update is judged: later
+        # passes of the iteration are replays.
+        self._is_on = False
 
     def before_run(self, runner: Runner) -> None:
+        """Report that ``NanGuardHook`` is missing, which names samples."""
         super().before_run(runner)
-        if not self._policy.mends and not has_hook(runner, EventSource):
-            self._miss_events(runner)
+        # 'sanitize' reports by itself.
+        if not self._policy.sanitizes and not has_hook(runner, EventSource):
+            self._report_missing_events(runner)
 
     def before_train(self, runner: Runner) -> None:
+        """Check the output of the data preprocessor from now on."""
         self._model = getattr(runner.model, 'module', runner.model)
         preprocessor = getattr(self._model, 'data_preprocessor', None)
         if not isinstance(preprocessor, nn.Module):
@@ -106,7 +129,7 @@ class InputGuardHook(PatchingHook, ModelChanger):
                 'data_preprocessor whose output could be looked at.'
             )
         self._guards = find_guards(runner)
-        if not self._guards and not self._policy.mends:
+        if not self._guards and not self._policy.sanitizes:
             raise GuardConfigError(
                 f'InputGuardHook: action={self._policy.action!r} needs an '
                 'optimizer wrapper that can reject an update, '
@@ -114,76 +137,85 @@ class InputGuardHook(PatchingHook, ModelChanger):
                 "mmnanguard.NanGuardAmpOptimWrapper; action='sanitize' needs "
                 'none.'
             )
-        self._windows, self._mended, self._halt = {}, [], None
+        # Training may begin again in the same process.
+        self._windows, self._sanitized, self._halt = {}, [], None
         self._iter, self._since = runner.iter, runner.iter + 1
         self._batch_idx, self._is_on = 0, False
         self._batch: DataBatch = None
-        self._runner, self._preprocessor = runner, preprocessor
-        self._handle = preprocessor.register_forward_hook(self._look)
-        self.patches.remember(self._remove_look)
+        self._preprocessor = preprocessor
+        self._handle = preprocessor.register_forward_hook(self._check_output)
+        self.patches.remember(self._remove_handle)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
+        """Prepare for the checks of an iteration."""
         for name, guard in self._guards.items():
-            if not guard.is_open:  # its window is over, or has not begun
+            # The window has ended, or this guard did not train in it.
+            if not guard.is_open:
                 self._forget(name, guard)
         self._iter = runner.iter + 1
         self._batch_idx, self._batch = batch_idx, data_batch
         self._is_on = True
-        # Anew, to come after those that are there for one iteration.
+        # PyTorch calls forward hooks in the order of their registration.
+        # Register again, to come after the hook of a fault of this iteration.
         self._handle.remove()
-        self._handle = self._preprocessor.register_forward_hook(self._look)
-
-    @torch.compiler.disable
-    def _look(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Flag, or mend, what the model is about to get; no sync."""
-        policy = self._policy
-        if not self._model.training or not (self._is_on or policy.mends):
-            return output
-        look = InputLook(
-            output,
-            args[0] if args else self._batch,
-            self._batch_idx,
-            policy,
-            get_rank() if get_world_size() > 1 else None,
+        self._handle = self._preprocessor.register_forward_hook(
+            self._check_output
         )
-        if not self._has_looked:
-            self._has_looked = True
-            policy.check_found(look.keys)
-        if look.flags is None or not self._is_on:
-            return look.output
-        if policy.mends:
-            self._mended.append(look.flags)
-            return look.output
-        flag = look.flags.is_bad.any()
+
+    # The check keeps flags for later iterations: Dynamo must not trace it into
+    # a compiled model.
+    @torch.compiler.disable
+    def _check_output(
+        self, module: nn.Module, args: Tuple[object, ...], output: object
+    ) -> object:
+        """Flag or sanitize the inputs that the model is about to get.
+
+        A forward hook of the data preprocessor; no sync.
+        """
+        policy = self._policy
+        # A replay gets sanitized inputs too, or it would not repeat the pass.
+        if not self._model.training or not (self._is_on or policy.sanitizes):
+            return output
+        # Without a batch in `args` it was given by keyword, which forward
+        # hooks do not receive.
+        batch = args[0] if args else self._batch
+        rank = get_rank() if get_world_size() > 1 else None
+        check = InputCheck(output, batch, self._batch_idx, policy, rank)
+        if not self._has_checked:
+            self._has_checked = True
+            policy.check_keys(check.keys)
+        if check.flags is None or not self._is_on:
+            return check.output
+        if policy.sanitizes:
+            self._sanitized.append(check.flags)
+            return check.output
+        flag = check.flags.is_bad.any()
+        # Any of the guards may train on this batch; those that do not forget
+        # it in the next iteration.
         for name, guard in self._guards.items():
             guard.add_fact('input', flag)
-            self._windows.setdefault(name, []).append((look.flags, flag))
+            window = self._windows.setdefault(name, CheckedWindow())
+            window.checks.append(check.flags)
+            window.facts.append(flag)
         return output
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
-        """Name the samples; syncs, and is collective."""
-        self._is_on = False  # what comes now is a replay
+        """Report the bad samples of a rejected update; syncs, collective."""
+        # All passes until the next iteration are replays.
+        self._is_on = False
         if event.cause is not Cause.INPUT_NONFINITE:
             return
-        window = self._windows.get(event.optimizer, [])
-        bad = gather_bad_inputs(bad_samples([flags for flags, _ in window]))
-        if bad is None:  # flagged by somebody else
+        window = self._windows.get(event.optimizer, CheckedWindow())
+        bad = gather_bad_inputs(bad_samples(window.checks))
+        # Other code can flag an input with `guard.add_fact` as well.
+        if bad is None:
             return
         record = bad.record(event.id, self._policy.action, event.iter)
-        self._tell(runner, record)
+        self._report_row(runner, record)
         if self._policy.action == 'halt':
-            is_left_out = event.action is Action.STEP
-            subject = record.subject(with_ranks=get_world_size() > 1)
-            self._halt = TrainingHalted(
-                event,
-                f'mmnanguard: halted at iteration {event.iter}: the input is '
-                f'not finite in {subject}; InputGuardHook has '
-                "action='halt'. Nothing was updated"
-                f'{" from it" if is_left_out else ""}. Mend the samples, or '
-                "set action='reject' or 'sanitize'.",
-            )
+            self._halt = halted_by(event, record)
 
     def after_train_iter(
         self,
@@ -192,63 +224,96 @@ class InputGuardHook(PatchingHook, ModelChanger):
         data_batch: DataBatch = None,
         outputs: Outputs = None,
     ) -> None:
+        """Report at the end of an interval; halt if an event asked for it."""
+        # The batch must not stay alive during validation.
         self._is_on, self._batch = False, None
-        if not self._has_looked and outputs:
-            self._has_looked = True
+        if not self._has_checked and outputs:
+            self._has_checked = True
             runner.logger.error(
                 f'mmnanguard: InputGuardHook: {type(self._model).__name__}.'
                 'train_step does not call the data preprocessor, so that no '
                 'input is looked at'
             )
-        if self._policy.mends and self._iter % self._policy.interval == 0:
-            self._report(runner)
-        if self._halt is not None:  # after all consequences
+        policy = self._policy
+        if policy.sanitizes and self._iter % policy.interval == 0:
+            self._report_sanitized(runner)
+        # After the report, and after all other hooks have had the event.
+        if self._halt is not None:
             halt(runner, self._halt)
 
     def after_train(self, runner: Runner) -> None:
-        if self._policy.mends:
-            self._report(runner)
+        """Report the samples sanitized since the last interval."""
+        if self._policy.sanitizes:
+            self._report_sanitized(runner)
 
-    def _report(self, runner: Runner) -> None:
-        """Tell what was mended since the last time; syncs, and is
-        collective: all ranks are at the same iteration.
+    def _report_sanitized(self, runner: Runner) -> None:
+        """Report the samples sanitized since the last report.
+
+        Syncs, and is collective: all ranks are at the same iteration.
         """
-        bad = gather_bad_inputs(bad_samples(self._mended))
-        since, self._since, self._mended = self._since, self._iter + 1, []
+        bad = gather_bad_inputs(bad_samples(self._sanitized))
+        since, self._since, self._sanitized = self._since, self._iter + 1, []
         if bad is None:
             return
-        run = next((guard.run for guard in self._guards.values()), '')
+        # Guards of a run share its id; without a guard there is none.
+        run = ''
+        if self._guards:
+            run = next(iter(self._guards.values())).run
         id_ = f'{run}-{self._iter}-input'
         action = self._policy.action
-        self._tell(runner, bad.record(id_, action, self._iter, since))
+        self._report_row(runner, bad.record(id_, action, self._iter, since))
 
     @staticmethod
-    def _tell(runner: Runner, record: InputRow) -> None:
+    def _report_row(runner: Runner, record: InputRow) -> None:
         with_ranks = get_world_size() > 1
         runner.logger.warning(record.line(with_ranks))
         runner.call_hook('after_guard_row', row=record.to_row())
 
-    def _remove_look(self) -> None:
+    def _remove_handle(self) -> None:
+        # Not the bound method of a handle: each iteration has another handle.
         self._handle.remove()
 
-    def _miss_events(self, runner: Runner) -> None:
-        cure = (
+    def _report_missing_events(self, runner: Runner) -> None:
+        reason = (
             'without NanGuardHook, which hands out the events. Add '
             "default_hooks=dict(nan_guard=dict(type='mmnanguard."
             "NanGuardHook'))."
         )
         if self._policy.action == 'halt':
-            raise GuardConfigError(f'InputGuardHook cannot halt {cure}')
+            raise GuardConfigError(f'InputGuardHook cannot halt {reason}')
+        # No exception for 'reject': the guard rejects without the hook.
         runner.logger.error(
-            f'mmnanguard: InputGuardHook names no samples {cure}'
+            f'mmnanguard: InputGuardHook names no samples {reason}'
         )
 
     def _forget(self, name: str, guard: GuardProtocol) -> None:
-        """Take back what was no update's: that guard has trained nothing on
-        those inputs.
-        """
-        own = {id(flag) for _, flag in self._windows.pop(name, ())}
-        if own and 'input' in guard.facts:
+        """Drop checks of a guard that has not trained on their inputs."""
+        window = self._windows.pop(name, CheckedWindow())
+        # By identity, as `==` of tensors would sync.
+        dropped = set(map(id, window.facts))
+        if dropped and 'input' in guard.facts:
+            # Other code may have added facts of the same name.
             guard.facts['input'] = [
-                flag for flag in guard.facts['input'] if id(flag) not in own
+                fact
+                for fact in guard.facts['input']
+                if id(fact) not in dropped
             ]
+
+
+def halted_by(event: GuardEvent, record: InputRow) -> TrainingHalted:
+    """Return the error that ends training because of bad inputs.
+
+    Args:
+        event: Event of the update.
+        record: Row with the bad samples.
+    """
+    subject = record.subject(with_ranks=get_world_size() > 1)
+    # A committed update has left out the bad micro-batches.
+    extent = ' from it' if event.action is Action.STEP else ''
+    return TrainingHalted(
+        event,
+        f'mmnanguard: halted at iteration {event.iter}: the input is '
+        f'not finite in {subject}; InputGuardHook has '
+        f"action='halt'. Nothing was updated{extent}. Mend the samples, or "
+        "set action='reject' or 'sanitize'.",
+    )

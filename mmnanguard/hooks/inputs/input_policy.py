@@ -1,4 +1,7 @@
+"""The arguments of ``InputGuardHook``, checked."""
+
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Collection, Optional, Sequence
 
 import torch
@@ -14,16 +17,18 @@ ACTIONS = ('reject', 'sanitize', 'halt')
 
 @dataclass(frozen=True)
 class InputPolicy:
-    """What becomes of bad inputs; arguments of ``InputGuardHook``.
+    """The arguments of ``InputGuardHook``: parts to check, and the action.
 
     Raises:
-        GuardConfigError: For a value that is not allowed, and for one that
-            the action does not heed.
+        GuardConfigError: For a value that is not allowed, and for a value
+            that the action does not use.
     """
 
     action: str = 'reject'
     keys: Optional[Sequence[str]] = None
     nan: float = 0.0
+    # Not the extreme of the dtype, as in `torch.nan_to_num`: a convolution
+    # turns such an input into Inf again.
     posinf: Optional[float] = 0.0
     neginf: Optional[float] = 0.0
     interval: int = 50
@@ -48,66 +53,85 @@ class InputPolicy:
                 )
         if not is_count(self.interval, least=1):
             self._refuse('interval', 'a number of iterations, 1 or more')
+        if not self.sanitizes:
+            self._refuse_unused()
+
+    def _refuse(self, name: str, allowed: str) -> None:
+        key = f'InputGuardHook.{name}'
+        check_value(False, key, getattr(self, name), allowed)
+
+    def _refuse_unused(self) -> None:
+        """Refuse arguments that only 'sanitize' uses."""
+        # Ignored silently, they would pass for a repair that never happens.
         for name in ('nan', 'posinf', 'neginf', 'interval'):
             value = getattr(self, name)
-            if not self.mends and value != getattr(InputPolicy, name):
+            if value != getattr(InputPolicy, name):
                 raise GuardConfigError(
                     f'InputGuardHook.{name} is {value!r}, but '
                     f'action={self.action!r} replaces no numbers. Leave '
                     f"{name} out, or set action='sanitize'."
                 )
 
-    def _refuse(self, name: str, allowed: str) -> None:
-        key = f'InputGuardHook.{name}'
-        check_value(False, key, getattr(self, name), allowed)
-
     @property
-    def mends(self) -> bool:
+    def sanitizes(self) -> bool:
+        """Whether bad numbers are replaced, and the update goes on."""
         return self.action == 'sanitize'
 
-    def heeds(self, key: str) -> bool:
-        """Whether a part with that key is looked at."""
+    def includes(self, key: str) -> bool:
+        """Whether the part with this key is checked."""
         return self.keys is None or is_part(key, self.keys)
 
-    def check_found(self, found: Collection[str]) -> None:
-        """Refuse keys at which there is nothing to look at.
+    def check_keys(self, present: Collection[str]) -> None:
+        """Refuse keys that select no part of the preprocessor's output.
+
+        Args:
+            present: Keys of all parts that can be checked.
 
         Raises:
-            GuardConfigError: If a key is neither in ``found`` nor above one.
+            GuardConfigError: If a key is neither in ``present`` nor the
+                beginning of a key in it.
         """
-        missing = [
-            repr(key)
-            for key in self.keys or ()
-            if not any(is_part(one, [key]) for one in found)
-        ]
+        missing = []
+        for key in self.keys or ():
+            if not any(map(is_part, present, repeat([key]))):
+                missing.append(repr(key))
         if missing:
-            there = ', '.join(sorted(found)) or 'nothing of what it puts out'
+            places = ', '.join(sorted(present)) or 'no part of its output'
             raise GuardConfigError(
                 f'InputGuardHook.keys has {", ".join(missing)}, but the data '
                 'preprocessor has put out no floating-point numbers there. '
-                f'They are in: {there}.'
+                f'They are in: {places}.'
             )
 
-    def mend(self, tensor: Tensor) -> Tensor:
-        """A copy without non-finite numbers. A replacement beyond the dtype
-        becomes its extreme.
-        """
+    def sanitize(self, tensor: Tensor) -> Tensor:
+        """Return a copy of a tensor, its non-finite numbers replaced."""
+        # A replacement beyond the range of the dtype would be Inf again.
         largest = torch.finfo(tensor.dtype).max
-        nan, posinf, neginf = (
-            None if number is None else max(-largest, min(number, largest))
-            for number in (self.nan, self.posinf, self.neginf)
+        return torch.nan_to_num(
+            tensor,
+            clamp(self.nan, largest),
+            clamp(self.posinf, largest),
+            clamp(self.neginf, largest),
         )
-        return torch.nan_to_num(tensor, nan, posinf, neginf)
+
+
+def clamp(number: Optional[float], largest: float) -> Optional[float]:
+    """Return the nearest number in ``[-largest, largest]``; None for None."""
+    if number is None:
+        return None
+    return max(-largest, min(number, largest))
 
 
 def is_part(key: str, wholes: Sequence[str]) -> bool:
-    """Whether it is one of ``wholes``, or below one."""
-    return any(f'{key}.'.startswith(f'{whole}.') for whole in wholes)
+    """Whether ``key`` is a key of ``wholes``, or a key below it."""
+    # The dot, so that 'inputs2' is no part of 'inputs'.
+    prefixes = tuple(map('{}.'.format, wholes))
+    return f'{key}.'.startswith(prefixes)
 
 
 def is_list_of_names(value: object) -> bool:
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) > 0
-        and all(isinstance(name, str) for name in value)
-    )
+    """Whether a value is a list or tuple of at least one string."""
+    # A string is a sequence of strings too, but of letters.
+    if not isinstance(value, (list, tuple)) or not value:
+        return False
+    return all(isinstance(name, str) for name in value)

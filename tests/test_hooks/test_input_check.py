@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
-from mmnanguard.hooks.inputs.input_look import InputLook, bad_samples
+from mmnanguard.hooks.inputs.input_check import InputCheck, bad_samples
 from mmnanguard.hooks.inputs.input_policy import InputPolicy
 
 Pair = namedtuple('Pair', ['image', 'depth'])
@@ -45,7 +45,7 @@ def boxes(num, **keys):
 
 
 def look(output, batch=None, batch_idx=5, rank=None, **policy):
-    return InputLook(
+    return InputCheck(
         output,
         output if batch is None else batch,
         batch_idx,

@@ -1,0 +1,296 @@
+"""The check of a batch for non-finite numbers, without a sync.
+
+``InputGuardHook`` makes an ``InputCheck`` of each micro-batch. The flags of a
+check stay on the device. Only if an update is rejected for its input, or to
+report what 'sanitize' replaced, does ``bad_samples`` copy the flags to the
+host and turn them into names of samples.
+"""
+
+import copy
+import math
+from functools import partial
+from itertools import repeat
+from operator import attrgetter, is_, itemgetter
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    Union,
+)
+
+import torch
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+
+from .._shared.batch_facts import metainfo_names
+from .._shared.batch_samples import count_samples, is_batch
+from .input_policy import InputPolicy
+
+__all__ = ['InputCheck', 'InputFlags', 'bad_samples']
+
+# Not float8, for which PyTorch has neither `amin` nor `nan_to_num`.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class InputFlags(NamedTuple):
+    """The result of a check.
+
+    Attributes:
+        parts: Key of each checked part, and a name for each of its flags.
+            Flags belong to the rows of the part, or to the sample that has
+            the part, or to the batch where the sample is unclear.
+        is_bad: Flags of all parts, a bool tensor on the device; True is bad.
+    """
+
+    parts: Sequence[Tuple[str, Tuple[str, ...]]]
+    is_bad: Tensor
+
+
+class InputCheck:
+    """The check of the output of a data preprocessor; no sync.
+
+    Checks tensors of float16, bfloat16, float32 and float64 and Python
+    floats, in dicts, lists, tuples and data fields of data elements (not
+    their metainfo). The key of a part is its path, without the positions in
+    lists: 'inputs', 'data_samples.gt_instances.bboxes'. Arguments by
+    position are '0', '1' and so on; an output that is a single tensor is
+    'inputs'.
+
+    A part belongs to a sample if it is in a list that has one item for each
+    sample. Otherwise the rows of a tensor belong to the samples if there are
+    as many rows as samples. The number of samples is the number of names in
+    ``batch``; for a batch without names, the number of 'inputs'.
+
+    Args:
+        output: Output of the preprocessor; never changed.
+        batch: Input of the preprocessor, which names the samples.
+        batch_idx: Index of the batch as in MMEngine, from 0.
+        policy: Parts to check, and the replacement of bad numbers.
+        rank: Rank, to name samples that have no name; None with a single
+            rank.
+
+    Attributes:
+        output: The output, sanitized if the policy says so. Containers of
+            changed parts are copies.
+        keys: Keys of all parts that can be checked.
+        flags: Flags of the checked parts; None if there is no such part.
+    """
+
+    def __init__(
+        self,
+        output: object,
+        batch: object,
+        batch_idx: int,
+        policy: InputPolicy,
+        rank: Optional[int] = None,
+    ) -> None:
+        self._batch_name = f'batch {batch_idx}'
+        # Each rank has a batch of that index.
+        if rank is not None:
+            self._batch_name += f' of rank {rank}'
+        self._source = batch
+        if isinstance(batch, dict) and 'data_samples' in batch:
+            self._source = batch['data_samples']
+        self._given = output
+        self._names: Dict[int, Tuple[str, ...]] = {}
+        self._policy = policy
+        self._parts: List[Tuple[str, Tuple[str, ...]]] = []
+        self._flags: List[Tensor] = []
+        self.keys: Set[str] = set()
+        self.output = self._visit(output, '')
+        self.flags: Optional[InputFlags] = None
+        if self._flags:
+            self.flags = InputFlags(self._parts, join_flags(self._flags))
+
+    def _visit(
+        self, value: object, key: str, owner: Optional[str] = None
+    ) -> object:
+        """Check a part and all parts below it; return it, sanitized.
+
+        Args:
+            value: The part.
+            key: Key of the part; '' for the whole output.
+            owner: Name of the sample that has the part; None if the part
+                belongs to several samples.
+        """
+        if isinstance(value, (Tensor, float)):
+            return self._check(value, key or 'inputs', owner)
+        if isinstance(value, (dict, BaseDataElement)):
+            items = list(value.items())
+            if isinstance(value, BaseDataElement):
+                # Its order is that of a set, which differs between processes.
+                items.sort(key=itemgetter(0))
+            changes = {}
+            for name, item in items:
+                new_item = self._visit(item, join(key, name), owner)
+                if new_item is not item:
+                    changes[name] = new_item
+            return with_items(value, changes)
+        if isinstance(value, (list, tuple)):
+            parts = self._visit_list(value, key, owner)
+            # Compare identities: `==` of tensors compares their elements.
+            is_same = all(map(is_, parts, value))
+            return value if is_same else with_parts(value, parts)
+        return value
+
+    def _visit_list(
+        self, value: Sequence[object], key: str, owner: Optional[str]
+    ) -> List[object]:
+        """Check the items of a list or tuple; return them, sanitized."""
+        names: Optional[Iterable[object]] = getattr(value, '_fields', None)
+        if names is None and not key:
+            # The list holds the arguments of the model's forward.
+            names = range(len(value))
+        if names is not None:
+            keys = map(partial(join, key), names)
+            return list(map(self._visit, value, keys, repeat(owner)))
+        owners: Iterable[Optional[str]] = repeat(owner)
+        if owner is None and self._is_per_sample(value, key):
+            owners = self._names_for(key)
+        return list(map(self._visit, value, repeat(key), owners))
+
+    def _is_per_sample(self, value: Sequence[object], key: str) -> bool:
+        """Whether a list has one item for each sample."""
+        num_samples = len(self._names_for(key))
+        # Two views of two samples are a list of two batches.
+        are_views = all(map(partial(is_view, num_samples), value))
+        return len(value) == num_samples and not are_views
+
+    def _check(
+        self, value: Union[Tensor, float], key: str, owner: Optional[str]
+    ) -> Union[Tensor, float]:
+        """Flag a tensor or float; return it, sanitized."""
+        # `amin` takes strided tensors only.
+        if isinstance(value, Tensor) and (
+            value.dtype not in FLOATS or value.layout != torch.strided
+        ):
+            return value
+        self.keys.add(key)
+        if not self._policy.includes(key):
+            return value
+        if isinstance(value, Tensor):
+            tensor = value
+        elif math.isfinite(value):
+            # No tensor for each finite float: a batch may have hundreds.
+            return value
+        else:
+            tensor = torch.tensor(value, dtype=torch.float64)
+        names, rows = self._names_for(key), tensor
+        if owner is not None:
+            names, rows = (owner,), tensor[None]
+        elif tensor.dim() == 0 or len(tensor) != len(names):
+            names, rows = (self._batch_name,), tensor[None]
+        self._parts.append((key, names))
+        self._flags.append(bad_rows(rows.detach()))
+        if not self._policy.sanitizes:
+            return value
+        sanitized = self._policy.sanitize(tensor)
+        return sanitized if isinstance(value, Tensor) else sanitized.item()
+
+    def _names_for(self, key: str) -> Tuple[str, ...]:
+        """Return the names of the samples to which a part may belong.
+
+        None at all if it is unclear how many samples there are.
+        """
+        # In semi-supervised training 'data_samples' is a dict of branches,
+        # each with samples of its own.
+        source = self._source
+        for name in key.split('.')[1:]:
+            if isinstance(source, dict) and name in source:
+                source = source[name]
+        # A check has many parts of few sources.
+        if id(source) not in self._names:
+            names = metainfo_names(source) or [
+                f'{self._batch_name}, row {row}'
+                for row in range(count_samples(self._given))
+            ]
+            self._names[id(source)] = tuple(names)
+        return self._names[id(source)]
+
+
+def bad_samples(checks: Sequence[InputFlags]) -> Dict[str, List[str]]:
+    """Return the names of bad samples by key, each name once; syncs."""
+    if not checks:
+        return {}
+    # All flags in one copy to the host: each copy is a sync.
+    flags = join_flags(list(map(attrgetter('is_bad'), checks)))
+    is_bad = iter(flags.tolist())
+    # The inner dicts are ordered sets.
+    bad: Dict[str, Dict[str, None]] = {}
+    for check in checks:
+        for key, names in check.parts:
+            for name in names:
+                if next(is_bad):
+                    bad.setdefault(key, {})[name] = None
+    return {key: list(names) for key, names in bad.items()}
+
+
+def is_view(num_samples: int, value: object) -> bool:
+    """Whether a value is a batch of images with all samples."""
+    return (
+        isinstance(value, Tensor)
+        and is_batch(value)
+        and len(value) == num_samples
+    )
+
+
+def join(key: str, name: object) -> str:
+    """Return the key of the part ``name`` of the part ``key``."""
+    return f'{key}.{name}' if key else str(name)
+
+
+def bad_rows(rows: Tensor) -> Tensor:
+    """Return flags of shape (len(rows),), True where a row is not finite."""
+    if rows.numel() == 0:
+        return rows.new_zeros(len(rows), dtype=torch.bool)
+    dims = tuple(range(1, rows.dim()))
+    if not dims:
+        return ~torch.isfinite(rows)
+    # Both keep NaN, and both are much faster than a mask of all elements.
+    low, high = rows.amin(dims), rows.amax(dims)
+    return ~(torch.isfinite(low) & torch.isfinite(high))
+
+
+def join_flags(flags: Sequence[Tensor]) -> Tensor:
+    """Concatenate flags, on the accelerator if any flag is on it."""
+    device = flags[0].device
+    for flag in flags:
+        # A copy to the accelerator does not sync, a copy to the host does.
+        if flag.device.type != 'cpu':
+            device = flag.device
+            break
+    return torch.cat([flag.to(device, non_blocking=True) for flag in flags])
+
+
+def with_items(
+    value: Union[Dict[Any, object], BaseDataElement],
+    changes: Dict[Any, object],
+) -> object:
+    """Return a copy of a dict or data element with some items replaced."""
+    if not changes:
+        return value
+    new = copy.copy(value)
+    if isinstance(new, BaseDataElement):
+        new.set_data(changes)
+    else:
+        new.update(changes)
+    return new
+
+
+def with_parts(value: Any, parts: List[object]) -> object:
+    """Return a list or tuple of the type of ``value`` with other items."""
+    # A named tuple takes its fields as separate arguments.
+    if hasattr(value, '_fields'):
+        return type(value)(*parts)
+    if isinstance(value, tuple):
+        return type(value)(parts)
+    # A copy, because a subclass of list may have other arguments.
+    new = copy.copy(value)
+    new[:] = parts
+    return new
