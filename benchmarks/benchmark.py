@@ -1,8 +1,9 @@
-"""What does a guarded update cost beside all that one would run instead?
+"""Measure a guarded update beside all updates that users run without it.
 
-An update: gradients are there, ``optim_context`` is entered, then ``step`` and
-``zero_grad``. Forward and backward, the same for all, are left out. The sides
-take turns in random order, from the same gradients; a ratio is of one round.
+An update begins with gradients, enters ``optim_context``, then calls ``step``
+and ``zero_grad``. Forward and backward are left out: they are equal for all
+sides. The sides take turns in random order and begin with equal gradients; a
+ratio compares two sides within a round.
 accelerate and Lightning are measured where they are installed.
 
 Example:
@@ -69,8 +70,10 @@ def find_sides():
 
 
 def count_reads(side):
-    """How often Python waits for numbers from the device. Left out is
-    ``optimizer.step``, the same for all: it reads counters on the CPU.
+    """Count how often Python waits for numbers from the device.
+
+    ``optimizer.step`` is left out: it is equal for all sides and reads
+    counters on the CPU.
     """
     side.prepare()
     optimizer = getattr(side.optimizer, 'optimizer', side.optimizer)
@@ -80,8 +83,9 @@ def count_reads(side):
 
 
 def count_work(side, device):
-    """Operators (and kernels on a GPU) of one update, and the most bytes
-    that it takes above those held before.
+    """Count the operators of an update, its kernels on a GPU, and its bytes.
+
+    The bytes are the most that the update holds beyond those held before.
     """
     activities = [ProfilerActivity.CPU]
     if device != 'cpu':
@@ -89,35 +93,35 @@ def count_work(side, device):
     side.prepare()
     with profile(activities=activities, profile_memory=True) as profiler:
         side.run()
-    found = profiler.profiler.kineto_results.events()
+    events = profiler.profiler.kineto_results.events()
     sizes = sorted(
         (event.start_ns(), event.nbytes())
-        for event in found
+        for event in events
         if event.name() == '[memory]'
         and device in str(event.device_type()).lower()
     )
     operators = [event for event in profiler.events() if not event.cpu_parent]
     return dict(
         operators=sum(e.name.startswith('aten::') for e in operators),
-        kernels=sum('LaunchKernel' in event.name() for event in found),
+        kernels=sum('LaunchKernel' in event.name() for event in events),
         peak_bytes=int(max(0, *np.cumsum([0, *(s for _, s in sizes)]))),
     )
 
 
 def bytes_held():
     storages = {
-        each.untyped_storage()._cdata: each.untyped_storage().nbytes()
-        for each in gc.get_objects()
-        if type(each) is Tensor and each.layout is torch.strided
+        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
+        for tensor in gc.get_objects()
+        if type(tensor) is Tensor and tensor.layout is torch.strided
     }
     return sum(storages.values())
 
 
 def keep_warm(side):
-    """Run it until it does no more than what it does always.
+    """Run a side until its first-time work is done.
 
     Returns:
-        Bytes of tensors that it has come to keep, optimizer states included.
+        The bytes of tensors that the side keeps, optimizer states included.
     """
     side.prepare()
     gc.collect()
@@ -129,7 +133,7 @@ def keep_warm(side):
 
 
 def measure(sides, repeat, wait=lambda: None, clock=time.perf_counter):
-    """Milliseconds by round and side; ``prepare`` is left out."""
+    """Return milliseconds by round and side; ``prepare`` is left out."""
     times = np.empty((repeat, len(sides)))
     for row in times:
         for index in random.sample(range(len(sides)), len(sides)):
@@ -143,7 +147,7 @@ def measure(sides, repeat, wait=lambda: None, clock=time.perf_counter):
 
 
 def measure_update(kind, repeat, device):
-    """A combination: of each side times, reads, work and bytes."""
+    """Measure times, reads, work and bytes of all sides for a combination."""
     params, precision, optimizer, clip = kind
     model = PARAMETER_SETS[params]().to(device)
     grads = [torch.randn_like(param) for param in model.parameters()]
@@ -161,9 +165,9 @@ def measure_update(kind, repeat, device):
     wait = [] if device == 'cpu' else [torch.cuda.synchronize]
     times = measure([*sides.values()], repeat, *wait)
     row = dict(zip(KEYS, kind), sides={})
-    for (name, side), own in zip(sides.items(), times.T):
-        ratios = np.percentile(times[:, 0] / own, (50, 10, 90))
-        numbers = [float(np.median(own)), *map(float, ratios)]
+    for (name, side), side_times in zip(sides.items(), times.T):
+        ratios = np.percentile(times[:, 0] / side_times, (50, 10, 90))
+        numbers = [float(np.median(side_times)), *map(float, ratios)]
         keys = ('ms', 'ratio', 'ratio_p10', 'ratio_p90')
         row['sides'][name] = dict(
             zip(keys, (round(number, 3) for number in numbers)),
@@ -184,14 +188,14 @@ def describe_machine(device, cpu_note=CPU_NOTE):
 
 
 def flatten(row):
-    """Of the guard its time, of the others the guard's ratio to them."""
+    """Return the guard's time, and its ratio to each other side, as texts."""
     flat = {key: row[key] for key in KEYS}
     for name, side in row['sides'].items():
         span = '{ratio:.2f} ({ratio_p10:.2f}-{ratio_p90:.2f})'.format(**side)
-        is_own = name == GUARDED
-        flat[f'{name}, ms' if is_own else name] = (
-            f'{side["ms"]:.1f}' if is_own else span
-        )
+        if name == GUARDED:
+            flat[f'{name}, ms'] = f'{side["ms"]:.1f}'
+        else:
+            flat[name] = span
     return flat
 
 
@@ -210,22 +214,25 @@ def save(machine, rows, file):
 
 
 def draw(machine, rows, file):
-    """The guard's ratio to each side, medians and 10th to 90th percentile."""
+    """Draw the guard's ratio to each side: median, 10th to 90th percentile."""
     from matplotlib.figure import Figure
     from save_figure import save_figure
 
-    names = dict.fromkeys(n for row in rows for n in row['sides'])
+    # A dict keeps the order; some rows may lack a side.
+    names = {}
+    for row in rows:
+        names.update(dict.fromkeys(row['sides']))
     names.pop(GUARDED)
     size = (8, 1 + 0.35 * len(rows))
     figure = Figure(figsize=size, layout='constrained')
     axes = figure.subplots()
     for name, marker in zip(names, 'osD^vP'):
-        found = [
+        placed = [
             (place, row['sides'][name])
             for place, row in enumerate(rows)
             if name in row['sides']
         ]
-        places, sides = zip(*found)
+        places, sides = zip(*placed)
         low = [side['ratio'] - side['ratio_p10'] for side in sides]
         high = [side['ratio_p90'] - side['ratio'] for side in sides]
         axes.errorbar(

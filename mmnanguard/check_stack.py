@@ -62,12 +62,13 @@ def check_version(module: ModuleType) -> None:
     """Refuse a package whose version is missing or out of range.
 
     Raises:
-        GuardConfigError: If it is.
+        GuardConfigError: If the version is missing or out of range.
     """
     name = module.__name__
     least, below = RANGES[name]
     given = str(getattr(module, '__version__', ''))
     match = re.match(r'(\d+)\.(\d+)', given)
+    # pip uninstall removes files that a second distribution had overwritten.
     if not match:
         rivals = ' or '.join(RIVALS.get(name, [name]))
         raise GuardConfigError(

@@ -22,7 +22,7 @@ def read_config(path: Union[str, Path], **keys: Any) -> Config:
     Args:
         path: The path of a file, or a name such as
             'mmpretrain::resnet/x.py'.
-        keys: Options of ``Config.fromfile``, for a file.
+        keys: The options of ``Config.fromfile``, for a file.
 
     Raises:
         GuardConfigError: If there is no such file or project.

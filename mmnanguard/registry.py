@@ -108,17 +108,18 @@ FAULTS = Registry('fault', scope='mmnanguard', locations=['mmnanguard.hooks'])
 def get_registered(
     registry: Registry, name: object, where: str, others: Sequence[str] = ()
 ) -> Registered:
-    """Look up what a config names: a registered name or a path to import.
+    """Look up an entry of a config: a registered name or a path to import.
 
     Args:
-        registry: Where to look.
-        name: 'MyClip', 'mmnanguard.ZClip' or 'my_project.clips.MyClip'.
-        where: Key of the config, for the message.
-        others: Names that are allowed beside the registered ones.
+        registry: The registry to search.
+        name: A name such as 'MyClip', 'mmnanguard.ZClip' or
+            'my_project.clips.MyClip'.
+        where: The key of the config, for the message.
+        others: The names that are allowed beside the registered names.
 
     Raises:
-        GuardConfigError: If there is no such thing. It lists the names that
-            are registered and suggests the nearest.
+        GuardConfigError: If nothing has this name. The message lists the
+            registered names and suggests the nearest.
     """
     reason = None
     registered: Optional[Registered] = None

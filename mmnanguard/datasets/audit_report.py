@@ -1,4 +1,4 @@
-"""The result of an audit, in files."""
+"""The files of an audit: report, pictures and the list of bad samples."""
 
 import re
 from pathlib import Path
@@ -22,38 +22,37 @@ def audit_report(
 ) -> Report:
     """Return the report for the rows of all samples.
 
-    It depends on the rows alone, not on times or the order in which they
-    came, so that all ranks write the same report.
+    It depends on the rows alone, not on times or the order of their arrival,
+    so that all ranks write the same report.
 
     Args:
         rows: The row of each sample, by index and in this order.
         keys: The fields whose distributions are reported.
-        facts: The settings that the rows depend on; they become keys.
+        facts: The settings that the rows depend on; they become keys of the
+            report.
     """
-    bad = [row for row in rows.values() if row['problems']]
-    dropped = [row for row in rows.values() if row.get('is_dropped')]
+    bad = []
+    dropped = []
     num_failed: Counter[str] = Counter()
-    for row in bad:
-        # A sample counts once for a check that it fails several times.
-        num_failed.update({problem['check'] for problem in row['problems']})
+    for row in rows.values():
+        entry = {'index': row['index'], 'name': row['name']}
+        if row['problems']:
+            bad.append({**entry, 'problems': row['problems']})
+            # A sample counts once for a check that it fails several times.
+            num_failed.update({item['check'] for item in row['problems']})
+        if row.get('is_dropped'):
+            dropped.append(entry)
     report: Report = {
+        # Readers can tell reports of later versions apart by this number.
         'schema': 1,
         **facts,
         'num_bad': len(bad),
         'num_dropped': len(dropped),
+        # Sorted, because the order of a set of strings differs by process.
         'failed': dict(sorted(num_failed.items())),
         'distributions': {},
-        'bad': [
-            {
-                'index': row['index'],
-                'name': row['name'],
-                'problems': row['problems'],
-            }
-            for row in bad
-        ],
-        'dropped': [
-            {'index': row['index'], 'name': row['name']} for row in dropped
-        ],
+        'bad': bad,
+        'dropped': dropped,
     }
     for number, key in enumerate(keys):
         report['distributions'][key] = named_distribution(rows, number, key)
@@ -81,6 +80,8 @@ def named_distribution(
             index = values[end]
             values[end] = rows[index]['name'] or f'index {index}'
     if 'histogram' in values:
+        # A key may be an expression: keep only letters that a file name can
+        # have, and a length that all file systems allow.
         name = re.sub(r'\W+', '_', key).strip('_')[:60]
         values['picture'] = f'{number}_{name}.png'
     return values
@@ -90,7 +91,7 @@ def write_report(report: Report, folder: Path) -> None:
     """Write a picture for each key, ``bad_samples.txt``, ``report.json``.
 
     Ranks that end together write the same files at the same time. So each
-    writes to a temporary folder and moves complete files out of it, with
+    rank writes to a temporary folder and moves complete files out of it, with
     ``report.json`` as the last.
     """
     with TemporaryDirectory(prefix='partial_', dir=folder) as name:
@@ -98,10 +99,15 @@ def write_report(report: Report, folder: Path) -> None:
         for key, values in report['distributions'].items():
             if 'picture' in values:
                 draw(key, values, aside / values['picture'])
-        bad = [Listed(row['index'], row['name']) for row in report['bad']]
+        bad = []
+        for row in report['bad']:
+            bad.append(Listed(row['index'], row['name']))
         write_sample_list(aside / 'bad_samples.txt', bad)
+        # A name may hold bytes that are no UTF-8 (surrogates).
         text = to_json(report).encode('utf-8', 'backslashreplace')
         (aside / 'report.json').write_bytes(text + b'\n')
+        # False sorts before True: report.json, which tells that the other
+        # files are complete, is moved last.
         for path in sorted(
             aside.iterdir(), key=lambda file: file.suffix == '.json'
         ):
@@ -117,9 +123,12 @@ def draw(key: str, values: Distribution, path: Path) -> None:
     axes = figure.subplots()
     edges = values['histogram']['edges']
     axes.stairs(values['histogram']['counts'], edges, fill=True)
+    # A few outliers among millions of values have to be visible; linear below
+    # 1, because an empty bar has no logarithm.
     axes.set_yscale('symlog', linthresh=1)
     for value in values['quartiles']:
         axes.axvline(value, color='black', linewidth=0.8, linestyle=':')
+    # A '$' in an expression would start a formula.
     axes.set_xlabel(key, parse_math=False)
     axes.set_ylabel('values')
     axes.set_title(

@@ -40,11 +40,11 @@ class Row(TypedDict, total=False):
 
     Attributes:
         index: The index of the sample in the dataset.
-        name: Its name; None if it has none.
-        problems: Each problem with its ``check`` and ``text``.
+        name: The name of the sample; None if it has no name.
+        problems: The problems, as dicts with ``check`` and ``text``.
         values: The summary of each field by its key, None for a field that
             the sample does not have. Absent if the pipeline gave no sample.
-        is_dropped: True if the pipeline dropped it; otherwise absent.
+        is_dropped: True if the pipeline dropped the sample; otherwise absent.
     """
 
     index: int
@@ -72,7 +72,7 @@ class AuditedDataset(Dataset[Union[Row, GuardConfigError, None]]):
     index, so that a sample is the same in every order and process.
 
     Args:
-        dataset: A dataset of MMEngine, or any with ``__len__`` and
+        dataset: A dataset of MMEngine, or any object with ``__len__`` and
             ``__getitem__``.
         checks: The name and the function of each check on the output of the
             dataset's pipeline.
@@ -87,6 +87,8 @@ class AuditedDataset(Dataset[Union[Row, GuardConfigError, None]]):
         keys: Sequence[str],
         seed: int = 0,
     ) -> None:
+        # A lazy dataset may have no parts to visit yet, and each worker
+        # process would read the annotations again.
         if hasattr(dataset, 'full_init'):
             dataset.full_init()
         self.dataset = dataset
@@ -98,6 +100,8 @@ class AuditedDataset(Dataset[Union[Row, GuardConfigError, None]]):
         for part in dataset_parts(dataset):
             if isinstance(part, ValidateSample):
                 part.listener = self._reported
+            # MMEngine's BaseDataset would replace a dropped sample by another
+            # sample, whose row would then have the wrong index.
             if hasattr(part, '_rand_another'):
                 part._rand_another = refuse_another
 
@@ -129,14 +133,16 @@ class AuditedDataset(Dataset[Union[Row, GuardConfigError, None]]):
         Raises:
             GuardConfigError: If no sample has some key, or numbers there.
         """
-        readers: List[Callable[[Sample], object]] = [
-            *(partial(find_problems, checks=[check]) for check in self.checks),
-            *(partial(summarized, key=key) for key in self.keys),
-        ]
+        readers: List[Callable[[Sample], object]] = []
+        for check in self.checks:
+            readers.append(partial(find_problems, checks=[check]))
+        for key in self.keys:
+            readers.append(partial(summarized, key=key))
         mistake: Optional[Exception] = None
         for index in range(min(len(self), MAX_TRIED)):
             sample = self._load(index)
             if isinstance(sample, UnreadableField):
+                # A ValidateSample of the pipeline lacks its key.
                 mistake = mistake or sample
             elif isinstance(sample, Mapping):
                 failed = {}
@@ -147,7 +153,7 @@ class AuditedDataset(Dataset[Union[Row, GuardConfigError, None]]):
                         failed[reader] = error
                 if not failed:
                     return
-                # Only what no sample so far could satisfy is tried again.
+                # A reader that a sample has satisfied needs no other sample.
                 readers = list(failed)
                 mistake = failed[readers[0]]
         if mistake:
@@ -159,16 +165,17 @@ class AuditedDataset(Dataset[Union[Row, GuardConfigError, None]]):
         row: Row = {'index': index, 'name': self._name(index)}
         if isinstance(sample, Mapping):
             row['name'] = row['name'] or name_sample(sample)
+            # A new list: the pipeline's own list is reused for each sample.
             problems = problems + self._problems(sample)
-            row['values'] = {
-                key: self._summary(sample, key) for key in self.keys
-            }
+            row['values'] = {}
+            for key in self.keys:
+                row['values'][key] = self._summary(sample, key)
         elif isinstance(sample, Dropped):
             row['is_dropped'] = True
         else:
             text = f'{type(sample).__name__}: {sample}'[:MAX_TEXT]
             problems = [*problems, Problem(PIPELINE, text)]
-        row['problems'] = [problem._asdict() for problem in problems]
+        row['problems'] = list(map(Problem._asdict, problems))
         return row
 
     def _problems(self, sample: Sample) -> List[Problem]:
@@ -182,17 +189,21 @@ class AuditedDataset(Dataset[Union[Row, GuardConfigError, None]]):
 
     def _load(self, index: int) -> Union[Sample, Exception]:
         """Return a sample, or the exception that its pipeline raised."""
+        # SeedSequence mixes both numbers, so that neighbouring seeds and
+        # indices share no random numbers.
         seed = np.random.SeedSequence([self.seed, index]).generate_state(1)
         random.seed(int(seed[0]))
         np.random.seed(seed)
         # torch.manual_seed() formats the stack for devices that load no data.
         torch.default_generator.manual_seed(int(seed[0]))
+        # Cleared in place: the transforms hold this list as their listener.
         self._reported.clear()
         try:
             sample = self.dataset[index]
         except UnreadableField as error:
             return error
         except GuardConfigError:
+            # A mistake in the config concerns all samples and ends the audit.
             raise
         except Exception as error:  # a user's pipeline: whatever it raises
             return error

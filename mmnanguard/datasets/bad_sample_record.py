@@ -20,13 +20,14 @@ class BadSampleRecord:
     whether it was forked or spawned; the copies share the file's name. (A
     deep copy is for another dataset, and begins empty.) There is no file
     before the first bad sample, and the process that made the record removes
-    it at its end.
+    the file when the process ends.
     """
 
     def __init__(self) -> None:
         name = f'mmnanguard_bad_samples_{uuid4().hex}.jsonl'
         self.path = os.path.join(tempfile.gettempdir(), name)
         self._stories: Dict[str, str] = {}
+        # The part of the file before it has been read.
         self._offset = 0
         weakref.finalize(self, remove, self.path, os.getpid())
 
@@ -49,6 +50,7 @@ class BadSampleRecord:
         # A single write to a file that is open for appending: the lines of
         # several processes do not mix.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        # Readable for the user only: names may be confidential.
         file = os.open(self.path, flags, 0o600)
         try:
             os.write(file, row.encode('utf-8', 'backslashreplace'))
@@ -74,6 +76,8 @@ class BadSampleRecord:
             row = json.loads(line)
         except ValueError:  # the disk was full
             return
+        # Two processes may meet a sample at the same time: the first line
+        # counts.
         self._stories.setdefault(row['name'], row['story'])
 
 

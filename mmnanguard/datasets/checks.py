@@ -15,6 +15,7 @@ from .fields import MissingKey, Sample, UnreadableField, check_key, numbers
 __all__ = ['Finite', 'NotDegenerate', 'NotEmpty', 'Range']
 
 Keys = Union[str, Sequence[str], None]
+# The kinds of NotDegenerate: two notations of boxes, and sets of points.
 KINDS = ('xyxy', 'xywh', 'points')
 
 
@@ -26,7 +27,7 @@ class FieldCheck:
 
     Args:
         key: A key as in :func:`~mmnanguard.datasets.fields.numbers`, or
-            several.
+            several keys.
         allow_missing: Whether a sample without the key passes; otherwise it
             is an error, as the key may be misspelt.
 
@@ -41,10 +42,13 @@ class FieldCheck:
     def __post_init__(self) -> None:
         is_list = isinstance(self.key, (list, tuple)) and bool(self.key)
         is_right = self.key is None or isinstance(self.key, str) or is_list
+        # The error names the class that the user wrote, a subclass.
         where = f'{type(self).__name__}.key'
         check_value(
             is_right, where, self.key, "a key such as 'img', or several"
         )
+        # Here, and not at the first sample: a misspelt expression should end
+        # a run before the data are loaded.
         for key in self.keys():
             if key is not None:
                 check_key(key)
@@ -74,6 +78,7 @@ class FieldCheck:
             for path, array in numbers(sample, key):
                 yield self.check_array(path, array)
         except GuardConfigError:
+            # A key that does not fit the sample is no finding on its numbers.
             raise
         except Exception as error:  # an expression: whatever it raises
             yield f"'{key}' fails: {type(error).__name__}: {error}"
@@ -88,6 +93,7 @@ class Finite(FieldCheck):
     """A check for NaN and Inf; without a key, in the whole sample."""
 
     def check_array(self, path: str, array: np.ndarray) -> Optional[str]:
+        # Integers and booleans have neither NaN nor Inf.
         if array.dtype.kind not in 'fc':
             return None
         bad = ~np.isfinite(array)
@@ -114,6 +120,7 @@ class Range(FieldCheck):
         check_needed(self)
         bounds = (self.min, self.max)
         for name, bound in zip(('min', 'max'), bounds):
+            # NaN as a bound would make all samples bad.
             is_right = bound is None or (is_number(bound) and bound == bound)
             check_value(is_right, f'Range.{name}', bound, 'a number or None')
         check_value(bounds != (None, None), 'Range', bounds, 'one bound')
@@ -145,11 +152,12 @@ class NotDegenerate(FieldCheck):
     No boxes at all are fine. NaN is degenerate.
 
     Args:
-        kind: 'xyxy' and 'xywh' (also 'cxcywh', and rotated ones) for boxes,
-            of shape (..., 4 or more); 'points' for sets of points, of shape
-            (..., points, coordinates).
-        min_size: Width and height of a box must be above it; for a set of
-            points, the longest side of the box around them.
+        kind: The meaning of the numbers: 'xyxy' and 'xywh' (also 'cxcywh'
+            and rotated boxes) for boxes, of shape (..., 4 or more); 'points'
+            for sets of points, of shape (..., points, coordinates).
+        min_size: The bound that width and height of a box must exceed; for a
+            set of points, the bound of the longest side of the box around
+            them.
     """
 
     kind: str = 'xyxy'
@@ -169,6 +177,7 @@ class NotDegenerate(FieldCheck):
     def check_array(self, path: str, array: np.ndarray) -> Optional[str]:
         if array.size == 0:
             return None
+        # The least number of dimensions before the last, and its least size.
         least = (1, 1) if self.kind == 'points' else (0, 4)
         if array.ndim <= least[0] or array.shape[-1] < least[1]:
             raise UnreadableField(
@@ -181,7 +190,9 @@ class NotDegenerate(FieldCheck):
                 size = np.ptp(array, axis=-2).max(axis=-1)
             rule = f'its points must be more than {self.min_size} apart'
         else:
+            # Columns 2 and 3 are the opposite corner, or the size itself.
             start = array[..., :2] if self.kind == 'xyxy' else 0.0
+            # Inf - Inf is NaN, which counts as bad below: no warning needed.
             with np.errstate(invalid='ignore'):
                 size = (array[..., 2:4] - start).min(axis=-1)
             rule = f'its width and height must be above {self.min_size}'
@@ -191,7 +202,7 @@ class NotDegenerate(FieldCheck):
 
 @CHECKS.register_module()
 class NotEmpty(FieldCheck):
-    """A check that there is an element other than 0: in boxes, masks."""
+    """A check that boxes or masks have an element other than 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -234,14 +245,20 @@ def describe_first(
         array: The array, of shape (..., any).
         bad: Booleans with its leading dimensions: whether an element, a box
             or a set of points is bad.
-        rule: The rule that all must keep.
+        rule: The rule that all elements must keep.
     """
     count = int(bad.sum())
     if not count:
         return None
+    # Without dimensions (a single number) the index is empty.
     first = tuple(np.argwhere(bad)[0].tolist())
-    where = f'{path}{list(first)}' if first else path
+    where = path
+    if first:
+        where = f'{path}{list(first)}'
     value = np.array2string(array[first], precision=6, separator=', ')
+    # numpy breaks long rows into lines; a finding is a single line.
     value = ' '.join(value.split())[:120]
-    more = f' (and {count - 1} more of {bad.size})' if count > 1 else ''
+    more = ''
+    if count > 1:
+        more = f' (and {count - 1} more of {bad.size})'
     return f'{where} is {value}{more}: {rule}'

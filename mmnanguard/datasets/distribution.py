@@ -1,6 +1,6 @@
 """The distribution of a field's values over a dataset."""
 
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -32,8 +32,10 @@ def summary(arrays: Sequence[np.ndarray]) -> Summary:
         arrays: The arrays of the field, of any shapes. Complex numbers count
             by their absolute values.
     """
+    # concatenate() refuses an empty list.
     flat = [np.zeros(0)]
     for array in arrays:
+        # float64 would drop the imaginary part of complex numbers.
         real = np.abs(array) if array.dtype.kind == 'c' else array
         flat.append(real.astype(np.float64).ravel())
     values = np.concatenate(flat)
@@ -46,6 +48,7 @@ def summary(arrays: Sequence[np.ndarray]) -> Summary:
     if count > MAX_POINTS:
         ranks = (np.arange(MAX_POINTS) + 0.5) * count / MAX_POINTS
         places = ranks.astype(int)
+        # A full sort of a large image would take several times as long.
         points = np.partition(finite, places)[places]
     with np.errstate(over='ignore', invalid='ignore'):
         # The sum of the values themselves may overflow.
@@ -77,31 +80,31 @@ def distribution(summaries: Mapping[int, Optional[Summary]]) -> Distribution:
     """
     parts = [part for part in summaries.values() if part is not None]
     result: Distribution = {
-        'count': sum(part['count'] for part in parts),
-        'nonfinite': sum(part['nonfinite'] for part in parts),
+        'count': total(parts, 'count'),
+        'nonfinite': total(parts, 'nonfinite'),
         'missing': len(summaries) - len(parts),
     }
     if not result['count']:
         return result
-    full = {i: part for i, part in summaries.items() if part and part['count']}
+    # A sample without finite values has neither a minimum nor points.
+    full = {}
+    for index, part in summaries.items():
+        if part and part['count']:
+            full[index] = part
     rows = list(full.values())
-    counts, means, squares = (
-        column(rows, key) for key in ('count', 'mean', 'squares')
-    )
-    with np.errstate(over='ignore', invalid='ignore'):
-        mean = (counts / counts.sum() * means).sum()
-        squares = squares + counts * np.square(means - mean)
-        std = np.sqrt(squares.sum() / counts.sum())
     lowest = min(full, key=lambda index: full[index]['min'])
     highest = max(full, key=lambda index: full[index]['max'])
     low, high = full[lowest]['min'], full[highest]['max']
     # Each kept point stands for as many values as its sample has per point.
-    kept = np.array([len(row['points']) for row in rows])
-    points = np.concatenate([row['points'] for row in rows])
+    counts = column(rows, 'count')
+    samples = [row['points'] for row in rows]
+    kept = np.array(list(map(len, samples)))
+    points = np.concatenate(samples)
     weights = np.repeat(counts / kept, kept)
+    mean, std = moments(rows)
     result.update(
-        mean=float(mean),
-        std=float(std),
+        mean=mean,
+        std=std,
         min=low,
         max=high,
         min_sample=lowest,
@@ -111,6 +114,28 @@ def distribution(summaries: Mapping[int, Optional[Summary]]) -> Distribution:
     )
     result.update(histogram(points, weights, low, high))
     return result
+
+
+def total(rows: Sequence[Summary], key: str) -> int:
+    """Return the sum of a key over summaries; an int, for JSON."""
+    return sum(row[key] for row in rows)
+
+
+def moments(rows: Sequence[Summary]) -> Tuple[float, float]:
+    """Return mean and standard deviation of the values of all samples.
+
+    The squares around the mean of each sample are combined: squares around 0
+    would lose all digits if the mean is far from 0.
+    """
+    counts = column(rows, 'count')
+    means = column(rows, 'mean')
+    squares = column(rows, 'squares')
+    # Squares of the largest floats overflow to Inf, which is then the result.
+    with np.errstate(over='ignore', invalid='ignore'):
+        mean = (counts / counts.sum() * means).sum()
+        squares = squares + counts * np.square(means - mean)
+        std = np.sqrt(squares.sum() / counts.sum())
+    return float(mean), float(std)
 
 
 def histogram(
@@ -153,8 +178,9 @@ def quantiles(
         weights: The weight of each value, of shape (n,).
         shares: Shares of the total weight, from 0 to 1.
     """
+    # np.quantile has no weights before numpy 2.
     order = np.argsort(points, kind='stable')
-    total = np.cumsum(weights[order])
-    places = np.searchsorted(total, np.asarray(shares) * total[-1])
+    below = np.cumsum(weights[order])
+    places = np.searchsorted(below, np.asarray(shares) * below[-1])
     values: List[float] = points[order][places].tolist()
     return values

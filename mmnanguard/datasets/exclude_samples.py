@@ -39,7 +39,8 @@ class ExcludeSamples:
             as long as that sample has that name, otherwise the name.
         allow_missing: Whether to go on with a warning if the dataset does
             not have a listed sample.
-        lazy_init: Whether to read no annotations yet.
+        lazy_init: Whether to read the annotations only when a sample is asked
+            for.
 
     Raises:
         GuardConfigError: If a listed sample is not in the dataset, or none
@@ -48,28 +49,29 @@ class ExcludeSamples:
 
     def __init__(
         self,
-        dataset: Union[Dict[str, Any], Dataset[Any]],
+        dataset: Union[Dict[str, object], Dataset[object]],
         samples: Union[str, Sequence[Union[int, str]]],
         allow_missing: bool = False,
         lazy_init: bool = False,
     ) -> None:
         if isinstance(dataset, dict):
+            # MMEngine's root registry finds the datasets of all projects.
             dataset = MMENGINE_DATASETS.build(dataset)
         # Any: it may have more methods than torch's Dataset declares.
         self.dataset: Any = dataset
         if isinstance(samples, str):
             self.listed = read_sample_list(samples)
         else:
-            self.listed = [to_listed(sample) for sample in samples]
+            self.listed = list(map(to_listed, samples))
         self.allow_missing = allow_missing
         self._fully_initialized = False
         if not lazy_init:
             self.full_init()
 
     @property
-    def metainfo(self) -> Dict[str, Any]:
+    def metainfo(self) -> Dict[str, object]:
         """A copy of the dataset's meta information."""
-        metainfo: Dict[str, Any] = getattr(self.dataset, 'metainfo', {})
+        metainfo: Dict[str, object] = getattr(self.dataset, 'metainfo', {})
         return copy.deepcopy(metainfo)
 
     def full_init(self) -> None:
@@ -90,9 +92,12 @@ class ExcludeSamples:
             raise GuardConfigError(
                 f'ExcludeSamples leaves out all {size} samples.'
             )
+        # An array: a list of ints would be copied page by page in forked
+        # workers, because reading an int changes its reference count.
         self.indices = np.asarray(kept)
         if hasattr(self.dataset, '_rand_another'):
-            # Otherwise it would replace a dropped sample by any other.
+            # Otherwise the dataset might replace a sample that its pipeline
+            # drops by an excluded sample.
             self.dataset._rand_another = self._rand_kept
         message = (
             f'ExcludeSamples leaves out {len(left_out)} of {size} samples'
@@ -101,9 +106,9 @@ class ExcludeSamples:
         self._fully_initialized = True
 
     @force_full_init
-    def get_data_info(self, idx: int) -> Dict[str, Any]:
+    def get_data_info(self, idx: int) -> Dict[str, object]:
         """Return the annotations of a remaining sample."""
-        info: Dict[str, Any] = self.dataset.get_data_info(
+        info: Dict[str, object] = self.dataset.get_data_info(
             int(self.indices[idx])
         )
         return info
@@ -124,6 +129,7 @@ class ExcludeSamples:
     def __len__(self) -> int:
         return len(self.indices)
 
+    # numpy's global generator, as in the method of MMEngine that it replaces.
     def _rand_kept(self, *args: object) -> int:
         return int(self.indices[np.random.randint(0, len(self.indices))])
 
@@ -150,16 +156,21 @@ class ExcludeSamples:
         if any(listed.name is not None for listed in rest):
             for index in range(size):
                 indices.setdefault(self._name(index), set()).add(index)
+        # Samples without a name are not those of a list entry without a name.
         indices.pop(None, None)
         by_name: Set[int] = set()
+        lost = []
         for listed in rest:
-            by_name |= indices.get(listed.name, set())
-        lost = [listed for listed in rest if listed.name not in indices]
+            if listed.name in indices:
+                by_name |= indices[listed.name]
+            else:
+                lost.append(listed)
         if lost:
             self._report_lost(lost)
         return by_index | by_name
 
     def _may_have_name(self, index: int, name: Optional[str]) -> bool:
+        # A dataset without names cannot contradict the list.
         return name is None or self._name(index) in (None, name)
 
     def _name(self, index: int) -> Optional[str]:

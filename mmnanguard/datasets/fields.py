@@ -33,15 +33,16 @@ __all__ = [
     'numbers',
 ]
 
+# A key that is no path is an expression.
 PATH = re.compile(r'[A-Za-z_]\w*(\.\w+)*')
 MAX_NAMED = 40  # keys in a message
 # The attributes with the numbers of mmdet's boxes, mmdet3d's points (tensor)
 # and mmdet's masks (masks).
 INNER = ('tensor', 'masks')
 
-
 # The output of a pipeline, by key.
 Sample = Mapping[str, object]
+# Values that may be empty, so that finding no numbers in them is no mistake.
 HOLDERS = (Mapping, list, tuple, BaseDataElement)
 
 
@@ -57,7 +58,7 @@ def check_key(key: str) -> None:
     """Refuse a value that is neither a key nor an expression.
 
     Raises:
-        GuardConfigError: If it is neither.
+        GuardConfigError: If the value is neither of the two.
     """
     if not isinstance(key, str):
         raise GuardConfigError(f'key {key!r} must be a string.')
@@ -116,8 +117,11 @@ def name_sample(sample: object) -> Optional[str]:
         inner = list(sample.values())
     elif isinstance(sample, (list, tuple)):
         inner = sample
-    names = (name_sample(item) for item in inner)
-    return next((name for name in names if name is not None), None)
+    for item in inner:
+        name = name_sample(item)
+        if name is not None:
+            return name
+    return None
 
 
 def walk(value: object, path: str) -> Iterator[Tuple[str, np.ndarray]]:
@@ -127,7 +131,14 @@ def walk(value: object, path: str) -> Iterator[Tuple[str, np.ndarray]]:
         yield path, array
         return
     for name, item in members(value):
-        yield from walk(item, f'{path}.{name}' if path else str(name))
+        yield from walk(item, join_path(path, name))
+
+
+def join_path(path: str, name: object) -> str:
+    """Return the path of a member; the path of the sample itself is ''."""
+    if not path:
+        return str(name)
+    return f'{path}.{name}'
 
 
 def members(value: object) -> List[Tuple[object, object]]:
@@ -135,11 +146,17 @@ def members(value: object) -> List[Tuple[object, object]]:
     if isinstance(value, Mapping):
         return list(value.items())
     if isinstance(value, BaseDataElement):
+        # Fields and metainfo: a check may concern img_shape or scale_factor.
         return list(value.all_items())
     if isinstance(value, (list, tuple)):
         return list(enumerate(value))
-    names = [name for name in INNER if is_numeric(getattr(value, name, None))]
-    return [(name, getattr(value, name)) for name in names]
+    inner: List[Tuple[object, object]] = []
+    for name in INNER:
+        item = getattr(value, name, None)
+        # Any object may have an attribute of this name.
+        if is_numeric(item):
+            inner.append((name, item))
+    return inner
 
 
 def is_numeric(value: object) -> bool:
@@ -153,6 +170,8 @@ def as_array(value: object) -> Optional[np.ndarray]:
     if isinstance(value, Tensor):
         array = tensor_to_array(value)
     elif isinstance(value, (list, tuple)):
+        # Converting a list of dicts or of images would take long, and numpy
+        # before 1.24 made an array of objects of it.
         if not is_nested_numbers(value):
             return None
         try:
@@ -161,6 +180,7 @@ def as_array(value: object) -> Optional[np.ndarray]:
             return None
     elif isinstance(value, (bool, int, float, complex, np.generic)):
         array = np.asarray(value)
+    # Booleans, integers, floats and complex numbers; no texts, no objects.
     if isinstance(array, np.ndarray) and array.dtype.kind in 'biufc':
         return array
     return None
@@ -168,6 +188,7 @@ def as_array(value: object) -> Optional[np.ndarray]:
 
 def tensor_to_array(tensor: Tensor) -> np.ndarray:
     """Return the values of a tensor on any device and of any layout."""
+    # numpy() refuses tensors with a gradient, on a GPU or conjugated lazily.
     tensor = tensor.detach().cpu().resolve_conj()
     if tensor.is_sparse:
         tensor = tensor.to_dense()
@@ -202,11 +223,12 @@ def follow_path(
         yield path, value
         return
     head, rest = parts[0], parts[1:]
-    next_path = f'{path}.{head}' if path else head
+    next_path = join_path(path, head)
     if isinstance(value, Mapping) and head in value:
         yield from follow_path(value[head], rest, next_path, sample)
     elif isinstance(value, (list, tuple)):
         if not head.isdigit():
+            # The name is that of an attribute or key of all items.
             for index, item in enumerate(value):
                 yield from follow_path(item, parts, f'{path}.{index}', sample)
         elif int(head) < len(value):
@@ -222,7 +244,9 @@ def follow_path(
 def missing(key: str, sample: Sample) -> MissingKey:
     """Return the error for a missing key, with the keys that there are."""
     keys = list(keys_of(sample, '', depth=3))
-    more = f' and {len(keys) - MAX_NAMED} more' if keys[MAX_NAMED:] else ''
+    more = ''
+    if keys[MAX_NAMED:]:
+        more = f' and {len(keys) - MAX_NAMED} more'
     return MissingKey(
         f"the sample has no '{key}': {did_you_mean(key, keys)}Here it has "
         f'{", ".join(keys[:MAX_NAMED])}{more}. Look at another place of the '
@@ -235,19 +259,20 @@ def keys_of(value: object, path: str, depth: int) -> Iterator[str]:
     if depth == 0:
         return
     for name, item in members(value):
-        inner = f'{path}.{name}' if path else str(name)
+        inner = join_path(path, name)
         yield inner
         # A list may be long, and its items have the same keys.
         if not isinstance(item, (list, tuple)):
             yield from keys_of(item, inner, depth - 1)
 
 
+# Cached, because a pipeline evaluates the expression for each sample.
 @lru_cache(maxsize=None)
 def compiled(expression: str) -> Tuple[CodeType, FrozenSet[str]]:
     """Compile an expression; return its code and the names in it.
 
     Raises:
-        GuardConfigError: If it is no Python.
+        GuardConfigError: If the expression is no Python.
     """
     try:
         tree = ast.parse(expression, mode='eval')
@@ -255,9 +280,11 @@ def compiled(expression: str) -> Tuple[CodeType, FrozenSet[str]]:
         raise GuardConfigError(
             f'{expression!r} is neither a key nor an expression: {error.msg}.'
         ) from None
-    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-    names = frozenset(node.id for node in nodes)
-    return compile(tree, expression, 'eval'), names
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            names.add(node.id)
+    return compile(tree, expression, 'eval'), frozenset(names)
 
 
 def evaluate(expression: str, sample: Sample) -> object:
@@ -271,9 +298,12 @@ def evaluate(expression: str, sample: Sample) -> object:
     """
     code, names = compiled(expression)
     namespace: Dict[str, object] = dict(np=np, torch=torch)
+    # Only the values that are used: converting a whole sample takes long.
     for name in names & set(map(str, sample)):
         array = as_array(sample[name])
-        namespace[name] = sample[name] if array is None else array
+        namespace[name] = sample[name]
+        if array is not None:
+            namespace[name] = array
     try:
         value: object = eval(code, namespace)
         return value

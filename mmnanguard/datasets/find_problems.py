@@ -20,10 +20,12 @@ from mmnanguard.registry import CHECKS
 
 from .fields import Sample, UnreadableField
 
-__all__ = ['Check', 'Problem', 'build_checks', 'find_problems']
+__all__ = ['Check', 'CheckConfig', 'Problem', 'build_checks', 'find_problems']
 
-# A check returns what is wrong with a sample, or None.
+# A check returns a text that says what is wrong with a sample, or None.
 Check = Callable[[Sample], Optional[str]]
+# A check in a config: a dict with its type and its arguments, or the type.
+CheckConfig = Union[str, Mapping[str, object]]
 
 
 class Problem(NamedTuple):
@@ -42,7 +44,7 @@ class Problem(NamedTuple):
 
 
 def build_checks(
-    configs: Sequence[Union[str, Mapping[str, Any]]], where: str
+    configs: Sequence[CheckConfig], where: str
 ) -> List[Tuple[str, Check]]:
     """Build checks from their configs; return each with its name.
 
@@ -60,23 +62,24 @@ def build_checks(
     return [build_check(config, where) for config in configs]
 
 
-def build_check(
-    config: Union[str, Mapping[str, Any]], where: str
-) -> Tuple[str, Check]:
+def build_check(config: CheckConfig, where: str) -> Tuple[str, Check]:
     """Build a check from its config, as :func:`build_checks` does."""
     if isinstance(config, str):
         config = dict(type=config)
     is_config = isinstance(config, Mapping) and 'type' in config
     check_value(is_config, where, config, "a dict with a 'type', or its name")
-    kind = config['type']
+    kind: Any = config['type']
     if isinstance(kind, str):
+        # MMEngine fills a registry at the first build(), which is not used
+        # here: its error would not name the option and the known checks.
         CHECKS.import_from_location()
         name = kind.replace('mmnanguard.', '', 1)
         check_keys([name], CHECKS.module_dict, where)
         kind = CHECKS.module_dict[name]
     else:
         name = kind.__name__
-    options = {key: config[key] for key in config if key != 'type'}
+    options = dict(config)
+    del options['type']
     signature = inspect.signature(kind)
     is_class = inspect.isclass(kind)
     # A function's first argument is the sample; the config has the others.
@@ -85,10 +88,13 @@ def build_check(
     if not is_class:
         names = names[1:]
         sample_args = ({},)
+    # A function with **kwargs takes any key.
     kinds = {signature.parameters[key].kind for key in names}
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         check_keys(options, names, f'{where}: {name}')
     try:
+        # Before training: a missing argument would otherwise be an error of
+        # the first sample, in a worker process.
         signature.bind(*sample_args, **options)
     except TypeError as error:
         raise GuardConfigError(f'{where}: {name}: {error}.') from None
@@ -112,6 +118,7 @@ def find_problems(
         try:
             text = check(sample)
         except GuardConfigError:
+            # This package's own checks explain a missing key better.
             raise
         except Exception as error:  # a user's check: whatever it raises
             raise UnreadableField(

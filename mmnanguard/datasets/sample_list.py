@@ -9,6 +9,7 @@ from mmnanguard.core.checks import is_count
 
 __all__ = ['Listed', 'read_sample_list', 'to_listed', 'write_sample_list']
 
+# The comment in the first line, for users who edit the file by hand.
 HEAD = '# index in the dataset, tab, name\n'
 
 
@@ -30,8 +31,11 @@ def write_sample_list(path: Path, samples: Iterable[Listed]) -> None:
     with path.open('wb') as file:
         file.write(HEAD.encode())
         for sample in samples:
-            name = '' if sample.name is None else f'\t{sample.name}'
-            line = f'{sample.index}{name}\n'
+            line = f'{sample.index}\n'
+            if sample.name is not None:
+                line = f'{sample.index}\t{sample.name}\n'
+            # A name may be a path whose bytes are no UTF-8: Python holds them
+            # as surrogates, and the reader restores them.
             file.write(line.encode('utf-8', 'surrogateescape'))
 
 
@@ -45,6 +49,8 @@ def read_sample_list(path: str) -> List[Listed]:
         GuardConfigError: If there is no such file.
     """
     try:
+        # Split at '\n' only: str.splitlines() would also split a name at
+        # other separators.
         with open(path, encoding='utf-8', errors='surrogateescape') as file:
             lines = file.read().split('\n')
     except OSError as error:
@@ -55,10 +61,13 @@ def read_sample_list(path: str) -> List[Listed]:
     samples = []
     for line in lines:
         index, tab, name = line.partition('\t')
+        # A name may hold a tab as well; an index before it decides.
         if tab and index.isdigit():
             samples.append(Listed(int(index), name))
+        elif line.isdigit():
+            samples.append(to_listed(int(line)))
         elif line and not line.startswith('#'):
-            samples.append(to_listed(int(line) if line.isdigit() else line))
+            samples.append(to_listed(line))
     return samples
 
 
@@ -66,7 +75,7 @@ def to_listed(sample: object) -> Listed:
     """Return the list's entry for an index or a name.
 
     Raises:
-        GuardConfigError: If it is neither.
+        GuardConfigError: If the sample is neither.
     """
     if isinstance(sample, str):
         return Listed(name=sample)

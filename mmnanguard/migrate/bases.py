@@ -27,13 +27,25 @@ def load(path: ConfigValue) -> ConfigDict:
     try:
         cfg = read_config(path, import_custom_modules=False)
     except GuardConfigError:
+        # The reader's own message names the file already.
         raise
     except Exception as error:
+        # A config is a program: it may raise any exception.
         raise GuardConfigError(
             f'MMEngine cannot read {path}: {type(error).__name__}: {error}'
         ) from error
     values: ConfigDict = cfg.to_dict()
     return values
+
+
+def assigned_names(assignment: ast.Assign) -> List[str]:
+    """Return the plain names on the left of an assignment."""
+    names = []
+    for target in assignment.targets:
+        # A target such as model['lr'] or (a, b) sets no key of the config.
+        if isinstance(target, ast.Name):
+            names.append(target.id)
+    return names
 
 
 def base_names(path: Path) -> List[str]:
@@ -42,10 +54,10 @@ def base_names(path: Path) -> List[str]:
     Raises:
         GuardConfigError: If ``_base_`` is computed.
     """
+    # Parsed and not executed: MMEngine itself reads _base_ from the source,
+    # before the file has been run.
     for node in ast.parse(path.read_text(encoding='utf-8')).body:
-        if isinstance(node, ast.Assign) and '_base_' in [
-            getattr(target, 'id', None) for target in node.targets
-        ]:
+        if isinstance(node, ast.Assign) and '_base_' in assigned_names(node):
             try:
                 names = ast.literal_eval(node.value)
             except ValueError as error:
@@ -62,7 +74,7 @@ def load_bases(path: Path) -> ConfigDict:
     """Return the merged value of all bases."""
     made: ConfigDict = {}
     for name in base_names(path):
-        # A name of a package's config is no path.
+        # 'mmpretrain::...' is a config in a package, not a path.
         if '::' in name:
             made.update(load(name))
         else:
@@ -90,17 +102,16 @@ def files_below(path: Path) -> Iterator[Path]:
 
 def old_keys(path: Path) -> List[str]:
     """Return the keys of 1.x that a file itself sets."""
-    keys = []
+    keys: List[str] = []
     for node in ast.parse(path.read_text(encoding='utf-8')).body:
         if isinstance(node, ast.Assign):
-            for target in node.targets:
-                if isinstance(target, ast.Name) and target.id in TARGETS:
-                    keys.append(target.id)
+            keys += filter(TARGETS.__contains__, assigned_names(node))
     return keys
 
 
 def old_bases(path: Path) -> Dict[str, List[str]]:
     """Return the keys of 1.x by base file, for files that have any."""
+    # By file: if two bases share a base, it is reported once.
     keys_by_base = {}
     for base in files_below(path):
         keys = old_keys(base)
@@ -117,6 +128,7 @@ def same_targets(path: Path) -> Dict[str, List[str]]:
     """
     owners = defaultdict(list)
     for base in direct_bases(path):
+        # A set: 'optimizer' and 'fp16' in a single base are no conflict.
         targets: Set[str] = set()
         for file in (base, *files_below(base)):
             for key in old_keys(file):

@@ -9,6 +9,7 @@ from libcst import matchers
 
 __all__ = ['Statement', 'place_comments']
 
+# The entries of a libcst module's body.
 Statement = Union[cst.SimpleStatementLine, cst.BaseCompoundStatement]
 
 Lines = List[cst.EmptyLine]
@@ -34,13 +35,13 @@ def place_comments(
         heir: The index of the statement that takes over for a removed one.
 
     Returns:
-        The lines that stay above each statement, and by index those that
-        move there.
+        The lines that stay above each statement; and the lines that move, by
+        the index of the statement above which they will stand.
     """
     new_texts: List[str] = []
     for texts in new.values():
         new_texts += texts
-    new_lines = [line.rstrip() for line in '\n'.join(new_texts).split('\n')]
+    new_lines = list(map(str.rstrip, '\n'.join(new_texts).split('\n')))
     above: List[Lines] = []
     moved: Dict[int, Lines] = defaultdict(list)
     for index, statement in enumerate(statements):
@@ -49,17 +50,19 @@ def place_comments(
             above.append(lines)
             continue
         is_gone = not new[index]
-        place = heir.get(index, index) if is_gone else index
+        place = index
+        if is_gone:
+            place = heir.get(index, index)
         start = len(lines)
+        # Replaced in its place, a statement keeps all lines above it.
         if place != index:
             start -= comment_length(lines)
         above.append(lines[:start])
         moved[place] += lines[start:]
-        moved[place] += [
-            cst.EmptyLine(comment=comment)
-            for comment in inner_comments(statement, is_gone)
-            if not any(line.endswith(comment.value) for line in new_lines)
-        ]
+        for comment in inner_comments(statement, is_gone):
+            # Source that was moved took the comments in it along.
+            if not any(line.endswith(comment.value) for line in new_lines):
+                moved[place].append(cst.EmptyLine(comment=comment))
     return above, moved
 
 
@@ -79,6 +82,7 @@ def inner_comments(
     The comment at the end of its last line counts only if the statement is
     removed: otherwise it stays at the end of the replacement.
     """
+    # libcst counts the lines above as part of the statement.
     bare = statement.with_changes(leading_lines=[])
     if not is_removed:
         bare = bare.with_changes(trailing_whitespace=cst.TrailingWhitespace())

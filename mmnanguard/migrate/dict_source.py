@@ -6,11 +6,21 @@ import libcst as cst
 
 from .render import render
 
-__all__ = ['drop', 'edit_dict', 'entries_of']
+__all__ = [
+    'Container',
+    'Part',
+    'all_parts',
+    'drop',
+    'edit_dict',
+    'entries_of',
+    'with_parts',
+]
 
-# A node that holds entries, and the nodes of its entries.
+# A node that holds entries, and the nodes of its entries. A Call stands for
+# dict(...), the notation of nearly all configs of the mm projects.
 Container = Union[cst.Dict, cst.List, cst.Call]
 Part = Union[cst.BaseDictElement, cst.BaseElement, cst.Arg]
+# The change of an entry that has none; None already means its removal.
 MISSING = object()
 
 
@@ -28,6 +38,7 @@ def entries_of(
     for part in parts:
         key = key_of(part)
         if key is None:
+            # ** may set any key: the known entries would be a wrong answer.
             return None
         entries[key] = part.value
     return entries
@@ -71,6 +82,7 @@ def edit_dict(
     """
     assert isinstance(node, (cst.Dict, cst.Call))
     parts = parts_of(node) or []
+    # Read before the edit, which may remove the entry that shows it.
     separator = separator_of(node, parts)
     changes = dict(changes)
     kept: List[Part] = []
@@ -80,6 +92,7 @@ def edit_dict(
         change = changes.pop(key or '', MISSING)
         if change is None:
             gone.append(index)
+        # A removed entry stays until drop() has moved its comments.
         if change in (None, MISSING):
             kept.append(part)
         elif (
@@ -98,8 +111,16 @@ def edit_dict(
 
 def with_parts(node: Container, parts: Sequence[Part]) -> Container:
     """Return a dict, list or call with other entries."""
-    name = 'args' if isinstance(node, cst.Call) else 'elements'
-    return node.with_changes(**{name: parts})
+    if isinstance(node, cst.Call):
+        return node.with_changes(args=parts)
+    return node.with_changes(elements=parts)
+
+
+def all_parts(node: Container) -> List[Part]:
+    """Return the nodes of all entries of a dict, list or call."""
+    if isinstance(node, cst.Call):
+        return list(node.args)
+    return list(node.elements)
 
 
 def drop(node: Container, gone: Collection[int]) -> Container:
@@ -107,8 +128,7 @@ def drop(node: Container, gone: Collection[int]) -> Container:
 
     Comment lines after a removed entry are about the next one, and stay.
     """
-    parts: List[Part] = []
-    parts += node.args if isinstance(node, cst.Call) else node.elements
+    parts = all_parts(node)
     kept: List[Part] = []
     for index, part in enumerate(parts):
         if index not in gone:
@@ -116,18 +136,21 @@ def drop(node: Container, gone: Collection[int]) -> Container:
             continue
         after = space_after(part)
         if index + 1 == len(parts):
-            # The entry before is the last now, with or without a comma.
+            # The entry before becomes the last, with or without a comma.
             if kept:
                 kept[-1] = kept[-1].with_changes(comma=part.comma)
         elif isinstance(after, cst.ParenthesizedWhitespace):
             if kept:
                 comma = kept[-1].comma
-                assert isinstance(comma, cst.Comma)  # an entry followed
+                # There is a comma, because another entry followed.
+                assert isinstance(comma, cst.Comma)
                 space = join_spaces(comma.whitespace_after, after)
                 kept[-1] = kept[-1].with_changes(
                     comma=comma.with_changes(whitespace_after=space)
                 )
             else:
+                # No entry before it is left: the comments go behind the
+                # opening bracket.
                 node = with_opening(node, join_spaces(opening(node), after))
     return with_parts(node, kept)
 
@@ -144,6 +167,7 @@ def join_spaces(
     second: cst.ParenthesizedWhitespace,
 ) -> cst.BaseParenthesizableWhitespace:
     """Append the comment lines of the second white space to the first."""
+    # On a single line there is no place for a comment line.
     if not isinstance(first, cst.ParenthesizedWhitespace):
         return first
     return first.with_changes(
@@ -186,6 +210,7 @@ def new_part(
     """Return a new entry in the notation that a dict is written in."""
     if isinstance(node, cst.Dict):
         return cst.DictElement(cst.SimpleString(repr(key)), value)
+    # libcst would write spaces around the equal sign.
     equal = cst.AssignEqual(
         whitespace_before=cst.SimpleWhitespace(''),
         whitespace_after=cst.SimpleWhitespace(''),
@@ -197,6 +222,8 @@ def separator_of(
     node: Container, parts: Sequence[Part]
 ) -> cst.BaseParenthesizableWhitespace:
     """Return the white space to put between two entries."""
+    # After the comma of a single entry comes the closing bracket, so its
+    # white space may be that of another indentation.
     between = space_after(parts[0]) if len(parts) > 1 else None
     if between is not None:
         return without_comment(between)
@@ -220,7 +247,7 @@ def without_comment(
 def append(
     parts: List[Part], part: Part, separator: cst.BaseParenthesizableWhitespace
 ) -> None:
-    """Append an entry; the last entry's comment stays beside it."""
+    """Append an entry; the comment of the entry before stays beside it."""
     if not parts:
         parts.append(part)
         return
@@ -228,6 +255,8 @@ def append(
     after = space_after(last)
     between, closing = separator, last.comma
     if isinstance(after, cst.ParenthesizedWhitespace):
+        # The white space before the closing bracket goes to the new end; its
+        # first line has the comment on the entry before, which stays there.
         closing = cst.Comma(whitespace_after=without_comment(after))
         if isinstance(separator, cst.ParenthesizedWhitespace):
             between = separator.with_changes(first_line=after.first_line)

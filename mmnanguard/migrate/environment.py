@@ -5,6 +5,7 @@ from .migration import Migration
 
 __all__ = ['migrate_environment']
 
+# The key of 1.x, and the path of keys that it becomes.
 MOVED = {
     'dist_params': ('env_cfg', 'dist_cfg'),
     'cudnn_benchmark': ('env_cfg', 'cudnn_benchmark'),
@@ -13,6 +14,7 @@ MOVED = {
     'seed': ('randomness', 'seed'),
     'deterministic': ('randomness', 'deterministic'),
 }
+# MMEngine takes the devices from the launcher, and its loops replace workflow.
 GONE = ('workflow', 'gpu_ids', 'gpus', 'device')
 
 
@@ -33,6 +35,8 @@ def migrate_environment(m: Migration) -> None:
         m.new['model_wrapper_cfg'] = dict(
             type='MMDistributedDataParallel', detect_anomalous_params=True
         )
+        # MMEngine reads the option at the top level only if there is no
+        # model_wrapper_cfg.
         if 'find_unused_parameters' in m.cfg:
             m.new['model_wrapper_cfg']['find_unused_parameters'] = m.cfg[
                 'find_unused_parameters'

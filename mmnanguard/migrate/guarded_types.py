@@ -2,7 +2,7 @@
 
 from typing import Collection, Dict, Mapping
 
-from .config_value import ConfigValue
+from .config_value import ConfigValue, select
 from .nan_hooks import WRAPPERS
 
 __all__ = [
@@ -16,6 +16,8 @@ __all__ = [
 
 FULL = 'mmnanguard.NanGuardOptimWrapper'
 AMP = 'mmnanguard.NanGuardAmpOptimWrapper'
+# The guarded wrappers stand for themselves, so that a guard that the user
+# names can replace another.
 GUARDED_TYPES: Dict[str, str] = {
     'OptimWrapper': FULL,
     'AmpOptimWrapper': AMP,
@@ -34,14 +36,15 @@ def is_half(cfg: Mapping[str, ConfigValue], old: Collection[str]) -> bool:
 
     Args:
         cfg: A config of 1.x or of 2.x.
-        old: Keys of 1.x that count although there is an ``optim_wrapper``.
+        old: The keys of 1.x that count although there is an
+            ``optim_wrapper``.
     """
     wrapper = cfg.get('optim_wrapper') or {}
-    live = {
-        key: cfg[key]
-        for key in ('fp16', 'optimizer_config')
-        if key in cfg and (key in old or not wrapper)
-    }
+    live = select(cfg, ('fp16', 'optimizer_config'))
+    # MMEngine ignores the keys of 1.x beside an optim_wrapper.
+    if wrapper:
+        live = select(live, old)
+    # fp16 = None switches off the half precision of a base.
     if 'fp16' in old:
         return live['fp16'] is not None
     kind = short(wrapper.get('type'))

@@ -5,10 +5,11 @@ from typing import Iterable, List, Mapping, Optional, Sequence
 
 import libcst as cst
 
-from .config_value import ConfigDict, ConfigValue
+from .config_value import ConfigDict, ConfigValue, select
 from .dict_source import (
     Container,
     Part,
+    all_parts,
     drop,
     edit_dict,
     entries_of,
@@ -38,6 +39,8 @@ CHECKPOINT = (
     'save_last',
     'filename_tmpl',
 )
+# The logger hooks of mmcv and its projects, and the backends of MMEngine's
+# visualizer that write to the same service.
 BACKENDS = {
     'TensorboardLoggerHook': 'TensorboardVisBackend',
     'WandbLoggerHook': 'WandbVisBackend',
@@ -47,6 +50,7 @@ BACKENDS = {
     'NeptuneLoggerHook': 'NeptuneVisBackend',
     'DvcliveLoggerHook': 'DVCLiveVisBackend',
 }
+# Options that mean the same to a logger hook and to its backend.
 BACKEND_KEYS = ('init_kwargs', 'exp_name', 'tags', 'params')
 # Options of all logger hooks of mmcv, for which MMEngine has the LoggerHook.
 COMMON = ('type', 'by_epoch', 'interval', 'ignore_last', 'reset_flag')
@@ -58,11 +62,14 @@ def migrate_hooks(m: Migration) -> None:
     if 'checkpoint_config' in m.old:
         made['checkpoint'] = checkpoint(m)
     elif m.counts_anew and follows_loop(m):
+        # The base's hook would go on to count in the unit of its own loop.
         made['checkpoint'] = dict(by_epoch=m.loop.by_epoch)
     evaluation = m.set_here('evaluation')
-    best = {
-        key: m.keep('evaluation', key) for key in BEST if key in evaluation
-    }
+    # mmcv saved the best checkpoint in the hook of evaluation.
+    best = {}
+    for key in BEST:
+        if key in evaluation:
+            best[key] = m.keep('evaluation', key)
     if best and made.get('checkpoint', {}) is not None:
         made.setdefault('checkpoint', dict(type='CheckpointHook'))
         made['checkpoint'].update(best)
@@ -76,6 +83,7 @@ def migrate_hooks(m: Migration) -> None:
         made['logger'] = logger(m)
     elif m.counts_anew and {'log_config', 'log_processor'} & {*m.inherited}:
         m.new['log_processor'] = dict(by_epoch=m.loop.by_epoch)
+    # The hooks of the guard stand last, in the order of its overlay.
     m.hooks = {**made, **m.hooks}
 
 
@@ -95,6 +103,7 @@ def checkpoint(m: Migration) -> Optional[ConfigDict]:
         return None
     config = m.set_here('checkpoint_config')
     made: ConfigDict = dict(type=config.get('type', 'CheckpointHook'))
+    # MMEngine's default is by_epoch=True, mmcv's the unit of the runner.
     is_new = m.counts_anew and follows_loop(m)
     if 'by_epoch' not in config and (is_new or not m.loop.by_epoch):
         made['by_epoch'] = m.loop.by_epoch
@@ -146,13 +155,14 @@ def vis_backends(
     backends: List[ConfigDict] = []
     for hook in hooks:
         kind = short(hook.get('type'))
+        # MMEngine's LoggerHook writes the text log.
         if kind == 'TextLoggerHook':
             continue
         if kind not in BACKENDS:
             m.left('log_config', f'{kind} has no backend in MMEngine')
             continue
-        keys = {key: hook[key] for key in BACKEND_KEYS if key in hook}
-        backends.append(dict(type=BACKENDS[kind], **keys))
+        options = select(hook, BACKEND_KEYS)
+        backends.append(dict(type=BACKENDS[kind], **options))
         m.done('log_config', f'{kind} -> {BACKENDS[kind]}')
         lost = sorted({*hook} - {*COMMON, *BACKEND_KEYS})
         if lost:
@@ -170,11 +180,13 @@ def migrate_custom_hooks(m: Migration, is_1x: bool) -> None:
         node = m.source.assigned.get(name)
         if node is None:
             continue
+        # default_hooks is a key of 2.x: its hooks were written for MMEngine.
         edit = HookEdit(m, is_1x and name == 'custom_hooks')
         edited = node.visit(edit)
         assert isinstance(edited, cst.BaseExpression)
         if not edited.deep_equals(node):
             m.source.assigned[name] = edited
+            # None: no new value, place() takes the edited source.
             m.new.setdefault(name, None)
     for hook in m.inherited.get('custom_hooks') or []:
         if short(hook.get('type')) in HOOKS and 'custom_hooks' not in (
@@ -230,6 +242,7 @@ class HookEdit(cst.CSTTransformer):
             kind = short(options.get('type'))
             line = self.m.source.positions[part].start.line
             if kind in HOOKS:
+                # Removed at the end, so that the indices stay valid.
                 self.replace(line, kind, options)
                 gone.append(index)
             elif looks_alike(kind):
@@ -246,14 +259,18 @@ class HookEdit(cst.CSTTransformer):
                     'arguments in MMEngine (batch_idx, data_batch, outputs)'
                 )
                 self.m.notes.left.append((line, note))
-        return drop(node, gone) if gone else node
+        if not gone:
+            return node
+        return drop(node, gone)
 
     def replace(
         self, line: int, kind: str, options: Mapping[str, ConfigValue]
     ) -> None:
         """Note that the guard replaces a hook, and take over its limit."""
         hand = HOOKS[kind]
-        more = f' and {AUTOPSY["type"]}' if hand.hooks else ''
+        more = ''
+        if hand.hooks:
+            more = f' and {AUTOPSY["type"]}'
         self.m.notes.done.append(
             (line, f'{kind} -> the guard{more}: {hand.why}')
         )
@@ -261,6 +278,7 @@ class HookEdit(cst.CSTTransformer):
             self.m.hooks[name] = dict(AUTOPSY)
         policy = guard_options(hand, options)
         if policy:
+            # Several hooks may have a limit: the strictest ends the run first.
             wrapper = self.m.new.setdefault('optim_wrapper', {})
             wrapper['guard'] = strictest(wrapper.get('guard', {}), policy)
             note = (
@@ -283,18 +301,21 @@ class HookEdit(cst.CSTTransformer):
         options: Mapping[str, ConfigValue],
     ) -> ConfigValue:
         """Return a container whose EMAHook has its options of MMEngine."""
+        # The defaults are those of mmcv's EMAHook.
         momentum = options.get('momentum', 0.0002)
         interval = options.get('interval', 1)
+        # MMEngine's EMAHook has neither option: None removes the entry.
         changes: ConfigDict = dict(warm_up=None, resume_from=None)
         if 'momentum' not in options or interval != 1:
             # mmcv raises the momentum to this power.
             changes['momentum'] = momentum**interval
         note = 'EMAHook: the averages are the state_dict of a checkpoint now'
+        # mmcv used the smaller of momentum and (1 + iter) / (warm_up + iter),
+        # which begins at 1 / warm_up: otherwise the warm-up had no effect.
         if momentum > 1 / options.get('warm_up', 100):
             note += ', and its warm-up is left out (MomentumAnnealingEMA)'
         self.m.notes.changed.append((line, note))
-        parts: List[Part] = []
-        parts += node.args if isinstance(node, cst.Call) else node.elements
+        parts = all_parts(node)
         parts[index] = parts[index].with_changes(
             value=edit_dict(parts[index].value, changes)
         )
@@ -317,5 +338,9 @@ def read_literals(node: cst.BaseExpression) -> ConfigDict:
 
 
 def eval_literal(node: cst.BaseExpression) -> ConfigValue:
-    """Return the value of a literal; raise ValueError if it is none."""
+    """Return the value of a literal.
+
+    Raises:
+        ValueError: If the expression is no literal.
+    """
     return ast.literal_eval(cst.Module([]).code_for_node(node))

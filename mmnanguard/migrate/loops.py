@@ -7,6 +7,7 @@ from .migration import Migration
 
 __all__ = ['migrate_data', 'migrate_loops', 'migrate_resume']
 
+# The runners of mmcv, and whether they count epochs.
 RUNNERS = {'EpochBasedRunner': True, 'IterBasedRunner': False}
 # Options of EvalHook itself; all others went to the dataset's evaluate().
 BEST = ('save_best', 'rule', 'greater_keys', 'less_keys')
@@ -21,6 +22,7 @@ LOADER = {
     'drop_last': 'drop_last',
     'timeout': 'timeout',
 }
+# The option of mmcv for the size of a batch.
 BATCH = 'samples_per_gpu'
 PHASES = ('train', 'val', 'test')
 
@@ -38,16 +40,20 @@ def migrate_loops(m: Migration) -> None:
         m.old.discard('runner')
     train: ConfigDict = {}
     length = m.loop.total
+    name, unit = 'Iter', 'max_iters'
+    if m.loop.by_epoch:
+        name, unit = 'Epoch', 'max_epochs'
     if {'runner', 'total_epochs', 'total_iters'} & m.old:
         old = m.inherited.get('train_cfg') or {}
+        # A loop that a base has by its type would not take by_epoch.
         if 'type' in old:
-            name = 'Epoch' if m.loop.by_epoch else 'Iter'
             train['type'] = f'{name}BasedTrainLoop'
         else:
             train['by_epoch'] = m.loop.by_epoch
+        # MMEngine refuses max_epochs beside the max_iters of a base.
         if m.counts_anew:
             train = dict(_delete_=True, **train)
-        unit = 'max_epochs' if m.loop.by_epoch else 'max_iters'
+        # An inherited length comes from the base's train_cfg.
         if length is not None and length.path[0] in m.old:
             train[unit] = length
         for key in ('runner', 'total_epochs', 'total_iters'):
@@ -82,6 +88,8 @@ def evaluation(m: Migration) -> ConfigDict:
     else:
         if 'interval' in config:
             made['val_interval'] = m.keep('evaluation', 'interval')
+        # mmcv's default; MMEngine's would be 1000 in a loop of iterations. A
+        # base may have set another interval.
         elif not m.inherited:
             made['val_interval'] = 1
         if config.get('start'):
@@ -92,14 +100,18 @@ def evaluation(m: Migration) -> ConfigDict:
             )
         m.done('evaluation', 'evaluation -> train_cfg.val_interval')
         report_validation_times(m, config)
-    rest = [key for key in config if key not in (*BEST, *WHEN, 'out_dir')]
-    options = ', '.join(f'{key}={config[key]!r}' for key in rest)
+    options = []
+    for key in config:
+        if key not in (*BEST, *WHEN, 'out_dir'):
+            options.append(f'{key}={config[key]!r}')
+    example = ''
+    if options:
+        example = f' (here {", ".join(options)})'
     m.left(
         'evaluation',
-        'which metric, only you know'
-        + (f' (here {options})' if options else '')
-        + ': write val_evaluator (and test_evaluator), which MMEngine asks '
-        'for wherever there is a val_dataloader',
+        f'which metric, only you know{example}: write val_evaluator (and '
+        'test_evaluator), which MMEngine asks for wherever there is a '
+        'val_dataloader',
     )
     return made
 
@@ -110,6 +122,9 @@ def report_validation_times(
     """Report where MMEngine validates at other times than mmcv."""
     interval = config.get('interval', 1)
     total = m.loop.total
+    unit = 'iteration'
+    if m.loop.by_epoch:
+        unit = 'epoch'
     if config.get('start') == 0:
         m.changed(
             ('evaluation', 'start'),
@@ -120,11 +135,10 @@ def report_validation_times(
             ('evaluation', 'start'),
             '1.x counted the interval from there, MMEngine counts it from 0',
         )
+    # With a whole number of intervals mmcv validated at the end, too.
     if total is None or total.value % interval:
         m.changed(
-            'evaluation',
-            'MMEngine validates after the last '
-            f'{"epoch" if m.loop.by_epoch else "iteration"} as well',
+            'evaluation', f'MMEngine validates after the last {unit} as well'
         )
 
 
@@ -132,6 +146,7 @@ def migrate_resume(m: Migration) -> None:
     """Turn ``resume_from`` and ``auto_resume`` into ``resume``."""
     path = m.cfg.get('resume_from')
     if 'resume_from' in m.old and path is not None:
+        # mmcv's load_from had no effect beside resume_from.
         m.new.update(resume=False, load_from=m.keep('resume_from'))
         m.done('resume_from', 'resume_from -> load_from')
         m.left(
@@ -141,6 +156,7 @@ def migrate_resume(m: Migration) -> None:
             'resume=True if it is one of MMEngine',
         )
     elif 'auto_resume' in m.old and m.cfg['auto_resume']:
+        # With load_from MMEngine does not search the work_dir.
         weights = m.cfg.get('load_from')
         m.new['resume'] = weights is None
         m.done('auto_resume', 'auto_resume -> resume')
@@ -161,21 +177,20 @@ def migrate_data(m: Migration) -> None:
     data = m.set_here('data')
     if not data:
         return
-    known = {*LOADER, *PHASES, *[f'{phase}_dataloader' for phase in PHASES]}
-    known |= {'shuffle', 'test_samples_per_gpu'}
+    known = {*LOADER, *PHASES, 'shuffle', 'test_samples_per_gpu'}
+    made = []
     for phase in PHASES:
+        name = f'{phase}_dataloader'
+        known.add(name)
         loader = dataloader(m, phase, data)
         if loader:
-            m.new[f'{phase}_dataloader'] = loader
+            m.new[name] = loader
+            made.append(name)
+            # MMEngine's Runner demands dataloader, cfg and evaluator of a
+            # phase together; {} stands for the default loop.
             if 'dataset' in loader and phase != 'train':
                 m.new[f'{phase}_cfg'] = {}
-    m.done(
-        'data',
-        'data -> '
-        + ', '.join(
-            f'{p}_dataloader' for p in PHASES if f'{p}_dataloader' in m.new
-        ),
-    )
+    m.done('data', f'data -> {", ".join(made)}')
     unknown = sorted({*data} - known)
     if unknown:
         m.left('data', f'{", ".join(unknown)}: not migrated')
@@ -199,14 +214,18 @@ def dataloader(
     """
     # What data.<phase>_dataloader sets has priority over data itself.
     special = data.get(f'{phase}_dataloader') or {}
-    paths: Dict[str, Tuple[str, ...]] = {key: ('data', key) for key in data}
+    paths: Dict[str, Tuple[str, ...]] = {}
+    for key in data:
+        paths[key] = ('data', key)
     for key in special:
         paths[key] = ('data', f'{phase}_dataloader', key)
     is_training = phase == 'train'
+    # Without a dataset a loader would be incomplete; training may inherit it.
     if not is_training and phase not in data:
         return {}
     made: ConfigDict = {}
     for old, new in LOADER.items():
+        # The tools of 1.x built the loaders of evaluation without drop_last.
         if old in paths and (is_training or old != 'drop_last'):
             made[new] = m.keep(*paths[old])
     has_size = isinstance(data.get(phase), dict) and BATCH in data[phase]
@@ -222,14 +241,6 @@ def dataloader(
             'samples_per_gpu',
         )
     if phase in data:
-        source = data[phase]
-        dataset: ConfigValue = m.keep('data', phase)
-        if not is_training:
-            # It is no key of a dataset: it went to the loader above.
-            dataset = m.keep('data', phase, without=(BATCH,))
-        # The builder of 1.x concatenated a list of datasets by itself.
-        if isinstance(source, (list, tuple)):
-            dataset = dict(type='ConcatDataset', datasets=dataset)
         sampler = 'DefaultSampler'
         # A loop of iterations needs a sampler that never ends.
         if is_training and not m.loop.by_epoch:
@@ -238,5 +249,23 @@ def dataloader(
         if 'shuffle' in paths and (is_training or 'shuffle' in special):
             shuffle = m.keep(*paths['shuffle'])
         made['sampler'] = dict(type=sampler, shuffle=shuffle)
-        made['dataset'] = dataset
+        made['dataset'] = dataset_of(m, phase, data[phase])
     return made
+
+
+def dataset_of(m: Migration, phase: str, source: ConfigValue) -> ConfigValue:
+    """Return the dataset of a phase.
+
+    Args:
+        m: The migration.
+        phase: 'train', 'val' or 'test'.
+        source: The value of the phase in ``data``.
+    """
+    dataset = m.keep('data', phase)
+    if phase != 'train':
+        # The size of a batch is no key of a dataset: the loader has it.
+        dataset = m.keep('data', phase, without=(BATCH,))
+    # The builder of 1.x concatenated a list of datasets by itself.
+    if isinstance(source, (list, tuple)):
+        return dict(type='ConcatDataset', datasets=dataset)
+    return dataset

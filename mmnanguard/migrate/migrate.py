@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Mapping, Optional
+from typing import Callable, Iterable, Mapping, Optional
 
 from mmnanguard.core import GuardConfigError
 
@@ -57,6 +57,7 @@ def migrate(
     """
     if path.suffix != '.py':
         raise GuardConfigError(f'{path} is no Python file (.py).')
+    # newline='' keeps the file's line ends, which a translation would lose.
     with path.open(encoding='utf-8', newline='') as file:
         text = file.read()
     source = Source(text, str(path))
@@ -64,7 +65,10 @@ def migrate(
     made = Migration(source, load(path), load_bases(path), notes)
     find_old(made)
     choose_guard(made, overlay, guard)
+    # Asked before the steps, which remove keys from made.old that they
+    # cannot migrate.
     is_1x = bool(made.old)
+    # Notes without a line are printed in the order of the steps.
     for step in (
         migrate_wrapper,
         migrate_schedules,
@@ -75,7 +79,10 @@ def migrate(
         migrate_environment,
     ):
         step(made)
+    # A removed hook may have a limit, which goes into the guard of the new
+    # wrapper: the wrapper has to exist.
     migrate_custom_hooks(made, is_1x)
+    # Only when all keys of 2.x are known can they be ordered in the file.
     place(made)
     report_remaining(made, path, is_1x)
     return Migrated(text, source.code(), notes)
@@ -87,12 +94,16 @@ def choose_guard(
     name: Optional[str],
 ) -> None:
     """Set the guard: the named one, or that of the config's precision."""
-    precision = 'fp16' if is_half(m.cfg, m.old) else 'fp32'
+    precision = 'fp32'
+    if is_half(m.cfg, m.old):
+        precision = 'fp16'
     chosen = overlay(name or precision)
     wrapper = dict(chosen.get('optim_wrapper') or {})
     if 'type' not in wrapper:
         # An overlay of policy alone: the config keeps its precision.
         wrapper = {**overlay(precision)['optim_wrapper'], **wrapper}
+    # The overlay of fp16 has dtype='float16'. Merged over a base of bfloat16
+    # it would change the precision, unless the user asked for it by name.
     dtype = (m.inherited.get('optim_wrapper') or {}).get('dtype')
     if dtype and not name and precision == 'fp16':
         wrapper['dtype'] = dtype
@@ -105,6 +116,8 @@ def find_old(m: Migration) -> None:
     """Collect the keys of 1.x that can be migrated; report the others."""
     for key, targets in TARGETS.items():
         if key in m.source.tangled:
+            # With several assignments or a change in place, no single
+            # statement shows the value, so none can be replaced.
             lines = ', '.join(map(str, m.source.tangled[key]))
             m.left(
                 key,
@@ -112,21 +125,33 @@ def find_old(m: Migration) -> None:
                 'in one place, and run this again',
             )
         elif key in m.source.assigned:
-            # MMEngine ignores a key of 1.x beside the key of 2.x for it.
-            rivals = [
-                new
-                for new in targets
-                if new in m.source.assigned and new != 'default_hooks'
-            ]
-            if rivals:
+            rival = find_rival(m, targets)
+            if rival is None:
+                m.old.add(key)
+            else:
                 m.left(
                     key,
-                    f'{key} has no effect: MMEngine reads {rivals[0]} '
-                    f'(line {m.line(rivals[0])}) alone{SILENT.get(key, "")}; '
+                    f'{key} has no effect: MMEngine reads {rival} '
+                    f'(line {m.line(rival)}) alone{SILENT.get(key, "")}; '
                     'delete one of the two',
                 )
-            else:
-                m.old.add(key)
+
+
+def find_rival(m: Migration, targets: Iterable[str]) -> Optional[str]:
+    """Return the key of 2.x in the file that overrides a key of 1.x.
+
+    MMEngine reads only the key of 2.x if a file has both.
+
+    Args:
+        m: The migration.
+        targets: The keys of 2.x that the key of 1.x becomes.
+    """
+    for target in targets:
+        # default_hooks has an entry for each hook: those of the file stay,
+        # and the new entries are added beside them.
+        if target in m.source.assigned and target != 'default_hooks':
+            return target
+    return None
 
 
 # What a key of 1.x that MMEngine ignores means for the training.
@@ -149,8 +174,11 @@ def report_remaining(m: Migration, path: Path, is_1x: bool) -> None:
         )
     if not is_1x:
         return
+    # mmcv normalized images in the pipeline (the transform Normalize);
+    # MMEngine does it on the device, in the model's data_preprocessor.
     if 'img_norm_cfg' in m.source.assigned:
         m.left('img_norm_cfg', 'normalising moves to model.data_preprocessor')
+    # A config without a model is a part for _base_ of another file.
     if 'model' in m.cfg and 'default_scope' not in m.cfg:
         m.left(
             (),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Dict, Iterable, Mapping, Optional, Set, Tuple, Union
 
-from .config_value import ConfigDict, ConfigValue
+from .config_value import ConfigDict, ConfigValue, leave_out
 from .dict_source import entries_of
 from .notes import Notes
 from .policy import Loop
@@ -51,15 +51,18 @@ class Migration:
 
     Attributes:
         source: The file.
-        cfg: Its value, with everything it inherits, as builtins.
-        inherited: The value of its bases.
+        cfg: The value of the config, with everything it inherits, as
+            builtins.
+        inherited: The merged value of the config's bases.
         notes: The notes for the user.
-        guard: An overlay: ``optim_wrapper`` and ``default_hooks``.
+        guard: The overlay of the guard: ``optim_wrapper`` and
+            ``default_hooks``.
         is_named: Whether the user named the guard; otherwise it follows the
             precision of the config.
-        old: Keys of 1.x that the file sets, and that can be migrated.
-        new: Keys of 2.x that they become; a dict merges with the bases'.
-        hooks: Entries to add to ``default_hooks``.
+        old: The keys of 1.x that the file sets and that can be migrated.
+        new: The keys of 2.x that the keys of 1.x become, with their values; a
+            dict is merged with the dict of the bases.
+        hooks: The entries to add to ``default_hooks``.
     """
 
     source: Source
@@ -75,15 +78,19 @@ class Migration:
     def set_here(self, name: str) -> ConfigDict:
         """Return the entries of a dict that this file itself sets.
 
-        Inherited entries and ``_delete_`` are left out. Empty if the key is
-        no key of 1.x that can be migrated, or no dict.
+        Inherited entries and ``_delete_`` are left out. The result is empty
+        if the name is no key of 1.x that can be migrated, or no dict.
         """
         value = self.cfg.get(name)
         if name not in self.old or not isinstance(value, dict):
             return {}
+        dropped = {'_delete_'}
         entries = entries_of(self.source.assigned.get(name))
-        keys = {*(value if entries is None else entries)} - {'_delete_'}
-        return {key: item for key, item in value.items() if key in keys}
+        # A computed dict does not show which of its entries are inherited:
+        # then all count as set here.
+        if entries is not None:
+            dropped |= {*value} - {*entries}
+        return leave_out(value, dropped)
 
     def keep(self, *path: str, without: Iterable[str] = ()) -> Kept:
         """Carry over the value at a path, without some keys of a dict."""
@@ -91,6 +98,7 @@ class Migration:
         for key in path:
             value = value[key]
         if len(path) == 1 and isinstance(value, dict):
+            # Inherited entries reach the new key through the bases.
             value = self.set_here(path[0])
             if self.replaces(path[0]):
                 value['_delete_'] = True
@@ -100,7 +108,7 @@ class Migration:
         return Kept(path, value, tuple(without))
 
     def replaces(self, name: str) -> bool:
-        """Whether a dict has ``_delete_`` and so ignores its bases' one."""
+        """Whether a dict has ``_delete_``, so that it ignores its bases."""
         node = self.source.assigned.get(name)
         return '_delete_' in (entries_of(node) or {})
 
@@ -113,11 +121,11 @@ class Migration:
         self.notes.changed.append((self.line(path), text))
 
     def left(self, path: KeyPath, text: str) -> None:
-        """Note what the user has to do about the key at a path."""
+        """Note a task for the user about the key at a path."""
         self.notes.left.append((self.line(path), text))
 
     def line(self, path: KeyPath) -> Optional[int]:
-        """Return the line of the value at a path; None if not here."""
+        """Return the line of a path's value; None if it is not in the file."""
         if isinstance(path, str):
             path = (path,)
         if not path:
@@ -143,6 +151,8 @@ def loop_of(cfg: Mapping[str, ConfigValue]) -> Loop:
     """Return the unit and the length of a config's training loop."""
     runner = cfg.get('runner') or {}
     train = cfg.get('train_cfg') or {}
+    # mmcv's train tools refuse a runner whose length contradicts total_epochs,
+    # and take total_epochs if there is no runner: it comes first.
     for name, key, unit in (
         ('total_epochs', 'max_epochs', True),
         ('total_iters', 'max_iters', False),
@@ -150,10 +160,13 @@ def loop_of(cfg: Mapping[str, ConfigValue]) -> Loop:
         total = cfg.get(name)
         if total is not None and runner.get(key, total) == total:
             return Loop(unit, Kept((name,), cfg[name]))
+    # A runner of this file has priority over a train_cfg that a base has
+    # already in the form of 2.x.
     for name, config in (('runner', runner), ('train_cfg', train)):
         for key, unit in (('max_epochs', True), ('max_iters', False)):
             if key in config:
                 return Loop(unit, Kept((name, key), config[key]))
+    # Without a length the type of the runner or loop tells the unit.
     kind = str(runner.get('type') or train.get('type') or '')
     is_epochs = train.get('by_epoch', not kind.startswith('Iter'))
     return Loop(bool(is_epochs), None)

@@ -23,12 +23,12 @@ class HandWritten:
     """A hand-written class that the guard replaces.
 
     Attributes:
-        why: Its flaw, in one line.
-        is_amp: Whether it is a wrapper for half precision.
+        why: The flaw of the class, in a line for the user.
+        is_amp: Whether the class is a wrapper for half precision.
         limit: The option that limits how many bad updates it tolerates.
         guard: The options of the guard's policy that are nearest to it.
         stops: Whether it ends the run at the first bad update.
-        hooks: Hooks of this package that replace its other functions.
+        hooks: The hooks of this package that replace its other functions.
     """
 
     why: str
@@ -39,8 +39,10 @@ class HandWritten:
     hooks: Tuple[str, ...] = ()
 
 
+# Texts that several notes share.
 IN_A_ROW = 'in a row, and routine overflows are not counted'
 AFTER = 'it looks after the update, when the weights may be NaN already'
+# The guard's policy that ends the run at the first bad update.
 FIRST = {'max_consecutive_skips': 1}
 LATE_STOP = HandWritten(AFTER, stops=True)
 SKIPS = (
@@ -52,6 +54,8 @@ SANITIZE = (
     'out anyway, and nobody is named'
 )
 
+# Classes are recognized by their names only. A class that is not in these
+# tables stays as it is, and looks_alike() reports it.
 WRAPPERS: Dict[str, HandWritten] = {
     'NaNSafeOptimWrapper': HandWritten(SKIPS, limit='max_skips'),
     'DeepRoofSafeOptimWrapper': HandWritten(SKIPS),
@@ -70,6 +74,7 @@ WRAPPERS: Dict[str, HandWritten] = {
 }
 
 HOOKS: Dict[str, HandWritten] = {
+    # The hook of MMDetection.
     'CheckInvalidLossHook': HandWritten(
         f'{AFTER}, and at one iteration in `interval`', stops=True
     ),
@@ -102,6 +107,7 @@ HOOKS: Dict[str, HandWritten] = {
         'NanGuardHook writes train/guard/amp_scale'
     ),
 }
+# Not followed by a small letter: 'Nan' in 'NanHook', not in 'Nanjing'.
 ALIKE = re.compile(
     r'[Nn]a[Nn](?![a-z])|NAN|[Nn]on_?[Ff]inite|InvalidLoss|[Aa]nomal'
 )
@@ -120,18 +126,29 @@ def guard_options(
     limit = options.get(hand.limit)
     if limit is None:
         return dict(hand.guard)
-    if limit < 0:  # -1 stands for no limit in these classes
+    # -1 stands for no limit in these classes. The guard's rate of skips would
+    # still end the run.
+    if limit < 0:
         return {'max_consecutive_skips': None, 'max_skip_rate': None}
+    # The guard refuses 0: a run ends at the first bad update at the earliest.
     return {'max_consecutive_skips': max(1, limit)}
 
 
 def strictest(
     first: Mapping[str, ConfigValue], second: Mapping[str, ConfigValue]
 ) -> ConfigDict:
-    """Merge two guards, either of which would have ended the run."""
+    """Merge the policies of two guards, either of which ends the run."""
     key = 'max_consecutive_skips'
-    limits = [g[key] for g in (first, second) if g.get(key) is not None]
+    merged = {**first, **second}
+    limits = []
+    for guard in (first, second):
+        if guard.get(key) is not None:
+            limits.append(guard[key])
     if not limits:
-        return {**first, **second}
-    rest = {**first, **second, key: min(limits)}
-    return {k: v for k, v in rest.items() if v is not None}
+        return merged
+    merged[key] = min(limits)
+    # None lifts a limit; with the other guard's limit the defaults apply.
+    for name in list(merged):
+        if merged[name] is None:
+            del merged[name]
+    return merged

@@ -36,6 +36,9 @@ class Notes:
 def format_notes(notes: List[Note]) -> List[str]:
     """Return a printed line for each note, in the order of the file."""
     lines = []
+    # By line alone: sorted() keeps the order of the steps within a line.
     for line, text in sorted(notes, key=lambda note: note[0] or LAST):
-        lines.append(text if line is None else f'line {line}: {text}')
+        if line is not None:
+            text = f'line {line}: {text}'
+        lines.append(text)
     return lines

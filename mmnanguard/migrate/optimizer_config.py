@@ -2,11 +2,10 @@
 
 from typing import Collection, List, Mapping, Tuple
 
-from .config_value import ConfigDict, ConfigValue
+from .config_value import ConfigDict, ConfigValue, select
 from .guarded_types import is_half, short
-from .migration import Migration
+from .migration import KeyPath, Migration
 from .nan_hooks import IN_A_ROW, WRAPPERS, guard_options
-from .render import Kept
 
 __all__ = ['can_migrate', 'wrapper_of_old']
 
@@ -20,6 +19,7 @@ KNOWN = (
 )
 # Options of mmcv's optimizer hooks that MMEngine does not need.
 DROPPED = ('coalesce', 'bucket_size_mb', 'distributed', 'log_interval')
+# The optimizer hooks of mmcv itself, which MMEngine's wrappers replace.
 PLAIN = (
     'OptimizerHook',
     'DistOptimizerHook',
@@ -27,8 +27,11 @@ PLAIN = (
     'GradientCumulativeOptimizerHook',
     'GradientCumulativeFp16OptimizerHook',
 )
+# The keys of 1.x that become optim_wrapper, in the order of a note.
 OLD_KEYS = ('optimizer', 'optimizer_config', 'fp16')
+# Options of optimizer_config that have another name in 2.x.
 MOVED = {'grad_clip': 'clip_grad', 'cumulative_iters': 'accumulative_counts'}
+# Options of mmcv's LossScaler, which torch's GradScaler does not know.
 LOSS_SCALER = ('mode', 'scale_factor', 'scale_window')
 
 
@@ -51,6 +54,7 @@ def can_migrate(m: Migration, keys: Collection[str]) -> bool:
             'NanGuardOptimWrapper',
         )
         return False
+    # A merge with the base's AmpOptimWrapper would keep its dtype and scale.
     if 'fp16' in keys and m.cfg['fp16'] is None and m.inherited.get('fp16'):
         m.left(
             'fp16',
@@ -77,9 +81,9 @@ def wrapper_of_old(m: Migration) -> ConfigDict:
     """Return the guarded ``optim_wrapper`` for the keys of 1.x."""
     config = m.set_here('optimizer_config')
     overlay = m.guard['optim_wrapper']
-    wrapper = {
-        key: overlay[key] for key in ('type', 'dtype') if key in overlay
-    }
+    # First only type and dtype, so that they stand first in the new file; the
+    # whole overlay is merged below, over the options of 1.x.
+    wrapper = select(overlay, ('type', 'dtype'))
     if {'fp16', 'optimizer_config'} & m.old and is_half(m.cfg, m.old):
         wrapper.update(loss_scale(m, wrapper))
     if 'cumulative_iters' in config:
@@ -93,10 +97,12 @@ def wrapper_of_old(m: Migration) -> ConfigDict:
             f'{units}a window is one update, and one bad batch rejects it '
             "(guard.accumulation='microbatch' leaves out that batch)",
         )
+    # 1 and None are the defaults: the base's value would be merged otherwise.
     elif is_deleted(m, 'optimizer_config', 'cumulative_iters'):
         wrapper['accumulative_counts'] = 1
     wrapper.update(clip(m, config))
     wrapper.update(optimizer(m))
+    # An overlay that the user chose has priority over the old class.
     guard = {**hand_written(m, config), **overlay.get('guard', {})}
     wrapper.update(overlay)
     if guard:
@@ -113,7 +119,7 @@ def wrapper_of_old(m: Migration) -> ConfigDict:
 
 
 def loss_scale(m: Migration, wrapper: Mapping[str, ConfigValue]) -> ConfigDict:
-    """Return the wrapper's ``loss_scale``; empty if it gets none.
+    """Return the wrapper's ``loss_scale``, or an empty dict.
 
     A fixed scale of mmcv becomes the initial and largest scale.
     """
@@ -130,30 +136,37 @@ def loss_scale(m: Migration, wrapper: Mapping[str, ConfigValue]) -> ConfigDict:
             'the guard is not of float16: its loss scale is left out',
         )
         return {}
-    # mmcv's default is 512.
-    scale = m.keep(*path) if path else Kept((), 512.0)
-    if isinstance(scale.value, (int, float)):
-        default = '' if path else " (mmcv's default)"
+    # The default of mmcv's Fp16OptimizerHook.
+    scale: ConfigValue = 512.0
+    value, default = scale, " (mmcv's default)"
+    where: KeyPath = 'optimizer_config'
+    if path:
+        scale = m.keep(*path)
+        value, default, where = scale.value, '', path
+    elif 'fp16' in m.old:
+        where = 'fp16'
+    if isinstance(value, (int, float)):
         m.changed(
-            path or ('fp16' if 'fp16' in m.old else 'optimizer_config'),
-            f'a loss scale of {scale.value:g}{default} was fixed; now it is '
+            where,
+            f'a loss scale of {value:g}{default} was fixed; now it is '
             'where the scale starts and the most it can be, and it comes '
             'down on overflow',
         )
-    elif isinstance(scale.value, dict) and {*scale.value} & {*LOSS_SCALER}:
+    elif isinstance(value, dict) and {*value} & {*LOSS_SCALER}:
         m.left(
-            path,
+            where,
             f"{', '.join(LOSS_SCALER)} are of mmcv's own scaler for "
             "torch < 1.6; loss_scale is 'dynamic' now",
         )
         return {}
-    return dict(loss_scale=scale.value if not path else scale)
+    return dict(loss_scale=scale)
 
 
 def clip(m: Migration, config: Mapping[str, ConfigValue]) -> ConfigDict:
-    """Return the wrapper's ``clip_grad``; empty if it gets none."""
+    """Return the wrapper's ``clip_grad``, or an empty dict."""
     if config.get('grad_clip') is not None:
         return dict(clip_grad=whole(m, 'optimizer_config', 'grad_clip'))
+    # None switches off the clipping of a base; without a base nothing clips.
     is_off = 'grad_clip' in config and is_inherited(
         m, 'optimizer_config', 'grad_clip'
     )
@@ -185,8 +198,10 @@ def whole(m: Migration, name: str, key: str) -> ConfigValue:
     """Return a dict within a key, with ``_delete_`` if its parent has it."""
     if not (m.replaces(name) and is_inherited(m, name, key)):
         return m.keep(name, key)
-    entries = {inner: m.keep(name, key, inner) for inner in m.cfg[name][key]}
-    return dict(_delete_=True, **entries)
+    entries: ConfigDict = dict(_delete_=True)
+    for inner in m.cfg[name][key]:
+        entries[inner] = m.keep(name, key, inner)
+    return entries
 
 
 def hand_written(
@@ -220,6 +235,7 @@ def optimizer(m: Migration) -> ConfigDict:
     config = m.set_here('optimizer')
     if not config:
         return {}
+    # In 2.x these two are keys of the wrapper, not of the optimizer.
     without = ['constructor', 'paramwise_cfg']
     made: ConfigDict = {}
     if set(config) - set(without):
@@ -234,6 +250,7 @@ def optimizer(m: Migration) -> ConfigDict:
         made['paramwise_cfg'] = None
     constructor = config.get('constructor')
     if constructor in ('DefaultOptimizerConstructor', None):
+        # MMEngine's default does what the default of mmcv did.
         if constructor:
             made.pop('constructor')
     else:

@@ -4,7 +4,7 @@ from typing import List
 
 import libcst as cst
 
-from .config_value import ConfigDict, ConfigValue
+from .config_value import ConfigDict, ConfigValue, leave_out
 from .dict_source import entries_of
 from .migration import TARGETS, Migration
 from .render import Kept
@@ -31,8 +31,8 @@ ORDER = (
     'env_cfg',
     'randomness',
 )
-# Keys of 1.x beside which a new key is written too, though TARGETS has it
-# elsewhere.
+# Further keys of 1.x beside which a key of 2.x is written, because it belongs
+# to them in some configs only and is therefore not in TARGETS.
 MORE = {
     'val_cfg': ['data'],
     'test_cfg': ['data'],
@@ -44,30 +44,47 @@ MORE = {
 def place(m: Migration) -> None:
     """Enter the new statements into the source, each at its place."""
     source = m.source
-    gone = {key for key in m.old if not report_users(m, key)}
-    source.new = {source.place[key]: [] for key in m.old}
-    source.stays = {source.place[key] for key in m.old - gone}
+    gone = set()
+    for key in m.old:
+        # An empty list removes the statement, unless it also stays.
+        source.new[source.place[key]] = []
+        if report_users(m, key):
+            source.stays.add(source.place[key])
+        else:
+            gone.add(key)
     for name, value in entries_for_default_hooks(m).items():
         m.new[name] = value
     for name in ORDER:
         if name not in m.new:
             continue
-        origins = [key for key, new in TARGETS.items() if name in new]
-        keys = [key for key in origins + MORE.get(name, []) if key in m.old]
+        keys = old_keys_of(m, name)
         if name in source.assigned and name not in m.old:
             # The file has this key of 2.x already: it is edited.
             at = source.place[name]
             source.new[at] = edited(m, name)
         elif not keys:
+            # No key of 1.x stood for it: a new hook, or an inherited wrapper.
             source.last.append(source.render(name, m.new[name], gone))
             continue
         else:
             at = source.place[keys[0]]
+            # The first key's statement may stand above the source of another.
             unknown = {*gone, *source.defined_after(at)}
             text = source.render(name, m.new[name], unknown)
             source.new.setdefault(at, []).append(text)
+        # The first key of 2.x inherits the comments: setdefault keeps it.
         for key in keys:
             source.heir.setdefault(source.place[key], at)
+
+
+def old_keys_of(m: Migration, name: str) -> List[str]:
+    """Return the keys of 1.x in the file that become a key of 2.x."""
+    keys = []
+    for key, targets in TARGETS.items():
+        if name in targets:
+            keys.append(key)
+    keys += MORE.get(name, [])
+    return [key for key in keys if key in m.old]
 
 
 def edited(m: Migration, name: str) -> List[str]:
@@ -79,6 +96,7 @@ def edited(m: Migration, name: str) -> List[str]:
         return []
     value = m.new[name]
     if value is None or isinstance(value, dict):
+        # custom_hooks has no value: its edited source is in m.source.
         return [m.source.edited(name, value or {})]
     return [m.source.render(name, value, m.old)]
 
@@ -96,6 +114,7 @@ def entries_for_default_hooks(m: Migration) -> ConfigDict:
     """Return ``default_hooks`` with the new hooks; empty if not possible."""
     if not m.hooks:
         return {}
+    # MMEngine refuses two sibling bases that both set default_hooks.
     is_part = not {'model', 'default_hooks'} & {*m.cfg} and not m.inherited
     if is_part and {*m.hooks} == {*m.guard['default_hooks']}:
         m.left(
@@ -112,7 +131,9 @@ def entries_for_default_hooks(m: Migration) -> ConfigDict:
     if existing is None:
         m.left('default_hooks', f'it is computed: add {", ".join(m.hooks)}')
         return {}
-    new = {k: v for k, v in m.hooks.items() if k not in existing}
+    # The user's entry for a hook has priority over a migrated one. The guard's
+    # own hooks are there if a guarded config is migrated again: no note.
+    new = leave_out(m.hooks, existing)
     for name in {*m.hooks} - {*new} - {*m.guard['default_hooks']}:
         m.left(
             ('default_hooks', name),

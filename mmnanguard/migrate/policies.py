@@ -18,12 +18,18 @@ def fixed(policy: Policy) -> None:
 def step(policy: Policy) -> None:
     """Add the scheduler of steps, of a fixed size or at milestones."""
     steps = policy.config.get('step')
-    default = 0.1 if policy.kind == 'LR' else 0.5
+    # The defaults of mmcv's Step updaters of the rate and of the momentum.
+    default = 0.1
+    if policy.kind == 'Momentum':
+        default = 0.5
     gamma = policy.keep('gamma', default)
     floor = policy.config.get(f'min_{policy.word}')
     if floor is not None:
+        # Steps of a fixed size have no last: assume more than a training has.
         number = len(steps) if isinstance(steps, (list, tuple)) else 1000
         lowest = policy.config.get('gamma', default) ** number
+        # A floor that is never reached can be left out. 'not >=' and not '<',
+        # so that NaN counts as reached.
         if policy.base is None or not policy.base * lowest >= floor:
             raise CannotMigrate(
                 f'min_{policy.word} would be reached, and steps in MMEngine '
@@ -95,6 +101,8 @@ def flat_cosine(policy: Policy) -> None:
     """Add the scheduler of a cosine decay after a constant share."""
     total = policy.total()
     begin = total.value * policy.config.get('start_percent', 0.75)
+    # mmcv rounds to whole epochs or iterations. A loop of epochs converts a
+    # fraction of an epoch to iterations.
     if policy.by_epoch or not policy.loop.by_epoch:
         begin = round(begin)
     policy.add(
@@ -109,6 +117,7 @@ def flat_cosine(policy: Policy) -> None:
 
 def cosine_restart(policy: Policy) -> None:
     """Add the scheduler of cosine decays with restarts."""
+    # The default of mmcv; MMEngine has the same.
     weights = policy.keep('restart_weights', [1])
     target = policy.ratio()
     if target:
@@ -129,14 +138,7 @@ def cosine_restart(policy: Policy) -> None:
 def cyclic(policy: Policy) -> None:
     """Add the schedulers of a cycle: a cosine up and one down, repeated."""
     config = policy.config
-    default = (10, 1e-4) if policy.kind == 'LR' else (0.85 / 0.95, 1)
-    ratios = config.get('target_ratio', default)
-    if not isinstance(ratios, (list, tuple)):
-        ratios = (ratios,)
-    if len(ratios) != 2:
-        # mmcv derives the low one like this.
-        ratios = (ratios[0], ratios[0] / 1e5)
-    high, low = ratios
+    high, low = target_ratios(policy)
     if config.get('anneal_strategy', 'cos') != 'cos' or config.get('warmup'):
         raise CannotMigrate(
             'a cycle that is linear, or under a warm-up, has no counterpart'
@@ -145,13 +147,17 @@ def cyclic(policy: Policy) -> None:
     period = policy.total().value / cycles
     rise = period * config.get('step_ratio_up', 0.4)
     if not policy.loop.by_epoch:
+        # mmcv truncates both to whole iterations.
         period, rise = int(period), int(rise)
     elif int(period) != period or round(rise, 6) != int(round(rise, 6)):
         policy.made.changed.append(
             f'{policy.name}: the turning points of the cycle fall within an '
             'epoch, and may be an iteration off'
         )
+    # MMEngine has no cyclic schedule, but a cosine between any two ratios: a
+    # restart with a single period, for each half of a cycle.
     for cycle in range(cycles):
+        # mmcv shrinks the upper ratio's distance from 1 with each cycle.
         scale = config.get('gamma', 1) ** cycle
         top = 1 - scale + high * scale
         start = cycle * period
@@ -171,6 +177,22 @@ def cyclic(policy: Policy) -> None:
             )
 
 
+def target_ratios(policy: Policy) -> Tuple[float, float]:
+    """Return the upper and the lower ratio of a cycle."""
+    # The defaults of mmcv's CyclicLrUpdaterHook and CyclicMomentumUpdaterHook.
+    default: Tuple[float, float] = (10, 1e-4)
+    if policy.kind == 'Momentum':
+        default = (0.85 / 0.95, 1)
+    ratios = policy.config.get('target_ratio', default)
+    if not isinstance(ratios, (list, tuple)):
+        ratios = (ratios,)
+    if len(ratios) != 2:
+        # mmcv derives the lower ratio from the upper in this way.
+        return ratios[0], ratios[0] / 1e5
+    high, low = ratios
+    return high, low
+
+
 def tidy(count: float) -> float:
     """Return a count without rounding errors, an int if it is whole."""
     count = round(count, 9)
@@ -188,15 +210,16 @@ def one_cycle(policy: Policy) -> None:
     if isinstance(policy.config.get('max_lr'), dict):
         raise CannotMigrate('max_lr for several optimizers: write a dict')
     keys = ('pct_start', 'anneal_strategy', 'div_factor', 'final_div_factor')
-    options = {
-        key: policy.keep(key, None)
-        for key in (*keys, 'three_phase')
-        if key in policy.config
-    }
+    # Only options that are set: MMEngine's defaults are equal to mmcv's.
+    options = {}
+    for key in (*keys, 'three_phase'):
+        if key in policy.config:
+            options[key] = policy.keep(key, None)
     steps = policy.config.get('total_steps')
     if steps is None:
         total, clock = policy.total(), policy.clock()
     else:
+        # mmcv counts total_steps in iterations, whatever the loop counts.
         total = policy.keep('total_steps', None)
         clock = dict(by_epoch=False)
     policy.add(
@@ -208,6 +231,8 @@ def one_cycle(policy: Policy) -> None:
     )
 
 
+# By mmcv's names: those of its hooks without 'LrUpdaterHook' or
+# 'MomentumUpdaterHook' at the end.
 POLICIES: Dict[str, Callable[[Policy], None]] = {
     'Fixed': fixed,
     'Step': step,
@@ -220,6 +245,7 @@ POLICIES: Dict[str, Callable[[Policy], None]] = {
     'Cyclic': cyclic,
     'OneCycle': one_cycle,
 }
+# The options for the smallest rate: of the rate and of the momentum.
 FLOORS = ('min_lr', 'min_lr_ratio', 'min_momentum', 'min_momentum_ratio')
 # The options that mmcv knows for each policy.
 KEYS: Dict[str, Tuple[str, ...]] = {

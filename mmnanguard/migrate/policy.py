@@ -8,7 +8,8 @@ from .render import Kept
 
 __all__ = ['CannotMigrate', 'Loop', 'Policy', 'Schedule']
 
-# An end in iterations that no training reaches.
+# An end in iterations that no training reaches; MMEngine's default (INF in
+# mmengine/optim/scheduler/param_scheduler.py) is the same number.
 FOREVER = 10**9
 
 
@@ -18,7 +19,7 @@ class Loop:
 
     Attributes:
         by_epoch: Whether its length is in epochs; otherwise in iterations.
-        total: Its length; None if it is not known.
+        total: The length of training; None if it is not known.
     """
 
     by_epoch: bool
@@ -27,7 +28,13 @@ class Loop:
 
 @dataclass
 class Schedule:
-    """The schedulers that a config becomes, and the notes on them."""
+    """The schedulers that a config becomes, and the notes on them.
+
+    Attributes:
+        schedulers: The configs of the schedulers.
+        changed: The notes on differences in behaviour.
+        left: The reasons why the config cannot be migrated.
+    """
 
     schedulers: List[ConfigDict] = field(default_factory=list)
     changed: List[str] = field(default_factory=list)
@@ -44,13 +51,13 @@ class Policy:
 
     Attributes:
         name: 'lr_config' or 'momentum_config'.
-        config: Its value.
+        config: The value of that key.
         loop: The training loop.
         base: The optimizer's learning rate or momentum, if it is known.
         made: The schedulers so far.
         by_epoch: Whether 1.x counts this policy in epochs.
-        kind: 'LR' or 'Momentum', as the names of schedulers have it.
-        word: 'lr' or 'momentum', as the names of keys have it.
+        kind: 'LR' or 'Momentum', the ending of the schedulers' names.
+        word: 'lr' or 'momentum', a part of the keys' names.
     """
 
     name: str
@@ -93,7 +100,7 @@ class Policy:
         """Return the length of training.
 
         Raises:
-            CannotMigrate: If no key says it.
+            CannotMigrate: If no key has the length.
         """
         if self.loop.total is None:
             raise CannotMigrate(
@@ -124,6 +131,8 @@ class Policy:
         else:
             floor = dict(eta_min=self.keep(absolute, 0.0))
         (value,) = floor.values()
+        # mmcv applies the warm-up to the finished rate, floor included;
+        # MMEngine's schedulers multiply the distance to the floor.
         if getattr(value, 'value', value) and self.config.get('warmup'):
             is_short = self.by_epoch and not self.config.get('warmup_by_epoch')
             when = ' of more than an epoch' if is_short else ''
@@ -147,6 +156,7 @@ class Policy:
                 f"min_{self.word} with these restarts needs the optimizer's "
                 f'{self.word}, which this file does not know'
             )
+        # Without a floor, and for a rate of 0, there is nothing to divide.
         if not floor or not self.base:
             return 0.0
         return floor / self.base
@@ -165,9 +175,12 @@ class Policy:
                 'warm-up of a momentum begins above it, and MMEngine has no '
                 'scheduler that does'
             )
+        # The defaults are those of mmcv's LrUpdaterHook.
         length = self.keep('warmup_iters', 0)
         ratio = self.keep('warmup_ratio', 0.1)
         clock: ConfigDict = dict(by_epoch=False)
+        # mmcv is at the full rate in the iteration after the warm-up,
+        # MMEngine in the last iteration of a scheduler.
         end = self.config.get('warmup_iters', 0) + 1
         if self.config.get('warmup_by_epoch'):
             if not self.loop.by_epoch or kind == 'exp':
@@ -186,6 +199,8 @@ class Policy:
         elif kind == 'constant':
             self.add('Constant', factor=ratio, begin=0, end=end, **clock)
         elif kind == 'exp':
+            # MMEngine has no exponential growth from a ratio: a constant
+            # lowers the rate, and a decay with a gamma above 1 raises it.
             growth = self.config.get('warmup_ratio', 0.1) ** (-1 / (end - 1))
             self.add('Constant', factor=ratio, end=FOREVER, **clock)
             self.add('Exponential', gamma=growth, begin=0, end=end, **clock)

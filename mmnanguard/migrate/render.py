@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Callable, List, Optional, Tuple
 
-from .config_value import ConfigValue
+from .config_value import ConfigValue, leave_out
 
 __all__ = ['Kept', 'Piece', 'render']
 
+# The longest line of the mm projects' linters.
 WIDTH = 79
 
 
@@ -16,8 +17,8 @@ class Kept:
 
     Attributes:
         path: The name that the file assigns, then the keys below it.
-        value: The value, for when its source cannot be moved.
-        without: Keys of a dict that are left out.
+        value: The value, which is written if its source cannot be moved.
+        without: The keys of a dict that are left out.
     """
 
     path: Tuple[str, ...]
@@ -31,8 +32,8 @@ class Piece:
 
     Attributes:
         text: The source.
-        indent: Indentation of its first line, in columns.
-        column: Column at which it begins, from 0.
+        indent: The indentation of its first line, in columns.
+        column: The column at which it begins, from 0.
     """
 
     text: str
@@ -43,8 +44,8 @@ class Piece:
         """Return the source with all its lines shifted to a new place.
 
         Args:
-            indent: Indentation of the line that it will begin on.
-            column: Column at which it will begin.
+            indent: The indentation of the line that it will begin on.
+            column: The column at which it will begin.
         """
         first, *rest = self.text.split('\n')
         # Shifting the lines of a multi-line string would change its value.
@@ -54,12 +55,13 @@ class Piece:
         # otherwise they are aligned with the first character.
         hangs = first.rstrip()[-1:] in ('(', '[', '{')
         shift = indent - self.indent if hangs else column - self.column
-        moved = [
-            ' ' * max(0, len(line) - len(line.lstrip()) + shift)
-            + line.lstrip()
-            for line in rest
-        ]
-        return '\n'.join([first, *moved])
+        lines = [first]
+        for line in rest:
+            content = line.lstrip()
+            # A line may be indented less than the shift takes away.
+            width = max(0, len(line) - len(content) + shift)
+            lines.append(' ' * width + content)
+        return '\n'.join(lines)
 
 
 def render(
@@ -72,11 +74,11 @@ def render(
 
     Args:
         value: A plain value, or one that contains :class:`Kept`.
-        find: Returns the source of a kept value, or None if there is none
-            that can be moved.
-        indent: Indentation of the line that the source will begin on.
-        column: Column at which it will begin; a closing bracket or comma
-            after it takes one more.
+        find: The function that returns the source of a kept value, or None
+            if there is none that can be moved.
+        indent: The indentation of the line that the source will begin on.
+        column: The column at which it will begin; a closing bracket or comma
+            after it takes another column.
     """
     if isinstance(value, Kept):
         piece = find(value)
@@ -84,37 +86,62 @@ def render(
             return piece.at(indent, column)
         kept = value.value
         if isinstance(kept, dict):
-            kept = {k: v for k, v in kept.items() if k not in value.without}
+            kept = leave_out(kept, value.without)
         return render(kept, find, indent, column)
+    # The mm projects write dict(), which {} would not show to be a dict.
+    if value == {}:
+        return 'dict()'
     if not isinstance(value, (dict, list, tuple)) or not value:
-        return 'dict()' if value == {} else repr(value)
-    # First try a single line; if it is too long, put an entry on each line.
-    for one_line in (True, False):
-        inner = indent if one_line else indent + 4
-        start = column + 6 if one_line else inner
-        parts = []
-        for prefix, entry in prefixed_entries(value):
-            at = start + len(prefix)
-            parts.append(prefix + render(entry, find, inner, at))
-            start = at + len(parts[-1]) + 2 if one_line else inner
-        opening, closing = brackets(value)
-        text = opening + ', '.join(parts) + closing
-        if isinstance(value, tuple) and len(value) == 1:
-            text = f'({parts[0]},)'
-        if one_line and '\n' not in text and column + len(text) < WIDTH:
-            return text
-    pad = ' ' * indent
-    lines = ''.join(f'{pad}    {part},\n' for part in parts)
-    return f'{opening}\n{lines}{pad}{closing}'
+        return repr(value)
+    text = render_on_one_line(value, find, indent, column)
+    if '\n' not in text and column + len(text) < WIDTH:
+        return text
+    return render_on_several_lines(value, find, indent)
+
+
+def render_on_one_line(
+    value: ConfigValue,
+    find: Callable[[Kept], Optional[Piece]],
+    indent: int,
+    column: int,
+) -> str:
+    """Return the source of a container without line breaks of its own."""
+    # Room for 'dict(' and the comma or bracket after an entry. The position
+    # is an upper bound: an entry is rather broken too early than too long.
+    start = column + 6
+    parts = []
+    for prefix, entry in prefixed_entries(value):
+        at = start + len(prefix)
+        parts.append(prefix + render(entry, find, indent, at))
+        start = at + len(parts[-1]) + 2
+    # Without the comma (1) would be a number in brackets.
+    if isinstance(value, tuple) and len(value) == 1:
+        return f'({parts[0]},)'
+    opening, closing = brackets(value)
+    return opening + ', '.join(parts) + closing
+
+
+def render_on_several_lines(
+    value: ConfigValue, find: Callable[[Kept], Optional[Piece]], indent: int
+) -> str:
+    """Return the source of a container with an entry on each line."""
+    inner = indent + 4
+    lines = []
+    for prefix, entry in prefixed_entries(value):
+        part = render(entry, find, inner, inner + len(prefix))
+        lines.append(f'{" " * inner}{prefix}{part},\n')
+    opening, closing = brackets(value)
+    return f'{opening}\n{"".join(lines)}{" " * indent}{closing}'
 
 
 def prefixed_entries(value: ConfigValue) -> List[Tuple[str, ConfigValue]]:
     """Return a container's items, with the source of the key before each."""
     if not isinstance(value, dict):
         return [('', item) for item in value]
+    form = '{!r}: '
     if are_names(value):
-        return [(f'{key}=', item) for key, item in value.items()]
-    return [(f'{key!r}: ', item) for key, item in value.items()]
+        form = '{}='
+    return [(form.format(key), item) for key, item in value.items()]
 
 
 def brackets(value: ConfigValue) -> Tuple[str, str]:

@@ -14,7 +14,8 @@ from .policy import CannotMigrate, Loop, Policy, Schedule
 
 __all__ = ['migrate_schedules']
 
-# MMEngine leaves _delete_ where no base has the key.
+# Options that all policies have; MMEngine leaves _delete_ where no base has
+# the key.
 ALWAYS = ('policy', 'by_epoch', '_delete_')
 WARMUP = ('warmup', 'warmup_iters', 'warmup_ratio', 'warmup_by_epoch')
 
@@ -28,6 +29,7 @@ def migrate_schedules(m: Migration) -> None:
         config = m.cfg.get(name)
         if config is None:
             continue
+        # The optimizer, too, may be of 2.x already, here or in a base.
         optimizer = m.cfg.get('optimizer') or {}
         if isinstance(m.cfg.get('optim_wrapper'), dict):
             optimizer = m.cfg['optim_wrapper'].get('optimizer', optimizer)
@@ -43,6 +45,8 @@ def migrate_schedules(m: Migration) -> None:
         elif name in m.old:
             m.done(name, f'{name} -> param_scheduler')
         made += schedule.schedulers
+    # The list holds the schedulers of both keys, inherited or not: MMEngine
+    # replaces a base's list and cannot merge it.
     if {'lr_config', 'momentum_config'} & m.old:
         m.new['param_scheduler'] = made
 
@@ -57,7 +61,7 @@ def migrate_schedule(
 
     Args:
         name: 'lr_config' or 'momentum_config'.
-        config: Its value.
+        config: The value of that key.
         loop: The training loop.
         base: The optimizer's learning rate or momentum, if it is known.
     """
@@ -68,6 +72,7 @@ def migrate_schedule(
         if unknown:
             raise CannotMigrate(f'{", ".join(unknown)}: not a key of mmcv')
         policy.by_epoch = counts_epochs(policy, kind)
+        # The configs of the mm projects list the warm-up first, too.
         policy.warm_up()
         POLICIES[kind](policy)
     except CannotMigrate as error:
@@ -76,10 +81,10 @@ def migrate_schedule(
 
 
 def kind_of(policy: Policy) -> str:
-    """Return the name of a policy, as :data:`POLICIES` has it.
+    """Return the name of a policy in the spelling of :data:`POLICIES`.
 
     Raises:
-        CannotMigrate: If it has none, or an unknown one.
+        CannotMigrate: If the policy has no name, or an unknown name.
     """
     kind: Optional[str] = policy.config.get('policy')
     if kind is None:
@@ -87,8 +92,9 @@ def kind_of(policy: Policy) -> str:
             "it has no policy, and a parent's list of schedulers cannot be "
             'merged with: write the whole list'
         )
+    # mmcv reads 'step' as 'Step' as well.
     if kind == kind.lower():
-        kind = kind.title()  # as mmcv reads it
+        kind = kind.title()
     if kind not in POLICIES:
         raise CannotMigrate(
             f'the policy {policy.config["policy"]!r} has no scheduler in '
@@ -103,6 +109,8 @@ def counts_epochs(policy: Policy, kind: str) -> bool:
     Raises:
         CannotMigrate: If it counts epochs in a loop of iterations.
     """
+    # mmcv's IterBasedRunner sets by_epoch=False in lr_config, but not in
+    # momentum_config. One-cycle and cyclic updaters have it as their default.
     default = policy.loop.by_epoch or policy.kind == 'Momentum'
     if kind in ('OneCycle', 'Cyclic'):
         default = False

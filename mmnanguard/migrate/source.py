@@ -84,7 +84,8 @@ class Source:
             stored = stored_in(statement)
         for name in stored:
             lines = self.tangled.setdefault(name, [])
-            # It was assigned once so far, which is no longer true.
+            # It was assigned once so far; with this statement it is not
+            # simple any more.
             if self.assigned.pop(name, None) is not None:
                 lines.append(self.line_of(self.place.pop(name)))
             lines.append(self.line_of(index))
@@ -97,19 +98,21 @@ class Source:
         """Return the line of the value at a path, from 1.
 
         A value that is not written in this file has the line of the dict
-        that would hold it; None if that is not in this file either.
+        that would hold it; the result is None if that dict is not in this
+        file either.
         """
         node = self.node(path)
         if node is not None:
             return self.positions[node].start.line
         if path[0] in self.tangled:
+            # The last change decides on the value.
             return self.tangled[path[0]][-1]
         if len(path) == 1:
             return None
         return self.line(*path[:-1])
 
     def node(self, path: Sequence[str]) -> Optional[cst.BaseExpression]:
-        """Return the expression at a path; None if not in this file."""
+        """Return the expression at a path; None if it is not in this file."""
         node = self.assigned.get(path[0])
         for key in path[1:]:
             node = (entries_of(node) or {}).get(key)
@@ -117,12 +120,13 @@ class Source:
 
     def users(self, name: str, gone: Iterable[str]) -> List[int]:
         """Return the lines of statements that name a key and will stay."""
+        # A key of 1.x often reads another one; both may be removed together.
         dropped = {self.place[key] for key in [name, *gone]}
-        return [
-            self.line_of(index)
-            for index, statement in enumerate(self.statements)
-            if index not in dropped and name in names_in(statement)
-        ]
+        lines = []
+        for index, statement in enumerate(self.statements):
+            if index not in dropped and name in names_in(statement):
+                lines.append(self.line_of(index))
+        return lines
 
     def piece(self, kept: Kept, gone: Iterable[str]) -> Optional[Piece]:
         """Return the source of a kept value; None if it cannot be moved.
@@ -132,9 +136,11 @@ class Source:
             gone: Names that the new file does not have at its new place.
         """
         node = self.node(kept.path)
+        # Moved source must not use a name that is defined later or no longer.
         if node is None or names_in(node) & set(gone):
             return None
         if isinstance(kept.value, dict):
+            # 'runner = my_runner' may stay a name, but only as a whole.
             named = node.value if isinstance(node, cst.Name) else ''
             entries = entries_of(self.assigned.get(named, node))
             # The value has inherited entries too: its source is not all.
@@ -155,10 +161,15 @@ class Source:
     def defined_after(self, index: int) -> List[str]:
         """Return the names that a statement in this place cannot use."""
         line = self.line_of(index)
-        late = [
-            name for name, lines in self.tangled.items() if lines[-1] > line
-        ]
-        return late + [name for name, at in self.place.items() if at > index]
+        late = []
+        for name, lines in self.tangled.items():
+            # Before its last change a name may hold another value.
+            if lines[-1] > line:
+                late.append(name)
+        for name, place in self.place.items():
+            if place > index:
+                late.append(name)
+        return late
 
     def render(
         self, name: str, value: ConfigValue, gone: Iterable[str]
@@ -201,9 +212,11 @@ class Source:
             if index in gone:
                 waiting += [line for line in lines if line.comment]
                 continue
+            # An empty line keeps foreign comments apart from the next
+            # statement, to whose comments they would seem to belong.
             if waiting and (not lines or lines[0].comment):
                 waiting.append(cst.EmptyLine(indent=False))
-            parts = [cst.parse_statement(t) for t in self.new.get(index, [])]
+            parts = list(map(cst.parse_statement, self.new.get(index, [])))
             if not parts or index in self.stays:
                 parts.insert(0, old)
             elif isinstance(old, cst.SimpleStatementLine):
@@ -216,7 +229,7 @@ class Source:
             )
             body += parts[1:]
             waiting = []
-        body += [cst.parse_statement(text) for text in self.last]
+        body.extend(map(cst.parse_statement, self.last))
         footer = [*waiting, *self.module.footer]
         return self.module.with_changes(body=body, footer=footer).code
 
@@ -224,7 +237,7 @@ class Source:
 def simple_assignment(
     statement: Statement,
 ) -> Optional[Tuple[str, cst.BaseExpression]]:
-    """Return name and value of ``name = value``; None if it is not that."""
+    """Return name and value of ``name = value``; None for other statements."""
     if (
         isinstance(statement, cst.SimpleStatementLine)
         and len(statement.body) == 1
@@ -239,9 +252,11 @@ def simple_assignment(
 
 def stored_in(statement: Statement) -> List[str]:
     """Return the names that a statement sets or changes, at any depth."""
+    # ast and not libcst: its nodes know whether a name is stored (ctx).
     tree = ast.parse(cst.Module(body=[statement]).code)
     names = set()
     for node in ast.walk(tree):
+        # optimizer['lr'] = 1 and model.x = 1 change optimizer and model.
         while isinstance(node, (ast.Subscript, ast.Attribute)):
             is_stored = not isinstance(node.ctx, ast.Load)
             node = node.value
@@ -259,6 +274,7 @@ def stored_in(statement: Statement) -> List[str]:
 
 def names_in(node: Union[Statement, cst.BaseExpression]) -> Set[str]:
     """Return the names in a node; keywords and attributes do not count."""
+    # A module consists of statements only.
     if isinstance(node, cst.BaseExpression):
         node = cst.SimpleStatementLine([cst.Expr(node)])
     tree = ast.parse(cst.Module(body=[node]).code)

@@ -1,6 +1,6 @@
 """Migration of the optimizer wrapper to a guarded one."""
 
-from typing import List, Mapping, Optional, Tuple
+from typing import Container, List, Mapping, Optional, Tuple
 
 import libcst as cst
 
@@ -13,7 +13,8 @@ from .optimizer_config import can_migrate, wrapper_of_old
 
 __all__ = ['migrate_wrapper']
 
-# Options that the guarded wrappers take.
+# Options that the guarded wrappers take: others are removed, because the
+# wrapper would refuse them.
 TAKEN = (
     'type',
     'optimizer',
@@ -30,6 +31,7 @@ def migrate_wrapper(m: Migration) -> None:
     """Guard the optimizer wrapper, and add the hooks of the guard."""
     keys = {'optimizer', 'optimizer_config', 'fp16'} & m.old
     if not can_migrate(m, keys):
+        # The three keys become a single key: all of them stay, or none.
         m.old -= keys
         return
     if keys:
@@ -40,6 +42,7 @@ def migrate_wrapper(m: Migration) -> None:
             return
     elif not from_bases(m):
         return
+    # Without a guarded wrapper its hooks would have no events to handle.
     for name, hook in m.guard.get('default_hooks', {}).items():
         m.hooks[name] = dict(hook)
 
@@ -47,6 +50,7 @@ def migrate_wrapper(m: Migration) -> None:
 def from_bases(m: Migration) -> bool:
     """Guard an inherited wrapper; return whether that was possible."""
     wrapper = m.cfg.get('optim_wrapper')
+    # An inherited guard stays as it is, even if the user names another.
     if not wrapper or is_guarded_type(short(wrapper.get('type'))):
         return False
     kind = short(wrapper.get('type', 'OptimWrapper'))
@@ -95,8 +99,8 @@ def guarded(
     Args:
         m: The migration.
         path: The keys at which the wrapper stands.
-        value: Its value.
-        node: Its source, if it has one.
+        value: The value of the wrapper.
+        node: The source of the wrapper, if it is in this file.
     """
     entries = entries_of(node)
     if entries is None:
@@ -105,7 +109,9 @@ def guarded(
             f'it is computed: set its type to one of {FULL}, {AMP} by hand',
         )
         return {}
-    if 'optimizer' not in value:  # several optimizers, or a part for a base
+    # Several optimizers, each with a wrapper, or a part that is merged with a
+    # base, which has the optimizer.
+    if 'optimizer' not in value:
         changes: ConfigDict = {}
         for key, wrapper in value.items():
             if isinstance(wrapper, dict) and 'optimizer' in wrapper:
@@ -114,6 +120,7 @@ def guarded(
                     changes[key] = inner
         return changes
     kind = short(value.get('type', 'OptimWrapper'))
+    # A guard is replaced only by a guard that the user named.
     if is_guarded_type(kind) and not m.is_named:
         return {}
     if kind not in (*GUARDED_TYPES, *WRAPPERS):
@@ -137,33 +144,30 @@ def swapped(
 ) -> ConfigDict:
     """Return the changes that make a known wrapper a guarded one."""
     hand = WRAPPERS.get(kind)
-    changes = dict(m.guard['optim_wrapper'])
-    if not m.is_named:
-        # Of several wrappers, some may be in half precision and some not.
-        is_amp = hand.is_amp if hand else GUARDED_TYPES[kind] == AMP
-        changes = dict(type=FULL)
-        if is_amp:
-            # Without a dtype, autocast on a CPU would take bfloat16.
-            changes = dict(type=AMP, dtype=value.get('dtype', 'float16'))
-    options = guard_options(hand, value) if hand else {}
+    changes = guarded_form(m, kind, value)
+    options: ConfigDict = {}
+    why = ''
+    if hand:
+        options = guard_options(hand, value)
+        why = f': {hand.why}'
     if options:
+        # An overlay that the user chose has priority over the old class.
         changes['guard'] = {**options, **changes.get('guard', {})}
-    why = f': {hand.why}' if hand else ''
     new = short(changes['type'])
     taken = [*TAKEN]
     if changes['type'] == AMP:
         taken += TAKEN_BY_AMP
-    if changes.get('dtype') == 'bfloat16':  # it needs no loss scale
+    # bfloat16 has the range of float32: the guarded wrapper would only warn
+    # that the loss scale has no effect.
+    if changes.get('dtype') == 'bfloat16':
         taken.remove('loss_scale')
     dropped: List[str] = [key for key in entries if key not in taken]
+    # None removes an entry.
     changes.update(dict.fromkeys(dropped))
-    # An edit should show real changes only.
-    same = {
-        k for k, v in changes.items() if v == value.get(k) and k in entries
-    }
-    changes = {k: v for k, v in changes.items() if k not in same}
+    changes = real_changes(changes, value, entries)
     if changes:
         m.done((*path, 'type'), f'{kind} -> {new}{why}')
+    # The limit has a separate note: it lives on in the guard's options.
     if hand and hand.limit in dropped:
         dropped.remove(hand.limit)
     if dropped:
@@ -174,3 +178,45 @@ def swapped(
             f'{hand.limit}={value[hand.limit]} -> {options}: {IN_A_ROW}',
         )
     return changes
+
+
+def guarded_form(
+    m: Migration, kind: str, value: Mapping[str, ConfigValue]
+) -> ConfigDict:
+    """Return the options that the guard itself sets in a wrapper.
+
+    Args:
+        m: The migration.
+        kind: The bare name of the wrapper's type.
+        value: The value of the wrapper.
+    """
+    if m.is_named:
+        return dict(m.guard['optim_wrapper'])
+    # The guard's overlay follows the precision of the whole config; of
+    # several wrappers only some may be in half precision.
+    hand = WRAPPERS.get(kind)
+    is_amp = hand.is_amp if hand else GUARDED_TYPES[kind] == AMP
+    if not is_amp:
+        return dict(type=FULL)
+    # Without a dtype, autocast on a CPU would take bfloat16.
+    return dict(type=AMP, dtype=value.get('dtype', 'float16'))
+
+
+def real_changes(
+    changes: ConfigDict,
+    value: Mapping[str, ConfigValue],
+    entries: Container[str],
+) -> ConfigDict:
+    """Return the changes that alter the source of a wrapper.
+
+    Args:
+        changes: The new value of each key.
+        value: The value of the wrapper, with inherited entries.
+        entries: The keys that the source has.
+    """
+    real: ConfigDict = {}
+    for key, new in changes.items():
+        # An edit for an equal value would only disturb the user's formatting.
+        if key not in entries or new != value.get(key):
+            real[key] = new
+    return real

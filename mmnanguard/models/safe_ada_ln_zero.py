@@ -31,12 +31,12 @@ class SafeAdaLNZero(BaseModule):
     dtype of ``x``.
 
     Args:
-        embed_dims: Number of channels of ``x``.
-        cond_dims: Number of channels of the condition.
-        max_scale: Bound of the scale's distance from 1, above 0; below 1 the
-            scale can never change a sign. A scale near 1 is as without a
-            bound.
-        eps: Added to the mean square in the norm, above 0.
+        embed_dims: The number of channels of ``x``.
+        cond_dims: The number of channels of the condition.
+        max_scale: The bound of the scale's distance from 1, above 0; below 1
+            the scale can never change a sign. Near 1 the bound has no effect
+            on the scale.
+        eps: The number above 0 that is added to the mean square in the norm.
         init_cfg: MMEngine's config of the initialization; it overrides the
             zeros of the projection.
 
@@ -58,13 +58,16 @@ class SafeAdaLNZero(BaseModule):
             max_scale > 0, 'SafeAdaLNZero.max_scale', max_scale, 'above 0'
         )
         self.max_scale = max_scale
+        # Scale and shift of the condition stand in for the norm's own weight.
         self.norm = SafeRMSNorm(embed_dims, eps=eps, affine=False)
         self.project = nn.Linear(cond_dims, 3 * embed_dims)
+        # The "Zero" of the paper: with a gate of 0 a deep net starts as the
+        # identity.
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tuple[Tensor, Tensor]:
-        """Normalise and modulate.
+        """Normalise and modulate tokens.
 
         Args:
             x: Tokens of shape (N, L, embed_dims).
@@ -78,5 +81,7 @@ class SafeAdaLNZero(BaseModule):
         scale, shift, gate = widen(raw).chunk(3, dim=-1)
         # tanh bounds the scale and has the slope 1 at 0.
         scale = 1 + self.max_scale * torch.tanh(scale / self.max_scale)
+        # Cast only at the end: in float16 the product could overflow in spite
+        # of the bounded scale.
         y = self.norm(widen(x)) * scale + shift
         return y.to(x.dtype), gate.to(x.dtype)

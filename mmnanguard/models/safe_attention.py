@@ -23,11 +23,11 @@ class SafeAttention(BaseModule):
     the product of queries and keys overflows float16 long before they do.
 
     Args:
-        embed_dims: Number of channels, a multiple of ``num_heads``.
-        num_heads: Number of heads.
+        embed_dims: The number of channels, a multiple of ``num_heads``.
+        num_heads: The number of heads.
         qkv_bias: Whether queries, keys and values have a bias.
-        attn_drop: Dropout rate of the attention, in [0, 1).
-        proj_drop: Dropout rate of the result, in [0, 1).
+        attn_drop: The dropout rate of the attention, in [0, 1).
+        proj_drop: The dropout rate of the result, in [0, 1).
         init_cfg: MMEngine's config of the initialization.
     """
 
@@ -54,7 +54,7 @@ class SafeAttention(BaseModule):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor, mask: Optional[Tensor] = None) -> Tensor:
-        """Let each token attend to all that are no padding.
+        """Let each token attend to all tokens that are no padding.
 
         Args:
             x: Tokens of shape (N, L, embed_dims).
@@ -69,16 +69,19 @@ class SafeAttention(BaseModule):
             mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         check_mask(mask, 'SafeAttention')
         padding = ~mask.unsqueeze(-1)
-        # Already here, so that a NaN does not enter the weights' gradient.
+        # Before the projection: its weights' gradient is a product with x, and
+        # 0 * NaN is NaN.
         x = x.masked_fill(padding, 0.0)
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         # Of shape (N, num_heads, L, embed_dims / num_heads).
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         with torch.autocast(x.device.type, enabled=False):
+            # Scaled before the product, which then is smaller, too.
             query = widen(query) * query.size(-1) ** -0.5
             scores = query @ widen(key).transpose(-2, -1)
             attention = masked_softmax(scores, mask[:, None, None])
         out = self.attn_drop(attention).to(value.dtype) @ value
         tokens = out.transpose(1, 2).flatten(2)
         result: Tensor = self.proj_drop(self.proj(tokens))
+        # The bias of the projection makes padding non-zero again.
         return result.masked_fill(padding, 0.0)

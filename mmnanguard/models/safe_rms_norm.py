@@ -23,8 +23,8 @@ class SafeRMSNorm(nn.Module):
     autocast too; the result has the input's dtype.
 
     Args:
-        num_features: Size of the normalised dimension.
-        eps: Added to the mean square, above 0.
+        num_features: The size of the normalised dimension.
+        eps: The number above 0 that is added to the mean square.
         affine: Whether there is a weight, which starts at 1. There is no
             bias.
         dim: The normalised dimension: the last, or 1 for images of shape
@@ -52,10 +52,11 @@ class SafeRMSNorm(nn.Module):
         self.eps = eps
         self.dim = dim
         weight = nn.Parameter(torch.ones(num_features)) if affine else None
+        # Registered even if it is None, so that the attribute always exists.
         self.register_parameter('weight', weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise.
+        """Normalise a tensor.
 
         Args:
             x: A tensor of any shape with ``num_features`` in dimension
@@ -72,6 +73,7 @@ class SafeRMSNorm(nn.Module):
         # hypot takes the root of the sum of squares without overflow.
         wide = wide / torch.hypot(rms, rms.new_full((), self.eps**0.5))
         if self.weight is not None:
+            # Broadcasting aligns the last dimensions; dim may be another one.
             shape = [1] * x.dim()
             shape[self.dim] = self.num_features
             wide = wide * widen(self.weight).view(shape)

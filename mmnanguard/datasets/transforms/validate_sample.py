@@ -1,7 +1,7 @@
 """A transform that checks the samples of a pipeline."""
 
 import logging
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Dict, List, Optional, Sequence
 
 from mmengine.logging import print_log
 
@@ -12,10 +12,10 @@ from mmnanguard.registry import TRANSFORMS
 
 from ..bad_sample_record import BadSampleRecord
 from ..fields import name_sample
-from ..find_problems import Problem, build_checks, find_problems
+from ..find_problems import CheckConfig, Problem, build_checks, find_problems
 
 # A sample on its way through a pipeline.
-Results = Dict[str, Any]
+Results = Dict[str, object]
 
 try:
     from mmcv.transforms import BaseTransform
@@ -55,10 +55,10 @@ class ValidateSample(BaseTransform, SampleValidator):
             registered in ``mmnanguard.registry.CHECKS``. It is called with
             ``results`` and the dict's other items, and returns None or a text
             that says what is wrong.
-        action: What to do with a bad sample: 'drop' it, and a dataset of
-            MMEngine that is not in test mode takes another at random;
-            'raise' an error, which ends the run; 'tell' (report it) and keep
-            it.
+        action: The action on a bad sample: 'drop' it, and a dataset of
+            MMEngine that is not in test mode takes another sample at random;
+            'raise' an error, which ends the run; 'tell' to report the sample
+            and keep it.
 
     Raises:
         GuardConfigError: For an argument that is not allowed; in a pipeline,
@@ -67,9 +67,7 @@ class ValidateSample(BaseTransform, SampleValidator):
     """
 
     def __init__(
-        self,
-        checks: Sequence[Union[str, Mapping[str, Any]]],
-        action: str = 'drop',
+        self, checks: Sequence[CheckConfig], action: str = 'drop'
     ) -> None:
         allowed = f'one of {ACTIONS}'
         check_value(
@@ -78,7 +76,8 @@ class ValidateSample(BaseTransform, SampleValidator):
         self.checks = build_checks(checks, 'ValidateSample.checks')
         self.action = action
         self.record: BadSampleRecord = BadSampleRecord()
-        # An audit sets it: it takes the problems, and no action follows.
+        # An audit sets this list; then it receives the problems, and no action
+        # follows.
         self.listener: Optional[List[Problem]] = None
         self._num_named = 0
 
@@ -112,10 +111,13 @@ class ValidateSample(BaseTransform, SampleValidator):
         except OSError as error:
             # A full disk costs the record, not the run.
             is_new, story = True, f'{story}; not recorded: {error}'
+        # A log with a line for each sample of a broken dataset helps nobody.
         if not is_new or self._num_named > MAX_NAMED:
             return
         self._num_named += 1
-        outcome = 'left out' if self.action == 'drop' else 'kept'
+        outcome = 'kept'
+        if self.action == 'drop':
+            outcome = 'left out'
         message = f'ValidateSample: {name} is bad: {story}; it is {outcome}'
         if self._num_named > MAX_NAMED:
             message = 'ValidateSample: this process tells of no more samples'
