@@ -25,7 +25,6 @@ OWN = {
     'cfg',
     'ctx',
     'guard',
-    'backup',
     'guarded',
     'self',
     'self._batches',
