@@ -50,7 +50,6 @@ PENDING = {
     'mmnanguard/hooks/recovery',
     'mmnanguard/hooks/replay',
     'mmnanguard/numerics',
-    'mmnanguard/numerics/base',
     'mmnanguard/numerics/checkpoints',
     'mmnanguard/numerics/probe',
     'mmnanguard/numerics/snapshot',
