@@ -157,7 +157,7 @@ class RollbackHook(GuardListener):
             self._keep(runner, now)
 
     def _keep(self, runner: Runner, iteration: int) -> None:
-        is_finite = not self._audit.look(kept_state(runner)).names
+        is_finite = not self._audit.check(kept_state(runner)).names
         if not all(all_gather_object(is_finite)):
             runner.logger.error(
                 f'mmnanguard: iteration {iteration}: weights, buffers, '

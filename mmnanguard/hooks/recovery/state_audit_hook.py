@@ -114,7 +114,7 @@ class StateAuditHook(PatchingHook):
             TrainingHalted: If something is bad, 'halt' is the action, and no
                 hook has handled it.
         """
-        found = [self._audit.look(kept_state(runner))]
+        found = [self._audit.check(kept_state(runner))]
         ranks = [get_rank()]
         if is_agreed and get_world_size() > 1:
             found = all_gather_object(found[0])

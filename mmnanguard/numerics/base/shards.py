@@ -28,7 +28,9 @@ def local(tensor: Tensor) -> Tensor:
     """
     # By attribute: the class is in torch.distributed.tensor since PyTorch 2.5
     # and was in torch.distributed._tensor before.
-    return tensor.to_local() if hasattr(tensor, 'to_local') else tensor
+    if hasattr(tensor, 'to_local'):
+        return tensor.to_local()
+    return tensor
 
 
 class Placement(NamedTuple):
@@ -122,7 +124,8 @@ def fsdp_groups(models: Iterable[nn.Module]) -> Dict[int, Tuple[int, ...]]:
 
     groups: Dict[int, Tuple[int, ...]] = {}
     for model in models:
-        # Modules come from the outside in, and the innermost one counts.
+        # Modules come from the outside in, so that the innermost module of a
+        # parameter has the last word.
         for module in FullyShardedDataParallel.fsdp_modules(model):
             ranks: Tuple[int, ...] = ()
             # With NO_SHARD, each rank of the group holds all of a parameter.
