@@ -29,7 +29,8 @@ def local(tensor: Tensor) -> Tensor:
     # By attribute: the class is in torch.distributed.tensor since PyTorch 2.5
     # and was in torch.distributed._tensor before.
     if hasattr(tensor, 'to_local'):
-        return tensor.to_local()
+        part: Tensor = tensor.to_local()
+        return part
     return tensor
 
 
