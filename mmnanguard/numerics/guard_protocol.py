@@ -3,6 +3,9 @@
 Hooks import this module and not ``mmnanguard.optim``: a hook depends on the
 members below and on nothing else of a guard. mypy checks in
 ``optim/guard.py`` that ``Guard`` has them.
+
+A member that hooks only read is a property, because mypy requires the type of
+a writable attribute to be exactly the type in the protocol.
 """
 
 from typing import (
@@ -32,9 +35,16 @@ from .update.loss_scale import GuardedGradScaler
 
 __all__ = ['GuardProtocol', 'GuardedProtocol']
 
+# The state of a guard in a checkpoint, in builtins only.
+SavedGuard = Dict[str, Any]
+
 
 class ParamsProtocol(Protocol):
-    """The parameters of a guarded optimizer, which it iterates over."""
+    """The parameters of a guarded optimizer.
+
+    Attributes:
+        optimizer: The optimizer, which a strategy may have replaced.
+    """
 
     optimizer: Optimizer
 
@@ -57,94 +67,113 @@ class WindowProtocol(Protocol):
 
 
 class GuardProtocol(Protocol):
-    """A guard, as hooks know it.
+    """The members of a guard that hooks use.
 
     Attributes:
-        name: Key in the ``OptimWrapperDict``.
-        run: Identity of the run in events.
-        attempt: Number of the process start, from 1.
-        state: Counters and statistics; replaced as a whole.
-        clip_rule: Norm clip with its memory; replaced as a whole.
+        name: The key in the ``OptimWrapperDict``.
+        run: The identity of the run in events.
+        attempt: The number of this process start of the run, from 1.
+        state: The counters and statistics.
+        clip_rule: The norm clip with its memory.
     """
 
     name: str
     run: str
     attempt: int
+    # Both are immutable: commits and rollbacks replace the objects.
     state: GuardState
     clip_rule: ClipRule
 
     # Its parts
 
     @property
-    def policy(self) -> GuardPolicy: ...
+    def policy(self) -> GuardPolicy:
+        """The rules of the guard's verdicts."""
 
     @property
-    def params(self) -> ParamsProtocol: ...
+    def params(self) -> ParamsProtocol:
+        """The parameters of the optimizer."""
 
     @property
-    def scaler(self) -> GuardedGradScaler: ...
+    def scaler(self) -> GuardedGradScaler:
+        """The loss scaler; a disabled scaler if losses are not scaled."""
 
     @property
     def grad_rule(self) -> object:
-        """Rule that changes gradients tensor by tensor, or None."""
+        """The rule that changes gradients tensor by tensor, or None."""
 
     @property
-    def accumulation(self) -> AccumulationProtocol: ...
+    def accumulation(self) -> AccumulationProtocol:
+        """The rules of gradient accumulation."""
 
     # The window
 
     @property
-    def window(self) -> WindowProtocol: ...
+    def window(self) -> WindowProtocol:
+        """The present window."""
 
     @property
-    def is_open(self) -> bool: ...
+    def is_open(self) -> bool:
+        """Whether a backward pass has run since the last step."""
 
     @property
-    def facts(self) -> Dict[str, List[Tensor]]: ...
+    def facts(self) -> Dict[str, List[Tensor]]:
+        """The flags that were raised for the present window, by name."""
 
     def bind(
         self,
         models: List[nn.Module],
         surroundings: Optional[nn.Module] = None,
+        # int() returns 0, the count of a run without other optimizers.
         count_steps: Callable[[], int] = int,
-    ) -> None: ...
+    ) -> None:
+        """Prepare for a forward pass that may enter no ``optim_context``."""
 
-    def add_fact(self, name: str, flag: Tensor) -> None: ...
+    def add_fact(self, name: str, flag: Tensor) -> None:
+        """Raise a flag for the present window; no sync."""
 
     # Reporting
 
     @property
-    def clips_norm(self) -> bool: ...
+    def clips_norm(self) -> bool:
+        """Whether a clip rule of numbers is set."""
 
     @property
-    def last_clip_coef(self) -> float: ...
+    def last_clip_coef(self) -> float:
+        """The clip coefficient of the last committed update."""
 
-    def attach(self, listener: object) -> None: ...
+    def attach(self, listener: object) -> None:
+        """Let ``listener`` fetch the events, report them, and halt."""
 
-    def detach(self) -> None: ...
+    def detach(self) -> None:
+        """Let the guard log its events and halt by itself again."""
 
-    def take_events(self) -> List[GuardEvent]: ...
+    def take_events(self) -> List[GuardEvent]:
+        """Return the events since the last call, for the caller to report."""
 
-    def halted(self, event: GuardEvent) -> TrainingHalted: ...
+    def halted(self, event: GuardEvent) -> TrainingHalted:
+        """Return the exception that describes the halt."""
 
     # Checkpoints
 
-    def state_dict(self) -> Dict[str, Any]: ...
+    def state_dict(self) -> SavedGuard:
+        """Return the state in builtins only."""
 
-    def load_state_dict(self, saved: Dict[str, Any]) -> None: ...
+    def load_state_dict(self, saved: SavedGuard) -> None:
+        """Load the state that :meth:`state_dict` returned."""
 
-    def rules_of(
-        self, saved: Dict[str, Any]
-    ) -> Tuple[GuardState, ClipRule]: ...
+    def rules_of(self, saved: SavedGuard) -> Tuple[GuardState, ClipRule]:
+        """Return the state and the clip rule of a checkpoint."""
 
 
 @runtime_checkable
 class GuardedProtocol(Protocol):
     """An optimizer wrapper with a guard.
 
-    ``isinstance`` asks for the attribute alone, so that a wrapper of a user
-    is recognised whatever it inherits from.
+    ``isinstance`` checks only that the attribute exists, so that a user's
+    wrapper is recognised whatever its base class is.
     """
 
     @property
-    def guard(self) -> GuardProtocol: ...
+    def guard(self) -> GuardProtocol:
+        """The guard of the wrapper."""

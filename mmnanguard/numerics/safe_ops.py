@@ -9,17 +9,18 @@ All operations here have these properties:
 - float16 and bfloat16 are computed in float32, also under autocast. The
   result has the dtype of the input. A gradient too large for float16 becomes
   float16's largest number.
-- A NaN or Inf in the input gives what the plain operation gives, so that a
+- A NaN or Inf in the input gives the result of the plain operation, so that a
   guard sees it. A value at a masked place has no effect.
 - A NaN or Inf in the incoming gradient passes through, except where the
   gradient is 0 by design: at a place that is filled, limited or masked.
-- No operation syncs the device or is collective. Each compiles as one graph,
-  and has second derivatives for finite numbers of an ordinary size.
+- No operation syncs the device or is collective. Each operation compiles as a
+  single graph, and has second derivatives for finite numbers of an ordinary
+  size.
 """
 
 import math
 from functools import reduce
-from typing import Any, List, Optional, Tuple, Union
+from typing import List, Optional, Protocol, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -49,12 +50,12 @@ def safe_divide(
 ) -> Tensor:
     """Return ``numerator / denominator``, or ``fill`` at zero denominators.
 
-    A zero denominator says that the quotient has no meaning (such as a hand
-    of size zero), so the result there is 0 by default. An epsilon in the
-    denominator would make it the largest number of the batch instead.
+    Where the denominator is zero the quotient has no meaning (as for a hand of
+    size zero), so that the result there is 0 by default. An epsilon in the
+    denominator would turn it into the largest number of the batch instead.
 
     Args:
-        numerator: A number, or a tensor that broadcasts with the other.
+        numerator: A number, or a tensor that broadcasts with the denominator.
         denominator: A floating-point tensor.
         eps: The largest magnitude of the denominator, inclusive, that counts
             as zero. At least 0; compared in float32 or float64.
@@ -78,6 +79,21 @@ def safe_divide(
         top = bottom.new_full((), numerator)
     is_zero = bottom.abs() <= eps
     bottom = bottom.masked_fill(is_zero, 1.0)  # 0 * (1 / 0) would be NaN
+    quotient = _limited_quotient(top, bottom, dtype)
+    return quotient.masked_fill(is_zero & top.isfinite(), fill).to(dtype)
+
+
+def _limited_quotient(
+    top: Tensor, bottom: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Return ``top / bottom`` without steep gradients.
+
+    Args:
+        top: The numerator.
+        bottom: The denominator, without zeros.
+        dtype: The dtype to whose range the quotient is limited.
+    """
+    # For comparisons and limits only: no gradient flows through these values.
     with torch.no_grad():
         quotient = top / bottom
         steepest = min(map(_steepest, _float_dtypes(top, bottom)))
@@ -85,11 +101,12 @@ def safe_divide(
         bottom_is_steep = (quotient / bottom).abs() > steepest
         # An infinite numerator has an infinite limit and stays infinite.
         limit = top.abs().to(quotient).clamp(min=torch.finfo(dtype).max)
+    # Each operand is cut off from the gradient by itself: the derivative by
+    # the denominator may be steep where that by the numerator is not.
     quotient = torch.where(top_is_steep, top.detach(), top) / torch.where(
         bottom_is_steep, bottom.detach(), bottom
     )
-    quotient = quotient.clamp(-limit, limit)
-    return quotient.masked_fill(is_zero & top.isfinite(), fill).to(dtype)
+    return quotient.clamp(-limit, limit)
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
@@ -104,6 +121,7 @@ def safe_sqrt(x: Tensor) -> Tensor:
     """
     wide = widen(x)
     is_low = (wide <= 0) & wide.isfinite()
+    # The 1 keeps the derivative of sqrt finite at the places that are filled.
     root = wide.masked_fill(is_low, 1.0).sqrt()
     return root.masked_fill(is_low, 0.0).to(x.dtype)
 
@@ -158,12 +176,17 @@ def safe_norm(x: Tensor, dim: Dims = -1, *, keepdim: bool = False) -> Tensor:
         size = wide.abs().amax(dim, keepdim=True)
         is_large = size > 2.0 ** (exponent * 3 // 8)
         is_small = size < 2.0 ** (-exponent * 7 // 16)
+        # The square of a row's largest element is then a normal number, and
+        # a sum of fewer than 2**32 such squares does not overflow.
         factor = torch.ones_like(size)
         factor = factor.masked_fill(is_large, 2.0 ** (-exponent * 5 // 8))
         factor = factor.masked_fill(is_small, 2.0 ** (exponent * 11 // 16))
     root = safe_sqrt((wide * factor).square().sum(dim, keepdim=True))
     norm = _limit(root, factor * torch.finfo(x.dtype).max) / factor
-    return (norm if keepdim else norm.squeeze(dim)).to(x.dtype)
+    # Kept until here, because the factors must broadcast with the rows.
+    if not keepdim:
+        norm = norm.squeeze(dim)
+    return norm.to(x.dtype)
 
 
 def masked_mean(
@@ -216,7 +239,8 @@ def masked_softmax(
             in both cases.
 
     Raises:
-        GuardConfigError: If the mask is not boolean or ``empty`` is another.
+        GuardConfigError: If the mask is not boolean, or ``empty`` is not one
+            of the two names.
     """
     check_mask(mask, 'masked_softmax')
     allowed = ('zeros', 'uniform')
@@ -225,31 +249,48 @@ def masked_softmax(
     )
     wide, mask = torch.broadcast_tensors(widen(scores), mask)
     is_empty = ~mask.any(dim, keepdim=True)
-    # -inf, because a large negative number could be a score that is kept.
+    # -inf, because a large negative number could be a score that is kept. A
+    # row of nothing but -inf would become NaN, so that it is set to 0.
     wide = wide.masked_fill(~mask, -math.inf).masked_fill(is_empty, 0.0)
     kept = mask if empty == 'zeros' else mask | is_empty
     shares: Tensor = wide.softmax(dim)
     return shares.masked_fill(~kept, 0.0).to(scores.dtype)
 
 
+class _WidenContext(Protocol):
+    """The context of :class:`_Widen`.
+
+    Attributes:
+        dtype: The dtype of the input.
+    """
+
+    dtype: torch.dtype
+
+
 class _Widen(torch.autograd.Function):
     """Conversion to float32, which limits the gradient to the input's dtype.
 
-    A plain conversion back would overflow to Inf.
+    The backward pass of a plain conversion would overflow to Inf.
     """
 
+    # torch.func (vmap, jacrev) needs the rule and a separate setup_context.
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
+        """Convert to float32."""
         return x.float()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Tuple[Tensor], output: Tensor) -> None:
+    def setup_context(
+        ctx: _WidenContext, inputs: Tuple[Tensor], output: Tensor
+    ) -> None:
+        """Remember the dtype of the input."""
         ctx.dtype = inputs[0].dtype
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: _WidenContext, grad: Tensor) -> Tensor:
+        """Convert the gradient back, limited to the range of the dtype."""
         limit = grad.new_full((), torch.finfo(ctx.dtype).max)
         return _limit(grad, limit).to(ctx.dtype)
 
@@ -269,7 +310,7 @@ def _limit(x: Tensor, limit: Tensor) -> Tensor:
 
 
 def _promote(*tensors: Tensor) -> torch.dtype:
-    """Return what ``torch.result_type`` would for a division.
+    """Return the dtype that ``torch.result_type`` returns for a division.
 
     Dynamo does not trace that function. A 0-dim tensor counts only if no
     other tensor is floating point.

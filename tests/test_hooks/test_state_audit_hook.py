@@ -382,11 +382,11 @@ def test_no_iteration_is_looked_at_twice(
     from mmnanguard.hooks.recovery import state_audit_hook as module
 
     seen = []
-    look = module.StateAudit.look
+    check = module.StateAudit.check
     monkeypatch.setattr(
         module.StateAudit,
-        'look',
-        lambda self, kept: seen.append(1) or look(self, kept),
+        'check',
+        lambda self, kept: seen.append(1) or check(self, kept),
     )
     build(tmp_path, dict(interval=interval)).train()
     assert len(seen) == looks

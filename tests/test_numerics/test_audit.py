@@ -36,11 +36,11 @@ def test_one_element_is_enough(dtype, value):
     tensor = torch.ones(3, 5).to(dtype)
     beside = dict(more=torch.ones(2), counter=torch.tensor(3), step=1.0)
     audit = StateAudit(kept(tensor=tensor, **beside))
-    assert audit.look(kept(tensor=tensor, **beside)).names == ()
+    assert audit.check(kept(tensor=tensor, **beside)).names == ()
 
     poison = torch.tensor(value).to(dtype)
     tensor[1, 2] = poison
-    result = audit.look(kept(tensor=tensor, **beside))
+    result = audit.check(kept(tensor=tensor, **beside))
 
     assert result.names == (('buffers', 'tensor'),)
     (bad,) = result.tensors
@@ -54,9 +54,9 @@ def test_floats_sparse_and_empty_tensors():
     sparse = torch.eye(3).to_sparse()
     state = dict(sparse=sparse, none=torch.ones(0), number=1.0)
     audit = StateAudit(kept(**state))
-    assert audit.look(kept(**state)).names == ()
+    assert audit.check(kept(**state)).names == ()
     state.update(sparse=sparse * math.nan, number=math.inf)
-    assert audit.look(kept(**state)).names == (
+    assert audit.check(kept(**state)).names == (
         ('buffers', 'sparse'),
         ('buffers', 'number'),
     )
@@ -65,7 +65,7 @@ def test_floats_sparse_and_empty_tensors():
 def test_a_float64_beyond_float32_is_not_bad():
     large = torch.tensor([1e300], dtype=torch.float64)
     audit = StateAudit(kept(large=large))
-    assert audit.look(kept(large=large)).names == ()
+    assert audit.check(kept(large=large)).names == ()
 
 
 def test_a_few_are_described_at_each_place():
@@ -76,7 +76,7 @@ def test_a_few_are_described_at_each_place():
             ('weights', 'optimizer'), range(40)
         )
     ]
-    result = StateAudit([]).look(state)
+    result = StateAudit([]).check(state)
     assert len(result.names) == 80
     assert [tensor.tensor for tensor in result.tensors] == (
         ['weights'] * 5 + ['optimizer'] * 5
@@ -96,7 +96,7 @@ def test_a_clean_state_is_read_once(monkeypatch):
     audit = StateAudit(state)
 
     with HostReads() as reads:
-        assert audit.look(state).names == ()
+        assert audit.check(state).names == ()
 
     assert reads.count == 1
 
@@ -108,48 +108,48 @@ class TestMasks:
 
     def test_from_the_beginning(self):
         audit = StateAudit(kept(mask=self.mask))
-        assert audit.look(kept(mask=self.mask)).names == ()
+        assert audit.check(kept(mask=self.mask)).names == ()
         bad = kept(mask=self.mask * 0)
-        assert audit.look(bad).names == (('buffers', 'mask'),)
+        assert audit.check(bad).names == (('buffers', 'mask'),)
 
     def test_nan_from_the_beginning_is_by_design_if_nothing_was_loaded(self):
         state = kept(mask=torch.tensor([math.nan, 1.0]))
-        assert StateAudit(state, is_fresh=True).look(state).names == ()
-        assert StateAudit(state).look(state).names != ()
+        assert StateAudit(state, is_fresh=True).check(state).names == ()
+        assert StateAudit(state).check(state).names != ()
 
     def test_what_is_trained_is_no_mask(self):
         state = kept(weight=self.mask)
-        assert StateAudit(state, is_fresh=True).look(state).names != ()
+        assert StateAudit(state, is_fresh=True).check(state).names != ()
 
     def test_a_finite_buffer_that_becomes_inf_is_no_mask(self):
         buffer = torch.tensor([0.0, 1.0])
         audit = StateAudit(kept(mask=buffer))
         buffer[1] = math.inf
         for _ in range(2):
-            assert audit.look(kept(mask=buffer)).names != ()
+            assert audit.check(kept(mask=buffer)).names != ()
 
     def test_one_that_takes_the_place_of_another(self):
         audit = StateAudit(kept(mask=torch.zeros(1)))
         state = kept(mask=self.mask)
-        assert audit.look(state).names == ()
-        assert audit.look(state).names == ()
+        assert audit.check(state).names == ()
+        assert audit.check(state).names == ()
         other = kept(mask=torch.tensor([0.5, 0.25, math.inf]))
         audit = StateAudit(kept(mask=torch.zeros(1)))
-        assert audit.look(other).names != ()
+        assert audit.check(other).names != ()
 
     def test_its_average_is_not_judged(self):
         average = KeptTensor('ema', 'mask', torch.tensor([0.0, math.nan]))
         audit = StateAudit(kept(mask=self.mask))
-        assert audit.look([*kept(mask=self.mask), average]).names == ()
+        assert audit.check([*kept(mask=self.mask), average]).names == ()
         other = average._replace(name='weight')
-        result = audit.look([*kept(mask=self.mask), other])
+        result = audit.check([*kept(mask=self.mask), other])
         assert result.names == (('ema', 'weight'),)
 
 
 def test_nothing_is_changed():
     net = nn.Linear(2, 2)
     before, version = net.weight.clone(), net.weight._version
-    StateAudit([KeptTensor('weights', 'weight', net.weight)]).look(
+    StateAudit([KeptTensor('weights', 'weight', net.weight)]).check(
         [KeptTensor('weights', 'weight', net.weight)]
     )
     assert torch.equal(before, net.weight)

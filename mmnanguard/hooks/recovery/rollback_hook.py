@@ -167,7 +167,7 @@ class RollbackHook(GuardListener):
 
     def _keep(self, runner: Runner, iteration: int) -> None:
         """Keep the present state if it is finite; collective."""
-        is_finite = not self._audit.look(kept_state(runner)).names
+        is_finite = not self._audit.check(kept_state(runner)).names
         # A rank that kept a state alone would later go back to another
         # iteration than the other ranks.
         if not all(all_gather_object(is_finite)):

@@ -127,7 +127,7 @@ class StateAuditHook(PatchingHook):
             TrainingHalted: If the state is bad, 'halt' is the action, and no
                 hook has handled it.
         """
-        results = [self._audit.look(kept_state(runner))]
+        results = [self._audit.check(kept_state(runner))]
         ranks = [get_rank()]
         # With sharded parameters, a rank sees only a part of the state.
         if is_collective and get_world_size() > 1:

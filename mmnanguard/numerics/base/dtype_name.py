@@ -6,8 +6,8 @@ __all__ = ['dtype_name']
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Return the name without 'torch.', such as 'float16'.
+    """Return the name of a dtype without 'torch.', such as 'float16'.
 
-    ``getattr(torch, name)`` is the dtype again.
+    ``getattr(torch, name)`` returns the dtype.
     """
     return str(dtype).replace('torch.', '')

@@ -1,4 +1,4 @@
-"""The one transfer from the device to the host per clean update."""
+"""The only transfer from the device to the host in a clean update."""
 
 from itertools import chain
 from operator import attrgetter
@@ -30,7 +30,10 @@ def read_once(
     """
     flat = list(chain.from_iterable(groups.values()))
     numbers: List[float] = []
+    # torch.stack refuses an empty list.
     if flat:
+        # stack promotes mixed dtypes; float32 makes the result independent
+        # of which other values happen to be read with a value.
         numbers = torch.stack(on_one_device(flat)).float().tolist()
     read, start = {}, 0
     for name, group in groups.items():
@@ -40,13 +43,19 @@ def read_once(
 
 
 def on_one_device(values: List[Tensor]) -> List[Tensor]:
-    """Return tensors on one device, an accelerator if any of them is there.
+    """Return the values on one device, on an accelerator if any is there.
 
     A non-blocking copy to the host could be read before it has arrived, so
     values on the host go to the accelerator and not the other way round.
     """
     devices = set(map(DEVICE, values))
+    # The usual case: nothing is copied, and no list is built.
     if len(devices) == 1:
         return values
-    device = next(d for d in devices if d.type != 'cpu')
+    device = next(filter(is_accelerator, devices))
     return [value.to(device, non_blocking=True) for value in values]
+
+
+def is_accelerator(device: torch.device) -> bool:
+    """Whether a device is not the host."""
+    return device.type != 'cpu'

@@ -12,7 +12,7 @@ __all__ = ['tensor_norms']
 def tensor_norms(
     tensors: Sequence[Tensor], norm_type: float
 ) -> Sequence[Tensor]:
-    """Return one norm per tensor, as 0-dim tensors; no sync.
+    """Return the norm of each tensor, as 0-dim tensors; no sync.
 
     Norms are accumulated in float32, because half-precision tensors of
     moderate size have norms beyond float16. Powers other than 1, 2 and inf
@@ -28,7 +28,10 @@ def tensor_norms(
     if norm_type not in (1.0, 2.0, math.inf):
         dtype = torch.float64
     plain = [tensor for tensor in tensors if tensor.dtype is dtype]
+    # _foreach_norm refuses an empty list. It accumulates in the tensors' own
+    # dtype, so that it serves only tensors that have the right dtype already.
     norms = iter(torch._foreach_norm(plain, norm_type) if plain else ())
+    # The usual case, a model in float32, takes no loop over its tensors.
     if len(plain) == len(tensors):
         return list(norms)
     result = []
@@ -36,6 +39,7 @@ def tensor_norms(
         if tensor.dtype is dtype:
             result.append(next(norms))
             continue
+        # A float64 tensor keeps its precision where float32 would do.
         wide = torch.promote_types(tensor.dtype, dtype)
         result.append(torch.linalg.vector_norm(tensor, norm_type, dtype=wide))
     return result

@@ -8,7 +8,7 @@ import torch
 
 __all__ = ['RngState', 'read_rng', 'set_rng']
 
-# By generator, its state in tensors and builtins.
+# The state of each generator in tensors and builtins, by generator.
 RngState = Dict[str, Any]
 
 
@@ -16,16 +16,18 @@ def read_rng() -> RngState:
     """Return the state of this process's generators, in plain types.
 
     Returns:
-        By generator ('torch', 'cuda', 'numpy', 'python'), its state in
+        The state of each generator ('torch', 'cuda', 'numpy', 'python') in
         tensors and builtins only, so that it loads with ``weights_only``.
     """
     kind, keys, *rest = np.random.get_state()
     version, internal, gauss = random.getstate()
-    has_cuda = torch.cuda.is_available()
-    cuda = torch.cuda.get_rng_state_all() if has_cuda else []
+    cuda = []
+    if torch.cuda.is_available():
+        cuda = torch.cuda.get_rng_state_all()
     return dict(
         torch=torch.get_rng_state(),
         cuda=cuda,
+        # int64, because PyTorch before 2.3 has no uint32.
         numpy=[kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
         python=[version, list(internal), gauss],
     )
@@ -37,9 +39,11 @@ def set_rng(state: RngState) -> None:
     The state of GPUs is set only if there are as many as there were.
     """
     torch.set_rng_state(state['torch'])
+    # A dump may be replayed on a machine without the GPUs of the run.
     if state['cuda'] and len(state['cuda']) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state['cuda'])
     kind, keys, *rest = state['numpy']
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss = state['python']
+    # random.setstate refuses a list.
     random.setstate((version, tuple(internal), gauss))

@@ -1,4 +1,8 @@
-"""Parameters that are sharded over ranks: FSDP and DTensor."""
+"""Parameters that are sharded over ranks: by FSDP1, FSDP2 or as DTensors.
+
+A norm of a sharded gradient is a sum over ranks. :class:`Shards` says which
+ranks share a gradient, and ``update.agree`` sums over them.
+"""
 
 from typing import (
     Any,
@@ -22,17 +26,23 @@ def local(tensor: Tensor) -> Tensor:
 
     The part shares memory with the DTensor.
     """
-    return tensor.to_local() if hasattr(tensor, 'to_local') else tensor
+    # By attribute: the class is in torch.distributed.tensor since PyTorch 2.5
+    # and was in torch.distributed._tensor before.
+    if hasattr(tensor, 'to_local'):
+        part: Tensor = tensor.to_local()
+        return part
+    return tensor
 
 
 class Placement(NamedTuple):
     """The sharding of some gradients.
 
     Attributes:
-        places: Per gradient, None if it is whole, else an index into
-            ``groups``.
-        groups: The sets of ranks that share a gradient, each set as its
-            lowest rank. All ranks have equally many groups in one order.
+        places: The index into ``groups`` of each gradient; None for a
+            gradient that is whole on every rank.
+        groups: The sets of ranks that share a gradient, with the lowest rank
+            in place of its set. All ranks have equally many groups, in the
+            same order.
     """
 
     places: Tuple[Optional[int], ...] = ()
@@ -40,7 +50,7 @@ class Placement(NamedTuple):
 
 
 class Shards:
-    """Knows which parameters are sharded, by FSDP1, FSDP2 or as a DTensor.
+    """The sharding of an optimizer's parameters.
 
     Args:
         params: The optimizer's parameters.
@@ -54,12 +64,16 @@ class Shards:
         self._index: Dict[int, int] = {}
         groups: List[Tuple[int, ...]] = []
         params = list(params)
-        flat = [p for p in params if getattr(p, '_fsdp_flattened', False)]
-        ranks_of = fsdp_groups(models) if flat else {}
+        ranks_of: Dict[int, Tuple[int, ...]] = {}
+        # Only then, because importing FSDP takes long.
+        if any(map(is_flattened, params)):
+            ranks_of = fsdp_groups(models)
         for param in params:
             ranks = ranks_of.get(id(param)) or shard_ranks(param)
+            # A group of a single rank holds the whole parameter.
             if len(ranks) < 2:
                 continue
+            # In order of the parameters, which is the same on all ranks.
             if ranks not in groups:
                 groups.append(ranks)
             self._index[id(param)] = groups.index(ranks)
@@ -69,9 +83,8 @@ class Shards:
         """Return the sharding of the gradients of some parameters."""
         if not self._groups:
             return Placement()
-        return Placement(
-            tuple(self._index.get(id(param)) for param in params), self._groups
-        )
+        places = tuple(map(self._index.get, map(id, params)))
+        return Placement(places, self._groups)
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -80,8 +93,14 @@ def is_sharded(model: nn.Module) -> bool:
     return bool(Shards(params, [model]).place(params).groups)
 
 
+def is_flattened(param: Tensor) -> bool:
+    """Whether FSDP1 manages a parameter."""
+    # The mark that torch/distributed/fsdp/_common_utils.py sets.
+    return getattr(param, '_fsdp_flattened', False)
+
+
 def shard_ranks(param: Any) -> Tuple[int, ...]:
-    """Return the ranks that share a DTensor; none for a plain tensor."""
+    """Return the ranks that share a DTensor; () for a plain tensor."""
     if not hasattr(param, 'to_local'):
         return ()
     mesh = param.device_mesh
@@ -89,12 +108,16 @@ def shard_ranks(param: Any) -> Tuple[int, ...]:
     # coordinates along the others.
     index: List[Union[int, slice]] = []
     for placement, here in zip(param.placements, mesh.get_coordinate()):
-        index.append(here if placement.is_replicate() else slice(None))
+        if placement.is_replicate():
+            index.append(here)
+        else:
+            index.append(slice(None))
     return tuple(mesh.mesh[tuple(index)].flatten().tolist())
 
 
 def fsdp_groups(models: Iterable[nn.Module]) -> Dict[int, Tuple[int, ...]]:
     """Return the ranks that share each parameter of FSDP1, by id."""
+    # Not at the top: PyTorch may be built without torch.distributed.
     from torch.distributed.fsdp import (
         FullyShardedDataParallel,
         ShardingStrategy,
@@ -102,10 +125,14 @@ def fsdp_groups(models: Iterable[nn.Module]) -> Dict[int, Tuple[int, ...]]:
 
     groups: Dict[int, Tuple[int, ...]] = {}
     for model in models:
-        # Modules come from the outside in, and the innermost one counts.
+        # Modules come from the outside in, so that the innermost module of a
+        # parameter has the last word.
         for module in FullyShardedDataParallel.fsdp_modules(model):
-            is_whole = module.sharding_strategy is ShardingStrategy.NO_SHARD
-            ranks = dist.get_process_group_ranks(module.process_group)
+            ranks: Tuple[int, ...] = ()
+            # With NO_SHARD, each rank of the group holds all of a parameter.
+            if module.sharding_strategy is not ShardingStrategy.NO_SHARD:
+                group = module.process_group
+                ranks = tuple(dist.get_process_group_ranks(group))
             for param in module.parameters():
-                groups[id(param)] = () if is_whole else tuple(ranks)
+                groups[id(param)] = ranks
     return groups

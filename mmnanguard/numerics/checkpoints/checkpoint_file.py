@@ -1,9 +1,14 @@
-"""Checkpoint files: scanned, and judged by comparison with one another."""
+"""Checkpoint files, which are scanned and then compared with each other.
+
+:func:`scan_file` reads a single file and never raises. :func:`judge_files`
+compares all files of a run and calls each clean or bad.
+"""
 
 import re
 import zipfile
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -28,9 +33,9 @@ class CheckpointFile:
     Attributes:
         path: A file, or a folder with one file per rank.
         status: 'read' until :func:`judge_files` has compared the file with
-            others, then 'clean' or 'bad'. 'unreadable' is a file such as a
-            truncated one, 'foreign' one that MMEngine did not write.
-        reason: Why the file is unreadable or foreign.
+            others, then 'clean' or 'bad'. A truncated file, for example, is
+            'unreadable'; a file that MMEngine did not write is 'foreign'.
+        reason: The reason why the file is unreadable or foreign.
         iter: Number of iterations before the checkpoint; None if not known.
         time: Time of the last modification, in seconds since 1970.
         has_optimizer: Whether training can be resumed from the file.
@@ -47,6 +52,7 @@ class CheckpointFile:
 
     def to_dict(self) -> Dict[str, object]:
         """Return the record for JSON, in builtins only."""
+        # The scan is emptied first, because asdict would copy all of it.
         row: Dict[str, object] = asdict(replace(self, scan=CheckpointScan()))
         del row['scan']
         row['path'] = str(self.path)
@@ -60,17 +66,18 @@ class ForeignFileError(ValueError):
 
 
 def scan_file(path: Path, limit: float = ABSURD) -> CheckpointFile:
-    """Scan a checkpoint on the CPU. Never raises for what a file holds.
+    """Scan a checkpoint on the CPU, whatever the file holds.
 
     No code of the file is run. Classes that the file needs besides tensors
     and builtins must have been allowed before (``mmnanguard.safe_load``).
     Tensors are mapped from the file where its format allows it, so that
-    little memory is used.
+    little memory is used. An error becomes the status of the result.
 
     Args:
         path: A file, or a folder of rank0.pth, rank1.pth and so on, as
             FSDP's 'local' format has it.
-        limit: See :func:`scan_checkpoint`.
+        limit: The largest absolute value of a sound weight; see
+            :func:`scan_checkpoint`.
     """
     result = CheckpointFile(path, 'unreadable')
     try:
@@ -84,7 +91,7 @@ def scan_file(path: Path, limit: float = ABSURD) -> CheckpointFile:
                 content = load(file, is_sharded=True)
                 scans.append(scan_checkpoint(content, limit))
             scan = join_ranks(scans)
-        # All ranks save the same facts.
+        # All ranks save the same facts, so that the last rank's serve.
         result = replace(
             result,
             iter=iteration_of(content),
@@ -102,8 +109,11 @@ def iteration_of(content: StateDict) -> Optional[int]:
     meta = content.get('meta')
     if not isinstance(meta, Mapping):
         return None
+    # The file may hold anything under this key.
     count = meta.get('iter')
-    return count if isinstance(count, int) else None
+    if not isinstance(count, int):
+        return None
+    return count
 
 
 def load(file: Path, is_sharded: bool = False) -> StateDict:
@@ -113,16 +123,21 @@ def load(file: Path, is_sharded: bool = False) -> StateDict:
         ValueError: If the file is empty, truncated or no pickle.
         ForeignFileError: If the file has no ``state_dict``.
     """
+    # torch.load's own errors on such files do not say what is wrong.
     with file.open('rb') as stream:
         head = stream.read(4)
+    # True only if the end of the file is there, where a zip file has its
+    # directory. Its first bytes alone do not show that it was cut off.
     is_zip = zipfile.is_zipfile(file)
     if not head:
         raise ValueError('it is empty')
     if head == b'PK\3\4' and not is_zip:
         raise ValueError('it is truncated: its end is not that of a zip file')
+    # A pickle of protocol 2 or above, as torch.save writes it, begins so.
     if not is_zip and head[:1] != b'\x80':
         raise ValueError('it is neither a zip file nor a pickle')
     with ExitStack() as stubs:
+        # stub_missing_shards reads the names of classes from a zip file.
         if is_sharded and is_zip:
             stubs.enter_context(stub_missing_shards(file))
         # PyTorch before 1.6 wrote no zip files, which mmap needs.
@@ -145,6 +160,7 @@ def rank_files(folder: Path) -> List[Path]:
         match = re.fullmatch(r'rank(\d+)\.pth', path.name)
         if match:
             ranks.append(int(match[1]))
+    # By number: as text, rank10 comes before rank2.
     ranks.sort()
     if not ranks or ranks != list(range(len(ranks))):
         raise ValueError(f'a folder with the files of ranks {ranks}')
@@ -152,7 +168,11 @@ def rank_files(folder: Path) -> List[Path]:
 
 
 def reason_of(error: Exception) -> str:
-    """Return an error as one line, without PyTorch's advice on trust."""
+    """Return an error as a single line, without PyTorch's advice on trust.
+
+    That advice is to load the file with ``weights_only=False``, which runs
+    the code of the file.
+    """
     lines = str(error).splitlines() or ['']
     reason = lines[0]
     for line in lines:
@@ -168,21 +188,26 @@ def judge_files(files: Sequence[CheckpointFile]) -> List[CheckpointFile]:
     """Call each file clean or bad, and sort the files, oldest first.
 
     Masks are compared between all files. Files are sorted by iteration. A
-    file without an iteration comes after all files that are not younger. Of
-    two files of one iteration, a file that can be resumed is the newer one.
+    file without an iteration comes after all files that are not younger. If
+    two files have the same iteration, a file that can be resumed counts as
+    newer than a file that cannot.
     """
 
     def age(file: CheckpointFile) -> Tuple[int, bool, bool, float]:
+        """Return the sort key of a file."""
         count = file.iter
         if count is None:
-            older = [f.iter or 0 for f in files if f.time <= file.time]
-            count = max(older)
+            count = 0
+            for other in files:
+                if other.time <= file.time:
+                    count = max(count, other.iter or 0)
         return count, file.iter is None, file.has_optimizer, file.time
 
     judged = []
-    scans = classify_masks([file.scan for file in files])
+    scans = classify_masks(list(map(attrgetter('scan'), files)))
     for file, scan in zip(files, scans):
         file = replace(file, scan=scan)
+        # An unreadable or foreign file has no findings and is not clean.
         if file.status == 'read':
             status = 'bad' if scan.findings else 'clean'
             file = replace(file, status=status)

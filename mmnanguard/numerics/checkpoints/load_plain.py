@@ -1,8 +1,9 @@
 """``torch.load`` that runs no code of the file.
 
-Before PyTorch 2.6, ``weights_only=True`` knows neither numpy's arrays nor
-MMEngine's HistoryBuffer, and cannot be told of them. There, this module takes
-the place of ``pickle``: it knows what PyTorch does, and :data:`ALLOWED`.
+MMEngine's checkpoints hold numpy's arrays and objects of HistoryBuffer, which
+``weights_only=True`` does not load before PyTorch 2.6. For these versions this
+module takes the place of ``pickle``: it allows the objects that PyTorch
+allows, and those of :data:`ALLOWED`.
 """
 
 import codecs
@@ -10,18 +11,19 @@ import pickle
 import sys
 from collections import Counter
 from os import PathLike
-from typing import IO, Any, ClassVar, Dict, Union
+from typing import IO, Any, Callable, ClassVar, Dict, Union
 
 import torch
 from torch import _weights_only_unpickler
 
 __all__ = ['ALLOWED', 'HAS_ALLOW_LIST', 'load_plain']
 
+# Whether PyTorch is 2.6 or newer, by a function that came with it.
 HAS_ALLOW_LIST = hasattr(
     torch.serialization, 'get_unsafe_globals_in_checkpoint'
 )
-# Objects by the name that a pickle has for them. These are what PyTorch 2.6
-# allows; ``mmnanguard.safe_load`` adds what MMEngine needs.
+# Objects by the name that a pickle has for them. These are the objects that
+# PyTorch 2.6 allows; ``mmnanguard.safe_load`` adds those of MMEngine.
 ALLOWED: Dict[str, object] = {
     '_codecs.encode': codecs.encode,  # numpy's arrays hold encoded bytes
     'collections.Counter': Counter,
@@ -36,7 +38,7 @@ ALLOWED: Dict[str, object] = {
 def load_plain(path: Union[str, 'PathLike[str]'], **keys: Any) -> Any:
     """Load a file on the CPU without running any code of it.
 
-    Besides tensors and builtins, the file may hold what a call of
+    Besides tensors and builtins, the file may hold the objects that a call of
     ``mmnanguard.safe_load.allow_mmengine_checkpoints`` has allowed.
 
     Args:
@@ -49,20 +51,26 @@ def load_plain(path: Union[str, 'PathLike[str]'], **keys: Any) -> Any:
     if HAS_ALLOW_LIST:
         keys.update(weights_only=True)
     else:
+        # torch.load takes Unpickler and load from the module that it is given.
         keys.update(weights_only=False, pickle_module=sys.modules[__name__])
     return torch.load(str(path), map_location='cpu', **keys)
 
 
-# Typing knows no attributes of this class.
+# Pickle's unpickler in Python, because the unpickler in C has no methods for
+# single opcodes to override. Type stubs do not describe this class.
 PythonUnpickler: Any = pickle._Unpickler
 
 
 class Unpickler(PythonUnpickler):
     """An unpickler that creates, calls and fills allowed objects only."""
 
-    dispatch: ClassVar[Dict[int, Any]] = dict(PythonUnpickler.dispatch)
+    # A copy: the table of the base class serves all pickles of the process.
+    dispatch: ClassVar[Dict[int, Callable[..., None]]] = dict(
+        PythonUnpickler.dispatch
+    )
 
     def find_class(self, module: str, name: str) -> object:
+        """Return an allowed object by name, without importing anything."""
         # torch.save writes pickles of protocol 2, which has Python 2's name.
         if module == '__builtin__':
             module = 'builtins'
@@ -72,10 +80,12 @@ class Unpickler(PythonUnpickler):
         return known[f'{module}.{name}']
 
     def load_build(self) -> None:
+        """Let only allowed classes set the state of an object."""
         check('state of a', type(self.stack[-2]))
         super().load_build()
 
     def load_reduce(self) -> None:
+        """Call only allowed functions and classes."""
         check('call of', self.stack[-2])
         super().load_reduce()
 
@@ -83,12 +93,17 @@ class Unpickler(PythonUnpickler):
     dispatch[pickle.REDUCE[0]] = load_reduce
 
 
-def check(what: str, value: object) -> None:
-    """Raise an UnpicklingError if an object is not allowed."""
+def check(use: str, value: object) -> None:
+    """Raise an UnpicklingError if an object is not allowed.
+
+    Args:
+        use: The use that the pickle makes of the object, for the message.
+        value: The object.
+    """
     # By identity: an object may compare equal to anything.
     allowed = map(id, all_allowed().values())
     if id(value) not in set(allowed):
-        raise pickle.UnpicklingError(f'Unsupported {what} {value!r}')
+        raise pickle.UnpicklingError(f'Unsupported {use} {value!r}')
 
 
 def all_allowed() -> Dict[str, object]:
@@ -96,6 +111,6 @@ def all_allowed() -> Dict[str, object]:
     return {**_weights_only_unpickler._get_allowed_globals(), **ALLOWED}
 
 
-def load(file: IO[bytes], **keys: Any) -> Any:
-    """Stand in for ``pickle.load``."""
+def load(file: IO[bytes], **keys: object) -> object:
+    """Load a pickle; torch.load calls this in place of ``pickle.load``."""
     return Unpickler(file, **keys).load()

@@ -1,4 +1,8 @@
-"""The optimizer states in a checkpoint, with the names of parameters."""
+"""The optimizer states in a checkpoint, with the names of parameters.
+
+An optimizer saves its states by index. :func:`param_names` derives the names
+from the model's tensors and returns only names that are certain.
+"""
 
 from typing import (
     Any,
@@ -23,12 +27,13 @@ __all__ = [
     'GUARD_KEY',
     'optimizer_tensors',
     'optimizers_of',
+    'owner_prefix',
     'running_stats',
     'walk',
 ]
 
-# Of a checkpoint: the guard's state, for strategies that save only 'state'
-# and 'param_groups' of an optimizer wrapper.
+# The key of a checkpoint under which the guard's state is saved as well, for
+# strategies that save only 'state' and 'param_groups' of an optimizer wrapper.
 GUARD_KEY = 'nanguard'
 
 # The buffers of BatchNorm, in the order in which it registers them.
@@ -36,7 +41,7 @@ RUNNING_STATS = ('running_mean', 'running_var', 'num_batches_tracked')
 Shape = Tuple[int, ...]
 # A parameter in a saved optimizer: its index, or its name where FSDP saved it.
 Index = Union[int, str]
-# A loaded checkpoint, or a part of it: whatever the file holds.
+# A loaded checkpoint, or a part of it. The values are not checked.
 StateDict = Mapping[str, Any]
 
 
@@ -47,6 +52,7 @@ def optimizers_of(saved: object) -> Dict[str, StateDict]:
     """
     if not isinstance(saved, Mapping):
         return {}
+    # Either key shows that this is the state of a single optimizer.
     if 'state' in saved or 'param_groups' in saved:
         return {'': saved}
     # OptimWrapperDict saves further keys, such as 'base_param_settings'.
@@ -60,25 +66,26 @@ def optimizers_of(saved: object) -> Dict[str, StateDict]:
 def optimizer_tensors(
     saved: object, weights: Mapping[str, Tensor]
 ) -> Iterator[Tuple[Optional[str], str, Union[Tensor, float]]]:
-    """Yield all tensors and floats of a checkpoint's optimizers.
+    """Yield the tensors and floats of a checkpoint's optimizers.
 
     Args:
         saved: The value of the checkpoint's key 'optimizer'.
         weights: The model's tensors, in the order of its ``state_dict``.
 
     Yields:
-        The parameter's name, or None where it is not certain; a name to
-        show; the value.
+        The name of the parameter, or None where it is not certain; a name
+        to show; the value.
     """
     for owner, optimizer in optimizers_of(saved).items():
-        start = f'{owner}: ' if owner else ''
+        start = owner_prefix(owner)
         states = optimizer.get('state')
         groups = optimizer.get('param_groups') or ()
         if not isinstance(states, Mapping):
-            # The format is not PyTorch's own.
+            # Without PyTorch's format, no parameter's name is known.
             for path, value in walk(optimizer):
                 yield None, start + path, value
             continue
+        # The learning rate is saved, too, and a scheduler can make it NaN.
         for index, group in enumerate(groups):
             if isinstance(group.get('lr'), (Tensor, float)):
                 yield None, f'{start}group {index} lr', group['lr']
@@ -90,6 +97,11 @@ def optimizer_tensors(
                 yield param, start + name, value
 
 
+def owner_prefix(owner: str) -> str:
+    """Return the start of all names that are shown for an optimizer."""
+    return f'{owner}: ' if owner else ''
+
+
 def param_names(
     states: Mapping[Index, object],
     groups: Sequence[StateDict],
@@ -98,15 +110,16 @@ def param_names(
 ) -> Dict[Index, str]:
     """Return the names of an optimizer's parameters, where they are certain.
 
-    An optimizer saves no names. With a single parameter group, or one group
-    per parameter (as MMEngine makes them), parameters come in the order of
-    the model's ``state_dict``, which also holds buffers. A parameter has the
-    shape of its moments. Of all ways to place the parameters among the
-    tensors of the model, the first and the last way must agree on a name.
+    With a single parameter group, or with a group for each parameter (as
+    MMEngine makes them), parameters come in the order of the model's
+    ``state_dict``, which also holds buffers. A parameter has the shape of its
+    moments. There may be several ways to place the parameters among the
+    tensors of the model. A name is certain if the first way and the last way
+    agree on it.
 
     Args:
-        states: The states by index of the parameter; by name if FSDP saved
-            them.
+        states: The state of each parameter by the parameter's index, or by
+            its name if FSDP saved the states.
         groups: The parameter groups, which hold indices.
         weights: The model's tensors.
         owner: The name of the optimizer. It must be the name of a submodule,
@@ -118,6 +131,7 @@ def param_names(
     names: List[str] = []
     for group in groups:
         order += group['params']
+        # Saved since PyTorch 2.6, if the optimizer got named parameters.
         names += group.get('param_names') or ()
     if order and len(names) == len(order):
         return dict(zip(order, names))
@@ -125,12 +139,12 @@ def param_names(
     if len(groups) > 1 and sizes != {1}:
         # Groups of several parameters may have been made in any order.
         return {}
-    start = f'{owner}.' if owner else ''
     candidates = []
     for name in could_be_params(weights):
-        if name.startswith(start):
+        if not owner or name.startswith(f'{owner}.'):
             candidates.append((name, tuple(local(weights[name]).shape)))
     shapes = [shape_of(states.get(index)) for index in order]
+    # Placing from the end on gives the last way.
     first = place(shapes, candidates)
     last = place(shapes[::-1], candidates[::-1])[::-1]
     certain = {}
@@ -149,6 +163,7 @@ def place(
         The names of the candidates; [] if there is no way to place all.
     """
     names = []
+    # A single iterator: the search for a shape goes on behind the last place.
     remaining = iter(candidates)
     for shape in shapes:
         for name, other in remaining:
@@ -171,7 +186,10 @@ def shape_of(state: object) -> Optional[Shape]:
     # Step counters have no dimensions, whatever the parameter's shape is.
     if len(shapes) > 1:
         shapes.discard(())
-    return shapes.pop() if len(shapes) == 1 else None
+    # Adafactor, for example, has factors of other shapes than the parameter.
+    if len(shapes) != 1:
+        return None
+    return shapes.pop()
 
 
 def could_be_params(weights: Mapping[str, Tensor]) -> List[str]:
@@ -181,9 +199,12 @@ def could_be_params(weights: Mapping[str, Tensor]) -> List[str]:
     """
     stats, seen, names = running_stats(weights), set(), []
     for name, value in weights.items():
+        # A sparse tensor has no address, and parameters are dense.
         if name in stats or value.is_sparse:
             continue
+        # Tied weights are one parameter with several names in state_dict.
         memory = local(value).data_ptr(), tuple(value.shape), value.dtype
+        # All empty tensors have the address 0.
         if value.numel() == 0 or memory not in seen:
             seen.add(memory)
             names.append(name)
@@ -207,10 +228,18 @@ def running_stats(weights: Mapping[str, object]) -> FrozenSet[str]:
 def walk(node: object, name: str = '') -> Iterator[Tuple[str, Any]]:
     """Yield all tensors and floats at or below a node, with their paths.
 
-    The only shard of a sharded tensor has the tensor's path.
+    Args:
+        node: A tensor, a float, a container, or anything else, which is
+            ignored. If a stub of a sharded tensor holds a single shard, the
+            shard has the path of the stub.
+        name: The path of the node.
     """
     if isinstance(node, STUBS):
-        shards = [v for _, v in walk(node.content) if isinstance(v, Tensor)]
+        shards: List[object] = []
+        for _, value in walk(node.content):
+            # Other values of a stub describe its shards.
+            if isinstance(value, Tensor):
+                shards.append(value)
         node = shards
         if len(shards) == 1:
             node = shards[0]

@@ -1,4 +1,9 @@
-"""A scan of a checkpoint for numbers that are not as they should be."""
+"""A scan of a loaded checkpoint for NaN, Inf and absurdly large numbers.
+
+:func:`scan_checkpoint` checks a single checkpoint. Whether an Inf is a fault
+or belongs to a mask can be seen only beside other checkpoints of the run:
+:func:`classify_masks` compares them.
+"""
 
 import hashlib
 import math
@@ -27,6 +32,7 @@ from .saved_optimizer import (
     StateDict,
     optimizer_tensors,
     optimizers_of,
+    owner_prefix,
     running_stats,
     walk,
 )
@@ -40,14 +46,17 @@ __all__ = [
     'scan_checkpoint',
 ]
 
+# Far beyond any trained weight, and so that its square, the limit for the
+# second moments of an optimizer, is still finite in float32.
 ABSURD = 1e18
 FLOAT32_TINY = torch.finfo(torch.float32).tiny
+# The part and the name of a tensor; an average has the name of its source.
 Key = Tuple[str, str]
 
 
 @dataclass(frozen=True)
 class ScanFinding:
-    """One tensor of a checkpoint that is not as it should be.
+    """A tensor of a checkpoint with NaN, Inf or absurdly large elements.
 
     Attributes:
         part: 'weight' (also for buffers), 'optimizer', 'ema' or 'scale'.
@@ -81,8 +90,8 @@ class CheckpointScan:
 
     Attributes:
         findings: The bad tensors, in the order of the checkpoint.
-        masks: Tensors that may hold Inf by design, with a digest of their
-            bits.
+        masks: The tensors that may hold Inf by design, each with a digest of
+            its bits.
         keys: (part, name) of all tensors of the model and of its average.
     """
 
@@ -95,16 +104,16 @@ class CheckpointScan:
 def scan_checkpoint(
     checkpoint: StateDict, limit: float = ABSURD
 ) -> CheckpointScan:
-    """Look at each tensor of an MMEngine checkpoint.
+    """Check each tensor of an MMEngine checkpoint.
 
     With ``EMAHook``, MMEngine saves the averaged weights as ``state_dict``
-    and the trained weights in ``ema_state_dict``. A finding's part says what
-    a tensor is, not where it lies: 'ema' is an average, 'weight' is trained.
+    and the trained weights in ``ema_state_dict``. The part of a finding does
+    not depend on this exchange: 'ema' is an average, 'weight' is trained.
 
     A tensor may be a mask (such as attention's) if its only non-finite
     elements are Inf and its other elements are integers or all equal. Masks
-    are returned apart, so that :func:`classify_masks` can compare them with
-    other checkpoints. Trained parameters, statistics of BatchNorm and
+    are returned separately, so that :func:`classify_masks` can compare them
+    with other checkpoints. Trained parameters, statistics of BatchNorm and
     tensors without a finite element are never masks.
 
     Args:
@@ -115,6 +124,7 @@ def scan_checkpoint(
     """
     weights, averages = split_averages(checkpoint)
     states = list(optimizer_tensors(checkpoint.get('optimizer'), weights))
+    # A tensor with an optimizer state is trained and hence no mask.
     trained = {param for param, _, _ in states}
     findings: List[ScanFinding] = []
     masks: List[Tuple[ScanFinding, str]] = []
@@ -150,6 +160,7 @@ def classify_masks(scans: Sequence[CheckpointScan]) -> List[CheckpointScan]:
         for mask, value in scan.masks:
             known[mask.part, mask.name] = value
         # A tensor that is no candidate here has the digest None.
+        # A checkpoint without the tensor is not counted.
         for key in scan.keys:
             digests.setdefault(key, set()).add(known.get(key))
     classified = []
@@ -171,6 +182,7 @@ def join_ranks(scans: Sequence[CheckpointScan]) -> CheckpointScan:
     masks: List[Tuple[ScanFinding, str]] = []
     keys: List[Key] = []
     for rank, scan in enumerate(scans):
+        # Every rank has a part of the same name.
         start = f'rank {rank}: '
         for finding in scan.findings:
             findings.append(replace(finding, name=start + finding.name))
@@ -195,7 +207,9 @@ def split_averages(
     averages = {}
     for name, value in averaged.items():
         source = source_of(name)
-        averages[source if source in weights else name] = value
+        if source is None or source not in weights:
+            source = name
+        averages[source] = value
     return only_tensors(weights), only_tensors(averages)
 
 
@@ -207,7 +221,7 @@ def only_tensors(values: Mapping[str, object]) -> Dict[str, Tensor]:
 def examine(
     part: str, name: str, value: Union[Tensor, float], limit: float
 ) -> Optional[ScanFinding]:
-    """Return what is wrong with a tensor, or None."""
+    """Return the finding on a tensor, or None for a sound tensor."""
     values = elements(value)
     if values is None:
         return None
@@ -223,7 +237,10 @@ def examine(
         count, kind = int((finite.abs() > limit).sum()), 'absurd'
         if count == 0:  # low and high are finite, but their sum is not
             return None
-    dtype = value.dtype if isinstance(value, Tensor) else torch.float64
+    # The dtype in the file: `values` may have been converted.
+    dtype = torch.float64
+    if isinstance(value, Tensor):
+        dtype = value.dtype
     smallest = largest = None
     if finite.numel():
         smallest, largest = finite.min().item(), finite.max().item()
@@ -243,12 +260,13 @@ def elements(value: Union[Tensor, float]) -> Optional[Tensor]:
     """Return a value's elements as real numbers that can be non-finite.
 
     Returns:
-        A tensor of a floating type, of a sharded tensor this rank's part;
-        None if there are no such elements.
+        A tensor of a floating type, or None if there are no elements of
+        such a type. The elements of a sharded tensor are this rank's part.
     """
     if isinstance(value, float):
         return torch.tensor(value, dtype=torch.float64)
     values = local(value.detach())
+    # Elements that are not stored are zeros.
     if values.is_sparse:
         values = values.coalesce().values()
     if values.is_complex():
@@ -256,7 +274,9 @@ def elements(value: Union[Tensor, float]) -> Optional[Tensor]:
     if not values.is_floating_point() or values.numel() == 0:
         return None
     # Few operations are implemented for floating types of 8 bits.
-    return values.float() if values.element_size() == 1 else values
+    if values.element_size() == 1:
+        return values.float()
+    return values
 
 
 def is_like_mask(value: Tensor, limit: float) -> bool:
@@ -265,9 +285,12 @@ def is_like_mask(value: Tensor, limit: float) -> bool:
     if values is None or value.is_sparse or torch.isnan(values).any():
         return False
     finite = values[torch.isfinite(values)]
+    # Without a finite element it may be a weight that has diverged; without
+    # Inf it is an ordinary tensor.
     if finite.numel() in (0, values.numel()):
         return False
     largest = finite.abs().max().item()
+    # Such as the zeros beside -inf in a mask of attention.
     if (finite == finite[0]).all():
         return largest <= limit
     # Above 1 / eps each number of the type is an integer.
@@ -278,6 +301,7 @@ def is_like_mask(value: Tensor, limit: float) -> bool:
 def digest(value: Tensor) -> str:
     """Return a hash of a tensor's dtype, shape and bits."""
     tensor = local(value.detach()).contiguous()
+    # As bytes, because numpy has no bfloat16.
     bits = tensor.flatten().view(torch.uint8).numpy()
     head = f'{tensor.dtype} {tuple(tensor.shape)}'.encode()
     return hashlib.sha256(head + bits.tobytes()).hexdigest()
@@ -299,16 +323,19 @@ def scan_scales(checkpoint: StateDict) -> Iterator[ScanFinding]:
         finding = examine_scale(float(scale))
         if finding is None:
             continue
-        start = f'{name}: ' if name else ''
-        yield replace(finding, name=start + finding.name)
+        yield replace(finding, name=owner_prefix(name) + finding.name)
 
 
 def examine_scale(scale: float) -> Optional[ScanFinding]:
-    """Return what is wrong with a loss scale, or None."""
-    if not math.isfinite(scale):
-        kind, finite = 'nan' if math.isnan(scale) else 'inf', None
+    """Return the finding on a loss scale, or None for a sound scale."""
+    kind = 'absurd'
+    finite: Optional[float] = None
+    if math.isnan(scale):
+        kind = 'nan'
+    elif math.isinf(scale):
+        kind = 'inf'
     elif scale < FLOAT32_TINY:
-        kind, finite = 'absurd', scale
+        finite = scale
     else:
         return None
     return ScanFinding(

@@ -1,9 +1,15 @@
-"""An audit of all that a run keeps from update to update."""
+"""An audit of the tensors that a run keeps from update to update.
+
+A hook collects the tensors (weights, buffers, optimizer states, averages) and
+:class:`StateAudit` finds the non-finite tensors among them. A clean audit
+costs a norm per tensor and a single sync.
+"""
 
 import math
 import weakref
 from itertools import chain
-from typing import Any, Dict, List, NamedTuple, Sequence, Set, Tuple, Union
+from operator import attrgetter
+from typing import Dict, List, NamedTuple, Sequence, Set, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -23,8 +29,8 @@ class KeptTensor(NamedTuple):
     """A tensor or float that a run keeps from update to update.
 
     Attributes:
-        where: 'weights', 'buffers', 'optimizer' or 'ema'.
-        name: Unique among the tensors of one ``where``. An average has the
+        where: The kind: 'weights', 'buffers', 'optimizer' or 'ema'.
+        name: The name, which is unique within ``where``. An average has the
             name of its source.
         value: The tensor or float itself, which is only read.
         can_be_mask: Whether the value is neither trained nor a running
@@ -41,12 +47,23 @@ class AuditResult(NamedTuple):
     """The non-finite tensors that an audit found.
 
     Attributes:
-        names: (where, name) of all bad tensors.
-        tensors: Details of a few bad tensors of each ``where``.
+        names: The pairs (where, name) of all bad tensors.
+        tensors: The details of a few bad tensors of each ``where``.
     """
 
     names: Tuple[Tuple[str, str], ...] = ()
     tensors: Tuple[BadTensor, ...] = ()
+
+
+class Judged(NamedTuple):
+    """A kept tensor with its elements as real numbers."""
+
+    item: KeptTensor
+    values: Tensor
+
+
+ITEM = attrgetter('item')
+VALUES = attrgetter('values')
 
 
 class StateAudit:
@@ -54,13 +71,13 @@ class StateAudit:
 
     A tensor that holds Inf at the beginning is a mask by design (such as
     attention's): only NaN is bad in it. Its average is not judged, since
-    averaging turns Inf into NaN. A mask that replaces another tensor later
-    is treated alike.
+    averaging turns Inf into NaN. The model may also replace a tensor by a
+    mask later.
 
     Args:
         kept: All tensors of the run, at the beginning.
         is_fresh: Whether nothing was loaded. NaN at the beginning is then
-            there by design, too.
+            there by design as well.
     """
 
     def __init__(
@@ -68,9 +85,11 @@ class StateAudit:
     ) -> None:
         self._masks: Set[str] = set()
         self._not_judged: Set[str] = set()
-        self._last: Dict[str, Any] = {}
+        # The tensors of the last audit that can be masks, by name.
+        self._last: Dict[str, weakref.ref[Tensor]] = {}
         candidates = [item for item in kept if item.can_be_mask]
         for item in self._nonfinite(candidates):
+            # No mask holds NaN. In a loaded state it is a fault to report.
             if not has_nan(item.value):
                 self._masks.add(item.name)
             elif is_fresh:
@@ -78,22 +97,25 @@ class StateAudit:
         self._remember(kept)
 
     @torch.no_grad()
-    def look(self, kept: Sequence[KeptTensor]) -> AuditResult:
-        """Look for non-finite tensors; syncs once if there are none.
+    def check(self, kept: Sequence[KeptTensor]) -> AuditResult:
+        """Find the non-finite tensors; syncs once if there are none.
 
         Args:
             kept: All tensors of the run, at present.
         """
+        # Norms are cheap; elements are searched only if a norm is not finite.
         bad = [] if self._is_clean(kept) else self._find_bad(kept)
         self._remember(kept)
+        names: List[Tuple[str, str]] = []
         details: Dict[str, List[BadTensor]] = {}
         for item in bad:
+            names.append((item.where, item.name))
             described = details.setdefault(item.where, [])
             values = elements(item.value)
             if len(described) < MAX_BLAMED and values is not None:
                 described.append(describe(item.name, item.where, values))
-        names = tuple((item.where, item.name) for item in bad)
-        return AuditResult(names, tuple(chain.from_iterable(details.values())))
+        tensors = chain.from_iterable(details.values())
+        return AuditResult(tuple(names), tuple(tensors))
 
     def _is_clean(self, kept: Sequence[KeptTensor]) -> bool:
         """Whether all norms are finite and no mask holds NaN; syncs once.
@@ -101,9 +123,10 @@ class StateAudit:
         False also for finite elements above 1.8e19, whose norm overflows.
         """
         judged, masks = self._to_judge(kept)
-        norms = tensor_norms([values for _, values in judged], 2.0)
+        norms = tensor_norms(list(map(VALUES, judged)), 2.0)
+        # The norm of a mask is inf and says nothing about NaN.
         is_nan = [torch.isnan(values).any() for _, values in masks]
-        # Both questions share the one transfer to the host.
+        # The norms and the flags share a single transfer to the host.
         read = read_once({'norms': norms, 'is_nan': is_nan})
         are_finite = all(map(math.isfinite, read['norms']))
         return are_finite and not any(read['is_nan'])
@@ -112,13 +135,14 @@ class StateAudit:
         """Return the bad tensors, and note new masks; syncs."""
         judged, masks = self._to_judge(kept)
         bad = [item for item, values in masks if has_nan(values)]
-        for item in self._nonfinite([item for item, _ in judged]):
-            last = self._last.get(item.name, lambda: None)()
+        for item in self._nonfinite(list(map(ITEM, judged))):
             # A new tensor of this name may be a mask that the model has made
-            # anew. An old one has gone bad.
+            # anew. A tensor that was there before has gone bad.
+            last = self._last.get(item.name)
+            is_new = last is None or last() is not item.value
             if (
                 item.can_be_mask
-                and last is not item.value
+                and is_new
                 and is_like_mask(torch.as_tensor(item.value), ABSURD)
             ):
                 self._masks.add(item.name)
@@ -128,22 +152,18 @@ class StateAudit:
 
     def _to_judge(
         self, kept: Sequence[KeptTensor]
-    ) -> Tuple[
-        List[Tuple[KeptTensor, Tensor]], List[Tuple[KeptTensor, Tensor]]
-    ]:
-        """Return the items that must be finite, and those without NaN.
-
-        Each item comes with its elements as real numbers.
-        """
+    ) -> Tuple[List[Judged], List[Judged]]:
+        """Return the items that must be finite, and the known masks."""
         judged, masks = [], []
         for item in kept:
             values = elements(item.value)
             if values is None or item.name in self._not_judged:
                 continue
             if item.name not in self._masks:
-                judged.append((item, values))
+                judged.append(Judged(item, values))
             elif item.can_be_mask:
-                masks.append((item, values))
+                # The average of a mask has the same name and is not judged.
+                masks.append(Judged(item, values))
         return judged, masks
 
     @staticmethod
@@ -158,7 +178,7 @@ class StateAudit:
         return [items[index] for index in nonfinite_indices(tensors)]
 
     def _remember(self, kept: Sequence[KeptTensor]) -> None:
-        """Keep which tensors there were, without keeping them alive."""
+        """Remember the tensors of this audit, without keeping them alive."""
         self._last = {}
         for item in kept:
             if item.can_be_mask and isinstance(item.value, Tensor):

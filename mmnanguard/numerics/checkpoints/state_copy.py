@@ -1,4 +1,4 @@
-"""A copy of the trained state on the host, to go back to."""
+"""A copy of the trained state on the host, which can be restored."""
 
 import copy
 from typing import Any, Dict, Iterator, List, Mapping
@@ -19,12 +19,12 @@ ParamState = Dict[str, Any]
 class StateCopy:
     """A deep copy of weights, buffers and optimizer states on the host.
 
-    Of a sharded tensor it holds this rank's part.
+    A sharded tensor is copied without the parts of other ranks.
 
     Args:
-        tensors: Weights and buffers by name.
-        states: By name of the optimizer, the states of its parameters in the
-            order of its groups.
+        tensors: The weights and buffers by name.
+        states: The states of each optimizer's parameters, in the order of
+            the optimizer's groups, by the name of the optimizer.
     """
 
     def __init__(
@@ -44,9 +44,11 @@ class StateCopy:
         for name, optimizer in optimizers.items():
             states[name] = []
             for param in params_of(optimizer):
+                # get: optimizer.state is a defaultdict, which must not gain
+                # an entry for a parameter that was never updated.
                 state = dict(optimizer.state.get(param, {}))
                 states[name].append(tree_map(to_host, state))
-        copies: Dict[str, Any] = tree_map(to_host, dict(tensors))
+        copies: Dict[str, Tensor] = tree_map(to_host, dict(tensors))
         return cls(copies, states)
 
     @torch.no_grad()
@@ -62,6 +64,8 @@ class StateCopy:
             RuntimeError: If a tensor has another shape now.
         """
         for name, saved in self._tensors.items():
+            # In place: the optimizer, DDP's buckets and captured graphs refer
+            # to this memory.
             local(tensors[name]).copy_(saved)
         for name, states in self._states.items():
             optimizer = optimizers[name]
@@ -74,6 +78,7 @@ def restore_state(
 ) -> None:
     """Make the state of one parameter equal to the saved one."""
     if not saved:
+        # An optimizer initializes the state of a parameter that has none.
         optimizer.state.pop(param, None)
         return
     state = optimizer.state[param]
@@ -81,10 +86,13 @@ def restore_state(
         del state[key]
     for key, value in saved.items():
         now = state.get(key)
+        # A state that has changed its shape, or is new, is replaced.
         if isinstance(now, Tensor) and local(now).shape == value.shape:
             local(now).copy_(value)
         else:
             state[key] = copy.deepcopy(value)
+            # Step counters stay on the host, where PyTorch's optimizers have
+            # them unless they are 'capturable' or 'fused'.
             if isinstance(value, Tensor) and value.dim() > 0:
                 state[key] = value.to(param.device, copy=True)
 
@@ -104,5 +112,6 @@ def to_host(leaf: object) -> object:
     if not isinstance(leaf, Tensor):
         return copy.deepcopy(leaf)
     leaf = local(leaf).detach()
+    # A copy to pageable memory would wait for the device.
     host = torch.empty_like(leaf, device='cpu', pin_memory=leaf.is_cuda)
     return host.copy_(leaf, non_blocking=True)

@@ -1,8 +1,12 @@
-"""Stubs in place of objects that only the ranks that saved them can load."""
+"""Stubs in place of objects that only the ranks that saved them can load.
+
+FSDP saves ShardedTensor and DTensor objects, whose classes need the process
+group of the run. A scan in a single process needs only the tensors in them.
+"""
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Callable, Iterator, List, Tuple, Union
 
 import torch
 
@@ -12,8 +16,12 @@ __all__ = ['STUBS', 'stub_missing_shards']
 BUILTINS = ('builtins', '__builtin__')
 
 
+# An entry of PyTorch's allow-list: an object, perhaps with its name in files.
+SafeGlobal = Union[Callable[..., object], Tuple[Callable[..., object], str]]
+
+
 class Stub:
-    """An object that keeps its pickled content and does nothing with it."""
+    """An object that keeps its pickled content and does nothing else."""
 
     content: object
 
@@ -63,23 +71,26 @@ def stub_missing_shards(file: Path) -> Iterator[None]:
     if not hasattr(serialization, 'get_unsafe_globals_in_checkpoint'):
         yield
         return
-    names = serialization.get_unsafe_globals_in_checkpoint(str(file))
-    names = [name for name in names if name.startswith('torch.distributed.')]
+    unsafe = serialization.get_unsafe_globals_in_checkpoint(str(file))
+    names = [name for name in unsafe if name.startswith('torch.distributed.')]
     before = serialization.get_safe_globals()
     # The allow-list's replacement of getattr is itself replaced below.
-    getters: List[Any] = []
-    others: List[Any] = []
+    getters: List[Callable[[object, str], object]] = []
+    others: List[SafeGlobal] = []
     for entry in before:
-        is_getter = isinstance(entry, tuple) and entry[1].endswith('.getattr')
-        (getters if is_getter else others).append(entry)
+        if isinstance(entry, tuple) and entry[1].endswith('.getattr'):
+            getters.append(entry[0])
+        else:
+            others.append(entry)
 
     def get(owner: object, name: str) -> object:
-        """Stand in for ``getattr``, by which pickle finds nested classes."""
+        """Replace ``getattr``, by which pickle finds nested classes."""
+        # A nested class of a stub is a stub as well.
         if owner in STUBS:
             return Stub
         if not getters:
             raise ValueError(f'the file asks for {name!r} of {owner!r}')
-        return getters[0][0](owner, name)
+        return getters[0](owner, name)
 
     try:
         serialization.clear_safe_globals()
@@ -90,11 +101,12 @@ def stub_missing_shards(file: Path) -> Iterator[None]:
         for name in names:
             serialization.add_safe_globals([(kind_of(name), name)])
         yield
+    # The allow-list is global: a later torch.load must not get stubs.
     finally:
         serialization.clear_safe_globals()
         serialization.add_safe_globals(before)
 
 
 def kind_of(name: str) -> type:
-    """Return the stub for a class, by the class's name."""
+    """Return the stub for a class with this name."""
     return TensorStub if name.endswith('Tensor') else Stub

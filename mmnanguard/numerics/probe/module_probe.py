@@ -1,8 +1,14 @@
-"""A dispatch mode that finds the operation that made the first NaN or Inf."""
+"""A dispatch mode that finds the operation that made the first NaN or Inf.
+
+PyTorch calls the mode for each operation, forward and backward. The mode
+compares inputs with outputs and remembers, for each storage with non-finite
+elements, the operation in which they appeared.
+"""
 
 import math
 import sys
 from dataclasses import dataclass, replace
+from itertools import filterfalse
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Dict, Iterable, List, Optional, Set, Tuple
@@ -23,7 +29,7 @@ __all__ = ['InputTensor', 'ModuleProbe', 'Origin']
 
 # Frames to skip when looking for the user's source line.
 SKIPPED = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
-# Operations whose output is whatever was in memory.
+# Operations whose output is not initialized: a NaN there means nothing.
 UNFILLED = (
     *('empty', 'empty_like', 'empty_strided', 'new_empty', 'resize'),
     'new_empty_strided',
@@ -47,18 +53,18 @@ class Origin:
 
     Attributes:
         phase: 'input', 'weight', 'forward', 'loss' or 'backward'.
-        module: Name of the module that ran; '' is the model itself.
-        module_type: Class name of that module.
-        method: Name of the module's method that ran.
+        module: The name of the module that ran; '' is the model itself.
+        module_type: The class name of that module.
+        method: The name of the module's method that ran.
         op: The operation, such as ``aten.convolution``; '' for a tensor that
             was non-finite before the replay.
-        source: File and line of the innermost code outside PyTorch, such as
-            'head.py:41'.
+        source: The file and line of the innermost code outside PyTorch, such
+            as 'head.py:41'.
         dtype: The dtype of the operation's output, such as 'float16'.
-        input_absmax: Largest finite absolute value among the inputs.
+        input_absmax: The largest finite absolute value among the inputs.
         output_absmax: Inf or NaN; NaN if any element of the output is NaN.
-        samples: Numbers of the samples in the bad elements; empty if not
-            known.
+        samples: The numbers of the samples that the bad elements depend on;
+            empty if they are not known.
         is_fill: Whether the operation wrote the number on request.
     """
 
@@ -78,9 +84,9 @@ class Origin:
 class ModuleProbe(TorchDispatchMode):
     """Finds the first operation with finite inputs and a non-finite output.
 
-    Non-finite numbers are followed through forward and backward.
-    Infinities that an operation wrote on request (a mask) are followed, too,
-    and blamed only if they reach the tensor that :meth:`origin_of` is asked
+    Non-finite numbers are followed through forward and backward. Infinities
+    that an operation wrote on request (a mask) are followed as well, and
+    blamed only if they reach the tensor that :meth:`origin_of` is asked
     about. Syncs the device with every operation, so it is for replays only.
 
     Args:
@@ -97,11 +103,14 @@ class ModuleProbe(TorchDispatchMode):
         for name, module in model.named_modules():
             self._names[id(module)] = plain_name(name)
         self._origins: Dict[int, Origin] = {}  # by storage
-        self._senders: Dict[int, Tuple[Place, str]] = {}  # by storage
+        # The place and the name of a collective, by storage of its tensors.
+        self._senders: Dict[int, Tuple[Place, str]] = {}
         self._refs: Dict[int, StorageWeakRef] = {}  # keep addresses unique
         self._forward: Dict[int, Place] = {}  # by autograd node
         self._tracker = SampleTracker()
         self._bad_inputs: Set[int] = set()
+        # First all samples: the origin of a bad input names its samples, and
+        # several inputs may be views of one storage.
         for tensor, samples in inputs:
             if samples:
                 self._tracker.add(tensor, samples)
@@ -116,6 +125,7 @@ class ModuleProbe(TorchDispatchMode):
         origin = self._origins.get(key_of(tensor))
         if origin is None or origin.phase != 'input':
             return origin
+        # Several inputs may be bad, of which only the first is the origin.
         return replace(origin, samples=tuple(sorted(self._bad_inputs)))
 
     def __torch_dispatch__(
@@ -125,17 +135,18 @@ class ModuleProbe(TorchDispatchMode):
         args: Args = (),
         kwargs: Optional[Kwargs] = None,
     ) -> object:
+        """Run an operation, and note the origin of a non-finite output."""
         kwargs = kwargs or {}
         place = self._locate()
         inputs = floats((args, kwargs))
         # Inputs are judged before the operation, which may write to them.
-        bad_inputs = [tensor for tensor in inputs if not is_finite(tensor)]
+        bad_inputs = list(filterfalse(is_finite, inputs))
         absmax = max(map(finite_absmax, inputs), default=0.0)
         outputs = func(*args, **kwargs)
         name = func._schema.name.split('::')[-1].rstrip('_')
         self._tracker.follow(func, args, kwargs, outputs)
         if func.namespace == 'c10d':
-            # A collective is asynchronous: its result is not there yet.
+            # A collective is asynchronous: its result has not arrived yet.
             for tensor in floats((args, outputs)):
                 self._hold(tensor)
                 self._senders[key_of(tensor)] = place, str(func)
@@ -163,9 +174,9 @@ class ModuleProbe(TorchDispatchMode):
         NaN made of masks alone (-inf minus -inf) has no earlier origin.
         """
         origins = [self._known(tensor, place) for tensor in bad_inputs]
-        faults = [origin for origin in origins if not origin.is_fill]
-        if faults:
-            return faults[0]
+        for origin in origins:
+            if not origin.is_fill:
+                return origin
         if origins and not output.isnan().any():
             return origins[0]
         return None
@@ -223,7 +234,9 @@ class ModuleProbe(TorchDispatchMode):
         is_fill: bool,
     ) -> Origin:
         """Return the origin of an output's non-finite elements."""
-        absmax = math.nan if bool(output.isnan().any()) else math.inf
+        absmax = math.inf
+        if bool(output.isnan().any()):
+            absmax = math.nan
         if op.count('.') > 1:
             op = op.rsplit('.', 1)[0]  # without the overload's name
         samples = self._tracker.samples_of(output, ~torch.isfinite(output))
@@ -240,6 +253,8 @@ class ModuleProbe(TorchDispatchMode):
 
     def _locate(self) -> Place:
         """Return the place in the model's code that runs now."""
+        # None of the public functions of autograd tells which forward
+        # operation a backward operation belongs to.
         node = torch._C._current_autograd_node()
         place = self._walk(sys._getframe(2))
         # Activation checkpointing runs forward again during backward.
@@ -267,8 +282,9 @@ class ModuleProbe(TorchDispatchMode):
                 owner = frame.f_locals.get(code.co_varnames[0])
                 if isinstance(owner, nn.Module) and id(owner) in self._names:
                     kind = type(owner).__name__
-                    is_loss = 'loss' in f'{code.co_name} {kind}'.lower()
-                    phase = 'loss' if is_loss else 'forward'
+                    phase = 'forward'
+                    if 'loss' in f'{code.co_name} {kind}'.lower():
+                        phase = 'loss'
                     module = (
                         phase,
                         self._names[id(owner)],
@@ -291,15 +307,17 @@ def method_of(owner: nn.Module, code: CodeType) -> str:
 
 def floats(tree: object) -> List[Tensor]:
     """Return the tensors of a tree that can hold NaN or Inf."""
-    return [
-        leaf
-        for leaf in tree_flatten(tree)[0]
-        if isinstance(leaf, Tensor)
-        and leaf.is_floating_point()
-        and can_compare(leaf)
-        and leaf.numel() > 0
-        and not leaf.is_meta
-    ]
+    leaves = []
+    for leaf in tree_flatten(tree)[0]:
+        if (
+            isinstance(leaf, Tensor)
+            and leaf.is_floating_point()
+            and can_compare(leaf)
+            and leaf.numel() > 0
+            and not leaf.is_meta
+        ):
+            leaves.append(leaf)
+    return leaves
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The range of what each top-level module of a model returns."""
+"""The range of the outputs of each top-level module of a model."""
 
 import math
 from contextlib import contextmanager
@@ -15,13 +15,20 @@ __all__ = ['Range', 'record_outputs']
 
 
 class Range(TypedDict):
-    """The range of a tensor; NaN where no number was seen."""
+    """The range of a module's outputs.
+
+    Attributes:
+        min: The smallest number, which may be -inf; NaN if there is none.
+        max: The largest number, which may be inf; NaN if there is none.
+        is_finite: Whether there was neither a NaN nor an Inf.
+    """
 
     min: float
     max: float
     is_finite: bool
 
 
+# The range of each module, by the name of the module.
 Ranges = Dict[str, Range]
 
 
@@ -29,15 +36,15 @@ Ranges = Dict[str, Range]
 def record_outputs(model: nn.Module) -> Iterator[Ranges]:
     """Record the range of all outputs of each top-level child of a model.
 
-    ``forward`` is replaced for the time, because many mm heads call
-    ``self.forward``, which runs no module hooks. A NaN changes ``is_finite``
-    but neither ``min`` nor ``max``. Syncs the device.
+    Within the context, ``forward`` of each child is replaced, because many mm
+    heads call ``self.forward``, which runs no module hooks. A NaN changes
+    ``is_finite`` but neither ``min`` nor ``max``. Syncs the device.
 
     Args:
-        model: The model; its wrappers (DDP, FSDP) are looked through.
+        model: The model, which may be inside of wrappers (DDP, FSDP).
 
     Yields:
-        By name of the child, its range so far.
+        The range of each child so far, by the name of the child.
     """
     ranges: Ranges = {}
     replaced = []
@@ -49,6 +56,7 @@ def record_outputs(model: nn.Module) -> Iterator[Ranges]:
     finally:
         for child, instance_forward in replaced:
             del child.forward
+            # Only if there was one: else the method of the class counts again.
             if instance_forward is not None:
                 child.forward = instance_forward
 
@@ -56,6 +64,7 @@ def record_outputs(model: nn.Module) -> Iterator[Ranges]:
 def children(model: nn.Module) -> Dict[str, nn.Module]:
     """Return the top-level children by name, below any wrappers."""
     named = dict(model.named_children())
+    # Wrappers can be nested, such as DDP around torch.compile's.
     while len(named) == 1 and is_wrapper_child(*named):
         (model,) = named.values()
         named = dict(model.named_children())
@@ -63,7 +72,8 @@ def children(model: nn.Module) -> Dict[str, nn.Module]:
 
 
 def is_wrapper_child(name: str) -> bool:
-    """Whether DDP, FSDP and the like call their only child by this name."""
+    """Whether wrappers such as DDP and FSDP have a child of this name."""
+    # plain_name removes the names that FSDP and torch.compile insert.
     return name == 'module' or not plain_name(name)
 
 
@@ -73,6 +83,7 @@ def recorded(
     """Return ``forward`` with its outputs recorded under ``name``."""
 
     def run(*args: object, **kwargs: object) -> object:
+        """Run forward and record its outputs."""
         outputs = forward(*args, **kwargs)
         for leaf in tree_flatten(outputs)[0]:
             is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()
@@ -90,6 +101,7 @@ def add(ranges: Ranges, name: str, values: Tensor) -> None:
     known = ranges.setdefault(
         name, {'min': math.nan, 'max': math.nan, 'is_finite': True}
     )
+    # An Inf counts as a number: it shows on which side a module overflows.
     sound = values[~values.isnan()]
     if sound.numel() > 0:
         # min() returns its first argument if the second is NaN.

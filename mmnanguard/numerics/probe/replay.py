@@ -1,4 +1,9 @@
-"""A window of micro-batches, run again without any lasting effect."""
+"""The replay of a window of micro-batches, without any lasting effect.
+
+The caller passes a function that runs forward and backward of the window, with
+a :class:`ReplayWrapper` in place of the optimizer wrapper. :func:`run_pass`
+calls it, judges the results and restores the model.
+"""
 
 import copy
 from contextlib import contextmanager, nullcontext
@@ -29,7 +34,7 @@ __all__ = ['Pass', 'ReplayWrapper', 'Setting', 'leave_no_trace', 'run_pass']
 
 
 class Setting(NamedTuple):
-    """The way in which one optimizer's losses are made and scaled.
+    """The way in which the losses of an optimizer are made and scaled.
 
     Attributes:
         dtype: The dtype of autocast. None switches autocast off, also where
@@ -48,11 +53,11 @@ class Pass(NamedTuple):
 
     Attributes:
         is_finite: Whether all losses, buffers and gradients were finite.
-        losses: By optimizer, the sum of the losses given to ``backward``.
+        losses: The sum of the losses given to ``backward``, by optimizer.
         origin: The operation that made the first non-finite number; None if
             there was none, or if the replay ran without a probe.
-        outputs: By top-level child of the model, the range of its outputs;
-            empty if the replay ran without a probe.
+        outputs: The range of the outputs of each top-level child of the
+            model; empty if the replay ran without a probe.
     """
 
     is_finite: bool
@@ -64,10 +69,13 @@ class Pass(NamedTuple):
 class ReplayWrapper:
     """An optimizer wrapper for replays, which does everything but update.
 
+    It has the methods of ``OptimWrapper`` that a model's ``train_step`` may
+    call.
+
     Args:
         wrapper: The real wrapper. Attributes that this class does not have
             are read from it.
-        setting: How ``wrapper`` makes and scales its losses in this replay.
+        setting: The way in which losses are made and scaled in this replay.
         device: The type of the device, such as 'cuda'.
     """
 
@@ -87,6 +95,7 @@ class ReplayWrapper:
 
     @property
     def param_groups(self) -> List[Dict[str, Any]]:
+        """The parameter groups of the replay's optimizer."""
         return self.optimizer.param_groups
 
     def __getattr__(self, name: str) -> Any:
@@ -94,6 +103,7 @@ class ReplayWrapper:
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Run the forward pass under the autocast of the setting."""
         dtype = self._setting.dtype
         with torch.autocast(
             self._device, dtype=dtype, enabled=dtype is not None
@@ -101,31 +111,39 @@ class ReplayWrapper:
             yield
 
     def scale_loss(self, loss: Tensor) -> Tensor:
+        """Divide a loss by the number of micro-batches, as MMEngine does."""
         return loss / self._setting.accumulation
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Record a loss and run its backward pass."""
         value = loss.detach()
-        self.losses.append(value if value.dim() == 0 else value.sum())
+        total = value
+        # A loss of another shape comes with a gradient in kwargs.
+        if total.dim() > 0:
+            total = total.sum()
+        self.losses.append(total)
         if self.loss_scaler is not None:
             # A scaler makes its scale tensor in the first call of scale().
             self.loss_scaler.scale(value)
+        # Scaled here and not by the scaler, whose scale is that of training.
         (loss * self._setting.loss_scale).backward(**kwargs)
 
     def update_params(self, loss: Tensor, *_: object, **__: object) -> None:
+        """Run the backward pass without an update."""
         self.backward(self.scale_loss(loss))
 
     def step(self, **kwargs: object) -> None:
-        pass
+        """Ignore a step."""
 
     def zero_grad(self, **kwargs: object) -> None:
-        pass
+        """Keep the gradients, which are judged at the end of the window."""
 
 
 def stub_optimizer(optimizer: Optimizer) -> Optimizer:
     """Return a copy of an optimizer that neither steps nor clears gradients.
 
-    The copy has parameter groups of its own, because a model's
-    ``train_step`` may change learning rates.
+    The parameter groups are copied, because a model's ``train_step`` may
+    change learning rates.
     """
     stub: Any = copy.copy(optimizer)
     stub.param_groups = []
@@ -140,11 +158,12 @@ def stub_optimizer(optimizer: Optimizer) -> Optimizer:
 
 @contextmanager
 def leave_no_trace(model: nn.Module) -> Iterator[None]:
-    """Restore gradients, buffers, random states and all that forward changes.
+    """Restore gradients, buffers, random states and whatever forward changes.
 
     Compiled code runs as it is written, without a compiler. Syncs the device.
     """
     rng = read_rng()
+    # The replay accumulates into fresh gradients.
     grads = []
     for param in model.parameters():
         grads.append((param, param.grad))
@@ -169,7 +188,7 @@ def run_pass(
     model: nn.Module,
     run: Callable[[], Dict[str, List[Tensor]]],
     inputs: List[InputTensor],
-    looks: bool,
+    with_probe: bool,
 ) -> Pass:
     """Run a window again and leave no trace.
 
@@ -180,12 +199,13 @@ def run_pass(
         run: Runs forward and backward of all micro-batches and returns the
             losses by optimizer.
         inputs: The tensors of the batches.
-        looks: Whether to find the operation that made the first non-finite
-            number. This takes many times as long.
+        with_probe: Whether to find the operation that made the first
+            non-finite number. This takes many times as long.
     """
     with leave_no_trace(model):
+        # A buffer that was bad before, such as a mask of -inf, is no result.
         sound = [b for b in model.buffers() if not nonfinite_indices([b])]
-        if not looks:
+        if not with_probe:
             losses = run()
             return Pass(not find_bad(model, losses, sound), sums(losses))
         probe = ModuleProbe(model, inputs)
@@ -206,13 +226,15 @@ def find_bad(
 
     Args:
         model: The model after the replay.
-        losses: By optimizer, the losses of the replay.
+        losses: The losses of the replay, by optimizer.
         sound: The buffers that were finite before the replay.
     """
     all_losses = list(chain.from_iterable(losses.values()))
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    params = list(model.parameters())
+    # The backward pass reaches the last layer first.
+    grads = [p.grad for p in reversed(params) if p.grad is not None]
     bad: List[Tensor] = []
-    for tensors in (all_losses, sound, grads[::-1]):
+    for tensors in (all_losses, sound, grads):
         bad += map(tensors.__getitem__, nonfinite_indices(tensors))
     return bad
 
@@ -220,4 +242,4 @@ def find_bad(
 def sums(losses: Mapping[str, List[Tensor]]) -> Dict[str, float]:
     """Return the sum of each optimizer's losses. Syncs the device."""
     values = read_once(losses)
-    return {name: sum(values[name]) for name in losses}
+    return dict(zip(values, map(sum, values.values())))

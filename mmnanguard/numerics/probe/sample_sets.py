@@ -8,8 +8,8 @@ from torch import Tensor
 __all__ = ['SampleSets', 'compact']
 
 NOBODY: FrozenSet[int] = frozenset()
-# At most this many samples share an element, as in the gradient of Mixup.
-# More samples are counted as unknown.
+# The largest number of samples that share an element, as in the gradient of
+# Mixup. A larger set is no help to a user and counts as unknown.
 MAX_TOGETHER = 3
 # Limits within which a fold takes a reasonable time: few or short rows.
 MAX_ROWS = 256
@@ -17,11 +17,12 @@ MAX_FOLDED = 4096
 
 
 class SampleSets:
-    """Numbers sets of samples; tensors of these numbers are called codes.
+    """Sets of samples, each with a number.
 
-    Codes have size 1 along dimensions over which they are constant. The
-    number 0 means that the samples are not known, and so does None in place
-    of codes.
+    A tensor of these numbers, with a number for each element of another
+    tensor, is called codes. Codes have size 1 along dimensions over which
+    they are constant. The number 0 means that the samples are not known, and
+    so does None in place of codes.
     """
 
     def __init__(self) -> None:
@@ -38,8 +39,8 @@ class SampleSets:
             self._sets.append(samples)
         return self._numbers[samples]
 
-    def number_one(self, sample: int) -> int:
-        """Return the number of the set of one sample."""
+    def number_single(self, sample: int) -> int:
+        """Return the number of the set that holds a single sample."""
         return self.number({sample})
 
     def union(self, codes: Set[int]) -> FrozenSet[int]:
@@ -47,7 +48,11 @@ class SampleSets:
         return NOBODY.union(*map(self._sets.__getitem__, codes))
 
     def combine(self, many: Sequence[Optional[Tensor]]) -> Optional[Tensor]:
-        """Return the codes of elements that depend on all the given ones."""
+        """Return the codes of elements that depend on several tensors.
+
+        Args:
+            many: The codes of these tensors; None is ignored.
+        """
         result: Optional[Tensor] = None
         for codes in many:
             if codes is None:
@@ -55,8 +60,8 @@ class SampleSets:
             if result is None:
                 result = codes
                 continue
-            # Each pair of codes is one number, so that each pair that occurs
-            # is looked up only once.
+            # A pair of codes is encoded as a number, so that unique() returns
+            # each pair only once.
             base = len(self._sets)
             pairs = compact(result) * base + compact(codes)
             values, places = pairs.unique(return_inverse=True)
@@ -70,7 +75,7 @@ class SampleSets:
         return result
 
     def fold(self, codes: Optional[Tensor], dim: int) -> Optional[Tensor]:
-        """Return the union along one dimension, which keeps size 1."""
+        """Return the union along a dimension, which keeps size 1."""
         if codes is None or codes.shape[dim] == 1:
             return codes
         first = codes.narrow(dim, 0, 1)
@@ -79,10 +84,10 @@ class SampleSets:
         if len(flat) <= MAX_ROWS:
             places = torch.arange(len(flat))
         elif codes.shape[dim] <= MAX_FOLDED:
-            # Rows that are equal are folded once.
+            # Equal rows are folded only once.
             flat, places = flat.unique(dim=0, return_inverse=True)
         else:
-            return torch.zeros_like(first)
+            return torch.zeros_like(first)  # not known
         numbers = []
         for row in flat:
             samples = self.union(set(row.unique().tolist()))
@@ -108,4 +113,6 @@ def compact(codes: Tensor) -> Tensor:
             if codes.stride(dim) == 0 or bool((codes == first).all()):
                 codes = first
     # A copy, because a view of one element would keep all of them alive.
-    return codes.clone() if codes.numel() == 1 else codes.contiguous()
+    if codes.numel() == 1:
+        return codes.clone()
+    return codes.contiguous()

@@ -1,4 +1,4 @@
-"""Samples, followed through the operations of a replay."""
+"""A tracker that follows samples through the operations of a replay."""
 
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -8,7 +8,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from .sample_sets import SampleSets, compact
-from .storage_views import Layout, key_of, layout_of, read_through
+from .storage_views import ViewLayout, key_of, layout_of, read_through
 
 __all__ = ['SampleTracker']
 
@@ -47,27 +47,33 @@ ROWS = (
 
 
 class SampleTracker:
-    """Knows which samples each element of each tensor depends on.
+    """Follows which samples the elements of tensors depend on.
 
-    Each tensor has codes (see :class:`SampleSets`), and each operation does
-    to the codes what it does to the elements: move, combine or reduce. So
+    Tensors have codes (see :class:`SampleSets`). An operation moves, combines
+    or reduces the codes in the way in which it treats the elements. Therefore
     samples are still known after Swin's windows or Mixup, and a dimension
     that happens to be as long as the batch is not mistaken for the batch.
-    After an operation that is not known here, the samples count as unknown:
-    no name is better than a wrong one.
+    After an operation that is not listed here, the samples count as unknown:
+    no name is better than a wrong name.
 
-    Statistics over a batch are ignored: a normalized row depends on its own
-    sample only.
+    Statistics over a batch are ignored: a normalized row depends only on its
+    sample.
     """
 
     def __init__(self) -> None:
         self._sets = SampleSets()
-        self._codes: Dict[int, Dict[Layout, Tensor]] = {}  # by storage
+        self._codes: Dict[int, Dict[ViewLayout, Tensor]] = {}  # by storage
         self._refs: Dict[int, StorageWeakRef] = {}  # keep addresses unique
 
     def add(self, tensor: Tensor, samples: Sequence[int]) -> None:
-        """Note the samples of an input: one for all of it, or one per row."""
-        codes = torch.tensor(list(map(self._sets.number_one, samples)))
+        """Note the samples of an input.
+
+        Args:
+            tensor: The input.
+            samples: The number of the only sample, or of the sample of each
+                row.
+        """
+        codes = torch.tensor(list(map(self._sets.number_single, samples)))
         if tensor.dim() == 0:
             codes = codes.reshape(())
         else:
@@ -91,9 +97,11 @@ class SampleTracker:
         if codes is None:
             return ()
         codes = codes.expand(tensor.shape)
+        # Codes are on the host, wherever the tensor is.
         bad_codes = set(codes[bad.cpu()].unique().tolist())
         if 0 in bad_codes:
             return ()
+        # With Mixup, a sample that is also part of good elements is innocent.
         suspects = self._sets.union(bad_codes)
         cleared = self._sets.union(set(codes.unique().tolist()) - bad_codes)
         return tuple(sorted(suspects - cleared or suspects))
@@ -104,15 +112,20 @@ class SampleTracker:
         """Derive the codes of an operation's outputs, after it has run."""
         inputs = tensors((args, kwargs))
         written = tensors(outputs)
-        is_known = any(self._codes_of(tensor) is not None for tensor in inputs)
-        if not is_known and not any(key_of(t) in self._codes for t in written):
+        # Most operations on weights alone end here. Codes that an output has
+        # already, as the target of an in-place operation, must be updated.
+        if not any(map(self._is_known, inputs)) and not any(
+            map(self._has_views, written)
+        ):
             return
         try:
             derived = self._derive(func, args, kwargs, inputs, written)
         except (RuntimeError, IndexError):
             derived = []  # unexpected shapes: the samples are not known
+        # The samples of further outputs are not known.
         derived += [None] * (len(written) - len(derived))
         for output, codes in zip(written, derived):
+            # An operation that is treated wrongly here must not end a replay.
             if codes is not None and not fits(codes, output):
                 codes = None
             try:
@@ -140,14 +153,18 @@ class SampleTracker:
             return []
         if plain in RESHAPES:
             full = self._full(inputs[0])
-            return [] if full is None else [full.reshape(outputs[0].shape)]
+            if full is None:
+                return []
+            return [full.reshape(outputs[0].shape)]
         if is_view(func) or plain in MOVES:
             # The operation itself moves the codes as it moves the elements.
             return list(tensors(func(*self._coded(args), **kwargs)))
         if plain == 'embedding':
-            # Rows of the table go where the indices say.
-            return [] if codes[1] is None else [codes[1].unsqueeze(-1)]
+            # A row of the table depends on the sample of its index.
+            indices = codes[1]
+            return [] if indices is None else [indices.unsqueeze(-1)]
         if plain in ('mm', 'bmm', 'addmm', 'baddbmm'):
+            # The inner dimension is summed over.
             *bias, left, right = codes
             factors = self._sets.fold(left, -1), self._sets.fold(right, -2)
             return [self._sets.combine([*bias, *factors])]
@@ -159,7 +176,7 @@ class SampleTracker:
             return [mixed] * len(outputs)
         if plain in REDUCTIONS and len(inputs) == 1:
             return [self._reduce(func, args, kwargs, codes[0])] * len(outputs)
-        if any(part in plain for part in ROWS):
+        if any(map(plain.__contains__, ROWS)):
             return self._keep_rows(codes, inputs, outputs[0])
         if torch.Tag.pointwise in func.tags or plain in POINTWISE:
             return [self._sets.combine(codes)] * len(outputs)
@@ -173,11 +190,13 @@ class SampleTracker:
         Forward has three outputs: the result, the mean and the deviation.
         Backward has two inputs with samples: the gradient and the input.
         """
+        # The shape of the dimensions is the first list among the arguments.
         shape = next(a for a in args if isinstance(a, (list, tuple)))
         is_backward = 'backward' in name
         mixed = self._sets.combine(codes[: 1 + is_backward])
         for dim in range(len(shape)):
             mixed = self._sets.fold(mixed, -1 - dim)
+        # Of backward, only the first output is a gradient of samples.
         return [mixed] if is_backward else [mixed] * 3
 
     def _keep_rows(
@@ -212,13 +231,16 @@ class SampleTracker:
         dims = arguments.get('dim')
         if isinstance(dims, int):
             dims = [dims]
+        # Without 'dim', PyTorch reduces all dimensions.
         dims = dims or range(codes.dim())
         for dim in dims:
             codes = self._sets.fold(codes, dim)
         if codes is None or arguments.get('keepdim'):
             return codes
-        # From the last one on, so that the others keep their numbers.
-        for dim in sorted((dim % codes.dim() for dim in dims), reverse=True):
+        # From the last dimension on, so that the numbers of the dimensions
+        # before it stay valid.
+        reduced = [dim % codes.dim() for dim in dims]
+        for dim in sorted(reduced, reverse=True):
             codes = codes.squeeze(dim)
         return codes
 
@@ -226,6 +248,7 @@ class SampleTracker:
         """Return the arguments with the first one replaced by its codes."""
 
         def replace(leaf: object) -> object:
+            """Return the codes of a tensor, and anything else unchanged."""
             if not isinstance(leaf, Tensor):
                 return leaf
             full = self._full(leaf)
@@ -240,7 +263,17 @@ class SampleTracker:
     def _full(self, tensor: Tensor) -> Optional[Tensor]:
         """Return the codes expanded to the tensor's shape."""
         codes = self._codes_of(tensor)
-        return None if codes is None else codes.expand(tensor.shape)
+        if codes is None:
+            return None
+        return codes.expand(tensor.shape)
+
+    def _is_known(self, tensor: Tensor) -> bool:
+        """Whether a tensor has codes."""
+        return self._codes_of(tensor) is not None
+
+    def _has_views(self, tensor: Tensor) -> bool:
+        """Whether some view of a tensor's memory has codes."""
+        return key_of(tensor) in self._codes
 
     def _codes_of(self, tensor: Tensor) -> Optional[Tensor]:
         """Return the codes of a tensor, if any view of its memory has some."""
@@ -257,7 +290,7 @@ class SampleTracker:
         return views[layout]
 
     def _store(self, tensor: Tensor, codes: Optional[Tensor]) -> None:
-        """Set or forget the codes of one view."""
+        """Set the codes of a view, or forget them if ``codes`` is None."""
         key = key_of(tensor)
         if codes is None:
             self._codes.get(key, {}).pop(layout_of(tensor), None)
@@ -268,15 +301,21 @@ class SampleTracker:
         views[layout_of(tensor)] = compact(codes)
 
     def _rewrite(self, tensor: Tensor, codes: Optional[Tensor]) -> None:
-        """Update the codes of other views after ``tensor`` was written."""
+        """Update the codes of all other views of memory that was written.
+
+        Args:
+            tensor: The view through which the memory was written.
+            codes: The new codes of this view.
+        """
         if codes is None:
             codes = torch.zeros([1] * tensor.dim(), dtype=torch.long)
         layout = layout_of(tensor)
         views = self._codes.get(key_of(tensor), {})
         for other, known in views.items():
             if other != layout:
-                both = {other: known, layout: codes}
-                views[other] = read_through(tensor, both, other)
+                # In this order, so that the new codes overwrite the old codes.
+                history = {other: known, layout: codes}
+                views[other] = read_through(tensor, history, other)
 
 
 def is_view(func: Operation) -> bool:
@@ -292,8 +331,10 @@ def fits(codes: Tensor, tensor: Tensor) -> bool:
     """Whether the codes can be expanded to the tensor's shape."""
     if codes.dim() != tensor.dim():
         return False
-    sizes = zip(codes.shape, tensor.shape)
-    return all(size in (1, full_size) for size, full_size in sizes)
+    for size, full_size in zip(codes.shape, tensor.shape):
+        if size not in (1, full_size):
+            return False
+    return True
 
 
 def bind_arguments(
@@ -308,8 +349,9 @@ def bind_arguments(
 
 def tensors(tree: object) -> List[Tensor]:
     """Return the strided tensors of a tree."""
-    return [
-        leaf
-        for leaf in tree_flatten(tree)[0]
-        if isinstance(leaf, Tensor) and leaf.layout is torch.strided
-    ]
+    leaves = []
+    for leaf in tree_flatten(tree)[0]:
+        # A sparse tensor has neither a storage nor strides.
+        if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
+            leaves.append(leaf)
+    return leaves

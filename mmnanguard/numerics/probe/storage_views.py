@@ -1,4 +1,4 @@
-"""Views of one storage: how a tensor lies in its memory."""
+"""The views of a storage, and codes that are carried between them."""
 
 from typing import Mapping, Tuple
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 from .sample_sets import compact
 
-__all__ = ['Layout', 'key_of', 'layout_of', 'read_through']
+__all__ = ['ViewLayout', 'key_of', 'layout_of', 'read_through']
 
 # The offset, shape and strides in elements, and the bytes of an element.
-Layout = Tuple[int, Tuple[int, ...], Tuple[int, ...], int]
+ViewLayout = Tuple[int, Tuple[int, ...], Tuple[int, ...], int]
 
 
 def key_of(tensor: Tensor) -> int:
@@ -21,8 +21,8 @@ def key_of(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def layout_of(tensor: Tensor) -> Layout:
-    """Return how a tensor lies in its storage."""
+def layout_of(tensor: Tensor) -> ViewLayout:
+    """Return the layout of a tensor in its storage."""
     return (
         int(tensor.storage_offset()),
         tuple(tensor.shape),
@@ -32,19 +32,21 @@ def layout_of(tensor: Tensor) -> Layout:
 
 
 def read_through(
-    tensor: Tensor, views: Mapping[Layout, Tensor], wanted: Layout
+    tensor: Tensor, views: Mapping[ViewLayout, Tensor], wanted: ViewLayout
 ) -> Tensor:
-    """Return the codes of one view, derived from those of other views.
+    """Return the codes of a view, derived from the codes of other views.
 
     Args:
         tensor: Any view of the storage.
-        views: By layout, the known codes. Later entries overwrite earlier
-            ones where they overlap.
+        views: The known codes by layout. Where views overlap, a later entry
+            overwrites an earlier entry.
         wanted: The layout of the view in question.
     """
     size = tensor.untyped_storage().nbytes() // tensor.element_size()
+    # A number for each element of the storage; 0 where nothing is known.
     flat = torch.zeros(size, dtype=torch.long)
     for (offset, shape, stride, itemsize), codes in views.items():
+        # A view as another dtype has other elements.
         if itemsize == tensor.element_size():
             # All elements of an expanded dimension are the same memory.
             sizes = list(shape)
