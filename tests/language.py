@@ -62,8 +62,8 @@ BANNED_NAMES = frozenset(
     """.split()  # noqa: SIM905
 )
 
-# The limits of the package's counts. Six well-known projects of this field have
-# 2.8 to 6.3 comprehensions and 2.2 to 9.3 conditional expressions.
+# The limits of the package's counts. Six well-known projects of this field
+# have 2.8 to 6.3 comprehensions and 2.2 to 9.3 conditional expressions.
 LIMITS = {
     'comprehensions per 1000 lines': Limit(12.0, is_largest=True),
     'conditional expressions per 1000 lines': Limit(8.0, is_largest=True),
