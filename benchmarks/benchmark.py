@@ -254,6 +254,15 @@ def draw(machine, rows, file):
     save_figure(figure, file)
 
 
+def without_against(argv):
+    """Return the options without ``--against``, in either of its forms."""
+    options = list(argv)
+    if '--against' in options:
+        place = options.index('--against')
+        del options[place : place + 2]
+    return [item for item in options if not item.startswith('--against=')]
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     add = parser.add_argument
@@ -280,9 +289,9 @@ def main(argv=None):
         measure_updates(args, OPTIMIZERS, CLIPS)
         return 0
     if args.against:
-        place = argv.index('--against')
-        others = [*argv[:place], *argv[place + 2 :]]
-        compare(others, args.against, args.markdown)
+        if not (args.against / 'mmnanguard').is_dir():
+            parser.error(f'--against: {args.against} has no mmnanguard folder')
+        compare(without_against(argv), args.against, args.markdown)
         return 0
     rows = []
     for kind in product(
