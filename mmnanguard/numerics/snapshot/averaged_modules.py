@@ -1,13 +1,10 @@
 """Frozen parts of a model whose parameters forward changes."""
 
-from typing import TYPE_CHECKING, Iterable, Iterator, Sequence, Set
+from typing import Iterable, Iterator, Sequence, Set, Tuple
 
 from torch import nn
 
 from .tensor_backup import TensorBackup
-
-if TYPE_CHECKING:
-    from .change_tracker import TrackedModel
 
 __all__ = ['note_averages', 'note_changing']
 
@@ -30,7 +27,8 @@ def note_averages(
 
 
 def note_changing(
-    changed: Sequence[TensorBackup], models: Iterable['TrackedModel']
+    changed: Sequence[TensorBackup],
+    models: Iterable[Tuple[nn.Module, Sequence[TensorBackup]]],
 ) -> None:
     """Note that forward changes some tensors and their frozen neighbours.
 
@@ -40,18 +38,18 @@ def note_changing(
 
     Args:
         changed: The backups of tensors that were seen to change.
-        models: The models that may hold them.
+        models: The models that may hold them, each with all its backups.
     """
     owners = set()
     for backup in changed:
         owners.add(backup.owner)
         backup.set_changing()
-    for tracked in models:
-        for part in frozen_parts(tracked.model):
+    for model, backups in models:
+        for part in frozen_parts(model):
             if owners.isdisjoint(part):
                 continue
             # One moving parameter gives the whole encoder away.
-            for backup in tracked.backups:
+            for backup in backups:
                 if backup.owner in part:
                     backup.set_changing()
 

@@ -156,7 +156,8 @@ class ChangeTracker:
 
     def note_changing(self, backups: Sequence[TensorBackup]) -> None:
         """Note that forward changed these tensors, which was not known."""
-        note_changing(backups, self._models.values())
+        models = [(t.model, t.backups) for t in self._models.values()]
+        note_changing(backups, models)
         self._divide()
 
     def count_commit(self) -> None:
