@@ -95,18 +95,18 @@ class RunReport:
 
     @property
     def log_interval(self) -> int:
-        """Iterations between two scalars, the longest interval of late.
+        """The longest of the last intervals between two scalars.
 
-        0 if there are fewer than 100 scalars, and 1 if there is none.
+        In iterations; 1 if there are fewer than two scalars.
         """
         longest: Sequence[int] = ()
         for curve in self.curves.values():
             longest = max(longest, curve.iters, key=len)
         # MMEngine logs every so many iterations, so that the last scalar may
         # come before the end of a finished run. Only the last intervals
-        # count: earlier attempts may have logged less often. Both slices are
-        # the whole list if that is short, hence the 0.
-        return max(map(sub, longest[-99:], longest[-100:]), default=1)
+        # count: earlier attempts may have logged less often.
+        recent = longest[-100:]
+        return max(map(sub, recent[1:], recent), default=1)
 
     @property
     def progress(self) -> str:

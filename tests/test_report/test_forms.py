@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from array import array
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -31,7 +32,9 @@ from mmnanguard.core.rows.json_numbers import to_json
 from mmnanguard.report import RunReport, load_run, print_reports, write_page
 from mmnanguard.report.assessment import judge
 from mmnanguard.report.page import section
+from mmnanguard.report.read_scalars import Curve
 from mmnanguard.report.summarize import summarize
+from mmnanguard.report.summary import Summary
 
 pytest.importorskip('plotly')
 pytest.importorskip('rich')
@@ -182,6 +185,18 @@ def test_rows_that_lack_a_key(is_gone):
     to_json(section(report, summary.last_iter))
     to_json(report.to_dict())
     print_reports([report])
+
+
+@pytest.mark.parametrize(
+    ('last', 'state'), [(9, 'finished'), (3, 'unfinished')]
+)
+def test_a_short_run_that_logs_seldom_can_be_finished(last, state):
+    """Iteration 10 of 10 has no scalar if there is one every 3 iterations."""
+    summary = Summary(run='r', max_iters=10, last_iter=last)
+    iters = array('q', range(3, last + 1, 3))
+    curves = {'loss': Curve(iters, array('d', [0.5] * len(iters)))}
+    report = RunReport('x', summary, curves, judge(summary), WRITTEN)
+    assert report.state == state
 
 
 @pytest.mark.parametrize('value', [0.0, -1.0, 1e-30, 1e38, float('nan')])
