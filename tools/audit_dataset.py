@@ -84,14 +84,21 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE'
     )
     args = parser.parse_args(argv)
+    check_args(parser, args)
+    return args
+
+
+def check_args(
+    parser: argparse.ArgumentParser, args: argparse.Namespace
+) -> None:
+    """Evaluate --checks, and refuse values that cannot work."""
     try:
-        args.checks = [read_check(text) for text in args.checks]
-    except Exception as error:  # whatever its evaluation raises
+        args.checks = list(map(read_check, args.checks))
+    except Exception as error:  # whatever the evaluation raises
         parser.error(f'--checks: {error}')
     for name in ('seed', 'num_workers'):
         if (getattr(args, name) or 0) < 0:
             parser.error(f'--{name.replace("_", "-")} must be 0 or more')
-    return args
 
 
 def read_check(text: str) -> object:
@@ -101,6 +108,7 @@ def read_check(text: str) -> object:
     """
     if '(' not in text and '{' not in text:
         return text
+    # Users also write the literals of JSON.
     return eval(text, dict(true=True, false=False, null=None))
 
 
@@ -127,15 +135,19 @@ def load(
     loader = cfg.get(name)
     if not loader:
         raise GuardConfigError(f'{args.config} has no {name}.')
+    # Before the dataset is built, which may take minutes.
     for key in args.key:
         check_key(key)
-    checks = build_checks(args.checks, '--checks') if args.checks else []
-    # As a training run does: the start method of processes, and no threads
-    # of OpenCV in them.
+    checks = []
+    if args.checks:
+        checks = build_checks(args.checks, '--checks')
+    # A training run does this as well: it sets the start method of worker
+    # processes, and the number of their OpenCV threads.
     set_multi_processing(**cfg.get('env_cfg', {}).get('mp_cfg', {}))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     dataset = DATASETS.build(loader.dataset)
     dataset = AuditedDataset(dataset, checks, args.key, args.seed)
+    # An audit that was killed is continued only if these are unchanged.
     facts = dict(
         dataset=str(loader.dataset),
         checks=args.checks,
@@ -156,6 +168,7 @@ def walk(
     """Audit this rank's share; return whether the whole dataset is done."""
     from mmnanguard.datasets.dataset_audit import audit
 
+    # Set by torchrun. No process group is needed: ranks share a folder.
     rank = int(os.environ.get('RANK', 0))
     world_size = int(os.environ.get('WORLD_SIZE', 1))
     progress = Progress(
@@ -164,7 +177,7 @@ def walk(
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=Console(file=sys.stderr),
-        auto_refresh=False,  # a thread is no good beside processes that fork
+        auto_refresh=False,  # no thread: worker processes may be forked
         disable=rank > 0,
     )
     num_bad = 0
@@ -172,6 +185,7 @@ def walk(
     task = progress.add_task('0 bad', total=share)
 
     def advance(rows: List['Row']) -> None:
+        """Show that some more rows are done."""
         nonlocal num_bad
         num_bad += sum(bool(row['problems']) for row in rows)
         progress.update(
@@ -202,13 +216,14 @@ def show(report: 'Report', out: Path) -> None:
             start = [str(row['index']), row['name']]
             for problem in row['problems']:
                 table.add_row(*start, problem['check'], problem['text'])
+                # The sample is named once, before its first problem.
                 start = ['', '']
         console.print(table)
     if report['distributions']:
         columns = ('count', 'mean', 'std', 'min', 'quartiles', 'max')
         table = Table('key', *columns, 'nonfinite', 'missing')
         for key, values in report['distributions'].items():
-            cells = [as_text(values.get(column)) for column in columns]
+            cells = map(as_text, map(values.get, columns))
             counts = [str(values[name]) for name in ('nonfinite', 'missing')]
             table.add_row(key, *cells, *counts)
         console.print(table)
@@ -224,7 +239,9 @@ def as_text(value: object) -> str:
     """Format a number or a list of numbers for a table."""
     if isinstance(value, list):
         return ' '.join(map(as_text, value))
-    return f'{value:.4g}' if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f'{value:.4g}'
+    return str(value)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ import math
 import re
 import sys
 import tempfile
+from operator import itemgetter
 from pathlib import Path
 from typing import (
     Any,
@@ -45,11 +46,11 @@ from mmnanguard.core.rows.event_files import events_file
 ROOT = Path(__file__).resolve().parents[1]
 CASES = ROOT / 'configs' / 'cases'
 COLUMNS = 'plain', 'guarded', 'cured', 'culprit', 'reported'
+# The history of each logged scalar, by name.
 Scalars = Mapping[str, HistoryBuffer]
-
-
 # The outcome of a run by key; run() has the keys.
 Outcome = Dict[str, Any]
+# A row of the events of a run.
 Row = Dict[str, Any]
 
 
@@ -58,11 +59,12 @@ class Recorder(Hook):
 
     Attributes:
         losses: The loss of each iteration.
-        lost: Number of iterations after which no weight was different.
+        lost: The number of iterations that changed no weight.
         bad_from: The first iteration, from 1, after which a weight was not
             finite; None if there is none.
     """
 
+    # After all other hooks, which may still change the weights.
     priority = 'LOWEST'
 
     def __init__(self) -> None:
@@ -105,6 +107,7 @@ def moments_of(optimizer: torch.optim.Optimizer) -> List[Tensor]:
     moments = []
     for state in optimizer.state.values():
         for key, value in state.items():
+            # SGD without momentum keeps None.
             if key != 'step' and value is not None:
                 moments.append(value)
     return moments
@@ -120,19 +123,17 @@ def run(path: Path, work_dir: str) -> Outcome:
     runner, recorder = Runner.from_cfg(cfg), Recorder()
     runner.register_hook(recorder)
     raised = ''
+    # A halt of the guard and anomaly mode both raise a RuntimeError.
     try:
         runner.train()
     except RuntimeError as error:
         raised = f'Iter {runner.iter + 1}: {error}'.splitlines()[0]
-    file = events_file(runner.log_dir)
-    lines = file.read_text().splitlines() if file.exists() else []
-    rows = [json.loads(line) for line in lines]
+    rows = read_events(runner.log_dir)
     updates = [row for row in rows if row['kind'] == 'update']
     scalars = runner.message_hub.log_scalars
-    is_nan = [not math.isfinite(loss) for loss in recorder.losses]
     return dict(
         raised=raised,
-        first_nan=is_nan.index(True) + 1 if any(is_nan) else None,
+        first_nan=first_nonfinite(recorder.losses),
         bad_from=recorder.bad_from,
         bad_weights=count_bad(runner.model.parameters()),
         bad_buffers=count_bad(runner.model.buffers()),
@@ -145,19 +146,37 @@ def run(path: Path, work_dir: str) -> Outcome:
         error=chosen(scalars, 'val/error', lambda values: values[-1]),
         is_guarded=bool(rows),
         events=len(updates),
-        skips=sum(row['action'] == 'skip' for row in updates),
-        dumps=sum(row['kind'] == 'dump' for row in rows),
+        skips=list(map(itemgetter('action'), updates)).count('skip'),
+        dumps=list(map(itemgetter('kind'), rows)).count('dump'),
         culprit='; '.join(culprits(rows) + left_out(runner.log_dir)),
         losses=recorder.losses,
         rows=rows,
     )
 
 
+def read_events(log_dir: str) -> List[Row]:
+    """Return the rows of a run's events; [] for a run without a guard."""
+    file = events_file(log_dir)
+    if not file.exists():
+        return []
+    return list(map(json.loads, file.read_text().splitlines()))
+
+
+def first_nonfinite(losses: Iterable[float]) -> Optional[int]:
+    """Return the first iteration, from 1, with a bad loss; None without."""
+    for iteration, loss in enumerate(losses, 1):
+        if not math.isfinite(loss):
+            return iteration
+    return None
+
+
 def chosen(
     scalars: Scalars, key: str, choose: Callable[[np.ndarray], float]
 ) -> Optional[float]:
     """Return a value of a scalar's history; None if it was never logged."""
-    return float(choose(scalars[key].data[0])) if key in scalars else None
+    if key not in scalars:
+        return None
+    return float(choose(scalars[key].data[0]))
 
 
 def late_median(values: np.ndarray) -> float:
@@ -171,6 +190,7 @@ def lr_left(cfg: Config, scalars: Scalars) -> float:
     It is below 1 if a remedy has lowered the rate.
     """
     rates = scalars['train/lr'].data[0]
+    # The schedule is run again on an optimizer that no remedy touches.
     bare = OptimWrapper(
         torch.optim.SGD([torch.zeros(1)], cfg.optim_wrapper.optimizer.lr)
     )
@@ -179,6 +199,7 @@ def lr_left(cfg: Config, scalars: Scalars) -> float:
             dict(spec), default_args=dict(optimizer=bare)
         )
         for _ in rates[1:]:
+            # A scheduler warns if it steps before its optimizer.
             bare.step()
             scheduler.step()
     return float(rates[-1] / bare.param_groups[0]['lr'])
@@ -191,8 +212,12 @@ def culprits(rows: Iterable[Row]) -> List[str]:
     for row in rows:
         sample = (row.get('samples') or [''])[0]
         if row['kind'] == 'autopsy':
-            module = f"'{row['module']}' ({row['module_type']}, {row['op']})"
-            samples.setdefault(module if row['module'] else row['op'], sample)
+            culprit = row['op']
+            if row['module']:
+                culprit = (
+                    f"'{row['module']}' ({row['module_type']}, {row['op']})"
+                )
+            samples.setdefault(culprit, sample)
         elif row['kind'] == 'update':
             if row['cause'] == 'grad_nonfinite':
                 bad = row['params'][0]
@@ -212,7 +237,9 @@ def culprits(rows: Iterable[Row]) -> List[str]:
             samples[f"'{bad['name']}' ({bad['tensor']})"] = ''
     named = []
     for culprit, sample in samples.items():
-        named.append(f'{culprit}: {sample}' if sample else culprit)
+        if sample:
+            culprit = f'{culprit}: {sample}'
+        named.append(culprit)
     return named
 
 
@@ -228,16 +255,20 @@ def describe(came: Outcome) -> str:
         return str(came['raised'])
     facts = []
     if came['bad_from']:
-        bad = 'weights and moments' if came['bad_moments'] else 'weights'
+        bad = 'weights'
+        if came['bad_moments']:
+            bad = 'weights and moments'
         facts.append(f'{bad} NaN from iteration {came["bad_from"]} on')
     elif came['bad_moments']:
         facts.append(f'moments NaN from iteration {came["first_nan"]} on')
     if came['bad_buffers']:
         facts.append(f'{came["bad_buffers"]} running statistics NaN')
+    # A skip changes no weight, either.
     if came['lost'] > came['skips']:
         facts.append(f'{came["lost"]} updates that changed no weight')
     if came['skips']:
         facts.append(f'{came["skips"]} skipped')
+    # The cases have no other events than skips and spikes.
     if came['events'] > came['skips']:
         facts.append(f'{came["events"] - came["skips"]} spikes')
     if came['is_guarded']:
@@ -265,7 +296,7 @@ def differences(came: Outcome, documented: Mapping[str, Any]) -> List[str]:
     for key, expected in documented.items():
         value = came[key]
         if key in ('culprit', 'raised'):
-            is_right = all(word in value for word in expected)
+            is_right = all(map(value.__contains__, expected))
         elif isinstance(expected, (list, tuple)):
             low, high = expected
             is_right = value is not None and low <= value <= high
@@ -320,10 +351,15 @@ def row_of(case: str, outcomes: Mapping[str, Outcome]) -> List[str]:
     cells = dict.fromkeys(COLUMNS, '')
     for name, came in outcomes.items():
         kind, _, rest = name.partition('_')
-        kind = kind if kind in cells else 'plain'
-        rest = rest if name.startswith(kind) else name
-        text = f'`{rest}`: {describe(came)}' if rest else describe(came)
-        cells[kind] += f'; {text}' if cells[kind] else text
+        # A name without a column, such as 'anomaly', is shown as a whole.
+        if kind not in cells:
+            kind, rest = 'plain', name
+        text = describe(came)
+        if rest:
+            text = f'`{rest}`: {text}'
+        if cells[kind]:
+            text = f'{cells[kind]}; {text}'
+        cells[kind] = text
         if name == 'guarded':
             cells['culprit'] = came['culprit']
     return [case, *cells.values()]

@@ -3,9 +3,9 @@
 Any mm config will do, once it has a FaultInjectionHook. The job runs three
 times: guarded with the faults, guarded without them, and with the faults
 under MMEngine's own wrapper. Takes the options of tools/train.py. Exit status
-1: a guarded run crashed or ended with non-finite weights, or the guard saw
-nothing of a fault. Finite values and own faults may do no harm and are
-excepted.
+1: a guarded run crashed or ended with non-finite weights, or the guard did not
+act on a fault. Faults with a finite value or with a type of the user's may do
+no harm and are excepted.
 
 Example:
     python tools/fire_drill.py configs/digits/drill_fp16.py
@@ -17,6 +17,7 @@ import math
 import subprocess
 import sys
 import time
+from operator import itemgetter
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -71,6 +72,7 @@ def unguard(cfg: Config) -> Tuple[Config, str]:
     cfg, title = copy.deepcopy(cfg), 'unguarded'
     for wrapper in find(cfg.optim_wrapper, 'optimizer'):
         dropped = ['guard']
+        # Each wrapper has the name of MMEngine's wrapper with this prefix.
         wrapper['type'] = name_of(wrapper).replace('NanGuard', '')
         # MMEngine's wrapper for half precision refuses to run on a CPU.
         if wrapper['type'] == 'AmpOptimWrapper' and get_device() == 'cpu':
@@ -82,6 +84,7 @@ def unguard(cfg: Config) -> Tuple[Config, str]:
             dropped.append('clip_grad')
         for key in dropped:
             wrapper.pop(key, None)
+    # The faults stay, and so do the hooks of the user.
     ours = set(HOOKS.module_dict) - {'FaultInjectionHook'}
     hooks = cfg.get('custom_hooks') or []
     cfg.custom_hooks = [hook for hook in hooks if name_of(hook) not in ours]
@@ -96,6 +99,7 @@ def run(title: str, cfg: Config, folder: Path) -> Tuple[Row, List[Row]]:
     print(f'{title}: {folder}', flush=True)
     folder.mkdir(parents=True)
     cfg.dump(folder / 'drill.py')
+    # A separate process, so that a crash or an exit ends only this run.
     command = [sys.executable, train.__file__, folder / 'drill.py']
     start, log = time.perf_counter(), folder / 'console.log'
     with open(log, 'w') as file:
@@ -105,6 +109,7 @@ def run(title: str, cfg: Config, folder: Path) -> Tuple[Row, List[Row]]:
     seconds = round(time.perf_counter() - start)
     if status:
         print(*log.read_text().splitlines()[-30:], sep='\n', file=sys.stderr)
+    # MMEngine writes this file with the path of the newest checkpoint.
     bad, pointer = None, folder / 'last_checkpoint'
     if pointer.exists():
         from mmnanguard.numerics import load_plain
@@ -116,8 +121,8 @@ def run(title: str, cfg: Config, folder: Path) -> Tuple[Row, List[Row]]:
     for row in read_rows(folder, 'vis_data/scalars.json'):
         # A row without a learning rate is of validation; the last one stays.
         if 'lr' not in row:
-            keys = row.keys() - {'time', 'data_time', 'step'}
-            result.update((key, row[key]) for key in sorted(keys))
+            for key in sorted(row.keys() - {'time', 'data_time', 'step'}):
+                result[key] = row[key]
     return result, read_rows(folder, EVENTS_FILE)
 
 
@@ -135,20 +140,21 @@ def read_rows(folder: Path, name: str) -> List[Row]:
 
 
 def join(fault: 'Fault', events: Iterable[Row], window: int) -> Row:
-    """Return a fault, and what the guard did with the update that it hit.
+    """Return a fault, and the guard's action on the update that it hit.
 
     Args:
         fault: The fault.
         events: The rows of the run's events.
-        window: Number of iterations in an update.
+        window: The number of iterations in an update.
     """
     from mmnanguard.core.causes import facts_of_cause
 
     value = fault.type or str(fault.value)
     outcome: Row = dict(iter=fault.iter, site=fault.site, value=value)
     for row in events:
+        # A fault in any micro-batch is judged at the end of its window.
         if row['kind'] == 'update' and 0 <= row['iter'] - fault.iter < window:
-            blamed = [param['name'] for param in row['params']]
+            blamed = list(map(itemgetter('name'), row['params']))
             facts = facts_of_cause(row['cause'])
             if facts.blames == 'gradient' and not facts.names_origin:
                 # No parameter stands out: the whole batch is bad.
@@ -161,7 +167,7 @@ def join(fault: 'Fault', events: Iterable[Row], window: int) -> Row:
 def must_be_seen(fault: 'Fault') -> bool:
     """Whether the guard must act on a fault.
 
-    A finite value or a user's own fault may do no harm.
+    A finite value, or a fault with a type of the user's, may do no harm.
     """
     return fault.type is None and not math.isfinite(fault.value)
 
@@ -174,18 +180,23 @@ def show(rows: Sequence[Row]) -> None:
         headers.update(dict.fromkeys(row))
     table = Table(*headers)
     for row in rows:
-        table.add_row(*(as_text(row.get(header)) for header in headers))
+        table.add_row(*map(as_text, map(row.get, headers)))
     Console(markup=False).print(table)
 
 
 def as_text(value: object) -> str:
-    """Format a value for a table; of a list, the first item and a count."""
+    """Format a value for a table; a list as its first item and a count."""
+    if value is None:
+        return '-'
+    if value == []:
+        return 'none'
+    if isinstance(value, list) and len(value) > 1:
+        return f'{value[0]} and {len(value) - 1} more'
     if isinstance(value, list):
-        more = f' and {len(value) - 1} more' if value[1:] else ''
-        return f'{value[0]}{more}' if value else 'none'
+        return str(value[0])
     if isinstance(value, float):
         return f'{value:.4g}'
-    return '-' if value is None else str(value)
+    return str(value)
 
 
 def find_failures(
@@ -195,9 +206,9 @@ def find_failures(
 
     Args:
         faults: The planted faults.
-        outcomes: By fault, what the guard did.
+        outcomes: The guard's action on each fault.
         guarded: The result of the guarded run with the faults.
-        calm: The result of the guarded run without them.
+        calm: The result of the guarded run without faults.
     """
     failures = []
     for fault, row in zip(faults, outcomes):
@@ -206,12 +217,30 @@ def find_failures(
     # A mask may hold -inf by design: it does so without faults as well.
     bad_by_design = {*(calm['bad_weights'] or ())}
     spoilt = {*(guarded['bad_weights'] or ())} - bad_by_design
-    failures += [f'{name} is not finite' for name in sorted(spoilt)]
+    for name in sorted(spoilt):
+        failures.append(f'{name} is not finite')
     # Halting is the right answer to weights that go bad between updates.
     is_halted = any(row.get('cause') == 'weight_nonfinite' for row in outcomes)
     if calm['exit'] or (guarded['exit'] and not is_halted):
         failures.append('a guarded run crashed, see above')
     return failures
+
+
+def plan_faults(drills: Iterable[Dict[str, Any]]) -> List['Fault']:
+    """Return the faults of the config's drills.
+
+    A number becomes a string in the config, so that the config can be dumped.
+    """
+    from mmnanguard.hooks import FaultInjectionHook
+
+    faults: List[Fault] = []
+    for drill in drills:
+        for fault in find(drill['faults'], 'site'):
+            # MMEngine dumps the float nan as a name that nothing defines.
+            if fault.get('type') is None:
+                fault['value'] = str(fault.get('value', 'nan'))
+        faults += FaultInjectionHook(drill['faults']).faults
+    return faults
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -220,14 +249,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     # The options are those of train.py; only the text of --help differs.
     train.__doc__ = __doc__
     cfg = train.load_config(train.parse_args(argv))
-    from mmnanguard.hooks import FaultInjectionHook
     from mmnanguard.safe_load import allow_mmengine_checkpoints
 
     allow_mmengine_checkpoints()
     hooks = [cfg.get('default_hooks'), cfg.get('custom_hooks')]
     drills = find(hooks, 'faults')
-    faults: List[Fault] = []
-    window = 1
     if not drills or 'NanGuard' not in str(cfg.optim_wrapper):
         raise SystemExit(
             'A drill needs a guarded optim_wrapper (or --guard) and a '
@@ -240,18 +266,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if (cfg.get('randomness') or {}).get('seed') is None:
         # The runs must differ in nothing but the faults and the guard.
         cfg.randomness = dict(seed=0)
-    for drill in drills:
-        for fault in find(drill['faults'], 'site'):
-            # MMEngine dumps the float nan as a name that nothing defines.
-            if fault.get('type') is None:
-                fault['value'] = str(fault.get('value', 'nan'))
-        faults += FaultInjectionHook(drill['faults']).faults
+    faults = plan_faults(drills)
+    window = 1
     for wrapper in find(cfg.optim_wrapper, 'optimizer'):
         window = max(window, wrapper.get('accumulative_counts', 1))
     folder = Path(cfg.work_dir) / time.strftime('%Y%m%d_%H%M%S')
     guarded, events = run('guarded', cfg, folder / 'guarded')
     plain, title = unguard(cfg)
     plain, _ = run(title, plain, folder / 'unguarded')
+    # These dicts are part of cfg: the next run has no faults.
     for drill in drills:
         drill['faults'] = []
     calm, _ = run('guarded, no faults', cfg, folder / 'no_faults')

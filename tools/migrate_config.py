@@ -44,6 +44,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         parser.error(f'not found: {args.config}')
     if args.out and args.out.exists():
         parser.error(f'{args.out} exists: remove it, or use --in-place')
+    # MMEngine resolves _base_ from the folder of the file.
     if args.out and args.out.resolve().parent != args.config.resolve().parent:
         parser.error('--out must be beside the config: its _base_ is relative')
     return args
@@ -58,6 +59,7 @@ def show(old: str, new: str, path: Path) -> None:
         f'{path} (2.x)',
         lineterm='',
     )
+    # soft_wrap: a wrapped line could not be used as a patch.
     console = Console(soft_wrap=True, highlight=False)
     for line in lines:
         console.print(Text(line, style=COLOURS.get(line[0], '')))
@@ -66,6 +68,7 @@ def show(old: str, new: str, path: Path) -> None:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the tool; return its exit status."""
     args = parse_args(argv)
+    # libcst is needed for this tool only and is not installed by default.
     try:
         from mmnanguard.migrate import migrate
     except ImportError as error:
@@ -81,19 +84,25 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 2
     show(migrated.old, migrated.new, args.config)
     for title, lines in migrated.notes.sections().items():
+        # A section without notes is left out.
         if lines:
             print(f'\n{title}:')
-            print('\n'.join(f'- {line}' for line in lines))
+            for line in lines:
+                print(f'- {line}')
     if migrated.old == migrated.new:
         print('nothing to do here')
-    path = args.config if args.in_place else args.out
+    path = args.out
+    if args.in_place:
+        path = args.config
+    # Atomically, because --in-place must not leave half a config behind. With
+    # newline='', the line ends of the source stay unchanged.
     if path:
         with atomic_write(path) as aside, open(
             aside, 'w', encoding='utf-8', newline=''
         ) as file:
             file.write(migrated.new)
         print(f'\nwritten: {path}')
-    return 1 if migrated.notes.left else 0
+    return int(bool(migrated.notes.left))
 
 
 if __name__ == '__main__':

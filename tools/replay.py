@@ -76,6 +76,7 @@ def place_of_json(args: argparse.Namespace) -> Path:
             '<timestamp>/nanguard/dumps.'
         )
     path: Path = args.json or args.dump.with_suffix('.json')
+    # Only opening it for writing shows whether the file can be written.
     is_new = not path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +86,7 @@ def place_of_json(args: argparse.Namespace) -> Path:
             f'{path} cannot be written ({error}). Name a file with --json in '
             'a folder of yours.'
         ) from error
+    # A replay that fails must leave no empty file behind.
     if is_new:
         path.unlink()
     return path
@@ -108,6 +110,7 @@ def bisect(window_replay: 'WindowReplay') -> Dict[str, object]:
     errors = {}
 
     def fails(samples: List[int]) -> bool:
+        """Replay some samples, and return whether the result is bad."""
         try:
             is_bad = not window_replay.of(samples).run().is_finite
         except Exception as error:
@@ -116,14 +119,14 @@ def bisect(window_replay: 'WindowReplay') -> Dict[str, object]:
             print(f'  {len(samples)} of {len(names)} samples: {error}')
             return False
         outcome = 'bad' if is_bad else 'finite'
+        # Flushed, because each attempt may take a while.
         print(
             f'  {len(samples)} of {len(names)} samples: {outcome}', flush=True
         )
         return is_bad
 
-    smallest = [
-        names[sample] for sample in smallest_subset(range(len(names)), fails)
-    ]
+    subset = smallest_subset(range(len(names)), fails)
+    smallest = list(map(names.__getitem__, subset))
     print('a smallest set that goes bad:', *smallest, sep='\n  ')
     if errors:
         print(
@@ -158,6 +161,7 @@ def run(args: argparse.Namespace) -> None:
         args.dump, args.config, args.checkpoint, args.device, args.allow_pickle
     )
     event, then, now = case.event, case.dump['versions'], versions()
+    # Another version may compute other numbers.
     for name in now:
         if then.get(name) != now[name]:
             print(f'{name} was {then.get(name)} and is {now[name]} here')
@@ -177,6 +181,7 @@ def run(args: argparse.Namespace) -> None:
         print(f'inexact: {doubt}')
     show_outputs(autopsy.outputs)
     row = dict(autopsy.to_row(), device=args.device, versions=now)
+    # A fault that does not occur here cannot be narrowed down by replays.
     if args.bisect and autopsy.repeats:
         row.update(bisect(case.window_replay))
     json_path.write_text(to_json(row) + '\n', encoding='utf-8')

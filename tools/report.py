@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = 'nanguard_report.html'
+# A page with more rows is slow to open.
 MAX_ROWS = 4000  # in the tables of all runs together
 MAX_ROWS_OF_ONE = 2000  # in the tables of a single run
 
@@ -76,6 +77,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 
 def seconds(text: str) -> float:
     """Read a number of seconds above 0."""
+    # argparse takes a path after a bare --watch as its value; hence the hint.
     try:
         value = float(text)
     except ValueError:
@@ -89,10 +91,15 @@ def seconds(text: str) -> float:
 
 def page_of(args: argparse.Namespace) -> Path:
     """Return the path of the page."""
-    path = Path(args.paths[0])
-    if args.out or args.paths[1:]:
-        return args.out or Path(NAME)
-    return (path if path.is_dir() else path.parent) / NAME
+    if args.out:
+        return args.out
+    # A page on several runs belongs to none of their folders.
+    if args.paths[1:]:
+        return Path(NAME)
+    folder = Path(args.paths[0])
+    if not folder.is_dir():
+        folder = folder.parent
+    return folder / NAME
 
 
 def load(args: argparse.Namespace) -> List['RunReport']:
@@ -101,16 +108,19 @@ def load(args: argparse.Namespace) -> List['RunReport']:
 
     requested = list(itertools.product(args.paths, args.run or [None]))
     max_rows = min(MAX_ROWS // len(requested), MAX_ROWS_OF_ONE)
+    # In a log or under --watch, the progress would bury the results.
     is_shown = sys.stderr.isatty() and not args.watch
 
     def on_progress(done: int, total: int) -> None:
+        """Show the share of the rows that are read."""
         if is_shown:
             end = '\n' if done == total else ''
             print(f'\r{done / total:4.0%} read', end=end, file=sys.stderr)
 
-    return [
-        load_run(path, run, max_rows, on_progress) for path, run in requested
-    ]
+    runs = []
+    for path, run in requested:
+        runs.append(load_run(path, run, max_rows, on_progress))
+    return runs
 
 
 def report(
@@ -135,6 +145,7 @@ def report(
         if args.out:
             args.out.write_text(line, encoding='utf-8')
         else:
+            # As bytes: a terminal that is not UTF-8 must not break the JSON.
             sys.stdout.buffer.write(line.encode('utf-8', 'backslashreplace'))
     elif args.text:
         print_reports(runs)
@@ -173,7 +184,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     from mmnanguard.core import GuardConfigError
 
     try:
-        return watch(args) if args.watch else report(args)
+        if args.watch:
+            return watch(args)
+        return report(args)
     except (GuardConfigError, OSError) as error:
         print(f'{type(error).__name__}: {error}', file=sys.stderr)
     except Exception:

@@ -63,12 +63,14 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 
 def find_checkpoints(paths: Iterable[Path]) -> List[Path]:
     """Return the checkpoints among some files and folders."""
-    # The same file, or a link to it, counts once.
+    # A file that is given twice, or that a link leads to, counts once.
     checkpoints: Dict[Path, Path] = {}
     for path in paths:
         # A folder with a file for each rank is a single checkpoint.
-        is_folder = path.is_dir() and not list(path.glob('rank*.pth'))
-        for checkpoint in sorted(path.glob('*.pth')) if is_folder else [path]:
+        candidates = [path]
+        if path.is_dir() and not list(path.glob('rank*.pth')):
+            candidates = sorted(path.glob('*.pth'))
+        for checkpoint in candidates:
             checkpoints.setdefault(checkpoint.resolve(), checkpoint)
     return list(checkpoints.values())
 
@@ -77,6 +79,8 @@ def advise(files: Sequence['CheckpointFile']) -> Tuple[Optional[str], str]:
     """Return the newest clean checkpoint, and the advice to print on it."""
     clean = [file for file in files if file.status == 'clean']
     resumable = [file for file in clean if file.has_optimizer]
+    # A newer checkpoint without an optimizer, such as a best_*.pth, would lose
+    # the moments and the place in the schedule.
     if clean:
         path = str((resumable or clean)[-1].path)
         option = '--resume ' if resumable else '--cfg-options load_from='
@@ -99,6 +103,7 @@ def show(files: Sequence['CheckpointFile']) -> None:
             if bad.min is not None:
                 values += f', finite: {bad.min:.4g} to {bad.max:.4g}'
             table.add_row(*start, bad.part, bad.name, values)
+            # The checkpoint is named once, before its first finding.
             start = [''] * 3
         if findings[MAX_SHOWN:]:
             table.add_row(*start, '', f'... {len(findings)} in all', '')
@@ -121,8 +126,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
     allow_mmengine_checkpoints()
     paths, files = find_checkpoints(args.paths), []
-    is_shown = sys.stdout.isatty() and paths
-    bar = ProgressBar(len(paths), file=sys.stdout) if is_shown else None
+    bar = None
+    # In a log, a bar is a line of control characters.
+    if paths and sys.stdout.isatty():
+        bar = ProgressBar(len(paths), file=sys.stdout)
     for path in paths:
         files.append(scan_file(path, args.limit))
         if bar:
@@ -132,19 +139,25 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     show(files)
     masks: Set[str] = set()
     for file in files:
-        masks.update(mask.name for mask, _ in file.scan.masks)
+        for mask, _ in file.scan.masks:
+            masks.add(mask.name)
     if masks:
         print('masks that hold inf by design:', *sorted(masks))
     checkpoints = [file for file in files if file.status != 'foreign']
     newest_clean, advice = advise(checkpoints)
-    status = 2 if not checkpoints else int(checkpoints[-1].status != 'clean')
+    status = 2
+    if checkpoints:
+        status = int(checkpoints[-1].status != 'clean')
     if args.json:
         report: Dict[str, object] = dict(
             status=status, newest_clean=newest_clean, advice=advice
         )
+        # Foreign files, too, so that no file is silently left out.
         report['checkpoints'] = [file.to_dict() for file in files]
         args.json.write_text(json.dumps(report, indent=2, allow_nan=False))
-    print('no checkpoint found' if not checkpoints else advice)
+    if not checkpoints:
+        advice = 'no checkpoint found'
+    print(advice)
     return status
 
 

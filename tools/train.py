@@ -1,7 +1,8 @@
 """Train any mm config, guarded.
 
 The exit status is 0 after the last iteration, 3 if the guard has halted
-training, 2 for a wrong command line or config, and another one for a crash.
+training, 2 for a wrong command line or config, and 1 or another number for a
+crash.
 
 Example:
     python tools/train.py configs/digits/plain_fp32.py --guard fp16
@@ -64,6 +65,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         parser.error(
             f'--amp is --guard fp16; it cannot go with --guard {args.guard}'
         )
+    # MMEngine reads the variable; older launchers pass only the argument.
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
@@ -79,7 +81,9 @@ def load_config(args: argparse.Namespace) -> Config:
     from mmnanguard.read_config import read_config
 
     cfg = read_config(args.config)
-    guard = 'fp16' if args.amp else args.guard
+    guard = args.guard
+    if args.amp:
+        guard = 'fp16'
     if guard:
         cfg = apply_guard(cfg, guard)
     if args.cfg_options:
@@ -97,7 +101,10 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.auto_scale_lr.enable = True
     if args.resume:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        # With None, MMEngine resumes from the newest checkpoint itself.
+        cfg.load_from = None
+        if args.resume != 'auto':
+            cfg.load_from = args.resume
     return cfg
 
 
@@ -105,9 +112,10 @@ def resume_from_clean(runner: Runner) -> None:
     """Resume from the last clean checkpoint; rank 0 reads them for all."""
     from mmnanguard.hooks.recovery.pointers import choose_resume
 
-    choice: List[Any] = [
-        choose_resume(runner.work_dir) if is_main_process() else None
-    ]
+    choice: List[Any] = [None]
+    if is_main_process():
+        choice[0] = choose_resume(runner.work_dir)
+    # All ranks must load the same file.
     broadcast_object_list(choice)
     path, story = choice[0]
     if story:
@@ -128,6 +136,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         cfg = load_config(args)
         allow_mmengine_checkpoints()
+        # A project may register a runner of its own.
         if 'runner_type' in cfg:
             runner = RUNNERS.build(cfg)
         else:

@@ -113,9 +113,8 @@ def param_names(
     With a single parameter group, or with a group for each parameter (as
     MMEngine makes them), parameters come in the order of the model's
     ``state_dict``, which also holds buffers. A parameter has the shape of its
-    moments. There may be several ways to place the parameters among the
-    tensors of the model. A name is certain if the first way and the last way
-    agree on it.
+    moments. Of all ways to place the parameters among the tensors of the
+    model, the first way and the last way must agree on a name.
 
     Args:
         states: The state of each parameter by the parameter's index, or by
