@@ -65,7 +65,7 @@ class Shards:
         groups: List[Tuple[int, ...]] = []
         params = list(params)
         ranks_of: Dict[int, Tuple[int, ...]] = {}
-        # Only then, because importing FSDP takes long.
+        # Only for parameters of FSDP1, because importing FSDP takes long.
         if any(map(is_flattened, params)):
             ranks_of = fsdp_groups(models)
         for param in params:

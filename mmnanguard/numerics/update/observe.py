@@ -149,7 +149,10 @@ def split_norms(
     carried: float,
     placement: Placement,
 ) -> List[float]:
-    """Return the unscaled norm of the whole gradients and of each group's."""
+    """Return the unscaled norms of gradients, first of all that are whole.
+
+    The norm of the sharded gradients of each group follows.
+    """
     if not placement.groups:
         return [combine(norms, norm_type) / carried]
     # The place None stands for gradients that are not sharded.
