@@ -24,7 +24,8 @@ class BadTensor:
         numel: Number of elements.
         min: Smallest finite element, divided by the loss scale if the tensor
             is a gradient; NaN if no element is finite.
-        max: Largest finite element, divided and NaN as ``min`` is.
+        max: Largest finite element, divided as ``min`` is; NaN if no element
+            is finite.
         dtype: The name of the dtype, such as 'float32'.
     """
 

@@ -59,8 +59,8 @@ class Guard:
         clip_rule: The clip rule of numbers: a norm in, a coefficient out.
         grad_rule: The clip rule of tensors, or None.
         scaler: The loss scaler.
-        accumulation: The opener of windows, which knows how micro-batches
-            are judged.
+        accumulation: The opener of windows, which counts the micro-batches
+            that were left out.
         window: The present window.
         name: Key in the ``OptimWrapperDict``, set by ``NanGuardHook``.
         run: The name of the run in events; kept by a resumed run.
@@ -202,8 +202,9 @@ class Guard:
 
     def adopt_clip(self, wrapper: OptimWrapper) -> None:
         """Let the ``_clip_grad`` of a user's subclass clip, if it has one."""
-        overrides = type(wrapper)._clip_grad is not OptimWrapper._clip_grad
-        if overrides and wrapper.clip_grad_kwargs:
+        method = type(wrapper)._clip_grad
+        is_overridden = method is not OptimWrapper._clip_grad
+        if is_overridden and wrapper.clip_grad_kwargs:
             self.clip_rule, self.grad_rule = NoClip(), UserClip(wrapper)
             self.coverage_warnings.warn_once('clip')
 

@@ -59,7 +59,7 @@ class MicroBatches(Windows):
     A micro-batch lasts from an ``optim_context`` to the end of
     ``update_params``, or to the next context if a loop calls ``backward``
     itself. A bad micro-batch leaves no trace, and the average of the good
-    ones makes the update. If none is left, the update is rejected.
+    micro-batches makes the update. Without any, the update is rejected.
 
     All backward passes run in DDP's ``no_sync``, and ranks meet once a
     window, in one all-reduce of sums and counts. Each micro-batch costs a

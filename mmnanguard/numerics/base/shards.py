@@ -105,7 +105,7 @@ def shard_ranks(param: Any) -> Tuple[int, ...]:
         return ()
     mesh = param.device_mesh
     # This rank's coordinate along replicated dimensions of the mesh, all
-    # coordinates along the others.
+    # coordinates along sharded dimensions.
     index: List[Union[int, slice]] = []
     for placement, here in zip(param.placements, mesh.get_coordinate()):
         if placement.is_replicate():

@@ -133,7 +133,7 @@ def load(file: Path, is_sharded: bool = False) -> StateDict:
         raise ValueError('it is empty')
     if head == b'PK\3\4' and not is_zip:
         raise ValueError('it is truncated: its end is not that of a zip file')
-    # torch.save writes pickles of protocol 2, which begin with this byte.
+    # A pickle of protocol 2 (torch.save's) or above begins with this byte.
     if not is_zip and head[:1] != b'\x80':
         raise ValueError('it is neither a zip file nor a pickle')
     with ExitStack() as stubs:

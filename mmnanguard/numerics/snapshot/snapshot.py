@@ -147,7 +147,7 @@ class Snapshot:
                 continue
             judged.append(backup)
             currents.append(backup.current_values)
-            # was_finite is known after the first comparison.
+            # A baseline is needed only until was_finite is known.
             if backup.was_finite is None and backup.copy is not None:
                 baselines.append(backup.copy)
         moved = []

@@ -181,8 +181,8 @@ class TensorBackup:
         getattr(self.owner, self.registry)[self.key] = self.tensor
         if self.tensor is not None and self.has_new_shape():
             assert self.copy is not None
-            # Through .data, so that the Parameter object stays the same one:
-            # optimizers know parameters by identity.
+            # Through .data, so that the Parameter object is kept: optimizers
+            # know parameters by identity.
             self.tensor.data = self.copy.to(self.tensor.device, copy=True)
             return False
         return self.has_new_content()
@@ -261,7 +261,10 @@ def ramp_sum(values: Tensor) -> Tensor:
 
 
 def can_compare(tensor: Tensor) -> bool:
-    """Whether the kernels used here exist for the tensor's layout and type."""
+    """Whether the kernels used here exist for the tensor.
+
+    They do not exist for sparse, meta and 8-bit floating-point tensors.
+    """
     return (
         tensor.layout is torch.strided
         and not tensor.is_meta

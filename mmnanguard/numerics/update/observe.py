@@ -149,9 +149,10 @@ def split_norms(
     carried: float,
     placement: Placement,
 ) -> List[float]:
-    """Return the unscaled norms of gradients, first of all that are whole.
+    """Return the unscaled norm of each place in ``placement``.
 
-    The norm of the sharded gradients of each group follows.
+    The norm of all gradients that are not sharded comes first, then a norm
+    for each group of ranks.
     """
     if not placement.groups:
         return [combine(norms, norm_type) / carried]
