@@ -28,8 +28,8 @@ def dataset_parts(
     if isinstance(part, (list, tuple)):
         for item in part:
             yield from dataset_parts(item, seen)
-    # Without __dict__ (a string, a number) it can hold no other part. Ids are
-    # compared because a dataset may define == or have no hash.
+    # An object without __dict__ (a string, a number) holds no other part. Ids
+    # are compared, because a dataset may define == or have no hash.
     elif hasattr(part, '__dict__') and id(part) not in seen:
         seen.add(id(part))
         yield part

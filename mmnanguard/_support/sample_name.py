@@ -4,7 +4,8 @@ from typing import Mapping, Optional
 
 __all__ = ['sample_name']
 
-# The first key that a sample has names it; a path says most to a reader.
+# The first of these keys that a sample has gives its name. The path comes
+# first, because it says most to a reader.
 ID_KEYS = ('img_path', 'img_id', 'sample_idx')
 
 

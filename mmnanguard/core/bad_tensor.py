@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 __all__ = ['BadTensor']
 
-# A kind of another version is written as it is.
+# A kind that only another version knows is written unchanged.
 KINDS_IN_WORDS = {'nan': 'NaN', 'inf': 'Inf', 'huge': 'huge'}
 
 
@@ -24,7 +24,8 @@ class BadTensor:
         numel: Number of elements.
         min: Smallest finite element, divided by the loss scale if the tensor
             is a gradient; NaN if no element is finite.
-        max: Largest finite element, in the form of ``min``.
+        max: Largest finite element, divided as ``min`` is; NaN if no element
+            is finite.
         dtype: The name of the dtype, such as 'float32'.
     """
 

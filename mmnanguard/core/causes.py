@@ -1,4 +1,4 @@
-"""The causes of an update that was not a plain step, and all facts on them.
+"""The causes of an update that was not a plain step, and all facts about them.
 
 :data:`CAUSES` is the one place with everything that depends on a cause. The
 decision, the hooks and the report read it instead of comparing causes, so that
@@ -147,7 +147,7 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             blames='weight',
             culprits=('parameter',),
             # A skip does not help: the next forward pass uses the same
-            # weights. The batch came after the damage.
+            # weights. The damage was done before this batch.
             ends_run=True,
             is_of_batch=False,
         ),
@@ -216,8 +216,7 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
                 'module named above, and look for sqrt, norm or division at '
                 'zero.',
             ),
-            # Without a loss scale no product with it can overflow, and there
-            # is nothing to lower.
+            # Without a loss scale there is nothing to lower.
             unscaled_advice=Advice(
                 'look for a sqrt, norm or division at zero in the module at '
                 'fault',
@@ -261,7 +260,7 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             # no tensor to name, no batch to suspect and nothing to replay.
             blames='',
             culprits=(),
-            # Only an earlier state helps against lost knowledge.
+            # Only a return to an earlier state brings back what was learnt.
             ends_run=True,
             is_gradual=True,
             is_of_batch=False,
@@ -288,7 +287,7 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
         ),
     }
 )
-# Rows of another version may name a cause that this one does not have.
+# A row of another version may name a cause that is not in CAUSES.
 UNKNOWN = CauseFacts(
     line=BAD_GRADIENT,
     advice=Advice('look at the rows of the events', ''),
@@ -298,7 +297,7 @@ UNKNOWN = CauseFacts(
 
 
 def facts_of_cause(name: str) -> CauseFacts:
-    """Return the facts on the cause of a row.
+    """Return the facts about the cause of a row.
 
     Args:
         name: The value of the row's key 'cause'. A name that this version

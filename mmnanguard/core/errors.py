@@ -3,9 +3,9 @@
 ::
 
     NanGuardError (RuntimeError)
-    |-- TrainingHalted      the policy is exhausted, or weights are bad
-    |   `-- RollbackUnavailable    and there is nothing to go back to
-    `-- GuardConfigError    (also a ValueError) a config that cannot work
+    |-- TrainingHalted      the run was ended on purpose
+    |   `-- RollbackUnavailable    no earlier state is left to go back to
+    `-- GuardConfigError    a config that cannot work; also a ValueError
 """
 
 __all__ = ['GuardConfigError', 'NanGuardError']
@@ -17,6 +17,6 @@ class NanGuardError(RuntimeError):
     """Base of all errors that mmnanguard raises on purpose."""
 
 
-# A ValueError, too, so that code that catches bad arguments catches this.
+# Also a ValueError, for code that catches the errors of bad arguments.
 class GuardConfigError(NanGuardError, ValueError):
     """A config that cannot mean what its author wanted."""

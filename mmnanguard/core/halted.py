@@ -8,9 +8,9 @@ from .rows.row_record import NewRow
 __all__ = ['RollbackUnavailable', 'TrainingHalted']
 
 
-# Not in ``errors``, because rows import that module.
+# Not in ``errors``: these classes need rows, which build on ``errors``.
 class TrainingHalted(NanGuardError):
-    """Training was stopped before it could do harm.
+    """The error that ends a run before a bad update is committed.
 
     Args:
         event: The update that stopped the run; kept as ``.event``.
@@ -28,4 +28,4 @@ class TrainingHalted(NanGuardError):
 
 
 class RollbackUnavailable(TrainingHalted):
-    """No earlier state is left to which training could go back."""
+    """The error of a rollback for which no earlier state is left."""

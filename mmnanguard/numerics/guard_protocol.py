@@ -52,7 +52,7 @@ class ParamsProtocol(Protocol):
 
 
 class AccumulationProtocol(Protocol):
-    """The rules of gradient accumulation of a guard."""
+    """The opener of a guard's windows."""
 
     @property
     def num_left_out(self) -> int:
@@ -71,10 +71,10 @@ class GuardProtocol(Protocol):
 
     Attributes:
         name: The key in the ``OptimWrapperDict``.
-        run: The identity of the run in events.
+        run: The name of the run in events.
         attempt: The number of this process start of the run, from 1.
         state: The counters and statistics.
-        clip_rule: The norm clip with its memory.
+        clip_rule: The clip rule of numbers, with its statistics.
     """
 
     name: str
@@ -84,7 +84,7 @@ class GuardProtocol(Protocol):
     state: GuardState
     clip_rule: ClipRule
 
-    # Its parts
+    # The parts of a guard
 
     @property
     def policy(self) -> GuardPolicy:
@@ -100,11 +100,11 @@ class GuardProtocol(Protocol):
 
     @property
     def grad_rule(self) -> object:
-        """The rule that changes gradients tensor by tensor, or None."""
+        """The clip rule of tensors, or None."""
 
     @property
     def accumulation(self) -> AccumulationProtocol:
-        """The rules of gradient accumulation."""
+        """The opener of the windows."""
 
     # The window
 

@@ -1,12 +1,14 @@
 """Ring 3, inside the iteration: the wrappers and the guarded step.
 
 1. ``guarded_wrapper``: the calls of MMEngine that the guard needs to see;
-   ``nan_guard_optim_wrapper`` and ``nan_guard_amp_optim_wrapper`` build it.
+   ``nan_guard_optim_wrapper`` and ``nan_guard_amp_optim_wrapper`` are the
+   registered forms.
 2. ``guarded_step``: the end of a window, from observation to report.
 3. ``window``: the state of one window; ``micro_batches`` judges its parts.
 4. ``guard``: the state that is kept as long as the optimizer.
 5. ``guarded_params``, ``streak``, ``coverage_warnings``, ``clip_grad``,
-   ``resolve_clip_names``, ``autocast_dtype``: what the guard is made of.
+   ``resolve_clip_names``, ``autocast_dtype``: parts of the guard and of the
+   wrappers.
 6. ``apply_guard``: puts the wrappers into a config.
 """
 

@@ -57,11 +57,11 @@ def choose_dtype(
 def has_native_bf16(device: str) -> bool:
     """Whether the hardware has bfloat16; emulation is slow."""
     if device == 'cuda':
-        try:  # by default it counts emulation
+        try:  # the default also counts emulation
             return bool(
                 torch.cuda.is_bf16_supported(including_emulation=False)
             )
-        except TypeError:  # before PyTorch 2.4, which never counted it
+        except TypeError:  # the argument came with PyTorch 2.4
             return bool(torch.cuda.is_bf16_supported())
     if device == 'cpu':
         # Older versions of PyTorch lack these private functions.

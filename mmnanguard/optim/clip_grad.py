@@ -51,11 +51,12 @@ def build_clip(config: Optional[Mapping[str, Any]]) -> Rules:
     """Build the rules that a ``clip_grad`` config asks for.
 
     Args:
-        config: As in MMEngine, or with the type of a registered rule.
+        config: ``clip_grad`` as in MMEngine, or with the type of a registered
+            rule.
 
     Returns:
-        A rule of numbers (norm in, coefficient out) and a rule of tensors,
-        None where there is none.
+        A rule of numbers (norm in, coefficient out), and a rule of tensors
+        or None.
 
     Raises:
         GuardConfigError: For a key or value that cannot work.
@@ -170,7 +171,7 @@ def read_norm_type(values: Mapping[str, Any]) -> float:
     """Read ``norm_type``, which a config may also give as a string.
 
     Raises:
-        GuardConfigError: If it is not above 0.
+        GuardConfigError: If ``norm_type`` is not above 0.
     """
     try:
         norm_type = float(values.get('norm_type', 2))
@@ -216,10 +217,10 @@ def load_clip(rule: ClipRule, saved: Mapping[str, Any]) -> ClipRule:
 
 @dataclass(frozen=True)
 class UserClip:
-    """The own ``_clip_grad`` of a subclass, called where a rule would be.
+    """The ``_clip_grad`` of a user's subclass, called in place of a rule.
 
     Attributes:
-        wrapper: Instance of the subclass.
+        wrapper: The wrapper, an instance of that subclass.
     """
 
     wrapper: OptimWrapper

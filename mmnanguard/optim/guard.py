@@ -59,7 +59,8 @@ class Guard:
         clip_rule: The clip rule of numbers: a norm in, a coefficient out.
         grad_rule: The clip rule of tensors, or None.
         scaler: The loss scaler.
-        accumulation: Opens the windows.
+        accumulation: The opener of windows, which counts the micro-batches
+            that were left out.
         window: The present window.
         name: Key in the ``OptimWrapperDict``, set by ``NanGuardHook``.
         run: The name of the run in events; kept by a resumed run.
@@ -110,8 +111,8 @@ class Guard:
     ) -> None:
         """Prepare for a forward pass that may enter no ``optim_context``.
 
-        A context names the model more exactly, so once there was one, the
-        models given here are ignored.
+        A context names the model more exactly, so the models given here are
+        ignored once a context was entered.
 
         Args:
             models: The models that this optimizer trains.
@@ -157,8 +158,8 @@ class Guard:
         """Raise a flag for the present window; no sync.
 
         Args:
-            name: 'input'.
-            flag: A 0-dim tensor; non-zero means bad.
+            name: The name of the flag; 'input' is the only one.
+            flag: The flag, a 0-dim tensor; non-zero means bad.
 
         Raises:
             GuardConfigError: For another name.
@@ -186,7 +187,7 @@ class Guard:
             self.coverage_warnings.watch(optimizer)
         params, grads = self.params.trained()
         # Without a copy nothing can be restored, without a loss only the
-        # gradients are judged. The user should know.
+        # gradients are judged: the user is warned of both.
         if grads and not self.window.snapshot.is_open:
             self.coverage_warnings.warn_once('model')
         if grads and not self.window.losses:
@@ -201,8 +202,9 @@ class Guard:
 
     def adopt_clip(self, wrapper: OptimWrapper) -> None:
         """Let the ``_clip_grad`` of a user's subclass clip, if it has one."""
-        is_own = type(wrapper)._clip_grad is not OptimWrapper._clip_grad
-        if is_own and wrapper.clip_grad_kwargs:
+        method = type(wrapper)._clip_grad
+        is_overridden = method is not OptimWrapper._clip_grad
+        if is_overridden and wrapper.clip_grad_kwargs:
             self.clip_rule, self.grad_rule = NoClip(), UserClip(wrapper)
             self.coverage_warnings.warn_once('clip')
 
@@ -337,10 +339,10 @@ class Guard:
         }
 
     def load_state_dict(self, saved: Dict[str, Any]) -> None:
-        """Go on where a checkpoint ends, under the policy of the config."""
+        """Load a checkpoint's state, under the policy of the config."""
         self.state, self.clip_rule = self.rules_of(saved)
         self.run = saved.get('run', '')
-        # A guard that trains already loads a state of this very start.
+        # A guard that has trained loads a state of its own process start.
         if not self._has_trained:
             self.attempt = saved.get('attempt', 0) + 1
         self._streak.start = saved.get('since', 0)
@@ -360,5 +362,5 @@ class Guard:
 if TYPE_CHECKING:
 
     def as_hooks_see_it(guard: Guard) -> GuardProtocol:
-        """Let mypy check that a guard has all that hooks use of it."""
+        """Let mypy check that a guard has all members that hooks use."""
         return guard

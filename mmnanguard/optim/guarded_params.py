@@ -14,12 +14,12 @@ from mmnanguard.numerics.base.shards import Placement, Shards, local
 
 __all__ = ['GuardedParams']
 
-# In C, as there may be thousands of gradients.
+# These run in C, which matters for thousands of gradients.
 GRAD, DTYPE, LAYOUT = map(attrgetter, ('grad', 'dtype', 'layout'))
 PARAMS = itemgetter('params')
 
-# All that exist, to find the parameters of other optimizers. Those of deleted
-# wrappers drop out.
+# All live instances, to find the parameters of other optimizers. Instances of
+# deleted wrappers drop out of a weak set.
 _ALIVE: 'WeakSet[GuardedParams]' = WeakSet()
 
 
@@ -71,8 +71,8 @@ class GuardedParams:
     def trained(self) -> Tuple[List[Tensor], List[Tensor]]:
         """Return the parameters with a gradient, and the gradients.
 
-        Of a sharded gradient it is this rank's part, of a sparse one its
-        values.
+        A sharded gradient is returned as this rank's part, a sparse gradient
+        as its values.
         """
         params = list(self)
         # This runs in each update, over thousands of parameters: no loop in
@@ -94,7 +94,7 @@ class GuardedParams:
                 grad = grad._values()
             if self._has_parts:
                 grad = local(grad)
-                if grad.numel() == 0:  # small ones may be on other ranks
+                if grad.numel() == 0:  # the whole of it is on other ranks
                     continue
             params.append(param)
             grads.append(grad)
@@ -106,7 +106,7 @@ class GuardedParams:
         """Return the sharding of ``params``, which ``models`` hold."""
         if not self._has_parts:
             return Placement()
-        # Found once: groups of ranks do not change while a run trains.
+        # Built once: groups of ranks do not change while a run trains.
         if self._shards is None:
             self._shards = Shards(self, models)
         return self._shards.place(params)
@@ -138,9 +138,9 @@ def is_part(param: Tensor) -> bool:
 
 
 def check_dtype(param: Tensor) -> None:
-    """Refuse a parameter that can overflow in the step, after every check.
+    """Refuse a parameter whose step can overflow with a finite gradient.
 
-    A float32 parameter cannot: if the float32 norm of the gradients is
+    A float32 parameter is safe: if the float32 norm of the gradients is
     finite, moments and weights stay finite. Frozen parameters may have any
     type.
     """

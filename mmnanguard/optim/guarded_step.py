@@ -34,8 +34,8 @@ def guarded_step(
     Raises:
         GuardConfigError: If the update cannot be guarded (a closure,
             parameters in half precision).
-        TrainingHalted: If the policy is exhausted or weights are bad, and no
-            hook is attached that will raise it later.
+        TrainingHalted: If the verdict is HALT or ROLLBACK and no hook is
+            attached that will handle it later.
     """
     window = guard.window
     if not window.has_gradients:

@@ -38,7 +38,7 @@ class GuardedWrapper(OptimWrapper):
     def update_params(self, *args: Any, **kwargs: Any) -> None:
         """Update parameters as MMEngine does."""
         super().update_params(*args, **kwargs)
-        # The micro-batch ends here, unless it ended with a step.
+        # The micro-batch ends here, unless a step has ended it already.
         self.guard.window.judge_last()
 
     @torch.compiler.disable
@@ -66,7 +66,6 @@ class GuardedWrapper(OptimWrapper):
     @torch.compiler.disable
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Run backward as MMEngine does, and note the loss."""
-        # Before backward, which may free the graph and raise.
         self.guard.add_loss(loss)
         super().backward(loss, **kwargs)
 

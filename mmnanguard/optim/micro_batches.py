@@ -38,11 +38,11 @@ __all__ = ['MicroBatches']
 
 
 class BadBatch(NamedTuple):
-    """A micro-batch that may not join its window.
+    """A micro-batch that is left out of its window.
 
     Attributes:
         number: The number of the micro-batch in its window, from 1.
-        iter: The value of ``Guard.iter``.
+        iter: The iteration of the micro-batch, as in ``Guard.iter``.
         seen: The observation of the micro-batch on this rank.
         bad: A few of its bad tensors.
     """
@@ -59,12 +59,13 @@ class MicroBatches(Windows):
     A micro-batch lasts from an ``optim_context`` to the end of
     ``update_params``, or to the next context if a loop calls ``backward``
     itself. A bad micro-batch leaves no trace, and the average of the good
-    ones makes the update. If none is left, the update is rejected.
+    micro-batches makes the update. Without any, the update is rejected.
 
     All backward passes run in DDP's ``no_sync``, and ranks meet once a
     window, in one all-reduce of sums and counts. Each micro-batch costs a
-    host read and a copy of the buffers, and the window one more gradient of
-    each parameter. Communication does not overlap with backward.
+    host read and a copy of the buffers, and a window costs the memory of one
+    more gradient of each parameter. Communication does not overlap with
+    backward.
 
     Args:
         guard: The guard whose windows these are; it is only read.
@@ -137,8 +138,8 @@ class MicroBatches(Windows):
 class MicroBatchWindow(Window):
     """One window, whose micro-batches are judged before they join it.
 
-    ``losses`` are those of the good micro-batches, and ``facts`` those of the
-    present one.
+    ``losses`` holds the losses of the good micro-batches, and ``facts`` the
+    flags of the present micro-batch.
 
     Args:
         snapshot: The copies of what the window's forward passes change.
@@ -239,7 +240,7 @@ class MicroBatchWindow(Window):
         """
         self.judge_last()
         params = self._batches.guard.params
-        # Gradients of a backward pass past the wrapper's own.
+        # These gradients come from a backward pass past the wrapper's own.
         if any(param.grad is not None for param in params):
             self._judge()
         if self.num_batches == 0:
@@ -273,13 +274,13 @@ class MicroBatchWindow(Window):
                 batches.append(batch)
                 ranks.append(rank)
                 places.append((rank, batch.number, batch.iter))
-        # Micro-batches are merged like ranks; their indices come back.
+        # merge() takes micro-batches for ranks: bad_ranks has their indices.
         seen = merge([batch.seen for batch in batches], batches[0].seen)
         culprits = seen.bad_ranks
         seen = replace(
             seen,
             bad_ranks=tuple(sorted(set(map(ranks.__getitem__, culprits)))),
-            # MMEngine has divided it by the window's length.
+            # MMEngine has divided each loss by the window's length.
             loss=seen.loss * self.num_batches,
         )
         return LeftOut(seen, tuple(places), total, batches[culprits[0]].bad)
@@ -291,7 +292,7 @@ class MicroBatchWindow(Window):
             return seen
         if self._num_good == 0:
             return replace(left_out.seen, left_out=left_out)
-        # The weights that a micro-batch found bad are bad for all.
+        # Weights that were bad in one micro-batch are bad for the update.
         weights_are_finite = left_out.seen.weights_are_finite
         return replace(
             seen, left_out=left_out, weights_are_finite=weights_are_finite

@@ -21,8 +21,8 @@ from .guarded_wrapper import GuardedWrapper
 
 __all__ = ['NanGuardAmpOptimWrapper']
 
-# The first loss scale where 'auto' chooses float16. From 2**16 on, each of the
-# usual first overflows would cost an update.
+# The first loss scale if 'auto' chooses float16. PyTorch's default of 2**16
+# usually overflows several times at first, and each time costs an update.
 AUTO_SCALE = 2.0**10
 
 
@@ -42,7 +42,8 @@ class NanGuardAmpOptimWrapper(GuardedWrapper, AmpOptimWrapper):
         use_fsdp: Accepted as in MMEngine, but without effect, because all
             ranks reach one verdict with any scaler.
         accumulative_counts: Number of micro-batches per update, as in
-            MMEngine. They are committed or rejected together.
+            MMEngine. They are committed or rejected together, unless
+            ``guard`` has ``accumulation='microbatch'``.
         clip_grad: A clip of MMEngine or of mmnanguard, see
             docs/en/clipping.md. Gradients are observed before clipping.
         guard: The rules, see :class:`mmnanguard.core.GuardPolicy`.
@@ -54,7 +55,7 @@ class NanGuardAmpOptimWrapper(GuardedWrapper, AmpOptimWrapper):
         GuardConfigError: If an argument cannot work.
     """
 
-    # MMEngine's own is one of three scalers and has no annotation.
+    # In MMEngine this is one of three scalers, without an annotation.
     loss_scaler: GuardedGradScaler  # type: ignore[assignment]
 
     def __init__(

@@ -25,7 +25,8 @@ class NanGuardOptimWrapper(GuardedWrapper):
     Args:
         optimizer: The optimizer, as in MMEngine.
         accumulative_counts: Number of micro-batches per update, as in
-            MMEngine. They are committed or rejected together.
+            MMEngine. They are committed or rejected together, unless
+            ``guard`` has ``accumulation='microbatch'``.
         clip_grad: A clip of MMEngine or of mmnanguard, see
             docs/en/clipping.md. Gradients are observed before clipping.
         guard: The rules, see :class:`mmnanguard.core.GuardPolicy`.

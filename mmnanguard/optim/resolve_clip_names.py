@@ -1,4 +1,4 @@
-"""Names of parameters for ``AdaptiveGradClip``, whose config names some."""
+"""Names of parameters for ``AdaptiveGradClip``, which excludes by name."""
 
 from typing import Sequence
 
@@ -19,7 +19,7 @@ def resolve_clip_names(guard: Guard, params: Sequence[Tensor]) -> None:
 
     Args:
         guard: The guard whose rule needs the names.
-        params: Parameters of this update.
+        params: The parameters of this update.
 
     Raises:
         GuardConfigError: If the rule cannot work with these parameters.
@@ -27,7 +27,7 @@ def resolve_clip_names(guard: Guard, params: Sequence[Tensor]) -> None:
     rule = guard.grad_rule
     if not isinstance(rule, AdaptiveGradClip):
         return
-    # New parameters have other names, and so may be excluded or not.
+    # Only new parameters need a search for names to exclude.
     if rule.known.issuperset(map(id, params)):
         return
     is_flat = any(hasattr(param, '_fqns') for param in params)

@@ -16,7 +16,7 @@ class Streak:
     """Rejected updates in a row, kept for the story of a halt.
 
     Attributes:
-        start: The iteration of the first one.
+        start: The iteration of the first rejected update.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Streak:
         self.start = 0
 
     def add(self, event: GuardEvent) -> None:
-        """Add a rejected update; the first of a streak begins a new one."""
+        """Add a rejected update; a first skip begins a new streak."""
         if event.consecutive_skips == 1:
             self._events.clear()
             self.start = event.iter

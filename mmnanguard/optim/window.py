@@ -29,7 +29,7 @@ class Window:
             once the last backward pass is over.
     """
 
-    # Constants here; a window of single micro-batches sets them.
+    # Constants here; only MicroBatchWindow sets them.
     num_batches = 0
     has_gradients = True
 
@@ -63,10 +63,10 @@ class Window:
         self.facts.setdefault(name, []).append(flag)
 
     def judge_last(self) -> None:
-        """Judge the last micro-batch by itself, where windows do that."""
+        """Judge the last micro-batch by itself; does nothing here."""
 
     def sum_gradients(self) -> None:
-        """Let ``param.grad`` hold the window's gradients."""
+        """Let ``param.grad`` hold the window's gradients, as it does here."""
 
     def drop_gradients(self) -> None:
         """Forget gradients, because the user has set them to zero."""

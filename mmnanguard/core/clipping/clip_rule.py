@@ -23,9 +23,9 @@ def config_keys(rule: object) -> List[str]:
         rule: A rule or its class, which must be a dataclass.
     """
     return [
-        key.name
-        for key in fields(rule)  # type: ignore[arg-type]
-        if not is_state(key)
+        rule_field.name
+        for rule_field in fields(rule)  # type: ignore[arg-type]
+        if not is_state(rule_field)
     ]
 
 
@@ -34,8 +34,8 @@ def is_state(rule_field: 'Field[object]') -> bool:
     return bool(rule_field.metadata.get('is_state'))
 
 
-# Only subclasses are dataclasses: after a field with a default in the base, no
-# rule could have a field without one (keyword-only fields need Python 3.10).
+# Only subclasses are dataclasses: if the base had a field with a default, all
+# fields of a rule would need defaults (keyword-only fields need Python 3.10).
 class ClipRule:
     """The base of clip rules: a gradient norm in, a coefficient out.
 
@@ -130,13 +130,13 @@ class ClipRule:
 def defaults(rule: ClipRule) -> Dict[str, object]:
     """Return the state of a rule before its first commit."""
     state: Dict[str, object] = {}
-    for key in fields(rule):  # type: ignore[arg-type]
-        if not is_state(key):
+    for rule_field in fields(rule):  # type: ignore[arg-type]
+        if not is_state(rule_field):
             continue
-        if key.default_factory is not MISSING:
-            state[key.name] = key.default_factory()
+        if rule_field.default_factory is not MISSING:
+            state[rule_field.name] = rule_field.default_factory()
         else:
-            state[key.name] = key.default
+            state[rule_field.name] = rule_field.default
     return state
 
 

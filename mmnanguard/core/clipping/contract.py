@@ -14,7 +14,7 @@ PLAIN = (type(None), bool, int, float, str)
 
 
 def check_rule_class(cls: type) -> None:
-    """Refuse a class that is not a frozen dataclass or no ``ClipRule``.
+    """Refuse a class that is no ``ClipRule`` or no frozen dataclass.
 
     Raises:
         GuardConfigError: If the class is refused.
@@ -55,7 +55,7 @@ def check_rule(rule: ClipRule) -> None:
         )
     rule.coefficient(1.0)
     # State often differs in kind before and after the first commit (None,
-    # then a number), so the state after a commit is what is checked.
+    # then a number), so the state after a commit is checked.
     later = rule.after(1.0)
     if type(later) is not type(rule):
         refuse(
@@ -106,6 +106,6 @@ def check_plain(value: object, where: str) -> None:
         )
 
 
-def refuse(story: str) -> NoReturn:
+def refuse(problem: str) -> NoReturn:
     """Raise a ``GuardConfigError`` about the clip rule."""
-    raise GuardConfigError(f'{CLIP_GRAD}: {story}.')
+    raise GuardConfigError(f'{CLIP_GRAD}: {problem}.')

@@ -16,7 +16,7 @@ class NormMoments:
         mean: Exponentially weighted mean, which is positive; None during the
             warm-up.
         var: Exponentially weighted variance. Each norm enters with its
-            deviation from the mean of that time.
+            deviation from the first mean that includes it.
     """
 
     first: Tuple[float, ...] = ()
@@ -40,7 +40,7 @@ class NormMoments:
         first = (*self.first, norm)
         if len(first) < warmup:
             return replace(self, first=first)
-        # math.fsum rounds once, so the result has no error of a running sum.
+        # math.fsum rounds only once, so no rounding errors add up.
         mean = math.fsum(first) / len(first)
         var = math.fsum((norm - mean) ** 2 for norm in first) / len(first)
         return NormMoments((), mean, var)

@@ -45,7 +45,7 @@ class TieredClip(ClipRule):
             'second above 0, such as [(10, 1), (0, 5)]: above 10 clip to 1, '
             'else to 5',
         )
-        # Of two pairs with one number, the second would never apply.
+        # Of two pairs that begin with one number, one would never apply.
         check_clip(
             len(dict(tiers)) == len(tiers),
             'tiers',
@@ -75,8 +75,8 @@ class TieredClip(ClipRule):
         # From the lowest tier up. A norm below all tiers is not clipped.
         max_norm_below = math.inf
         for edge, max_norm in reversed(self.tiers):
-            # A norm at the edge is at most the edge, also if that is below
-            # the limit of the tier.
+            # A limit above the edge clips nothing there: the norm stays as
+            # large as the edge.
             above, below = min(edge, max_norm), min(edge, max_norm_below)
             if above > below:
                 jumps.append((edge, above, below))
@@ -170,7 +170,7 @@ class AutoClip(ClipRule):
         return replace(self, past=self.past.after(norm, self.window - 1))
 
     def to_dict(self) -> Dict[str, object]:
-        # Only one order is saved; the other one follows from it.
+        # The order of age is saved; the order of size follows from it.
         return {'type': type(self).__name__, 'norms': list(self.past.row)}
 
     def with_state(self, saved: Mapping[str, Any]) -> 'AutoClip':

@@ -25,7 +25,6 @@ class SortedWindow:
     @classmethod
     def of(cls, row: Iterable[float], size: int) -> 'SortedWindow':
         """Return the window of the last ``size`` numbers of a series."""
-        # A config may have a shorter window than the checkpoint.
         last = tuple(row)[-size:]
         return cls(last, tuple(sorted(last)))
 

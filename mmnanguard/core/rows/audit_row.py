@@ -14,7 +14,7 @@ class AuditRow(RowRecord):
     """Non-finite state that ``StateAuditHook`` found.
 
     Attributes:
-        id: The id of the audit, unique in the run.
+        id: The id of the audit, unique in the attempt.
         run: Name of the run; '' if the run is not guarded.
         attempt: Number of the process start, from 1.
         iter: Iteration of the audit, from 1.

@@ -22,9 +22,9 @@ def build_event(
         **facts: More fields of the event.
     """
     left_out = seen.left_out
-    # The event is about what is bad. If the update was committed without the
-    # bad micro-batches, or all of them were bad, those are the subject; if the
-    # rest of the window was rejected as well, the rest is.
+    # The event is about the bad micro-batches if the update was committed
+    # without them, or if no other micro-batch is left. If the rest of the
+    # window was rejected as well, the event is about the rest.
     if left_out and (verdict.action is Action.STEP or left_out.is_all):
         seen = left_out.seen
         facts['params'] = left_out.params
@@ -32,7 +32,7 @@ def build_event(
     return GuardEvent(
         action=verdict.action,
         cause=verdict.cause,
-        # A spike and a divergence are seen on all ranks alike.
+        # All ranks see a spike or a divergence, and bad_ranks is empty.
         ranks=seen.bad_ranks or (0,),
         loss=seen.loss,
         grad_norm=seen.grad_norm,

@@ -16,8 +16,8 @@ __all__ = [
 ]
 
 FOLDER = 'nanguard'
-# Both are relative to the log dir. The names are public: users and tools/*
-# find the files by them.
+# Both paths are relative to the log dir. The names are public: users and
+# tools/* find the files by them.
 EVENTS_FILE = f'{FOLDER}/events.jsonl'
 DUMPS_FOLDER = f'{FOLDER}/dumps'
 

@@ -19,7 +19,7 @@ FIRST_KEYS = (
     *('batch_idx', 'optimizer'),
 )
 OUTCOMES = {
-    # Only with micro-batches that were left out; a plain commit has its own
+    # Used only if micro-batches were left out; any other commit has its own
     # sentence.
     Action.STEP: 'the others made the update',
     Action.SKIP: 'update skipped',
@@ -70,8 +70,8 @@ class GuardEvent(RowRecord):
         lr_factor: Factor on the learning rates of this update.
         micro_batches: ``{'total': ..., 'left_out': [{'rank': ..., 'number':
             ..., 'iter': ...}]}`` with the micro-batches of the window on all
-            ranks, numbered from 1. The rest of the event is then about those
-            that were left out. None if all were used.
+            ranks, numbered from 1. The rest of the event is then about the
+            micro-batches that were left out. None if all were used.
         run: Name of the run.
         attempt: Number of the process start, from 1.
         id: The id of the event, unique in the attempt.
@@ -228,7 +228,7 @@ class GuardEvent(RowRecord):
 
     def _scale_words(self, loss_scale: Mapping[str, float]) -> str:
         before, after = loss_scale['before'], loss_scale['after']
-        # At its floor, and for causes that no scale cures, it stays.
+        # The scale stays at its floor, and for causes that it cannot cure.
         if before == after:
             return f'loss scale stays at {before:g}'
         return f'loss scale {before:g} -> {after:g}'

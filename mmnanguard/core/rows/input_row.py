@@ -24,7 +24,7 @@ class InputRow(RowRecord):
 
     Attributes:
         id: The id of the event whose update had the inputs. With 'sanitize'
-            there is no event, and the id is unique in the run.
+            there is no event, and the id is unique in the attempt.
         action: Action of the hook: 'reject', 'sanitize' or 'halt'.
         iter: Iteration; with 'sanitize', the last iteration of the interval.
         since: With 'sanitize', the first iteration of the interval; else

@@ -39,7 +39,7 @@ def to_jsonable(value: object) -> Any:
         return str(value)
     if isinstance(value, Mapping):
         return {str(key): to_jsonable(item) for key, item in value.items()}
-    # Not any iterable: a string is one, too.
+    # Not any iterable: a string is iterable, too.
     if isinstance(value, (list, tuple)):
         return list(map(to_jsonable, value))
     return value

@@ -60,7 +60,7 @@ RECORDS: Dict[str, Type[RowRecord]] = {record.KIND: record for record in KNOWN}
 
 def record_of(row: Row) -> RowRecord:
     """Return the record of any row. No content of a row raises an error."""
-    # str: a row of a file may have any JSON value here, also one without hash.
+    # str: a row of a file may have any JSON value here, even without a hash.
     record = RECORDS.get(str(row.get('kind')))
     if record is not None:
         try:

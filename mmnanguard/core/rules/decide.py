@@ -1,7 +1,7 @@
 """The decision: observation, state and policy give a verdict.
 
 ``decide`` is a pure function. All ranks call it with equal facts, so they
-reach equal verdicts without another message.
+reach equal verdicts without a further exchange.
 """
 
 from dataclasses import replace
@@ -124,7 +124,8 @@ def committed_without(
     if cause.is_scaled:
         move = choose_scale_move(cause, left_out.seen.scale)
     action = verdict.action
-    # Otherwise a run in which every window loses a part would never end.
+    # Without a limit, a run in which every window loses micro-batches would
+    # never end.
     if not cause.is_routine and rate_is_over(state, policy):
         action = Action(policy.when_exhausted)
     return replace(verdict, action=action, cause=cause, scale_move=move)
@@ -133,7 +134,7 @@ def committed_without(
 def find_cause(
     seen: Observation, state: GuardState, policy: GuardPolicy
 ) -> Cause:
-    """Return the most fundamental cause.
+    """Return the most fundamental cause; NONE for a clean update.
 
     Bad weights or inputs explain a bad loss, and a bad forward pass explains
     bad gradients, never the other way round.
@@ -147,7 +148,7 @@ def find_cause(
     if not seen.buffers_are_finite:
         return Cause.BUFFER_NONFINITE
     if not seen.grad_is_finite:
-        # At the floor nothing can be lowered, so the overflow is no routine.
+        # At the floor nothing can be lowered, so the overflow is not routine.
         is_above_floor = seen.scale.value > seen.scale.floor
         # Gradients that have long fitted this scale go bad for another reason.
         is_proven = state.commits_since_growth >= policy.proven_after
@@ -160,7 +161,7 @@ def find_cause(
 
 
 def choose_scale_move(cause: Cause, scale: ScaleReading) -> ScaleMove:
-    """Return the move of the loss scale after something was not finite."""
+    """Return the move of the loss scale after a non-finite number."""
     if cause.is_scaled and scale.lower_is_due:
         return ScaleMove.LOWER
     # Never GROW: a bad update proves no scale.

@@ -50,7 +50,7 @@ class LrBackoff:
         check_value(is_right, where, getattr(self, key), allowed)
 
     def lower(self, factor: float) -> Tuple[float, float]:
-        """Return the next, lower factor and its growth per later update.
+        """Return the lowered factor and its growth with each later commit.
 
         At the floor the factor stays as it is, and the recovery starts anew.
         """

@@ -83,7 +83,7 @@ class LeftOut:
 
     def to_dict(self) -> Dict[str, object]:
         """Return the value of ``micro_batches`` in a row."""
-        # Named, because a row is read without this class beside it.
+        # With keys, because a row is read without this class beside it.
         left_out = []
         for rank, number, iteration in self.places:
             left_out.append(

@@ -65,7 +65,7 @@ class GuardPolicy:
         _check_count('max_consecutive_skips', self.max_consecutive_skips, 1)
         _check_count('skip_rate_window', self.skip_rate_window, 1)
         _check_count('proven_after', self.proven_after, 0)
-        # _check_count lets None pass, which only the first count may be.
+        # _check_count lets None pass, but these two counts must be integers.
         if self.skip_rate_window is None or self.proven_after is None:
             raise GuardConfigError(
                 f'{WHERE}: skip_rate_window and proven_after must be '

@@ -98,7 +98,6 @@ class SpikePolicy:
             norms: Gradient norms of the window, oldest first.
             losses: Losses of the window, oldest first.
         """
-        # On every clean update, so the sums are plain passes over the window.
         for what, value, past in (
             ('grad_norm', seen.grad_norm, norms),
             ('loss', seen.loss, losses),

@@ -36,7 +36,7 @@ def read_rng() -> RngState:
 def set_rng(state: RngState) -> None:
     """Set the state that :func:`read_rng` returned.
 
-    The state of GPUs is set only if there are as many as there were.
+    The state of GPUs is set only if this machine has as many GPUs.
     """
     torch.set_rng_state(state['torch'])
     # A dump may be replayed on a machine without the GPUs of the run.

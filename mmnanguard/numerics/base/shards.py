@@ -65,7 +65,7 @@ class Shards:
         groups: List[Tuple[int, ...]] = []
         params = list(params)
         ranks_of: Dict[int, Tuple[int, ...]] = {}
-        # Only then, because importing FSDP takes long.
+        # Only for parameters of FSDP1, because importing FSDP takes long.
         if any(map(is_flattened, params)):
             ranks_of = fsdp_groups(models)
         for param in params:
@@ -105,7 +105,7 @@ def shard_ranks(param: Any) -> Tuple[int, ...]:
         return ()
     mesh = param.device_mesh
     # This rank's coordinate along replicated dimensions of the mesh, all
-    # coordinates along the others.
+    # coordinates along sharded dimensions.
     index: List[Union[int, slice]] = []
     for placement, here in zip(param.placements, mesh.get_coordinate()):
         if placement.is_replicate():

@@ -91,7 +91,7 @@ def scan_file(path: Path, limit: float = ABSURD) -> CheckpointFile:
                 content = load(file, is_sharded=True)
                 scans.append(scan_checkpoint(content, limit))
             scan = join_ranks(scans)
-        # All ranks save the same facts, so that the last rank's serve.
+        # All ranks save these facts alike, so the last file is used.
         result = replace(
             result,
             iter=iteration_of(content),
@@ -133,7 +133,7 @@ def load(file: Path, is_sharded: bool = False) -> StateDict:
         raise ValueError('it is empty')
     if head == b'PK\3\4' and not is_zip:
         raise ValueError('it is truncated: its end is not that of a zip file')
-    # A pickle of protocol 2 or above, as torch.save writes it, begins so.
+    # A pickle of protocol 2 (torch.save's) or above begins with this byte.
     if not is_zip and head[:1] != b'\x80':
         raise ValueError('it is neither a zip file nor a pickle')
     with ExitStack() as stubs:

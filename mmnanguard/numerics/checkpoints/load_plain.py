@@ -23,7 +23,7 @@ HAS_ALLOW_LIST = hasattr(
     torch.serialization, 'get_unsafe_globals_in_checkpoint'
 )
 # Objects by the name that a pickle has for them. These are the objects that
-# PyTorch 2.6 allows; ``mmnanguard.safe_load`` adds those of MMEngine.
+# PyTorch 2.6 allows; ``mmnanguard.safe_load`` adds MMEngine's.
 ALLOWED: Dict[str, object] = {
     '_codecs.encode': codecs.encode,  # numpy's arrays hold encoded bytes
     'collections.Counter': Counter,

@@ -44,7 +44,7 @@ def trained_and_averaged(
     trained, averaged = dict(state), dict(ema_state)
     for name in ema_state:
         source = source_of(name)
-        # A file from which another tool has removed tensors may lack it.
+        # A file from which another tool removed tensors may lack the source.
         if source is not None and source in state:
             trained[source], averaged[name] = ema_state[name], state[source]
     return trained, averaged

@@ -1,8 +1,8 @@
 """A scan of a loaded checkpoint for NaN, Inf and absurdly large numbers.
 
 :func:`scan_checkpoint` checks a single checkpoint. Whether an Inf is a fault
-or belongs to a mask can be seen only beside other checkpoints of the run:
-:func:`classify_masks` compares them.
+or belongs to a mask shows only in a comparison with other checkpoints of the
+run: :func:`classify_masks` compares them.
 """
 
 import hashlib
@@ -290,7 +290,7 @@ def is_like_mask(value: Tensor, limit: float) -> bool:
     if finite.numel() in (0, values.numel()):
         return False
     largest = finite.abs().max().item()
-    # Such as the zeros beside -inf in a mask of attention.
+    # One finite value, such as 0 beside -inf in a mask of attention.
     if (finite == finite[0]).all():
         return largest <= limit
     # Above 1 / eps each number of the type is an integer.

@@ -89,7 +89,7 @@ class StateAudit:
         self._last: Dict[str, weakref.ref[Tensor]] = {}
         candidates = [item for item in kept if item.can_be_mask]
         for item in self._nonfinite(candidates):
-            # No mask holds NaN. In a loaded state it is a fault to report.
+            # No mask holds NaN: NaN in a loaded state is a fault to report.
             if not has_nan(item.value):
                 self._masks.add(item.name)
             elif is_fresh:

@@ -12,7 +12,8 @@ import torch
 
 __all__ = ['STUBS', 'stub_missing_shards']
 
-# Python 3's name, and the name in pickles of protocol 2.
+# The module of ``getattr``, by its name in Python 3 and in pickles of
+# protocol 2.
 BUILTINS = ('builtins', '__builtin__')
 
 

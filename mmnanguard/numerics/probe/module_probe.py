@@ -109,7 +109,7 @@ class ModuleProbe(TorchDispatchMode):
         self._forward: Dict[int, Place] = {}  # by autograd node
         self._tracker = SampleTracker()
         self._bad_inputs: Set[int] = set()
-        # First all samples: the origin of a bad input names its samples, and
+        # All samples are noted before any origin, which names samples:
         # several inputs may be views of one storage.
         for tensor, samples in inputs:
             if samples:
@@ -260,7 +260,8 @@ class ModuleProbe(TorchDispatchMode):
         # Activation checkpointing runs forward again during backward.
         if node is None or torch.is_grad_enabled():
             # Autograd made the node of the coming operation just before it.
-            # An operation without a node (a counter's) gets the last number.
+            # An operation without a node (such as a step of a counter) gets
+            # the number of the node before it.
             number = torch._C._autograd._get_sequence_nr() - 1
             self._forward.setdefault(number, place)
             return place

@@ -56,7 +56,7 @@ def record_outputs(model: nn.Module) -> Iterator[Ranges]:
     finally:
         for child, instance_forward in replaced:
             del child.forward
-            # Only if there was one: else the method of the class counts again.
+            # Without an instance's own forward, the class's applies again.
             if instance_forward is not None:
                 child.forward = instance_forward
 
@@ -88,7 +88,7 @@ def recorded(
         for leaf in tree_flatten(outputs)[0]:
             is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()
             if is_float and leaf.numel() > 0:
-                # A probe must not see the operations of this record.
+                # A probe must not see the operations of the recording.
                 with _disable_current_modes():
                     add(ranges, name, leaf.detach())
         return outputs

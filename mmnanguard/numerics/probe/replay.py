@@ -203,7 +203,7 @@ def run_pass(
             non-finite number. This takes many times as long.
     """
     with leave_no_trace(model):
-        # A buffer that was bad before, such as a mask of -inf, is no result.
+        # A buffer that was bad before (a mask of -inf) is not judged.
         sound = [b for b in model.buffers() if not nonfinite_indices([b])]
         if not with_probe:
             losses = run()

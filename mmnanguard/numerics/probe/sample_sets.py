@@ -75,7 +75,7 @@ class SampleSets:
         return result
 
     def fold(self, codes: Optional[Tensor], dim: int) -> Optional[Tensor]:
-        """Return the union along a dimension, which keeps size 1."""
+        """Return the union along a dimension, which is kept with size 1."""
         if codes is None or codes.shape[dim] == 1:
             return codes
         first = codes.narrow(dim, 0, 1)

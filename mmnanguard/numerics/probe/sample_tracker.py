@@ -145,7 +145,7 @@ class SampleTracker:
     ) -> List[Optional[Tensor]]:
         """Return codes for the first outputs; None where not known."""
         name = func._schema.name.split('::')[-1]
-        plain = name.rstrip('_')  # the in-place form does the same to codes
+        plain = name.rstrip('_')  # an in-place form treats codes alike
         codes = list(map(self._codes_of, inputs))
         if plain == 'copy' and len(codes) > 1:
             return [codes[1]]

@@ -42,11 +42,11 @@ def read_through(
             overwrites an earlier entry.
         wanted: The layout of the view in question.
     """
-    size = tensor.untyped_storage().nbytes() // tensor.element_size()
+    num_elements = tensor.untyped_storage().nbytes() // tensor.element_size()
     # A number for each element of the storage; 0 where nothing is known.
-    flat = torch.zeros(size, dtype=torch.long)
+    flat = torch.zeros(num_elements, dtype=torch.long)
     for (offset, shape, stride, itemsize), codes in views.items():
-        # A view as another dtype has other elements.
+        # A view with elements of another size does not fit these.
         if itemsize == tensor.element_size():
             # All elements of an expanded dimension are the same memory.
             sizes = list(shape)

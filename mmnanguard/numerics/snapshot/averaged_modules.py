@@ -33,8 +33,8 @@ def note_changing(
     """Note that forward changes some tensors and their frozen neighbours.
 
     A momentum encoder moves by less than the last bit of some parameters
-    while the learning rate is warmed up. So its other parameters may change
-    later, and all of the frozen part is noted.
+    while the learning rate is warmed up. These parameters may change later,
+    so all of the frozen part is noted.
 
     Args:
         changed: The backups of tensors that were seen to change.
@@ -48,7 +48,7 @@ def note_changing(
         for part in frozen_parts(model):
             if owners.isdisjoint(part):
                 continue
-            # One moving parameter gives the whole encoder away.
+            # One moving parameter shows that the part is an encoder.
             for backup in backups:
                 if backup.owner in part:
                     backup.set_changing()

@@ -12,9 +12,9 @@ from .tensor_backup import TensorBackup, can_compare
 __all__ = ['ChangeTracker', 'OtherOptimizers', 'TrackedModel']
 
 # Number of committed windows in which tensors are compared, to find the
-# parameters that forward changes and the buffers that change uncounted.
-# Rejected windows teach too little: a momentum encoder of weights that do not
-# move stays constant.
+# parameters that forward changes, and the buffers that change without being
+# counted by their version counters. Rejected windows teach too little: a
+# momentum encoder of weights that do not move stays constant.
 NUM_PROBED_WINDOWS = 3
 
 
@@ -167,7 +167,7 @@ class ChangeTracker:
             self._divide()
             for backup in self._backups.values():
                 if not backup.is_changing:
-                    backup.drop_copy()  # on the host
+                    backup.drop_copy()
 
     def _divide(self) -> None:
         for tracked in self._models.values():

@@ -20,7 +20,7 @@ from .tensor_backup import TensorBackup
 
 __all__ = ['Changes', 'Comparison', 'Snapshot']
 
-# In C, as there may be thousands of parameters.
+# This runs in C, which matters for thousands of parameters.
 VERSION = attrgetter('tensor._version')
 
 Owned = Tuple[nn.Module, str]
@@ -67,9 +67,10 @@ class Snapshot:
 
     A copy stays valid while the tensor's version counter stays constant, so
     constant buffers are copied once, and a buffer that begins to change late
-    is still covered. Some kernels write uncounted, above all BatchNorm to its
-    running statistics: buffers of norm layers are copied in every window, and
-    other such buffers are found by comparing over the first windows.
+    is still covered. Some kernels do not count what they write, above all
+    BatchNorm's running statistics: buffers of norm layers are copied in every
+    window, and other such buffers are found by comparing over the first
+    windows.
 
     Nothing here syncs the device, except the copies to the host.
 
@@ -146,7 +147,7 @@ class Snapshot:
                 continue
             judged.append(backup)
             currents.append(backup.current_values)
-            # Whether it was finite before is asked only once.
+            # A baseline is needed only until was_finite is known.
             if backup.was_finite is None and backup.copy is not None:
                 baselines.append(backup.copy)
         moved = []
@@ -190,9 +191,10 @@ class Snapshot:
             if has_moved:
                 backup.is_uncounted = True
                 backups.append(backup)
-        news = [b for b in backups + comparison.late if not b.is_changing]
-        if news:
-            self.tracker.note_changing(news)
+        candidates = backups + comparison.late
+        newly_found = [b for b in candidates if not b.is_changing]
+        if newly_found:
+            self.tracker.note_changing(newly_found)
         baselines = iter(read['baselines'])
         bad: List[Owned] = []
         lost: List[Owned] = []
@@ -218,8 +220,8 @@ class Snapshot:
     def restore(self, changes: Changes) -> None:
         """Undo the changes of this window, bit for bit.
 
-        If another optimizer has committed meanwhile, tensors that it shares
-        stay as they are, unless they became non-finite.
+        If another optimizer has committed meanwhile, tensors of the shared
+        model stay as they are, unless they became non-finite.
         """
         others = self.tracker.others
         others_committed = others.model is not None and (

@@ -17,7 +17,7 @@ WIDTH = 1024
 
 
 class TensorBackup:
-    """One buffer or parameter of a module, its copy and its known habits.
+    """One buffer or parameter of a module, its copy and how it changes.
 
     Args:
         owner: The module that holds the tensor.
@@ -57,7 +57,7 @@ class TensorBackup:
         self._bind()
 
     def _bind(self) -> None:
-        """Take the present tensor for the original."""
+        """Make the present tensor the original, without a copy yet."""
         self.tensor = self.current
         self.copy: Optional[Tensor] = None
         self.version: Optional[int] = None
@@ -132,7 +132,7 @@ class TensorBackup:
         is not known whether the counter can be trusted, each window copies.
         """
         if self.current is not self.tensor or self.has_new_shape():
-            self._bind()  # replaced since the last window
+            self._bind()  # replaced or reshaped since the last window
         if self.tensor is None:
             return False
         if not (is_probing or self.has_new_content()):
@@ -151,7 +151,7 @@ class TensorBackup:
         self.copy = self.version = None
 
     def has_changed(self) -> bool:
-        """Whether the tensor is another one, or its shape or content is."""
+        """Whether the tensor was replaced, reshaped or perhaps written to."""
         return (
             self.current is not self.tensor
             or self.has_new_shape()
@@ -181,8 +181,8 @@ class TensorBackup:
         getattr(self.owner, self.registry)[self.key] = self.tensor
         if self.tensor is not None and self.has_new_shape():
             assert self.copy is not None
-            # Through .data, so that the Parameter object stays the same one:
-            # optimizers know parameters by identity.
+            # Through .data, so that the Parameter object is kept: optimizers
+            # know parameters by identity.
             self.tensor.data = self.copy.to(self.tensor.device, copy=True)
             return False
         return self.has_new_content()
@@ -233,7 +233,7 @@ class TensorBackup:
         )
 
     def went_bad_before(self) -> bool:
-        """Whether the copy is bad already. Syncs the device."""
+        """Whether the tensor was bad when it was copied. Syncs the device."""
         if self.copy is None:
             return False
         # Inf in other buffers may be a mask by design.
@@ -261,7 +261,10 @@ def ramp_sum(values: Tensor) -> Tensor:
 
 
 def can_compare(tensor: Tensor) -> bool:
-    """Whether kernels exist for the tensor: not for sparse or float8."""
+    """Whether the kernels used here exist for the tensor.
+
+    They do not exist for sparse, meta and 8-bit floating-point tensors.
+    """
     return (
         tensor.layout is torch.strided
         and not tensor.is_meta

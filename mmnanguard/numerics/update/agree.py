@@ -25,7 +25,7 @@ FLAGS = (
 )
 COUNTS = ('num_bad_params', 'num_params')
 NORMS = ('grad_norm', 'clip_norm')
-# The two properties come first, because each rank judges by itself.
+# Two properties are among them, because each rank judges its own facts.
 FIELDS = ('is_clean', 'forward_is_clean', *FLAGS, *COUNTS, *NORMS, 'loss')
 SHARD_FIELDS = ('group', 'norm', 'clip_norm')
 READ_FIELDS = attrgetter(*FIELDS)
@@ -38,7 +38,7 @@ def agree(seen: Observation, norm_type: float = 2.0) -> Observation:
     Ranks exchange a matrix in one small all-reduce. Each rank fills only its
     own row, so no number meets that of another rank, and no NaN is swallowed
     (as by a MAX) or spread. All ranks must call this, as they must call
-    DDP's backward. Without ranks it does nothing.
+    DDP's backward. A single process only combines the norms of its shards.
 
     Gradients that DDP has reduced are equal on all ranks, and other
     gradients are not. So the largest norm counts; a sum would count replicas
@@ -84,7 +84,7 @@ def add_up(tensor: Tensor) -> None:
     """
     try:
         dist.all_reduce(tensor)
-    except RuntimeError as error:  # the backend's
+    except RuntimeError as error:  # raised by the backend
         raise NanGuardError(
             f'rank {dist.get_rank()} of {dist.get_world_size()}: the ranks '
             'could not agree on this update, most likely because another '
@@ -154,7 +154,7 @@ def merge_rows(
         loss = losses[(loud or culprits or bad)[0]]
     shards = rows[:, len(FIELDS) :].t().tolist()
     size = len(SHARD_FIELDS)
-    # Columns of one kind of shard stand side by side.
+    # Each shard has ``size`` columns, in the order of SHARD_FIELDS.
     groups, norms, clip_norms = (shards[part::size] for part in range(size))
     clip_norm = None
     if shared.clip_norm is not None:

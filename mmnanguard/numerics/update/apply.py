@@ -43,8 +43,8 @@ def apply_update(
         optimizer.step(**step_kwargs)
     elif grad_rule is None and _takes_grad_scale(optimizer):
         device = grads[0].device
-        # The kernel divides by it. GradScaler's found_inf is left out, for
-        # which PyTorch would count each tensor's steps twice.
+        # The kernel divides by grad_scale. found_inf, which GradScaler sets as
+        # well, would only make PyTorch write to all step counters again.
         kernel: Any = optimizer
         kernel.grad_scale = torch.full(
             (), 1 / factor, dtype=torch.float32, device=device
@@ -98,7 +98,7 @@ def multiply(grads: List[Tensor], factor: float) -> None:
 def _takes_grad_scale(optimizer: Optimizer) -> bool:
     """Whether the optimizer is fused and unscales in its kernel.
 
-    ``GradScaler`` asks for the same attribute. A DTensor does not work with
+    ``GradScaler`` reads this attribute, too. A DTensor does not work with
     a plain scale.
     """
     if not getattr(optimizer, '_step_supports_amp_scaling', False):

@@ -134,7 +134,8 @@ def blame(
         kind, scale = 'weight', 1.0
     culprits = [describe(name, kind, values, scale) for name, values in parts]
     # If any tensor has bad elements, the others are no culprits: they are
-    # further parts of a flat parameter. A norm can also overflow without one.
+    # further parts of a flat parameter. A norm can also overflow over finite
+    # elements.
     nonfinite = [tensor for tensor in culprits if tensor.count]
     return tuple((nonfinite or culprits)[:MAX_BLAMED])
 

@@ -155,12 +155,12 @@ def ids_of_matches(
 
 def refuse_pattern(pattern: str, names: Mapping[int, Sequence[str]]) -> None:
     """Raise the error for a pattern that matches no parameter."""
-    every = list(itertools.chain(*names.values()))
-    near = difflib.get_close_matches(pattern, every, 3, 0.3)
+    all_names = list(itertools.chain(*names.values()))
+    near = difflib.get_close_matches(pattern, all_names, 3, 0.3)
     raise GuardConfigError(
         f'{CLIP_GRAD}.exclude has {pattern!r}, which is in the name of none '
         f'of the {len(names)} parameters of this optimizer. Names near to '
-        f'it: {", ".join(map(repr, near or every[-3:]))}.'
+        f'it: {", ".join(map(repr, near or all_names[-3:]))}.'
     )
 
 

@@ -18,8 +18,9 @@ __all__ = ['GradSum', 'find_ddp', 'reduced_params']
 class GradSum:
     """Adds up gradients of micro-batches outside of ``param.grad``.
 
-    It adds in the order of backward itself, so the sum has the same bits. It
-    takes the memory of one more gradient of each parameter.
+    It adds in the order in which ``param.grad`` would accumulate, so the sum
+    has the same bits. It takes the memory of one more gradient of each
+    parameter.
     """
 
     def __init__(self) -> None:
@@ -103,7 +104,7 @@ class GradSum:
         extra = list(map(int, flat[-num_extra:].tolist()))
         averages = flat[:-num_extra].split(list(map(Tensor.numel, params)))
         for param, part, num_ranks in zip(params, averages, extra):
-            # Without a gradient on any rank, the optimizer must skip it.
+            # The optimizer must skip a parameter without a gradient.
             if num_ranks:
                 self._sums[id(param)] = part.view_as(param).to(param.dtype)
         return tuple(extra[len(has_grad) :])

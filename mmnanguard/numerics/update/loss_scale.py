@@ -185,7 +185,8 @@ class GuardedGradScaler(GradScaler):
         before = self._value
         if not self.is_enabled():
             return before, before
-        if verdict.cause.is_scaled:  # or a commit left out an overflow
+        # The cause of a commit may be an overflow that was left out.
+        if verdict.cause.is_scaled:
             self._num_clean = 0
             self._num_overflows += 1
         elif verdict.action is Action.STEP:

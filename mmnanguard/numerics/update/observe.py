@@ -149,7 +149,11 @@ def split_norms(
     carried: float,
     placement: Placement,
 ) -> List[float]:
-    """Return the unscaled norm of the whole gradients and of each group's."""
+    """Return the unscaled norm of each place in ``placement``.
+
+    The norm of all gradients that are not sharded comes first, then a norm
+    for each group of ranks.
+    """
     if not placement.groups:
         return [combine(norms, norm_type) / carried]
     # The place None stands for gradients that are not sharded.
