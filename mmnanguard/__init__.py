@@ -1,16 +1,17 @@
-"""mmnanguard: an update either commits or leaves no trace.
+"""A guard for MMEngine: an update either commits or leaves no trace.
 
 The way of a batch through a guarded iteration::
 
     for batch in loader:                              # MMEngine's train loop
         hooks.before_train_iter
-        with wrapper.optim_context(model):            # 1 begin: remember
+        with wrapper.optim_context(model):            # 1 begin: copy
             losses = model(batch)                     # 2 inputs, forward
         wrapper.update_params(loss)
             backward                                  # 3 loss, 4 backward
-            step -> optim/guarded_step.py             # 5 observe, 7 decide,
-                                                      # 8 apply or put back,
-                                                      # 9 blame, 10 scale
+            step -> optim/guarded_step.py             # 5 observe, 6 agree,
+                                                      # 7 decide, 8 blame,
+                                                      # 9 apply or restore,
+                                                      # 10 move the scale
         hooks.after_train_iter
             NanGuardHook                              # 11 report
                 -> after_guard_event                  # 12 consequences

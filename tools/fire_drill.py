@@ -1,4 +1,4 @@
-"""Rehearse the bad day, by injecting faults into a job.
+"""Inject faults into a job, and show what the guard does with them.
 
 Any mm config will do, once it has a FaultInjectionHook. The job runs three
 times: guarded with the faults, guarded without them, and with the faults

@@ -1,5 +1,5 @@
-"""Turn a config of 1.x, or one with a NaN guard of your own, into a guarded
-one of MMEngine.
+"""Convert a config of mmcv 1.x, or one with a hand-written NaN guard, into a
+guarded 2.x config.
 
 Prints the difference and notes on it; writes only with --out or --in-place.
 The config is executed to be read, as MMEngine does with any. Exit status: 0

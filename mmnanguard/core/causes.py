@@ -100,7 +100,8 @@ class CauseFacts:
             goes back to a state before that window.
         is_of_batch: Whether the samples of the batch are suspects.
         is_replayable: Whether a replay can find where the fault begins. That
-            takes a tensor that is not finite.
+            takes a tensor that is not finite. If False, ``culprits`` has no
+            module.
         names_origin: Whether the first tensor that an event names is close to
             the origin, so that the report counts how often it is named.
         adds_up: Whether many such updates make a run look sick even if no

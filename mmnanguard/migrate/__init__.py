@@ -7,9 +7,10 @@ launcher, costs nothing unless it is imported, and a single install serves
 users.
 
 Reading order: ``migrate`` (the steps in their order), ``migration`` (what the
-steps share, and which key goes where), ``source``, ``dict_source`` and
-``render`` (the file as a syntax tree), ``bases`` (what it inherits), then the
-steps: ``wrapper``, ``optimizer_config``, ``guarded_types``, ``nan_hooks``;
+steps share, and which key goes where; ``notes``, ``config_value``),
+``source``, ``dict_source`` and ``render`` (the file as a syntax tree),
+``bases`` (what it inherits), then the steps: ``wrapper``,
+``optimizer_config``, ``guarded_types``, ``nan_hooks``;
 ``schedules``, ``policy``, ``policies``; ``loops``; ``hooks``;
 ``environment``. ``place`` and ``comments`` put the result back into the file.
 """
