@@ -54,7 +54,7 @@ def place_comments(
         if is_gone:
             place = heir.get(index, index)
         start = len(lines)
-        # Replaced in its place, a statement keeps all lines above it.
+        # A statement that is replaced in its place keeps all lines above it.
         if place != index:
             start -= comment_length(lines)
         above.append(lines[:start])

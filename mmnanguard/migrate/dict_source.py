@@ -59,7 +59,7 @@ def parts_of(node: Optional[cst.CSTNode]) -> Optional[List[Part]]:
 
 def key_of(part: Part) -> Optional[str]:
     """Return the key of a dict's entry; None if it is no string."""
-    # Without a keyword it is *args, **kwargs or dict(pairs).
+    # An argument without a keyword is *args, **kwargs or dict(pairs).
     if isinstance(part, cst.Arg) and part.keyword:
         return part.keyword.value
     if isinstance(part, cst.DictElement) and isinstance(

@@ -130,7 +130,7 @@ def logger(m: Migration) -> ConfigDict:
         processor['window_size'] = m.keep('log_config', 'interval')
     hooks = config.get('hooks') or []
     units = [hook.get('by_epoch') for hook in hooks]
-    # A part for _base_ may not know the loop.
+    # A file that is only a base of other files may not know the loop.
     processor['by_epoch'] = m.loop.by_epoch and False not in units
     m.new['log_processor'] = processor
     m.done('log_config', 'log_config -> default_hooks.logger, log_processor')
@@ -141,7 +141,7 @@ def logger(m: Migration) -> ConfigDict:
         # An inherited visualizer has a type, which a project may have changed.
         if not has_visualizer:
             visualizer['type'] = 'Visualizer'
-        # MMEngine's default, which the list replaces.
+        # The list replaces MMEngine's default, so the default is repeated.
         backends.insert(0, dict(type='LocalVisBackend'))
         visualizer['vis_backends'] = backends
         m.new['visualizer'] = visualizer
@@ -186,7 +186,7 @@ def migrate_custom_hooks(m: Migration, is_1x: bool) -> None:
         assert isinstance(edited, cst.BaseExpression)
         if not edited.deep_equals(node):
             m.source.assigned[name] = edited
-            # None: no new value, place() takes the edited source.
+            # None means no new value: place() takes the edited source.
             m.new.setdefault(name, None)
     for hook in m.inherited.get('custom_hooks') or []:
         if short(hook.get('type')) in HOOKS and 'custom_hooks' not in (

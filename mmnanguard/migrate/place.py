@@ -59,7 +59,7 @@ def place(m: Migration) -> None:
             continue
         keys = old_keys_of(m, name)
         if name in source.assigned and name not in m.old:
-            # The file has this key of 2.x already: it is edited.
+            # The file has this key of 2.x already, so its value is edited.
             at = source.place[name]
             source.new[at] = edited(m, name)
         elif not keys:
