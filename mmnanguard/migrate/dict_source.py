@@ -20,7 +20,7 @@ __all__ = [
 # dict(...), the notation of nearly all configs of the mm projects.
 Container = Union[cst.Dict, cst.List, cst.Call]
 Part = Union[cst.BaseDictElement, cst.BaseElement, cst.Arg]
-# The change of an entry that has none; None already means its removal.
+# Stands for no change of an entry; None stands for its removal.
 MISSING = object()
 
 
@@ -82,7 +82,7 @@ def edit_dict(
     """
     assert isinstance(node, (cst.Dict, cst.Call))
     parts = parts_of(node) or []
-    # Read before the edit, which may remove the entry that shows it.
+    # Read before the edit, which may remove the entry that shows the separator.
     separator = separator_of(node, parts)
     changes = dict(changes)
     kept: List[Part] = []

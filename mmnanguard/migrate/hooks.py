@@ -304,10 +304,10 @@ class HookEdit(cst.CSTTransformer):
         # The defaults are those of mmcv's EMAHook.
         momentum = options.get('momentum', 0.0002)
         interval = options.get('interval', 1)
-        # MMEngine's EMAHook has neither option: None removes the entry.
+        # None removes the entries: MMEngine's EMAHook has neither option.
         changes: ConfigDict = dict(warm_up=None, resume_from=None)
         if 'momentum' not in options or interval != 1:
-            # mmcv raises the momentum to this power.
+            # mmcv raises the momentum to the power of the interval.
             changes['momentum'] = momentum**interval
         note = 'EMAHook: the averages are the state_dict of a checkpoint now'
         # mmcv used the smaller of momentum and (1 + iter) / (warm_up + iter),
