@@ -82,7 +82,8 @@ def edit_dict(
     """
     assert isinstance(node, (cst.Dict, cst.Call))
     parts = parts_of(node) or []
-    # Read before the edit, which may remove the entry that shows the separator.
+    # Read before the edit, which may remove the entry that shows the
+    # separator.
     separator = separator_of(node, parts)
     changes = dict(changes)
     kept: List[Part] = []
