@@ -31,8 +31,8 @@ if find_spec('torch') and find_spec('mmengine'):
 
     from .check_stack import check_stack
 
-    # Before the imports below, which may use names that an unsupported version
-    # does not have.
+    # The check comes before the imports below, which may use names that an
+    # unsupported version does not have.
     check_stack(torch, mmengine)
 
     from .numerics import watch

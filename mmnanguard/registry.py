@@ -149,7 +149,7 @@ def register_bare_names() -> None:
     for registry in (DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, TRANSFORMS):
         registry.import_from_location()
         root = registry.parent
-        assert root is not None  # each is a child of MMEngine's
+        assert root is not None  # MMEngine has a root for each
         for name, cls in registry.module_dict.items():
             if root.module_dict.get(name) is not cls:
                 root.register_module(name=name, module=cls)
@@ -160,7 +160,7 @@ def register_configs() -> None:
 
     MMEngine looks for a distribution of this name or, if there is none, for
     a module, and then for ``.mim`` in its folder. The distribution of an
-    editable install is in another folder than its files, so this gives the
-    name of a module.
+    editable install is in another folder than its files, so this function
+    registers the name of a module.
     """
     MODULE2PACKAGE['mmnanguard'] = 'mmnanguard.registry'

@@ -54,8 +54,9 @@ def name_of(kind: Named) -> str:
 def allow_mmengine_checkpoints() -> None:
     """Allow the types that MMEngine's checkpoints hold, for this process.
 
-    PyTorch before 2.6 has no such list. There it applies to the checkpoints
-    that mmnanguard reads; MMEngine itself loads without a list.
+    PyTorch before 2.6 has no complete list of allowed types. With such a
+    version, only the checkpoints that mmnanguard reads are restricted to the
+    types; MMEngine itself loads without a list.
     """
     # Pickled arrays and scalars refer to these private functions of numpy.
     functions = {

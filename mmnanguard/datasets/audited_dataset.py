@@ -59,7 +59,7 @@ class Dropped(Exception):
 
 
 def refuse_another(*args: object) -> int:
-    """Raise, where a dataset would choose another sample at random."""
+    """Raise :class:`Dropped` instead of choosing another sample at random."""
     raise Dropped
 
 
@@ -219,7 +219,7 @@ class AuditedDataset(Dataset[Union[Row, GuardConfigError, None]]):
         """
         try:
             return sample_name(self.dataset.get_data_info(index))
-        except Exception:  # it has none, or they cannot be read
+        except Exception:  # no annotations, or unreadable ones
             return None
 
     def _summary(self, sample: Sample, key: str) -> Optional[Summary]:

@@ -47,8 +47,8 @@ class FieldCheck:
         check_value(
             is_right, where, self.key, "a key such as 'img', or several"
         )
-        # Here, and not at the first sample: a misspelt expression should end
-        # a run before the data are loaded.
+        # Checked here and not at the first sample: a misspelt expression
+        # should end a run before the data are loaded.
         for key in self.keys():
             if key is not None:
                 check_key(key)

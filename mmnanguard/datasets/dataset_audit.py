@@ -61,8 +61,8 @@ def audit(
             samples lack the keys that the checks need.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Through JSON, so that it is equal to a line that was read: a tuple is a
-    # list there.
+    # Converted by JSON, which makes a list of a tuple, so that the head is
+    # equal to a head that was read.
     head = json.loads(to_json({'schema': 1, **facts}))
     done = read_rows(folder, head)
     indices = range(rank, len(dataset), world_size)
@@ -149,7 +149,7 @@ def read_rows(folder: Path, head: Mapping[str, object]) -> Dict[int, Row]:
                 rows[row['index']] = row
             else:
                 check_head(row, head, folder)
-    # The files are those of ranks, so indices come interleaved.
+    # Each file has the rows of one rank, so the indices are not in order.
     return dict(sorted(rows.items()))
 
 
@@ -181,5 +181,5 @@ def read_lines(path: Path) -> Iterator[Any]:
         try:
             yield json.loads(line)
         except ValueError:
-            # It is empty, or a killed process left it half-written.
+            # The line is empty, or a killed process left it half-written.
             continue

@@ -57,7 +57,7 @@ class ExcludeSamples:
         if isinstance(dataset, dict):
             # MMEngine's root registry finds the datasets of all projects.
             dataset = MMENGINE_DATASETS.build(dataset)
-        # Any: it may have more methods than torch's Dataset declares.
+        # Any: a dataset may have more methods than torch's Dataset declares.
         self.dataset: Any = dataset
         if isinstance(samples, str):
             self.listed = read_sample_list(samples)
@@ -156,7 +156,7 @@ class ExcludeSamples:
         if any(listed.name is not None for listed in rest):
             for index in range(size):
                 indices.setdefault(self._name(index), set()).add(index)
-        # Samples without a name are not those of a list entry without a name.
+        # A list entry without a name must not match samples without a name.
         indices.pop(None, None)
         by_name: Set[int] = set()
         lost = []

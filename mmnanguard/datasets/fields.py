@@ -88,7 +88,7 @@ def numbers(
         yield from walk(sample, '')
         return
     if key in sample:
-        # The name itself may have dots, as has 'data.img'.
+        # A key of the sample may itself have dots, such as 'data.img'.
         values = [(key, sample[key])]
     elif PATH.fullmatch(key):
         values = list(follow_path(sample, key.split('.'), '', sample))
@@ -228,7 +228,7 @@ def follow_path(
         yield from follow_path(value[head], rest, next_path, sample)
     elif isinstance(value, (list, tuple)):
         if not head.isdigit():
-            # The name is that of an attribute or key of all items.
+            # `head` names an attribute or key of all items.
             for index, item in enumerate(value):
                 yield from follow_path(item, parts, f'{path}.{index}', sample)
         elif int(head) < len(value):
@@ -290,8 +290,8 @@ def compiled(expression: str) -> Tuple[CodeType, FrozenSet[str]]:
 def evaluate(expression: str, sample: Sample) -> object:
     """Return the value of an expression over the sample's keys.
 
-    It may execute anything: it is part of a config or a command line, which
-    the user trusts already.
+    The expression may run any code: it is part of a config or a command line,
+    which the user trusts already.
 
     Raises:
         MissingKey: If the sample does not have a name or an attribute.

@@ -93,8 +93,8 @@ def build_check(config: CheckConfig, where: str) -> Tuple[str, Check]:
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         check_keys(options, names, f'{where}: {name}')
     try:
-        # Before training: a missing argument would otherwise be an error of
-        # the first sample, in a worker process.
+        # Checked before training: a missing argument would otherwise be an
+        # error of the first sample, in a worker process.
         signature.bind(*sample_args, **options)
     except TypeError as error:
         raise GuardConfigError(f'{where}: {name}: {error}.') from None

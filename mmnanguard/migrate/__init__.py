@@ -1,10 +1,9 @@
 """Migration of configs of mmcv 1.x, and of hand-written guards; needs libcst.
 
-It is an extra of this distribution (``pip install "mmnanguard[migrate]"``)
-and no distribution of its own: its table of guarded types has to agree with
-the wrappers of the same version, it uses the same reader of configs as the
-launcher, costs nothing unless it is imported, and a single install serves
-users.
+This package is an extra (``pip install "mmnanguard[migrate]"``) and no
+distribution of its own, because its table of guarded types has to agree with
+the wrappers of the same version, and because it shares the reader of configs
+with the launcher. It costs nothing unless it is imported.
 
 Reading order: ``migrate`` (the steps in their order), ``migration`` (what the
 steps share, and which key goes where; ``notes``, ``config_value``),

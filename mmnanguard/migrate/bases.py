@@ -16,7 +16,7 @@ __all__ = ['load', 'load_bases', 'old_bases', 'same_targets']
 
 
 def load(path: ConfigValue) -> ConfigDict:
-    """Return a config's value, with everything it inherits, as builtins.
+    """Return the value of a config, inherited keys included, as builtins.
 
     The modules of ``custom_imports`` are not imported: the modules of a 1.x
     project cannot be imported beside MMEngine.
@@ -111,7 +111,7 @@ def old_keys(path: Path) -> List[str]:
 
 def old_bases(path: Path) -> Dict[str, List[str]]:
     """Return the keys of 1.x by base file, for files that have any."""
-    # By file: if two bases share a base, it is reported once.
+    # By file: a base that two bases share is reported once.
     keys_by_base = {}
     for base in files_below(path):
         keys = old_keys(base)

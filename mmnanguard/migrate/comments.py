@@ -25,8 +25,8 @@ def place_comments(
 ) -> Tuple[List[Lines], Mapping[int, Lines]]:
     """Decide which comments stand above which statement of the new file.
 
-    The comments about a key move with it: the block right above its
-    statement, and those within it that its new form does not have.
+    The comments about a key move with its statement: the block right above
+    the statement, and the comments within it that the new form lacks.
 
     Args:
         statements: The statements of the old file.
@@ -54,13 +54,13 @@ def place_comments(
         if is_gone:
             place = heir.get(index, index)
         start = len(lines)
-        # Replaced in its place, a statement keeps all lines above it.
+        # A statement that is replaced in its place keeps all lines above it.
         if place != index:
             start -= comment_length(lines)
         above.append(lines[:start])
         moved[place] += lines[start:]
         for comment in inner_comments(statement, is_gone):
-            # Source that was moved took the comments in it along.
+            # A comment inside source that was moved has moved already.
             if not any(line.endswith(comment.value) for line in new_lines):
                 moved[place].append(cst.EmptyLine(comment=comment))
     return above, moved
@@ -82,7 +82,7 @@ def inner_comments(
     The comment at the end of its last line counts only if the statement is
     removed: otherwise it stays at the end of the replacement.
     """
-    # libcst counts the lines above as part of the statement.
+    # libcst counts the lines above a statement as part of it.
     bare = statement.with_changes(leading_lines=[])
     if not is_removed:
         bare = bare.with_changes(trailing_whitespace=cst.TrailingWhitespace())

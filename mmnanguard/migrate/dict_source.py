@@ -20,7 +20,7 @@ __all__ = [
 # dict(...), the notation of nearly all configs of the mm projects.
 Container = Union[cst.Dict, cst.List, cst.Call]
 Part = Union[cst.BaseDictElement, cst.BaseElement, cst.Arg]
-# The change of an entry that has none; None already means its removal.
+# Stands for no change of an entry; None stands for its removal.
 MISSING = object()
 
 
@@ -59,7 +59,7 @@ def parts_of(node: Optional[cst.CSTNode]) -> Optional[List[Part]]:
 
 def key_of(part: Part) -> Optional[str]:
     """Return the key of a dict's entry; None if it is no string."""
-    # Without a keyword it is *args, **kwargs or dict(pairs).
+    # An argument without a keyword is *args, **kwargs or dict(pairs).
     if isinstance(part, cst.Arg) and part.keyword:
         return part.keyword.value
     if isinstance(part, cst.DictElement) and isinstance(
@@ -82,7 +82,8 @@ def edit_dict(
     """
     assert isinstance(node, (cst.Dict, cst.Call))
     parts = parts_of(node) or []
-    # Read before the edit, which may remove the entry that shows it.
+    # Read before the edit, which may remove the entry that shows the
+    # separator.
     separator = separator_of(node, parts)
     changes = dict(changes)
     kept: List[Part] = []

@@ -130,7 +130,7 @@ def logger(m: Migration) -> ConfigDict:
         processor['window_size'] = m.keep('log_config', 'interval')
     hooks = config.get('hooks') or []
     units = [hook.get('by_epoch') for hook in hooks]
-    # A part for _base_ may not know the loop.
+    # A file that is only a base of other files may not know the loop.
     processor['by_epoch'] = m.loop.by_epoch and False not in units
     m.new['log_processor'] = processor
     m.done('log_config', 'log_config -> default_hooks.logger, log_processor')
@@ -141,7 +141,7 @@ def logger(m: Migration) -> ConfigDict:
         # An inherited visualizer has a type, which a project may have changed.
         if not has_visualizer:
             visualizer['type'] = 'Visualizer'
-        # MMEngine's default, which the list replaces.
+        # The list replaces MMEngine's default, so the default is repeated.
         backends.insert(0, dict(type='LocalVisBackend'))
         visualizer['vis_backends'] = backends
         m.new['visualizer'] = visualizer
@@ -186,7 +186,7 @@ def migrate_custom_hooks(m: Migration, is_1x: bool) -> None:
         assert isinstance(edited, cst.BaseExpression)
         if not edited.deep_equals(node):
             m.source.assigned[name] = edited
-            # None: no new value, place() takes the edited source.
+            # None means no new value: place() takes the edited source.
             m.new.setdefault(name, None)
     for hook in m.inherited.get('custom_hooks') or []:
         if short(hook.get('type')) in HOOKS and 'custom_hooks' not in (
@@ -304,10 +304,10 @@ class HookEdit(cst.CSTTransformer):
         # The defaults are those of mmcv's EMAHook.
         momentum = options.get('momentum', 0.0002)
         interval = options.get('interval', 1)
-        # MMEngine's EMAHook has neither option: None removes the entry.
+        # None removes the entries: MMEngine's EMAHook has neither option.
         changes: ConfigDict = dict(warm_up=None, resume_from=None)
         if 'momentum' not in options or interval != 1:
-            # mmcv raises the momentum to this power.
+            # mmcv raises the momentum to the power of the interval.
             changes['momentum'] = momentum**interval
         note = 'EMAHook: the averages are the state_dict of a checkpoint now'
         # mmcv used the smaller of momentum and (1 + iter) / (warm_up + iter),

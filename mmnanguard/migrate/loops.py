@@ -22,7 +22,7 @@ LOADER = {
     'drop_last': 'drop_last',
     'timeout': 'timeout',
 }
-# The option of mmcv for the size of a batch.
+# The option of mmcv for the batch size.
 BATCH = 'samples_per_gpu'
 PHASES = ('train', 'val', 'test')
 
@@ -263,7 +263,7 @@ def dataset_of(m: Migration, phase: str, source: ConfigValue) -> ConfigValue:
     """
     dataset = m.keep('data', phase)
     if phase != 'train':
-        # The size of a batch is no key of a dataset: the loader has it.
+        # The batch size is a key of the loader, not of the dataset.
         dataset = m.keep('data', phase, without=(BATCH,))
     # The builder of 1.x concatenated a list of datasets by itself.
     if isinstance(source, (list, tuple)):

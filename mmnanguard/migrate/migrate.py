@@ -65,7 +65,7 @@ def migrate(
     made = Migration(source, load(path), load_bases(path), notes)
     find_old(made)
     choose_guard(made, overlay, guard)
-    # Asked before the steps, which remove keys from made.old that they
+    # Determined before the steps, which remove keys from made.old that they
     # cannot migrate.
     is_1x = bool(made.old)
     # Notes without a line are printed in the order of the steps.
@@ -100,7 +100,7 @@ def choose_guard(
     chosen = overlay(name or precision)
     wrapper = dict(chosen.get('optim_wrapper') or {})
     if 'type' not in wrapper:
-        # An overlay of policy alone: the config keeps its precision.
+        # The overlay sets the policy alone, so the config keeps its precision.
         wrapper = {**overlay(precision)['optim_wrapper'], **wrapper}
     # The overlay of fp16 has dtype='float16'. Merged over a base of bfloat16
     # it would change the precision, unless the user asked for it by name.
@@ -178,7 +178,7 @@ def report_remaining(m: Migration, path: Path, is_1x: bool) -> None:
     # MMEngine does it on the device, in the model's data_preprocessor.
     if 'img_norm_cfg' in m.source.assigned:
         m.left('img_norm_cfg', 'normalising moves to model.data_preprocessor')
-    # A config without a model is a part for _base_ of another file.
+    # A config without a model is only a base of other files.
     if 'model' in m.cfg and 'default_scope' not in m.cfg:
         m.left(
             (),

@@ -151,8 +151,8 @@ def loop_of(cfg: Mapping[str, ConfigValue]) -> Loop:
     """Return the unit and the length of a config's training loop."""
     runner = cfg.get('runner') or {}
     train = cfg.get('train_cfg') or {}
-    # mmcv's train tools refuse a runner whose length contradicts total_epochs,
-    # and take total_epochs if there is no runner: it comes first.
+    # total_epochs comes first: mmcv's train tools refuse a runner whose length
+    # contradicts it, and use it if there is no runner.
     for name, key, unit in (
         ('total_epochs', 'max_epochs', True),
         ('total_iters', 'max_iters', False),
@@ -166,7 +166,7 @@ def loop_of(cfg: Mapping[str, ConfigValue]) -> Loop:
         for key, unit in (('max_epochs', True), ('max_iters', False)):
             if key in config:
                 return Loop(unit, Kept((name, key), config[key]))
-    # Without a length the type of the runner or loop tells the unit.
+    # Without a length, the type of the runner or loop says the unit.
     kind = str(runner.get('type') or train.get('type') or '')
     is_epochs = train.get('by_epoch', not kind.startswith('Iter'))
     return Loop(bool(is_epochs), None)

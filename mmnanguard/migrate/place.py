@@ -59,11 +59,12 @@ def place(m: Migration) -> None:
             continue
         keys = old_keys_of(m, name)
         if name in source.assigned and name not in m.old:
-            # The file has this key of 2.x already: it is edited.
+            # The file has this key of 2.x already, so its value is edited.
             at = source.place[name]
             source.new[at] = edited(m, name)
         elif not keys:
-            # No key of 1.x stood for it: a new hook, or an inherited wrapper.
+            # No key of 1.x in the file becomes this key: the hook is new, or
+            # the wrapper is inherited.
             source.last.append(source.render(name, m.new[name], gone))
             continue
         else:
@@ -90,7 +91,7 @@ def old_keys_of(m: Migration, name: str) -> List[str]:
 def edited(m: Migration, name: str) -> List[str]:
     """Return the new source of a key of 2.x that the file has."""
     if name == 'custom_hooks' and is_empty(m.source.assigned[name]):
-        # An empty list still replaces the one of a base.
+        # An empty list still replaces the list of a base.
         if m.inherited.get(name):
             return ['custom_hooks = []']
         return []
@@ -131,8 +132,9 @@ def entries_for_default_hooks(m: Migration) -> ConfigDict:
     if existing is None:
         m.left('default_hooks', f'it is computed: add {", ".join(m.hooks)}')
         return {}
-    # The user's entry for a hook has priority over a migrated one. The guard's
-    # own hooks are there if a guarded config is migrated again: no note.
+    # The user's entry for a hook has priority over a migrated entry. No note
+    # names the guard's own hooks: they are there if a guarded config is
+    # migrated again.
     new = leave_out(m.hooks, existing)
     for name in {*m.hooks} - {*new} - {*m.guard['default_hooks']}:
         m.left(

@@ -210,7 +210,8 @@ def one_cycle(policy: Policy) -> None:
     if isinstance(policy.config.get('max_lr'), dict):
         raise CannotMigrate('max_lr for several optimizers: write a dict')
     keys = ('pct_start', 'anneal_strategy', 'div_factor', 'final_div_factor')
-    # Only options that are set: MMEngine's defaults are equal to mmcv's.
+    # Only options that are set are carried over: MMEngine's defaults are equal
+    # to mmcv's.
     options = {}
     for key in (*keys, 'three_phase'):
         if key in policy.config:
@@ -231,8 +232,8 @@ def one_cycle(policy: Policy) -> None:
     )
 
 
-# By mmcv's names: those of its hooks without 'LrUpdaterHook' or
-# 'MomentumUpdaterHook' at the end.
+# The keys are mmcv's names of policies: the names of its hooks without
+# 'LrUpdaterHook' or 'MomentumUpdaterHook' at the end.
 POLICIES: Dict[str, Callable[[Policy], None]] = {
     'Fixed': fixed,
     'Step': step,
@@ -245,7 +246,7 @@ POLICIES: Dict[str, Callable[[Policy], None]] = {
     'Cyclic': cyclic,
     'OneCycle': one_cycle,
 }
-# The options for the smallest rate: of the rate and of the momentum.
+# The options for the smallest value, of the rate and of the momentum.
 FLOORS = ('min_lr', 'min_lr_ratio', 'min_momentum', 'min_momentum_ratio')
 # The options that mmcv knows for each policy.
 KEYS: Dict[str, Tuple[str, ...]] = {

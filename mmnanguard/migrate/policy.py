@@ -50,8 +50,8 @@ class Policy:
     """A config of 1.x, and the schedulers that it has become so far.
 
     Attributes:
-        name: 'lr_config' or 'momentum_config'.
-        config: The value of that key.
+        name: The key of the config, 'lr_config' or 'momentum_config'.
+        config: The value of the key.
         loop: The training loop.
         base: The optimizer's learning rate or momentum, if it is known.
         made: The schedulers so far.
@@ -146,7 +146,8 @@ class Policy:
         """Return the smallest rate as a ratio of the optimizer's rate.
 
         Raises:
-            CannotMigrate: If it is absolute and the optimizer's is unknown.
+            CannotMigrate: If the smallest rate is absolute and the
+                optimizer's rate is unknown.
         """
         if self.config.get(f'min_{self.word}_ratio') is not None:
             return self.config[f'min_{self.word}_ratio']

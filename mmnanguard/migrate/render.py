@@ -114,7 +114,7 @@ def render_on_one_line(
         at = start + len(prefix)
         parts.append(prefix + render(entry, find, indent, at))
         start = at + len(parts[-1]) + 2
-    # Without the comma (1) would be a number in brackets.
+    # Without the comma, (1) would be a number in brackets.
     if isinstance(value, tuple) and len(value) == 1:
         return f'({parts[0]},)'
     opening, closing = brackets(value)

@@ -69,14 +69,14 @@ class SafeAttention(BaseModule):
             mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         check_mask(mask, 'SafeAttention')
         padding = ~mask.unsqueeze(-1)
-        # Before the projection: its weights' gradient is a product with x, and
-        # 0 * NaN is NaN.
+        # Zeroed before the projection: the gradient of its weights is a
+        # product with x, and 0 * NaN is NaN.
         x = x.masked_fill(padding, 0.0)
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
         # Of shape (N, num_heads, L, embed_dims / num_heads).
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         with torch.autocast(x.device.type, enabled=False):
-            # Scaled before the product, which then is smaller, too.
+            # Scaled before the product, so that the product is smaller too.
             query = widen(query) * query.size(-1) ** -0.5
             scores = query @ widen(key).transpose(-2, -1)
             attention = masked_softmax(scores, mask[:, None, None])

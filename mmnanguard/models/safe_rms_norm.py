@@ -36,7 +36,7 @@ class SafeRMSNorm(nn.Module):
     """
 
     weight: Optional[nn.Parameter]
-    # mmcv's build_norm_layer makes the names of layers from it.
+    # mmcv's build_norm_layer makes the names of layers from ``_abbr_``.
     _abbr_ = 'rms_norm'
 
     def __init__(

@@ -55,8 +55,8 @@ class EvenSample(Generic[T]):
 
     def drop_every_second(self) -> None:
         """Drop every second item, but not the last."""
-        # Of an even number, the last is among the dropped ones. It must stay
-        # available, unless a newer item was not retained.
+        # If the number of items is even, the last is dropped too. It stays
+        # available as `_last`, unless `_last` has a newer item.
         if len(self._kept) % 2 == 0:
             self._last = self._last or self._kept[-1:]
         self._kept = self._kept[::2]
@@ -89,7 +89,8 @@ class Tally:
         """Count names."""
         self._counts.update(names)
         if len(self._counts) > self._limit:
-            # Half of them, because sorting each time would be slow.
+            # Half of the names are forgotten, because sorting at each new name
+            # would be slow.
             kept = self._counts.most_common(self._limit // 2)
             # The highest count that is forgotten. A name may be forgotten
             # again and again, so the errors add up.

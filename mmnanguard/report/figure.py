@@ -170,7 +170,7 @@ def axis_of(panel: str, traces: Sequence[PlotlyObject]) -> PlotlyObject:
 
 
 def rangemode_of(panel: str, values: Sequence[float]) -> str:
-    """Return plotly's name of where an axis begins."""
+    """Return plotly's ``rangemode``, which says where an axis begins."""
     if not values or min(values) < 0:
         return 'normal'
     # Plotly would show a constant with 1 on both sides, so that a learning

@@ -106,14 +106,14 @@ def find_rollbacks(summary: Summary) -> Optional[Finding]:
     if not rows:
         return None
     first, last = rows[0].get('iter') or 0, rows[-1].get('iter') or 0
-    # A rollback has the id of its reason. An update has a cause; an audit
-    # names none, and its advice is that on bad weights.
+    # A rollback has the id of the update or audit that is its reason. An
+    # update has a cause. An audit has none, so the cause is bad weights.
     cause = WEIGHTS
     for row in summary.events:
         is_reason = row.get('id') == rows[-1].get('id')
         if is_reason and row.get('kind') == 'update':
             cause = str(row.get('cause'))
-    # `rows` may be a part of them; `num_kinds` counts all.
+    # `rows` may be only some of the rollbacks; `num_kinds` counts all.
     num = summary.num_kinds['rollback']
     times = f' {num} times, the last time' * (num > 1)
     clause = f'went back to an earlier state{times} at iteration {last:,}'
@@ -164,7 +164,8 @@ def describe_repeats(culprit: Culprit) -> Finding:
     """Return the finding on a repeat offender."""
     anomalies = filterfalse(is_routine, culprit.causes)
     cause = max(anomalies, key=culprit.causes.__getitem__)
-    # Without a name, all updates of a cause for which nothing can be blamed.
+    # A culprit without a name stands for all updates of a cause for which no
+    # parameter can be blamed.
     name = f" of '{culprit.name}'" * bool(culprit.name)
     clause = (
         f'{culprit.count:,} updates were rejected for {cause}{name}, the last '
@@ -191,7 +192,7 @@ def find_high_rate(summary: Summary) -> Optional[Finding]:
 def begin_of_trouble(summary: Summary, iter_: int) -> int:
     """Return the first iteration of the episode that has this iteration.
 
-    The iteration itself if it belongs to no episode.
+    Returns the iteration itself if it belongs to no episode.
     """
     for episode in summary.episodes:
         if episode.first <= iter_ <= episode.last:

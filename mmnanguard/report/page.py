@@ -32,7 +32,7 @@ TEMPLATE = Path(__file__).with_name('template')
 # A page holds up to about 2,000 rows of a run, and a browser has to open it.
 MAX_SAMPLES = 128  # names of samples in a row
 MAX_DETAIL = 800  # characters of a row's details
-MAX_LINE = 250  # characters of a line of them
+MAX_LINE = 250  # characters of a line of the details
 # The kinds of rows that the line of facts counts.
 KINDS = {
     'rollback': 'rollbacks',
@@ -120,7 +120,7 @@ def section(report: RunReport, end: int) -> JsonObject:
         end: The iteration at which the axes end.
     """
     summary, verdict = report.summary, report.verdict
-    # Rows refer to names by number: a name may be in all of the rows.
+    # Rows refer to names by number, because many rows may have a name.
     names: Dict[str, int] = {}
     events = [compact_row(row, names) for row in summary.events]
     return {
@@ -193,7 +193,7 @@ def compact_row(row: Row, names: Dict[str, int]) -> JsonObject:
             in it are added.
     """
     samples = list(row.get('samples') or ())
-    # Another version may write something else there.
+    # Another version of mmnanguard may write no dict under this key.
     scale = row.get('loss_scale')
     if not isinstance(scale, Mapping):
         scale = None

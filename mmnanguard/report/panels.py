@@ -1,7 +1,7 @@
 """The panels of a run's figure: identifiers, titles and heights.
 
-Code, here and in ``template/page.js``, names a panel by its identifier. Its
-title stands in ``PANELS`` only.
+The code, here and in ``template/page.js``, names a panel by its identifier.
+The title of a panel is in ``PANELS`` only.
 """
 
 from typing import Dict, NamedTuple

@@ -36,8 +36,8 @@ __all__ = [
     'work_dirs_below',
 ]
 
-# Folders between a folder and the event files of work dirs below it. In a work
-# dir itself that is 1, the folder of the process start.
+# Numbers of folders between a folder and the event files of work dirs below
+# it. Between a work dir and its own files there is 1, that of a process start.
 DEPTHS = range(2, 5)
 MAX_WARNED = 3  # damaged lines of a file that get a warning of their own
 Row = Dict[str, Any]
@@ -231,7 +231,7 @@ def parts_of(path: Path) -> Iterator[Part]:
             has_run = True
             yield part._replace(run=parsed.run, attempt=parsed.attempt)
     if parts[-1].end and not has_run:
-        # No part is returned, so that nobody else warns of damaged lines.
+        # No part was yielded, so no later reading warns of damaged lines.
         for _ in read_part(parts[0], warns=True):
             pass
         warn(path, 'no row names its run, all are left out')

@@ -46,7 +46,7 @@ def panel_of(key: str) -> str:
     if last == 'lr':
         return LR
     # MMEngine sums up every value whose key has 'loss', so models name the
-    # parts of their loss like that. 'loss_scale' is none.
+    # parts of their loss like that. 'loss_scale' is no loss.
     if 'loss' in last and 'scale' not in last:
         return LOSS
     return ''
@@ -139,7 +139,7 @@ def read_rows(path: Path, on_bytes: OnBytes) -> Iterator[Dict[str, Any]]:
     if not path.exists():
         return
     num_bad = 0
-    # As bytes: a killed process may have left half a character.
+    # Read as bytes: a killed process may have left half a character.
     with path.open('rb') as file:
         for line in file:
             on_bytes(len(line))

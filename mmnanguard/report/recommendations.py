@@ -134,9 +134,10 @@ def and_more(items: Sequence[object]) -> str:
 
 
 def blamed_among(culprits: Sequence[Culprit]) -> List[Culprit]:
-    """Return the culprits that were named in person.
+    """Return the culprits that were blamed at least once.
 
-    The others only had routine overflows, or were part of a bad batch.
+    All other culprits had only routine overflows, or were only part of a bad
+    batch.
     """
     return [culprit for culprit in culprits if culprit.count]
 
@@ -184,8 +185,8 @@ def diagnose_further(summary: Summary, since: int) -> List[Step]:
 
 def replay_step(dumps: Sequence[Row], since: int) -> Step:
     """Return the step that replays the first dump of the trouble."""
-    # The first one is the closest to the origin. If none was written since,
-    # the last one before comes closest.
+    # The first dump since the trouble began is the closest to its origin. If
+    # there is none, the last dump before the trouble comes closest.
     dump = dumps[-1]
     for row in dumps:
         if (row.get('iter') or 0) >= since:
@@ -255,7 +256,8 @@ def describe_parameter(summary: Summary, finding: Finding) -> str:
     if not blamed or f"'{blamed[0].name}'" in finding.clause:
         return ''
     first, num = blamed[0], sum(map(count_of_blames, blamed))
-    # If many are blamed alike, the first one is so by chance.
+    # If many parameters are blamed equally often, the first one leads by
+    # chance.
     if first.count < MIN_SHARE * num or first.count == 1 < num:
         return ''
     times = f', {first.count:,} times' * (first.count > 1)

@@ -11,8 +11,8 @@ __all__ = ['command_of']
 def command_of(row: Row) -> str:
     """Return the text to paste.
 
-    That is the config line of a remedy, the command that replays a dump, and
-    '' for other rows.
+    The text is the config line of a remedy, or the command that replays a
+    dump; '' for other rows.
     """
     record = record_of(row)
     if isinstance(record, RemedyRow):

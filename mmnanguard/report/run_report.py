@@ -275,8 +275,8 @@ def with_present_paths(path: str, row: Row) -> Row:
 
 def checkpoint_of(work_dir: Path) -> Optional[str]:
     """Return the checkpoint that a work dir points to; None without one."""
-    # The guard points to the last checkpoint with finite weights, MMEngine to
-    # the last one of all, which may be damaged by the fault itself.
+    # StateAuditHook points to the last checkpoint with finite weights, and
+    # MMEngine to the last checkpoint, which the fault may have damaged.
     for name in ('last_clean_checkpoint', 'last_checkpoint'):
         pointer = work_dir / name
         if not pointer.is_file():

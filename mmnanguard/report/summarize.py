@@ -279,10 +279,10 @@ class Reader:
     def _ranked_samples(self) -> Tuple[Culprit, ...]:
         """Return samples that were named, then those in many bad batches."""
         samples = list(ranked(self._named.values()))
-        # Among the most common there may be all the named ones.
+        # All the named samples may be among the most common ones.
         batches = self._samples.most_common(NUM_RANKED + len(samples))
         for name, num in batches:
-            # To be in a single bad batch makes no sample suspicious.
+            # A sample is not suspicious for being in a single bad batch.
             if num > 1 and name not in self._named:
                 samples.append(Culprit(name))
         with_batches = []

@@ -107,8 +107,8 @@ class Summary:
             batches may be too low.
         num_with_samples: Number of rejected updates that name samples.
         events: Rows of all kinds, with ``iter`` and with ``place``, the
-            number among all rows. If there are too many rows, some rows of
-            each kind, cause and parameter.
+            number among all rows. If there are too many rows, only some rows
+            of each kind, cause and parameter are kept.
         num_kinds: Number of rows by kind.
         others: By kind, the rows other than 'update' and 'start'.
     """
@@ -120,7 +120,7 @@ class Summary:
     starts: Tuple[Row, ...] = ()
     causes: Dict[str, int] = field(default_factory=dict)
     actions: Dict[str, int] = field(default_factory=dict)
-    # Arrays: a list would need 36 bytes per update instead of 8.
+    # Arrays, because a list would need 36 bytes per update instead of 8.
     iters: Dict[str, 'array[int]'] = field(default_factory=dict)
     num_left_out: int = 0
     num_skipped: int = 0

@@ -203,7 +203,7 @@ def scales_of(updates: Sequence[Row]) -> Points:
     """Return the loss scales after these updates."""
     iters, values = [], []
     for row in updates:
-        # Null without a loss scale.
+        # The value is null without a loss scale.
         value = (row.get('loss_scale') or {}).get('after')
         if is_finite_number(value):
             iters.append(row['iter'])

@@ -23,7 +23,8 @@ class Audit:
         epoch: Epoch of the audit, from 1.
         names: Place and name of every bad tensor, on whatever rank. The
             place is 'weights', 'buffers', 'optimizer' or 'ema'.
-        tensors: A few bad tensors of each place, which is their ``tensor``.
+        tensors: A few bad tensors of each place. The attribute ``tensor`` of
+            each is its place.
         ranks: Ranks that hold a bad tensor.
         checkpoint: Name of the checkpoint that was not written because of
             the bad state; None if none was due.

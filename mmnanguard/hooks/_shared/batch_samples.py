@@ -47,7 +47,7 @@ def sample_names(data_batch: DataBatch, batch_idx: int) -> List[str]:
 def count_samples(value: DataBatch) -> int:
     """Return the number of samples of a batch; 0 if it is not clear."""
     if isinstance(value, Mapping):
-        # The name that MMEngine's data preprocessors read.
+        # MMEngine's data preprocessors read the field 'inputs'.
         first_field = next(iter(value.values()), None)
         return count_samples(value.get('inputs', first_field))
     if isinstance(value, SEQUENCES) and value:
@@ -62,8 +62,8 @@ def tensors_of_samples(
 ) -> Iterator[Tuple[Tensor, Tuple[int, ...]]]:
     """Yield each tensor of a batch and the samples to which it belongs.
 
-    The samples are one for the whole tensor, or one for each of its rows, or
-    none if that is not clear.
+    A tensor belongs to one sample as a whole, or each of its rows belongs to
+    a sample. Without samples, it is not clear to which the tensor belongs.
 
     Args:
         value: The batch, or a part of it.
@@ -95,7 +95,7 @@ def tensors_of_samples(
 def take_samples(
     value: DataBatch, num_samples: int, rows: Sequence[int]
 ) -> DataBatch:
-    """Return a batch of some samples; parts of no sample are kept.
+    """Return a batch of some samples; other parts are kept whole.
 
     Args:
         value: The batch, or a part of it; never changed.

@@ -38,12 +38,13 @@ class Patches:
             A function that undoes this change alone.
         """
         # `vars` and not `getattr`: an attribute that was inherited from the
-        # class must be inherited again, not become one of the instance.
+        # class must be inherited again, not become the instance's own.
         was_set = name in vars(owner)
         before = vars(owner).get(name)
 
         def restore() -> None:
-            # A later replacement calls this one; without it, that would break.
+            # Other code has replaced `value` since. Restoring would remove
+            # that replacement, which may call `value`.
             if vars(owner).get(name) is not value:
                 return
             if was_set:

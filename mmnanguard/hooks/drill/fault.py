@@ -123,7 +123,8 @@ class OwnFault(Fault):
             GuardConfigError: For an unknown type or argument.
         """
         name, where = config['type'], f'{WHERE}.type'
-        # For the names in the error message if the type is no string.
+        # The error message lists the names, and a look-up imports the
+        # functions only if the type is a string.
         FAULTS.import_from_location()
         function = get_registered(FAULTS, name, where)
         options = dict(config)
@@ -160,8 +161,8 @@ class OwnFault(Fault):
         Raises:
             NanGuardError: If the function returns no tensor of this shape.
         """
-        # A copy, so that a function which changes it in place and then fails
-        # leaves no half fault.
+        # The function gets a copy: if it changes its argument in place and
+        # then fails, the tensor stays as it is.
         changed = self.change(tensor.detach().clone())
         shape = getattr(changed, 'shape', None)
         if not isinstance(changed, Tensor) or shape != tensor.shape:
@@ -174,7 +175,7 @@ class OwnFault(Fault):
 
 
 def type_and_shape(value: object) -> str:
-    """Describe a value that is no tensor, or one of a wrong shape."""
+    """Describe a value that is no tensor, or a tensor of a wrong shape."""
     shape = getattr(value, 'shape', None)
     if shape is None:
         return repr(value)
@@ -256,11 +257,12 @@ def _candidates(model: nn.Module, site: str) -> Iterator[Tuple[str, Target]]:
                 named.append((name, owner_and_key(model, name)))
     else:
         for name, param in model.named_parameters():
-            # A frozen weight can go bad; a gradient it never has.
+            # A frozen weight can go bad, but it never has a gradient.
             if site == 'weight' or param.requires_grad:
                 named.append((name, param))
     for name, target in named:
-        # Site 'input' strikes its output, and its mean and std are constants.
+        # The site 'input' strikes the preprocessor's output. Its buffers, mean
+        # and std, are constants.
         if not name.startswith('data_preprocessor'):
             yield name, target
 

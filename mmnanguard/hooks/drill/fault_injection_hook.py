@@ -110,7 +110,8 @@ class FaultInjectionHook(PatchingHook):
         outputs: Outputs = None,
     ) -> None:
         """Undo the preparations; report the faults that did not strike."""
-        # Each iteration anew, so that the others run without any change.
+        # Prepared anew in each iteration that has a fault, so that all other
+        # iterations run without any change.
         self.patches.undo()
         for fault in self._pending:
             runner.logger.error(
@@ -149,7 +150,8 @@ class FaultInjectionHook(PatchingHook):
             backward(loss, **kwargs)
             for fault in self._pending_at('grad'):
                 param = cast(Tensor, self._targets[fault][1])
-                # With several wrappers the gradient comes with another loss.
+                # With several wrappers, another wrapper's loss may give the
+                # gradient.
                 if param.grad is not None:
                     self._strike(runner, fault, param.grad)
             # After backward: autograd refuses tensors changed in between.

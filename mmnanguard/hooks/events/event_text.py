@@ -73,7 +73,7 @@ def to_neptune(run: Foreign, tag: str, text: str, step: int) -> None:
 
 def to_aim(run: Foreign, tag: str, text: str, step: int) -> None:
     """Write to an ``aim.Run``."""
-    # Here, because aim is installed only where its backend is used.
+    # Imported here, because aim is installed only where its backend is used.
     from aim import Text
 
     run.track(Text(text), name=tag, step=step)

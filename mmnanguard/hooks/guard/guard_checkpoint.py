@@ -1,7 +1,7 @@
 """The entries that an exact resume needs beside MMEngine's in a checkpoint.
 
-They are the guards, where MMEngine saves only a part of the optimizer
-wrapper's state, and the random state of each rank.
+The entries are the random state of each rank and, where MMEngine saves only
+a part of the optimizer wrapper's state, the guards.
 """
 
 from typing import Any, Dict, List, Mapping, Optional
@@ -171,8 +171,8 @@ class GuardCheckpoint:
 
 def lacks_guards(checkpoint: Checkpoint, num_wrappers: int) -> bool:
     """Whether the guards are to be saved apart from the optimizer."""
-    # save_optimizer=False. A lone guard then is left out like its optimizer;
-    # the guards of several optimizers are saved.
+    # With save_optimizer=False, a lone guard is left out like its optimizer,
+    # and the guards of several optimizers are saved.
     if 'optimizer' not in checkpoint:
         return num_wrappers > 1
     optimizer = checkpoint['optimizer']
@@ -207,7 +207,7 @@ def is_checkpoint_due(runner: Runner) -> bool:
 
 def is_due_now(hook: CheckpointHook, runner: Runner) -> bool:
     """Whether this hook will save after the present iteration."""
-    # One that counts epochs saves in after_train_epoch.
+    # A hook that counts epochs saves in after_train_epoch.
     if hook.by_epoch:
         return False
     # The condition of CheckpointHook.after_train_iter:
@@ -243,8 +243,8 @@ class RngSettingIterator:
     Args:
         loop: The loop whose ``dataloader_iterator`` is replaced.
         state: The random state, from :func:`read_rng`.
-        patches: Restore the loop's iterator at the end of training, if it has
-            not happened before.
+        patches: Patches that restore the loop's iterator at the end of
+            training, unless the iterator was restored before.
     """
 
     def __init__(

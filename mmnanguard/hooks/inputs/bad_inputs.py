@@ -10,8 +10,9 @@ from mmnanguard.core.rows.input_row import InputRow
 
 __all__ = ['BadInputs', 'gather_bad_inputs']
 
-# Samples of each key and rank in a row. With 'sanitize' a whole interval can
-# be bad; its row must stay readable, and quick to exchange.
+# Largest number of samples that a rank lists for a key. With 'sanitize' all
+# samples of an interval can be bad; the row must stay readable, and the ranks
+# must exchange it quickly.
 NUM_LISTED = 100
 
 
@@ -90,6 +91,6 @@ def gather_bad_inputs(
 
 
 def unique(names: Iterable[str]) -> Tuple[str, ...]:
-    """Return each name once, in the order of its first place."""
+    """Return each name once, in the order of first occurrence."""
     # A set has another order in each process.
     return tuple(dict.fromkeys(names))

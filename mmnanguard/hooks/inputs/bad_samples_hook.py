@@ -105,7 +105,7 @@ class BadSamplesHook(Hook):
 
 def find_validators(runner: Runner) -> List[SampleValidator]:
     """Return the validating transforms of the training pipeline."""
-    # Anew for each report, because hooks such as mmdet's
+    # Searched anew for each report, because hooks such as mmdet's
     # PipelineSwitchHook exchange the pipeline.
     parts = dataset_parts(runner.train_dataloader.dataset)
     return [part for part in parts if isinstance(part, SampleValidator)]

@@ -91,7 +91,7 @@ class InputCheck:
         rank: Optional[int] = None,
     ) -> None:
         self._batch_name = f'batch {batch_idx}'
-        # Each rank has a batch of that index.
+        # All ranks have a batch with this index.
         if rank is not None:
             self._batch_name += f' of rank {rank}'
         self._source = batch
@@ -124,7 +124,8 @@ class InputCheck:
         if isinstance(value, (dict, BaseDataElement)):
             items = list(value.items())
             if isinstance(value, BaseDataElement):
-                # Its order is that of a set, which differs between processes.
+                # A data element keeps its field names in a set, whose order
+                # differs between processes.
                 items.sort(key=itemgetter(0))
             changes = {}
             for name, item in items:
@@ -196,7 +197,7 @@ class InputCheck:
     def _names_for(self, key: str) -> Tuple[str, ...]:
         """Return the names of the samples to which a part may belong.
 
-        None at all if it is unclear how many samples there are.
+        The result is empty if it is unclear how many samples there are.
         """
         # In semi-supervised training 'data_samples' is a dict of branches,
         # each with samples of its own.
@@ -204,7 +205,7 @@ class InputCheck:
         for name in key.split('.')[1:]:
             if isinstance(source, dict) and name in source:
                 source = source[name]
-        # A check has many parts of few sources.
+        # Kept, because many parts of a batch share a source.
         if id(source) not in self._names:
             names = metainfo_names(source) or [
                 f'{self._batch_name}, row {row}'
@@ -252,7 +253,8 @@ def bad_rows(rows: Tensor) -> Tensor:
     dims = tuple(range(1, rows.dim()))
     if not dims:
         return ~torch.isfinite(rows)
-    # Both keep NaN, and both are much faster than a mask of all elements.
+    # `amin` and `amax` return NaN if a row has NaN, and are much faster than
+    # a mask of all elements.
     low, high = rows.amin(dims), rows.amax(dims)
     return ~(torch.isfinite(low) & torch.isfinite(high))
 
@@ -290,7 +292,8 @@ def with_parts(value: Any, parts: List[object]) -> object:
         return type(value)(*parts)
     if isinstance(value, tuple):
         return type(value)(parts)
-    # A copy, because a subclass of list may have other arguments.
+    # A copy, because the constructor of a subclass of list may take other
+    # arguments.
     new = copy.copy(value)
     new[:] = parts
     return new

@@ -108,12 +108,12 @@ class InputGuardHook(PatchingHook, ModelChanger):
         self._sanitized: List[InputFlags] = []
         self._halt: Optional[TrainingHalted] = None
         self._has_checked = False
-        # On from the start of an iteration until its update is judged: later
+        # True from the start of an iteration until its update is judged: later
         # passes of the iteration are replays.
         self._is_on = False
 
     def before_run(self, runner: Runner) -> None:
-        """Report that ``NanGuardHook`` is missing, which names samples."""
+        """Report that ``NanGuardHook``, which hands out events, is missing."""
         super().before_run(runner)
         # 'sanitize' reports by itself.
         if not self._policy.sanitizes and not has_hook(runner, EventSource):
@@ -178,8 +178,8 @@ class InputGuardHook(PatchingHook, ModelChanger):
         # A replay gets sanitized inputs too, or it would not repeat the pass.
         if not self._model.training or not (self._is_on or policy.sanitizes):
             return output
-        # Without a batch in `args` it was given by keyword, which forward
-        # hooks do not receive.
+        # Without `args`, the batch was given by keyword, and forward hooks do
+        # not receive keywords.
         batch = args[0] if args else self._batch
         rank = get_rank() if get_world_size() > 1 else None
         check = InputCheck(output, batch, self._batch_idx, policy, rank)
@@ -270,7 +270,8 @@ class InputGuardHook(PatchingHook, ModelChanger):
         runner.call_hook('after_guard_row', row=record.to_row())
 
     def _remove_handle(self) -> None:
-        # Not the bound method of a handle: each iteration has another handle.
+        # `patches` gets this method and not `handle.remove`, because each
+        # iteration has another handle.
         self._handle.remove()
 
     def _report_missing_events(self, runner: Runner) -> None:

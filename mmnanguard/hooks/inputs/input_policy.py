@@ -124,14 +124,14 @@ def clamp(number: Optional[float], largest: float) -> Optional[float]:
 
 def is_part(key: str, wholes: Sequence[str]) -> bool:
     """Whether ``key`` is a key of ``wholes``, or a key below it."""
-    # The dot, so that 'inputs2' is no part of 'inputs'.
+    # The dot is needed, so that 'inputs2' is no part of 'inputs'.
     prefixes = tuple(map('{}.'.format, wholes))
     return f'{key}.'.startswith(prefixes)
 
 
 def is_list_of_names(value: object) -> bool:
     """Whether a value is a list or tuple of at least one string."""
-    # A string is a sequence of strings too, but of letters.
+    # A string is refused, although it is a sequence of one-letter strings.
     if not isinstance(value, (list, tuple)) or not value:
         return False
     return all(isinstance(name, str) for name in value)

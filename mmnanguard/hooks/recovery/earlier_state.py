@@ -118,7 +118,8 @@ def state_in(path: str, iteration: int, runner: Runner) -> EarlierState:
     saved: Checkpoint = load_plain(path)
     present = tensors_of(runner)
     tensors = {}
-    # The checkpoint may be from an attempt that had an EMAHook, unlike this.
+    # The checkpoint may be from an attempt with an EMAHook, and this attempt
+    # may have none.
     for name, tensor in tensors_in(saved):
         if name in present:
             tensors[name] = tensor

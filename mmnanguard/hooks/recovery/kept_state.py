@@ -92,9 +92,9 @@ def of_averages(runner: Runner) -> Iterator[KeptTensor]:
 
 
 def is_sharded_alike(value: object, param: Tensor) -> bool:
-    """Whether the value has an element for each of the parameter's."""
-    # AdamW's step has the shape of a scalar parameter, but it does not belong
-    # to an element.
+    """Whether the value has one element per element of the parameter."""
+    # AdamW's step has the shape of a scalar parameter, but is no value of its
+    # element.
     return (
         isinstance(value, Tensor)
         and local(value).shape == local(param).shape

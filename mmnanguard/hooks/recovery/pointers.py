@@ -40,7 +40,7 @@ def choose_resume(work_dir: str) -> Tuple[Optional[str], str]:
     """Choose the last clean checkpoint if MMEngine's choice is bad.
 
     Reads the newest checkpoint, and the last clean checkpoint if that is
-    another file. To be called before training, with
+    another file. Call it before training, and after
     ``allow_mmengine_checkpoints``.
 
     Returns:
@@ -50,7 +50,8 @@ def choose_resume(work_dir: str) -> Tuple[Optional[str], str]:
     """
     last = read_pointer(work_dir, LAST)
     clean = read_pointer(work_dir, LAST_CLEAN)
-    # scan_file reads local files only, a pointer may name any backend's.
+    # scan_file reads local files only, but a pointer may name a file of
+    # another backend.
     if clean is None or not all(map(is_local, [last or '', clean])):
         return None, ''
     if last is None:

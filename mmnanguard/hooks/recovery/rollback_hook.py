@@ -203,8 +203,8 @@ class RollbackHook(GuardListener):
                 'has no clean checkpoint of before.'
             )
             raise RollbackUnavailable(*describe_halt(guard, event, why))
-        # Rollbacks multiply: the learning rate may still be lowered by the
-        # rollback before.
+        # The factors of rollbacks multiply, because the previous rollback may
+        # still lower the learning rate.
         factor = self._lr_factor * guard.state.lr_factor
         lr_return = 0.0
         if self._lr_recovery:
@@ -239,7 +239,7 @@ class RollbackHook(GuardListener):
         if CAUSES[event.cause].is_gradual:
             wrapper = find_wrappers(runner)[event.optimizer]
             divergence = find_guards(runner)[event.optimizer].policy.divergence
-            # Only this rule has a gradual cause.
+            # Only the rule on divergence has a gradual cause.
             assert divergence is not None
             window = divergence.window
             # The median of the window is above the limit, so the run has

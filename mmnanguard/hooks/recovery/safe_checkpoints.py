@@ -37,10 +37,10 @@ class SafeCheckpoints:
 
     Args:
         runner: The runner whose ``CheckpointHook`` is changed.
-        patches: Undo the change.
-        is_clean: Returns whether the state is clean, given the name of the
-            checkpoint and whether all ranks make this call. Only if all ranks
-            do may it be collective.
+        patches: Patches that undo the change when training ends.
+        is_clean: A function that returns whether the state is clean. It gets
+            the name of the checkpoint, and whether all ranks make this call;
+            only then may it be collective.
     """
 
     def __init__(

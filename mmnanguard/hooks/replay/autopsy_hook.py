@@ -188,7 +188,7 @@ class AutopsyHook(WindowHook):
     def _examine(
         self, runner: Runner, event: GuardEvent, window: Window
     ) -> Autopsy:
-        """Replay the window. Collective: all ranks run as many passes."""
+        """Replay the window. Collective: all ranks run equally many passes."""
         wrappers = find_wrappers(runner)
         replay = WindowReplay(
             runner.model,
@@ -225,7 +225,7 @@ def choose(autopsies: List[Autopsy], event: GuardEvent) -> Autopsy:
 
     def order(autopsy: Autopsy) -> Tuple[bool, bool, bool, int]:
         return (
-            # A rank without a phase did not see the fault begin.
+            # An autopsy without a phase did not see the fault begin.
             not autopsy.phase,
             # A collective operation brought the fault from another rank.
             autopsy.op.startswith('c10d'),

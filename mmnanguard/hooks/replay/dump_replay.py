@@ -114,7 +114,7 @@ def open_dump(
             f'{path} is no dump of schema {SCHEMA}, as BatchDumpHook writes '
             'it in this version.'
         )
-    # Before the model is built, which may take long.
+    # Checked before the model is built, which may take long.
     check_device(device)
     cfg = read_config(path, dump, config, is_trusted=allow_pickle)
     runner = build(cfg, config or path)
@@ -229,8 +229,8 @@ def build(cfg: Config, source: object) -> Runner:
             # Runners of an equal name would share a message hub.
             experiment_name=f'replay_{uuid4().hex}',
         )
-        # Not by the Runner, which takes an optimizer wrapper only together
-        # with a train loop and its data.
+        # Not built by the constructor, which takes an optimizer wrapper only
+        # together with a train loop and its data.
         runner.optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
     except Exception as error:
         # The user's classes may raise anything.

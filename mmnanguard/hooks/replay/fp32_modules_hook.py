@@ -205,7 +205,8 @@ class InFp32:
         args, kwargs = tree_map(to_fp32, (args, kwargs))
         function = self._replaced
         if function is None:
-            # From the class, since the module's own attribute is this object.
+            # Taken from the class, since the module's own attribute is this
+            # object.
             kind = type(self._owner)
             function = getattr(kind, self._method).__get__(self._owner)
         with torch.autocast(self._device, enabled=False):
@@ -263,7 +264,7 @@ def find_targets(model: nn.Module, pattern: str) -> List[Target]:
     """
     modules = {}
     for name, module in model.named_modules():
-        # Names without the parts that DDP and torch.compile put in.
+        # `plain_name` removes the parts that DDP and torch.compile insert.
         modules[plain_name(name)] = module
     # The model itself is no target: a user who wants it in float32 trains
     # without autocast.

@@ -29,7 +29,7 @@ def isolated_message_hub(iteration: int) -> Iterator[None]:
     try:
         yield
     finally:
-        # In place, because others may hold a reference to these dicts.
+        # In place, because other code may hold a reference to these dicts.
         hub.runtime_info.clear()
         hub.runtime_info.update(infos)
         hub.log_scalars.clear()

@@ -53,7 +53,7 @@ class Encoder:
         # An array of objects is no tensor, and is pickled.
         if isinstance(item, np.ndarray) and item.dtype != object:
             return {ARRAY: torch.from_numpy(np.ascontiguousarray(item))}
-        # Before the builtins, because np.float64 is a float as well.
+        # Checked before the builtins, because np.float64 is a float as well.
         if isinstance(item, np.generic):
             return item.item()
         if item is None or isinstance(item, (bool, int, float, str, bytes)):
@@ -139,7 +139,7 @@ def _element(code: Dict[str, Any], allow_pickle: bool) -> BaseDataElement:
     """
     module, name = code[ELEMENT].split(':')
     kind = getattr(sys.modules.get(module), name, BaseDataElement)
-    # The file may name anything there, such as a function.
+    # The file may name any object of the module, such as a function.
     if not (isinstance(kind, type) and issubclass(kind, BaseDataElement)):
         kind = BaseDataElement
     element = kind(metainfo=from_plain(code['metainfo'], allow_pickle))

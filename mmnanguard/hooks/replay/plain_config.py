@@ -77,7 +77,7 @@ def _value(node: Any, text: str) -> Any:
     try:
         if isinstance(node, ast.Name) and node.id in NUMBERS:
             return NUMBERS[node.id]
-        # ast.literal_eval negates numbers only, and no inf.
+        # ast.literal_eval does not negate `inf`, which is a name.
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
             return -value(node.operand)
         if isinstance(node, ast.List):
@@ -100,7 +100,8 @@ def _value(node: Any, text: str) -> Any:
             return KINDS[node.func.id](*parts, **named)
         return ast.literal_eval(node)
     except NotData:
-        # It names a part of this expression, which says more than all of it.
+        # The error names a part of this expression, which says more than the
+        # whole.
         raise
     except (KeyError, TypeError, ValueError):
         raise _not_data(node, text) from None

@@ -63,7 +63,8 @@ def read_config(
             f'{path} cannot be run as it is: its config {error}. Give '
             '--config, a file with `model` and `optim_wrapper`.'
         ) from error
-    # First, because a module may register the types that are checked next.
+    # Imported first, because a module may register the types that are checked
+    # next.
     _import_modules(path, cfg)
     if not is_trusted:
         # Only the parts that are built: a dataset may name anything.
@@ -187,7 +188,8 @@ def _check_type(path: Path, name: str) -> None:
             f'({type(error).__name__}: {error}). {IMPORT_HINT}'
         ) from error
     is_safe = isinstance(kind, type) and issubclass(kind, BASES)
-    # None is no import path but a name with a scope, such as 'mmdet.DETR'.
+    # `kind` is None for a name with a scope, such as 'mmdet.DETR', which is no
+    # import path.
     if kind is None or is_safe or _is_registered(kind):
         return
     raise NanGuardError(
@@ -198,7 +200,7 @@ def _check_type(path: Path, name: str) -> None:
 
 
 def _is_registered(kind: object) -> bool:
-    """Whether any of MMEngine's registries, or of their children, has it."""
+    """Whether an object is in a registry of MMEngine or in a child of it."""
     for root in vars(registry).values():
         if not isinstance(root, Registry):
             continue

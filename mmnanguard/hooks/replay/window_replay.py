@@ -50,8 +50,8 @@ class WindowReplay:
     Args:
         model: The model, with its state from before the window. A replay
             leaves no trace in it.
-        wrappers: By name, the optimizer wrappers.
-        settings: By name of the wrapper, its precision and scaling.
+        wrappers: The optimizer wrappers, by name.
+        settings: The precision and scaling of each wrapper, by its name.
         batches: The micro-batches of the window.
     """
 
@@ -198,7 +198,7 @@ class WindowReplay:
         )
 
     def _names(self) -> Iterator[Tuple[int, List[str]]]:
-        """Yield number of the first sample and all names, by micro-batch."""
+        """Yield first sample number and all names of each micro-batch."""
         start = 0
         for batch in self._batches:
             names = sample_names(batch.kept.data, batch.batch_idx)
@@ -238,7 +238,7 @@ def rows_within(samples: Sequence[int], start: int, size: int) -> List[int]:
 def settings_of(
     wrappers: Mapping[str, OptimWrapper], event: GuardEvent
 ) -> Dict[str, Setting]:
-    """Return how the losses of the window that ``event`` ended were made."""
+    """Return the settings in which the window of ``event`` was trained."""
     settings = {}
     for name, wrapper in wrappers.items():
         scale = 1.0
