@@ -59,6 +59,7 @@ nitpick_ignore_regex = [
     # Not for users.
     (r'py:class', r'mmnanguard\.report\.\w+\.(Summary|Curve|Step)'),
     (r'py:class', r'mmnanguard\.core\.rows\.audit_row\.AuditRow'),
+    (r'py:class', r'mmnanguard\.hooks\._shared\.patches\.Patches'),
     (r'py:func', 'summarize'),
     (r'py:.*', r'unscale_|draws_anew|.*\.InputPolicy'),
     (r'py:exc', r'MissingKey|UnreadableField'),

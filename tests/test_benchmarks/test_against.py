@@ -33,7 +33,7 @@ def test_the_same_checkout_twice(benchmark, monkeypatch, capsys):
 
 
 def test_the_other_checkout_is_really_used(benchmark, tmp_path, monkeypatch):
-    """Its package is imported, so a checkout that cannot be is an error."""
+    """A checkout whose package cannot be imported is an error."""
     against = importlib.import_module('against')
     monkeypatch.setattr(against, 'NUM_PROCESSES', 1)
     package = tmp_path / 'mmnanguard'
