@@ -254,3 +254,13 @@ def test_a_coefficient_that_goes_bad_later_is_refused_before_the_step(model):
         train(wrapper, model)
     params = dict(model.named_parameters())
     assert all(torch.equal(params[key], before[key]) for key in params)
+
+
+def test_a_rule_cannot_replace_the_check_of_its_coefficient():
+    @dataclass(frozen=True)
+    class UncheckedClip(ClipRule):
+        def coefficient(self, norm):
+            return math.nan
+
+    with pytest.raises(GuardConfigError, match='Write `__call__'):
+        build_clip(dict(type=UncheckedClip))

@@ -16,6 +16,9 @@ PLAIN = (type(None), bool, int, float, str)
 def check_rule_class(cls: type) -> None:
     """Refuse a class that is no ``ClipRule`` or no frozen dataclass.
 
+    A class that replaces ``coefficient``, which checks the result of
+    ``__call__``, is refused as well.
+
     Raises:
         GuardConfigError: If the class is refused.
     """
@@ -33,6 +36,12 @@ def check_rule_class(cls: type) -> None:
             f'{CLIP_GRAD}.type is {name}: a clip rule must be a frozen '
             f'dataclass. Write @dataclass(frozen=True) above class {name}; '
             '`after` then returns dataclasses.replace(self, ...).'
+        )
+    if cls.coefficient is not ClipRule.coefficient:
+        raise GuardConfigError(
+            f'{CLIP_GRAD}.type is {name}: its method `coefficient` would '
+            'replace the check of each coefficient. Write `__call__(self, '
+            'norm)` instead.'
         )
 
 
