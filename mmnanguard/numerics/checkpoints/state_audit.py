@@ -86,7 +86,7 @@ class StateAudit:
         self._masks: Set[str] = set()
         self._not_judged: Set[str] = set()
         # The tensors of the last audit that can be masks, by name.
-        self._last: Dict[str, 'weakref.ref[Tensor]'] = {}
+        self._last: Dict[str, weakref.ref[Tensor]] = {}
         candidates = [item for item in kept if item.can_be_mask]
         for item in self._nonfinite(candidates):
             # No mask holds NaN: NaN in a loaded state is a fault to report.
