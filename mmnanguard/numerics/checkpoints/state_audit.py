@@ -9,7 +9,17 @@ import math
 import weakref
 from itertools import chain
 from operator import attrgetter
-from typing import Dict, List, NamedTuple, Sequence, Set, Tuple, Union
+from typing import (
+    Callable,
+    Dict,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    Union,
+)
 
 import torch
 from torch import Tensor
@@ -86,7 +96,7 @@ class StateAudit:
         self._masks: Set[str] = set()
         self._not_judged: Set[str] = set()
         # The tensors of the last audit that can be masks, by name.
-        self._last: Dict[str, weakref.ref[Tensor]] = {}
+        self._last: Dict[str, Callable[[], Optional[Tensor]]] = {}
         candidates = [item for item in kept if item.can_be_mask]
         for item in self._nonfinite(candidates):
             # No mask holds NaN: NaN in a loaded state is a fault to report.
