@@ -40,7 +40,10 @@ MAX_NAMED = 20  # samples that a process names in its log
 
 
 @TRANSFORMS.register_module()
-class ValidateSample(BaseTransform, SampleValidator):
+class ValidateSample(
+    BaseTransform,  # type: ignore[misc]
+    SampleValidator,
+):
     """A transform that finds bad samples on their way to the model.
 
     It checks the output of the transforms before it and changes nothing. A

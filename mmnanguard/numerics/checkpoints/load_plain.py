@@ -61,7 +61,7 @@ def load_plain(path: Union[str, 'PathLike[str]'], **keys: Any) -> Any:
 PythonUnpickler: Any = pickle._Unpickler
 
 
-class Unpickler(PythonUnpickler):
+class Unpickler(PythonUnpickler):  # type: ignore[misc]
     """An unpickler that creates, calls and fills allowed objects only."""
 
     # A copy: the table of the base class serves all pickles of the process.
