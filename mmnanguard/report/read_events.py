@@ -210,7 +210,8 @@ def files_of(work_dir: str) -> List[Path]:
 def work_dirs_below(folder: str) -> List[str]:
     """Return work dirs that lie deeper in a folder, such as 'work_dirs'.
 
-    A fire drill makes such folders too. The run that wrote last comes first.
+    A fire drill makes such folders, too. The work dir that was written last
+    comes first.
     """
     files: List[Path] = []
     for depth in DEPTHS:

@@ -87,8 +87,8 @@ def read_scalars(
         if path in seen:
             continue
         seen.append(path)
-        # A start that finished no iteration wrote no scalars of its own that
-        # would remove the repeated iterations below.
+        # A start that finished no iteration wrote no scalars, so the loop
+        # below would not remove those that the start made invalid.
         if part.first is not None:
             cut(curves, part.first)
         for row in read_rows(path, on_bytes):

@@ -82,7 +82,7 @@ def exclude_samples(summary: Summary) -> List[Step]:
 
 
 def run_in_fp32(summary: Summary) -> List[Step]:
-    """Return the step that runs modules in float32, if that is a cure."""
+    """Return the step that runs modules in float32, if autopsies advise it."""
     remedies = summary.others.get('remedy')
     # The guard has already applied the cure, but only in this process: a new
     # run needs it in its config.
@@ -114,7 +114,7 @@ def run_in_fp32(summary: Summary) -> List[Step]:
 
 
 def remedied_modules(summary: Summary) -> List[str]:
-    """Return the modules that remedies of the guard run in float32."""
+    """Return the modules that the remedies of the guard run in float32."""
     modules: List[str] = []
     for remedy in summary.records(RemedyRow):
         # Several attempts of the run may have written the row.

@@ -279,7 +279,7 @@ class Reader:
     def _ranked_samples(self) -> Tuple[Culprit, ...]:
         """Return the named samples, then samples in several bad batches."""
         samples = list(ranked(self._named.values()))
-        # All the named samples may be among the most common ones.
+        # All named samples may be among the most common samples.
         batches = self._samples.most_common(NUM_RANKED + len(samples))
         for name, num in batches:
             # A sample is not suspicious for being in a single bad batch.
