@@ -17,7 +17,7 @@ from .read_events import read_events
 from .run_report import RunReport, load_run
 from .terminal import print_reports
 
-Verdict = Assessment  # its name in 0.1
+Verdict = Assessment  # the name of the class in version 0.1
 
 __all__ = [
     'Assessment',

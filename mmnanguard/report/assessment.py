@@ -45,9 +45,10 @@ def judge(summary: Summary) -> Assessment:
     - an audit found bad weights, buffers, averages or moments;
     - it went back to an earlier state;
     - it rejected 5 updates or more in its last 200 iterations;
-    - one parameter spoilt 5 updates or more, and at least one in 1,000 since
-      the first of them, with no remedy after the last (if no parameter can
-      be blamed, the cause counts instead, except spikes);
+    - one parameter is blamed for 5 rejected updates or more, and for at least
+      one in 1,000 updates since the first blame, and no remedy was applied
+      after the last blame. If no parameter can be blamed, rejected updates
+      count by cause instead, except spikes;
     - it rejected 10 updates or more, and at least one in 100 since the first.
 
     Routine overflows of the loss scale do not count, and neither do updates
@@ -91,7 +92,7 @@ def describe_healthy_run(summary: Summary) -> str:
     if summary.num_skipped:
         clauses.append(describe_rejections(summary))
     # 'step' is the action of updates that were committed after a repair.
-    # Plain updates have no row, so they are not among these.
+    # An update without a repair has no row, so it does not count here.
     num_committed = summary.actions.get('step', 0)
     if num_committed:
         clauses.append(

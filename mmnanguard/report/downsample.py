@@ -23,7 +23,7 @@ Points = Tuple[List[int], List[Optional[float]]]
 class EvenSample(Generic[T]):
     """A sample of many items: the first, the last, and some between.
 
-    The items between have even distances.
+    The items between are evenly spaced.
 
     Attributes:
         num: Number of items that were added.
@@ -33,7 +33,7 @@ class EvenSample(Generic[T]):
         self.num = 0
         self._stride = 1
         self._kept: List[T] = []
-        # The last item, unless it is the last of `_kept`.
+        # The newest item; empty if `_kept` ends with it.
         self._last: List[T] = []
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ class EvenSample(Generic[T]):
 
     @property
     def items(self) -> List[T]:
-        """The kept items in the order in which they were added."""
+        """Retained items and the newest item, in the order of adding."""
         return self._kept + self._last
 
 
@@ -86,19 +86,19 @@ class Tally:
         self._counts: Counter[str] = Counter()
 
     def add(self, names: Iterable[str]) -> None:
-        """Count names."""
+        """Add 1 to the count of each name."""
         self._counts.update(names)
         if len(self._counts) > self._limit:
             # Half of the names are forgotten, because sorting at each new name
             # would be slow.
             kept = self._counts.most_common(self._limit // 2)
-            # The highest count that is forgotten. A name may be forgotten
-            # again and again, so the errors add up.
+            # The error grows by the highest count that is forgotten. A name
+            # may be forgotten again and again, so the errors add up.
             self.num_forgotten += self._counts.most_common()[len(kept)][1]
             self._counts = Counter(dict(kept))
 
     def __getitem__(self, name: str) -> int:
-        # A Counter has 0 for other names, without adding them.
+        # A Counter returns 0 for an unknown name and does not add it.
         return self._counts[name]
 
     def most_common(self, num: int) -> List[Tuple[str, int]]:
@@ -111,8 +111,8 @@ def downsample_curve(
 ) -> Points:
     """Return a curve that looks like the given one but has fewer points.
 
-    A bin keeps its first, last, lowest and highest value, and one non-finite
-    value, as None, which leaves a gap in the curve.
+    A bin keeps its first, last, lowest and highest finite value. It also
+    keeps its first non-finite value as None, which leaves a gap in the curve.
 
     Args:
         iters: Iterations in rising order.
@@ -124,7 +124,7 @@ def downsample_curve(
     # Bins of up to four points would keep nearly all of them.
     if num > 4 * num_bins:
         edges = [num * number // num_bins for number in range(num_bins + 1)]
-        # A point may be the first and the lowest of its bin.
+        # A set, because a point may be both the first and the lowest.
         kept: Set[int] = set()
         for begin, end in zip(edges, edges[1:]):
             kept.update(extremes_of_bin(values, begin, end))
@@ -134,7 +134,7 @@ def downsample_curve(
     for index in indices:
         value = values[index]
         kept_iters.append(iters[index])
-        # In JSON, plotly.js takes null for a gap; there is no NaN.
+        # JSON has no NaN. Plotly.js draws null as a gap.
         kept_values.append(value if math.isfinite(value) else None)
     return kept_iters, kept_values
 
@@ -142,7 +142,7 @@ def downsample_curve(
 def extremes_of_bin(
     values: Sequence[float], begin: int, end: int
 ) -> List[int]:
-    """Return the indices to draw, from ``begin`` up to but without ``end``."""
+    """Return the indices to draw in the bin ``range(begin, end)``."""
     finite, nonfinite = [], []
     for index in range(begin, end):
         if math.isfinite(values[index]):

@@ -14,7 +14,7 @@ GAP = 14  # pixels between panels
 BORDER = 90  # pixels above and below all panels, for legend and axis
 # The ratio of highest to lowest value above which an axis is logarithmic.
 WIDE = 30
-# Lines through all panels. More of them would hide the curves.
+# Most lines through all panels; more lines would hide the curves.
 MAX_LINES = 40
 LINE_KINDS = ('rollback', 'halt', 'audit')
 
@@ -28,8 +28,8 @@ def draw(report: RunReport, last_iter: Optional[int] = None) -> PlotlyObject:
             last iteration.
 
     Returns:
-        ``data`` and ``layout`` as plotly.js takes them, checked by plotly.
-        ``layout['meta']['panels']`` has the panel of each axis.
+        The ``data`` and ``layout`` for plotly.js, validated by plotly.
+        ``layout['meta']['panels']`` maps vertical axes to panel identifiers.
     """
     # Imported here because a report in text needs no plotly.
     from plotly.graph_objects import Figure
@@ -49,7 +49,7 @@ def draw(report: RunReport, last_iter: Optional[int] = None) -> PlotlyObject:
 
 
 def lines_of(events: Sequence[Row]) -> List[PlotlyObject]:
-    """Return lines through all panels: resumes, rollbacks, halts, audits."""
+    """Return vertical lines at resumes, rollbacks, halts and bad audits."""
     lines = []
     for row in filter(has_line, events):
         color = MARKS[str(row['kind'])].color
@@ -57,7 +57,7 @@ def lines_of(events: Sequence[Row]) -> List[PlotlyObject]:
             {
                 'type': 'line',
                 'xref': 'x',
-                # 'paper': the whole height of the figure is 1.
+                # With 'paper', all panels together reach from 0 to 1.
                 'yref': 'paper',
                 'x0': row.get('iter'),
                 'x1': row.get('iter'),
@@ -72,7 +72,7 @@ def lines_of(events: Sequence[Row]) -> List[PlotlyObject]:
 
 def has_line(row: Row) -> bool:
     """Whether a line through all panels marks the row."""
-    # The first attempt begins where the axis does.
+    # The first attempt needs no line: it begins where the axis does.
     is_resume = row.get('kind') == 'start' and row.get('attempt') != 1
     return is_resume or row.get('kind') in LINE_KINDS
 
@@ -103,18 +103,19 @@ def layout_of(
             **axis_of(panel, panels[panel]),
         }
         top = bottom - GAP
-    # Runs may have different panels, so that the page cannot know the axes.
+    # The page needs this map: runs may have different panels, so the name
+    # of an axis does not tell its panel.
     layout['meta'] = {'panels': panel_of_axis}
     return layout
 
 
 def base_layout(total: int, end: int, lowest_axis: str) -> PlotlyObject:
-    """Return the part of the layout that no panel changes.
+    """Return the part of the layout that all panels share.
 
     Args:
         total: The height of all panels in pixels.
         end: The iteration at which the axis ends.
-        lowest_axis: The vertical axis at which the axis of iterations is.
+        lowest_axis: The vertical axis below which the iterations are shown.
     """
     return {
         'height': total + BORDER,
@@ -133,7 +134,7 @@ def base_layout(total: int, end: int, lowest_axis: str) -> PlotlyObject:
         'paper_bgcolor': 'rgba(0,0,0,0)',
         'plot_bgcolor': 'rgba(0,0,0,0)',
         'xaxis': {
-            # A margin on the right, so that the last mark is not cut.
+            # The margin on the right keeps the last mark from being cut.
             'range': [0, end * 1.01 + 1],
             'title': {'text': 'iteration'},
             'anchor': lowest_axis,
@@ -155,7 +156,7 @@ def axis_of(panel: str, traces: Sequence[PlotlyObject]) -> PlotlyObject:
     if panel == REJECTED:
         return {'rangemode': 'tozero', 'tickformat': ',d', 'nticks': 5}
     values = values_of(traces)
-    # A logarithmic axis has no place for 0.
+    # A logarithmic axis cannot show 0.
     positive = [value for value in values if value > 0]
     if panel == LOSS_SCALE and positive:
         return {'type': 'log', **powers_of_2(min(positive))}

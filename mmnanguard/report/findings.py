@@ -1,4 +1,4 @@
-"""The rules by which a run is sick.
+"""The rules that decide whether a run is sick.
 
 One function per rule returns a :class:`Finding`, or None if the rule does not
 apply. :func:`mmnanguard.report.assessment.judge` documents the rules.
@@ -35,7 +35,7 @@ class Finding(NamedTuple):
 
     Attributes:
         since: Iteration at which the trouble began.
-        cause: The value of the trouble's ``Cause``.
+        cause: The cause of the trouble, as in the rows.
         clause: The finding in words.
     """
 
@@ -106,8 +106,8 @@ def find_rollbacks(summary: Summary) -> Optional[Finding]:
     if not rows:
         return None
     first, last = rows[0].get('iter') or 0, rows[-1].get('iter') or 0
-    # A rollback has the id of the update or audit that is its reason. An
-    # update has a cause. An audit has none, so the cause is bad weights.
+    # A rollback has the id of the update or audit that triggered it. The row
+    # of an audit has no cause, and an audit counts as bad weights.
     cause = WEIGHTS
     for row in summary.events:
         is_reason = row.get('id') == rows[-1].get('id')
@@ -135,14 +135,14 @@ def find_bad_end(summary: Summary) -> Optional[Finding]:
 
 
 def find_repeats(summary: Summary) -> Optional[Finding]:
-    """Return the finding on the most frequent repeat offender."""
+    """Return the finding on the most blamed parameter or cause."""
     last_remedy = -1
     for row in summary.others.get('remedy', ()):
         last_remedy = max(last_remedy, row.get('iter') or 0)
     suspects = [*summary.parameters, *summary.blameless]
     suspects.sort(key=count_of_blames, reverse=True)
     for suspect in suspects:
-        # A remedy after the last blame: it is assumed to be the cure.
+        # A remedy applied after the last blame is assumed to be the cure.
         is_cured = last_remedy >= (suspect.last or 0)
         if is_repeated(suspect, summary.last_iter) and not is_cured:
             return describe_repeats(suspect)
@@ -150,7 +150,7 @@ def find_repeats(summary: Summary) -> Optional[Finding]:
 
 
 def count_of_blames(culprit: Culprit) -> int:
-    """Return the number of blames, to sort by."""
+    """Return the number of blames, as a sort key."""
     return culprit.count
 
 
@@ -161,7 +161,7 @@ def is_repeated(culprit: Culprit, last_iter: int) -> bool:
 
 
 def describe_repeats(culprit: Culprit) -> Finding:
-    """Return the finding on a repeat offender."""
+    """Return the finding on a culprit that was blamed often."""
     anomalies = filterfalse(is_routine, culprit.causes)
     cause = max(anomalies, key=culprit.causes.__getitem__)
     # A culprit without a name stands for all updates of a cause for which no
@@ -179,8 +179,8 @@ def find_high_rate(summary: Summary) -> Optional[Finding]:
     num = summary.num_skipped
     if num < NUM_REJECTED:
         return None
-    # The rate counts from the first rejected update, or else a long clean
-    # beginning would hide the trouble.
+    # The rate counts from the first rejected update: a long clean beginning
+    # would otherwise hide the trouble.
     first = summary.episodes[0].first
     rate = num / (summary.last_iter - first + 1)
     if rate < REJECTED_RATE:
@@ -190,9 +190,9 @@ def find_high_rate(summary: Summary) -> Optional[Finding]:
 
 
 def begin_of_trouble(summary: Summary, iter_: int) -> int:
-    """Return the first iteration of the episode that has this iteration.
+    """Return the iteration at which the episode around ``iter_`` began.
 
-    Returns the iteration itself if it belongs to no episode.
+    Returns ``iter_`` itself if it belongs to no episode.
     """
     for episode in summary.episodes:
         if episode.first <= iter_ <= episode.last:

@@ -29,11 +29,12 @@ __all__ = ['write_page']
 JsonObject = Dict[str, object]
 
 TEMPLATE = Path(__file__).with_name('template')
-# A page holds up to about 2,000 rows of a run, and a browser has to open it.
+# The limits for one row: a page may hold about 2,000 rows of a run, and a
+# browser must still be able to open it.
 MAX_SAMPLES = 128  # names of samples in a row
 MAX_DETAIL = 800  # characters of a row's details
 MAX_LINE = 250  # characters of a line of the details
-# The kinds of rows that the line of facts counts.
+# The kinds of rows that the line below the verdict counts, and their labels.
 KINDS = {
     'rollback': 'rollbacks',
     'audit': 'bad audits',
@@ -41,7 +42,8 @@ KINDS = {
     'remedy': 'remedies',
     'dump': 'dumps',
 }
-# Keys that other columns show or that have the same value in every row.
+# Keys that the details leave out: other columns show them, or they have the
+# same value in every row.
 SHOWN = (
     *('schema', 'kind', 'run', 'iter', 'place', 'action', 'cause', 'loss'),
     *('grad_norm', 'loss_scale', 'samples', 'story', 'num_bad_params'),
@@ -75,7 +77,7 @@ def write_page(
             'The page is drawn by plotly, which is not installed: pip install '
             'plotly. --json needs nothing.'
         ) from error
-    # All runs have the same axis of iterations, so that they compare.
+    # All runs get the same axis of iterations, so that they can be compared.
     end = max(report.summary.last_iter for report in reports)
     data = {
         'made': f'{datetime.now(timezone.utc):%F %T} UTC',
@@ -99,8 +101,8 @@ def write_page(
 def write_template(path: Path, parts: Mapping[str, str]) -> None:
     """Write the HTML template with its ``{{NAME}}`` replaced by the parts."""
     template = (TEMPLATE / 'page.html').read_text(encoding='utf-8')
-    # The template is split once, instead of replacing name after name: a part
-    # may hold '{{', and plotly.js has megabytes.
+    # The template is split once. Replacing name after name would also replace
+    # '{{' in the parts, and would copy the megabytes of plotly.js each time.
     first, *pieces = template.split('{{')
     # File names may have lone surrogates, which UTF-8 cannot encode.
     with atomic_write(path) as temporary_path, open(
@@ -120,7 +122,7 @@ def section(report: RunReport, end: int) -> JsonObject:
         end: The iteration at which the axes end.
     """
     summary, verdict = report.summary, report.verdict
-    # Rows refer to names by number, because many rows may have a name.
+    # Rows refer to names by number, because many rows may share a name.
     names: Dict[str, int] = {}
     events = [compact_row(row, names) for row in summary.events]
     return {
@@ -157,7 +159,7 @@ def causes_of(summary: Summary) -> List[JsonObject]:
 
 
 def facts_of(summary: Summary) -> List[List[str]]:
-    """Return names and values of the line below the verdict."""
+    """Return the names and values in the line below the verdict."""
     counts = {
         'iterations': summary.last_iter,
         'attempts': len(summary.starts),
@@ -193,7 +195,7 @@ def compact_row(row: Row, names: Dict[str, int]) -> JsonObject:
             in it are added.
     """
     samples = list(row.get('samples') or ())
-    # Another version of mmnanguard may write no dict under this key.
+    # Another version of mmnanguard may write something else than a dict.
     scale = row.get('loss_scale')
     if not isinstance(scale, Mapping):
         scale = None
@@ -216,7 +218,7 @@ def compact_row(row: Row, names: Dict[str, int]) -> JsonObject:
 
 
 def numbers_of(items: Iterable[object], names: Dict[str, int]) -> List[int]:
-    """Return the numbers of names, and number the new ones."""
+    """Return the numbers of the items; new names are added to ``names``."""
     numbers = []
     for name in map(str, items):
         numbers.append(names.setdefault(name, len(names)))

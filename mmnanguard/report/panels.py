@@ -28,7 +28,7 @@ FOLLOWED = 'followed'
 
 
 class Panel(NamedTuple):
-    """The looks of a panel.
+    """The title and height of a panel.
 
     Attributes:
         title: Text beside the panel's axis.
@@ -39,8 +39,8 @@ class Panel(NamedTuple):
     height: int
 
 
-# By identifier, top down. The page of several runs gives panels with the same
-# identifier the same range.
+# The panels by identifier, top down. On a page of several runs, panels with
+# the same identifier have the same range.
 PANELS = {
     LOSS: Panel('loss', 200),
     GRAD_NORM: Panel('gradient norm', 170),
@@ -49,7 +49,7 @@ PANELS = {
     REJECTED: Panel('rejected', 120),
     FOLLOWED: Panel('what followed', 130),
 }
-# The panels that draw curves. The others draw rows only.
+# The panels that draw curves. All other panels draw rows only.
 OF_SCALARS = (LOSS, GRAD_NORM, LOSS_SCALE, LR)
 
 

@@ -36,8 +36,8 @@ __all__ = [
     'work_dirs_below',
 ]
 
-# Numbers of folders between a folder and the event files of work dirs below
-# it. Between a work dir and its own files there is 1, that of a process start.
+# Depths at which `work_dirs_below` searches for event files. Depth 1 is the
+# folder of a process start, which is where a work dir has its own files.
 DEPTHS = range(2, 5)
 MAX_WARNED = 3  # damaged lines of a file that get a warning of their own
 Row = Dict[str, Any]
@@ -88,26 +88,26 @@ def read_events(work_dir: str, run: Optional[str] = None) -> List[Row]:
     of its own. Two starts within one second share a folder. The attempts
     become one list:
 
-    - Attempts come in their order, the rows of an attempt as they were
-      written.
+    - Attempts are in order, and the rows of an attempt are in the order in
+      which they were written.
     - A later attempt starts from a checkpoint and may run iterations again.
       The rows of earlier attempts on these iterations are dropped, and so are
-      the rows joined to them by id. Rows of kind 'start', whose ``iter`` is
-      the first that an attempt runs, all stay.
+      the rows joined to them by id. All rows of kind 'start' stay; their
+      ``iter`` is the first iteration that the attempt runs.
     - A row that names no run belongs to the attempt of the row before it. Ids
       are unique within an attempt only: join by id in the returned list.
     - A line that is no JSON object is left out, with a warning in the log. If
       a process was killed, its last line may be half-written.
 
     Args:
-        work_dir: The work dir of the run, of which every folder is read, or
-            one ``events.jsonl``.
-        run: The name of the run, if there are several; None means the run
-            that wrote last, by the names of the folders, which are times.
+        work_dir: The work dir of the run, or one ``events.jsonl``. All event
+            files of a work dir are read.
+        run: The name of the run, if there are several; None means the last
+            run in the newest folder. The names of the folders are times.
 
     Returns:
-        Rows as they stand in the files, so that a non-finite number is the
-        string 'nan', 'inf' or '-inf'. An empty list if there are no rows.
+        The rows as they are in the files: a non-finite number is the string
+        'nan', 'inf' or '-inf'. The list is empty if there are no rows.
 
     Raises:
         GuardConfigError: If there is no such run.
@@ -132,14 +132,14 @@ def find_parts(work_dir: str, run: Optional[str] = None) -> List[Part]:
         raise GuardConfigError(
             f'{work_dir} has no run {run!r}; known runs: {known or "none"}'
         )
-    # The sort is stable: parts with the same number stay in order of time.
+    # The sort is stable: parts of one attempt stay in order of time.
     return sorted(parts_of_run, key=lambda part: part.attempt)
 
 
 def iter_events(
     parts: Sequence[Part], on_bytes: OnBytes = lambda num: None
 ) -> Iterator[Row]:
-    """Yield the rows of :func:`read_events` in little memory.
+    """Yield the rows that :func:`read_events` returns, in little memory.
 
     Args:
         parts: The parts of one run, from :func:`find_parts`.
@@ -164,15 +164,15 @@ class RepeatedRows:
         self._parts = parts
         self._ends: Dict[int, float] = {}
         self._ids: Set[Tuple[int, Any]] = set()
-        # An autopsy may stand before the update that has its iteration, so
-        # that all ids must be known before the first row is returned.
+        # An autopsy may be written before the update that has its iteration,
+        # so all ids must be known before the first row is checked.
         for part in parts:
             if self._end_of(part.attempt) < math.inf:
                 self._add_ids(part)
 
     def __contains__(self, parsed: ParsedRow) -> bool:
         row = parsed.row
-        # A start is never repeated: it is the resumption itself.
+        # A start is never dropped: it marks the resumption itself.
         if row.get('kind') == 'start':
             return False
         if row.get('iter') is not None:
@@ -187,8 +187,8 @@ class RepeatedRows:
                 self._ids.add((parsed.attempt, row.get('id')))
 
     def _end_of(self, attempt: int) -> float:
-        """Return the first iteration that a later attempt ran again."""
-        # Asked for every row, so the answers are kept.
+        """Return the first iteration that a later attempt repeated, or inf."""
+        # The result is cached, because it is needed for every row.
         if attempt not in self._ends:
             end = math.inf
             for part in self._parts:
@@ -210,7 +210,8 @@ def files_of(work_dir: str) -> List[Path]:
 def work_dirs_below(folder: str) -> List[str]:
     """Return work dirs that lie deeper in a folder, such as 'work_dirs'.
 
-    A fire drill makes such folders too. The run that wrote last comes first.
+    A fire drill makes such folders, too. The work dir that was written last
+    comes first.
     """
     files: List[Path] = []
     for depth in DEPTHS:
@@ -225,7 +226,7 @@ def parts_of(path: Path) -> Iterator[Part]:
     parts = split_at_starts(path)
     has_run = False
     for part in parts:
-        # The first row that names its run names that of the whole part.
+        # The first row that names a run decides the run of the whole part.
         parsed = next(read_part(part), None)
         if parsed is not None:
             has_run = True
@@ -238,14 +239,14 @@ def parts_of(path: Path) -> Iterator[Part]:
 
 
 def split_at_starts(path: Path) -> List[Part]:
-    """Return the parts of a file, still without run and attempt."""
+    """Return the parts of a file; run and attempt are not set yet."""
     # The rows before the first start are a part as well: the start may be
     # damaged.
     parts = [Part(path, 0, 0, line=1)]
     size = 0
     with path.open('rb') as file:
         for number, line in enumerate(file, 1):
-            # Parsing is slow, and of a million rows few are starts.
+            # Parsing is slow, and only few of a million rows are starts.
             row = None
             if b'"start"' in line:
                 row = parse(line)
@@ -263,8 +264,9 @@ def read_part(
 ) -> Iterator[ParsedRow]:
     """Yield the rows of a part.
 
-    A row without run and attempt belongs to those of the row before it; at
-    the begin of a part, to those of the first row that has them.
+    A row without run and attempt gets those of the row before it. Such rows
+    at the beginning of a part get those of the first row that has them. If
+    no row has them, nothing is yielded.
 
     Args:
         part: The part to read.
@@ -276,9 +278,8 @@ def read_part(
     place, damaged = part.begin, []
     with part.path.open('rb') as file:
         file.seek(place)
-        # Lines are read as bytes: a process may have been killed within a
-        # character, and JSON strings may hold characters that str.splitlines
-        # takes for the end of a line.
+        # Lines are read as bytes: offsets count bytes, and a killed process
+        # may have left half a character, which cannot be decoded.
         for number, line in enumerate(file, part.line):
             if place >= part.end:
                 break
@@ -305,7 +306,7 @@ def read_part(
 
 def warn_of_lines(path: Path, damaged: Sequence[int]) -> None:
     """Warn of damaged lines of a file, given by number."""
-    # A file that is no log at all would fill the console.
+    # A file that is not a log would otherwise fill the console.
     for number in damaged[:MAX_WARNED]:
         warn(path, f'line {number}, half-written or damaged, is left out')
     if len(damaged) > MAX_WARNED:
@@ -316,7 +317,7 @@ def parse(line: bytes) -> Optional[Row]:
     """Return the row on a line; None if the line is no JSON object."""
     try:
         row = json.loads(line)
-    # The base class of JSONDecodeError and of UnicodeDecodeError.
+    # ValueError is the base of JSONDecodeError and UnicodeDecodeError.
     except ValueError:
         return None
     return row if isinstance(row, dict) else None

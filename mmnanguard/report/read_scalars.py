@@ -13,7 +13,7 @@ from .read_events import OnBytes, Part
 
 __all__ = ['FACTOR', 'Curve', 'factor_of', 'panel_of', 'read_scalars']
 
-FACTOR = 'lr_factor'  # the guard's scalar, after the optimizer's name
+FACTOR = 'lr_factor'  # last part of the key of a guard's scalar
 
 
 @dataclass
@@ -25,8 +25,7 @@ class Curve:
         values: The values at these iterations, NaN and Inf included.
     """
 
-    # A scalar that is written every iteration needs 16 bytes for each, where
-    # lists would need four times that.
+    # Arrays need 16 bytes per point; lists would need four times as much.
     iters: 'array[int]' = field(default_factory=lambda: array('q'))
     values: 'array[float]' = field(default_factory=lambda: array('d'))
 
@@ -34,10 +33,10 @@ class Curve:
 def panel_of(key: str) -> str:
     """Return the identifier of the panel that draws a scalar, or ''.
 
-    The keys are those that MMEngine writes, which have no 'train/'.
+    MMEngine writes the keys of training scalars without 'train/'.
     """
-    # Several optimizers write their name before a dot, as in 'gen.lr', and
-    # models may put their name before a slash.
+    # With several optimizers, the name of the optimizer and a dot come first,
+    # as in 'gen.lr'. Models may put their name and a slash first.
     last = key.split('/')[-1].split('.')[-1]
     if last == 'grad_norm':
         return GRAD_NORM
@@ -77,8 +76,8 @@ def read_scalars(
         on_bytes: Called with the number of bytes of each line that is read.
 
     Returns:
-        By key, the curves that :func:`panel_of` knows, and the factors of
-        learning rates. Empty if there are no scalars.
+        The curves by key: the scalars that have a panel (:func:`panel_of`),
+        and the factors of learning rates. Empty if there are no scalars.
     """
     curves: Dict[str, Curve] = {}
     seen: List[Path] = []
@@ -88,8 +87,8 @@ def read_scalars(
         if path in seen:
             continue
         seen.append(path)
-        # The start may have run no iteration to its end, so that it wrote
-        # nothing that replaces the scalars from there on.
+        # A start that finished no iteration wrote no scalars, so the loop
+        # below would not remove those that the start made invalid.
         if part.first is not None:
             cut(curves, part.first)
         for row in read_rows(path, on_bytes):
@@ -129,7 +128,7 @@ def scalars_of(part: Part) -> Path:
     path = folder / 'vis_data' / 'scalars.json'
     if path.exists():
         return path
-    # MMEngine's LoggerHook has a copy written, with the name of the folder.
+    # MMEngine's LoggerHook has a copy written that is named like the folder.
     return folder / 'vis_data' / f'{folder.name}.json'
 
 

@@ -35,10 +35,10 @@ class Step(NamedTuple):
 
 
 NUM_EXCLUDED = 20  # samples in the config line; more are hard to paste
-# A sample that was only part of rejected batches is a suspect if it was in
-# that many of them, and in half of all.
+# A sample that no check named is a suspect if it was in at least this many
+# rejected batches, and in at least half of all rejected batches.
 MIN_BATCHES = 3
-MIN_SHARE = 0.25  # of all blames, from which on a parameter stands out
+MIN_SHARE = 0.25  # share of all blames at which a parameter stands out
 
 
 def next_steps(
@@ -55,8 +55,8 @@ def next_steps(
     if finding is None:
         return tuple(local_steps)
     general_step = step_for_cause(summary, finding)
-    # A sample or module can only be the origin of some causes. For the
-    # others, such as bad weights, the general advice helps more.
+    # Only some causes can originate in a sample or module. For all other
+    # causes, such as bad weights, the general advice helps more.
     if 'sample' in facts_of_cause(finding.cause).culprits:
         steps = [*local_steps, general_step]
     else:
@@ -82,7 +82,7 @@ def exclude_samples(summary: Summary) -> List[Step]:
 
 
 def run_in_fp32(summary: Summary) -> List[Step]:
-    """Return the step that runs modules in float32, if that is a cure."""
+    """Return the step that runs modules in float32, if autopsies advise it."""
     remedies = summary.others.get('remedy')
     # The guard has already applied the cure, but only in this process: a new
     # run needs it in its config.
@@ -97,7 +97,7 @@ def run_in_fp32(summary: Summary) -> List[Step]:
         ]
     modules: List[str] = []
     for autopsy in summary.records(Autopsy):
-        # Several autopsies may name a module, and some name none.
+        # Several autopsies may name the same module, and some name none.
         is_new = autopsy.module and autopsy.module not in modules
         if is_new and autopsy.remedy == FP32:
             modules.append(autopsy.module)
@@ -114,7 +114,7 @@ def run_in_fp32(summary: Summary) -> List[Step]:
 
 
 def remedied_modules(summary: Summary) -> List[str]:
-    """Return the modules that run in float32 since an autopsy advised it."""
+    """Return the modules that the remedies of the guard run in float32."""
     modules: List[str] = []
     for remedy in summary.records(RemedyRow):
         # Several attempts of the run may have written the row.
@@ -152,7 +152,7 @@ def step_for_cause(summary: Summary, finding: Finding) -> Step:
 def is_unscaled(summary: Summary, finding: Finding) -> bool:
     """Whether the finding's updates ran in bfloat16 or float32.
 
-    These need no loss scale, so that the rows have null for it.
+    Such updates need no loss scale, so their rows have null for it.
     """
     # The last update decides: a resumed run may have another optimizer
     # wrapper. Rows without the key say nothing.
@@ -167,7 +167,7 @@ def is_unscaled(summary: Summary, finding: Finding) -> bool:
 
 
 def diagnose_further(summary: Summary, since: int) -> List[Step]:
-    """Return the step that finds out more: a replay, or more hooks."""
+    """Return the step that diagnoses further: a replay, or more hooks."""
     dumps = summary.others.get('dump')
     if dumps:
         return [replay_step(dumps, since)]
@@ -252,7 +252,7 @@ def describe_module(row: Row) -> str:
 def describe_parameter(summary: Summary, finding: Finding) -> str:
     """Return the clause on the parameter that stands out, or ''."""
     blamed = blamed_among(summary.parameters)
-    # The finding may already have named it.
+    # The clause of the finding may already name the parameter.
     if not blamed or f"'{blamed[0].name}'" in finding.clause:
         return ''
     first, num = blamed[0], sum(map(count_of_blames, blamed))

@@ -31,7 +31,7 @@ from .summary import Row, Summary
 
 __all__ = ['OnProgress', 'RunReport', 'load_run']
 
-# Called with the bytes that were read and the bytes of all files.
+# Called with the number of bytes read so far, and that of all files.
 OnProgress = Callable[[int, int], None]
 STEP = 2**22  # bytes between two calls of OnProgress
 
@@ -95,9 +95,9 @@ class RunReport:
 
     @property
     def log_interval(self) -> int:
-        """The longest of the last intervals between two scalars.
+        """The longest recent interval between two scalars, in iterations.
 
-        In iterations; 1 if there are fewer than two scalars.
+        The interval is 1 if there are fewer than two scalars.
         """
         longest: Sequence[int] = ()
         for curve in self.curves.values():
@@ -122,7 +122,7 @@ class RunReport:
         return f'{known}, {story}; last written {self.written:%F %T} UTC'
 
     def to_dict(self) -> Dict[str, Any]:
-        """Return builtins; non-finite numbers are floats."""
+        """Return the report as builtins; non-finite numbers are floats."""
         summary, verdict = self.summary, self.verdict
         return {
             'path': self.path,
@@ -151,7 +151,7 @@ class RunReport:
 
 
 def with_text(row: Row) -> Dict[str, Any]:
-    """Return a copy of a row with the row in words."""
+    """Return a copy of a row with its sentence under 'text'."""
     return {**row, 'text': sentence_of(row)}
 
 
@@ -179,7 +179,7 @@ def load_run(
     parts = find_parts(path, run)
     if not parts:
         raise GuardConfigError(explain_no_rows(path))
-    # Sizes and times are those before reading: the run may still be writing,
+    # Sizes and times are taken before reading: the run may still be writing,
     # and a row that is written meanwhile must not look as if it was read.
     total, newest = 0, 0.0
     for file in files_of_parts(parts):
@@ -220,7 +220,7 @@ class Progress:
     def add(self, num: int) -> None:
         """Count the bytes of a line."""
         self._done += num
-        # A report per line would take longer than reading it.
+        # A call for each line would take longer than reading the line.
         if self._on_progress and self._done - self._reported >= STEP:
             self._reported = self._done
             self._on_progress(self._done, self._total)

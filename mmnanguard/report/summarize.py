@@ -1,7 +1,7 @@
-"""Reading the rows of a run into its summary.
+"""Read the rows of a run into its summary.
 
-Rows are read once and counted. A few of them are kept, so that a run with a
-million rows needs no more memory than one with thousands.
+Rows are read once and counted, and only a few of them are kept. Of all other
+updates only the iteration is kept, which needs 8 bytes.
 """
 
 from array import array
@@ -104,7 +104,7 @@ class Reader:
         summary.num_rows += 1
         self._kinds[kind] += 1
         iter_ = row.get('iter')
-        # A start has the iteration that the process will run first.
+        # The iteration of a start has not been run yet.
         if isinstance(iter_, int) and kind != 'start':
             summary.last_iter = max(summary.last_iter, iter_)
         param = ''
@@ -120,8 +120,8 @@ class Reader:
 
     def _add_update(self, row: Row) -> str:
         """Count an update; return the parameter that is blamed first."""
-        # The row is not made a record first: causes and actions of another
-        # version count as well.
+        # The row is not converted to a record, because causes and actions of
+        # other versions count as well.
         summary = self._so_far
         iter_, cause = int(row.get('iter') or 0), str(row.get('cause'))
         action = str(row.get('action'))
@@ -131,7 +131,7 @@ class Reader:
         summary.last = row
         self._remember_iter(row.get('id'), iter_)
         # 'step': the update was committed after a repair, so nothing counts
-        # as rejected and nobody is blamed.
+        # as rejected and nothing is blamed.
         if action == 'step':
             summary.num_left_out += row.get('micro_batches') is not None
             return ''
@@ -218,7 +218,7 @@ class Reader:
             sort: Kind, cause and parameter of the row.
         """
         if sort not in self._kept:
-            # Too many parameters: rows of new sorts are sampled by kind only.
+            # With too many sorts, rows of new sorts are sampled by kind only.
             if len(self._kept) >= MAX_SORTS:
                 sort = sort[:1]
             self._kept.setdefault(sort, EvenSample())
@@ -277,9 +277,9 @@ class Reader:
         )
 
     def _ranked_samples(self) -> Tuple[Culprit, ...]:
-        """Return samples that were named, then those in many bad batches."""
+        """Return the named samples, then samples in several bad batches."""
         samples = list(ranked(self._named.values()))
-        # All the named samples may be among the most common ones.
+        # All named samples may be among the most common samples.
         batches = self._samples.most_common(NUM_RANKED + len(samples))
         for name, num in batches:
             # A sample is not suspicious for being in a single bad batch.
@@ -293,11 +293,11 @@ class Reader:
 
 
 def ranked(culprits: Iterable[Culprit]) -> Tuple[Culprit, ...]:
-    """Return the culprits with the most blames, the most blamed one first."""
+    """Return the culprits with the most blames, the most blamed first."""
     most_blamed = sorted(culprits, key=blames_of, reverse=True)
     return tuple(most_blamed[:NUM_RANKED])
 
 
 def blames_of(culprit: Culprit) -> Tuple[int, int]:
-    """Return the number of blames and of routine overflows, to sort by."""
+    """Return the numbers of blames and routine overflows, as a sort key."""
     return culprit.count, culprit.num_routine

@@ -19,7 +19,7 @@ class Culprit:
     """A parameter, module or sample, and what it is blamed for.
 
     Attributes:
-        name: The name in the rows; '' if nothing can be blamed.
+        name: The name in the rows; '' if no parameter can be blamed.
         count: For a parameter, the number of rejected updates without
             routine overflows. For a module, the number of autopsies. For a
             sample, the number of autopsies and input checks that named it
@@ -44,7 +44,8 @@ class Culprit:
         """Count a blame.
 
         Args:
-            cause: The reason of the blame.
+            cause: The cause; for a module the operation, for a sample the
+                phase of the autopsy.
             iter_: The iteration; None if no row names it.
         """
         self.causes[cause] = self.causes.get(cause, 0) + 1
@@ -79,7 +80,7 @@ class Episode:
 
 @dataclass
 class Summary:
-    """The summary of a run's rows, in memory that does not grow with them.
+    """The summary of a run's rows, in little memory.
 
     Attributes:
         run: Name of the run.
@@ -98,8 +99,8 @@ class Summary:
         halt: The row of the halt that ended the last attempt, or None.
         parameters: The parameters that were blamed first in their update,
             the most blamed one first.
-        blameless: By cause, the rejected updates for which no parameter can
-            be blamed; without names.
+        blameless: One culprit without a name for each cause, which counts
+            the rejected updates for which no parameter can be blamed.
         modules: The modules that autopsies named.
         samples: Samples that autopsies and input checks named, then samples
             by the number of rejected batches.
@@ -139,7 +140,7 @@ class Summary:
     others: Dict[str, List[Row]] = field(default_factory=dict)
 
     def records(self, record: Type[R]) -> List[R]:
-        """Return the rows of one kind, other than 'update' and 'start'.
+        """Return the rows of one kind as records, but no update or start.
 
         Rows that cannot be read as such a record are left out.
         """

@@ -166,8 +166,8 @@ def table_of_events(summary: Summary) -> TextTable:
 def escape_controls(value: object) -> str:
     """Return a cell's text with control characters escaped; None as ''.
 
-    Without that, a sample or module could be named so that its name steers
-    the terminal.
+    Control characters in the name of a sample or module could otherwise
+    control the terminal.
     """
     if value is None:
         return ''
@@ -175,7 +175,7 @@ def escape_controls(value: object) -> str:
 
 
 def escape_character(character: str) -> str:
-    """Return a printable character or line end, others as an escape."""
+    """Return a character, escaped unless it is printable or a line end."""
     if character.isprintable() or character == '\n':
         return character
     return ascii(character)[1:-1]

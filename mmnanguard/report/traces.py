@@ -42,7 +42,7 @@ Trace = PlotlyObject
 
 
 class Mark(NamedTuple):
-    """The looks of a kind of rows.
+    """The marker of a kind of rows.
 
     Attributes:
         symbol: Plotly's name of the marker.
@@ -55,7 +55,7 @@ class Mark(NamedTuple):
 
 # Colors of the curves of a panel.
 LINES = ('#3b7dd8', '#59a14f', '#9c755f', '#76b7b2', '#bab0ac', '#edc948')
-# The order of the lines in the panel, top down.
+# The marks by kind of row, in the order of their lines in the panel, top down.
 MARKS = {
     'start': Mark('triangle-right', '#59a14f'),
     'input': Mark('square-open', '#8e5bd0'),
@@ -67,9 +67,9 @@ MARKS = {
     'halt': Mark('x', '#e15759'),
 }
 OTHER_MARK = Mark('circle', UNKNOWN.color)
-HUGE = 1e30  # a value from which on no axis can show others beside it
+HUGE = 1e30  # beside this value, an axis shows all others as 0
 NUM_BINS = 120  # bars of a few pixels each on a page of 1,240
-# The keys of an update's row with the value that a panel shows.
+# By panel, the key of the value that it shows in the row of an update.
 FIELDS = {LOSS: 'loss', GRAD_NORM: 'grad_norm'}
 
 
@@ -117,8 +117,8 @@ def curves_of(
 ) -> List[Trace]:
     """Return the curves of a panel.
 
-    If there are no scalars of learning rate or scale, the curves have the
-    values in the rows of the updates.
+    A learning rate without scalars is drawn from the rows of the updates. A
+    single loss scale is drawn from its scalars together with these rows.
     """
     points: Dict[str, Points] = {}
     for key, curve in curves.items():
@@ -137,7 +137,8 @@ def curves_of(
     for number, name in enumerate(names):
         if points[name][0]:
             trace = curve_trace(panel, name, points[name], number)
-            # A learning rate with a factor differs from the log and says so.
+            # A learning rate with a factor differs from the rate in the log,
+            # so the legend names it.
             trace['showlegend'] = name.endswith(FACTOR) or (
                 panel == LOSS and len(names) > 1
             )
@@ -166,7 +167,7 @@ def curve_trace(panel: str, name: str, points: Points, number: int) -> Trace:
         'mode': mode,
         'x': iters,
         'y': values,
-        # Plotly takes some HTML tags in texts; a key is no HTML.
+        # Plotly renders some HTML tags in texts, and a key may hold '<'.
         'name': escape(name),
         'showlegend': False,
         'visible': visible,
@@ -235,12 +236,12 @@ def markers_of(
 ) -> List[Trace]:
     """Return markers for the updates, one trace for each cause.
 
-    A marker is drawn at the update's value. If that is not finite or lies
-    outside of the curve, it is drawn at the top.
+    A marker is drawn at the update's value. If the value is not finite, above
+    the curve or far below it, the marker is drawn at the top of the curve.
 
     Args:
         field: The key of the value in the rows.
-        curves: The curves of the panel, of which the first counts.
+        curves: The curves of the panel; the first decides what is outside.
         updates: The rows of the updates.
     """
     values = [parse_number(row.get(field)) for row in updates]
@@ -311,7 +312,7 @@ def bars_of(report: RunReport, end: int) -> List[Trace]:
 
     Unlike markers, bars count all updates of the run.
     """
-    # Rounded up: -(-a // b). All bins have the same whole number of
+    # `-(-a // b)` rounds a / b up. All bins have the same whole number of
     # iterations, at least one.
     width = max(-(-end // NUM_BINS), 1)
     num_bins = -(-end // width) or 1
@@ -320,7 +321,7 @@ def bars_of(report: RunReport, end: int) -> List[Trace]:
         middles.append(begin + width * 0.5 - 0.5)
         ranges.append(f'{begin:,} to {begin + width - 1:,}')
     traces = []
-    # In order of names, so that a cause has its place in each run's stack.
+    # Sorted by name, so that the stacks of all runs have the same order.
     for cause, iters in sorted(report.summary.iters.items()):
         traces.append(
             {

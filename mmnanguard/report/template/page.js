@@ -53,7 +53,7 @@ function code(text) {
     range.selectNodeContents(shown);
     getSelection().removeAllRanges();
     getSelection().addRange(range);
-    document.execCommand('copy');  // browsers refuse the clipboard API to file:// pages
+    document.execCommand('copy');  // the clipboard API needs a secure context, which plain http is not
     copy.textContent = 'copied';
   }}, 'copy');
   const shown = element('pre', {}, text);
@@ -297,10 +297,10 @@ function verticalAxes(layout) {
   return Object.entries(layout.meta.panels);
 }
 
-/** Return changes of the ticks on axes whose ticks plotly would choose badly for the range shown. */
+/** Return changes of an axis's ticks; none where plotly chooses good ticks for the range. */
 function ticks(layout, key, panel, [low, high]) {
   const name = `${key}.dtick`;
-  if (panel === 'rejected') {  // numbers of updates, so no ticks at halves
+  if (panel === 'rejected') {  // the axis counts updates, so it has no ticks at halves
     return high < 6 ? {[name]: 1} : {[`${key}.tickmode`]: 'auto'};
   }
   if (panel !== 'loss_scale' || layout[key].type !== 'log') return {};
@@ -309,7 +309,7 @@ function ticks(layout, key, panel, [low, high]) {
 }
 
 const sections = [];
-// Set while zoom() changes all charts, whose events would call it again.
+// True while zoom() changes all charts, because their events would call zoom() again.
 let isFollowing = false;
 
 /** Escape tags. Plotly renders some tags in its texts, and names in the rows may hold them. */
