@@ -49,13 +49,13 @@ def assigned_names(assignment: ast.Assign) -> List[str]:
 
 
 def base_names(path: Path) -> List[str]:
-    """Return the bases that a file names, as they are written there.
+    """Return the bases that a file names, as it spells them.
 
     Raises:
         GuardConfigError: If ``_base_`` is computed.
     """
-    # Parsed and not executed: MMEngine itself reads _base_ from the source,
-    # before the file has been run.
+    # The file is parsed and not executed, because MMEngine itself reads _base_
+    # from the source before it runs the file.
     for node in ast.parse(path.read_text(encoding='utf-8')).body:
         if isinstance(node, ast.Assign) and '_base_' in assigned_names(node):
             try:
@@ -111,7 +111,8 @@ def old_keys(path: Path) -> List[str]:
 
 def old_bases(path: Path) -> Dict[str, List[str]]:
     """Return the keys of 1.x by base file, for files that have any."""
-    # By file: a base that two bases share is reported once.
+    # The keys are stored by file, so that a base that two bases share is
+    # reported once.
     keys_by_base = {}
     for base in files_below(path):
         keys = old_keys(base)
@@ -128,7 +129,8 @@ def same_targets(path: Path) -> Dict[str, List[str]]:
     """
     owners = defaultdict(list)
     for base in direct_bases(path):
-        # A set: 'optimizer' and 'fp16' in a single base are no conflict.
+        # A set counts a base once: 'optimizer' and 'fp16' in a single base are
+        # no conflict.
         targets: Set[str] = set()
         for file in (base, *files_below(base)):
             for key in old_keys(file):

@@ -20,7 +20,7 @@ __all__ = [
 # dict(...), the notation of nearly all configs of the mm projects.
 Container = Union[cst.Dict, cst.List, cst.Call]
 Part = Union[cst.BaseDictElement, cst.BaseElement, cst.Arg]
-# Stands for no change of an entry; None stands for its removal.
+# Marks an entry that has no change; None marks its removal.
 MISSING = object()
 
 
@@ -38,7 +38,7 @@ def entries_of(
     for part in parts:
         key = key_of(part)
         if key is None:
-            # ** may set any key: the known entries would be a wrong answer.
+            # ** may set any key, so the entries found so far may be wrong.
             return None
         entries[key] = part.value
     return entries
@@ -77,13 +77,13 @@ def edit_dict(
     Args:
         node: A dict, for which :func:`entries_of` is not None.
         changes: A plain value or a node for each key; a new key is added at
-            the end. None removes the entry. A mapping edits the entry of
-            that name if it is a dict.
+            the end. None removes the entry. A mapping edits the entry
+            if the entry is a dict, and replaces it otherwise.
     """
     assert isinstance(node, (cst.Dict, cst.Call))
     parts = parts_of(node) or []
-    # Read before the edit, which may remove the entry that shows the
-    # separator.
+    # The separator is read before the edit, which may remove the entry that
+    # shows it.
     separator = separator_of(node, parts)
     changes = dict(changes)
     kept: List[Part] = []
@@ -127,7 +127,7 @@ def all_parts(node: Container) -> List[Part]:
 def drop(node: Container, gone: Collection[int]) -> Container:
     """Return a dict or a list without the entries at some indices.
 
-    Comment lines after a removed entry are about the next one, and stay.
+    Comment lines after a removed entry are about the next entry, and stay.
     """
     parts = all_parts(node)
     kept: List[Part] = []
@@ -137,7 +137,8 @@ def drop(node: Container, gone: Collection[int]) -> Container:
             continue
         after = space_after(part)
         if index + 1 == len(parts):
-            # The entry before becomes the last, with or without a comma.
+            # The entry before it becomes the last, and ends as this one did:
+            # with or without a comma.
             if kept:
                 kept[-1] = kept[-1].with_changes(comma=part.comma)
         elif isinstance(after, cst.ParenthesizedWhitespace):
@@ -150,7 +151,7 @@ def drop(node: Container, gone: Collection[int]) -> Container:
                     comma=comma.with_changes(whitespace_after=space)
                 )
             else:
-                # No entry before it is left: the comments go behind the
+                # There is no entry before it, so the comments go behind the
                 # opening bracket.
                 node = with_opening(node, join_spaces(opening(node), after))
     return with_parts(node, kept)
@@ -167,7 +168,7 @@ def join_spaces(
     first: cst.BaseParenthesizableWhitespace,
     second: cst.ParenthesizedWhitespace,
 ) -> cst.BaseParenthesizableWhitespace:
-    """Append the comment lines of the second white space to the first."""
+    """Return the first white space, with the comment lines of the second."""
     # On a single line there is no place for a comment line.
     if not isinstance(first, cst.ParenthesizedWhitespace):
         return first
@@ -248,7 +249,7 @@ def without_comment(
 def append(
     parts: List[Part], part: Part, separator: cst.BaseParenthesizableWhitespace
 ) -> None:
-    """Append an entry; the comment of the entry before stays beside it."""
+    """Append an entry; the comment beside the last entry stays there."""
     if not parts:
         parts.append(part)
         return

@@ -1,4 +1,4 @@
-"""Migration of the keys that only move."""
+"""Migration of the keys that only move, or that MMEngine does not need."""
 
 from .config_value import ConfigDict
 from .migration import Migration
@@ -19,7 +19,7 @@ GONE = ('workflow', 'gpu_ids', 'gpus', 'device')
 
 
 def migrate_environment(m: Migration) -> None:
-    """Move the keys of ``env_cfg`` and ``randomness``; drop unread ones."""
+    """Move keys to ``env_cfg`` and ``randomness``; drop unneeded keys."""
     for key, path in MOVED.items():
         if key not in m.old:
             continue

@@ -57,15 +57,16 @@ COMMON = ('type', 'by_epoch', 'interval', 'ignore_last', 'reset_flag')
 
 
 def migrate_hooks(m: Migration) -> None:
-    """Turn the configs of hooks into entries of ``default_hooks``."""
+    """Turn the hook configs of 1.x into entries of ``default_hooks``."""
     made: ConfigDict = {}
     if 'checkpoint_config' in m.old:
         made['checkpoint'] = checkpoint(m)
     elif m.counts_anew and follows_loop(m):
-        # The base's hook would go on to count in the unit of its own loop.
+        # Without by_epoch the hook would still count in the base's unit.
         made['checkpoint'] = dict(by_epoch=m.loop.by_epoch)
     evaluation = m.set_here('evaluation')
-    # mmcv saved the best checkpoint in the hook of evaluation.
+    # mmcv's EvalHook saved the best checkpoint; in MMEngine the
+    # CheckpointHook does.
     best = {}
     for key in BEST:
         if key in evaluation:
@@ -90,7 +91,8 @@ def migrate_hooks(m: Migration) -> None:
 def follows_loop(m: Migration) -> bool:
     """Whether the bases' checkpoint interval is in the unit of the loop.
 
-    Without ``by_epoch`` mmcv takes the unit of the runner, MMEngine epochs.
+    Without ``by_epoch`` mmcv takes the unit of the runner, MMEngine takes
+    epochs.
     """
     inherited = m.inherited.get('checkpoint_config') or {}
     return bool(inherited) and 'by_epoch' not in inherited
@@ -103,7 +105,8 @@ def checkpoint(m: Migration) -> Optional[ConfigDict]:
         return None
     config = m.set_here('checkpoint_config')
     made: ConfigDict = dict(type=config.get('type', 'CheckpointHook'))
-    # MMEngine's default is by_epoch=True, mmcv's the unit of the runner.
+    # The default of MMEngine is by_epoch=True, that of mmcv is the unit of
+    # the runner.
     is_new = m.counts_anew and follows_loop(m)
     if 'by_epoch' not in config and (is_new or not m.loop.by_epoch):
         made['by_epoch'] = m.loop.by_epoch
@@ -130,7 +133,8 @@ def logger(m: Migration) -> ConfigDict:
         processor['window_size'] = m.keep('log_config', 'interval')
     hooks = config.get('hooks') or []
     units = [hook.get('by_epoch') for hook in hooks]
-    # A file that is only a base of other files may not know the loop.
+    # A file that is only a base of other files may not show the loop; then
+    # by_epoch=False of a logger hook shows that it counts iterations.
     processor['by_epoch'] = m.loop.by_epoch and False not in units
     m.new['log_processor'] = processor
     m.done('log_config', 'log_config -> default_hooks.logger, log_processor')
@@ -234,7 +238,8 @@ class HookEdit(cst.CSTTransformer):
 
         Args:
             node: The container, whose entries may be edited already.
-            parts: Its original entries, whose lines are known.
+            parts: The container's original entries. Only original nodes have
+                known lines.
         """
         gone = []
         for index, part in enumerate(parts):
@@ -266,7 +271,7 @@ class HookEdit(cst.CSTTransformer):
     def replace(
         self, line: int, kind: str, options: Mapping[str, ConfigValue]
     ) -> None:
-        """Note that the guard replaces a hook, and take over its limit."""
+        """Note that the guard replaces a hook; take over the hook's limit."""
         hand = HOOKS[kind]
         more = ''
         if hand.hooks:
@@ -300,7 +305,7 @@ class HookEdit(cst.CSTTransformer):
         line: int,
         options: Mapping[str, ConfigValue],
     ) -> ConfigValue:
-        """Return a container whose EMAHook has its options of MMEngine."""
+        """Return the container with its EMAHook in the form of MMEngine."""
         # The defaults are those of mmcv's EMAHook.
         momentum = options.get('momentum', 0.0002)
         interval = options.get('interval', 1)
@@ -310,8 +315,9 @@ class HookEdit(cst.CSTTransformer):
             # mmcv raises the momentum to the power of the interval.
             changes['momentum'] = momentum**interval
         note = 'EMAHook: the averages are the state_dict of a checkpoint now'
-        # mmcv used the smaller of momentum and (1 + iter) / (warm_up + iter),
-        # which begins at 1 / warm_up: otherwise the warm-up had no effect.
+        # mmcv used the smaller of momentum and (1 + iter) / (warm_up + iter).
+        # The second term grows from 1 / warm_up, so that the warm-up had an
+        # effect only on a larger momentum.
         if momentum > 1 / options.get('warm_up', 100):
             note += ', and its warm-up is left out (MomentumAnnealingEMA)'
         self.m.notes.changed.append((line, note))

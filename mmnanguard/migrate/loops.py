@@ -1,4 +1,4 @@
-"""Migration of ``runner``, ``evaluation`` and ``data``."""
+"""Migration of ``runner``, ``evaluation``, ``data`` and ``resume_from``."""
 
 from typing import Dict, Mapping, Tuple
 
@@ -45,7 +45,7 @@ def migrate_loops(m: Migration) -> None:
         name, unit = 'Epoch', 'max_epochs'
     if {'runner', 'total_epochs', 'total_iters'} & m.old:
         old = m.inherited.get('train_cfg') or {}
-        # A loop that a base has by its type would not take by_epoch.
+        # MMEngine refuses a train_cfg with both a type and by_epoch.
         if 'type' in old:
             train['type'] = f'{name}BasedTrainLoop'
         else:
@@ -88,8 +88,8 @@ def evaluation(m: Migration) -> ConfigDict:
     else:
         if 'interval' in config:
             made['val_interval'] = m.keep('evaluation', 'interval')
-        # mmcv's default; MMEngine's would be 1000 in a loop of iterations. A
-        # base may have set another interval.
+        # mmcv's default is 1; MMEngine's is 1000 in a loop of iterations. With
+        # bases it is not written: a base may have set another interval.
         elif not m.inherited:
             made['val_interval'] = 1
         if config.get('start'):
@@ -135,7 +135,8 @@ def report_validation_times(
             ('evaluation', 'start'),
             '1.x counted the interval from there, MMEngine counts it from 0',
         )
-    # With a whole number of intervals mmcv validated at the end, too.
+    # MMEngine validates at the end in any case; mmcv did so only if the length
+    # of training was a multiple of the interval.
     if total is None or total.value % interval:
         m.changed(
             'evaluation', f'MMEngine validates after the last {unit} as well'
@@ -212,7 +213,7 @@ def dataloader(
         phase: 'train', 'val' or 'test'.
         data: The entries of ``data`` that the file sets.
     """
-    # What data.<phase>_dataloader sets has priority over data itself.
+    # An option in data.<phase>_dataloader has priority over that of data.
     special = data.get(f'{phase}_dataloader') or {}
     paths: Dict[str, Tuple[str, ...]] = {}
     for key in data:
@@ -220,7 +221,8 @@ def dataloader(
     for key in special:
         paths[key] = ('data', f'{phase}_dataloader', key)
     is_training = phase == 'train'
-    # Without a dataset a loader would be incomplete; training may inherit it.
+    # A loader without a dataset is incomplete; only the training loader may
+    # inherit its dataset.
     if not is_training and phase not in data:
         return {}
     made: ConfigDict = {}
@@ -230,7 +232,7 @@ def dataloader(
             made[new] = m.keep(*paths[old])
     has_size = isinstance(data.get(phase), dict) and BATCH in data[phase]
     if not is_training and has_size:
-        # The tools of 1.x look into the dataset first.
+        # The tools of 1.x take the batch size of the dataset first.
         made['batch_size'] = m.keep('data', phase, BATCH)
     elif not is_training and BATCH not in special:
         made['batch_size'] = 1

@@ -1,4 +1,4 @@
-"""Migration of a config of 1.x, or an unguarded one, to a guarded one."""
+"""Migration of a config of 1.x, or an unguarded config, to a guarded one."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +48,10 @@ def migrate(
 
     Args:
         path: A Python config.
-        overlay: Returns a guard's overlay by the guard's name.
-        guard: The name of the guard; None takes that of the precision that
-            the config has.
+        overlay: The function that returns a guard's overlay by the guard's
+            name.
+        guard: The name of the guard; None selects the guard for the
+            config's precision.
 
     Raises:
         GuardConfigError: If the file is no config, or cannot be read.
@@ -82,7 +83,7 @@ def migrate(
     # A removed hook may have a limit, which goes into the guard of the new
     # wrapper: the wrapper has to exist.
     migrate_custom_hooks(made, is_1x)
-    # Only when all keys of 2.x are known can they be ordered in the file.
+    # The keys of 2.x can be ordered in the file once all of them are known.
     place(made)
     report_remaining(made, path, is_1x)
     return Migrated(text, source.code(), notes)
@@ -93,7 +94,7 @@ def choose_guard(
     overlay: Callable[[str], Mapping[str, ConfigValue]],
     name: Optional[str],
 ) -> None:
-    """Set the guard: the named one, or that of the config's precision."""
+    """Set the guard that is named, or the guard for the config's precision."""
     precision = 'fp32'
     if is_half(m.cfg, m.old):
         precision = 'fp16'
@@ -113,7 +114,7 @@ def choose_guard(
 
 
 def find_old(m: Migration) -> None:
-    """Collect the keys of 1.x that can be migrated; report the others."""
+    """Collect the keys of 1.x that can be migrated; report the rest."""
     for key, targets in TARGETS.items():
         if key in m.source.tangled:
             # With several assignments or a change in place, no single
@@ -147,14 +148,14 @@ def find_rival(m: Migration, targets: Iterable[str]) -> Optional[str]:
         targets: The keys of 2.x that the key of 1.x becomes.
     """
     for target in targets:
-        # default_hooks has an entry for each hook: those of the file stay,
-        # and the new entries are added beside them.
+        # default_hooks is no rival: the file's entries stay, and the entries
+        # for the migrated hooks are added beside them.
         if target in m.source.assigned and target != 'default_hooks':
             return target
     return None
 
 
-# What a key of 1.x that MMEngine ignores means for the training.
+# How training changes because MMEngine ignores a key of 1.x.
 SILENT = {
     'fp16': ', so that training is in float32 unless its type says otherwise',
     'optimizer_config': ', so that nothing is clipped or accumulated unless '

@@ -166,7 +166,8 @@ def loop_of(cfg: Mapping[str, ConfigValue]) -> Loop:
         for key, unit in (('max_epochs', True), ('max_iters', False)):
             if key in config:
                 return Loop(unit, Kept((name, key), config[key]))
-    # Without a length, the type of the runner or loop says the unit.
+    # Without a length, the type of the runner, or by_epoch or the type of the
+    # loop, says the unit.
     kind = str(runner.get('type') or train.get('type') or '')
     is_epochs = train.get('by_epoch', not kind.startswith('Iter'))
     return Loop(bool(is_epochs), None)

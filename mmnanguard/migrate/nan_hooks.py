@@ -23,12 +23,14 @@ class HandWritten:
     """A hand-written class that the guard replaces.
 
     Attributes:
-        why: The flaw of the class, in a line for the user.
+        why: The flaw of the class, as a line of the note for the user.
         is_amp: Whether the class is a wrapper for half precision.
-        limit: The option that limits how many bad updates it tolerates.
-        guard: The options of the guard's policy that are nearest to it.
-        stops: Whether it ends the run at the first bad update.
-        hooks: The hooks of this package that replace its other functions.
+        limit: The option of the class that limits how many bad updates it
+            tolerates; '' if it has none.
+        guard: The options of the guard's policy that act most like the class.
+        stops: Whether the class ends the run at the first bad update.
+        hooks: The hooks of this package that replace the class's other
+            functions.
     """
 
     why: str
@@ -107,7 +109,8 @@ HOOKS: Dict[str, HandWritten] = {
         'NanGuardHook writes train/guard/amp_scale'
     ),
 }
-# Not followed by a small letter: 'Nan' in 'NanHook', not in 'Nanjing'.
+# 'Nan' counts only if no small letter follows: in 'NanHook', but not in
+# 'Nanjing'.
 ALIKE = re.compile(
     r'[Nn]a[Nn](?![a-z])|NAN|[Nn]on_?[Ff]inite|InvalidLoss|[Aa]nomal'
 )
@@ -122,12 +125,12 @@ def looks_alike(name: str) -> bool:
 def guard_options(
     hand: HandWritten, options: Mapping[str, ConfigValue]
 ) -> ConfigDict:
-    """Return the ``optim_wrapper.guard`` nearest to a hand-written class."""
+    """Return the guard's options that act most like a hand-written class."""
     limit = options.get(hand.limit)
     if limit is None:
         return dict(hand.guard)
-    # -1 stands for no limit in these classes. The guard's rate of skips would
-    # still end the run.
+    # -1 stands for no limit in these classes. The limit of the guard's skip
+    # rate is lifted as well, because it would still end the run.
     if limit < 0:
         return {'max_consecutive_skips': None, 'max_skip_rate': None}
     # The guard refuses 0: a run ends at the first bad update at the earliest.
@@ -147,7 +150,8 @@ def strictest(
     if not limits:
         return merged
     merged[key] = min(limits)
-    # None lifts a limit; with the other guard's limit the defaults apply.
+    # None lifts a limit. One of the guards has a limit, so no limit is lifted:
+    # the guard's default applies instead.
     for name in list(merged):
         if merged[name] is None:
             del merged[name]

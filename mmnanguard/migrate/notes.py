@@ -36,7 +36,8 @@ class Notes:
 def format_notes(notes: List[Note]) -> List[str]:
     """Return a printed line for each note, in the order of the file."""
     lines = []
-    # By line alone: sorted() keeps the order of the steps within a line.
+    # The key is the line alone: sorted() is stable, so the notes on a line
+    # stay in the order of the steps.
     for line, text in sorted(notes, key=lambda note: note[0] or LAST):
         if line is not None:
             text = f'line {line}: {text}'

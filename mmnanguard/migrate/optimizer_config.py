@@ -27,7 +27,8 @@ PLAIN = (
     'GradientCumulativeOptimizerHook',
     'GradientCumulativeFp16OptimizerHook',
 )
-# The keys of 1.x that become optim_wrapper, in the order of a note.
+# The keys of 1.x that become optim_wrapper, in the order in which a note
+# lists them.
 OLD_KEYS = ('optimizer', 'optimizer_config', 'fp16')
 # Options of optimizer_config that have another name in 2.x.
 MOVED = {'grad_clip': 'clip_grad', 'cumulative_iters': 'accumulative_counts'}
@@ -36,7 +37,7 @@ LOSS_SCALER = ('mode', 'scale_factor', 'scale_window')
 
 
 def can_migrate(m: Migration, keys: Collection[str]) -> bool:
-    """Whether the keys can be migrated; reports why they cannot."""
+    """Whether the keys can be migrated; reports the reason if not."""
     if has_several_optimizers(m.cfg.get('optimizer')):
         m.left(
             'optimizer',
@@ -66,7 +67,7 @@ def can_migrate(m: Migration, keys: Collection[str]) -> bool:
 
 
 def has_several_optimizers(optimizer: ConfigValue) -> bool:
-    """Whether this is a dict of optimizers by name."""
+    """Whether a config is a dict of optimizers by name."""
     return (
         isinstance(optimizer, dict)
         and 'type' not in optimizer
@@ -81,7 +82,7 @@ def wrapper_of_old(m: Migration) -> ConfigDict:
     """Return the guarded ``optim_wrapper`` for the keys of 1.x."""
     config = m.set_here('optimizer_config')
     overlay = m.guard['optim_wrapper']
-    # First only type and dtype, so that they stand first in the new file; the
+    # type and dtype are set here so that they stand first in the new file. The
     # whole overlay is merged below, over the options of 1.x.
     wrapper = select(overlay, ('type', 'dtype'))
     if {'fp16', 'optimizer_config'} & m.old and is_half(m.cfg, m.old):
@@ -97,7 +98,7 @@ def wrapper_of_old(m: Migration) -> ConfigDict:
             f'{units}a window is one update, and one bad batch rejects it '
             "(guard.accumulation='microbatch' leaves out that batch)",
         )
-    # 1 and None are the defaults: the base's value would be merged otherwise.
+    # The default is written out, because a merge would keep the base's value.
     elif is_deleted(m, 'optimizer_config', 'cumulative_iters'):
         wrapper['accumulative_counts'] = 1
     wrapper.update(clip(m, config))
@@ -166,7 +167,8 @@ def clip(m: Migration, config: Mapping[str, ConfigValue]) -> ConfigDict:
     """Return the wrapper's ``clip_grad``, or an empty dict."""
     if config.get('grad_clip') is not None:
         return dict(clip_grad=whole(m, 'optimizer_config', 'grad_clip'))
-    # None switches off the clipping of a base; without a base nothing clips.
+    # None switches off the clipping of a base; it is not written if no base
+    # clips.
     is_off = 'grad_clip' in config and is_inherited(
         m, 'optimizer_config', 'grad_clip'
     )
@@ -195,7 +197,7 @@ def is_deleted(m: Migration, name: str, key: str) -> bool:
 
 
 def whole(m: Migration, name: str, key: str) -> ConfigValue:
-    """Return a dict within a key, with ``_delete_`` if its parent has it."""
+    """Return the dict at a key, with ``_delete_`` if its parent has that."""
     if not (m.replaces(name) and is_inherited(m, name, key)):
         return m.keep(name, key)
     entries: ConfigDict = dict(_delete_=True)
@@ -207,7 +209,7 @@ def whole(m: Migration, name: str, key: str) -> ConfigValue:
 def hand_written(
     m: Migration, config: Mapping[str, ConfigValue]
 ) -> ConfigDict:
-    """Return the options of the guard that replaces a known hook."""
+    """Return the guard's options that replace a hand-written hook."""
     kind = short(config.get('type', PLAIN[0]))
     if kind not in WRAPPERS:
         return {}
@@ -223,7 +225,7 @@ def hand_written(
 
 
 def limit_of(config: Mapping[str, ConfigValue]) -> List[str]:
-    """Return the option that limits a known hook's bad updates, if any."""
+    """Return the name of a hand-written hook's limit; empty if unknown."""
     hand = WRAPPERS.get(short(config.get('type')))
     if hand is None:
         return []
@@ -235,7 +237,7 @@ def optimizer(m: Migration) -> ConfigDict:
     config = m.set_here('optimizer')
     if not config:
         return {}
-    # In 2.x these two are keys of the wrapper, not of the optimizer.
+    # In 2.x constructor and paramwise_cfg are keys of the wrapper.
     without = ['constructor', 'paramwise_cfg']
     made: ConfigDict = {}
     if set(config) - set(without):
@@ -250,7 +252,7 @@ def optimizer(m: Migration) -> ConfigDict:
         made['paramwise_cfg'] = None
     constructor = config.get('constructor')
     if constructor in ('DefaultOptimizerConstructor', None):
-        # MMEngine's default does what the default of mmcv did.
+        # MMEngine's default does what mmcv's default did, so none is written.
         if constructor:
             made.pop('constructor')
     else:

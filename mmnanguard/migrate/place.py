@@ -31,8 +31,8 @@ ORDER = (
     'env_cfg',
     'randomness',
 )
-# Further keys of 1.x beside which a key of 2.x is written, because it belongs
-# to them in some configs only and is therefore not in TARGETS.
+# The keys of 1.x beside which a key of 2.x is written that is not in TARGETS,
+# because only some configs need it.
 MORE = {
     'val_cfg': ['data'],
     'test_cfg': ['data'],
@@ -69,7 +69,8 @@ def place(m: Migration) -> None:
             continue
         else:
             at = source.place[keys[0]]
-            # The first key's statement may stand above the source of another.
+            # The new statement stands at the first key, perhaps above a name
+            # that the source of another key uses.
             unknown = {*gone, *source.defined_after(at)}
             text = source.render(name, m.new[name], unknown)
             source.new.setdefault(at, []).append(text)
@@ -147,7 +148,7 @@ def entries_for_default_hooks(m: Migration) -> ConfigDict:
 
 
 def plain(m: Migration, value: ConfigValue) -> ConfigValue:
-    """Replace the kept parts of a value by values.
+    """Return a value with its kept parts replaced by plain values.
 
     An edit of an existing dict cannot move source into it.
     """
@@ -156,7 +157,7 @@ def plain(m: Migration, value: ConfigValue) -> ConfigValue:
     if isinstance(value, dict):
         return {key: plain(m, item) for key, item in value.items()}
     if value is None:
-        # For an edit, None itself means to remove the entry.
+        # In an edit None would remove the entry.
         return cst.Name('None')
     return value
 

@@ -12,7 +12,7 @@ __all__ = ['KEYS', 'POLICIES']
 
 
 def fixed(policy: Policy) -> None:
-    """Add nothing: only a warm-up changes this rate."""
+    """Add no scheduler: only a warm-up changes a fixed rate."""
 
 
 def step(policy: Policy) -> None:
@@ -25,11 +25,11 @@ def step(policy: Policy) -> None:
     gamma = policy.keep('gamma', default)
     floor = policy.config.get(f'min_{policy.word}')
     if floor is not None:
-        # Steps of a fixed size have no last: assume more than a training has.
+        # Steps of a fixed size never end: assume more than any training has.
         number = len(steps) if isinstance(steps, (list, tuple)) else 1000
         lowest = policy.config.get('gamma', default) ** number
-        # A floor that is never reached can be left out. 'not >=' and not '<',
-        # so that NaN counts as reached.
+        # A floor that is never reached can be left out. The test is 'not >='
+        # and not '<', so that a NaN counts as reached.
         if policy.base is None or not policy.base * lowest >= floor:
             raise CannotMigrate(
                 f'min_{policy.word} would be reached, and steps in MMEngine '
@@ -98,11 +98,12 @@ def cosine(policy: Policy) -> None:
 
 
 def flat_cosine(policy: Policy) -> None:
-    """Add the scheduler of a cosine decay after a constant share."""
+    """Add the scheduler of a cosine decay after a constant rate."""
     total = policy.total()
     begin = total.value * policy.config.get('start_percent', 0.75)
-    # mmcv rounds to whole epochs or iterations. A loop of epochs converts a
-    # fraction of an epoch to iterations.
+    # mmcv rounds to whole epochs or iterations. For a policy in
+    # iterations in a loop of epochs, begin is a fraction of an epoch, which
+    # MMEngine converts to iterations, so it is not rounded here.
     if policy.by_epoch or not policy.loop.by_epoch:
         begin = round(begin)
     policy.add(
@@ -147,15 +148,15 @@ def cyclic(policy: Policy) -> None:
     period = policy.total().value / cycles
     rise = period * config.get('step_ratio_up', 0.4)
     if not policy.loop.by_epoch:
-        # mmcv truncates both to whole iterations.
+        # mmcv truncates the period and the rise to whole iterations.
         period, rise = int(period), int(rise)
     elif int(period) != period or round(rise, 6) != int(round(rise, 6)):
         policy.made.changed.append(
             f'{policy.name}: the turning points of the cycle fall within an '
             'epoch, and may be an iteration off'
         )
-    # MMEngine has no cyclic schedule, but a cosine between any two ratios: a
-    # restart with a single period, for each half of a cycle.
+    # MMEngine has no cyclic schedule. A CosineRestart with a single period is
+    # a cosine between any two ratios, so each half of a cycle becomes one.
     for cycle in range(cycles):
         # mmcv shrinks the upper ratio's distance from 1 with each cycle.
         scale = config.get('gamma', 1) ** cycle
@@ -210,8 +211,8 @@ def one_cycle(policy: Policy) -> None:
     if isinstance(policy.config.get('max_lr'), dict):
         raise CannotMigrate('max_lr for several optimizers: write a dict')
     keys = ('pct_start', 'anneal_strategy', 'div_factor', 'final_div_factor')
-    # Only options that are set are carried over: MMEngine's defaults are equal
-    # to mmcv's.
+    # Options that are not set are left out: MMEngine's defaults are equal to
+    # mmcv's.
     options = {}
     for key in (*keys, 'three_phase'):
         if key in policy.config:

@@ -18,7 +18,8 @@ class Loop:
     """The training loop.
 
     Attributes:
-        by_epoch: Whether its length is in epochs; otherwise in iterations.
+        by_epoch: Whether its length is in epochs; otherwise it is in
+            iterations.
         total: The length of training; None if it is not known.
     """
 
@@ -54,7 +55,7 @@ class Policy:
         config: The value of the key.
         loop: The training loop.
         base: The optimizer's learning rate or momentum, if it is known.
-        made: The schedulers so far.
+        made: The schedulers and notes so far.
         by_epoch: Whether 1.x counts this policy in epochs.
         kind: 'LR' or 'Momentum', the ending of the schedulers' names.
         word: 'lr' or 'momentum', a part of the keys' names.
@@ -90,7 +91,7 @@ class Policy:
         """Return the unit of a scheduler that lasts until training ends.
 
         1.x may change the rate at each iteration of a loop of epochs;
-        MMEngine needs to be given epochs and to convert them.
+        MMEngine takes epochs and converts them to iterations.
         """
         if self.loop.by_epoch and not self.by_epoch:
             return dict(by_epoch=True, convert_to_iter_based=True)
@@ -112,8 +113,8 @@ class Policy:
     def after_end(self) -> ConfigValue:
         """Return the end of a scheduler that reaches its final rate.
 
-        MMEngine reaches the final rate with the last iteration, 1.x would
-        reach it with the iteration after that.
+        MMEngine reaches the final rate with the scheduler's last iteration;
+        1.x would reach it with the iteration after that.
         """
         if 'convert_to_iter_based' in self.clock():
             self.made.changed.append(
@@ -157,7 +158,7 @@ class Policy:
                 f"min_{self.word} with these restarts needs the optimizer's "
                 f'{self.word}, which this file does not know'
             )
-        # Without a floor, and for a rate of 0, there is nothing to divide.
+        # Without a floor the ratio is 0. For a rate of 0 no ratio exists.
         if not floor or not self.base:
             return 0.0
         return floor / self.base
@@ -180,8 +181,8 @@ class Policy:
         length = self.keep('warmup_iters', 0)
         ratio = self.keep('warmup_ratio', 0.1)
         clock: ConfigDict = dict(by_epoch=False)
-        # mmcv is at the full rate in the iteration after the warm-up,
-        # MMEngine in the last iteration of a scheduler.
+        # mmcv reaches the full rate in the iteration after the warm-up,
+        # MMEngine reaches it in the last iteration of a scheduler.
         end = self.config.get('warmup_iters', 0) + 1
         if self.config.get('warmup_by_epoch'):
             if not self.loop.by_epoch or kind == 'exp':

@@ -7,7 +7,7 @@ from .config_value import ConfigValue, leave_out
 
 __all__ = ['Kept', 'Piece', 'render']
 
-# The longest line of the mm projects' linters.
+# The line length that the linters of the mm projects allow.
 WIDTH = 79
 
 
@@ -88,7 +88,7 @@ def render(
         if isinstance(kept, dict):
             kept = leave_out(kept, value.without)
         return render(kept, find, indent, column)
-    # The mm projects write dict(), which {} would not show to be a dict.
+    # The mm projects write an empty dict as dict().
     if value == {}:
         return 'dict()'
     if not isinstance(value, (dict, list, tuple)) or not value:
@@ -105,9 +105,10 @@ def render_on_one_line(
     indent: int,
     column: int,
 ) -> str:
-    """Return the source of a container without line breaks of its own."""
-    # Room for 'dict(' and the comma or bracket after an entry. The position
-    # is an upper bound: an entry is rather broken too early than too long.
+    """Return the source of a container without line breaks between entries."""
+    # 6 columns are for 'dict(' and the comma or bracket after an entry. This
+    # may be too many, and break an entry that would just fit, but no line
+    # gets too long.
     start = column + 6
     parts = []
     for prefix, entry in prefixed_entries(value):
@@ -135,7 +136,7 @@ def render_on_several_lines(
 
 
 def prefixed_entries(value: ConfigValue) -> List[Tuple[str, ConfigValue]]:
-    """Return a container's items, with the source of the key before each."""
+    """Return the source before each item, such as 'key=', and the item."""
     if not isinstance(value, dict):
         return [('', item) for item in value]
     form = '{!r}: '

@@ -1,8 +1,9 @@
 """Migration of ``lr_config`` and ``momentum_config``.
 
 1.x computes the rate of an iteration from its number; MMEngine's schedulers
-multiply the current rate, one after another. If the rule of 1.x has no floor
-(``min_lr``), the rates are equal to the last digits, in the warm-up too.
+multiply the current rate, one after another. Both give equal rates except for
+rounding, unless a note of the migration names a difference: a floor
+(``min_lr``) under a warm-up, or an end that moves by one iteration.
 """
 
 from typing import List, Mapping, Optional
@@ -14,14 +15,14 @@ from .policy import CannotMigrate, Loop, Policy, Schedule
 
 __all__ = ['migrate_schedules']
 
-# Options that all policies have; MMEngine leaves _delete_ where no base has
-# the key.
+# Options that all policies have. _delete_ is among them because MMEngine
+# leaves it in a dict that has no base.
 ALWAYS = ('policy', 'by_epoch', '_delete_')
 WARMUP = ('warmup', 'warmup_iters', 'warmup_ratio', 'warmup_by_epoch')
 
 
 def migrate_schedules(m: Migration) -> None:
-    """Turn both configs into ``param_scheduler``."""
+    """Turn ``lr_config`` and ``momentum_config`` into ``param_scheduler``."""
     if not {'lr_config', 'momentum_config'} & m.old:
         return
     made: List[ConfigValue] = []
@@ -29,7 +30,7 @@ def migrate_schedules(m: Migration) -> None:
         config = m.cfg.get(name)
         if config is None:
             continue
-        # The optimizer, too, may be of 2.x already, here or in a base.
+        # The optimizer may be in an optim_wrapper already, here or in a base.
         optimizer = m.cfg.get('optimizer') or {}
         if isinstance(m.cfg.get('optim_wrapper'), dict):
             optimizer = m.cfg['optim_wrapper'].get('optimizer', optimizer)
@@ -57,7 +58,7 @@ def migrate_schedule(
     loop: Loop,
     base: Optional[float],
 ) -> Schedule:
-    """Turn one of the two configs into schedulers.
+    """Turn ``lr_config`` or ``momentum_config`` into schedulers.
 
     Args:
         name: 'lr_config' or 'momentum_config'.
@@ -72,7 +73,7 @@ def migrate_schedule(
         if unknown:
             raise CannotMigrate(f'{", ".join(unknown)}: not a key of mmcv')
         policy.by_epoch = counts_epochs(policy, kind)
-        # The configs of the mm projects list the warm-up first, too.
+        # The warm-up comes first, as in the configs of the mm projects.
         policy.warm_up()
         POLICIES[kind](policy)
     except CannotMigrate as error:
@@ -107,10 +108,10 @@ def counts_epochs(policy: Policy, kind: str) -> bool:
     """Whether 1.x counts a policy in epochs.
 
     Raises:
-        CannotMigrate: If it counts epochs in a loop of iterations.
+        CannotMigrate: If the policy counts epochs in a loop of iterations.
     """
     # mmcv's IterBasedRunner sets by_epoch=False in lr_config, but not in
-    # momentum_config. One-cycle and cyclic updaters have it as their default.
+    # momentum_config. The one-cycle and cyclic updaters default to False.
     default = policy.loop.by_epoch or policy.kind == 'Momentum'
     if kind in ('OneCycle', 'Cyclic'):
         default = False

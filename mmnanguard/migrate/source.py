@@ -37,12 +37,13 @@ class Source:
         assigned: The value of each name that is set once, by a separate
             statement at the top level.
         place: The index of that statement, by name.
-        tangled: Lines of each name that is set in any other way.
+        tangled: The lines of each name that is set more than once, in another
+            kind of statement, or changed in place.
         new: The source that replaces a statement, by its index.
         stays: Indices of statements that stay beside their replacement.
-        heir: The index of the statement that takes over for a removed one,
-            and with it the comments.
-        last: New statements that come after all others.
+        heir: The index of the statement that takes over the comments of a
+            removed statement, by the index of the removed statement.
+        last: New statements at the end of the file.
 
     Raises:
         GuardConfigError: If the text is no Python.
@@ -84,8 +85,8 @@ class Source:
             stored = stored_in(statement)
         for name in stored:
             lines = self.tangled.setdefault(name, [])
-            # It was assigned once so far; with this statement it is not
-            # simple any more.
+            # A second statement makes a simple assignment tangled: the line of
+            # the first is listed too.
             if self.assigned.pop(name, None) is not None:
                 lines.append(self.line_of(self.place.pop(name)))
             lines.append(self.line_of(index))
@@ -120,7 +121,8 @@ class Source:
 
     def users(self, name: str, gone: Iterable[str]) -> List[int]:
         """Return the lines of statements that name a key and will stay."""
-        # A key of 1.x often reads another one; both may be removed together.
+        # Removed statements do not count: a key of 1.x often reads another key
+        # of 1.x, and both are removed together.
         dropped = {self.place[key] for key in [name, *gone]}
         lines = []
         for index, statement in enumerate(self.statements):
@@ -133,17 +135,18 @@ class Source:
 
         Args:
             kept: The value.
-            gone: Names that the new file does not have at its new place.
+            gone: The names that cannot be used at the value's new place.
         """
         node = self.node(kept.path)
-        # Moved source must not use a name that is defined later or no longer.
+        # At the new place such a name is undefined or may hold another value.
         if node is None or names_in(node) & set(gone):
             return None
         if isinstance(kept.value, dict):
-            # 'runner = my_runner' may stay a name, but only as a whole.
+            # A dict that is given by name, as in 'runner = my_runner', can be
+            # moved as a whole, but not without some of its keys.
             named = node.value if isinstance(node, cst.Name) else ''
             entries = entries_of(self.assigned.get(named, node))
-            # The value has inherited entries too: its source is not all.
+            # The source lacks the entries that the value inherits.
             if entries is None or ({*entries} ^ {*kept.value}) - {'_delete_'}:
                 return None
             if named and {*entries} & {*kept.without}:
@@ -159,7 +162,7 @@ class Source:
         )
 
     def defined_after(self, index: int) -> List[str]:
-        """Return the names that a statement in this place cannot use."""
+        """Return the names that a statement at an index cannot use."""
         line = self.line_of(index)
         late = []
         for name, lines in self.tangled.items():
@@ -179,7 +182,7 @@ class Source:
         Args:
             name: The name to assign to.
             value: A plain value, or one that contains :class:`Kept`.
-            gone: Names that the new file does not have at this place.
+            gone: The names that cannot be used where the assignment stands.
         """
         text = render(
             value, lambda kept: self.piece(kept, gone), column=len(name) + 3
@@ -201,7 +204,8 @@ class Source:
     def code(self) -> str:
         """Return the text of the new file, with all comments."""
         body: List[Statement] = []
-        # Comments of removed statements, which wait for the next that stays.
+        # Comments of removed statements. They go above the next statement that
+        # stays.
         waiting: List[cst.EmptyLine] = []
         gone = {k for k, v in self.new.items() if not v} - self.stays
         above, moved = place_comments(
@@ -237,7 +241,7 @@ class Source:
 def simple_assignment(
     statement: Statement,
 ) -> Optional[Tuple[str, cst.BaseExpression]]:
-    """Return name and value of ``name = value``; None for other statements."""
+    """Return the name and value of ``name = value``; None if there is none."""
     if (
         isinstance(statement, cst.SimpleStatementLine)
         and len(statement.body) == 1
@@ -274,7 +278,7 @@ def stored_in(statement: Statement) -> List[str]:
 
 def names_in(node: Union[Statement, cst.BaseExpression]) -> Set[str]:
     """Return the names in a node; keywords and attributes do not count."""
-    # A module consists of statements only.
+    # A module holds statements only, so an expression is wrapped in one.
     if isinstance(node, cst.BaseExpression):
         node = cst.SimpleStatementLine([cst.Expr(node)])
     tree = ast.parse(cst.Module(body=[node]).code)

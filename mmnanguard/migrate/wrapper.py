@@ -13,8 +13,8 @@ from .optimizer_config import can_migrate, wrapper_of_old
 
 __all__ = ['migrate_wrapper']
 
-# Options that the guarded wrappers take: others are removed, because the
-# wrapper would refuse them.
+# Options that the guarded wrappers take. All other options are removed,
+# because the wrapper would refuse them.
 TAKEN = (
     'type',
     'optimizer',
@@ -42,7 +42,8 @@ def migrate_wrapper(m: Migration) -> None:
             return
     elif not from_bases(m):
         return
-    # Without a guarded wrapper its hooks would have no events to handle.
+    # The guard's hooks are added last: without a guarded wrapper they would
+    # have no events to handle.
     for name, hook in m.guard.get('default_hooks', {}).items():
         m.hooks[name] = dict(hook)
 
@@ -109,8 +110,9 @@ def guarded(
             f'it is computed: set its type to one of {FULL}, {AMP} by hand',
         )
         return {}
-    # Several optimizers, each with a wrapper, or a part that is merged with a
-    # base, which has the optimizer.
+    # A dict without an optimizer holds a wrapper for each of several
+    # optimizers, or is a part whose optimizer another file sets. Such a part
+    # stays as it is.
     if 'optimizer' not in value:
         changes: ConfigDict = {}
         for key, wrapper in value.items():
@@ -167,7 +169,7 @@ def swapped(
     changes = real_changes(changes, value, entries)
     if changes:
         m.done((*path, 'type'), f'{kind} -> {new}{why}')
-    # The limit has a separate note: it lives on in the guard's options.
+    # The limit is not lost: the guard's options have it, as its own note says.
     if hand and hand.limit in dropped:
         dropped.remove(hand.limit)
     if dropped:
@@ -183,7 +185,7 @@ def swapped(
 def guarded_form(
     m: Migration, kind: str, value: Mapping[str, ConfigValue]
 ) -> ConfigDict:
-    """Return the options that the guard itself sets in a wrapper.
+    """Return the guarded type of a wrapper, with the guard's own options.
 
     Args:
         m: The migration.
@@ -192,8 +194,8 @@ def guarded_form(
     """
     if m.is_named:
         return dict(m.guard['optim_wrapper'])
-    # The guard's overlay follows the precision of the whole config; of
-    # several wrappers only some may be in half precision.
+    # The guard's overlay follows the precision of the whole config, but only
+    # some of several wrappers may be in half precision.
     hand = WRAPPERS.get(kind)
     is_amp = hand.is_amp if hand else GUARDED_TYPES[kind] == AMP
     if not is_amp:
