@@ -106,7 +106,7 @@ def read_events(work_dir: str, run: Optional[str] = None) -> List[Row]:
             run in the newest folder. The names of the folders are times.
 
     Returns:
-        The rows as they are in the files: a non-finite number is the string
+        The rows as they are in the files. A non-finite number is the string
         'nan', 'inf' or '-inf'. The list is empty if there are no rows.
 
     Raises:
