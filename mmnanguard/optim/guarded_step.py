@@ -89,6 +89,7 @@ def guarded_step(
                 scale.carried,
                 verdict.clip_coef,
                 guard.grad_rule,
+                guard.may_use_kernel,
                 **step_kwargs,
             )
         window.snapshot.commit()

@@ -1,12 +1,18 @@
 """The optimizer's step, with unscaling and clipping as one factor."""
 
+import inspect
 from contextlib import contextmanager
+from itertools import chain
 from operator import attrgetter
 from typing import Any, Callable, Iterator, List, Optional
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+)
 
 __all__ = ['apply_update', 'scaled_lr']
 
@@ -21,13 +27,14 @@ def apply_update(
     scale: float,
     clip_coef: float,
     grad_rule: Optional[Callable[[List[Tensor], List[Tensor]], None]] = None,
+    in_kernel: bool = True,
     **step_kwargs: Any,
 ) -> None:
     """Unscale, clip and step; no sync.
 
     Unscaling and norm clipping are one factor. A fused optimizer applies it
-    in its kernel. For other optimizers it is one multiplication, or none if
-    the factor is 1.
+    in its kernel, if nothing but the kernel can see the gradients. Otherwise
+    it is one multiplication, or none if the factor is 1.
 
     Args:
         optimizer: The optimizer, which steps exactly once.
@@ -36,12 +43,14 @@ def apply_update(
         scale: The loss scale of the gradients.
         clip_coef: The clip coefficient, in (0, 1].
         grad_rule: A rule that changes unscaled gradients in place.
+        in_kernel: Whether a fused kernel may apply the factor. Then the
+            gradients stay scaled and unclipped.
         step_kwargs: Arguments of ``optimizer.step``.
     """
     factor = clip_coef / scale
     if not grads or (factor == 1.0 and grad_rule is None):
         optimizer.step(**step_kwargs)
-    elif grad_rule is None and _takes_grad_scale(optimizer):
+    elif grad_rule is None and in_kernel and _takes_grad_scale(optimizer):
         device = grads[0].device
         # The kernel divides by grad_scale. found_inf, which GradScaler sets as
         # well, would only make PyTorch write to all step counters again.
@@ -96,15 +105,48 @@ def multiply(grads: List[Tensor], factor: float) -> None:
 
 
 def _takes_grad_scale(optimizer: Optimizer) -> bool:
-    """Whether the optimizer is fused and unscales in its kernel.
+    """Whether the optimizer is fused, and its kernel alone sees gradients.
 
     ``GradScaler`` reads this attribute, too. A DTensor does not work with
     a plain scale.
     """
-    if not getattr(optimizer, '_step_supports_amp_scaling', False):
+    # Not by getattr: an optimizer that delegates to another would have the
+    # attribute as well, and the kernel would never see the scale.
+    if not vars(optimizer).get('_step_supports_amp_scaling', False):
+        return False
+    if not _steps_by_itself(optimizer) or _has_step_hooks(optimizer):
         return False
     for group in optimizer.param_groups:
         # The parameters of a group are all DTensors, or none is.
         if group['params'] and hasattr(group['params'][0], 'to_local'):
             return False
     return True
+
+
+def _steps_by_itself(optimizer: Optimizer) -> bool:
+    """Whether ``step`` is the code of PyTorch that runs the fused kernel."""
+    step = type(optimizer).step
+    # Schedulers count steps with a function in the instance. PyTorch and
+    # MMEngine mark theirs; any other function may look at gradients.
+    counter = vars(optimizer).get('step')
+    if counter is not None:
+        is_marked = hasattr(counter, '_with_counter') or hasattr(
+            counter, '_wrapped_by_lr_sched'
+        )
+        original = inspect.unwrap(counter)
+        original = getattr(original, '__func__', original)
+        if not is_marked or inspect.unwrap(original) != inspect.unwrap(step):
+            return False
+    return step.__module__.startswith('torch.optim.')
+
+
+def _has_step_hooks(optimizer: Optimizer) -> bool:
+    """Whether any hook of the step may look at gradients."""
+    hooks = chain(
+        _global_optimizer_pre_hooks.values(),
+        _global_optimizer_post_hooks.values(),
+        optimizer._optimizer_step_pre_hooks.values(),
+        optimizer._optimizer_step_post_hooks.values(),
+    )
+    # The guard's own hook only notes that there was a step.
+    return not all(getattr(hook, 'ignores_gradients', False) for hook in hooks)
