@@ -51,8 +51,6 @@ class CoverageWarnings:
             if not self._is_stepping:
                 self.warn_once('step', optimizer=type(optimizer).__name__)
 
-        # A fused kernel may then clip by itself, see ``apply_update``.
-        after_step.ignores_gradients = True  # type: ignore[attr-defined]
         # A hook of the optimizer itself sees calls past every wrapper.
         optimizer.register_step_post_hook(after_step)
 

@@ -67,7 +67,6 @@ class Guard:
         attempt: The number of this process start of the run, from 1. Loading
             a checkpoint counts it up, unless this guard has trained already.
         last_clip_coef: The clip coefficient of the last committed update.
-        may_use_kernel: Whether a fused kernel may unscale and clip.
     """
 
     def __init__(
@@ -90,7 +89,6 @@ class Guard:
         self.run = ''
         self.attempt = 1
         self.last_clip_coef = 1.0
-        self.may_use_kernel = True
         self._models: Dict[nn.Module, None] = {}  # an ordered set
         self._has_contexts = False
         self._has_trained = False
@@ -202,16 +200,8 @@ class Guard:
         self.window = self.accumulation.open()
         self._has_trained = True
 
-    def adopt(self, wrapper: OptimWrapper) -> None:
-        """Respect what a user's subclass overrides.
-
-        Its ``_clip_grad`` clips. If its methods may look at gradients after
-        the step, they see them unscaled and clipped, as in MMEngine.
-        """
-        for name in ('step', 'update_params', 'zero_grad'):
-            module = getattr(type(wrapper), name).__module__
-            if module.split('.')[0] != 'mmnanguard':
-                self.may_use_kernel = False
+    def adopt_clip(self, wrapper: OptimWrapper) -> None:
+        """Let the ``_clip_grad`` of a user's subclass clip, if it has one."""
         method = type(wrapper)._clip_grad
         is_overridden = method is not OptimWrapper._clip_grad
         if is_overridden and wrapper.clip_grad_kwargs:

@@ -100,7 +100,7 @@ class NanGuardAmpOptimWrapper(GuardedWrapper, AmpOptimWrapper):
         OptimWrapper.__init__(
             self, optimizer, accumulative_counts, mmengines_clip(clip_grad)
         )
-        self.guard.adopt(self)
+        self.guard.adopt_clip(self)
         self._scale_update_param = None
 
     @contextmanager

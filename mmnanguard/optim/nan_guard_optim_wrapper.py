@@ -57,7 +57,7 @@ class NanGuardOptimWrapper(GuardedWrapper):
         super().__init__(
             optimizer, accumulative_counts, mmengines_clip(clip_grad)
         )
-        self.guard.adopt(self)
+        self.guard.adopt_clip(self)
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         """Load the state of a guarded, plain or AMP wrapper.

@@ -129,7 +129,7 @@ class Recorder:
     """An optimizer that records its arguments, as if PyTorch's own."""
 
     param_groups = (dict(params=()),)
-    _optimizer_step_pre_hooks = _optimizer_step_post_hooks = {}
+    _optimizer_step_pre_hooks = ()
 
     def __init__(self, grads=(), fused=False, error=None):
         self.grads, self.error = grads, error

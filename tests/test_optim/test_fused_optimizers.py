@@ -44,7 +44,7 @@ class Copying(torch.optim.SGD):
 
 
 class Adding(torch.optim.SGD):
-    """A subclass that looks at gradients before its step."""
+    """A subclass that changes gradients before its step."""
 
     def step(self, closure=None):
         for group in self.param_groups:
@@ -89,8 +89,7 @@ def train(wrapper_type, make_optimizer, schedule=None):
     torch.manual_seed(0)
     model = nn.Linear(4, 2)
     wrapper = wrapper_type(
-        make_optimizer(model.parameters()),
-        clip_grad=dict(max_norm=MAX_NORM),
+        make_optimizer(model.parameters()), clip_grad=dict(max_norm=MAX_NORM)
     )
     if schedule is not None:
         schedule(wrapper)
@@ -124,8 +123,9 @@ def read_norms(register):
     norms = []
 
     def note(optimizer, *_):
-        grads = [p.grad for g in optimizer.param_groups for p in g['params']]
-        norms.append(torch.cat([grad.flatten() for grad in grads]).norm())
+        (group,) = optimizer.param_groups
+        grads = [param.grad.flatten() for param in group['params']]
+        norms.append(torch.cat(grads).norm())
 
     def make_optimizer(params):
         optimizer = plain(params)
@@ -152,21 +152,6 @@ def read_norms(register):
 )
 def test_hooks_see_clipped_gradients(register):
     norms = read_norms(register)
-    assert len(norms) == 2
-    assert max(norms) <= MAX_NORM * 1.001
-
-
-def test_a_subclass_of_the_wrapper_sees_clipped_gradients():
-    norms = []
-
-    class Own(NanGuardOptimWrapper):
-        def step(self, **kwargs):
-            super().step(**kwargs)
-            grads = [p.grad for g in self.param_groups for p in g['params']]
-            norms.append(torch.cat([grad.flatten() for grad in grads]).norm())
-
-    # This kernel leaves gradients as it found them.
-    train(Own, lambda params: torch.optim.AdamW(params, fused=True))
     assert len(norms) == 2
     assert max(norms) <= MAX_NORM * 1.001
 

@@ -2,17 +2,13 @@
 
 import inspect
 from contextlib import contextmanager
-from itertools import chain
 from operator import attrgetter
 from typing import Any, Callable, Iterator, List, Optional
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import (
-    _global_optimizer_post_hooks,
-    _global_optimizer_pre_hooks,
-)
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 __all__ = ['apply_update', 'scaled_lr']
 
@@ -27,14 +23,14 @@ def apply_update(
     scale: float,
     clip_coef: float,
     grad_rule: Optional[Callable[[List[Tensor], List[Tensor]], None]] = None,
-    in_kernel: bool = True,
     **step_kwargs: Any,
 ) -> None:
     """Unscale, clip and step; no sync.
 
     Unscaling and norm clipping are one factor. A fused optimizer applies it
-    in its kernel, if nothing but the kernel can see the gradients. Otherwise
-    it is one multiplication, or none if the factor is 1.
+    in its kernel, if nothing can see the gradients between the call of
+    ``step`` and the kernel. Otherwise it is one multiplication, or none if
+    the factor is 1.
 
     Args:
         optimizer: The optimizer, which steps exactly once.
@@ -43,14 +39,12 @@ def apply_update(
         scale: The loss scale of the gradients.
         clip_coef: The clip coefficient, in (0, 1].
         grad_rule: A rule that changes unscaled gradients in place.
-        in_kernel: Whether a fused kernel may apply the factor. Then the
-            gradients stay scaled and unclipped.
         step_kwargs: Arguments of ``optimizer.step``.
     """
     factor = clip_coef / scale
     if not grads or (factor == 1.0 and grad_rule is None):
         optimizer.step(**step_kwargs)
-    elif grad_rule is None and in_kernel and _takes_grad_scale(optimizer):
+    elif grad_rule is None and _takes_grad_scale(optimizer):
         device = grads[0].device
         # The kernel divides by grad_scale. found_inf, which GradScaler sets as
         # well, would only make PyTorch write to all step counters again.
@@ -105,7 +99,7 @@ def multiply(grads: List[Tensor], factor: float) -> None:
 
 
 def _takes_grad_scale(optimizer: Optimizer) -> bool:
-    """Whether the optimizer is fused, and its kernel alone sees gradients.
+    """Whether a fused kernel is sure to get the gradients and the scale.
 
     ``GradScaler`` reads this attribute, too. A DTensor does not work with
     a plain scale.
@@ -114,7 +108,11 @@ def _takes_grad_scale(optimizer: Optimizer) -> bool:
     # attribute as well, and the kernel would never see the scale.
     if not vars(optimizer).get('_step_supports_amp_scaling', False):
         return False
-    if not _steps_by_itself(optimizer) or _has_step_hooks(optimizer):
+    # Hooks after the step see what the kernel writes back: gradients that are
+    # unscaled and clipped.
+    if _global_optimizer_pre_hooks or optimizer._optimizer_step_pre_hooks:
+        return False
+    if not _steps_by_itself(optimizer):
         return False
     for group in optimizer.param_groups:
         # The parameters of a group are all DTensors, or none is.
@@ -138,15 +136,3 @@ def _steps_by_itself(optimizer: Optimizer) -> bool:
         if not is_marked or inspect.unwrap(original) != inspect.unwrap(step):
             return False
     return step.__module__.startswith('torch.optim.')
-
-
-def _has_step_hooks(optimizer: Optimizer) -> bool:
-    """Whether any hook of the step may look at gradients."""
-    hooks = chain(
-        _global_optimizer_pre_hooks.values(),
-        _global_optimizer_post_hooks.values(),
-        optimizer._optimizer_step_pre_hooks.values(),
-        optimizer._optimizer_step_post_hooks.values(),
-    )
-    # The guard's own hook only notes that there was a step.
-    return not all(getattr(hook, 'ignores_gradients', False) for hook in hooks)
