@@ -9,7 +9,8 @@ import ranks
 # Starts a child and waits for it.
 HANGS = """
 import subprocess, sys
-child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])
+sleep = 'import time; time.sleep(600)'
+child = subprocess.Popen([sys.executable, '-c', sleep])
 print('started', flush=True)
 child.wait()
 """
