@@ -21,6 +21,7 @@ from mmnanguard.core import (
     Verdict,
 )
 from mmnanguard.core.rows.build_event import build_event
+from mmnanguard.core.rows.row_record import RowRecord
 from mmnanguard.numerics import GuardedGradScaler
 from mmnanguard.numerics.base.shards import Placement
 from mmnanguard.numerics.guard_protocol import GuardProtocol
@@ -312,6 +313,10 @@ class Guard:
             error = self.halted(event)
             print_log(str(error), logger='current', level=logging.ERROR)
             raise error
+
+    def explain(self, event: GuardEvent, record: RowRecord) -> None:
+        """Keep an autopsy or a finding on inputs for the story of a halt."""
+        self._streak.explain(event, record)
 
     def halted(self, event: GuardEvent) -> TrainingHalted:
         """Return the exception that tells the story of the halt."""
