@@ -99,6 +99,7 @@ class CauseFacts:
             divergence rule. Then no batch is worth a dump, and a rollback
             goes back to a state before that window.
         is_of_batch: Whether the samples of the batch are suspects.
+        is_of_inputs: Whether a check has found that the batch itself is bad.
         is_replayable: Whether a replay can find where the fault begins. That
             takes a tensor that is not finite. If False, ``culprits`` has no
             module.
@@ -119,6 +120,7 @@ class CauseFacts:
     ends_run: bool = False
     is_gradual: bool = False
     is_of_batch: bool = True
+    is_of_inputs: bool = False
     is_replayable: bool = True
     names_origin: bool = True
     adds_up: bool = True
@@ -164,6 +166,7 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             ),
             color='#8e5bd0',
             blames='gradient',
+            is_of_inputs=True,
             # A bad input spoils all gradients at once: the first one in the
             # event is near to the loss and not to the fault.
             names_origin=False,

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from .causes import Advice, Cause, facts_of_cause
+from .causes import Advice, facts_of_cause
 from .culprit import samples_at_fault, suspects_among
 from .rows.autopsy import Autopsy
 from .rows.guard_event import GuardEvent
@@ -84,7 +84,7 @@ class Evidence:
     @property
     def is_of_inputs(self) -> bool:
         """Whether a check or an autopsy found the fault in the inputs."""
-        if self.cause == Cause.INPUT_NONFINITE.value:
+        if facts_of_cause(self.cause).is_of_inputs:
             return True
         return self.finding is not None and self.finding.phase == 'input'
 

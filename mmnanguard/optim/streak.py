@@ -4,6 +4,7 @@ from collections import deque
 from typing import Deque, List
 
 from mmnanguard.core import GuardEvent, GuardPolicy, TrainingHalted
+from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.rows.halt_story import Finding, write_halt_story
 from mmnanguard.core.rows.row_record import RowRecord
 
@@ -68,8 +69,9 @@ class Streak:
         """Return the rejected updates that led to a halt, oldest first."""
         limit = policy.max_consecutive_skips
         since = self.start
+        is_streak = limit is not None and event.consecutive_skips >= limit
         # Not the streak was too long, but the share of skips too high.
-        if limit is None or event.consecutive_skips < limit:
+        if not (is_streak or CAUSES[event.cause].ends_run):
             since = event.iter - policy.skip_rate_window + 1
         kept = [item for item in self._events if item.iter >= since]
         return kept or [event]

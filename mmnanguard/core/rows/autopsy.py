@@ -131,7 +131,8 @@ class Autopsy(RowRecord):
         """Return the cures that were tried, with their outcomes, or ''."""
         tried = dict(self.tried)
         # Rows of 0.1 have these two outcomes only.
-        if self.fp32_is_finite is not None:
+        is_of_model = self.phase not in ('input', 'weight')
+        if is_of_model and self.fp32_is_finite is not None:
             tried.setdefault('fp32', self.fp32_is_finite)
         if self.remedy and self.module:
             tried.setdefault('module_fp32', True)

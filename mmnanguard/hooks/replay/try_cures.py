@@ -35,15 +35,18 @@ def try_cures(
         For each cure of ``CURES`` that was tried, whether the window is
         finite with it on this rank.
     """
-    # A fault that did not happen again needs no cure.
-    if not autopsy.repeats:
+    # A fault that did not happen again needs no cure, and bad weights have
+    # none.
+    if not autopsy.repeats or autopsy.phase == 'weight':
         return {}
     tried: Dict[str, bool] = {}
-    if autopsy.fp32_is_finite is not None:
-        tried['fp32'] = autopsy.fp32_is_finite
     setting = replay.setting_of(optimizer)
     attempts: Dict[str, Callable[[], Pass]] = {}
-    if setting.dtype is torch.float16:
+    # No precision makes bad inputs finite.
+    is_of_model = autopsy.phase != 'input'
+    if is_of_model and autopsy.fp32_is_finite is not None:
+        tried['fp32'] = autopsy.fp32_is_finite
+    if is_of_model and setting.dtype is torch.float16:
         attempts['bfloat16'] = lambda: replay.run_in(
             optimizer, dtype=torch.bfloat16, loss_scale=1.0
         )

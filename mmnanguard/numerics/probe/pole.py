@@ -105,4 +105,5 @@ def operands_of(call: OperationCall, output: Tensor) -> Tuple[float, ...]:
             numbers.append(float(elements[position[0]]))
         elif isinstance(leaf, (int, float)) and not isinstance(leaf, bool):
             numbers.append(float(leaf))
-    return tuple(numbers)
+    # -0.0 would only puzzle the reader.
+    return tuple(number + 0.0 for number in numbers)
