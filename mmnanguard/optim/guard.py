@@ -1,7 +1,16 @@
 """The state that a guarded optimizer wrapper keeps as long as it lives."""
 
 import logging
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    List,
+    Optional,
+    Set,
+    Tuple,
+)
 
 from mmengine.logging import MessageHub, print_log
 from mmengine.optim import OptimWrapper
@@ -67,6 +76,9 @@ class Guard:
         attempt: The number of this process start of the run, from 1. Loading
             a checkpoint counts it up, unless this guard has trained already.
         last_clip_coef: The clip coefficient of the last committed update.
+        num_backwards: Number of finished backward passes of the wrapper.
+        reported_iterations: The iterations, counted from 0, whose backward
+            passes made the updates of the present events.
     """
 
     def __init__(
@@ -96,6 +108,11 @@ class Guard:
         self._events: List[GuardEvent] = []
         self._streak = Streak()
         self._message_hub = MessageHub.get_current_instance()
+        self._iteration: Optional[int] = None
+        self._is_in_window = False
+        self.num_backwards = 0
+        self.reported_iterations: Set[int] = set()
+        self._ended_iterations: List[int] = []
         self.accumulation = Windows(self.others)
         if self.policy.accumulation == 'microbatch':
             self.accumulation = MicroBatches(self)
@@ -123,18 +140,53 @@ class Guard:
         """
         self.others.model = surroundings
         self.others.count_steps = count_steps
+        self._begin()
         if not self._has_contexts:
             for model in models:
                 self._enter(model)
 
     def open(self, model: nn.Module) -> None:
         """Prepare for a forward pass of ``model`` in its context; no sync."""
+        self._begin()
         if not self._has_contexts:
             self._has_contexts = True
             # A context knows the model better than bind() did.
             self._models.clear()
             self.window.forget_models()
         self._enter(model)
+
+    def _begin(self) -> None:
+        """Note that a forward or backward pass is about to be."""
+        iteration = self._message_hub.get_info('iter')
+        if iteration != self._iteration:
+            self._iteration = iteration
+            if self._is_in_window:
+                self._leave_abandoned()
+        self._is_in_window = True
+
+    def _leave_abandoned(self) -> None:
+        """Forget what earlier iterations began and did not end.
+
+        An out-of-memory error that the user catches, or an early return,
+        leaves a forward pass without a backward pass, or a backward pass
+        whose gradients are gone. Neither is a part of the present update.
+        """
+        if self.window.holds_gradients(self.params):
+            self.window.drop_pending()
+        else:
+            self.window = self.accumulation.open()
+
+    def drop_gradients(self) -> None:
+        """Forget the backward passes whose gradients the user has zeroed.
+
+        Syncs the device if there are any.
+        """
+        # The step before has ended the window, as a rule.
+        if not (self._is_in_window and self.is_open):
+            return
+        # Micro-batches that were judged have left param.grad.
+        if self.window.num_batches or not self.params.have_nonzero_gradients():
+            self.window.drop_gradients()
 
     def _enter(self, model: nn.Module) -> None:
         self._models[model] = None
@@ -150,9 +202,15 @@ class Guard:
         """The flags that were raised for the present window, by name."""
         return self.window.facts
 
+    @property
+    def losses(self) -> List[Tensor]:
+        """The losses of the present window's backward passes, detached."""
+        return self.window.losses
+
     def add_loss(self, loss: Tensor) -> None:
-        """Note the loss of one backward pass; no sync."""
-        self.window.add_loss(loss)
+        """Note the loss of one finished backward pass; no sync."""
+        self.num_backwards += 1
+        self.window.add_loss(loss, self._iteration)
 
     def add_fact(self, name: str, flag: Tensor) -> None:
         """Raise a flag for the present window; no sync.
@@ -164,6 +222,7 @@ class Guard:
         Raises:
             GuardConfigError: For another name.
         """
+        self._begin()
         self.window.add_fact(name, flag)
 
     def collect(
@@ -196,6 +255,8 @@ class Guard:
 
     def close(self) -> None:
         """End the window, and open the next one."""
+        self._ended_iterations = self.window.iterations
+        self._is_in_window = False
         # A new object, so that nothing of the old window can survive.
         self.window = self.accumulation.open()
         self._has_trained = True
@@ -284,6 +345,9 @@ class Guard:
         loss_scale = None
         if self.scaler.is_enabled():
             loss_scale = {'before': scale_before, 'after': scale_after}
+        if not self._events:
+            self.reported_iterations = set()
+        self.reported_iterations.update(self._ended_iterations)
         event = build_event(
             seen,
             verdict,

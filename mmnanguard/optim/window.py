@@ -1,6 +1,6 @@
 """The state of one accumulation window, which ends with an update."""
 
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 from torch import Tensor, nn
 
@@ -11,6 +11,8 @@ from mmnanguard.numerics.snapshot.change_tracker import (
     OtherOptimizers,
 )
 from mmnanguard.numerics.snapshot.snapshot import Snapshot
+
+from .guarded_params import GuardedParams
 
 __all__ = ['Window', 'Windows']
 
@@ -23,6 +25,8 @@ class Window:
 
     Attributes:
         losses: The loss of each backward pass, detached.
+        iterations: The iteration of each of these backward passes, counted
+            from 0; empty if no loop counts them.
         facts: The flags that were raised for this window, by name.
         num_batches: Number of micro-batches that were judged one by one.
         has_gradients: Whether ``param.grad`` holds the window's gradients,
@@ -36,7 +40,10 @@ class Window:
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
         self.losses: List[Tensor] = []
+        self.iterations: List[int] = []
         self.facts: Dict[str, List[Tensor]] = {}
+        # The flags of a forward pass that has had no backward pass yet.
+        self._pending_facts: List[Tensor] = []
 
     @property
     def is_open(self) -> bool:
@@ -51,16 +58,37 @@ class Window:
         """Drop the copies of all models that were entered."""
         self.snapshot = Snapshot(self.snapshot.tracker)
 
-    def add_loss(self, loss: Tensor) -> None:
-        """Note the loss of one backward pass; no sync."""
+    def add_loss(self, loss: Tensor, iteration: Optional[int] = None) -> None:
+        """Note the loss of one finished backward pass; no sync."""
         # Detached, or the loss would keep its graph alive until the step.
         value = loss.detach()
         self.losses.append(value if value.dim() == 0 else value.sum())
+        self._note_backward(iteration)
+
+    def _note_backward(self, iteration: Optional[int]) -> None:
+        if iteration is not None:
+            self.iterations.append(iteration)
+        self._pending_facts = []
 
     def add_fact(self, name: str, flag: Tensor) -> None:
         """Raise a flag for this window, see :meth:`Guard.add_fact`."""
         check_keys([name], ['input'], 'add_fact')
         self.facts.setdefault(name, []).append(flag)
+        self._pending_facts.append(flag)
+
+    def holds_gradients(self, params: GuardedParams) -> bool:
+        """Whether gradients of this window exist; no sync."""
+        return params.have_gradients()
+
+    def drop_pending(self) -> None:
+        """Forget a forward pass of an earlier iteration without a backward.
+
+        Its flags would be taken for those of the next forward pass.
+        """
+        pending = set(map(id, self._pending_facts))
+        for name, flags in self.facts.items():
+            self.facts[name] = [f for f in flags if id(f) not in pending]
+        self._pending_facts = []
 
     def judge_last(self) -> None:
         """Judge the last micro-batch by itself; does nothing here."""
@@ -69,7 +97,8 @@ class Window:
         """Let ``param.grad`` hold the window's gradients, as it does here."""
 
     def drop_gradients(self) -> None:
-        """Forget gradients, because the user has set them to zero."""
+        """Forget all backward passes: the user has set gradients to zero."""
+        self.losses, self.iterations, self.facts = [], [], {}
 
     def complete(self, seen: Observation) -> Observation:
         """Add the micro-batches that were left out to an observation."""
