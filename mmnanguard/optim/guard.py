@@ -209,6 +209,7 @@ class Guard:
 
     def add_loss(self, loss: Tensor) -> None:
         """Note the loss of one finished backward pass; no sync."""
+        self._begin()
         self.num_backwards += 1
         self.window.add_loss(loss, self._iteration)
 
