@@ -129,7 +129,7 @@ def test_in_the_middle_of_a_window(tmp_path, policy):
 
 @pytest.mark.parametrize('policy', ['window', 'microbatch'])
 def test_what_the_abandoned_forward_changed_stays(tmp_path, policy):
-    """Without a guard it stays, too: only the rejected update is undone."""
+    """The rejected update alone is undone, as in a run without a guard."""
     plans = [{4: ('nothing', 1.0), 5: ('update', NAN)}, {4: ('nothing', 1.0)}]
     guarded, oracle = [
         train(tmp_path / str(i), plan, guard=dict(accumulation=policy))
