@@ -1,12 +1,16 @@
 """The row of a dump: a file from which an update can be replayed."""
 
-import shlex
 from dataclasses import dataclass
 from typing import ClassVar, Mapping, Optional, Sequence, Tuple
+
+from mmnanguard._support.escape import escape, shell_word
 
 from .row_record import NewRow, RowRecord
 
 __all__ = ['DumpRow']
+
+# The options of the replay that may name a file besides the dump.
+OPTIONS = ('config', 'checkpoint')
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class DumpRow(RowRecord):
             remarks: Clauses about parts that the dump lacks.
         """
         story = '; '.join([self.sentence(), *remarks])
-        return f'mmnanguard: {story}; run it: {self.command()}'
+        return escape(f'mmnanguard: {story}; run it: {self.command()}')
 
     def command(self, files: Optional[Mapping[str, str]] = None) -> str:
         """Return the command that replays the dump.
@@ -55,8 +59,10 @@ class DumpRow(RowRecord):
                 that is missing gets the placeholder 'FILE'.
         """
         # Paths are quoted, because the user pastes the command into a shell.
-        words = ['python -m mmnanguard replay', shlex.quote(self.path)]
-        for option in self.needs:
-            file = shlex.quote((files or {}).get(option) or 'FILE')
-            words.append(f'--{option} {file}')
+        words = ['python -m mmnanguard replay', shell_word(self.path)]
+        for option in OPTIONS:
+            # The row comes from a file, which may name anything as needed.
+            if option in self.needs:
+                file = shell_word((files or {}).get(option) or 'FILE')
+                words.append(f'--{option} {file}')
         return ' '.join(words)

@@ -16,6 +16,7 @@ from mmengine.dist import broadcast_object_list, get_world_size
 from mmengine.runner import Runner
 from torch import nn
 
+from mmnanguard._support.escape import escape
 from mmnanguard.core import Action, GuardConfigError, GuardEvent
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.update.watch import forget_watched, read_watched
@@ -322,7 +323,7 @@ class NanGuardHook(PatchingHook, EventSource):
             if not has_event and key not in self._left_out:
                 self._left_out.add(key)
                 runner.logger.warning(
-                    f"Iter {runner.iter + 1}: the model logs '{key}' as "
+                    f"Iter {runner.iter + 1}: the model logs '{escape(key)}' as "
                     f'{value}; such values of it are left out of the '
                     'smoothed log (said once)'
                 )
