@@ -5,7 +5,6 @@ strangers. A name may hold escape sequences that control a terminal, line ends
 that forge a line of the log, or marks that reverse the direction of text.
 """
 
-import os
 import shlex
 import unicodedata
 
@@ -45,6 +44,15 @@ def escape_character(character: str) -> str:
     return ascii(character)[1:-1]
 
 
+def bytes_of(character: str) -> bytes:
+    """Return the bytes of a character in a file's name."""
+    try:
+        return character.encode('utf-8', 'surrogateescape')
+    except UnicodeEncodeError:
+        # A row may hold a lone surrogate that stands for no byte.
+        return character.encode('utf-8', 'surrogatepass')
+
+
 def shell_word(text: object) -> str:
     """Return a text as one word of a POSIX shell, to be pasted.
 
@@ -55,7 +63,6 @@ def shell_word(text: object) -> str:
     word = str(text)
     if escape(word) == word:
         return shlex.quote(word)
-    # An option's value that begins with '-' cannot be helped by quotes.
     quoted = []
     for character in word:
         if character in "'\\":
@@ -63,7 +70,7 @@ def shell_word(text: object) -> str:
         elif escape_character(character) == character:
             quoted.append(character)
         else:
-            for byte in os.fsencode(character):
+            for byte in bytes_of(character):
                 # Three octal digits: a digit after '\x1b' would be read as
                 # a part of the escape.
                 quoted.append(f'\\{byte:03o}')

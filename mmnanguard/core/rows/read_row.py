@@ -74,7 +74,7 @@ def sentence_of(row: Row) -> str:
     """Describe any row in a sentence. No content of a row raises an error."""
     try:
         return record_of(row).sentence()
-    # Nested dicts of another version may lack keys or have other types, and an
-    # integer may be too large for a float.
-    except (ArithmeticError, KeyError, TypeError, ValueError):
+    # Nested dicts of another version may lack keys or have other types, an
+    # integer may be too large for a float, a list has no keys, and so on.
+    except Exception:
         return OtherRow('', row).sentence()
