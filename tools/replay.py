@@ -117,9 +117,7 @@ def bisect(window_replay: 'WindowReplay') -> Dict[str, object]:
         except Exception as error:
             # BatchNorm, for example, refuses a single value per channel.
             errors[tuple(samples)] = error
-            print(
-                f'  {len(samples)} of {len(names)} samples: {escape(error)}'
-            )
+            print(f'  {len(samples)} of {len(names)} samples: {escape(error)}')
             return False
         outcome = 'bad' if is_bad else 'finite'
         # Flushed, because each attempt may take a while.

@@ -16,10 +16,10 @@ JOINERS = '\u200c\u200d'
 
 
 def escape(text: object) -> str:
-    """Return a text as one line that can be shown.
+    r"""Return a text as one line that can be shown.
 
     Control characters, line ends, marks of direction, lone surrogates and
-    unassigned characters become Python's escapes such as ``\\x1b``. Letters
+    unassigned characters become Python's escapes such as ``\x1b``. Letters
     of all scripts, spaces and emoji stay as they are.
     """
     shown = str(text)

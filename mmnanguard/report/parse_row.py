@@ -32,9 +32,7 @@ def parse(line: bytes) -> Optional[Row]:
         return None
     # Counting is fast, and a row with that many brackets is rare.
     num_levels = line.count(b'[') + line.count(b'{')
-    if not isinstance(row, dict) or (
-        num_levels > MAX_DEPTH and is_deep(row)
-    ):
+    if not isinstance(row, dict) or (num_levels > MAX_DEPTH and is_deep(row)):
         return None
     for key, is_right in CHECKS.items():
         if row.get(key) is not None and not is_right(row[key]):

@@ -34,6 +34,7 @@ __all__ = [
     'find_parts',
     'iter_events',
     'read_events',
+    'read_part',
     'work_dirs_below',
 ]
 

@@ -93,7 +93,7 @@ def read_scalars(
         if part.first is not None:
             cut(curves, part.first)
         for row in read_rows(path, on_bytes):
-            iter_ = row.get('iter')
+            iter_: Any = row.get('iter')
             if is_count(iter_):
                 # The row of kind 'start' may be lost, so the scalars
                 # themselves must be in rising order.

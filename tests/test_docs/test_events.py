@@ -21,6 +21,7 @@ KINDS = {
     'rollback',
     'audit',
     'halt',
+    'end',
 }
 
 

@@ -1,16 +1,14 @@
 """The row of a dump: a file from which an update can be replayed."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Mapping, Optional, Sequence, Tuple
+from typing import ClassVar, Optional, Sequence, Tuple
 
-from mmnanguard._support.escape import escape, shell_word
+from mmnanguard._support.escape import escape
 
+from ..launch import tool_command
 from .row_record import NewRow, RowRecord
 
 __all__ = ['DumpRow']
-
-# The options of the replay that may name a file besides the dump.
-OPTIONS = ('config', 'checkpoint')
 
 
 @dataclass(frozen=True)
@@ -24,6 +22,8 @@ class DumpRow(RowRecord):
         bytes: Size of the file.
         needs: Options that ``tools/replay.py`` needs besides the file:
             'config', 'checkpoint'.
+        checkpoint: Path of a checkpoint that is older than the dump, for a
+            dump without weights; None if there was none.
     """
 
     KIND: ClassVar[str] = 'dump'
@@ -34,6 +34,7 @@ class DumpRow(RowRecord):
     path: str = ''
     bytes: int = 0
     needs: Tuple[str, ...] = ()
+    checkpoint: Optional[str] = None
 
     def to_row(self) -> NewRow:
         # A list, as in the file, for hooks that receive the row.
@@ -51,18 +52,16 @@ class DumpRow(RowRecord):
         story = '; '.join([self.sentence(), *remarks])
         return escape(f'mmnanguard: {story}; run it: {self.command()}')
 
-    def command(self, files: Optional[Mapping[str, str]] = None) -> str:
+    def command(self) -> str:
         """Return the command that replays the dump.
 
-        Args:
-            files: Values of the options in ``needs``, by option. An option
-                that is missing gets the placeholder 'FILE'.
+        An option that needs a file that is not known gets the placeholder
+        'FILE'.
         """
-        # Paths are quoted, because the user pastes the command into a shell.
-        words = ['python -m mmnanguard replay', shell_word(self.path)]
-        for option in OPTIONS:
-            # The row comes from a file, which may name anything as needed.
-            if option in self.needs:
-                file = shell_word((files or {}).get(option) or 'FILE')
-                words.append(f'--{option} {file}')
-        return ' '.join(words)
+        words = [self.path]
+        # The row comes from a file, which may name anything as needed.
+        if 'config' in self.needs:
+            words += ['--config', 'FILE']
+        if 'checkpoint' in self.needs:
+            words += ['--checkpoint', self.checkpoint or 'FILE']
+        return tool_command('replay', *words)

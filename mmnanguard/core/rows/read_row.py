@@ -6,6 +6,7 @@ from typing import ClassVar, Dict, Type
 from .audit_row import AuditRow
 from .autopsy import Autopsy
 from .dump_row import DumpRow
+from .end_row import EndRow
 from .guard_event import GuardEvent
 from .halt_row import HaltRow
 from .input_row import InputRow
@@ -54,6 +55,7 @@ KNOWN = (
     RollbackRow,
     AuditRow,
     HaltRow,
+    EndRow,
 )
 RECORDS: Dict[str, Type[RowRecord]] = {record.KIND: record for record in KNOWN}
 
