@@ -95,8 +95,11 @@ def are_numbers(value: object) -> bool:
 
 
 def is_scale(value: object) -> bool:
-    """Whether a value is a dict with a loss scale before and after."""
-    return isinstance(value, Mapping) and all(map(is_number, value.values()))
+    """Whether a value is a loss scale, or a dict of one before and after."""
+    # The row of a rollback has one scale.
+    if isinstance(value, Mapping):
+        return all(map(is_number, value.values()))
+    return is_number(value)
 
 
 def is_number(value: object) -> bool:

@@ -107,7 +107,8 @@ def read_events(work_dir: str, run: Optional[str] = None) -> List[Row]:
             run in the newest folder. The names of the folders are times.
 
     Returns:
-        The rows as they are in the files. A non-finite number is the string
+        The rows as they are in the files, but without values that are of
+        another type than their key has. A non-finite number is the string
         'nan', 'inf' or '-inf'. The list is empty if there are no rows.
 
     Raises:
