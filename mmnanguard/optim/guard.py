@@ -12,7 +12,7 @@ from typing import (
     Tuple,
 )
 
-from mmengine.logging import MessageHub, print_log
+from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -41,12 +41,12 @@ from .coverage_warnings import CoverageWarnings
 from .guarded_params import GuardedParams, refuse_closure
 from .micro_batches import MicroBatches
 from .streak import Streak
-from .window import Window, Windows
+from .window import Passes, Windows
 
 __all__ = ['Guard']
 
 
-class Guard:
+class Guard(Passes):
     """The rules, the counters and the present window of one optimizer.
 
     A window opens at the first ``optim_context`` (or ``backward``) after a
@@ -76,7 +76,6 @@ class Guard:
         attempt: The number of this process start of the run, from 1. Loading
             a checkpoint counts it up, unless this guard has trained already.
         last_clip_coef: The clip coefficient of the last committed update.
-        num_backwards: Number of finished backward passes of the wrapper.
         reported_iterations: The iterations, counted from 0, whose backward
             passes made the updates of the present events.
     """
@@ -89,7 +88,7 @@ class Guard:
         scaler: Optional[GuardedGradScaler] = None,
     ) -> None:
         # First, because it refuses optimizers that cannot be guarded.
-        self.params = GuardedParams(optimizer)
+        super().__init__(GuardedParams(optimizer))
         self.others = OtherOptimizers(self.params.foreign)
         self.coverage_warnings = CoverageWarnings()
         self.coverage_warnings.watch(optimizer)
@@ -107,16 +106,12 @@ class Guard:
         self._listener: Optional[object] = None
         self._events: List[GuardEvent] = []
         self._streak = Streak()
-        self._message_hub = MessageHub.get_current_instance()
-        self._iteration: Optional[int] = None
-        self._is_in_window = False
-        self.num_backwards = 0
         self.reported_iterations: Set[int] = set()
         self._ended_iterations: List[int] = []
         self.accumulation = Windows(self.others)
         if self.policy.accumulation == 'microbatch':
             self.accumulation = MicroBatches(self)
-        self.window: Window = self.accumulation.open()
+        self.window = self.accumulation.open()
 
     # The window, from its opening to its end
 
@@ -155,76 +150,9 @@ class Guard:
             self.window.forget_models()
         self._enter(model)
 
-    def _begin(self) -> None:
-        """Note that a forward or backward pass is about to be."""
-        iteration = self._message_hub.get_info('iter')
-        if iteration != self._iteration:
-            self._iteration = iteration
-            if self._is_in_window:
-                self._leave_abandoned()
-        self._is_in_window = True
-
-    def _leave_abandoned(self) -> None:
-        """Forget what earlier iterations began and did not end.
-
-        An out-of-memory error that the user catches, or an early return,
-        leaves a forward pass without a backward pass, or a backward pass
-        whose gradients are gone. Neither is a part of the present update.
-        """
-        if self.window.holds_gradients(self.params):
-            self.window.drop_pending()
-        else:
-            self.window = self.accumulation.open()
-
-    def drop_gradients(self) -> None:
-        """Forget the backward passes whose gradients the user has zeroed.
-
-        Syncs the device if there are any.
-        """
-        # The step before has ended the window, as a rule.
-        if not (self._is_in_window and self.is_open):
-            return
-        # Micro-batches that were judged have left param.grad.
-        if self.window.num_batches or not self.params.have_nonzero_gradients():
-            self.window.drop_gradients()
-
     def _enter(self, model: nn.Module) -> None:
         self._models[model] = None
         self.window.enter(model)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a backward pass has run since the last step."""
-        return self.window.is_open
-
-    @property
-    def facts(self) -> Dict[str, List[Tensor]]:
-        """The flags that were raised for the present window, by name."""
-        return self.window.facts
-
-    @property
-    def losses(self) -> List[Tensor]:
-        """The losses of the present window's backward passes, detached."""
-        return self.window.losses
-
-    def add_loss(self, loss: Tensor) -> None:
-        """Note the loss of one finished backward pass; no sync."""
-        self._begin()
-        self.num_backwards += 1
-        self.window.add_loss(loss, self._iteration)
-
-    def add_fact(self, name: str, flag: Tensor) -> None:
-        """Raise a flag for the present window; no sync.
-
-        Args:
-            name: The name of the flag; 'input' is the only one.
-            flag: The flag, a 0-dim tensor; non-zero means bad.
-
-        Raises:
-            GuardConfigError: For another name.
-        """
-        self._begin()
-        self.window.add_fact(name, flag)
 
     def collect(
         self,
@@ -257,9 +185,7 @@ class Guard:
     def close(self) -> None:
         """End the window, and open the next one."""
         self._ended_iterations = self.window.iterations
-        self._is_in_window = False
-        # A new object, so that nothing of the old window can survive.
-        self.window = self.accumulation.open()
+        self.end_window()
         self._has_trained = True
 
     def adopt_clip(self, wrapper: OptimWrapper) -> None:

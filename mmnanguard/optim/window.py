@@ -2,6 +2,7 @@
 
 from typing import Dict, List, Optional
 
+from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
 from mmnanguard.core import Observation
@@ -14,7 +15,7 @@ from mmnanguard.numerics.snapshot.snapshot import Snapshot
 
 from .guarded_params import GuardedParams
 
-__all__ = ['Window', 'Windows']
+__all__ = ['Passes', 'Window', 'Windows']
 
 
 class Window:
@@ -125,3 +126,100 @@ class Windows:
     def open(self) -> Window:
         """Return a new window."""
         return Window(Snapshot(self._tracker))
+
+
+class Passes:
+    """The forward and backward passes of one optimizer, cut into windows.
+
+    Args:
+        params: The optimizer's parameters.
+
+    Attributes:
+        params: The optimizer's parameters.
+        accumulation: The opener of the windows.
+        window: The present window.
+        num_backwards: Number of finished backward passes of the wrapper.
+    """
+
+    accumulation: Windows
+    window: Window
+
+    def __init__(self, params: GuardedParams) -> None:
+        self.params = params
+        self.num_backwards = 0
+        self._message_hub = MessageHub.get_current_instance()
+        self._iteration: Optional[int] = None
+        self._is_in_window = False
+
+    def _begin(self) -> None:
+        """Note that a forward or backward pass is about to be."""
+        iteration = self._message_hub.get_info('iter')
+        if iteration != self._iteration:
+            self._iteration = iteration
+            if self._is_in_window:
+                self._leave_abandoned()
+        self._is_in_window = True
+
+    def _leave_abandoned(self) -> None:
+        """Forget what earlier iterations began and did not end.
+
+        An out-of-memory error that the user catches, or an early return,
+        leaves a forward pass without a backward pass, or a backward pass
+        whose gradients are gone. Neither is a part of the present update.
+        """
+        if self.window.holds_gradients(self.params):
+            self.window.drop_pending()
+        else:
+            self.window = self.accumulation.open()
+
+    def drop_gradients(self) -> None:
+        """Forget the backward passes whose gradients the user has zeroed.
+
+        Syncs the device if there are any.
+        """
+        # The step before has ended the window, as a rule.
+        if not (self._is_in_window and self.is_open):
+            return
+        # Micro-batches that were judged have left param.grad.
+        if self.window.num_batches or not self.params.have_nonzero_gradients():
+            self.window.drop_gradients()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a backward pass has run since the last step."""
+        return self.window.is_open
+
+    @property
+    def facts(self) -> Dict[str, List[Tensor]]:
+        """The flags that were raised for the present window, by name."""
+        return self.window.facts
+
+    @property
+    def losses(self) -> List[Tensor]:
+        """The losses of the present window's backward passes, detached."""
+        return self.window.losses
+
+    def add_loss(self, loss: Tensor) -> None:
+        """Note the loss of one finished backward pass; no sync."""
+        self._begin()
+        self.num_backwards += 1
+        self.window.add_loss(loss, self._iteration)
+
+    def add_fact(self, name: str, flag: Tensor) -> None:
+        """Raise a flag for the present window; no sync.
+
+        Args:
+            name: The name of the flag; 'input' is the only one.
+            flag: The flag, a 0-dim tensor; non-zero means bad.
+
+        Raises:
+            GuardConfigError: For another name.
+        """
+        self._begin()
+        self.window.add_fact(name, flag)
+
+    def end_window(self) -> None:
+        """End the window, and open the next one."""
+        self._is_in_window = False
+        # A new object, so that nothing of the old window can survive.
+        self.window = self.accumulation.open()

@@ -5,10 +5,11 @@ import math
 
 import pytest
 import torch
+from mmengine.logging import MessageHub
 from mmengine.registry import MODELS
 from toys import ToyNet, guard_hooks, make_runner, read_rows, wrapper
 
-import mmnanguard.optim.guard as guard_module
+
 from mmnanguard.optim import NanGuardOptimWrapper
 
 NAN = math.nan
@@ -158,10 +159,8 @@ def test_flags_of_an_abandoned_forward_are_dropped(hub_iter):
 @pytest.fixture
 def hub_iter(monkeypatch):
     """Set the iteration that MMEngine's hub names, without a Runner."""
-    hub = guard_module.MessageHub.get_instance('abandoned')
-    monkeypatch.setattr(
-        guard_module.MessageHub, 'get_current_instance', lambda: hub
-    )
+    hub = MessageHub.get_instance('abandoned')
+    monkeypatch.setattr(MessageHub, 'get_current_instance', lambda: hub)
     return lambda iteration: hub.update_info('iter', iteration)
 
 
