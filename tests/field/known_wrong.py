@@ -16,10 +16,11 @@ WORSE: Dict[str, str] = {
         'harmless NaN losses count toward the limits and end the run'
     ),
     'MaskedTargets': (
-        'in full, batches with NaN in masked targets are rejected'
+        'with `--guard full`, batches with NaN in masked targets are rejected'
     ),
     'AnnealedPrior': (
-        'in full, a loss that rises by design is taken for divergence'
+        'with `--guard full`, a loss that rises by design is taken for '
+        'divergence'
     ),
     'UnlabelledCrops': (
         'harmless NaN losses count toward the limits and end the run'
@@ -46,10 +47,11 @@ WRONG: Dict[str, str] = {
     ),
     'EntropyByHand': 'the autopsy calls the pole of a logarithm an overflow',
     'MaskedTargets': (
-        'in full, batches with NaN in masked targets are rejected'
+        'with `--guard full`, batches with NaN in masked targets are rejected'
     ),
     'AnnealedPrior': (
-        'in full, a loss that rises by design is taken for divergence'
+        'with `--guard full`, a loss that rises by design is taken for '
+        'divergence'
     ),
     'RateOfTwo': 'the advice says that no clipping can help',
     'NearestNeighbour': (
