@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from .averaged_modules import note_averages, note_changing
+from .known_masks import KnownMasks
 from .tensor_backup import TensorBackup, can_compare
 
 __all__ = ['ChangeTracker', 'OtherOptimizers', 'TrackedModel']
@@ -133,10 +134,14 @@ class ChangeTracker:
 
     Args:
         others: The other optimizers of the run, if there are any.
+
+    Attributes:
+        masks: The parameters that were non-finite before the first window.
     """
 
     def __init__(self, others: Optional[OtherOptimizers] = None) -> None:
         self.others = others or OtherOptimizers()
+        self.masks = KnownMasks()
         self._models: Dict[nn.Module, TrackedModel] = {}
         self._backups: Dict[Tuple[nn.Module, str, str], TensorBackup] = {}
         self._num_commits = 0
@@ -146,11 +151,20 @@ class ChangeTracker:
         """Whether all tensors are still copied and compared."""
         return self._num_commits < NUM_PROBED_WINDOWS
 
+    @property
+    def has_committed(self) -> bool:
+        """Whether any window was committed."""
+        return self._num_commits > 0
+
     def find(self, model: nn.Module) -> TrackedModel:
         """Return the modules and tensors that a model has at present."""
         tracked = self._models.get(model)
-        if tracked is None or tracked.is_outdated():
-            tracked = self._models.setdefault(model, TrackedModel(model))
+        if tracked is None:
+            # Before the first forward pass, which may change parameters.
+            self.masks.look(model.parameters())
+            tracked = self._models[model] = TrackedModel(model)
+            self._update(tracked)
+        elif tracked.is_outdated():
             self._update(tracked)
         return tracked
 

@@ -34,12 +34,15 @@ class TensorBackup:
         is_changing: Whether a forward pass was seen to change the tensor.
         was_finite: Whether the tensor was finite before any window; None if
             that is not known yet.
+        is_suspect: Whether the tensor was found to be bad, without a sign of
+            when that happened.
     """
 
     __slots__ = (
         '_is_sharded',
         'copy',
         'is_changing',
+        'is_suspect',
         'is_uncounted',
         'key',
         'owner',
@@ -62,6 +65,7 @@ class TensorBackup:
         self.copy: Optional[Tensor] = None
         self.version: Optional[int] = None
         self.was_finite: Optional[bool] = False
+        self.is_suspect = False
         self.is_uncounted = self.is_param and self.is_changing
         self._is_sharded = hasattr(self.tensor, 'to_local')
         if self.tensor is None:
@@ -236,10 +240,28 @@ class TensorBackup:
         """Whether the tensor was bad when it was copied. Syncs the device."""
         if self.copy is None:
             return False
-        # Inf in other buffers may be a mask by design.
+        # Inf in other buffers may be a mask by design. Parameters that are
+        # masks are known: was_finite is False.
         is_norm = isinstance(self.owner, _NormBase)
-        bad = ~self.copy.isfinite() if is_norm else self.copy.isnan()
-        return bool(bad.any())
+        if is_norm or (self.is_param and self.was_finite):
+            return not bool(self.copy.isfinite().all())
+        return bool(self.copy.isnan().any())
+
+    def is_lost(self) -> bool:
+        """Whether an unchanged tensor was bad before this window.
+
+        Syncs the device. Code that writes through ``.data`` leaves no sign of
+        when it did, so such a tensor is only lost if the next look finds it
+        bad again. -inf in other buffers than statistics may be a mask.
+        """
+        if self.was_finite is False or not self.is_judged:
+            return False
+        values = self.current_values
+        if not bool((values.isnan() | values.isposinf()).any()):
+            self.is_suspect = False
+            return False
+        was_suspect, self.is_suspect = self.is_suspect, True
+        return was_suspect or self.went_bad_before()
 
     def is_mask(self) -> bool:
         """Whether a new tensor or shape has -inf, but no NaN and no +inf.

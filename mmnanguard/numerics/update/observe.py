@@ -13,9 +13,10 @@ from mmnanguard.core import Observation, ScaleReading, Shard
 from ..base.host_read import read_once
 from ..base.norms import tensor_norms
 from ..base.shards import Placement, local
+from ..snapshot.known_masks import weights_to_judge
 from ..snapshot.snapshot import Changes, Snapshot
 
-__all__ = ['Reading', 'diagnose', 'observe']
+__all__ = ['Reading', 'diagnose', 'find_suspects', 'observe']
 
 NOTHING_SHARDED = Placement()
 
@@ -103,6 +104,44 @@ def observe(
         scale=scale,
     )
     return seen, Reading(read['norms'], changes)
+
+
+@torch.no_grad()
+def find_suspects(
+    seen: Observation,
+    reading: Reading,
+    snapshot: Snapshot,
+    weights: Sequence[Tensor],
+) -> Tuple[Reading, List[Tensor]]:
+    """Find state that may have been bad before a suspicious update.
+
+    Syncs the device.
+
+    Args:
+        seen: The observation of this rank.
+        reading: The numbers that :func:`observe` read.
+        snapshot: The copies of this window, which is still open.
+        weights: All parameters, trained or not.
+
+    Returns:
+        The reading with the constant buffers that have gone bad, and the
+        parameters that must be finite.
+    """
+    changes, tracker = reading.changes, snapshot.tracker
+    nan_is_harmless = True
+    # If the loss is finite, it does not depend on any bad constant.
+    if not seen.loss_is_finite:
+        lost = [*changes.lost, *snapshot.find_lost(changes)]
+        reading = reading._replace(changes=changes._replace(lost=lost))
+        # A single bad loss may come from a bad sample.
+        tracker.masks.num_bad_losses += 1
+        nan_is_harmless = (
+            tracker.has_committed or tracker.masks.num_bad_losses == 1
+        )
+    judged = weights_to_judge(
+        weights, tracker.masks, changes.backups, nan_is_harmless
+    )
+    return reading, judged
 
 
 @torch.no_grad()
