@@ -8,6 +8,8 @@ from matrix import differing, everything
 from torch import nn
 
 from mmnanguard.core import Cause, TrainingHalted
+from mmnanguard.numerics.checkpoints.scan import scan_checkpoint
+from mmnanguard.numerics.checkpoints.state_audit import KeptTensor, StateAudit
 from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
 
@@ -275,3 +277,39 @@ def test_a_constant_buffer_that_nothing_depends_on_is_left_alone():
     train(model, wrapper)
     handle.remove()
     assert not train(model, wrapper)
+
+
+@pytest.mark.parametrize('model_type', [Mask, Padding, NanPadding])
+def test_neither_scans_nor_audits_report_a_design(model_type):
+    model, wrapper = build(model_type)
+
+    def audit(is_fresh):
+        kept = []
+        for name, param in model.named_parameters():
+            is_frozen = not param.requires_grad
+            kept.append(KeptTensor('weights', name, param, is_frozen))
+        return StateAudit(kept, is_fresh), kept
+
+    state_audit, kept = audit(is_fresh=True)
+    train(model, wrapper)
+    assert state_audit.check(kept).names == ()
+
+    checkpoint = dict(
+        state_dict=model.state_dict(), optimizer=wrapper.state_dict()
+    )
+    assert scan_checkpoint(checkpoint).findings == ()
+    # A weight that went bad since then is reported.
+    model.head.weight.data[0, 0] = INF
+    assert [f.name for f in scan_checkpoint(checkpoint).findings] == [
+        'head.weight'
+    ]
+    assert state_audit.check(kept).names == (('weights', 'head.weight'),)
+
+
+def test_an_audit_of_a_loaded_state_respects_unused_rows():
+    rows = torch.tensor([[0.5, 0.1], [-INF, -INF]])
+    kept = [KeptTensor('weights', 'rows', rows)]
+    audit = StateAudit(kept)
+    assert audit.check(kept).names == ()
+    rows[0] = INF
+    assert StateAudit(kept).check(kept).names == (('weights', 'rows'),)

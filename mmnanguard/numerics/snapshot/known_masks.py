@@ -63,6 +63,11 @@ class KnownMasks:
         self._read()
         return param in self._had_nan
 
+    def params(self) -> List[Tensor]:
+        """Return these parameters; syncs the device."""
+        self._read()
+        return list(self._had_nan)
+
     def had_nan(self, param: Tensor) -> bool:
         """Whether a parameter held NaN before the first window."""
         return param in self and bool(self._had_nan[param])
