@@ -9,11 +9,7 @@ from mmnanguard.core import Action, BadTensor, Cause, decide
 from mmnanguard.numerics.update.agree import agree
 from mmnanguard.numerics.update.apply import apply_update, scaled_lr
 from mmnanguard.numerics.update.blame import blame
-from mmnanguard.numerics.update.observe import (
-    diagnose,
-    find_suspects,
-    observe,
-)
+from mmnanguard.numerics.update.observe import diagnose, find_suspects, observe
 
 from .guard import Guard
 from .resolve_clip_names import resolve_clip_names

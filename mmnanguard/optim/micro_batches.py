@@ -27,11 +27,7 @@ from mmnanguard.numerics.update.grad_sum import (
     find_ddp,
     reduced_params,
 )
-from mmnanguard.numerics.update.observe import (
-    diagnose,
-    find_suspects,
-    observe,
-)
+from mmnanguard.numerics.update.observe import diagnose, find_suspects, observe
 
 from .window import Window, Windows
 

@@ -189,7 +189,7 @@ def test_two_optimizers():
         trained = [p for p in model.parameters() if p.requires_grad]
         wrappers.append(NanGuardOptimWrapper(torch.optim.SGD(trained, lr=0.1)))
     for window in range(6):
-        for wrapper, model in zip(wrappers, (codes, other)):
+        for wrapper in wrappers:
             inputs = torch.randn(4, 3)
             if window == 4:
                 inputs[0] = NAN
