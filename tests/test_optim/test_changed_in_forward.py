@@ -219,7 +219,7 @@ def test_a_mask_that_becomes_nan_is_found():
 
 
 def test_weights_that_were_nan_before_the_first_update_are_found():
-    """As after loading a bad checkpoint: no commit has shown them harmless."""
+    """A bad checkpoint was loaded: no commit has shown NaN to be harmless."""
     model, wrapper = build(Net)
     model.body.weight.data[0] = NAN
     event = halted_by(model, wrapper)

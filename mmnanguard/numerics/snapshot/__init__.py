@@ -4,6 +4,5 @@
 2. ``tensor_backup``: the copy of one buffer or parameter.
 3. ``change_tracker``: the knowledge that is kept from window to window:
    which modules and tensors a model has, and which of them change.
-4. ``known_masks``: parameters that are non-finite by design.
-5. ``averaged_modules``: momentum encoders, whose parameters forward changes.
+4. ``averaged_modules``: momentum encoders, whose parameters forward changes.
 """

@@ -1,16 +1,31 @@
 """The knowledge about models that is kept from window to window."""
 
+import math
+import weakref
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple
+from typing import (
+    Callable,
+    Dict,
+    Iterable,
+    List,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils.weak import WeakIdKeyDictionary
 
+from ..base.host_read import read_once
+from ..base.norms import tensor_norms
+from ..base.shards import local
 from .averaged_modules import note_averages, note_changing
-from .known_masks import KnownMasks
-from .tensor_backup import TensorBackup, can_compare
+from .tensor_backup import TensorBackup, can_compare, can_judge
 
-__all__ = ['ChangeTracker', 'OtherOptimizers', 'TrackedModel']
+__all__ = ['ChangeTracker', 'KnownMasks', 'OtherOptimizers', 'TrackedModel']
 
 # Number of committed windows in which tensors are compared, to find the
 # parameters that forward changes, and the buffers that change without being
@@ -120,6 +135,62 @@ class TrackedModel:
         for backup in self.backups:
             group = self.moving if backup.is_changing else self.quiet
             group.append(backup)
+
+
+class KnownMasks:
+    """Knows the parameters that were non-finite before the first window.
+
+    A parameter that held Inf, but no NaN, is a mask: only NaN is bad in it. A
+    parameter that held NaN may have rows that no sample uses, or it was
+    damaged before training began; the first losses tell.
+
+    Attributes:
+        num_bad_losses: Number of losses that were not finite while nothing
+            was committed yet.
+    """
+
+    def __init__(self) -> None:
+        self.num_bad_losses = 0
+        # Nothing here keeps a parameter alive. The norms stay on the device
+        # until somebody asks.
+        self._params: List[weakref.ref[Tensor]] = []
+        self._norms: List[Tensor] = []
+        # Parameter -> whether it held NaN.
+        self._had_nan = WeakIdKeyDictionary()
+
+    @torch.no_grad()
+    def look(self, params: Iterable[Tensor]) -> None:
+        """Note which parameters are finite at present; no sync."""
+        values = []
+        for param in params:
+            # A lazy parameter has no values yet.
+            if not is_lazy(param) and can_judge(local(param)):
+                self._params.append(weakref.ref(param))
+                values.append(local(param))
+        # NaN in a parameter makes its norm NaN, else Inf makes it inf.
+        self._norms += tensor_norms(values, 2.0)
+
+    def _read(self) -> None:
+        """Read the norms of the last looks; syncs the device once."""
+        norms = read_once({'norms': self._norms})['norms']
+        for reference, norm in zip(self._params, norms):
+            param = reference()
+            if param is not None and not math.isfinite(norm):
+                self._had_nan[param] = math.isnan(norm)
+        self._params, self._norms = [], []
+
+    def __contains__(self, param: Optional[Tensor]) -> bool:
+        self._read()
+        return param in self._had_nan
+
+    def params(self) -> List[Tensor]:
+        """Return these parameters; syncs the device."""
+        self._read()
+        return list(self._had_nan)
+
+    def had_nan(self, param: Tensor) -> bool:
+        """Whether a parameter held NaN before the first window."""
+        return param in self and bool(self._had_nan[param])
 
 
 class ChangeTracker:

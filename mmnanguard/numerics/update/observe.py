@@ -3,7 +3,16 @@
 import math
 from dataclasses import replace
 from itertools import chain
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import torch
 from torch import Tensor
@@ -13,8 +22,9 @@ from mmnanguard.core import Observation, ScaleReading, Shard
 from ..base.host_read import read_once
 from ..base.norms import tensor_norms
 from ..base.shards import Placement, local
-from ..snapshot.known_masks import weights_to_judge
+from ..snapshot.change_tracker import KnownMasks
 from ..snapshot.snapshot import Changes, Snapshot
+from ..snapshot.tensor_backup import TensorBackup
 
 __all__ = ['Reading', 'diagnose', 'find_suspects', 'observe']
 
@@ -142,6 +152,47 @@ def find_suspects(
         weights, tracker.masks, changes.backups, nan_is_harmless
     )
     return reading, judged
+
+
+def weights_to_judge(
+    weights: Sequence[Tensor],
+    masks: KnownMasks,
+    changed: Iterable[TensorBackup],
+    nan_is_harmless: bool,
+) -> List[Tensor]:
+    """Return the parameters whose elements must all be finite now.
+
+    Left out are parameters that are non-finite by design, and parameters that
+    this window's forward passes changed and that were sound before: the
+    window's end puts them back. Syncs the device if there are such
+    parameters.
+
+    Args:
+        weights: The parameters.
+        masks: The parameters that were non-finite before the first window.
+        changed: The backups of tensors that the window has changed, and that
+            can be restored.
+        nan_is_harmless: Whether NaN that was there before the first window is
+            known to do no harm, because the loss is or was finite beside it.
+    """
+    restored = set()
+    for backup in changed:
+        if backup.is_param and backup.tensor in masks:
+            backup.was_finite = False
+        # A copy that is bad itself puts back what was bad before.
+        if backup.is_param and not backup.went_bad_before():
+            restored.add(id(backup.tensor))
+    judged = []
+    for param in weights:
+        if id(param) in restored:
+            continue
+        if param in masks:
+            if masks.had_nan(param) and nan_is_harmless:
+                continue
+            if not bool(local(param.detach()).isnan().any()):
+                continue
+        judged.append(param)
+    return judged
 
 
 @torch.no_grad()
