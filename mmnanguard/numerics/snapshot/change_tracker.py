@@ -21,9 +21,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..base.host_read import read_once
 from ..base.norms import tensor_norms
-from ..base.shards import local
+from ..base.tensor_kinds import real_values
 from .averaged_modules import note_averages, note_changing
-from .tensor_backup import TensorBackup, can_compare, can_judge
+from .tensor_backup import TensorBackup
 
 __all__ = ['ChangeTracker', 'KnownMasks', 'OtherOptimizers', 'TrackedModel']
 
@@ -58,13 +58,15 @@ class ModuleStructure:
         owner: The module.
     """
 
-    __slots__ = ('buffers', 'children', 'owner', 'params')
+    __slots__ = ('buffers', 'children', 'lazy', 'owner', 'params')
 
     def __init__(self, owner: nn.Module) -> None:
         self.owner = owner
         self.buffers = tuple(owner._buffers)
         self.params = tuple(owner._parameters)
         self.children = list(owner._modules.items())
+        # Tensors without values, which a first forward pass gives them.
+        self.lazy = lazy_tensors(owner)
 
     def is_outdated(self) -> bool:
         """Whether a name was added or removed, or a child was replaced.
@@ -79,6 +81,7 @@ class ModuleStructure:
                 bool(owner._modules or self.children)
                 and list(owner._modules.items()) != self.children
             )
+            or (bool(self.lazy) and lazy_tensors(owner) != self.lazy)
         )
 
     def restore(self) -> None:
@@ -127,14 +130,15 @@ class TrackedModel:
 
     def divide(self, is_probing: bool) -> None:
         """Divide the backups into ``moving`` and ``quiet``."""
-        if is_probing:
-            # Nothing is known yet, so everything may move.
-            self.moving, self.quiet = self.backups, []
-            return
         self.moving, self.quiet = [], []
         for backup in self.backups:
-            group = self.moving if backup.is_changing else self.quiet
-            group.append(backup)
+            # While nothing is known, everything may move. Parameters that
+            # cannot be compared are not copied for that: quantized weights
+            # of gigabytes do not change.
+            if backup.is_changing or (is_probing and backup.is_ordinary):
+                self.moving.append(backup)
+            elif backup.has_counter:
+                self.quiet.append(backup)
 
 
 class KnownMasks:
@@ -163,34 +167,25 @@ class KnownMasks:
         """Note which parameters are finite at present; no sync."""
         values = []
         for param in params:
-            # A lazy parameter has no values yet.
-            if not is_lazy(param) and can_judge(local(param)):
+            numbers = real_values(param)
+            if numbers is not None:
                 self._params.append(weakref.ref(param))
-                values.append(local(param))
+                values.append(numbers)
         # NaN in a parameter makes its norm NaN, else Inf makes it inf.
         self._norms += tensor_norms(values, 2.0)
 
-    def _read(self) -> None:
-        """Read the norms of the last looks; syncs the device once."""
+    def had_nan(self) -> 'WeakIdKeyDictionary':
+        """Return these parameters, and whether each held NaN.
+
+        Syncs the device at the first call after a look.
+        """
         norms = read_once({'norms': self._norms})['norms']
         for reference, norm in zip(self._params, norms):
             param = reference()
             if param is not None and not math.isfinite(norm):
                 self._had_nan[param] = math.isnan(norm)
         self._params, self._norms = [], []
-
-    def __contains__(self, param: Optional[Tensor]) -> bool:
-        self._read()
-        return param in self._had_nan
-
-    def params(self) -> List[Tensor]:
-        """Return these parameters; syncs the device."""
-        self._read()
-        return list(self._had_nan)
-
-    def had_nan(self, param: Tensor) -> bool:
-        """Whether a parameter held NaN before the first window."""
-        return param in self and bool(self._had_nan[param])
+        return self._had_nan
 
 
 class ChangeTracker:
@@ -273,18 +268,30 @@ class ChangeTracker:
             if backup.owner in present:
                 backups[backup] = None
         for owner in owners:
-            places = [(owner, '_buffers', key) for key in owner._buffers]
-            for key, param in owner._parameters.items():
-                # A lazy parameter has no values yet, and another optimizer
-                # may commit to its own parameters at any time.
-                if param is None or is_lazy(param) or id(param) in foreign:
-                    continue
-                if can_compare(param):
-                    places.append((owner, '_parameters', key))
-            for place in places:
-                if place not in self._backups:
-                    self._backups[place] = TensorBackup(*place)
-                backups[self._backups[place]] = None
+            for registry in ('_buffers', '_parameters'):
+                for key, tensor in getattr(owner, registry).items():
+                    is_param = registry == '_parameters'
+                    # Another optimizer may commit to its own parameters at
+                    # any time.
+                    if is_param and (tensor is None or id(tensor) in foreign):
+                        continue
+                    # A lazy tensor has no values yet.
+                    if is_lazy(tensor):
+                        continue
+                    place = owner, registry, key
+                    if place not in self._backups:
+                        self._backups[place] = TensorBackup(*place)
+                    backups[self._backups[place]] = None
         tracked.backups = list(backups)
         note_averages(tracked.backups, owners)
         tracked.divide(self.is_probing)
+
+
+def lazy_tensors(owner: nn.Module) -> List[int]:
+    """Return the ids of a module's buffers and parameters without values."""
+    ids = []
+    for registry in (owner._buffers, owner._parameters):
+        for tensor in registry.values():
+            if tensor is not None and is_lazy(tensor):
+                ids.append(id(tensor))
+    return ids
