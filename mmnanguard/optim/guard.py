@@ -346,7 +346,7 @@ class Guard:
         a run.
         """
         tracker = self.window.snapshot.tracker
-        params = tracker.masks.params()
+        params = list(tracker.masks.had_nan())
         # Without a commit, NaN may be damage.
         if not params or not tracker.has_committed:
             return []

@@ -207,7 +207,7 @@ class Snapshot:
                 backup.was_finite = math.isfinite(next(baselines))
             if math.isfinite(norm):
                 continue
-            if backup.is_param and backup.tensor in self.tracker.masks:
+            if backup.tensor in self.tracker.masks.had_nan():
                 backup.was_finite = False
             became_bad = backup.was_finite or (
                 backup.is_born and math.isnan(norm)
@@ -233,13 +233,10 @@ class Snapshot:
         changed = set(changes.backups)
         lost = []
         for backup in self._taken:
-            if (
-                backup.is_param
-                or backup in changed
-                or not backup.went_bad_unseen()
-            ):
+            if backup.is_param or backup in changed:
                 continue
-            lost.append((backup.owner, backup.key))
+            if backup.went_bad_unseen():
+                lost.append((backup.owner, backup.key))
         return lost
 
     @torch.no_grad()

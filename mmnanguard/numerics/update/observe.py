@@ -176,9 +176,10 @@ def weights_to_judge(
         nan_is_harmless: Whether NaN that was there before the first window is
             known to do no harm, because the loss is or was finite beside it.
     """
+    had_nan = masks.had_nan()
     restored = set()
     for backup in changed:
-        if backup.is_param and backup.tensor in masks:
+        if backup.tensor in had_nan:
             backup.was_finite = False
         # A copy that is bad itself puts back what was bad before.
         if backup.is_param and not backup.went_bad_before():
@@ -187,8 +188,8 @@ def weights_to_judge(
     for param in weights:
         if id(param) in restored:
             continue
-        if param in masks:
-            if masks.had_nan(param) and nan_is_harmless:
+        if param in had_nan:
+            if had_nan[param] and nan_is_harmless:
                 continue
             numbers = real_values(param)
             if numbers is None or not bool(numbers.isnan().any()):
