@@ -157,7 +157,7 @@ class KnownMasks:
         self.num_bad_losses = 0
         # Nothing here keeps a parameter alive. The norms stay on the device
         # until somebody asks.
-        self._params: List[weakref.ref[Tensor]] = []
+        self._params: List[Callable[[], Optional[Tensor]]] = []
         self._norms: List[Tensor] = []
         # Parameter -> whether it held NaN.
         self._had_nan = WeakIdKeyDictionary()
