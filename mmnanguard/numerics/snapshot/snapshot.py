@@ -207,6 +207,8 @@ class Snapshot:
                 backup.was_finite = math.isfinite(next(baselines))
             if math.isfinite(norm):
                 continue
+            if backup.tensor in self.tracker.masks.had_nan():
+                backup.was_finite = False
             became_bad = backup.was_finite or (
                 backup.is_born and math.isnan(norm)
             )
@@ -219,6 +221,23 @@ class Snapshot:
             else:
                 bad.append((backup.owner, backup.key))
         return Changes(backups, comparison.late, bad, lost)
+
+    def find_lost(self, changes: Changes) -> List[Owned]:
+        """Return the constant buffers that have gone bad; syncs the device.
+
+        The buffers that this window has changed are judged by :meth:`learn`.
+
+        Args:
+            changes: The changes of this window.
+        """
+        changed = set(changes.backups)
+        lost = []
+        for backup in self._taken:
+            if backup.is_param or backup in changed:
+                continue
+            if backup.went_bad_unseen():
+                lost.append((backup.owner, backup.key))
+        return lost
 
     @torch.no_grad()
     def restore(self, changes: Changes) -> None:
