@@ -12,7 +12,11 @@ from typing import Dict, List, Mapping, Optional, Set, Tuple
 from uuid import uuid4
 
 import torch
-from mmengine.dist import broadcast_object_list, get_world_size
+from mmengine.dist import (
+    broadcast_object_list,
+    get_world_size,
+    is_main_process,
+)
 from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
@@ -139,10 +143,12 @@ class NanGuardHook(PatchingHook, EventSource):
 
     def _attach(self, runner: Runner, guard: GuardProtocol) -> None:
         """Number the attempt of a guard, and let it report to this hook."""
-        last = last_attempt(runner.work_dir, guard.run)
         # Rank 0 decides: it writes the rows that last_attempt counts, and the
         # other ranks may not see its work dir or may have drawn another run.
-        message = [(guard.run, max(guard.attempt, last + 1))]
+        message = [(guard.run, guard.attempt)]
+        if is_main_process():
+            last = last_attempt(runner.work_dir, guard.run)
+            message = [(guard.run, max(guard.attempt, last + 1))]
         broadcast_object_list(message)
         guard.run, guard.attempt = message[0]
         guard.attach(self)
