@@ -327,7 +327,21 @@ class Guard(Passes):
             'attempt': attempt,
             'since': self._streak.start,
             'clip': self.clip_rule.to_dict(),
+            'nonfinite_by_design': self._nonfinite_by_design(),
         }
+
+    def _nonfinite_by_design(self) -> List[str]:
+        """Return the names of weights that do no harm although non-finite.
+
+        Scans of the checkpoint must not report them. Syncs the device once in
+        a run.
+        """
+        tracker = self.window.snapshot.tracker
+        params = list(tracker.masks.had_nan())
+        # Without a commit, NaN may be damage.
+        if not params or not tracker.has_committed:
+            return []
+        return list(map(self.names().of_param, params))
 
     def load_state_dict(self, saved: Dict[str, Any]) -> None:
         """Load a checkpoint's state, under the policy of the config."""

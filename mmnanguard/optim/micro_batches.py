@@ -27,7 +27,7 @@ from mmnanguard.numerics.update.grad_sum import (
     find_ddp,
     reduced_params,
 )
-from mmnanguard.numerics.update.observe import diagnose, observe
+from mmnanguard.numerics.update.observe import diagnose, find_suspects, observe
 
 from .guarded_params import GuardedParams
 from .window import Window, Windows
@@ -223,12 +223,15 @@ class MicroBatchWindow(Window):
             self._batch_snapshot.commit()
             self.losses += losses
         else:
-            seen = diagnose(seen, reading, grads, guard.weights())
+            reading, weights = find_suspects(
+                seen, reading, self._batch_snapshot, guard.weights()
+            )
+            seen = diagnose(seen, reading, grads, weights)
             bad = blame(
                 find_cause(seen, guard.state, guard.policy),
                 params,
                 grads,
-                guard.weights(),
+                weights,
                 reading,
                 scale.carried,
                 guard.names(),
