@@ -9,7 +9,6 @@ from mmengine.logging import MessageHub
 from mmengine.registry import MODELS
 from toys import ToyNet, guard_hooks, make_runner, read_rows, wrapper
 
-
 from mmnanguard.optim import NanGuardOptimWrapper
 
 NAN = math.nan
