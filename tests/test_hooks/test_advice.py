@@ -224,7 +224,7 @@ def test_an_explosion_names_the_learning_rate(tmp_path, keys, hooks):
     assert 'no clipping can help' not in story
     assert verdict.steps[0].text.startswith('lower the learning rate')
     assert not any('leave out' in step.text for step in verdict.steps)
-    assert read_rows(runner)[0]['growth']['lr'] == lr
+    assert read_rows(runner)[1]['growth']['lr'] == lr
 
 
 def test_momentum_explodes_late(tmp_path):

@@ -69,8 +69,9 @@ def test_a_random_operation_is_not_run_again():
 
     torch.manual_seed(1)
     expected = [run(), torch.rand(1)]
+    probe = ModuleProbe(torch.nn.Linear(1, 1))
     torch.manual_seed(1)
-    with ModuleProbe(torch.nn.Linear(1, 1)) as probe:
+    with probe:
         output = run()
         after = torch.rand(1)
     assert torch.equal(output, expected[0])

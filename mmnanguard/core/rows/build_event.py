@@ -31,8 +31,10 @@ def build_event(
         facts['params'] = left_out.params
         facts['micro_batches'] = left_out.to_dict()
     growth = None
-    # An update that was committed is part of the record itself.
-    if verdict.action is not Action.STEP and not verdict.cause.is_routine:
+    ends_run = verdict.action in (Action.HALT, Action.ROLLBACK)
+    # A single rejection is no explosion, unless it ends the run.
+    is_streak = verdict.action is Action.SKIP and state.consecutive_skips > 1
+    if ends_run or (is_streak and not verdict.cause.is_routine):
         growth = find_growth(state.recent_commits, seen.loss, seen.grad_norm)
     return GuardEvent(
         action=verdict.action,

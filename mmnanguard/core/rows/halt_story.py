@@ -3,6 +3,8 @@
 from collections import Counter
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
+from mmnanguard._support.escape import escape
+
 from ..causes import CAUSES
 from ..diagnosis import Evidence, diagnose
 from ..rules.policy import GuardPolicy
@@ -82,7 +84,7 @@ def write_halt_story(
             'max_consecutive_skips=..., max_skip_rate=...); None means no '
             'limit.'
         )
-    return '\n  '.join(lines)
+    return '\n  '.join(map(escape, lines))
 
 
 def collect_evidence(
