@@ -113,6 +113,9 @@ class Evidence:
         keys: List[str] = []
         for row in self.inputs:
             keys.extend(row.keys)
+        # An event names the larger parts only.
+        if keys:
+            return tuple(dict.fromkeys(keys))
         for event in self.events:
             keys.extend(event.bad_keys)
         return tuple(dict.fromkeys(keys))
