@@ -35,6 +35,7 @@ from .batch_keeper import KeptBatch
 from .fp32_modules_hook import Fp32ModulesHook
 from .plain_batch import from_plain
 from .replay_config import IMPORT_HINT, KEYS, hooks_inside, read_config
+from .try_cures import try_cures
 from .window import MicroBatch
 from .window_replay import WindowReplay
 
@@ -83,8 +84,15 @@ class DumpReplay(NamedTuple):
                 f'{place.lineno} raised {type(error).__name__}: {error}. Do '
                 'config, weights and device fit the batch?'
             ) from error
-        return self.window_replay.confirm(autopsy).replace(
-            rank=self.dump['rank'], exact=autopsy.exact and not self.doubts
+        replay = self.window_replay
+        autopsy = replay.confirm(autopsy)
+        tried = try_cures(
+            replay, autopsy, event.optimizer, replay.can_leave_out(autopsy)
+        )
+        return autopsy.replace(
+            rank=self.dump['rank'],
+            exact=autopsy.exact and not self.doubts,
+            tried={**autopsy.tried, **tried},
         )
 
 
