@@ -30,8 +30,8 @@ from mmnanguard.safe_load import allow_mmengine_checkpoints
 
 from .._shared.find_guards import find_wrappers
 from .batch_dump import SCHEMA, Dump
-from .check_dump import check_dump
 from .batch_keeper import KeptBatch
+from .check_dump import check_dump
 from .fp32_modules_hook import Fp32ModulesHook
 from .plain_batch import from_plain
 from .replay_config import IMPORT_HINT, KEYS, hooks_inside, read_config
