@@ -26,7 +26,7 @@ EXPORTED = {
     'migrate': 'Migrated migrate',
     'models': 'SafeAdaLNZero SafeAttention SafeRMSNorm',
     'numerics': (
-        'AdaptiveGradClip GuardedGradScaler load_plain masked_mean '
+        'AdaptiveGradClip GuardedGradScaler StateCopy load_plain masked_mean '
         'masked_softmax safe_divide safe_log safe_norm safe_sqrt watch'
     ),
     'optim': (

@@ -1,6 +1,6 @@
 """The hook that goes back to an earlier state where skipping does not help."""
 
-from typing import List, Optional, Tuple
+from typing import Optional, Tuple
 
 from mmengine.dist import all_gather_object
 from mmengine.runner import Runner
@@ -14,6 +14,8 @@ from mmnanguard.core import (
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.checks import check_value, is_count, is_finite_number
 from mmnanguard.core.rows.rollback_row import RollbackRow
+from mmnanguard.core.rules.recent_commits import Growth, find_growth
+from mmnanguard.numerics.base.rng_state import set_rng
 from mmnanguard.numerics.checkpoints.state_audit import StateAudit
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.update.loss_scale import GuardedGradScaler
@@ -24,10 +26,17 @@ from .._shared.find_guards import find_guards, find_wrappers
 from .._shared.guard_listener import GuardListener
 from .._shared.halt import halt
 from .._shared.hook_arguments import DataBatch, Outputs
-from .earlier_state import EarlierState, newest_clean_state, present_state
+from .earlier_state import EarlierState, present_state
 from .kept_state import kept_state
+from .kept_states import KeptStates
+from .loss_trial import LossTrial
 
 __all__ = ['RollbackHook']
+
+CANNOT_RESTORE = (
+    'No rollback: the state of iteration {} cannot be restored (see the error '
+    'above). The run is as it was.'
+)
 
 
 @HOOKS.register_module()
@@ -111,17 +120,26 @@ class RollbackHook(GuardListener):
         self._lr_recovery = lr_recovery
         self._scale_factor = scale_factor
         self._restore_rng = restore_rng
-        self._kept: List[EarlierState] = []
-        self._used: Optional[EarlierState] = None
         self._event: Optional[GuardEvent] = None
+        self._trial: Optional[LossTrial] = None
 
     def before_train(self, runner: Runner) -> None:
         self._audit = StateAudit(
             kept_state(runner), is_fresh=not runner._has_loaded
         )
-        self._kept, self._used, self._event = [], None, None
+        self._states = KeptStates(runner, self._num_kept)
+        self._event = self._trial = None
+        self._has_begun = False
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
+    ) -> None:
         # Trouble in the first interval needs a state to go back to as well.
-        self._keep(runner, runner.iter)
+        # Not before the first iteration, which hooks may prepare for: they
+        # set the mode of a schedule-free optimizer, for example.
+        if not self._has_begun:
+            self._has_begun = True
+            self._keep(runner, runner.iter)
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
         if event.action is Action.ROLLBACK:
@@ -159,11 +177,10 @@ class RollbackHook(GuardListener):
             except TrainingHalted as error:
                 halt(runner, error)
             return
+        self._end_trial(runner)
         is_quiet = all(map(is_at_rest, find_guards(runner).values()))
-        now = runner.iter + 1
-        is_due = not self._kept or self._kept[-1].iter + self._interval <= now
-        if is_quiet and is_due:
-            self._keep(runner, now)
+        if is_quiet and self._states.is_due(runner, self._interval):
+            self._keep(runner, runner.iter + 1)
 
     def _keep(self, runner: Runner, iteration: int) -> None:
         """Keep the present state if it is finite; collective."""
@@ -177,8 +194,7 @@ class RollbackHook(GuardListener):
                 'state to go back to'
             )
             return
-        self._kept.append(present_state(runner, iteration))
-        del self._kept[: -self._num_kept]
+        self._states.add(present_state(runner, iteration))
 
     def _roll_back(self, runner: Runner, event: GuardEvent) -> None:
         """Restore an earlier state and report it.
@@ -195,47 +211,53 @@ class RollbackHook(GuardListener):
                 'max_rollbacks.'
             )
             raise TrainingHalted(*describe_halt(guard, event, why))
-        kept = self._choose(runner, event)
+        growth = find_growth(
+            guard.state.recent_commits, event.loss, event.grad_norm
+        )
+        facts = CAUSES[event.cause]
+        has_exploded = facts.is_gradual or growth is not None
+        kept, why = self._states.choose(
+            runner,
+            self._first_bad(runner, event),
+            is_bad=facts.ends_run and not facts.is_gradual,
+            is_suspect=has_exploded,
+        )
+        before = present_state(runner, event.iter)
+        if kept is not None and not restore_together(runner, kept, before):
+            why = CANNOT_RESTORE.format(kept.iter)
+            kept = None
         if kept is None:
-            why = (
-                'No state is kept that is older than the trouble (see '
-                'RollbackHook.interval and num_kept), and the work dir '
-                'has no clean checkpoint of before.'
-            )
             raise RollbackUnavailable(*describe_halt(guard, event, why))
-        # The factors of rollbacks multiply, because the previous rollback may
-        # still lower the learning rate.
-        factor = self._lr_factor * guard.state.lr_factor
-        lr_return = 0.0
-        if self._lr_recovery:
-            lr_return = (1 - factor) / self._lr_recovery
-        kept.restore(runner, factor, lr_return, self._restore_rng)
-        for other in guards.values():
+        for name, other in guards.items():
+            state, other.clip_rule = kept.rules[name]
+            lr = other.state.lr_factor, other.state.lr_return
+            if other is guard and has_exploded:
+                lr = self._lowered(other.state.lr_factor)
+            # Only statistics are restored. Counters go on, because the
+            # rejected updates did happen and max_rollbacks has to be reached.
+            other.state = other.state.rolled_back(state, *lr)
             self._lower(other.scaler)
-        self._used = kept
-        rollback = RollbackRow(
+        if self._restore_rng and kept.rng is not None:
+            set_rng(kept.rng)
+        self._states.note_restored(runner, kept)
+        self._trial = LossTrial.begin(event, before, kept)
+        row = RollbackRow(
             id=event.id,
             iter=event.iter,
             to=kept.iter,
             path=kept.path,
             num_rollbacks=guard.state.num_rollbacks,
-            lr_factor=factor,
+            lr_factor=guard.state.lr_factor,
             loss_scale=guard.scaler.get_scale(),
+            evidence=self._evidence(event, growth),
         )
-        runner.logger.warning(rollback.line(self._max_rollbacks))
-        runner.call_hook('after_guard_row', row=rollback.to_row())
+        self._report(runner, row)
 
-    def _choose(
-        self, runner: Runner, event: GuardEvent
-    ) -> Optional[EarlierState]:
-        """Return the newest state from before the trouble, or None.
-
-        The state of the last rollback is passed over if there is an older
-        one, because the trouble came back after it. If no state in memory is
-        old enough, the newest clean checkpoint is read.
-        """
+    def _first_bad(self, runner: Runner, event: GuardEvent) -> int:
+        """Return the iteration at which the trouble began."""
         # A streak of skips began before its last event.
         first_bad = event.since or event.iter
+        assert first_bad is not None
         if CAUSES[event.cause].is_gradual:
             wrapper = find_wrappers(runner)[event.optimizer]
             divergence = find_guards(runner)[event.optimizer].policy.divergence
@@ -245,14 +267,67 @@ class RollbackHook(GuardListener):
             # The median of the window is above the limit, so the run has
             # diverged for about half of the window already.
             first_bad -= window * wrapper._accumulative_counts
-        older = [kept for kept in self._kept if kept.iter < first_bad]
-        if len(older) > 1 and older[-1] is self._used:
-            older.pop()
-        # States of the trouble itself must not be restored later.
-        self._kept = older
-        if older:
-            return older[-1]
-        return newest_clean_state(runner, first_bad)
+        return first_bad
+
+    def _end_trial(self, runner: Runner) -> None:
+        """Undo the last rollback if the losses show that it did not help."""
+        trial = self._trial
+        guards = find_guards(runner)
+        if trial is None or not trial.is_over(guards[trial.optimizer].state):
+            return
+        # An open window has run forward passes of the restored state.
+        if any(guard.is_open for guard in guards.values()):
+            return
+        self._trial = None
+        guard = guards[trial.optimizer]
+        if not trial.has_failed(guard.state):
+            return
+        trial.before.restore(runner)
+        for name, other in guards.items():
+            state, other.clip_rule = trial.before.rules[name]
+            other.state = other.state.rollback_undone(state)
+        self._states.note_restored(runner, None)
+        row = RollbackRow(
+            iter=runner.iter + 1,
+            to=trial.before.iter,
+            num_rollbacks=guard.state.num_rollbacks,
+            lr_factor=guard.state.lr_factor,
+            loss_scale=guard.scaler.get_scale(),
+            evidence=trial.words(),
+            is_undone=True,
+        )
+        self._report(runner, row)
+
+    def _lowered(self, factor: float) -> Tuple[float, float]:
+        """Return the factor on learning rates and its growth per commit.
+
+        Args:
+            factor: The present factor, which an earlier rollback may have
+                lowered.
+        """
+        factor *= self._lr_factor
+        if not self._lr_recovery:
+            return factor, 0.0
+        return factor, (1 - factor) / self._lr_recovery
+
+    def _evidence(self, event: GuardEvent, growth: Optional[Growth]) -> str:
+        """Return the reason why the learning rate was lowered or kept."""
+        # The user allows no lower rate, so that there is nothing to explain.
+        if self._lr_factor == 1:
+            return ''
+        back = ''
+        if self._lr_recovery:
+            back = f'; back in {self._lr_recovery} commits'
+        if growth is not None:
+            return f'{growth.words()} before{back}'
+        if CAUSES[event.cause].is_gradual:
+            return f'the loss has risen{back}'
+        return 'neither losses nor gradient norms had exploded before'
+
+    def _report(self, runner: Runner, row: RollbackRow) -> None:
+        """Log a rollback, and hand its row to all hooks."""
+        runner.logger.warning(row.line(self._max_rollbacks))
+        runner.call_hook('after_guard_row', row=row.to_row())
 
     def _lower(self, scaler: GuardedGradScaler) -> None:
         """Multiply the loss scale by ``scale_factor``, down to its floor."""
@@ -260,6 +335,30 @@ class RollbackHook(GuardListener):
             scale = scaler.get_scale() * self._scale_factor
             scale = max(scale, scaler.min_scale)
             scaler.load_state_dict(dict(scale=scale))
+
+
+def restore_together(
+    runner: Runner, kept: EarlierState, before: EarlierState
+) -> bool:
+    """Restore a state on all ranks or on none; return whether it was.
+
+    Collective.
+
+    Args:
+        runner: The runner of the training.
+        kept: The state to restore.
+        before: The present state, which comes back after a failure.
+    """
+    is_restored = True
+    try:
+        kept.restore(runner)
+    except Exception:  # the user's optimizer may raise anything
+        runner.logger.exception('mmnanguard: cannot restore a kept state')
+        is_restored = False
+    if all(all_gather_object(is_restored)):
+        return True
+    before.restore(runner)
+    return False
 
 
 def describe_halt(

@@ -1,0 +1,74 @@
+"""The question whether a rollback has lowered the loss of a divergent run."""
+
+from statistics import median_low
+from typing import NamedTuple, Optional
+
+from mmnanguard.core import GuardEvent, GuardState
+
+from .earlier_state import EarlierState
+
+__all__ = ['LossTrial']
+
+# The first loss is that of the restored weights themselves. A single loss may
+# be high by chance.
+NUM_LOSSES = 3
+
+
+class LossTrial(NamedTuple):
+    """A rollback out of a divergence whose effect is not known yet.
+
+    A loss may also rise because it has changed itself: a term is switched on,
+    or the data become harder. Then it is as high for the earlier weights.
+
+    Attributes:
+        optimizer: The optimizer whose losses have risen.
+        before: The state of the run before the rollback.
+        limit: The loss above which the run was called divergent.
+        num_steps: The commits of the optimizer until the rollback.
+    """
+
+    optimizer: str
+    before: EarlierState
+    limit: float
+    num_steps: int
+
+    @classmethod
+    def begin(
+        cls, event: GuardEvent, before: EarlierState, kept: EarlierState
+    ) -> Optional['LossTrial']:
+        """Return the trial of a rollback, or None if nothing can be tried.
+
+        Args:
+            event: The reason for the rollback.
+            before: The state of the run before the rollback.
+            kept: The state that was restored. Its losses must be known, and
+                below the limit.
+        """
+        spike = event.spike
+        level = kept.rules[event.optimizer][0].loss_level
+        if (
+            spike is None
+            or spike['what'] != 'median_loss'
+            or level.start is None
+        ):
+            return None
+        if median_low(level.recent) > spike['limit']:
+            return None
+        num_steps = before.rules[event.optimizer][0].num_steps
+        return cls(event.optimizer, before, spike['limit'], num_steps)
+
+    def is_over(self, state: GuardState) -> bool:
+        """Whether enough losses are known."""
+        return state.num_steps - self.num_steps >= NUM_LOSSES
+
+    def has_failed(self, state: GuardState) -> bool:
+        """Whether the losses since the rollback are all above the limit."""
+        return min(state.loss_level.recent[-NUM_LOSSES:]) > self.limit
+
+    def words(self) -> str:
+        """Return the reason for undoing the rollback."""
+        return (
+            f'the first {NUM_LOSSES} losses of the earlier state were above '
+            f'{self.limit:.4g} too, so the loss has changed and not the '
+            'weights; its level is learnt anew'
+        )
