@@ -91,7 +91,8 @@ ROW_FIELDS = {
     'dump': 'schema kind id rank path bytes needs',
     'remedy': 'schema kind id remedy module config',
     'rollback': (
-        'schema kind id iter to path num_rollbacks lr_factor loss_scale'
+        'schema kind id iter to path num_rollbacks lr_factor loss_scale '
+        'evidence is_undone'
     ),
     'audit': (
         'schema kind id run attempt iter epoch ranks where num_bad tensors '

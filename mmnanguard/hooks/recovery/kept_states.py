@@ -77,7 +77,7 @@ class KeptStates:
         older = [kept for kept in self._kept if kept.iter < first_bad]
         if older and not is_bad and self._is_present(runner, older[-1]):
             first_bad = older.pop().iter
-        elif len(older) > 1 and older[-1] is self._used:
+        if len(older) > 1 and older[-1] is self._used:
             older.pop()
         # States of the trouble itself must not be restored later.
         self._kept = older

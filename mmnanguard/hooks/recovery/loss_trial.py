@@ -1,7 +1,7 @@
 """The question whether a rollback has lowered the loss of a divergent run."""
 
 from statistics import median_low
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Tuple
 
 from mmnanguard.core import GuardEvent, GuardState
 
@@ -57,18 +57,24 @@ class LossTrial(NamedTuple):
         num_steps = before.rules[event.optimizer][0].num_steps
         return cls(event.optimizer, before, spike['limit'], num_steps)
 
+    def losses(self, state: GuardState) -> Tuple[float, ...]:
+        """Return the losses that were committed since the rollback."""
+        num_losses = state.num_steps - self.num_steps
+        # [-0:] would return all losses.
+        return state.loss_level.recent[-num_losses:] if num_losses else ()
+
     def is_over(self, state: GuardState) -> bool:
         """Whether enough losses are known."""
-        return state.num_steps - self.num_steps >= NUM_LOSSES
+        return len(self.losses(state)) >= NUM_LOSSES
 
     def has_failed(self, state: GuardState) -> bool:
         """Whether the losses since the rollback are all above the limit."""
-        return min(state.loss_level.recent[-NUM_LOSSES:]) > self.limit
+        return min(self.losses(state), default=0.0) > self.limit
 
     def words(self) -> str:
         """Return the reason for undoing the rollback."""
         return (
-            f'the first {NUM_LOSSES} losses of the earlier state were above '
-            f'{self.limit:.4g} too, so the loss has changed and not the '
-            'weights; its level is learnt anew'
+            f'the losses of the earlier state were above {self.limit:.4g} '
+            'too, so the loss has changed and not the weights; its level is '
+            'learnt anew'
         )

@@ -47,27 +47,33 @@ class RollbackHook(GuardListener):
     acts at the limit of skips, where the run diverges (``guard.divergence``),
     and where weights went bad outside any update, which an update or a
     ``StateAuditHook`` reports. It then restores the newest state that is older
-    than the trouble: weights, buffers, optimizer state, averages of an
+    than the trouble: weights, buffers, the whole optimizer, averages of an
     ``EMAHook``, and the statistics of the guard's rules. Iteration, learning
     rate schedule, data order, loss scale and random state are not restored, so
     training moves past the offending batch.
 
     States are kept in host memory (pinned, if there is a GPU). Each takes as
-    much memory as weights, optimizer state and averages together. The hook
-    keeps a state at the start of training, and then every ``interval``
-    iterations, outside of windows and of streaks of skips, if all of it is
-    finite. This check takes one pass, one host read and one small collective.
+    much memory as weights, optimizer state and averages together; a rollback
+    needs room for one more. The hook keeps a state at the start of training,
+    and then every ``interval`` iterations, outside of windows and of streaks
+    of skips, if all of it is finite. This check takes one pass, one host read
+    and one small collective.
 
     If the trouble returns before a newer state was kept, the next rollback
-    goes further back. If no state is left, the newest clean checkpoint in the
-    work dir is used, but not under FSDP.
+    goes further back. If no state is left, the newest clean checkpoint that
+    this run has written to the work dir is used, but not under FSDP. The run
+    halts if nothing was committed since the state to go back to.
+
+    A rollback out of a divergence is undone if the losses stay as high: then
+    the loss itself has risen.
 
     Args:
         interval: Number of iterations between two kept states.
         num_kept: Number of states that are kept.
         max_rollbacks: Number of rollbacks in the run, resumes included, after
             which training halts.
-        lr_factor: Factor on the learning rates after a rollback, in (0, 1].
+        lr_factor: Factor on the learning rates after a rollback, in (0, 1],
+            if the run has diverged or losses or gradient norms had exploded.
             It is applied outside the schedulers.
         lr_recovery: Number of committed updates until the learning rates are
             back; None means never.
@@ -89,7 +95,7 @@ class RollbackHook(GuardListener):
         num_kept: int = 2,
         max_rollbacks: int = 3,
         lr_factor: float = 1.0,
-        lr_recovery: Optional[int] = None,
+        lr_recovery: Optional[int] = 5000,
         scale_factor: float = 1.0,
         restore_rng: bool = False,
     ) -> None:
@@ -171,13 +177,16 @@ class RollbackHook(GuardListener):
         outputs: Outputs = None,
     ) -> None:
         event, self._event = self._event, None
+        # Before another rollback, because a loss that has risen for good
+        # looks like a divergence again and again.
+        if self._end_trial(runner, event):
+            return
         if event is not None:
             try:
                 self._roll_back(runner, event)
             except TrainingHalted as error:
                 halt(runner, error)
             return
-        self._end_trial(runner)
         is_quiet = all(map(is_at_rest, find_guards(runner).values()))
         if is_quiet and self._states.is_due(runner, self._interval):
             self._keep(runner, runner.iter + 1)
@@ -269,25 +278,35 @@ class RollbackHook(GuardListener):
             first_bad -= window * wrapper._accumulative_counts
         return first_bad
 
-    def _end_trial(self, runner: Runner) -> None:
-        """Undo the last rollback if the losses show that it did not help."""
+    def _end_trial(self, runner: Runner, event: Optional[GuardEvent]) -> bool:
+        """Undo the last rollback if the losses show that it did not help.
+
+        Args:
+            runner: The runner of the training.
+            event: A reason for another rollback, if there is one.
+
+        Returns:
+            Whether the rollback was undone.
+        """
         trial = self._trial
         guards = find_guards(runner)
-        if trial is None or not trial.is_over(guards[trial.optimizer].state):
-            return
         # An open window has run forward passes of the restored state.
-        if any(guard.is_open for guard in guards.values()):
-            return
-        self._trial = None
+        if trial is None or any(guard.is_open for guard in guards.values()):
+            return False
         guard = guards[trial.optimizer]
-        if not trial.has_failed(guard.state):
-            return
+        if event is None and not trial.is_over(guard.state):
+            return False
+        self._trial = None
+        is_other = event is not None and not CAUSES[event.cause].is_gradual
+        if is_other or not trial.has_failed(guard.state):
+            return False
         trial.before.restore(runner)
         for name, other in guards.items():
             state, other.clip_rule = trial.before.rules[name]
             other.state = other.state.rollback_undone(state)
         self._states.note_restored(runner, None)
         row = RollbackRow(
+            id=event.id if event else '',
             iter=runner.iter + 1,
             to=trial.before.iter,
             num_rollbacks=guard.state.num_rollbacks,
@@ -297,6 +316,7 @@ class RollbackHook(GuardListener):
             is_undone=True,
         )
         self._report(runner, row)
+        return True
 
     def _lowered(self, factor: float) -> Tuple[float, float]:
         """Return the factor on learning rates and its growth per commit.
