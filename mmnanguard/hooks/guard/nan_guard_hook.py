@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import torch
 from mmengine.dist import broadcast_object_list, get_world_size
+from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
@@ -39,7 +40,7 @@ from .check_listeners import check_signatures, misspelt_methods
 from .ema_freeze import EmaFreeze
 from .guard_checkpoint import GuardCheckpoint
 from .recent_samples import RecentSamples
-from .run_scalars import drop_nonfinite, update_scalars
+from .run_scalars import LoggedValues, note_rejected, update_scalars
 
 __all__ = ['NanGuardHook']
 
@@ -75,9 +76,10 @@ class NanGuardHook(PatchingHook, EventSource):
                                        ``accumulation='microbatch'`` only
     =================================  =====================================
 
-    A non-finite value that the model logs stays out of MMEngine's smoothed
-    scalars, where it would blank the loss for a whole window; the event
-    reports it instead.
+    A non-finite value that the model logs stays out of MMEngine's averages,
+    where it would blank the loss for a whole window; the event reports it
+    instead. A window without any finite value is NaN. Beside a wrapper that
+    is not guarded, the log stays as MMEngine writes it.
 
     The averages of an ``EMAHook`` or of mmdet's ``MeanTeacherHook`` stay as
     they were before a rejected window. A loop that enters no
@@ -100,9 +102,9 @@ class NanGuardHook(PatchingHook, EventSource):
         self._guards: Dict[str, GuardProtocol] = {}
         self._modules: Dict[str, List[nn.Module]] = {}
         self._samples = RecentSamples()
+        self._logged = LoggedValues()
         self._num_updates = 0
         self._ids: Set[str] = set()
-        self._left_out: Set[str] = set()
 
     def before_run(self, runner: Runner) -> None:
         super().before_run(runner)
@@ -116,8 +118,11 @@ class NanGuardHook(PatchingHook, EventSource):
         self._checkpoint.resume_guards(runner, find_wrappers(runner))
         self._num_updates = self._count('num_updates')
         self._modules = own_modules(runner)
-        wrappers = find_wrappers(runner).values()
-        longest = max(wrapper._accumulative_counts for wrapper in wrappers)
+        wrappers = find_wrappers(runner)
+        unguarded = [name for name in wrappers if name not in self._guards]
+        self._logged = LoggedValues(unguarded)
+        self._logged.resume(runner.message_hub)
+        longest = max(map(window_length, wrappers.values()))
         self._samples = RecentSamples(longest, runner.iter)
         self._ema = EmaFreeze(
             runner.hooks, self._guards.values(), longest > 1, runner.model
@@ -183,7 +188,9 @@ class NanGuardHook(PatchingHook, EventSource):
         for guard in self._guards.values():
             for event in guard.take_events():
                 events.append((guard, event))
-        self._keep_logs_finite(runner, outputs or {}, bool(events))
+        self._logged.check(
+            runner.message_hub, outputs or {}, runner.logger, bool(events)
+        )
         update_scalars(runner.message_hub, self._guards)
         # Most iterations have no event, and the context costs host reads.
         if events:
@@ -191,6 +198,8 @@ class NanGuardHook(PatchingHook, EventSource):
         for position, (guard, event) in enumerate(events):
             event = self._complete(runner, event, context)
             events[position] = guard, event
+            if event.action is not Action.STEP:
+                note_rejected(runner.message_hub)
             self._report(runner, event)
         # After the reports: an event names the samples of its window.
         if self._count('num_updates') != self._num_updates:
@@ -310,22 +319,12 @@ class NanGuardHook(PatchingHook, EventSource):
             getattr(guard.state, counter) for guard in self._guards.values()
         )
 
-    def _keep_logs_finite(
-        self, runner: Runner, outputs: Mapping[str, object], has_event: bool
-    ) -> None:
-        """Remove non-finite values of the model from the smoothed log.
 
-        Warns once per name, unless an event reports the iteration.
-        """
-        dropped = drop_nonfinite(runner.message_hub, list(outputs))
-        for key, value in dropped.items():
-            if not has_event and key not in self._left_out:
-                self._left_out.add(key)
-                runner.logger.warning(
-                    f"Iter {runner.iter + 1}: the model logs '{key}' as "
-                    f'{value}; such values of it are left out of the '
-                    'smoothed log (said once)'
-                )
+def window_length(wrapper: BaseOptimWrapper) -> int:
+    """Return the number of iterations of the wrapper's longest window."""
+    # Wrappers that are not MMEngine's own, such as DeepSpeed's, count by
+    # themselves, and are not guarded.
+    return getattr(wrapper, '_accumulative_counts', 1)
 
 
 def logged_losses(outputs: Mapping[str, object]) -> Dict[str, float]:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..base.dtype_name import dtype_name
 from ..base.shards import local
+from ..base.tensor_kinds import real_values
 from .saved_averages import EMA_KEY, source_of, trained_and_averaged
 from .saved_optimizer import (
     GUARD_KEY,
@@ -265,24 +266,18 @@ def elements(value: Union[Tensor, float]) -> Optional[Tensor]:
     """
     if isinstance(value, float):
         return torch.tensor(value, dtype=torch.float64)
-    values = local(value.detach())
     # Elements that are not stored are zeros.
-    if values.is_sparse:
-        values = values.coalesce().values()
-    if values.is_complex():
-        values = torch.view_as_real(values)
-    if not values.is_floating_point() or values.numel() == 0:
-        return None
-    # Few operations are implemented for floating types of 8 bits.
-    if values.element_size() == 1:
-        return values.float()
-    return values
+    if value.layout is torch.sparse_coo:
+        value = value.detach().coalesce()
+    return real_values(value)
 
 
 def is_like_mask(value: Tensor, limit: float) -> bool:
     """Whether a tensor may hold Inf by design; see :func:`scan_checkpoint`."""
     values = elements(value)
-    if values is None or value.is_sparse or torch.isnan(values).any():
+    if values is None or value.layout is not torch.strided:
+        return False
+    if torch.isnan(values).any():
         return False
     finite = values[torch.isfinite(values)]
     # Without a finite element it may be a weight that has diverged; without
@@ -300,7 +295,7 @@ def is_like_mask(value: Tensor, limit: float) -> bool:
 
 def digest(value: Tensor) -> str:
     """Return a hash of a tensor's dtype, shape and bits."""
-    tensor = local(value.detach()).contiguous()
+    tensor = local(value.detach()).resolve_conj().resolve_neg().contiguous()
     # As bytes, because numpy has no bfloat16.
     bits = tensor.flatten().view(torch.uint8).numpy()
     head = f'{tensor.dtype} {tuple(tensor.shape)}'.encode()

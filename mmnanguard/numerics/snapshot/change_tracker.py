@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from .averaged_modules import note_averages, note_changing
-from .tensor_backup import TensorBackup, can_compare
+from .tensor_backup import TensorBackup
 
 __all__ = ['ChangeTracker', 'OtherOptimizers', 'TrackedModel']
 
@@ -42,13 +42,15 @@ class ModuleStructure:
         owner: The module.
     """
 
-    __slots__ = ('buffers', 'children', 'owner', 'params')
+    __slots__ = ('buffers', 'children', 'lazy', 'owner', 'params')
 
     def __init__(self, owner: nn.Module) -> None:
         self.owner = owner
         self.buffers = tuple(owner._buffers)
         self.params = tuple(owner._parameters)
         self.children = list(owner._modules.items())
+        # Tensors without values, which a first forward pass gives them.
+        self.lazy = lazy_tensors(owner)
 
     def is_outdated(self) -> bool:
         """Whether a name was added or removed, or a child was replaced.
@@ -63,6 +65,7 @@ class ModuleStructure:
                 bool(owner._modules or self.children)
                 and list(owner._modules.items()) != self.children
             )
+            or (bool(self.lazy) and lazy_tensors(owner) != self.lazy)
         )
 
     def restore(self) -> None:
@@ -111,14 +114,15 @@ class TrackedModel:
 
     def divide(self, is_probing: bool) -> None:
         """Divide the backups into ``moving`` and ``quiet``."""
-        if is_probing:
-            # Nothing is known yet, so everything may move.
-            self.moving, self.quiet = self.backups, []
-            return
         self.moving, self.quiet = [], []
         for backup in self.backups:
-            group = self.moving if backup.is_changing else self.quiet
-            group.append(backup)
+            # While nothing is known, everything may move. Parameters that
+            # cannot be compared are not copied for that: quantized weights
+            # of gigabytes do not change.
+            if backup.is_changing or (is_probing and backup.is_ordinary):
+                self.moving.append(backup)
+            elif backup.has_counter:
+                self.quiet.append(backup)
 
 
 class ChangeTracker:
@@ -188,18 +192,30 @@ class ChangeTracker:
             if backup.owner in present:
                 backups[backup] = None
         for owner in owners:
-            places = [(owner, '_buffers', key) for key in owner._buffers]
-            for key, param in owner._parameters.items():
-                # A lazy parameter has no values yet, and another optimizer
-                # may commit to its own parameters at any time.
-                if param is None or is_lazy(param) or id(param) in foreign:
-                    continue
-                if can_compare(param):
-                    places.append((owner, '_parameters', key))
-            for place in places:
-                if place not in self._backups:
-                    self._backups[place] = TensorBackup(*place)
-                backups[self._backups[place]] = None
+            for registry in ('_buffers', '_parameters'):
+                for key, tensor in getattr(owner, registry).items():
+                    is_param = registry == '_parameters'
+                    # Another optimizer may commit to its own parameters at
+                    # any time.
+                    if is_param and (tensor is None or id(tensor) in foreign):
+                        continue
+                    # A lazy tensor has no values yet.
+                    if is_lazy(tensor):
+                        continue
+                    place = owner, registry, key
+                    if place not in self._backups:
+                        self._backups[place] = TensorBackup(*place)
+                    backups[self._backups[place]] = None
         tracked.backups = list(backups)
         note_averages(tracked.backups, owners)
         tracked.divide(self.is_probing)
+
+
+def lazy_tensors(owner: nn.Module) -> List[int]:
+    """Return the ids of a module's buffers and parameters without values."""
+    ids = []
+    for registry in (owner._buffers, owner._parameters):
+        for tensor in registry.values():
+            if tensor is not None and is_lazy(tensor):
+                ids.append(id(tensor))
+    return ids

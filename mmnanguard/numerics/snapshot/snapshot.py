@@ -129,7 +129,7 @@ class Snapshot:
         # Checksums find the tensors whose counter cannot be trusted.
         if is_probing:
             for backup in new:
-                if backup.tensor is not None and not backup.is_uncounted:
+                if backup.is_compared:
                     self._checksums[backup] = backup.sum_bits()
 
     @torch.no_grad()
@@ -143,13 +143,17 @@ class Snapshot:
                 probed.append(backup)
         judged, currents, baselines = [], [], []
         for backup in changed + probed:
-            if not backup.is_judged:
+            values = backup.current_values if backup.is_judged else None
+            if values is None:
                 continue
-            judged.append(backup)
-            currents.append(backup.current_values)
             # A baseline is needed only until was_finite is known.
-            if backup.was_finite is None and backup.copy is not None:
-                baselines.append(backup.copy)
+            if backup.was_finite is None:
+                baseline = backup.baseline
+                if baseline is None:
+                    continue
+                baselines.append(baseline)
+            judged.append(backup)
+            currents.append(values)
         moved = []
         for backup in probed:
             moved.append(torch.ne(backup.sum_bits(), self._checksums[backup]))
@@ -240,12 +244,14 @@ class Snapshot:
                 pairs.append((backup.target, backup.copy))
         _copy(pairs)
         for backup in changes.late:
+            future = 'From now on such changes are put back.'
+            if backup.is_lost:
+                future = 'It cannot be copied, so such changes always stay.'
             warnings.warn(
                 f"forward changed the parameter '{backup.key}' of a "
                 f'{type(backup.owner).__name__}, which it had left alone in '
                 f'the first {NUM_PROBED_WINDOWS} commits: this one change '
-                'stays although the update was rejected. From now on such '
-                'changes are put back.',
+                f'stays although the update was rejected. {future}',
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -258,14 +264,10 @@ class Snapshot:
 def _copy(pairs: Sequence[Tuple[Tensor, Tensor]]) -> None:
     """Copy each source to its target, with one kernel per type and device.
 
-    PyTorch copies a list of several types with one kernel per tensor, and
-    PyTorch 2.1 has no kernel for sparse tensors at all.
+    PyTorch copies a list of several types with one kernel per tensor.
     """
     groups: Dict[object, List[Tuple[Tensor, Tensor]]] = {}
     for target, source in pairs:
-        if source.layout is not torch.strided:
-            target.copy_(source)
-            continue
         key = (target.dtype, target.device, source.device)
         groups.setdefault(key, []).append((target, source))
     for group in groups.values():

@@ -12,7 +12,8 @@ from mmnanguard.core import Observation, ScaleReading, Shard
 
 from ..base.host_read import read_once
 from ..base.norms import tensor_norms
-from ..base.shards import Placement, local
+from ..base.shards import Placement
+from ..base.tensor_kinds import real_values
 from ..snapshot.snapshot import Changes, Snapshot
 
 __all__ = ['Reading', 'diagnose', 'observe']
@@ -136,11 +137,17 @@ def diagnose(
 def nonfinite_indices(tensors: Sequence[Tensor]) -> List[int]:
     """Return the indices of tensors with NaN or Inf on this rank.
 
-    Reads from the device once.
+    Tensors whose elements cannot be read count as finite. Reads from the
+    device once.
     """
-    are_finite = [torch.isfinite(local(tensor)).all() for tensor in tensors]
+    indices, are_finite = [], []
+    for index, tensor in enumerate(tensors):
+        values = real_values(tensor)
+        if values is not None:
+            indices.append(index)
+            are_finite.append(torch.isfinite(values).all())
     flags = read_once({'are_finite': are_finite})['are_finite']
-    return [index for index, flag in enumerate(flags) if not flag]
+    return [index for index, flag in zip(indices, flags) if not flag]
 
 
 def split_norms(
