@@ -366,7 +366,7 @@ def test_the_learning_rate_is_lowered_for_an_explosion(tmp_path, recovery):
     )
     (row,) = read_rows(runner, 'rollback')
     assert (row['to'], row['lr_factor']) == (8, 0.5)
-    assert 'loss' in row['evidence'] and '->' in row['evidence']
+    assert '->' in row['evidence']
     factors = runner.message_hub.get_scalar('train/guard/lr_factor').data[0]
     assert min(factors) == (0.75 if recovery else 0.5)
     assert factors[-1] == (1.0 if recovery else 0.5)
@@ -517,7 +517,8 @@ def test_a_rollback_is_undone_if_the_loss_itself_has_risen(tmp_path):
     back, undone = read_rows(runner, 'rollback')
     assert (back['iter'], back['to'], back['is_undone']) == (43, 36, False)
     assert (undone['iter'], undone['to']) == (46, 43)
-    assert undone['is_undone'] and 'the loss has changed' in undone['evidence']
+    assert undone['is_undone']
+    assert 'the loss has changed' in undone['evidence']
     states = runner.remembered.states
     assert_equal(states[46], states[42])  # 43 was rejected
     guard = runner.optim_wrapper.guard
@@ -605,10 +606,7 @@ def test_files_of_this_run_are_restored_after_a_resume(tmp_path, is_guarded):
     )
     first.train()
     runner = train(
-        tmp_path,
-        faults=(10, 11, 12),
-        custom=[ForgetStates()],
-        resume=True,
+        tmp_path, faults=(10, 11, 12), custom=[ForgetStates()], resume=True
     )
     (row,) = read_rows(runner, 'rollback')
     assert (row['iter'], row['to']) == (12, 8)

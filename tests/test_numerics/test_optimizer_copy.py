@@ -77,7 +77,9 @@ def digest(value, params):
 
 
 def everything(optimizer):
-    params = [id(p) for g in optimizer.param_groups for p in g['params']]
+    params = []
+    for group in optimizer.param_groups:
+        params += map(id, group['params'])
     kept = [optimizer.state, optimizer.param_groups]
     for name in ('count', 'pair', 'history', 'alias'):
         kept.append(getattr(optimizer, name))

@@ -8,10 +8,12 @@ from typing import (
     NamedTuple,
     Optional,
     Protocol,
+    Sequence,
     Set,
     Tuple,
 )
 
+from mmengine.dist import all_gather_object
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -31,6 +33,7 @@ __all__ = [
     'count_steps',
     'optimizers_of',
     'present_state',
+    'restore_together',
     'scheduled_keys',
     'tensors_of',
 ]
@@ -68,6 +71,7 @@ class EarlierState(NamedTuple):
         rng: The random state of this rank; None if it is not known.
         path: The checkpoint that the state was read from; '' for a state in
             memory.
+        left_out: The names of tensors that could not be copied.
     """
 
     iter: int
@@ -75,6 +79,7 @@ class EarlierState(NamedTuple):
     rules: Mapping[str, GuardRules]
     rng: Optional[RngState] = None
     path: str = ''
+    left_out: Sequence[str] = ()
 
     @property
     def num_steps(self) -> int:
@@ -104,12 +109,38 @@ def present_state(runner: Runner, iteration: int) -> EarlierState:
     copy = StateCopy.of(
         tensors_of(runner), optimizers_of(runner), scheduled_keys(runner)
     )
-    return EarlierState(iteration, copy, rules, read_rng())
+    return EarlierState(
+        iteration, copy, rules, read_rng(), left_out=copy.left_out
+    )
 
 
 def count_steps(runner: Runner) -> int:
     """Return the number of commits of all guards in the run."""
     return sum(guard.state.num_steps for guard in find_guards(runner).values())
+
+
+def restore_together(
+    runner: Runner, kept: EarlierState, before: EarlierState
+) -> bool:
+    """Restore a state on all ranks or on none; return whether it was.
+
+    Collective.
+
+    Args:
+        runner: The runner of the training.
+        kept: The state to restore.
+        before: The present state, which comes back after a failure.
+    """
+    is_restored = True
+    try:
+        kept.restore(runner)
+    except Exception:  # the user's optimizer may raise anything
+        runner.logger.exception('mmnanguard: cannot restore a kept state')
+        is_restored = False
+    if all(all_gather_object(is_restored)):
+        return True
+    before.restore(runner)
+    return False
 
 
 def models_of(runner: Runner) -> Dict[str, nn.Module]:
@@ -171,11 +202,11 @@ def scheduled_keys(runner: Runner) -> Dict[str, Collection[str]]:
     keys: Dict[str, Collection[str]] = {}
     for name in find_wrappers(runner):
         # MMEngine has a dict if there are several optimizers.
-        own: Any = schedulers
+        listed: Any = schedulers
         if isinstance(schedulers, dict):
-            own = schedulers.get(name, [])
+            listed = schedulers.get(name, [])
         owned: Set[str] = set()
-        for scheduler in own:
+        for scheduler in listed:
             # A scheduler of another base class most likely changes the rate.
             key = getattr(scheduler, 'param_name', 'lr')
             owned |= {key, f'initial_{key}'}

@@ -3,8 +3,11 @@
 from statistics import median_low
 from typing import NamedTuple, Optional, Tuple
 
+from mmengine.runner import Runner
+
 from mmnanguard.core import GuardEvent, GuardState
 
+from .._shared.find_guards import find_guards
 from .earlier_state import EarlierState
 
 __all__ = ['LossTrial']
@@ -70,6 +73,13 @@ class LossTrial(NamedTuple):
     def has_failed(self, state: GuardState) -> bool:
         """Whether the losses since the rollback are all above the limit."""
         return min(self.losses(state), default=0.0) > self.limit
+
+    def undo(self, runner: Runner) -> None:
+        """Restore the state from before the rollback."""
+        self.before.restore(runner)
+        for name, guard in find_guards(runner).items():
+            state, guard.clip_rule = self.before.rules[name]
+            guard.state = guard.state.rollback_undone(state)
 
     def words(self) -> str:
         """Return the reason for undoing the rollback."""

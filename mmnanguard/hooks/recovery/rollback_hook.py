@@ -14,7 +14,6 @@ from mmnanguard.core import (
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.checks import check_value, is_count, is_finite_number
 from mmnanguard.core.rows.rollback_row import RollbackRow
-from mmnanguard.core.rules.recent_commits import Growth, find_growth
 from mmnanguard.numerics.base.rng_state import set_rng
 from mmnanguard.numerics.checkpoints.state_audit import StateAudit
 from mmnanguard.numerics.guard_protocol import GuardProtocol
@@ -26,10 +25,11 @@ from .._shared.find_guards import find_guards, find_wrappers
 from .._shared.guard_listener import GuardListener
 from .._shared.halt import halt
 from .._shared.hook_arguments import DataBatch, Outputs
-from .earlier_state import EarlierState, present_state
+from .earlier_state import present_state, restore_together
 from .kept_state import kept_state
 from .kept_states import KeptStates
 from .loss_trial import LossTrial
+from .lower_rate import RateEvidence, lowered
 
 __all__ = ['RollbackHook']
 
@@ -95,7 +95,7 @@ class RollbackHook(GuardListener):
         num_kept: int = 2,
         max_rollbacks: int = 3,
         lr_factor: float = 1.0,
-        lr_recovery: Optional[int] = 5000,
+        lr_recovery: Optional[int] = 10000,
         scale_factor: float = 1.0,
         restore_rng: bool = False,
     ) -> None:
@@ -135,7 +135,7 @@ class RollbackHook(GuardListener):
         )
         self._states = KeptStates(runner, self._num_kept)
         self._event = self._trial = None
-        self._has_begun = False
+        self._has_begun = self._is_told = False
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
@@ -203,7 +203,16 @@ class RollbackHook(GuardListener):
                 'state to go back to'
             )
             return
-        self._states.add(present_state(runner, iteration))
+        state = present_state(runner, iteration)
+        self._states.add(state)
+        # Said once, with the first state.
+        if not self._is_told and state.left_out:
+            self._is_told = True
+            runner.logger.warning(
+                'mmnanguard: a rollback will not restore '
+                f'{", ".join(state.left_out[:5])}: such a tensor cannot be '
+                'copied'
+            )
 
     def _roll_back(self, runner: Runner, event: GuardEvent) -> None:
         """Restore an earlier state and report it.
@@ -220,16 +229,13 @@ class RollbackHook(GuardListener):
                 'max_rollbacks.'
             )
             raise TrainingHalted(*describe_halt(guard, event, why))
-        growth = find_growth(
-            guard.state.recent_commits, event.loss, event.grad_norm
-        )
         facts = CAUSES[event.cause]
-        has_exploded = facts.is_gradual or growth is not None
+        evidence = RateEvidence.of(event, guard.state)
         kept, why = self._states.choose(
             runner,
             self._first_bad(runner, event),
             is_bad=facts.ends_run and not facts.is_gradual,
-            is_suspect=has_exploded,
+            is_suspect=bool(evidence),
         )
         before = present_state(runner, event.iter)
         if kept is not None and not restore_together(runner, kept, before):
@@ -240,8 +246,8 @@ class RollbackHook(GuardListener):
         for name, other in guards.items():
             state, other.clip_rule = kept.rules[name]
             lr = other.state.lr_factor, other.state.lr_return
-            if other is guard and has_exploded:
-                lr = self._lowered(other.state.lr_factor)
+            if other is guard and evidence:
+                lr = lowered(lr[0], self._lr_factor, self._lr_recovery)
             # Only statistics are restored. Counters go on, because the
             # rejected updates did happen and max_rollbacks has to be reached.
             other.state = other.state.rolled_back(state, *lr)
@@ -250,6 +256,10 @@ class RollbackHook(GuardListener):
             set_rng(kept.rng)
         self._states.note_restored(runner, kept)
         self._trial = LossTrial.begin(event, before, kept)
+        words = ''
+        # Nothing is to be explained if no lower rate is allowed.
+        if self._lr_factor < 1:
+            words = evidence.words(self._lr_recovery)
         row = RollbackRow(
             id=event.id,
             iter=event.iter,
@@ -258,7 +268,7 @@ class RollbackHook(GuardListener):
             num_rollbacks=guard.state.num_rollbacks,
             lr_factor=guard.state.lr_factor,
             loss_scale=guard.scaler.get_scale(),
-            evidence=self._evidence(event, growth),
+            evidence=words,
         )
         self._report(runner, row)
 
@@ -300,10 +310,7 @@ class RollbackHook(GuardListener):
         is_other = event is not None and not CAUSES[event.cause].is_gradual
         if is_other or not trial.has_failed(guard.state):
             return False
-        trial.before.restore(runner)
-        for name, other in guards.items():
-            state, other.clip_rule = trial.before.rules[name]
-            other.state = other.state.rollback_undone(state)
+        trial.undo(runner)
         self._states.note_restored(runner, None)
         row = RollbackRow(
             id=event.id if event else '',
@@ -318,32 +325,6 @@ class RollbackHook(GuardListener):
         self._report(runner, row)
         return True
 
-    def _lowered(self, factor: float) -> Tuple[float, float]:
-        """Return the factor on learning rates and its growth per commit.
-
-        Args:
-            factor: The present factor, which an earlier rollback may have
-                lowered.
-        """
-        factor *= self._lr_factor
-        if not self._lr_recovery:
-            return factor, 0.0
-        return factor, (1 - factor) / self._lr_recovery
-
-    def _evidence(self, event: GuardEvent, growth: Optional[Growth]) -> str:
-        """Return the reason why the learning rate was lowered or kept."""
-        # The user allows no lower rate, so that there is nothing to explain.
-        if self._lr_factor == 1:
-            return ''
-        back = ''
-        if self._lr_recovery:
-            back = f'; back in {self._lr_recovery} commits'
-        if growth is not None:
-            return f'{growth.words()} before{back}'
-        if CAUSES[event.cause].is_gradual:
-            return f'the loss has risen{back}'
-        return 'neither losses nor gradient norms had exploded before'
-
     def _report(self, runner: Runner, row: RollbackRow) -> None:
         """Log a rollback, and hand its row to all hooks."""
         runner.logger.warning(row.line(self._max_rollbacks))
@@ -355,30 +336,6 @@ class RollbackHook(GuardListener):
             scale = scaler.get_scale() * self._scale_factor
             scale = max(scale, scaler.min_scale)
             scaler.load_state_dict(dict(scale=scale))
-
-
-def restore_together(
-    runner: Runner, kept: EarlierState, before: EarlierState
-) -> bool:
-    """Restore a state on all ranks or on none; return whether it was.
-
-    Collective.
-
-    Args:
-        runner: The runner of the training.
-        kept: The state to restore.
-        before: The present state, which comes back after a failure.
-    """
-    is_restored = True
-    try:
-        kept.restore(runner)
-    except Exception:  # the user's optimizer may raise anything
-        runner.logger.exception('mmnanguard: cannot restore a kept state')
-        is_restored = False
-    if all(all_gather_object(is_restored)):
-        return True
-    before.restore(runner)
-    return False
 
 
 def describe_halt(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from .host_tensor import HostTensor
+from .host_tensor import HostTensor, keep_tensor
 
 __all__ = ['OptimizerCopy', 'owned_keys']
 
@@ -112,7 +112,8 @@ class Keeper:
         if isinstance(value, nn.Module) or id(value) in self._params:
             return KeptValue(value)
         if isinstance(value, Tensor):
-            return KeptTensor(HostTensor(value))
+            copy = keep_tensor(value)
+            return KeptValue(value) if copy is None else KeptTensor(copy)
         if isinstance(value, Optimizer):
             for group in value.param_groups:
                 self._params.update(map(id, group['params']))

@@ -1,12 +1,12 @@
 """A copy of the trained state on the host, which can be restored."""
 
-from typing import Collection, Dict, List, Mapping, Optional, Tuple
+from typing import Collection, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .host_tensor import HostTensor
+from .host_tensor import HostTensor, keep_tensor
 from .optimizer_copy import OptimizerCopy
 
 __all__ = ['StateCopy', 'StateMismatchError']
@@ -28,13 +28,16 @@ class StateCopy:
         tensors: The copies of weights and buffers by name; None for a buffer
             that was None.
         optimizers: The copies of the optimizers by name.
+        left_out: The names of the tensors that cannot be copied.
     """
 
     def __init__(
         self,
         tensors: Mapping[str, Optional[HostTensor]],
         optimizers: Mapping[str, OptimizerCopy],
+        left_out: Sequence[str] = (),
     ) -> None:
+        self.left_out = left_out
         self._tensors = tensors
         self._optimizers = optimizers
 
@@ -55,15 +58,21 @@ class StateCopy:
                 the name of the optimizer; see :class:`OptimizerCopy`.
         """
         copies: Dict[str, Optional[HostTensor]] = {}
+        left_out: List[str] = []
         for name, tensor in tensors.items():
-            copies[name] = None
-            if tensor is not None:
-                copies[name] = HostTensor(tensor)
+            if tensor is None:
+                copies[name] = None
+                continue
+            copy = keep_tensor(tensor)
+            if copy is None:
+                left_out.append(name)
+            else:
+                copies[name] = copy
         kept: Dict[str, OptimizerCopy] = {}
         for name, optimizer in optimizers.items():
             owned = (scheduled or {}).get(name, ())
             kept[name] = OptimizerCopy(optimizer, owned)
-        return cls(copies, kept)
+        return cls(copies, kept, left_out)
 
     def check(
         self,
