@@ -21,7 +21,8 @@ EXPORTED = {
     'hooks': (
         'Audit AutopsyHook BadSamplesHook BatchDumpHook EventLogHook '
         'EventTextHook FaultInjectionHook Fp32ModulesHook GuardListener '
-        'InputGuardHook NanGuardHook RollbackHook StateAuditHook'
+        'InputGuardHook NanGuardHook RollbackHook StateAuditHook '
+        'choose_resume'
     ),
     'migrate': 'Migrated migrate',
     'models': 'SafeAdaLNZero SafeAttention SafeRMSNorm',
@@ -80,7 +81,7 @@ ROW_FIELDS = {
         'action cause ranks loss losses grad_norm lr loss_scale '
         'num_bad_params num_params params samples inputs watched '
         'consecutive_skips total_skips routine_overflows since spike '
-        'clip_coef lr_factor micro_batches'
+        'clip_coef lr_factor micro_batches origin'
     ),
     'autopsy': (
         'schema kind id phase module module_type method op source dtype '

@@ -27,6 +27,8 @@ OUTCOMES = {
     Action.ROLLBACK: 'training goes back to an earlier state',
 }
 
+UNKNOWN_ORIGIN = 'which happened outside any guarded update'
+
 
 @dataclass(frozen=True)
 class GuardEvent(RowRecord):
@@ -72,6 +74,8 @@ class GuardEvent(RowRecord):
             ..., 'iter': ...}]}`` with the micro-batches of the window on all
             ranks, numbered from 1. The rest of the event is then about the
             micro-batches that were left out. None if all were used.
+        origin: How bad weights became bad, as a clause; '' if that is not
+            known.
         run: Name of the run.
         attempt: Number of the process start, from 1.
         id: The id of the event, unique in the attempt.
@@ -107,6 +111,7 @@ class GuardEvent(RowRecord):
     clip_coef: float = 1.0
     lr_factor: float = 1.0
     micro_batches: Optional[JsonObject] = None
+    origin: str = ''
     run: str = ''
     attempt: int = 1
     id: str = ''
@@ -157,6 +162,7 @@ class GuardEvent(RowRecord):
         return template.format(
             loss=self.loss,
             of_all=self._bad_of_all(),
+            origin=self.origin or UNKNOWN_ORIGIN,
             **self._tensor_words(),
             **self._loss_words(),
             **self._spike_words(),

@@ -1,6 +1,6 @@
 """The question whether a checkpoint was written by the same run."""
 
-from typing import Any, Mapping, NamedTuple, Set
+from typing import Any, Mapping, NamedTuple, Optional, Set
 
 import numpy as np
 
@@ -37,16 +37,19 @@ class Lineage(NamedTuple):
         return cls(runs - {''}, hub.get('log_scalars') or {})
 
 
-def is_earlier(earlier: Lineage, later: Lineage) -> bool:
+def is_earlier(earlier: Lineage, later: Lineage) -> Optional[bool]:
     """Whether both states are of one run, and the first is the earlier one.
 
     Guarded runs have ids. A run that was not guarded is recognized by its
     log, which its checkpoints contain and which a resumed run continues: the
     log of the earlier state must be the beginning of the later one.
+
+    Returns:
+        None if there is neither an id nor a log on both sides.
     """
     if earlier.runs and later.runs:
         return bool(earlier.runs & later.runs)
-    is_proven = False
+    is_known = None
     for name in HISTORIES:
         if name not in earlier.scalars or name not in later.scalars:
             continue
@@ -55,5 +58,5 @@ def is_earlier(earlier: Lineage, later: Lineage) -> bool:
         values, _ = later.scalars[name].data
         if not np.array_equal(begin, values[: len(begin)], equal_nan=True):
             return False
-        is_proven = True
-    return is_proven
+        is_known = True
+    return is_known

@@ -200,7 +200,7 @@ def find_checkpoint(runner: Runner, before: int) -> Optional[Tuple[str, int]]:
         if checkpoint['meta']['iter'] >= before:
             return False
         why = ''
-        if not is_earlier(Lineage.of(checkpoint), present):
+        if is_earlier(Lineage.of(checkpoint), present) is not True:
             why = 'another run has written it'
         else:
             try:

@@ -2,15 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import (
-    Callable,
-    Collection,
-    Iterable,
-    List,
-    NamedTuple,
-    Optional,
-    Sequence,
-)
+from typing import Callable, Collection, Iterable, List, NamedTuple, Optional
 
 from .checkpoint_file import (
     CheckpointFile,
@@ -37,20 +29,18 @@ def find_newest_clean(
     paths: Iterable[Path],
     is_wanted: Callable[[Path, StateDict], bool],
     by_design: Collection[str] = (),
-    known: Sequence[CheckpointFile] = (),
 ) -> Optional[CheckpointFile]:
     """Return the newest clean checkpoint from which a run can be resumed.
 
     Only the heads of all files are read. Files are scanned one by one, from
-    the newest one on, and compared with the files scanned before and with one
-    older file, which shows what is a mask.
+    the newest one on. A file that may hold masks is compared with the next
+    older file without a finding.
 
     Args:
         paths: Files, or folders with a file per rank.
         is_wanted: Whether a file may be chosen, by its path and its content,
             whose tensors are not read.
         by_design: The names of the model's tensors that may hold NaN or Inf.
-        known: The results of earlier scans, to compare with.
     """
     candidates: List[Candidate] = []
     for path in paths:
@@ -61,20 +51,20 @@ def find_newest_clean(
         if count is not None and is_wanted(path, content):
             time = path.stat().st_mtime
             candidates.append(Candidate(count, time, path))
-    candidates.sort(reverse=True)
-    scans = list(known)
-    num_judged = 0
-    for index, candidate in enumerate(candidates):
-        scans.append(scan_known(candidate.path, by_design))
-        is_last = index + 1 == len(candidates)
-        if len(scans) == 1 and not is_last:
+    newer: Optional[CheckpointFile] = None
+    for candidate in sorted(candidates, reverse=True):
+        file = scan_known(candidate.path, by_design)
+        if file.status != 'read' or file.scan.findings:
             continue
-        judged = {file.path: file for file in judge_files(scans)}
-        for newer in candidates[num_judged : index + 1]:
-            if judged[newer.path].status == 'clean':
-                return judged[newer.path]
-        num_judged = index + 1
-    return None
+        if newer is not None:
+            for judged in judge_files([newer, file]):
+                if judged.path == newer.path and judged.status == 'clean':
+                    return judged
+        elif not file.scan.masks:
+            return replace(file, status='clean')
+        # Its masks differ from the newer file's, or were not compared yet.
+        newer = file
+    return None if newer is None else replace(newer, status='clean')
 
 
 def read_head(path: Path) -> Optional[StateDict]:
@@ -92,16 +82,20 @@ def read_head(path: Path) -> Optional[StateDict]:
 
 
 def scan_known(path: Path, by_design: Collection[str] = ()) -> CheckpointFile:
-    """Scan a checkpoint, without the findings that are there by design.
+    """Scan a checkpoint, without what is there by design.
 
     Args:
         path: A file, or a folder with a file per rank.
         by_design: The names of the model's tensors that may hold NaN or Inf.
     """
     file = scan_file(path)
-    findings = []
+    findings, masks = [], []
     for finding in file.scan.findings:
         is_of_model = finding.part in ('weight', 'ema')
         if not (is_of_model and finding.name in by_design):
             findings.append(finding)
-    return replace(file, scan=replace(file.scan, findings=tuple(findings)))
+    for mask, bits in file.scan.masks:
+        if mask.name not in by_design:
+            masks.append((mask, bits))
+    scan = replace(file.scan, findings=tuple(findings), masks=tuple(masks))
+    return replace(file, scan=scan)
