@@ -91,23 +91,27 @@ def find_clean_beside(
     """
     last_clean = read_pointer(work_dir, LAST_CLEAN)
     paths = set(Path(work_dir).glob('*.pth'))
-    marks: Optional[Mapping[str, Any]] = None
-    for known in (path, last_clean):
-        if known is not None:
-            paths |= {Path(known), *Path(known).parent.glob('*.pth')}
-            # The run is that of the first file that can be read.
-            marks = marks or read_head(Path(known))
-    run = None if marks is None else Lineage.of(marks)
-    limit = None if marks is None else iteration_of(marks)
+    run: Optional[Lineage] = None
+    limit: Optional[int] = None
+    for known in filter(None, (path, last_clean)):
+        paths |= {Path(known), *Path(known).parent.glob('*.pth')}
+        content = read_head(Path(known))
+        # The run is that of the first file that can be read.
+        if content is not None and run is None:
+            run = Lineage.of(content)
+            if known == path:
+                limit = iteration_of(content)
 
     def is_wanted(_: Path, checkpoint: Mapping[str, Any]) -> bool:
         """Whether the checkpoint is of the run, as far as that is known."""
         if run is None:
             return True
         other, count = Lineage.of(checkpoint), iteration_of(checkpoint)
-        if limit is not None and count is not None and count > limit:
-            return is_earlier(run, other) is True
-        return is_earlier(other, run) is not False
+        # A file that is not the newest of its run may be older or younger.
+        if limit is None and is_earlier(run, other):
+            return True
+        is_older = limit is None or (count is not None and count <= limit)
+        return is_older and is_earlier(other, run) is not False
 
     clean = find_newest_clean(paths, is_wanted, by_design)
     return None if clean is None else str(clean.path)
