@@ -113,6 +113,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     sys.path[:0] = [str(ROOT)]
     args = parse_args(argv)
 
+    from mmnanguard._support.escape import escape_lines
     from mmnanguard.core import GuardConfigError, TrainingHalted
     from mmnanguard.hooks._shared.roles import EventSource, has_hook
     from mmnanguard.hooks.recovery.choose_resume import resume_from_clean
@@ -135,7 +136,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         runner.train()
     except GuardConfigError as error:
         # Its message says what to do; a traceback would hide it.
-        print(f'GuardConfigError: {error}', file=sys.stderr)
+        story = escape_lines(f'GuardConfigError: {error}')
+        print(story, file=sys.stderr)
         return 2
     except TrainingHalted:
         # The log says why.

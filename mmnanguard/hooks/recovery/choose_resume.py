@@ -8,6 +8,7 @@ from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmnanguard._support.escape import escape
 from mmnanguard.numerics.checkpoints.checkpoint_file import (
     CheckpointFile,
     iteration_of,
@@ -140,7 +141,7 @@ def resume_from_clean(
     broadcast_object_list(choice)
     path, story = choice[0]
     if story:
-        runner.logger.warning(f'mmnanguard: {story}')
+        runner.logger.warning(f'mmnanguard: {escape(story)}')
     if path:
         runner._load_from = path
 

@@ -9,6 +9,7 @@ from mmengine.dist import (
 )
 from mmengine.runner import Runner
 
+from mmnanguard._support.escape import escape
 from mmnanguard.numerics.checkpoints.state_audit import StateAudit
 
 from .choose_resume import (
@@ -70,7 +71,8 @@ class LoadedState:
             bad.update(dict.fromkeys(names))
         self.bad = tuple(bad)
         if self.bad:
-            runner.logger.error(f'mmnanguard: {self._story(runner)}')
+            story = escape(self._story(runner))
+            runner.logger.error(f'mmnanguard: {story}')
 
     def origin(self, names: Collection[str]) -> str:
         """Return the words on bad tensors that were loaded, or ''.

@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mmnanguard._support.escape import escape
 from mmnanguard.numerics import load_plain
 from mmnanguard.numerics.base.shards import is_sharded
 from mmnanguard.numerics.checkpoints.find_clean import find_newest_clean
@@ -209,7 +210,8 @@ def find_checkpoint(runner: Runner, before: int) -> Optional[Tuple[str, int]]:
             except (StateMismatchError, KeyError) as error:
                 why = str(error)
         if why:
-            runner.logger.warning(f'mmnanguard: {path} is passed over: {why}')
+            line = escape(f'{path} is passed over: {why}')
+            runner.logger.warning(f'mmnanguard: {line}')
         return not why
 
     file = find_newest_clean(paths, is_wanted)

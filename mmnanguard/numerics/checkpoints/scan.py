@@ -115,7 +115,9 @@ def scan_checkpoint(
     elements are Inf and its other elements are integers or all equal. Masks
     are returned separately, so that :func:`classify_masks` can compare them
     with other checkpoints. Trained parameters, statistics of BatchNorm and
-    tensors without a finite element are never masks.
+    tensors without a finite element are never masks. Parameters of which a
+    guard noted that they were non-finite before its first update are not
+    judged.
 
     Args:
         checkpoint: The loaded checkpoint, which is only read.
@@ -127,6 +129,7 @@ def scan_checkpoint(
     states = list(optimizer_tensors(checkpoint.get('optimizer'), weights))
     # A tensor with an optimizer state is trained and hence no mask.
     trained = {param for param, _, _ in states}
+    by_design = noted_by_guards(checkpoint.get('optimizer'))
     findings: List[ScanFinding] = []
     masks: List[Tuple[ScanFinding, str]] = []
     keys: List[Key] = []
@@ -135,7 +138,7 @@ def scan_checkpoint(
         for name, value in tensors.items():
             keys.append((part, name))
             finding = examine(part, name, value, limit)
-            if finding is None:
+            if finding is None or name in by_design:
                 continue
             if name not in trained | stats and is_like_mask(value, limit):
                 masks.append((finding, digest(value)))
@@ -212,6 +215,21 @@ def split_averages(
             source = name
         averages[source] = value
     return only_tensors(weights), only_tensors(averages)
+
+
+def noted_by_guards(optimizer: object) -> Set[str]:
+    """Return the parameters that guards noted as non-finite by design.
+
+    Args:
+        optimizer: The saved state of a wrapper, or of several by name.
+    """
+    names: Set[str] = set()
+    if isinstance(optimizer, Mapping):
+        for saved in (optimizer, *optimizer.values()):
+            guard = saved.get('guard') if isinstance(saved, Mapping) else None
+            if isinstance(guard, Mapping):
+                names.update(guard.get('nonfinite_by_design', ()))
+    return names
 
 
 def only_tensors(values: Mapping[str, object]) -> Dict[str, Tensor]:

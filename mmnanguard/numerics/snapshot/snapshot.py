@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.norms import tensor_norms
-from .change_tracker import NUM_PROBED_WINDOWS, ChangeTracker, TrackedModel
+from .change_tracker import ChangeTracker, TrackedModel
 from .tensor_backup import TensorBackup
 
 __all__ = ['Changes', 'Comparison', 'Snapshot']
@@ -207,6 +207,8 @@ class Snapshot:
                 backup.was_finite = math.isfinite(next(baselines))
             if math.isfinite(norm):
                 continue
+            if backup.tensor in self.tracker.masks.had_nan():
+                backup.was_finite = False
             became_bad = backup.was_finite or (
                 backup.is_born and math.isnan(norm)
             )
@@ -219,6 +221,23 @@ class Snapshot:
             else:
                 bad.append((backup.owner, backup.key))
         return Changes(backups, comparison.late, bad, lost)
+
+    def find_lost(self, changes: Changes) -> List[Owned]:
+        """Return the constant buffers that have gone bad; syncs the device.
+
+        The buffers that this window has changed are judged by :meth:`learn`.
+
+        Args:
+            changes: The changes of this window.
+        """
+        changed = set(changes.backups)
+        lost = []
+        for backup in self._taken:
+            if backup.is_param or backup in changed:
+                continue
+            if backup.went_bad_unseen():
+                lost.append((backup.owner, backup.key))
+        return lost
 
     @torch.no_grad()
     def restore(self, changes: Changes) -> None:
@@ -249,9 +268,9 @@ class Snapshot:
                 future = 'It cannot be copied, so such changes always stay.'
             warnings.warn(
                 f"forward changed the parameter '{backup.key}' of a "
-                f'{type(backup.owner).__name__}, which it had left alone in '
-                f'the first {NUM_PROBED_WINDOWS} commits: this one change '
-                f'stays although the update was rejected. {future}',
+                f'{type(backup.owner).__name__}, of which there is no copy '
+                'because forward had left it alone: this one change stays '
+                f'although the update was rejected. {future}',
                 RuntimeWarning,
                 stacklevel=2,
             )

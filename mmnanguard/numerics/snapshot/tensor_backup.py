@@ -51,6 +51,8 @@ class TensorBackup:
         is_changing: Whether a forward pass was seen to change the tensor.
         was_finite: Whether the tensor was finite before any window; None if
             that is not known yet.
+        is_suspect: Whether the tensor was found to be bad, without a sign of
+            when that happened.
     """
 
     __slots__ = (
@@ -60,6 +62,7 @@ class TensorBackup:
         'is_changing',
         'is_lost',
         'is_ordinary',
+        'is_suspect',
         'is_uncounted',
         'key',
         'owner',
@@ -82,6 +85,7 @@ class TensorBackup:
         self.copy: Optional[Tensor] = None
         self.version: Optional[int] = None
         self.was_finite: Optional[bool] = False
+        self.is_suspect = False
         self.is_uncounted = self.is_param and self.is_changing
         self.is_ordinary, self.is_lost = True, False
         self._has_floats = False
@@ -158,6 +162,13 @@ class TensorBackup:
     def is_judged(self) -> bool:
         """Whether the tensor can have become non-finite."""
         return self.was_finite is not False or self.is_born
+
+    @property
+    def is_opaque(self) -> bool:
+        """Whether the tensor is dense and cannot be read, as if quantized."""
+        if self.tensor is None or self.is_ordinary:
+            return False
+        return self.is_lost or self.tensor.layout is torch.strided
 
     @property
     def has_counter(self) -> bool:
@@ -296,10 +307,28 @@ class TensorBackup:
         values = self.baseline
         if values is None:
             return False
-        # Inf in other buffers may be a mask by design.
+        # Inf in other buffers may be a mask by design. Parameters that are
+        # masks are known: was_finite is False.
         is_norm = isinstance(self.owner, _NormBase)
-        bad = ~values.isfinite() if is_norm else values.isnan()
-        return bool(bad.any())
+        if is_norm or (self.is_param and self.was_finite):
+            return not bool(values.isfinite().all())
+        return bool(values.isnan().any())
+
+    def went_bad_unseen(self) -> bool:
+        """Whether an unchanged tensor was bad before this window.
+
+        Syncs the device. Code that writes through ``.data`` leaves no sign of
+        when it did, so such a tensor is only lost if the next look finds it
+        bad again. -inf in other buffers than statistics may be a mask.
+        """
+        values = self.current_values
+        if self.was_finite is False or values is None:
+            return False
+        if not bool((values.isnan() | values.isposinf()).any()):
+            self.is_suspect = False
+            return False
+        was_suspect, self.is_suspect = self.is_suspect, True
+        return was_suspect or self.went_bad_before()
 
     def is_mask(self) -> bool:
         """Whether a new tensor or shape has -inf, but no NaN and no +inf.
