@@ -165,7 +165,7 @@ def test_resume_alone_takes_the_clean_one(work_dir):
 
 
 def test_a_bad_file_that_the_user_names(work_dir):
-    """It is loaded, with a warning, and the halt says that it was bad."""
+    """The file is loaded, and warning and halt say that it was bad."""
     last = str(work_dir / 'iter_8.pth')
     spoil(last)
     with pytest.raises(TrainingHalted) as error:
@@ -204,7 +204,7 @@ def test_bad_optimizer_state_is_named_once(work_dir):
 
 
 def test_weights_to_start_from(work_dir):
-    """With load_from alone nothing is resumed, and nothing offered."""
+    """Nothing is resumed with load_from alone, and nothing offered."""
     last = str(work_dir / 'iter_8.pth')
     spoil(last)
     with pytest.raises(TrainingHalted, match='the loaded checkpoint'):

@@ -75,7 +75,11 @@ class KeptStates:
         if num_steps == self._num_steps and not (is_bad or is_suspect):
             return None, NOTHING_COMMITTED.format(self._origin)
         older = [kept for kept in self._kept if kept.iter < first_bad]
-        if older and not is_bad and self._is_present(runner, older[-1]):
+        # Bad weights differ from the kept ones, unless these were restored a
+        # moment ago and did not help.
+        newest = older[-1] if older else None
+        can_be_present = not is_bad or newest is self._used
+        if newest and can_be_present and self._is_present(runner, newest):
             first_bad = older.pop().iter
         if len(older) > 1 and older[-1] is self._used:
             older.pop()
