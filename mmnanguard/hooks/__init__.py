@@ -6,7 +6,7 @@
 - ``replay``: ``AutopsyHook``, ``BatchDumpHook`` and ``Fp32ModulesHook``
   examine and repeat an update.
 - ``recovery``: ``StateAuditHook`` and ``RollbackHook`` keep and restore a
-  clean state.
+  clean state; ``LrFactorHook`` goes on at other learning rates.
 - ``drill``: ``FaultInjectionHook`` plants faults.
 - ``_shared``: modules that several rooms use.
 """
@@ -22,6 +22,7 @@ from .guard.nan_guard_hook import NanGuardHook
 from .inputs.bad_samples_hook import BadSamplesHook
 from .inputs.input_guard_hook import InputGuardHook
 from .recovery.choose_resume import choose_resume
+from .recovery.lr_factor_hook import LrFactorHook
 from .recovery.rollback_hook import RollbackHook
 from .recovery.state_audit_hook import StateAuditHook
 from .replay.autopsy_hook import AutopsyHook
@@ -39,6 +40,7 @@ __all__ = [
     'Fp32ModulesHook',
     'GuardListener',
     'InputGuardHook',
+    'LrFactorHook',
     'NanGuardHook',
     'RollbackHook',
     'StateAuditHook',

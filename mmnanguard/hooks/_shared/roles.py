@@ -10,7 +10,7 @@ from typing import Collection
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-__all__ = ['EventSource', 'ModelChanger', 'has_hook', 'origin_of']
+__all__ = ['EventSource', 'LrScaler', 'ModelChanger', 'has_hook', 'origin_of']
 
 
 class EventSource(Hook):
@@ -23,6 +23,16 @@ class EventSource(Hook):
             names: The names of the tensors.
         """
         return ''
+
+
+class LrScaler(Hook):
+    """Role of ``LrFactorHook``: multiplies all learning rates of a run.
+
+    Attributes:
+        factor: The factor on the rates of the config.
+    """
+
+    factor: float
 
 
 class ModelChanger(Hook):

@@ -136,7 +136,8 @@ def load_optimizer(
     """Load the saved state of an optimizer, except for scheduled values."""
     owned: List[Dict[str, object]] = []
     for group in optimizer.param_groups:
-        keys = owned_keys(group, scheduled)
+        # Since the file was written, LrFactorHook may have changed the rate.
+        keys = owned_keys(group, {'lr', *scheduled})
         owned.append({key: group[key] for key in keys if key in group})
     # Its own method, because it may save more than PyTorch's optimizers do.
     optimizer.load_state_dict(dict(saved))
