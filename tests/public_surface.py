@@ -84,12 +84,14 @@ ROW_FIELDS = {
         'action cause ranks loss losses grad_norm lr loss_scale '
         'num_bad_params num_params params samples inputs watched '
         'consecutive_skips total_skips routine_overflows since spike '
-        'clip_coef lr_factor micro_batches origin'
+        'clip_coef lr_factor micro_batches growth '
+        'origin'
     ),
     'autopsy': (
         'schema kind id phase module module_type method op source dtype '
         'input_absmax output_absmax dtype_max batch_rows samples rank repeats '
-        'exact fp32_is_finite remedy outputs'
+        'exact fp32_is_finite remedy outputs is_pole operands '
+        'num_samples keys tried'
     ),
     'input': 'schema kind id action iter ranks num_samples samples keys',
     'dump': 'schema kind id rank path bytes needs checkpoint',
