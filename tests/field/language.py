@@ -76,7 +76,7 @@ class AttentionScores(Classify):
     must_train = False
     causes = ('loss_nonfinite',)
     culprit = r'overflow'
-    says = ('bfloat16|float32',)
+    says_in_full = ('bfloat16|float32',)
     never_says = ('remove or repair', 'lower the learning rate')
 
     def network(self):
@@ -94,7 +94,7 @@ class FeedForwardInHalf(Classify):
     must_train = False
     causes = ('loss_nonfinite', 'grad_nonfinite')
     culprit = r'net\.2|net\.0'
-    says = ('bfloat16|float32',)
+    says_in_full = ('bfloat16|float32',)
     never_says = ('remove or repair', 'lower the learning rate')
     optimizer = dict(type='SGD', lr=1e-3)
 
@@ -189,7 +189,7 @@ class ScaleOfNothing(Classify):
     must_train = False
     causes = ('grad_nonfinite',)
     culprit = r'sqrt'
-    says = ('sqrt',)
+    says_in_full = ('sqrt',)
     never_says = ('lower optim_wrapper.loss_scale', 'lower the learning rate')
 
     def loss(self, net, batch):
@@ -303,7 +303,7 @@ class BadShard(Classify):
     iters = 200
     num_samples = 800
     must_train = False
-    must_reach = 0.5
+    must_reach = 0.7
     causes = ('loss_nonfinite', 'input_nonfinite')
     culprit = r'input|sample'
     says = ('input|sample',)
@@ -329,7 +329,7 @@ class FeatureOfZeros(Classify):
     must_train = False
     causes = ('loss_nonfinite',)
     culprit = r'aten\.div'
-    says = ('division|div',)
+    says_in_full = ('division|div',)
     never_says = (
         'lower the learning rate',
         'remove or repair',

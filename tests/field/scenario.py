@@ -46,6 +46,8 @@ class Scenario:
             that ``--guard full`` must name; '' if there is none to name.
         says: Patterns that the console, the story of a halt, or the report
             must contain, with the wrapper alone and in full.
+        says_in_full: Patterns that they must contain in full. The wrapper
+            alone has no autopsy, and says that it does not know.
         never_says: Patterns that none of them may contain.
     """
 
@@ -66,6 +68,7 @@ class Scenario:
     causes: Tuple[str, ...] = ()
     culprit = ''
     says: Tuple[str, ...] = ()
+    says_in_full: Tuple[str, ...] = ()
     never_says: Tuple[str, ...] = ()
 
     def __init_subclass__(cls) -> None:

@@ -61,7 +61,10 @@ def what_is_wrong(scenario: Scenario, runs: Dict[str, Run]) -> List[str]:
             problems += what_disturbs(scenario, side, run, runs['stock'])
         problems += check_causes(scenario, side, run)
         problems += check_blame(scenario, side, run)
-        for pattern in scenario.says:
+        says = scenario.says
+        if side == 'full':
+            says += scenario.says_in_full
+        for pattern in says:
             if not re.search(pattern, run.text, re.I | re.S):
                 problems.append(f'{side}: never says {pattern!r}')
         for pattern in scenario.never_says:
