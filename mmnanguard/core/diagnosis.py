@@ -139,11 +139,23 @@ class Diagnosis(NamedTuple):
     growth: Optional[Growth] = None
 
 
+ADVICE_ON_LOADED = Advice(
+    'resume from a clean checkpoint',
+    'Resume from a checkpoint that is clean: python -m mmnanguard '
+    'scan_checkpoints WORK_DIR lists them.',
+    command='python -m mmnanguard train CONFIG --resume',
+)
+
+
 def diagnose(evidence: Evidence) -> Diagnosis:
     """Return the diagnosis that explains the evidence best."""
     facts = facts_of_cause(evidence.cause)
     general = facts.advice_for(evidence.has_scale)
     growth = evidence.growth
+    for event in evidence.events:
+        if event.origin:
+            reason = f'the weights are bad, {event.origin}'
+            return Diagnosis(reason, ADVICE_ON_LOADED)
     # Weights that are bad already, a divergence and a spike say by themselves
     # what they are.
     if facts.ends_run or not (facts.is_replayable or growth):
