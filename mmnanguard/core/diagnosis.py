@@ -147,7 +147,6 @@ ADVICE_ON_LOADED = Advice(
     'resume from a clean checkpoint',
     'Resume from a checkpoint that is clean: python -m mmnanguard '
     'scan_checkpoints WORK_DIR lists them.',
-    command='python -m mmnanguard train CONFIG --resume',
 )
 
 
