@@ -157,6 +157,15 @@ SICK = {
         '610 (divergence); next: lower the learning rate, lengthen warm-up, '
         'or clip',
     ),
+    'a rollback that was undone': (
+        [
+            update(610, 'divergence', action='rollback'),
+            rollback(610),
+            dict(rollback(613), id='', is_undone=True),
+        ],
+        1000,
+        'healthy: 1 update rejected',
+    ),
     'rollbacks, one by an audit': (
         [
             *(update(610, action='rollback'), rollback(610)),
