@@ -164,7 +164,8 @@ SICK = {
             dict(rollback(613), id='', is_undone=True),
         ],
         1000,
-        'healthy: 1 update rejected',
+        'healthy: 1 update rejected at iteration 610 (divergence); training '
+        'went on',
     ),
     'rollbacks, one by an audit': (
         [
