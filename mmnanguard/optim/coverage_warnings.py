@@ -51,8 +51,10 @@ class CoverageWarnings:
             if not self._is_stepping:
                 self.warn_once('step', optimizer=type(optimizer).__name__)
 
-        # A hook of the optimizer itself sees calls past every wrapper.
-        optimizer.register_step_post_hook(after_step)
+        # A hook of the optimizer itself sees calls past every wrapper. An
+        # optimizer that did not call Optimizer.__init__ has no hooks.
+        if hasattr(optimizer, '_optimizer_step_post_hooks'):
+            optimizer.register_step_post_hook(after_step)
 
     @contextmanager
     def stepping(self) -> Iterator[None]:

@@ -90,6 +90,7 @@ class Guard:
         self.attempt = 1
         self.last_clip_coef = 1.0
         self._models: Dict[nn.Module, None] = {}  # an ordered set
+        self._root: Optional[nn.Module] = None
         self._has_contexts = False
         self._has_trained = False
         self._listener: Optional[object] = None
@@ -121,6 +122,10 @@ class Guard:
                 the discriminator).
             count_steps: Returns the number of commits of all optimizers.
         """
+        self._root = surroundings
+        if surroundings is None and models:
+            self._root = models[0]
+        self.params.run = self._root
         self.others.model = surroundings
         self.others.count_steps = count_steps
         if not self._has_contexts:
@@ -223,7 +228,14 @@ class Guard:
 
     def names(self) -> TensorNames:
         """Return the names of parameters and buffers."""
-        return TensorNames(list(self._models), self.params.groups)
+        models = list(self._models)
+        # With several optimizers, a part of the model entered the context,
+        # and the names of the whole model have its prefix.
+        if self._root is not None:
+            parts = set(self._root.modules())
+            models = [m for m in models if m not in parts]
+            models.insert(0, self._root)
+        return TensorNames(models, self.params.groups)
 
     # Reports
 

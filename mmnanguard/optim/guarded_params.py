@@ -7,6 +7,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 from weakref import WeakSet
 
 import torch
+from mmengine.logging import MessageHub
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
@@ -32,10 +33,18 @@ class GuardedParams:
 
     Raises:
         GuardConfigError: If its updates cannot be guarded.
+
+    Attributes:
+        run: The model of the run, once it is known. Optimizers of another
+            run in this process are none of this run's business.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
+        check_groups(optimizer)
         self.use(optimizer)
+        self.run: Optional[nn.Module] = None
+        # MMEngine makes a hub for each runner.
+        self._hub = MessageHub.get_current_instance()
         _ALIVE.add(self)
         if isinstance(optimizer, LBFGS):
             refuse_closure(type(optimizer).__name__)
@@ -80,8 +89,15 @@ class GuardedParams:
         others: Set[int] = set()
         # A list, because garbage collection may shrink the set meanwhile.
         for params in list(_ALIVE):
-            others.update(map(id, params))
+            if self._is_of_same_run(params):
+                others.update(map(id, params))
         return others.difference(map(id, self))
+
+    def _is_of_same_run(self, params: 'GuardedParams') -> bool:
+        """Whether the optimizers of both belong to one run."""
+        if self.run is None or params.run is None:
+            return self._hub is params._hub
+        return self.run is params.run
 
     def trained(self) -> Tuple[List[Tensor], List[Tensor]]:
         """Return the parameters with a gradient, and the gradients.
@@ -134,6 +150,20 @@ class GuardedParams:
             for param in model.parameters():
                 weights.setdefault(id(param), param)
         return list(weights.values())
+
+
+def check_groups(optimizer: Optimizer) -> None:
+    """Refuse an optimizer that has no parameter groups."""
+    groups = getattr(optimizer, 'param_groups', None)
+    for group in groups or [{}]:
+        if not (isinstance(group, dict) and 'params' in group):
+            name = type(optimizer).__name__
+            raise GuardConfigError(
+                f'{name}.param_groups is {groups!r}: the guard finds the '
+                'parameters there, in a list of dicts with the key '
+                "'params'. Call super().__init__(params, defaults) in "
+                f'{name}.__init__, or set {name}.param_groups.'
+            )
 
 
 def are_plain(grads: List[Tensor]) -> bool:

@@ -13,6 +13,7 @@ from typing import (
     Set,
     Tuple,
 )
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ from .tensor_backup import TensorBackup
 
 __all__ = ['ChangeTracker', 'KnownMasks', 'OtherOptimizers', 'TrackedModel']
 
+# The backups of a module's tensors, by registry and name.
+Backups = Dict[Tuple[str, str], TensorBackup]
 # Number of committed windows in which tensors are compared, to find the
 # parameters that forward changes, and the buffers that change without being
 # counted by their version counters. Rejected windows teach too little: a
@@ -208,7 +211,11 @@ class ChangeTracker:
         self.others = others or OtherOptimizers()
         self.masks = KnownMasks()
         self._models: Dict[nn.Module, TrackedModel] = {}
-        self._backups: Dict[Tuple[nn.Module, str, str], TensorBackup] = {}
+        # By module, and then by registry and name. A module that forward
+        # makes anew is not kept alive.
+        self._backups: WeakKeyDictionary[nn.Module, Backups] = (
+            WeakKeyDictionary()
+        )
         self._num_commits = 0
 
     @property
@@ -244,9 +251,10 @@ class ChangeTracker:
         self._num_commits += 1
         if self._num_commits == NUM_PROBED_WINDOWS:
             self._divide()
-            for backup in self._backups.values():
-                if not backup.is_changing:
-                    backup.drop_copy()
+            for backups in self._backups.values():
+                for backup in backups.values():
+                    if not backup.is_changing:
+                        backup.drop_copy()
 
     def _divide(self) -> None:
         for tracked in self._models.values():
@@ -264,7 +272,7 @@ class ChangeTracker:
         # An ordered set. Known backups go first and keep their copies.
         backups: Dict[TensorBackup, None] = {}
         for backup in tracked.backups:
-            if backup.owner in present:
+            if backup.is_of(present):
                 backups[backup] = None
         for owner in owners:
             for registry in ('_buffers', '_parameters'):
@@ -277,10 +285,11 @@ class ChangeTracker:
                     # A lazy tensor has no values yet.
                     if is_lazy(tensor):
                         continue
-                    place = owner, registry, key
-                    if place not in self._backups:
-                        self._backups[place] = TensorBackup(*place)
-                    backups[self._backups[place]] = None
+                    known = self._backups.setdefault(owner, {})
+                    if (registry, key) not in known:
+                        backup = TensorBackup(owner, registry, key)
+                        known[registry, key] = backup
+                    backups[known[registry, key]] = None
         tracked.backups = list(backups)
         note_averages(tracked.backups, owners)
         tracked.divide(self.is_probing)

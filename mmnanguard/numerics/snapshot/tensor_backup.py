@@ -1,7 +1,8 @@
 """The copy of one buffer or parameter of a module."""
 
 import sys
-from typing import Callable, List, Optional
+from typing import Callable, Container, List, Optional
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,7 @@ class TensorBackup:
 
     __slots__ = (
         '_has_floats',
+        '_owner',
         '_read',
         'copy',
         'is_changing',
@@ -65,7 +67,6 @@ class TensorBackup:
         'is_suspect',
         'is_uncounted',
         'key',
-        'owner',
         'registry',
         'tensor',
         'version',
@@ -73,11 +74,25 @@ class TensorBackup:
     )
 
     def __init__(self, owner: nn.Module, registry: str, key: str) -> None:
-        self.owner = owner
+        self._owner = ref(owner)
         self.registry = registry
         self.key = key
         self.is_changing = not self.is_param
         self._bind()
+
+    @property
+    def owner(self) -> nn.Module:
+        """The module that holds the tensor; must be alive.
+
+        A forward pass may make modules anew, which must not be kept alive.
+        """
+        owner = self._owner()
+        assert owner is not None
+        return owner
+
+    def is_of(self, modules: Container[Optional[nn.Module]]) -> bool:
+        """Whether one of some modules holds the tensor."""
+        return self._owner() in modules
 
     def _bind(self) -> None:
         """Make the present tensor the original, without a copy yet."""
