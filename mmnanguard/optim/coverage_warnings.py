@@ -2,13 +2,18 @@
 
 import logging
 from contextlib import contextmanager
-from typing import Iterator, Set
+from typing import Iterator, List, Set
 
 from mmengine.logging import print_log
 from torch.optim import Optimizer
 
+from mmnanguard._support.escape import escape
+from mmnanguard.core.rows.phrases import and_more
+
 __all__ = ['CoverageWarnings']
 
+# Tensors in a message, which has to stay readable.
+MAX_NAMED = 5
 MESSAGES = {
     'step': (
         'THIS UPDATE WAS NOT GUARDED: {optimizer}.step() was called past the '
@@ -64,6 +69,34 @@ class CoverageWarnings:
             yield
         finally:
             self._is_stepping = False
+
+    def warn_left_alone(self, lost: List[str], unread: List[str]) -> None:
+        """Name tensors that the guard cannot copy or judge.
+
+        Args:
+            lost: Tensors that cannot be copied.
+            unread: Tensors that can be, but whose numbers cannot be read.
+        """
+        for names, consequence in (
+            (
+                lost,
+                'cannot be copied: forward passes of rejected updates '
+                'leave their changes there, and NaN is not looked for',
+            ),
+            (unread, 'cannot be read: NaN in it is not found'),
+        ):
+            # Micro-batches have a tracker of their own, which reports again.
+            new = [name for name in names if name not in self._said]
+            self._said.update(new)
+            if new:
+                listed = ', '.join(new[:MAX_NAMED])
+                more = and_more(len(new) - MAX_NAMED)
+                print_log(
+                    f'mmnanguard: {escape(listed)}{more} {consequence} (said '
+                    'once)',
+                    logger='current',
+                    level=logging.WARNING,
+                )
 
     def warn_once(self, kind: str, **names: str) -> None:
         """Log a message the first time.

@@ -80,6 +80,7 @@ class Guard:
         self.params = GuardedParams(optimizer)
         self.others = OtherOptimizers(self.params.foreign)
         self.coverage_warnings = CoverageWarnings()
+        self.others.report_left_alone = self.coverage_warnings.warn_left_alone
         self.coverage_warnings.watch(optimizer)
         self.policy = GuardPolicy.from_config(config)
         self.clip_rule, self.grad_rule = build_clip(clip_grad)

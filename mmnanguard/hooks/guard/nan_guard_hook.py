@@ -21,7 +21,9 @@ from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from mmnanguard._support.sample_name import SampleKey
 from mmnanguard.core import Action, GuardConfigError, GuardEvent
+from mmnanguard.core.checks import check_value
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.update.watch import forget_watched, read_watched
 from mmnanguard.registry import HOOKS
@@ -93,14 +95,29 @@ class NanGuardHook(PatchingHook, EventSource):
     Args:
         save_rng: Whether to save and resume the random state of every rank,
             see :class:`GuardCheckpoint`.
+        sample_key: A key of the samples' metainfo that names them in all
+            messages, such as 'token'. A sample without it is named by the
+            first of img_path, img_id, sample_idx, lidar_path, filename,
+            file_name and video_id that it has.
     """
 
     # After RuntimeInfoHook (VERY_HIGH), which writes the model's log values,
     # and before the hooks that average, log or save (NORMAL and lower).
     priority = 'ABOVE_NORMAL'
 
-    def __init__(self, save_rng: bool = False) -> None:
+    def __init__(
+        self, save_rng: bool = False, sample_key: Optional[str] = None
+    ) -> None:
         super().__init__()
+        is_right = sample_key is None or isinstance(sample_key, str)
+        check_value(
+            is_right,
+            'NanGuardHook.sample_key',
+            sample_key,
+            "a key of the metainfo, such as 'token', or None",
+        )
+        # Now, because datasets may look for samples by name before training.
+        SampleKey.chosen = self._sample_key = sample_key
         self._checkpoint = GuardCheckpoint(save_rng)
         self._ema = EmaFreeze()
         self._guards: Dict[str, GuardProtocol] = {}
@@ -116,6 +133,7 @@ class NanGuardHook(PatchingHook, EventSource):
         allow_mmengine_checkpoints()
 
     def before_train(self, runner: Runner) -> None:
+        SampleKey.chosen = self._sample_key
         self._guards = find_guards(runner)
         check_rollback(self._guards, has_hook(runner, RollbackHook))
         check_signatures(runner.hooks)

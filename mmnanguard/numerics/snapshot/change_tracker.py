@@ -13,7 +13,7 @@ from typing import (
     Set,
     Tuple,
 )
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,10 @@ Backups = Dict[Tuple[str, str], TensorBackup]
 NUM_PROBED_WINDOWS = 3
 
 
+def ignore(*_: object) -> None:
+    """Do nothing."""
+
+
 @dataclass
 class OtherOptimizers:
     """The optimizers of a run beside the present one.
@@ -47,11 +51,15 @@ class OtherOptimizers:
         model: A model that their forward passes and the present optimizer's
             share, such as a whole GAN; None if there is none.
         count_steps: Returns the number of commits of all optimizers so far.
+        report_left_alone: Receives the names of tensors that cannot be
+            copied, and of tensors that can be but whose numbers cannot be
+            read.
     """
 
     find_params: Callable[[], Set[int]] = set
     model: Optional[nn.Module] = None
     count_steps: Callable[[], int] = int
+    report_left_alone: Callable[[List[str], List[str]], None] = ignore
 
 
 class ModuleStructure:
@@ -216,6 +224,7 @@ class ChangeTracker:
         self._backups: WeakKeyDictionary[nn.Module, Backups] = (
             WeakKeyDictionary()
         )
+        self._reported: WeakSet[TensorBackup] = WeakSet()
         self._num_commits = 0
 
     @property
@@ -260,6 +269,24 @@ class ChangeTracker:
         for tracked in self._models.values():
             tracked.divide(self.is_probing)
 
+    def _report_left_alone(self, tracked: TrackedModel) -> None:
+        """Report the tensors that cannot be put back or judged, once each."""
+        names = {id(m): name for name, m in tracked.model.named_modules()}
+        lost, unread = [], []
+        for backup in tracked.backups:
+            tensor = backup.tensor
+            if tensor is None or backup in self._reported:
+                continue
+            self._reported.add(backup)
+            where = f'{names.get(id(backup.owner), "")}.{backup.key}'
+            text = f'{where.lstrip(".")} ({type(tensor).__name__})'
+            if backup.is_lost:
+                lost.append(text)
+            elif backup.is_unread:
+                unread.append(text)
+        if lost or unread:
+            self.others.report_left_alone(lost, unread)
+
     def _update(self, tracked: TrackedModel) -> None:
         """Find the modules and tensors of a model anew.
 
@@ -291,6 +318,7 @@ class ChangeTracker:
                         known[registry, key] = backup
                     backups[known[registry, key]] = None
         tracked.backups = list(backups)
+        self._report_left_alone(tracked)
         note_averages(tracked.backups, owners)
         tracked.divide(self.is_probing)
 

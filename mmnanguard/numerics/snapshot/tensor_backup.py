@@ -14,6 +14,7 @@ from ..base.tensor_kinds import (
     distinct_memory,
     is_ordinary,
     real_values,
+    stored_values,
     write,
 )
 
@@ -57,6 +58,7 @@ class TensorBackup:
     """
 
     __slots__ = (
+        '__weakref__',
         '_has_floats',
         '_owner',
         '_read',
@@ -184,6 +186,19 @@ class TensorBackup:
         if self.tensor is None or self.is_ordinary:
             return False
         return self.is_lost or self.tensor.layout is torch.strided
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether the tensor holds floating-point numbers nobody can read."""
+        tensor = self.tensor
+        if tensor is None or self.is_ordinary or self.is_lost:
+            return False
+        # A tensor on the device 'meta' has no numbers.
+        return (
+            tensor.is_floating_point()
+            and not tensor.is_meta
+            and stored_values(tensor) is None
+        )
 
     @property
     def has_counter(self) -> bool:
