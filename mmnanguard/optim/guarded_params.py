@@ -13,6 +13,7 @@ from torch.optim import LBFGS, Optimizer
 
 from mmnanguard.core import GuardConfigError
 from mmnanguard.numerics.base.shards import Placement, Shards, local
+from mmnanguard.numerics.base.tensor_kinds import stored_values
 
 __all__ = ['GuardedParams']
 
@@ -51,6 +52,8 @@ class GuardedParams:
         for param in self:
             if param.requires_grad:
                 check_dtype(param)
+                if param.is_nested:
+                    refuse_kind('a nested parameter')
 
     def use(self, optimizer: Optimizer) -> None:
         """Replace the optimizer."""
@@ -109,10 +112,13 @@ class GuardedParams:
         # This runs in each update, over thousands of parameters: no loop in
         # Python as long as all gradients are plain.
         grads: List[Tensor] = list(map(GRAD, params))
-        if type(None) in set(map(type, grads)):
+        types = set(map(type, grads))
+        if type(None) in types:
             params = [param for param in params if param.grad is not None]
             grads = list(map(GRAD, params))
-        if not self._has_parts and are_plain(grads):
+            types.discard(type(None))
+        is_plain = types <= {Tensor} and are_plain(grads)
+        if is_plain and not self._has_parts:
             return params, grads
         # Any other gradient is brought into a form that can be judged.
         candidates, params, grads = zip(params, grads), [], []
@@ -123,6 +129,11 @@ class GuardedParams:
                 # Duplicate indices must be summed before they are judged.
                 grad = param.grad = grad.coalesce()
                 grad = grad._values()
+            values = stored_values(grad)
+            if values is None:
+                refuse_kind(f'a gradient of type {type(grad).__name__}')
+            elif grad.layout is not torch.strided:
+                grad = values
             if self._has_parts:
                 grad = local(grad)
                 if grad.numel() == 0:  # the whole of it is on other ranks
@@ -197,6 +208,15 @@ def check_dtype(param: Tensor) -> None:
             'and train with NanGuardAmpOptimWrapper('
             "dtype='bfloat16' or 'float16'), or set requires_grad=False."
         )
+
+
+def refuse_kind(what: str) -> None:
+    """Raise the GuardConfigError about tensors that cannot be judged."""
+    raise GuardConfigError(
+        f'{what} cannot be judged: PyTorch has no operation that reads its '
+        'numbers. Freeze the parameter (requires_grad=False), or use '
+        "MMEngine's own wrapper for this model."
+    )
 
 
 def refuse_closure(what: str) -> None:
