@@ -21,7 +21,7 @@ EXPORTED = {
     'hooks': (
         'Audit AutopsyHook BadSamplesHook BatchDumpHook EventLogHook '
         'EventTextHook FaultInjectionHook Fp32ModulesHook GuardListener '
-        'InputGuardHook NanGuardHook RollbackHook StateAuditHook'
+        'InputGuardHook LrFactorHook NanGuardHook RollbackHook StateAuditHook'
     ),
     'migrate': 'Migrated migrate',
     'models': 'SafeAdaLNZero SafeAttention SafeRMSNorm',
@@ -53,8 +53,8 @@ REGISTERED = {
     'FAULTS': '',
     'HOOKS': (
         'AutopsyHook BadSamplesHook BatchDumpHook EventLogHook EventTextHook '
-        'FaultInjectionHook Fp32ModulesHook InputGuardHook NanGuardHook '
-        'RollbackHook StateAuditHook'
+        'FaultInjectionHook Fp32ModulesHook InputGuardHook LrFactorHook '
+        'NanGuardHook RollbackHook StateAuditHook'
     ),
     'MODELS': 'SafeAdaLNZero SafeAttention SafeRMSNorm',
     'OPTIM_WRAPPERS': 'NanGuardAmpOptimWrapper NanGuardOptimWrapper',
@@ -76,19 +76,20 @@ POLICY_KEYS = {
 ROW_FIELDS = {
     'start': (
         'schema kind run attempt iter max_iters versions guards unguarded '
-        'launcher ranks ranks_per_node process'
+        'launcher ranks ranks_per_node lr_factor process'
     ),
     'update': (
         'schema kind id run attempt time iter epoch batch_idx optimizer '
         'action cause ranks loss losses grad_norm lr loss_scale '
         'num_bad_params num_params params samples inputs watched '
         'consecutive_skips total_skips routine_overflows since spike '
-        'clip_coef lr_factor micro_batches'
+        'clip_coef lr_factor micro_batches growth'
     ),
     'autopsy': (
         'schema kind id phase module module_type method op source dtype '
         'input_absmax output_absmax dtype_max batch_rows samples rank repeats '
-        'exact fp32_is_finite remedy outputs'
+        'exact fp32_is_finite remedy outputs is_pole operands '
+        'num_samples keys tried'
     ),
     'input': 'schema kind id action iter ranks num_samples samples keys',
     'dump': 'schema kind id rank path bytes needs checkpoint',

@@ -16,6 +16,7 @@ from typing import (
     List,
     Optional,
     Protocol,
+    Set,
     Tuple,
     runtime_checkable,
 )
@@ -30,6 +31,7 @@ from mmnanguard.core import (
     GuardState,
     TrainingHalted,
 )
+from mmnanguard.core.rows.row_record import RowRecord
 
 from .update.loss_scale import GuardedGradScaler
 
@@ -61,6 +63,10 @@ class AccumulationProtocol(Protocol):
 
 class WindowProtocol(Protocol):
     """The open window of a guard."""
+
+    @property
+    def iterations(self) -> List[int]:
+        """The iteration of each backward pass, counted from 0."""
 
     def judge_last(self) -> None:
         """Judge the last micro-batch, if it has had its backward pass."""
@@ -135,6 +141,14 @@ class GuardProtocol(Protocol):
     # Reporting
 
     @property
+    def num_backwards(self) -> int:
+        """Number of finished backward passes of the wrapper."""
+
+    @property
+    def reported_iterations(self) -> Set[int]:
+        """The iterations, from 0, that made the updates of the events."""
+
+    @property
     def clips_norm(self) -> bool:
         """Whether a clip rule of numbers is set."""
 
@@ -150,6 +164,9 @@ class GuardProtocol(Protocol):
 
     def take_events(self) -> List[GuardEvent]:
         """Return the events since the last call, for the caller to report."""
+
+    def explain(self, event: GuardEvent, record: RowRecord) -> None:
+        """Keep an autopsy or a finding on inputs for the story of a halt."""
 
     def halted(self, event: GuardEvent) -> TrainingHalted:
         """Return the exception that describes the halt."""

@@ -1,9 +1,18 @@
 """The state that a guarded optimizer wrapper keeps as long as it lives."""
 
 import logging
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    List,
+    Optional,
+    Set,
+    Tuple,
+)
 
-from mmengine.logging import MessageHub, print_log
+from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -21,6 +30,7 @@ from mmnanguard.core import (
     Verdict,
 )
 from mmnanguard.core.rows.build_event import build_event
+from mmnanguard.core.rows.row_record import RowRecord
 from mmnanguard.numerics import GuardedGradScaler
 from mmnanguard.numerics.base.shards import Placement
 from mmnanguard.numerics.guard_protocol import GuardProtocol
@@ -28,16 +38,15 @@ from mmnanguard.numerics.snapshot.change_tracker import OtherOptimizers
 from mmnanguard.numerics.update.blame import TensorNames
 
 from .clip_grad import UserClip, build_clip, load_clip
-from .coverage_warnings import CoverageWarnings
 from .guarded_params import GuardedParams, refuse_closure
 from .micro_batches import MicroBatches
 from .streak import Streak
-from .window import Window, Windows
+from .window import Passes, Windows
 
 __all__ = ['Guard']
 
 
-class Guard:
+class Guard(Passes):
     """The rules, the counters and the present window of one optimizer.
 
     A window opens at the first ``optim_context`` (or ``backward``) after a
@@ -62,11 +71,13 @@ class Guard:
         accumulation: The opener of windows, which counts the micro-batches
             that were left out.
         window: The present window.
-        name: Key in the ``OptimWrapperDict``, set by ``NanGuardHook``.
+        models: The models that were entered, as an ordered set.
         run: The name of the run in events; kept by a resumed run.
         attempt: The number of this process start of the run, from 1. Loading
             a checkpoint counts it up, unless this guard has trained already.
         last_clip_coef: The clip coefficient of the last committed update.
+        reported_iterations: The iterations, counted from 0, whose backward
+            passes made the updates of the present events.
     """
 
     def __init__(
@@ -77,31 +88,38 @@ class Guard:
         scaler: Optional[GuardedGradScaler] = None,
     ) -> None:
         # First, because it refuses optimizers that cannot be guarded.
-        self.params = GuardedParams(optimizer)
+        super().__init__(GuardedParams(optimizer))
         self.others = OtherOptimizers(self.params.foreign)
-        self.coverage_warnings = CoverageWarnings()
         self.others.report_left_alone = self.coverage_warnings.warn_left_alone
-        self.coverage_warnings.watch(optimizer)
         self.policy = GuardPolicy.from_config(config)
         self.clip_rule, self.grad_rule = build_clip(clip_grad)
         self.state = GuardState.from_dict({}, **self.policy.windows())
         self.scaler = scaler or GuardedGradScaler(enabled=False)
-        self.name = 'default'
         self.run = ''
         self.attempt = 1
         self.last_clip_coef = 1.0
-        self._models: Dict[nn.Module, None] = {}  # an ordered set
+        self.models: Dict[nn.Module, None] = {}  # an ordered set
         self._root: Optional[nn.Module] = None
         self._has_contexts = False
         self._has_trained = False
         self._listener: Optional[object] = None
         self._events: List[GuardEvent] = []
         self._streak = Streak()
-        self._message_hub = MessageHub.get_current_instance()
+        self.reported_iterations: Set[int] = set()
+        self._ended_iterations: List[int] = []
         self.accumulation = Windows(self.others)
         if self.policy.accumulation == 'microbatch':
             self.accumulation = MicroBatches(self)
-        self.window: Window = self.accumulation.open()
+        self.window = self.accumulation.open()
+
+    @property
+    def name(self) -> str:
+        """The key in the ``OptimWrapperDict``, set by ``NanGuardHook``."""
+        return self.coverage_warnings.name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self.coverage_warnings.set_name(name)
 
     # The window, from its opening to its end
 
@@ -129,48 +147,24 @@ class Guard:
         self.params.run = self._root
         self.others.model = surroundings
         self.others.count_steps = count_steps
+        self._begin()
         if not self._has_contexts:
             for model in models:
                 self._enter(model)
 
     def open(self, model: nn.Module) -> None:
         """Prepare for a forward pass of ``model`` in its context; no sync."""
+        self._begin()
         if not self._has_contexts:
             self._has_contexts = True
             # A context knows the model better than bind() did.
-            self._models.clear()
+            self.models.clear()
             self.window.forget_models()
         self._enter(model)
 
     def _enter(self, model: nn.Module) -> None:
-        self._models[model] = None
+        self.models[model] = None
         self.window.enter(model)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a backward pass has run since the last step."""
-        return self.window.is_open
-
-    @property
-    def facts(self) -> Dict[str, List[Tensor]]:
-        """The flags that were raised for the present window, by name."""
-        return self.window.facts
-
-    def add_loss(self, loss: Tensor) -> None:
-        """Note the loss of one backward pass; no sync."""
-        self.window.add_loss(loss)
-
-    def add_fact(self, name: str, flag: Tensor) -> None:
-        """Raise a flag for the present window; no sync.
-
-        Args:
-            name: The name of the flag; 'input' is the only one.
-            flag: The flag, a 0-dim tensor; non-zero means bad.
-
-        Raises:
-            GuardConfigError: For another name.
-        """
-        self.window.add_fact(name, flag)
 
     def collect(
         self,
@@ -190,7 +184,6 @@ class Guard:
             refuse_closure('a closure given to step()')
         if optimizer is not self.params.optimizer:
             self.params.use(optimizer)
-            self.coverage_warnings.watch(optimizer)
         params, grads = self.params.trained()
         # Without a copy nothing can be restored, without a loss only the
         # gradients are judged: the user is warned of both.
@@ -202,13 +195,14 @@ class Guard:
 
     def close(self) -> None:
         """End the window, and open the next one."""
-        # A new object, so that nothing of the old window can survive.
-        self.window = self.accumulation.open()
+        self._ended_iterations = self.window.iterations
+        self.end_window()
         self._has_trained = True
 
     def adopt_clip(self, wrapper: OptimWrapper) -> None:
         """Let the ``_clip_grad`` of a user's subclass clip, if it has one."""
         method = type(wrapper)._clip_grad
+        self.coverage_warnings.set_length(wrapper._accumulative_counts)
         is_overridden = method is not OptimWrapper._clip_grad
         if is_overridden and wrapper.clip_grad_kwargs:
             self.clip_rule, self.grad_rule = NoClip(), UserClip(wrapper)
@@ -221,15 +215,15 @@ class Guard:
 
     def place(self, params: List[Tensor]) -> Placement:
         """Return the sharding of ``params``."""
-        return self.params.place(params, self._models)
+        return self.params.place(params, self.models)
 
     def weights(self) -> List[Tensor]:
         """Return all parameters of the optimizer and of the models."""
-        return self.params.weights(self._models)
+        return self.params.weights(self.models)
 
     def names(self) -> TensorNames:
         """Return the names of parameters and buffers."""
-        models = list(self._models)
+        models = list(self.models)
         # With several optimizers, a part of the model entered the context,
         # and the names of the whole model have its prefix.
         if self._root is not None:
@@ -297,6 +291,9 @@ class Guard:
         loss_scale = None
         if self.scaler.is_enabled():
             loss_scale = {'before': scale_before, 'after': scale_after}
+        if not self._events:
+            self.reported_iterations = set()
+        self.reported_iterations.update(self._ended_iterations)
         event = build_event(
             seen,
             verdict,
@@ -325,6 +322,10 @@ class Guard:
             error = self.halted(event)
             print_log(str(error), logger='current', level=logging.ERROR)
             raise error
+
+    def explain(self, event: GuardEvent, record: RowRecord) -> None:
+        """Keep an autopsy or a finding on inputs for the story of a halt."""
+        self._streak.explain(event, record)
 
     def halted(self, event: GuardEvent) -> TrainingHalted:
         """Return the exception that tells the story of the halt."""

@@ -8,7 +8,9 @@ from mmengine.runner import Runner
 
 from mmnanguard.core.launch import Launch, dumped_config
 
-__all__ = ['launch_of', 'local_world_size']
+from .roles import LrScaler
+
+__all__ = ['launch_of', 'launcher_of', 'local_world_size', 'lr_factor_of']
 
 
 def launch_of(runner: Runner) -> Launch:
@@ -16,10 +18,26 @@ def launch_of(runner: Runner) -> Launch:
     return Launch(
         config=dumped_config(runner.log_dir, Path(runner.work_dir)),
         work_dir=runner.work_dir,
-        launcher=runner.launcher,
+        launcher=launcher_of(runner),
         ranks=get_world_size(),
         ranks_per_node=local_world_size(),
+        lr_factor=lr_factor_of(runner),
     )
+
+
+def launcher_of(runner: Runner) -> str:
+    """Return MMEngine's launcher: 'none', 'pytorch', 'slurm' or 'mpi'."""
+    # A FlexibleRunner leaves the launcher to its strategy.
+    launcher = getattr(runner, 'launcher', None)
+    return str(launcher or runner.cfg.get('launcher') or 'none')
+
+
+def lr_factor_of(runner: Runner) -> float:
+    """Return the factor on the learning rates of the config."""
+    for hook in runner.hooks:
+        if isinstance(hook, LrScaler):
+            return hook.factor
+    return 1.0
 
 
 def local_world_size() -> int:

@@ -235,6 +235,7 @@ class InputGuardHook(PatchingHook, ModelChanger):
         if not is_input:
             action, usual = 'explain', self._usual(bad.keys)
         record = bad.record(event.id, action, event.iter, usual=usual)
+        self._guards[event.optimizer].explain(event, record)
         self._report_row(runner, record)
         if not is_input:
             return

@@ -24,16 +24,18 @@ LAST_CLEAN = 'last_clean_checkpoint'
 def write_pointer(work_dir: str, name: str, target: str) -> None:
     """Write the path of a checkpoint to a pointer, atomically."""
     with atomic_write(os.path.join(work_dir, name)) as partial_path:
-        Path(partial_path).write_text(target)
+        # The bytes of a path need not be UTF-8.
+        Path(partial_path).write_bytes(os.fsencode(target))
 
 
 def read_pointer(work_dir: str, name: str) -> Optional[str]:
     """Return the path that a pointer names, or None."""
-    path = Path(work_dir, name)
-    if not path.exists():
+    try:
+        target = os.fsdecode(Path(work_dir, name).read_bytes())
+    except OSError:  # there is none, or it cannot be read
         return None
     # A process that was killed may leave MMEngine's pointer empty.
-    return path.read_text().strip() or None
+    return target.strip() or None
 
 
 def choose_resume(work_dir: str) -> Tuple[Optional[str], str]:

@@ -98,8 +98,8 @@ def stored_values(tensor: Tensor) -> Optional[Tensor]:
     """Return the elements that a tensor stores, as ordinary memory.
 
     The result is detached and shares memory with the tensor, unless that is a
-    negated or conjugated view. A sharded tensor has this rank's part, and the elements that
-    a sparse tensor does not store are zeros.
+    negated or conjugated view. A sharded tensor has this rank's part, and the
+    elements that a sparse tensor does not store are zeros.
 
     Returns:
         None if the elements cannot be read.
