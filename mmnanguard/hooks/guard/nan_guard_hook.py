@@ -21,15 +21,13 @@ from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmnanguard._support.sample_name import SampleKey
 from mmnanguard.core import Action, GuardConfigError, GuardEvent
-from mmnanguard.core.checks import check_value
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.update.watch import forget_watched, read_watched
 from mmnanguard.registry import HOOKS
 from mmnanguard.safe_load import allow_mmengine_checkpoints
 
-from .._shared.batch_facts import input_ranges
+from .._shared.batch_facts import choose_sample_key, input_ranges
 from .._shared.find_guards import (
     describe,
     find_guards,
@@ -109,15 +107,9 @@ class NanGuardHook(PatchingHook, EventSource):
         self, save_rng: bool = False, sample_key: Optional[str] = None
     ) -> None:
         super().__init__()
-        is_right = sample_key is None or isinstance(sample_key, str)
-        check_value(
-            is_right,
-            'NanGuardHook.sample_key',
-            sample_key,
-            "a key of the metainfo, such as 'token', or None",
-        )
         # Now, because datasets may look for samples by name before training.
-        SampleKey.chosen = self._sample_key = sample_key
+        choose_sample_key(sample_key)
+        self._sample_key = sample_key
         self._checkpoint = GuardCheckpoint(save_rng)
         self._ema = EmaFreeze()
         self._guards: Dict[str, GuardProtocol] = {}
@@ -134,7 +126,7 @@ class NanGuardHook(PatchingHook, EventSource):
         allow_mmengine_checkpoints()
 
     def before_train(self, runner: Runner) -> None:
-        SampleKey.chosen = self._sample_key
+        choose_sample_key(self._sample_key)
         self._guards = find_guards(runner)
         check_rollback(self._guards, has_hook(runner, RollbackHook))
         check_signatures(runner.hooks)
