@@ -21,7 +21,7 @@ from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmnanguard.core import Action, Cause, GuardConfigError, GuardEvent
+from mmnanguard.core import Action, Cause, GuardEvent
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.update.watch import forget_watched, read_watched
 from mmnanguard.registry import HOOKS
@@ -42,6 +42,7 @@ from ..events.event_log_hook import last_attempt
 from ..recovery.loaded_state import LoadedState
 from ..recovery.rollback_hook import RollbackHook
 from .check_listeners import check_signatures, misspelt_methods
+from .check_rollback import check_rollback
 from .ema_freeze import EmaFreeze
 from .guard_checkpoint import GuardCheckpoint
 from .recent_samples import RecentSamples
@@ -385,20 +386,3 @@ def logged_losses(outputs: Mapping[str, object]) -> Dict[str, float]:
         if 'loss' in key and key != 'loss':
             losses[key] = float(torch.as_tensor(value).detach())
     return losses
-
-
-def check_rollback(
-    guards: Mapping[str, GuardProtocol], has_rollback: bool
-) -> None:
-    """Refuse guards that need a ``RollbackHook`` where there is none.
-
-    Raises:
-        GuardConfigError: If a guard is to roll back and cannot.
-    """
-    for name, guard in guards.items():
-        if guard.policy.when_exhausted == 'rollback' and not has_rollback:
-            raise GuardConfigError(
-                f"optim_wrapper.guard.when_exhausted is 'rollback' (optimizer "
-                f"'{name}'), which takes default_hooks=dict(rollback=dict("
-                "type='mmnanguard.RollbackHook'))."
-            )

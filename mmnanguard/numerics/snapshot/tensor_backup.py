@@ -1,7 +1,6 @@
 """The copy of one buffer or parameter of a module."""
 
-import sys
-from typing import Callable, Container, List, Optional
+from typing import Callable, Container, Optional
 from weakref import ref
 
 import torch
@@ -17,18 +16,9 @@ from ..base.tensor_kinds import (
     stored_values,
     write,
 )
+from .uncounted import sum_bits, writes_uncounted
 
 __all__ = ['TensorBackup']
-
-# Integer types of as many bytes, to read the bits of any element.
-BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-# The base classes of modules with statistics of quantization, by module.
-QUANTIZERS = {
-    'torch.ao.quantization': ('ObserverBase', 'FakeQuantizeBase'),
-    'torchao.quantization.pt2e': ('ObserverBase', 'FakeQuantizeBase'),
-}
-# Length of the rows that a checksum adds up.
-WIDTH = 1024
 
 
 class TensorBackup:
@@ -301,24 +291,9 @@ class TensorBackup:
         """
         return self.values.data if self.is_uncounted else self.values
 
-    @torch.no_grad()
     def sum_bits(self) -> Tensor:
-        """Return a checksum in which the place of each element counts.
-
-        Does not sync the device.
-        """
-        values = self.values.detach().resolve_neg()
-        if values.is_complex():
-            values = torch.view_as_real(values.resolve_conj())
-        flat = values.view(BITS[values.dtype.itemsize]).reshape(-1)
-        size = flat.numel() - flat.numel() % WIDTH
-        # By rows and by columns, so that no large ramp is needed.
-        body = flat[:size].view(-1, WIDTH)
-        return (
-            ramp_sum(body.sum(1))
-            + 31 * ramp_sum(body.sum(0))
-            + ramp_sum(flat[size:])
-        )
+        """Return the checksum of the tensor's content; no sync."""
+        return sum_bits(self.values)
 
     def is_finite(self) -> bool:
         """Whether all elements are finite at present. Syncs the device."""
@@ -374,13 +349,6 @@ class TensorBackup:
         )
 
 
-def ramp_sum(values: Tensor) -> Tensor:
-    """Return the sum of 1 * values[0], 2 * values[1] and so on."""
-    # A plain sum would miss a permutation (a queue that rotates).
-    ramp = torch.arange(1, len(values) + 1, device=values.device)
-    return (values.long() * ramp).sum()
-
-
 def is_float(values: Tensor) -> bool:
     """Whether ordinary memory holds real numbers that kernels can judge."""
     return (
@@ -397,20 +365,3 @@ def version_of(tensor: Tensor) -> Optional[int]:
     except Exception:
         # A subclass may raise anything when an attribute is read.
         return None
-
-
-def writes_uncounted(owner: nn.Module) -> bool:
-    """Whether a module's kernels write to its buffers without counting.
-
-    So do norm layers and, in training for quantization, the modules that
-    observe ranges or imitate quantized numbers. A user may switch them on
-    late, when no tensor is compared any more.
-    """
-    kinds: List[type] = [_NormBase]
-    for module, names in QUANTIZERS.items():
-        # A module that is not imported has no instances.
-        for name in names:
-            kind = getattr(sys.modules.get(module), name, None)
-            if kind is not None:
-                kinds.append(kind)
-    return isinstance(owner, tuple(kinds))
