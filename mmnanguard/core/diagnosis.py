@@ -14,7 +14,7 @@ from .rows.autopsy import Autopsy
 from .rows.guard_event import GuardEvent
 from .rows.input_row import InputRow
 from .rows.json_numbers import JsonObject
-from .rows.phrases import and_more
+from .rows.phrases import and_more, samples_in_words
 from .rules.recent_commits import Growth
 
 __all__ = ['Diagnosis', 'Evidence', 'diagnose']
@@ -108,6 +108,10 @@ class Evidence:
                 batches.append(event.samples)
         return batches
 
+    def suspects(self) -> Tuple[str, ...]:
+        """Return samples of which each rejected batch holds one."""
+        return suspects_among(self.batches(), self.share)
+
     def bad_keys(self) -> Tuple[str, ...]:
         """Return the parts of the batches that were not finite."""
         keys: List[str] = []
@@ -187,10 +191,10 @@ def of_inputs(evidence: Evidence, samples: Sequence[str]) -> Diagnosis:
 def of_likely_inputs(evidence: Evidence) -> Diagnosis:
     """Return the diagnosis of bad parts of batches that nothing has tried."""
     keys = ', '.join(map(repr, evidence.bad_keys()))
-    suspects = suspects_among(evidence.batches())
+    suspects = evidence.suspects()
     who = ''
     if suspects:
-        who = f" of sample '{suspects[0]}'{and_more(len(suspects) - 1)}"
+        who = f' of {samples_in_words(suspects)}'
     return Diagnosis(
         f'{keys}{who} is not finite to begin with',
         Advice(
@@ -342,14 +346,15 @@ def of_unknown(evidence: Evidence, general: Advice) -> Diagnosis:
         advice = cure_of(autopsy)
         if advice is not None:
             return Diagnosis(autopsy.tried_in_words(), advice)
-    suspects = suspects_among(evidence.batches())
+    suspects = evidence.suspects()
     if suspects:
-        who = f"sample '{suspects[0]}'{and_more(len(suspects) - 1)}"
+        who = samples_in_words(suspects)
+        some = 'some of ' * (len(suspects) > 1)
         return Diagnosis(
-            f'{who} is in each rejected batch',
+            f'each rejected batch holds {some}{who}',
             Advice(
                 f'look at {who} first',
-                f'Each rejected batch holds {who}: look there first. '
+                f'Each rejected batch holds {some}{who}: look there first. '
                 f'{general.long}',
             ),
         )

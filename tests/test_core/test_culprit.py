@@ -79,6 +79,8 @@ def test_samples_at_fault(autopsies, rejected, share, expected):
         (batches('a', 'a'), ()),  # by chance, perhaps
         (batches('a', 'b', 'c', 'd'), ()),
         ([(), (), ()], ()),
+        # Always together: nothing tells which of them it is.
+        ([('a', 'b', 'x'), ('b', 'y', 'a'), ('a', 'b')], ('a', 'b')),
     ],
 )
 def test_suspects_are_in_each_rejected_batch(rejected, expected):

@@ -8,7 +8,7 @@ averages and add to checkpoints.
 import logging
 from datetime import datetime, timezone
 from functools import partial
-from typing import Dict, List, Mapping, Optional, Set, Tuple
+from typing import Collection, Dict, List, Mapping, Optional, Set, Tuple
 from uuid import uuid4
 
 import torch
@@ -21,13 +21,13 @@ from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmnanguard.core import Action, GuardConfigError, GuardEvent
+from mmnanguard.core import Action, Cause, GuardEvent
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.update.watch import forget_watched, read_watched
 from mmnanguard.registry import HOOKS
 from mmnanguard.safe_load import allow_mmengine_checkpoints
 
-from .._shared.batch_facts import input_ranges
+from .._shared.batch_facts import choose_sample_key, input_ranges
 from .._shared.find_guards import (
     describe,
     find_guards,
@@ -39,8 +39,10 @@ from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs
 from .._shared.patches import PatchingHook
 from .._shared.roles import EventSource, has_hook
 from ..events.event_log_hook import last_attempt
+from ..recovery.loaded_state import LoadedState
 from ..recovery.rollback_hook import RollbackHook
 from .check_listeners import check_signatures, misspelt_methods
+from .check_rollback import check_rollback
 from .ema_freeze import EmaFreeze
 from .guard_checkpoint import GuardCheckpoint
 from .recent_samples import RecentSamples
@@ -93,14 +95,23 @@ class NanGuardHook(PatchingHook, EventSource):
     Args:
         save_rng: Whether to save and resume the random state of every rank,
             see :class:`GuardCheckpoint`.
+        sample_key: A key of the samples' metainfo that names them in all
+            messages, such as 'token'. A sample without it is named by the
+            first of img_path, img_id, sample_idx, lidar_path, filename,
+            file_name and video_id that it has.
     """
 
     # After RuntimeInfoHook (VERY_HIGH), which writes the model's log values,
     # and before the hooks that average, log or save (NORMAL and lower).
     priority = 'ABOVE_NORMAL'
 
-    def __init__(self, save_rng: bool = False) -> None:
+    def __init__(
+        self, save_rng: bool = False, sample_key: Optional[str] = None
+    ) -> None:
         super().__init__()
+        # Now, because datasets may look for samples by name before training.
+        choose_sample_key(sample_key)
+        self._sample_key = sample_key
         self._checkpoint = GuardCheckpoint(save_rng)
         self._ema = EmaFreeze()
         self._guards: Dict[str, GuardProtocol] = {}
@@ -110,16 +121,20 @@ class NanGuardHook(PatchingHook, EventSource):
         self._num_updates = 0
         self._num_backwards = 0
         self._ids: Set[str] = set()
+        self._loaded = LoadedState()
 
     def before_run(self, runner: Runner) -> None:
         super().before_run(runner)
         # MMEngine loads the checkpoint of a resume right after this stage.
         allow_mmengine_checkpoints()
+        self._loaded.before_load(runner)
 
     def before_train(self, runner: Runner) -> None:
+        choose_sample_key(self._sample_key)
         self._guards = find_guards(runner)
         check_rollback(self._guards, has_hook(runner, RollbackHook))
         check_signatures(runner.hooks)
+        self._loaded.look(runner)
         self._checkpoint.resume_guards(runner, find_wrappers(runner))
         self._num_updates = self._count('num_updates')
         self._modules = own_modules(runner)
@@ -252,7 +267,14 @@ class NanGuardHook(PatchingHook, EventSource):
             message = [dict(about, params=event.params)]
             broadcast_object_list(message, src=event.ranks[0])
             about = message[0]
+        # No update has made what was loaded.
+        names = [tensor.name for tensor in event.params]
+        if event.cause is Cause.WEIGHT_NONFINITE and self.origin_of(names):
+            about['origin'] = self.origin_of(names)
         return event.replace(**about, id=self._new_id(runner, event))
+
+    def origin_of(self, names: Collection[str]) -> str:
+        return self._loaded.origin(names)
 
     def _report(self, runner: Runner, event: GuardEvent) -> None:
         """Log an event, and hand it to all hooks."""
@@ -364,20 +386,3 @@ def logged_losses(outputs: Mapping[str, object]) -> Dict[str, float]:
         if 'loss' in key and key != 'loss':
             losses[key] = float(torch.as_tensor(value).detach())
     return losses
-
-
-def check_rollback(
-    guards: Mapping[str, GuardProtocol], has_rollback: bool
-) -> None:
-    """Refuse guards that need a ``RollbackHook`` where there is none.
-
-    Raises:
-        GuardConfigError: If a guard is to roll back and cannot.
-    """
-    for name, guard in guards.items():
-        if guard.policy.when_exhausted == 'rollback' and not has_rollback:
-            raise GuardConfigError(
-                f"optim_wrapper.guard.when_exhausted is 'rollback' (optimizer "
-                f"'{name}'), which takes default_hooks=dict(rollback=dict("
-                "type='mmnanguard.RollbackHook'))."
-            )
