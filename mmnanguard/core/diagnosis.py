@@ -14,7 +14,7 @@ from .rows.autopsy import Autopsy
 from .rows.guard_event import GuardEvent
 from .rows.input_row import InputRow
 from .rows.json_numbers import JsonObject
-from .rows.phrases import and_more
+from .rows.phrases import and_more, plural
 from .rules.recent_commits import Growth
 
 __all__ = ['Diagnosis', 'Evidence', 'diagnose']
@@ -38,6 +38,7 @@ ADVICE_ON_TRANSIENT = Advice(
     'The fault is transient, or made by what a replay does not have: hooks '
     'that change the batch, Python state, compiled code, the hardware.',
 )
+LEAST_GROWTH_AT_POLE = 1e3
 DERIVATIVES = 'safe_sqrt or safe_norm'
 
 
@@ -67,11 +68,17 @@ class Evidence:
 
     @property
     def growth(self) -> Optional[Growth]:
-        """The explosion before the first of the updates, if there was one."""
+        """The explosion before the last streak, if there was one.
+
+        A run that went on after a streak had not exploded.
+        """
+        growth = None
         for event in self.events:
-            if event.growth is not None:
-                return read_growth(event.growth)
-        return None
+            if event.consecutive_skips <= 1:
+                growth = None
+            if growth is None and event.growth is not None:
+                growth = read_growth(event.growth)
+        return growth
 
     @property
     def finding(self) -> Optional[Autopsy]:
@@ -151,17 +158,31 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     finding, samples = evidence.finding, evidence.samples()
     if evidence.is_of_inputs and (samples or evidence.bad_keys()):
         return of_inputs(evidence, samples)
-    if growth is not None:
+    if growth is not None and exceeds(growth, finding):
         return of_growth(growth)
     if finding is not None and finding.phase != 'weight':
         if samples:
             return of_samples(finding, samples)
-        return of_operation(finding)
+        is_explained = finding.is_pole or cure_of(finding)
+        if growth is None or is_explained:
+            return of_operation(finding)
     if samples:
         return of_inputs(evidence, samples)
     if evidence.bad_keys():
         return of_likely_inputs(evidence)
+    if growth is not None:
+        return of_growth(growth)
     return of_unknown(evidence, general)
+
+
+def exceeds(growth: Growth, finding: Optional[Autopsy]) -> bool:
+    """Whether a growth explains more than the operation that went bad.
+
+    The loss grows near a pole, too, if by less than in an explosion.
+    """
+    if finding is not None and finding.is_pole:
+        return growth.factor >= LEAST_GROWTH_AT_POLE
+    return growth.factor > 0
 
 
 def of_inputs(evidence: Evidence, samples: Sequence[str]) -> Diagnosis:
@@ -204,8 +225,17 @@ def of_likely_inputs(evidence: Evidence) -> Diagnosis:
 
 
 def of_growth(growth: Growth) -> Diagnosis:
-    """Return the diagnosis of a run that exploded."""
+    """Return the diagnosis of a run that exploded, or ended early."""
     words = growth.words()
+    num = len(growth.losses)
+    reason = f'the run exploded before it: {words}'
+    evidence = f'Before the first rejected update the numbers grew: {words}'
+    if growth.factor == 0:
+        reason = f'no update followed the first {num}: {words}'
+        evidence = (
+            f'No batch is finite since the first {plural("step", num)} '
+            f'({words}), so that they are the first suspects'
+        )
     rate = ''
     if math.isfinite(growth.lr):
         rate = f' at a learning rate of {growth.lr:.3g}'
@@ -218,12 +248,11 @@ def of_growth(growth: Growth) -> Diagnosis:
     if growth.clip_coef < 1:
         clip = 'optim_wrapper.clip_grad to a lower norm than now'
     return Diagnosis(
-        f'the run exploded before it: {words}{rate}',
+        f'{reason}{rate}',
         Advice(
             'lower the learning rate, lengthen warm-up, or clip',
-            f'Before the first rejected update the numbers grew{rate}: '
-            f'{words}. Lower the learning rate, lengthen warm-up, or set '
-            f'{clip}.',
+            f'{evidence}{rate}. Lower the learning rate, lengthen warm-up, '
+            f'or set {clip}.',
         ),
         growth=growth,
     )
