@@ -141,8 +141,7 @@ BAD_GRADIENT = 'gradient of {name} is {kind} ({of_all})'
 CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
     {
         Cause.WEIGHT_NONFINITE: CauseFacts(
-            line='{tensor} {name} is {kind}{others}, which happened outside '
-            'any guarded update',
+            line='{tensor} {name} is {kind}{others}, {origin}',
             advice=Advice(
                 'resume from the last clean checkpoint',
                 'Resume from a checkpoint written before; look for code that '

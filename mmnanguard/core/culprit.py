@@ -13,7 +13,11 @@ LEAST_COVERED = 0.8
 # Up to this share of rejected updates, the operation alone explains little:
 # it works in all other batches.
 RARE_SHARE = 0.1
+# The limits for samples that nothing but their presence speaks against.
 LEAST_BATCHES = 3
+BATCHES_PER_SUSPECT = 3
+MOST_SUSPECTS = 3
+MOST_NAMED = 8
 NUM_PER_SAMPLE = 2  # rejected batches that one blamed sample should explain
 
 
@@ -83,17 +87,25 @@ def explain_batches(
 def suspects_among(batches: Sequence[Collection[str]]) -> Tuple[str, ...]:
     """Return a few samples of which each rejected batch holds one.
 
-    Nothing but their presence speaks against them. Empty unless there are at
-    least three batches, and at least two for each such sample.
+    Nothing but their presence speaks against them. Samples that are always
+    in the same batches are named together. Empty unless there are at least
+    three batches, and three for each group of such samples.
 
     Args:
         batches: The names of the samples of each rejected update.
     """
     named = [set(batch) for batch in batches if batch]
     names = covering(named)
-    if len(named) < LEAST_BATCHES or NUM_PER_SAMPLE * len(names) > len(named):
+    few = min(MOST_SUSPECTS, len(named) // BATCHES_PER_SUSPECT)
+    if len(named) < LEAST_BATCHES or len(names) > few:
         return ()
-    return names
+    suspects: List[str] = []
+    for name in names:
+        group = set.intersection(*[item for item in named if name in item])
+        suspects += [name, *sorted(group - {name})]
+    if len(suspects) > MOST_NAMED:
+        return ()
+    return tuple(dict.fromkeys(suspects))
 
 
 def covering(batches: Sequence[AbstractSet[str]]) -> Tuple[str, ...]:

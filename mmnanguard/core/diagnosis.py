@@ -5,7 +5,7 @@ contradict each other.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from .causes import Advice, facts_of_cause
@@ -137,6 +137,8 @@ class Diagnosis(NamedTuple):
         samples: The samples at fault.
         operation: The autopsy that found the operation at fault, if any.
         growth: The explosion before it, if that is the reason.
+        suspects: Samples that nothing but their presence in the rejected
+            batches speaks against.
     """
 
     reason: str
@@ -144,6 +146,7 @@ class Diagnosis(NamedTuple):
     samples: Tuple[str, ...] = ()
     operation: Optional[Autopsy] = None
     growth: Optional[Growth] = None
+    suspects: Tuple[str, ...] = ()
 
 
 def diagnose(evidence: Evidence) -> Diagnosis:
@@ -153,8 +156,11 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     growth = evidence.growth
     # Weights that are bad already, a divergence and a spike say by themselves
     # what they are.
+    if facts.blames == 'weight':
+        return of_weights(evidence, general)
     if facts.ends_run or not (facts.is_replayable or growth):
-        return Diagnosis('', general)
+        suspects = suspects_among(evidence.batches())
+        return Diagnosis('', general, suspects=suspects)
     finding, samples = evidence.finding, evidence.samples()
     if evidence.is_of_inputs and (samples or evidence.bad_keys()):
         return of_inputs(evidence, samples)
@@ -183,6 +189,22 @@ def exceeds(growth: Growth, finding: Optional[Autopsy]) -> bool:
     if finding is not None and finding.is_pole:
         return growth.factor >= LEAST_GROWTH_AT_POLE
     return growth.factor > 0
+
+
+def of_weights(evidence: Evidence, general: Advice) -> Diagnosis:
+    """Return the diagnosis of weights that were bad before the update."""
+    for event in reversed(evidence.events):
+        # Other code is no suspect if it is known how they became bad.
+        if event.origin:
+            return Diagnosis(
+                f'weights are not finite, {event.origin}',
+                replace(
+                    general,
+                    long=f'Weights are not finite, {event.origin}: resume '
+                    'from a checkpoint that was written before.',
+                ),
+            )
+    return Diagnosis('', general)
 
 
 def of_inputs(evidence: Evidence, samples: Sequence[str]) -> Diagnosis:
@@ -221,6 +243,7 @@ def of_likely_inputs(evidence: Evidence) -> Diagnosis:
             'mmnanguard.InputGuardHook names the samples, and '
             'mmnanguard.AutopsyHook tells whether they are the cause.',
         ),
+        suspects=suspects,
     )
 
 
@@ -338,8 +361,8 @@ def pole_of(finding: Autopsy) -> Optional[Advice]:
     return Advice(
         f'keep the input of {finding.op} at {where} away from its pole',
         f'{finding.op} at {where}{derivative} is not defined for this input, '
-        'which is no overflow: no dtype, no loss scale and no clipping '
-        f'changes that. Add an epsilon, clamp, or use {safe} of '
+        'a pole: no dtype, no loss scale and no clipping changes '
+        f'that. Add an epsilon, clamp, or use {safe} of '
         'mmnanguard.numerics.',
     )
 
@@ -381,6 +404,7 @@ def of_unknown(evidence: Evidence, general: Advice) -> Diagnosis:
                 f'Each rejected batch holds {who}: look there first. '
                 f'{general.long}',
             ),
+            suspects=suspects,
         )
     return Diagnosis('where it begins is not known', general)
 

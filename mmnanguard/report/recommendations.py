@@ -41,9 +41,6 @@ class Step(NamedTuple):
 
 
 NUM_EXCLUDED = 20  # samples in the config line; more are hard to paste
-# A sample that no check named is a suspect if it was in at least this many
-# rejected batches, and in at least half of all rejected batches.
-MIN_BATCHES = 3
 MIN_SHARE = 0.25  # share of all blames at which a parameter stands out
 
 
@@ -245,13 +242,12 @@ def describe_culprit(summary: Summary, finding: Finding) -> str:
         clauses.append(describe_module(diagnosis.operation))
     if clauses:
         return f'culprit: {", ".join(clauses)}'
-    num_needed = max(MIN_BATCHES, summary.num_with_samples // 2)
-    for sample in summary.samples:
-        if sample.num_batches >= num_needed:
-            return (
-                f"suspect: sample '{sample.name}', in {sample.num_batches} of "
-                f'{summary.num_with_samples} rejected batches'
-            )
+    if diagnosis.suspects:
+        names = diagnosis.suspects
+        return (
+            f"suspect: sample '{names[0]}'{and_more(names)}, of which each "
+            'rejected batch holds one'
+        )
     return describe_parameter(summary, finding)
 
 

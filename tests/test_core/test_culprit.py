@@ -75,7 +75,11 @@ def test_samples_at_fault(autopsies, rejected, share, expected):
     ('rejected', 'expected'),
     [
         (batches('a', 'a', 'a'), ('a',)),
-        (batches('a', 'b', 'a', 'b'), ('a', 'b')),
+        (batches('a', 'b', 'a', 'b', 'a', 'b'), ('a', 'b')),
+        (batches('a', 'b', 'a', 'b'), ()),  # too many for so few batches
+        # They always come together.
+        ([('b', 'a'), ('a', 'b'), ('a', 'b')], ('a', 'b')),
+        (3 * [tuple('abcdefghijkl')], ()),
         (batches('a', 'a'), ()),  # by chance, perhaps
         (batches('a', 'b', 'c', 'd'), ()),
         ([(), (), ()], ()),

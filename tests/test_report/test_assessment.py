@@ -189,7 +189,8 @@ SICK = {
         1000,
         'sick since iteration 100: 5 updates were rejected for '
         "loss_nonfinite, the last at iteration 500; suspect: sample 'x.jpg', "
-        "in 5 of 5 rejected batches; next: look at sample 'x.jpg' first",
+        "of which each rejected batch holds one; next: look at sample 'x.jpg' "
+        'first',
     ),
     'many at the end': (
         [update(i, name=f'p{i}') for i in range(850, 1000, 30)],

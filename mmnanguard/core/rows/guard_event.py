@@ -29,6 +29,8 @@ OUTCOMES = {
     Action.ROLLBACK: 'training goes back to an earlier state',
 }
 
+UNKNOWN_ORIGIN = 'which happened outside any guarded update'
+
 
 @dataclass(frozen=True)
 class GuardEvent(RowRecord):
@@ -76,6 +78,8 @@ class GuardEvent(RowRecord):
             micro-batches that were left out. None if all were used.
         growth: The fields of :class:`Growth`, if losses or norms exploded
             right before this update; else None.
+        origin: How bad weights became bad, as a clause; '' if that is not
+            known.
         run: Name of the run.
         attempt: Number of the process start, from 1.
         id: The id of the event, unique in the attempt.
@@ -112,6 +116,7 @@ class GuardEvent(RowRecord):
     lr_factor: float = 1.0
     micro_batches: Optional[JsonObject] = None
     growth: Optional[JsonObject] = None
+    origin: str = ''
     run: str = ''
     attempt: int = 1
     id: str = ''
@@ -176,6 +181,7 @@ class GuardEvent(RowRecord):
         return template.format(
             loss=self.loss,
             of_all=self._bad_of_all(),
+            origin=self.origin or UNKNOWN_ORIGIN,
             **self._tensor_words(),
             **self._loss_words(),
             **self._spike_words(),
