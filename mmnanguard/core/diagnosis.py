@@ -14,7 +14,7 @@ from .rows.autopsy import Autopsy
 from .rows.guard_event import GuardEvent
 from .rows.input_row import InputRow
 from .rows.json_numbers import JsonObject
-from .rows.phrases import and_more, plural
+from .rows.phrases import and_more, plural, samples_in_words
 from .rules.recent_commits import Growth
 
 __all__ = ['Diagnosis', 'Evidence', 'diagnose']
@@ -115,6 +115,10 @@ class Evidence:
                 batches.append(event.samples)
         return batches
 
+    def suspects(self) -> Tuple[str, ...]:
+        """Return samples of which each rejected batch holds one."""
+        return suspects_among(self.batches(), self.share)
+
     def bad_keys(self) -> Tuple[str, ...]:
         """Return the parts of the batches that were not finite."""
         keys: List[str] = []
@@ -137,8 +141,6 @@ class Diagnosis(NamedTuple):
         samples: The samples at fault.
         operation: The autopsy that found the operation at fault, if any.
         growth: The explosion before it, if that is the reason.
-        suspects: Samples that nothing but their presence in the rejected
-            batches speaks against.
     """
 
     reason: str
@@ -146,7 +148,6 @@ class Diagnosis(NamedTuple):
     samples: Tuple[str, ...] = ()
     operation: Optional[Autopsy] = None
     growth: Optional[Growth] = None
-    suspects: Tuple[str, ...] = ()
 
 
 def diagnose(evidence: Evidence) -> Diagnosis:
@@ -159,8 +160,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     if facts.blames == 'weight':
         return of_weights(evidence, general)
     if facts.ends_run or not (facts.is_replayable or growth):
-        suspects = suspects_among(evidence.batches())
-        return Diagnosis('', general, suspects=suspects)
+        return Diagnosis('', general)
     finding, samples = evidence.finding, evidence.samples()
     if evidence.is_of_inputs and (samples or evidence.bad_keys()):
         return of_inputs(evidence, samples)
@@ -230,10 +230,10 @@ def of_inputs(evidence: Evidence, samples: Sequence[str]) -> Diagnosis:
 def of_likely_inputs(evidence: Evidence) -> Diagnosis:
     """Return the diagnosis of bad parts of batches that nothing has tried."""
     keys = ', '.join(map(repr, evidence.bad_keys()))
-    suspects = suspects_among(evidence.batches())
+    suspects = evidence.suspects()
     who = ''
     if suspects:
-        who = f" of sample '{suspects[0]}'{and_more(len(suspects) - 1)}"
+        who = f' of {samples_in_words(suspects)}'
     return Diagnosis(
         f'{keys}{who} is not finite to begin with',
         Advice(
@@ -243,7 +243,6 @@ def of_likely_inputs(evidence: Evidence) -> Diagnosis:
             'mmnanguard.InputGuardHook names the samples, and '
             'mmnanguard.AutopsyHook tells whether they are the cause.',
         ),
-        suspects=suspects,
     )
 
 
@@ -394,17 +393,17 @@ def of_unknown(evidence: Evidence, general: Advice) -> Diagnosis:
         advice = cure_of(autopsy)
         if advice is not None:
             return Diagnosis(autopsy.tried_in_words(), advice)
-    suspects = suspects_among(evidence.batches())
+    suspects = evidence.suspects()
     if suspects:
-        who = f"sample '{suspects[0]}'{and_more(len(suspects) - 1)}"
+        who = samples_in_words(suspects)
+        some = 'some of ' * (len(suspects) > 1)
         return Diagnosis(
-            f'{who} is in each rejected batch',
+            f'each rejected batch holds {some}{who}',
             Advice(
                 f'look at {who} first',
-                f'Each rejected batch holds {who}: look there first. '
+                f'Each rejected batch holds {some}{who}: look there first. '
                 f'{general.long}',
             ),
-            suspects=suspects,
         )
     return Diagnosis('where it begins is not known', general)
 
