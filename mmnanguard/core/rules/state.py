@@ -178,6 +178,15 @@ class GuardState:
             recent_commits=to.recent_commits,
         )
 
+    def without_skips(self) -> 'GuardState':
+        """Return the state with all limits counted anew, as a rollback."""
+        return replace(
+            self,
+            consecutive_skips=0,
+            recent_skips=(),
+            num_rollbacks=self.num_rollbacks + 1,
+        )
+
     def rollback_undone(self, before: 'GuardState') -> 'GuardState':
         """Return the state after a rollback that did not help was undone.
 
