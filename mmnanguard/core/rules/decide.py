@@ -38,8 +38,10 @@ def decide(
         if seen.left_out is None or verdict.action is not Action.STEP:
             return verdict
         return committed_without(seen.left_out, verdict, state, policy)
-    action = choose_action(cause, state, policy)
-    return Verdict(action, cause, choose_scale_move(cause, seen.scale))
+    move = choose_scale_move(cause, seen.scale)
+    if not does_harm(cause, seen):
+        return Verdict(Action.SKIP, cause, move, counts=False)
+    return Verdict(choose_action(cause, state, policy), cause, move)
 
 
 def judge_finite(
@@ -109,7 +111,8 @@ def committed_without(
     """Return the verdict on a commit that left out bad micro-batches.
 
     The cause is the cause of the micro-batches that were left out. The update
-    counts as a skip in ``max_skip_rate``, so it may end the run.
+    counts as a skip in ``max_skip_rate``, so it may end the run, unless the
+    micro-batches did no harm.
 
     Args:
         left_out: The micro-batches that were left out.
@@ -123,12 +126,14 @@ def committed_without(
     move = verdict.scale_move
     if cause.is_scaled:
         move = choose_scale_move(cause, left_out.seen.scale)
-    action = verdict.action
+    action, counts = verdict.action, does_harm(cause, left_out.seen)
     # Without a limit, a run in which every window loses micro-batches would
     # never end.
-    if not cause.is_routine and rate_is_over(state, policy):
+    if counts and not cause.is_routine and rate_is_over(state, policy):
         action = Action(policy.when_exhausted)
-    return replace(verdict, action=action, cause=cause, scale_move=move)
+    return replace(
+        verdict, action=action, cause=cause, scale_move=move, counts=counts
+    )
 
 
 def find_cause(
@@ -158,6 +163,23 @@ def find_cause(
     if not seen.norm_is_bounded:
         return Cause.NORM_OVERFLOW
     return Cause.NONE
+
+
+def does_harm(cause: Cause, seen: Observation) -> bool:
+    """Whether the rejected update would have harmed the model.
+
+    A loss of 0/0 over ignored labels has gradients of 0, and a model may mask
+    a NaN before it reaches a gradient.
+    """
+    if not CAUSES[cause].harms_by_gradient:
+        return True
+    # Without any gradient, finite gradients show nothing.
+    return not (
+        seen.num_params > 0
+        and seen.grad_is_finite
+        and seen.norm_is_bounded
+        and seen.buffers_are_finite
+    )
 
 
 def choose_scale_move(cause: Cause, scale: ScaleReading) -> ScaleMove:

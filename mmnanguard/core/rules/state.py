@@ -20,14 +20,16 @@ class GuardState:
         num_steps: Number of committed updates.
         total_skips: Number of rejected updates without routine overflows.
         consecutive_skips: Number of rejected updates since the last commit,
-            without routine overflows.
+            without routine overflows and without updates that did no harm
+            (``Verdict.counts``).
         routine_overflows: Number of updates rejected at a loss scale that
             was not yet proven.
         commits_since_growth: Number of commits since the loss scale started
             or grew. The scale has only been lowered since then, so all these
             commits were made at the present scale or above it.
         recent_skips: For each of the last updates, whether it was a skip or
-            left micro-batches out; oldest first, without routine overflows.
+            left micro-batches out; oldest first, without routine overflows
+            and without rejected updates that did no harm.
         skip_rate_window: The greatest length of ``recent_skips``.
         recent_norms: Gradient norms of committed updates, oldest first. A
             clipped spike counts with its limit.
@@ -77,9 +79,11 @@ class GuardState:
         if verdict.cause.is_routine:
             num_overflows = self.routine_overflows + 1
             return replace(state, routine_overflows=num_overflows)
+        state = replace(state, total_skips=self.total_skips + 1)
+        if not verdict.counts:
+            return state
         return replace(
             state,
-            total_skips=self.total_skips + 1,
             consecutive_skips=self.consecutive_skips + 1,
             recent_skips=self.with_skip(True),
         )
@@ -105,7 +109,8 @@ class GuardState:
             loss_level = loss_level.after(seen.loss)
         recent_skips = self.recent_skips
         if left_out is None or not verdict.cause.is_routine:
-            recent_skips = self.with_skip(left_out is not None)
+            is_skip = left_out is not None and verdict.counts
+            recent_skips = self.with_skip(is_skip)
         num_left_out = self.num_left_out
         if left_out is not None:
             num_left_out += len(left_out.places)

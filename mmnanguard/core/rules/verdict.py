@@ -45,6 +45,9 @@ class Verdict:
             action is STEP.
         lr_return: The amount by which ``lr_factor`` grows with the next
             committed update.
+        counts: Whether a rejected update, or a micro-batch that was left
+            out, counts toward the limits. False for a loss that is not
+            finite although its gradients are: the update does no harm.
     """
 
     action: Action
@@ -56,3 +59,4 @@ class Verdict:
     spike: Optional[Spike] = None
     lr_factor: float = 1.0
     lr_return: float = 0.0
+    counts: bool = True
