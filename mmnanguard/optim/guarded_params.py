@@ -1,5 +1,6 @@
 """The parameters and gradients of an optimizer."""
 
+import math
 from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple
@@ -59,6 +60,20 @@ class GuardedParams:
     def lrs(self) -> Tuple[float, ...]:
         """Return the learning rate of each parameter group."""
         return tuple(float(group['lr']) for group in self.groups)
+
+    def highest_lr(self) -> float:
+        """Return the highest learning rate of all parameter groups; no sync.
+
+        NaN if a group has none, or has it on a device.
+        """
+        lrs = []
+        for group in self.groups:
+            lr = group.get('lr', math.nan)
+            # float() of a tensor on a device would wait for the device.
+            if isinstance(lr, Tensor) and lr.device.type != 'cpu':
+                return math.nan
+            lrs.append(float(lr))
+        return max(lrs)
 
     def foreign(self) -> Set[int]:
         """Return the ids of the parameters of other guarded optimizers."""

@@ -98,7 +98,8 @@ def guarded_step(
 
     # Move the scale
     before, after = guard.scaler.move(verdict)
-    guard.state = guard.state.after(seen, verdict)
+    lr = guard.params.highest_lr()
+    guard.state = guard.state.after(seen, verdict, lr)
 
     # Report
     if verdict.action is Action.STEP:

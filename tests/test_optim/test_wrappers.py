@@ -529,3 +529,22 @@ def test_cuda(model, dtype):
     assert_equal(before, weights(model))
     state = wrapper.guard.state
     assert (state.num_steps, state.total_skips) == (1, 1)
+
+
+# The record of recent commits
+
+
+def test_commits_are_recorded_and_survive_a_checkpoint(model):
+    wrapper = amp(model, clip_grad=dict(max_norm=1e-3), dtype='bfloat16')
+    wrapper.optimizer.param_groups[0]['lr'] = torch.tensor(0.25)
+    for spoil in (None, add_nan, None):
+        train(wrapper, model, spoil=spoil)
+    first, last = wrapper.guard.state.recent_commits
+    assert (first.update, last.update) == (1, 3)
+    assert (last.lr, last.loss_scale) == (0.25, 1.0)
+    assert 0 < last.loss < math.inf
+    assert last.clip_coef * last.grad_norm == pytest.approx(1e-3)
+    saved = copy.deepcopy(wrapper.state_dict())
+    resumed = amp(model, dtype='bfloat16')
+    resumed.load_state_dict(saved)
+    assert resumed.guard.state.recent_commits == (first, last)

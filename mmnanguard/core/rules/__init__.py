@@ -4,7 +4,8 @@ Everything is a frozen record or a pure function. Read in this order:
 
 1. ``observation``: the facts about one update.
 2. ``policy``: the rules that a user sets, ``optim_wrapper.guard``.
-3. ``state``: the memory of a guard from update to update.
+3. ``state``, ``recent_commits``: the memory of a guard from update to update,
+   and the trends that its last commits show.
 4. ``verdict``: the action, the cause, the move of the loss scale.
 5. ``decide``: observation, state and policy give a verdict.
 6. ``spike``, ``divergence``, ``lr_backoff``: the optional rules.

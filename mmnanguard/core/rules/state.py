@@ -1,10 +1,17 @@
 """The memory of a guard from update to update."""
 
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from .divergence import LossLevel
 from .observation import Observation
+from .recent_commits import (
+    NUM_RECENT_COMMITS,
+    Commit,
+    commits_from_dict,
+    commits_to_dict,
+)
 from .spike import Spike
 from .verdict import Action, ScaleMove, Verdict
 
@@ -45,6 +52,8 @@ class GuardState:
         num_rollbacks: Number of returns to an earlier state.
         num_left_out: Number of micro-batches that were left out of committed
             updates.
+        recent_commits: The last 64 committed updates, oldest first, as they
+            were observed. Explanations read them; no verdict does by itself.
     """
 
     # Names and types are in checkpoints (test_written_by_0_1.py).
@@ -64,17 +73,22 @@ class GuardState:
     lr_return: float = 0.0
     num_rollbacks: int = 0
     num_left_out: int = 0
+    recent_commits: Tuple[Commit, ...] = ()
 
-    def after(self, seen: Observation, verdict: Verdict) -> 'GuardState':
+    def after(
+        self, seen: Observation, verdict: Verdict, lr: float = math.nan
+    ) -> 'GuardState':
         """Return the state after an update.
 
         Args:
             seen: The observation that the verdict is about.
             verdict: The decision.
+            lr: The highest learning rate of the optimizer, before
+                ``verdict.lr_factor``; NaN if it is not known.
         """
         state = replace(self, num_updates=self.num_updates + 1)
         if verdict.action is Action.STEP:
-            return state._committed(seen, verdict)
+            return state._committed(seen, verdict, lr)
         # A routine overflow counts toward no limit and interrupts no streak.
         if verdict.cause.is_routine:
             num_overflows = self.routine_overflows + 1
@@ -88,13 +102,10 @@ class GuardState:
             recent_skips=self.with_skip(True),
         )
 
-    def _committed(self, seen: Observation, verdict: Verdict) -> 'GuardState':
-        """Return the state after a commit.
-
-        Args:
-            seen: The observation that the verdict is about.
-            verdict: The decision.
-        """
+    def _committed(
+        self, seen: Observation, verdict: Verdict, lr: float
+    ) -> 'GuardState':
+        """Return the state after a commit, see :meth:`after`."""
         spike, left_out = verdict.spike, seen.left_out
         num_commits = self.commits_since_growth
         # Nothing is known about the new, larger scale. A lower scale keeps the
@@ -114,6 +125,15 @@ class GuardState:
         num_left_out = self.num_left_out
         if left_out is not None:
             num_left_out += len(left_out.places)
+        commit = Commit(
+            self.num_updates,
+            seen.loss,
+            seen.grad_norm,
+            lr * verdict.lr_factor,
+            seen.scale.value,
+            verdict.clip_coef,
+        )
+        commits = (*self.recent_commits, commit)[-NUM_RECENT_COMMITS:]
         return replace(
             self,
             num_steps=self.num_steps + 1,
@@ -130,6 +150,7 @@ class GuardState:
             loss_level=loss_level,
             lr_factor=verdict.lr_factor,
             lr_return=verdict.lr_return,
+            recent_commits=commits,
         )
 
     def rolled_back(
@@ -141,7 +162,7 @@ class GuardState:
 
         Args:
             to: The earlier state, from which the statistics of norms and
-                losses come.
+                losses and the recent commits come.
             lr_factor: The factor on learning rates from now on.
             lr_return: The growth of that factor with the next commit.
         """
@@ -158,6 +179,7 @@ class GuardState:
             lr_factor=lr_factor,
             lr_return=lr_return,
             num_rollbacks=self.num_rollbacks + 1,
+            recent_commits=to.recent_commits,
         )
 
     def recovered_lr(self) -> Tuple[float, float]:
@@ -203,7 +225,11 @@ class GuardState:
     def to_dict(self) -> Dict[str, Any]:
         """Return the state in Python's own types."""
         # torch.load with weights_only=True reads no others.
-        return asdict(self, dict_factory=with_lists)
+        saved = asdict(
+            replace(self, recent_commits=()), dict_factory=with_lists
+        )
+        saved['recent_commits'] = commits_to_dict(self.recent_commits)
+        return saved
 
     @classmethod
     def from_dict(
@@ -242,6 +268,9 @@ class GuardState:
         known['spike_window'] = spike_window
         known['loss_level'] = LossLevel.from_dict(
             known.get('loss_level', {}), loss_window
+        )
+        known['recent_commits'] = commits_from_dict(
+            known.get('recent_commits', {})
         )
         return cls(**known)
 

@@ -1,0 +1,235 @@
+"""The last committed updates, and the trends that they show.
+
+``GuardState.recent_commits`` holds them. The functions take any sequence of
+commits, oldest first, and run only when there is something to explain.
+"""
+
+import math
+from operator import attrgetter, itemgetter
+from statistics import median_low
+from typing import (
+    Any,
+    Dict,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
+
+__all__ = [
+    'NUM_RECENT_COMMITS',
+    'Commit',
+    'Growth',
+    'commits_from_dict',
+    'commits_to_dict',
+    'find_growth',
+    'largest_scaled_norm',
+]
+
+NUM_RECENT_COMMITS = 64
+# The least growth at the end of a series that counts as an explosion. Norms
+# and losses of small batches have outliers, so one step needs more.
+LEAST_GROWTH = 10.0
+LEAST_GROWTH_OF_STEP = 100.0
+LEAST_BEFORE = 3  # values that make a usual value
+NUM_SHOWN = 4  # commits in the words on a growth
+SCALED_NORM = attrgetter('scaled_norm')
+
+
+class Commit(NamedTuple):
+    """The numbers of one committed update, all known on the host.
+
+    Attributes:
+        update: The number of the update among all judged updates, from 1.
+        loss: The loss of the window, as in ``Observation.loss``; NaN if the
+            wrapper saw no backward pass.
+        grad_norm: L2 norm of the gradients, unscaled, before clipping.
+        lr: The highest learning rate of all parameter groups in the step,
+            with the guard's factor; NaN if it is on a device only.
+        loss_scale: The loss scale of the gradients; 1 without a scaler.
+        clip_coef: The factor of the clip rule, in (0, 1].
+    """
+
+    update: int
+    loss: float = math.nan
+    grad_norm: float = math.nan
+    lr: float = math.nan
+    loss_scale: float = 1.0
+    clip_coef: float = 1.0
+
+    @property
+    def scaled_norm(self) -> float:
+        """The norm of the scaled gradients.
+
+        No element was larger, so this norm fitted the gradients' dtype if
+        it is below the dtype's largest number.
+        """
+        return self.grad_norm * self.loss_scale
+
+    @property
+    def step_size(self) -> float:
+        """The L2 norm of the change that plain SGD would have made.
+
+        Momentum and adaptive optimizers make another change, whose norm only
+        a read of all weights would tell.
+        """
+        return self.lr * self.clip_coef * self.grad_norm
+
+
+class Growth(NamedTuple):
+    """A rise of losses and norms right up to the last commit.
+
+    Attributes:
+        losses: The losses of the last commits, oldest first.
+        grad_norms: Their gradient norms.
+        lr: The learning rate of the last commit; NaN if it is not known.
+        factor: The growth of the series that grew most.
+    """
+
+    losses: Tuple[float, ...]
+    grad_norms: Tuple[float, ...]
+    lr: float
+    factor: float
+
+    def words(self) -> str:
+        """Return the numbers, such as 'loss 1 -> 20, gradient norm 3 -> 90'.
+
+        A series without any finite value is left out.
+        """
+        parts = []
+        for name, values in (
+            ('loss', self.losses),
+            ('gradient norm', self.grad_norms),
+        ):
+            if any(map(math.isfinite, values)):
+                numbers = ' -> '.join(map('{:.3g}'.format, values))
+                parts.append(f'{name} {numbers}')
+        return ', '.join(parts)
+
+
+def find_growth(
+    commits: Sequence[Commit],
+    loss: float = math.nan,
+    grad_norm: float = math.nan,
+) -> Optional[Growth]:
+    """Return the growth before a fault, or None if nothing exploded.
+
+    Losses (their absolute values) or norms have to rise at the end of the
+    record: tenfold in at least two steps or a hundredfold in one, above
+    all values before; or the last two are ten times the usual value. The
+    other series must not be at its lowest. Without two finite values nothing
+    is known, and None is returned.
+
+    Args:
+        commits: The commits, oldest first.
+        loss: The loss of the update at fault; counted if finite.
+        grad_norm: Its gradient norm; counted if finite.
+    """
+    rows = list(commits)
+    if math.isfinite(loss) or math.isfinite(grad_norm):
+        rows.append(Commit(0, loss, grad_norm))
+    losses = finite_sizes([commit.loss for commit in rows])
+    norms = finite_sizes([commit.grad_norm for commit in rows])
+    factor = 0.0
+    # Norms grow while a zero-initialized head learns, and the loss of an
+    # adversarial game may grow while norms fall: both are healthy.
+    if not is_at_lowest(norms):
+        factor = growth_of(losses)
+    if not is_at_lowest(losses):
+        factor = max(factor, growth_of(norms))
+    if factor == 0:
+        return None
+    last = rows[-NUM_SHOWN:]
+    return Growth(
+        tuple([commit.loss for commit in last]),
+        tuple([commit.grad_norm for commit in last]),
+        commits[-1].lr,
+        factor,
+    )
+
+
+def finite_sizes(values: Sequence[float]) -> List[float]:
+    """Return the absolute values of those values that are finite."""
+    return list(map(abs, filter(math.isfinite, values)))
+
+
+def is_at_lowest(values: Sequence[float]) -> bool:
+    """Whether the last of several values is below all others."""
+    return len(values) > 1 and values[-1] < min(values[:-1])
+
+
+def growth_of(values: Sequence[float]) -> float:
+    """Return the factor by which a series exploded at its end, or 0.
+
+    Args:
+        values: Absolute values, oldest first.
+    """
+    return max(growth_of_rise(values), growth_of_level(values))
+
+
+def growth_of_rise(values: Sequence[float]) -> float:
+    """Return the growth of values that rise up to the last one, or 0."""
+    start = max(len(values) - 1, 0)
+    while start > 0 and values[start - 1] < values[start]:
+        start -= 1
+    before = values[:start]
+    highest = max(before, default=0.0)
+    num_steps = len([v for v in values[start + 1 :] if v > highest])
+    if num_steps == 0:
+        return 0.0
+    base = values[start]
+    # A rise that begins at a value that is low by chance is no explosion.
+    if before:
+        base = max(base, median_low(before))
+    needed = LEAST_GROWTH
+    if num_steps == 1:
+        needed = LEAST_GROWTH_OF_STEP
+    # From zero, any value would be a rise without bounds.
+    if base == 0 or values[-1] < needed * base:
+        return 0.0
+    return values[-1] / base
+
+
+def growth_of_level(values: Sequence[float]) -> float:
+    """Return the growth of the level that the last two values have, or 0.
+
+    Values that swing do not rise step by step.
+    """
+    before, level = values[:-2], min(values[-2:], default=0.0)
+    if len(before) < LEAST_BEFORE:
+        return 0.0
+    base = median_low(before)
+    if base == 0 or level < LEAST_GROWTH * base:
+        return 0.0
+    return level / base
+
+
+def largest_scaled_norm(commits: Sequence[Commit]) -> Optional[float]:
+    """Return the largest scaled norm of the commits; None without any."""
+    norms = list(filter(math.isfinite, map(SCALED_NORM, commits)))
+    return max(norms, default=None)
+
+
+def commits_to_dict(commits: Sequence[Commit]) -> Dict[str, List[float]]:
+    """Return a list of values for each field of a commit."""
+    columns: Dict[str, List[float]] = {}
+    for index, name in enumerate(Commit._fields):
+        columns[name] = list(map(itemgetter(index), commits))
+    return columns
+
+
+def commits_from_dict(saved: Mapping[str, Any]) -> Tuple[Commit, ...]:
+    """Return the commits that :func:`commits_to_dict` saved.
+
+    A field that the saved version did not know gets its default.
+    """
+    known = {}
+    for name in Commit._fields:
+        if name in saved:
+            known[name] = saved[name]
+    commits = []
+    for values in zip(*known.values()):
+        commits.append(Commit(**dict(zip(known, values))))
+    return tuple(commits)

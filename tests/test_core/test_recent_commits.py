@@ -1,0 +1,105 @@
+import json
+import math
+
+import pytest
+
+from mmnanguard.core import (
+    Action,
+    GuardState,
+    Observation,
+    ScaleReading,
+    Verdict,
+)
+from mmnanguard.core.rules.recent_commits import (
+    Commit,
+    find_growth,
+    largest_scaled_norm,
+)
+
+NOISE = [1.0, 1.2, 0.9, 1.1, 1.3, 0.8, 1.0, 1.1]
+
+
+def commits(losses, norms=None):
+    norms = norms or [1.0] * len(losses)
+    return [
+        Commit(number, *numbers)
+        for number, numbers in enumerate(zip(losses, norms), start=1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ('losses', 'norms'),
+    [
+        ([132.0, 699.0, 6.9e8], [3.0, 40.0, 3e12]),  # a rate far too high
+        ([2.3, 900.0], [1.0, 5e4]),  # one step was enough
+        ([*NOISE, 3.0, 9.0, 30.0], None),  # late in a run
+        ([*NOISE, 40.0, 25.0, 300.0, 200.0], None),  # momentum swings
+        ([-1.0, -30.0, -5e3], None),  # a critic's loss has no lower bound
+        ([2.3, 2.3, 2.3, 2.3], [1.0, 9.0, 80.0, 900.0]),  # norms alone
+    ],
+)
+def test_explosions(losses, norms):
+    assert find_growth(commits(losses, norms))
+
+
+@pytest.mark.parametrize(
+    ('losses', 'norms'),
+    [
+        ([], None),
+        ([1.0], None),
+        (NOISE, NOISE),
+        ([*NOISE, 30.0], None),  # one batch may be odd
+        ([*NOISE, 30.0, 1.0], None),  # it was
+        ([2.3, 2.2, 2.0, 1.5], [0.01, 0.1, 1.0, 10.0]),  # a head warms up
+        ([1.0, 4.0, 20.0], [9.0, 4.0, 1.0]),  # an adversary learns
+        ([0.0, 0.0, 1.0], [0.0, 0.0, 1.0]),  # nothing to compare with
+        ([math.nan] * 5, [math.nan] * 5),  # no loss was seen
+    ],
+)
+def test_no_explosions(losses, norms):
+    assert find_growth(commits(losses, norms)) is None
+
+
+def test_the_update_at_fault_counts_if_it_is_finite():
+    history = commits([1.0, 8.0])
+    assert find_growth(history) is None
+    assert find_growth(history, loss=math.nan) is None
+    growth = find_growth(history, loss=600.0)
+    assert growth.words() == 'loss 1 -> 8 -> 600, gradient norm 1 -> 1 -> nan'
+
+
+def test_largest_scaled_norm():
+    assert largest_scaled_norm([]) is None
+    history = [Commit(1, 1.0, 3.0, loss_scale=1024.0), Commit(2, 1.0, 5.0)]
+    assert largest_scaled_norm(history) == 3072.0
+
+
+def test_the_state_keeps_what_was_committed():
+    state = GuardState()
+    for number in range(100):
+        seen = Observation(1.0, grad_norm=number, scale=ScaleReading(8.0))
+        verdict = Verdict(Action.STEP, clip_coef=0.5, lr_factor=0.1)
+        state = state.after(seen, verdict, lr=2.0)
+        # A rejected update leaves no trace here.
+        state = state.after(seen, Verdict(Action.SKIP), lr=2.0)
+    assert len(state.recent_commits) == 64
+    last = state.recent_commits[-1]
+    assert last == Commit(199, 1.0, 99, 0.2, 8.0, 0.5)
+    assert last.scaled_norm == 792
+    assert last.step_size == pytest.approx(9.9)
+
+
+def test_the_record_is_saved_in_builtins():
+    state = GuardState()
+    for _ in range(3):
+        state = state.after(
+            Observation(1.0, grad_norm=2.0), Verdict(Action.STEP), 0.1
+        )
+    saved = json.loads(json.dumps(state.to_dict()))
+    assert GuardState.from_dict(saved, 200) == state
+    # Another version may know fewer numbers, or more.
+    saved['recent_commits']['new'] = [1, 2, 3]
+    del saved['recent_commits']['clip_coef']
+    assert GuardState.from_dict(saved, 200) == state
+    del saved['recent_commits']
+    assert GuardState.from_dict(saved, 200).recent_commits == ()
