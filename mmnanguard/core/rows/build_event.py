@@ -40,6 +40,7 @@ def build_event(
         num_params=seen.num_params,
         consecutive_skips=state.consecutive_skips,
         total_skips=state.total_skips,
+        counts=verdict.counts,
         routine_overflows=state.routine_overflows,
         # As a dict, because rows and messages need no class of this package.
         spike=verdict.spike and verdict.spike._asdict(),

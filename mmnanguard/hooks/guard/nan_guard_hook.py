@@ -38,6 +38,7 @@ from ..recovery.rollback_hook import RollbackHook
 from .check_listeners import check_signatures, misspelt_methods
 from .ema_freeze import EmaFreeze
 from .guard_checkpoint import GuardCheckpoint
+from .loss_parts import LossParts
 from .recent_samples import RecentSamples
 from .run_scalars import drop_nonfinite, update_scalars
 
@@ -100,6 +101,7 @@ class NanGuardHook(PatchingHook, EventSource):
         self._guards: Dict[str, GuardProtocol] = {}
         self._modules: Dict[str, List[nn.Module]] = {}
         self._samples = RecentSamples()
+        self._loss_parts = LossParts()
         self._num_updates = 0
         self._ids: Set[str] = set()
         self._left_out: Set[str] = set()
@@ -119,6 +121,7 @@ class NanGuardHook(PatchingHook, EventSource):
         wrappers = find_wrappers(runner).values()
         longest = max(wrapper._accumulative_counts for wrapper in wrappers)
         self._samples = RecentSamples(longest, runner.iter)
+        self._loss_parts = LossParts(runner.iter)
         self._ema = EmaFreeze(
             runner.hooks, self._guards.values(), longest > 1, runner.model
         )
@@ -183,6 +186,10 @@ class NanGuardHook(PatchingHook, EventSource):
         for guard in self._guards.values():
             for event in guard.take_events():
                 events.append((guard, event))
+        # Before non-finite values leave the log. A clean iteration that ends
+        # its window has none.
+        if events or any(guard.is_open for guard in self._guards.values()):
+            self._loss_parts.note(runner.message_hub, list(outputs or {}))
         self._keep_logs_finite(runner, outputs or {}, bool(events))
         update_scalars(runner.message_hub, self._guards)
         # Most iterations have no event, and the context costs host reads.
@@ -196,6 +203,7 @@ class NanGuardHook(PatchingHook, EventSource):
         if self._count('num_updates') != self._num_updates:
             self._num_updates = self._count('num_updates')
             self._samples.end_window()
+            self._loss_parts.end_window()
         # A halt ends the run, so all events of the iteration are reported
         # before it.
         for guard, event in events:
@@ -207,7 +215,11 @@ class NanGuardHook(PatchingHook, EventSource):
         self, runner: Runner, event: GuardEvent, context: Dict[str, object]
     ) -> GuardEvent:
         """Return the event with its iteration's context; collective."""
-        about = dict(context, samples=self._samples.of(event))
+        about = dict(
+            context,
+            samples=self._samples.of(event),
+            **self._loss_parts.of(event, runner.iter + 1),
+        )
         if get_world_size() > 1:
             # Only the rank on which the fault began knows the offending batch
             # and tensors, and all ranks have to report equal events.
@@ -219,9 +231,12 @@ class NanGuardHook(PatchingHook, EventSource):
     def _report(self, runner: Runner, event: GuardEvent) -> None:
         """Log an event, and hand it to all hooks."""
         level = logging.WARNING
-        # Overflows are expected while the loss scale is not yet proven.
+        # Overflows are expected while the loss scale is not yet proven, and
+        # a dataset may have many batches without a loss.
         if event.is_routine:
             level = logging.INFO
+        elif not event.counts and not is_power_of_two(event.total_skips):
+            level = logging.DEBUG
         runner.logger.log(level, event.line())
         runner.call_hook('after_guard_event', event=event)
 
@@ -326,6 +341,11 @@ class NanGuardHook(PatchingHook, EventSource):
                     f'{value}; such values of it are left out of the '
                     'smoothed log (said once)'
                 )
+
+
+def is_power_of_two(number: int) -> bool:
+    """Whether a positive number is 1, 2, 4, 8, ..."""
+    return number & (number - 1) == 0
 
 
 def logged_losses(outputs: Mapping[str, object]) -> Dict[str, float]:
