@@ -77,9 +77,9 @@ ROW_FIELDS = {
     'start': 'schema kind run attempt iter max_iters versions guards',
     'update': (
         'schema kind id run attempt time iter epoch batch_idx optimizer '
-        'action cause ranks loss losses grad_norm lr loss_scale '
-        'num_bad_params num_params params samples inputs watched '
-        'consecutive_skips total_skips routine_overflows since spike '
+        'action cause ranks loss losses bad_losses num_iters grad_norm lr '
+        'loss_scale num_bad_params num_params params samples inputs watched '
+        'consecutive_skips total_skips counts routine_overflows since spike '
         'clip_coef lr_factor micro_batches'
     ),
     'autopsy': (

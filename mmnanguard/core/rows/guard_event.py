@@ -264,7 +264,9 @@ class GuardEvent(RowRecord):
         if self.is_routine:
             return f'routine for a new scale, {self.routine_overflows} so far'
         if not self.counts:
-            return f'counts toward no limit, {self.total_skips} rejected so far'
+            return (
+                f'counts toward no limit, {self.total_skips} rejected so far'
+            )
         skips = plural('skip', self.consecutive_skips)
         return f'{self.consecutive_skips} {skips} in a row'
 

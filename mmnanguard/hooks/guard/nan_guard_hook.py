@@ -52,6 +52,9 @@ LEFTOVERS = {
     'optimizer_config': 'optim_wrapper=dict(clip_grad=dict(max_norm=...))',
 }
 
+# Number of updates without a commit after which the user is warned.
+LEAST_IDLE = 64
+
 
 @HOOKS.register_module()
 class NanGuardHook(PatchingHook, EventSource):
@@ -199,6 +202,8 @@ class NanGuardHook(PatchingHook, EventSource):
             event = self._complete(runner, event, context)
             events[position] = guard, event
             self._report(runner, event)
+            if not event.counts:
+                self._warn_of_no_commit(runner, guard)
         # After the reports: an event names the samples of its window.
         if self._count('num_updates') != self._num_updates:
             self._num_updates = self._count('num_updates')
@@ -239,6 +244,30 @@ class NanGuardHook(PatchingHook, EventSource):
             level = logging.DEBUG
         runner.logger.log(level, event.line())
         runner.call_hook('after_guard_event', event=event)
+
+    def _warn_of_no_commit(self, runner: Runner, guard: GuardProtocol) -> None:
+        """Say that nothing is learnt, at intervals that double.
+
+        Updates that do no harm never halt a run, however many there are.
+        """
+        commits = guard.state.recent_commits
+        idle = guard.state.num_updates
+        if commits:
+            idle -= commits[-1].update
+        if idle < LEAST_IDLE or not is_power_of_two(idle):
+            return
+        hint = ''
+        wrapper = find_wrappers(runner)[guard.name]
+        if wrapper._accumulative_counts > 1:
+            hint = (
+                ' One such micro-batch costs its whole window, unless '
+                "optim_wrapper.guard.accumulation is 'microbatch'."
+            )
+        runner.logger.error(
+            f"mmnanguard: optimizer '{guard.name}': NONE OF THE LAST {idle} "
+            'UPDATES WAS COMMITTED, because their losses or inputs are not '
+            f'finite, although gradients are. See the lines above.{hint}'
+        )
 
     # A CheckpointHook that counts epochs saves after an epoch, and save_best
     # saves after a validation. Both run after this hook.
