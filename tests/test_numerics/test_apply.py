@@ -126,9 +126,10 @@ def test_gradients_of_other_dtypes(dtype):
 
 
 class Recorder:
-    """An optimizer that records its arguments."""
+    """An optimizer that records its arguments, as if PyTorch's own."""
 
     param_groups = (dict(params=()),)
+    _optimizer_step_pre_hooks = ()
 
     def __init__(self, grads=(), fused=False, error=None):
         self.grads, self.error = grads, error
@@ -147,6 +148,9 @@ class Recorder:
         )
         if self.error is not None:
             raise self.error
+
+    # Only PyTorch's own step is known to use the scale in its kernel.
+    step.__module__ = torch.optim.SGD.__module__
 
 
 def seen_by_step(fused, scale, coef, grad_rule=None, **kwargs):

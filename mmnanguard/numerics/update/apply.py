@@ -1,5 +1,6 @@
 """The optimizer's step, with unscaling and clipping as one factor."""
 
+import inspect
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any, Callable, Iterator, List, Optional
@@ -7,6 +8,7 @@ from typing import Any, Callable, Iterator, List, Optional
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 __all__ = ['apply_update', 'scaled_lr']
 
@@ -26,7 +28,8 @@ def apply_update(
     """Unscale, clip and step; no sync.
 
     Unscaling and norm clipping are one factor. A fused optimizer applies it
-    in its kernel. For other optimizers it is one multiplication, or none if
+    in its kernel, if nothing can see the gradients between the call of
+    ``step`` and the kernel. Otherwise it is one multiplication, or none if
     the factor is 1.
 
     Args:
@@ -96,15 +99,40 @@ def multiply(grads: List[Tensor], factor: float) -> None:
 
 
 def _takes_grad_scale(optimizer: Optimizer) -> bool:
-    """Whether the optimizer is fused and unscales in its kernel.
+    """Whether a fused kernel is sure to get the gradients and the scale.
 
     ``GradScaler`` reads this attribute, too. A DTensor does not work with
     a plain scale.
     """
-    if not getattr(optimizer, '_step_supports_amp_scaling', False):
+    # Not by getattr: an optimizer that delegates to another would have the
+    # attribute as well, and the kernel would never see the scale.
+    if not vars(optimizer).get('_step_supports_amp_scaling', False):
+        return False
+    # Hooks after the step see what the kernel writes back: gradients that are
+    # unscaled and clipped.
+    if _global_optimizer_pre_hooks or optimizer._optimizer_step_pre_hooks:
+        return False
+    if not _steps_by_itself(optimizer):
         return False
     for group in optimizer.param_groups:
         # The parameters of a group are all DTensors, or none is.
         if group['params'] and hasattr(group['params'][0], 'to_local'):
             return False
     return True
+
+
+def _steps_by_itself(optimizer: Optimizer) -> bool:
+    """Whether ``step`` is the code of PyTorch that runs the fused kernel."""
+    step = type(optimizer).step
+    # Schedulers count steps with a function in the instance. PyTorch and
+    # MMEngine mark theirs; any other function may look at gradients.
+    counter = vars(optimizer).get('step')
+    if counter is not None:
+        is_marked = hasattr(counter, '_with_counter') or hasattr(
+            counter, '_wrapped_by_lr_sched'
+        )
+        original = inspect.unwrap(counter)
+        original = getattr(original, '__func__', original)
+        if not is_marked or inspect.unwrap(original) != inspect.unwrap(step):
+            return False
+    return step.__module__.startswith('torch.optim.')
