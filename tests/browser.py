@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-DEADLINE = 60
+DEADLINE = 300
 
 
 def open_browser(width=1280, height=1000):

@@ -48,6 +48,7 @@ from mmnanguard.safe_load import allow_mmengine_checkpoints
 NUM_ITERS = 48
 EPOCH = 6  # iterations
 SLEEP = 0.01  # seconds an iteration, about as long as the rest of it
+DEADLINE = 900  # seconds, for a training that nobody kills
 MAX_KILLS = 8  # of one training; after that it is left alone
 # On both sides of a checkpoint, and in streaks that a checkpoint divides.
 FAULTS = [
@@ -237,8 +238,11 @@ def uninterrupted(work_dir, kind):
     """
     work_dir.mkdir(parents=True)
     began = time.monotonic()
-    status = wait(fork(work_dir, kind), 120)
+    child = fork(work_dir, kind)
+    status = wait(child, DEADLINE)
     seconds = time.monotonic() - began
+    if status is None:
+        os.kill(child, signal.SIGKILL)
     if status != 0:
         raise RuntimeError((work_dir / 'output.txt').read_text()[-3000:])
     return end_of(work_dir), rows_of(work_dir), seconds
@@ -252,7 +256,7 @@ def interrupted(work_dir, kind, seconds, rng):
         left = half_done(folder)
         child = fork(work_dir, kind)
         if num_kills == MAX_KILLS:
-            status = wait(child, 120)
+            status = wait(child, DEADLINE)
         else:
             status = wait(child, rng.uniform(0, seconds))
             if status is None and rng.random() < 1 / 3:

@@ -1,6 +1,8 @@
 """Jobs of several ranks on this machine, over gloo, under a deadline."""
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,10 +16,12 @@ TESTS = Path(__file__).parent
 needs_fsdp = pytest.mark.skipif(
     not HAS_CPU_SCALER, reason='FSDP of PyTorch 2.1 runs on no CPU'
 )
-DEADLINE = 120  # seconds
+# In seconds. It ends what hangs; a busy machine may take its time.
+DEADLINE = 900
 
 
 def start(command, **environment):
+    """Start Python on a command, as the head of a process group."""
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
         env={
@@ -30,10 +34,29 @@ def start(command, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 
-def launch(job, *args, num_ranks=2, deadline=DEADLINE):
+def finish(process):
+    """Return the output of a process of :func:`start`, once it has ended.
+
+    Whatever happens, the process and its children do not outlive the call.
+    """
+    try:
+        output, _ = process.communicate(timeout=DEADLINE)
+    finally:
+        end_group(process)
+    return output
+
+
+def end_group(process):
+    """Kill what is left of a process group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def launch(job, *args, num_ranks=2):
     """Run a script of test_runs on all ranks; a hang ends at the deadline."""
     process = start(
         [
@@ -43,11 +66,13 @@ def launch(job, *args, num_ranks=2, deadline=DEADLINE):
         ]
     )
     try:
-        output, _ = process.communicate(timeout=deadline)
+        output, _ = process.communicate(timeout=DEADLINE)
     except subprocess.TimeoutExpired:
         process.terminate()  # the launcher then ends its ranks
         output, _ = process.communicate(timeout=60)
         raise AssertionError(f'hangs: {tail(output)}') from None
+    finally:
+        end_group(process)
     assert process.returncode == 0, tail(output)
 
 

@@ -171,7 +171,7 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             harms_by_gradient=True,
         ),
         Cause.LOSS_NONFINITE: CauseFacts(
-            line='loss is {loss_kind}{parts}{gradients}',
+            line='loss is {loss_kind}{gradients}{parts}',
             advice=Advice(
                 'look at the samples and at the divisions, logs and square '
                 'roots in the loss',

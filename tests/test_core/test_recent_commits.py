@@ -101,5 +101,9 @@ def test_the_record_is_saved_in_builtins():
     saved['recent_commits']['new'] = [1, 2, 3]
     del saved['recent_commits']['clip_coef']
     assert GuardState.from_dict(saved, 200) == state
+    saved['recent_commits']['lr'][1] = None
+    loaded = GuardState.from_dict(saved, 200)
+    assert math.isnan(loaded.recent_commits[1].lr)
+    assert loaded.to_dict()['recent_commits']['lr'] == [0.1, None, 0.1]
     del saved['recent_commits']
     assert GuardState.from_dict(saved, 200).recent_commits == ()

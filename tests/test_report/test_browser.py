@@ -34,6 +34,8 @@ from selenium.webdriver import ActionChains
 from mmnanguard.report import load_run, write_page
 from mmnanguard.report.summarize import summarize
 
+# In seconds. A page that draws every row at once takes minutes.
+FROZEN = 60
 EVIL = (
     '<b>b</b><img src=x onerror="window.evil=1"><script>window.evil=1</script>'
 )
@@ -424,7 +426,7 @@ def test_a_million_events(driver, report, tmp_path):
     path = tmp_path / 'page.html'
     write_page([report], path)
     assert path.stat().st_size < 12e6
-    assert open_page(driver, path) < 15
+    assert open_page(driver, path) < FROZEN
     assert f'{num + 1:,} rows' in text(driver, '.status')
     # Nothing is left behind for later that would freeze it.
     begin = time.monotonic()
@@ -432,5 +434,5 @@ def test_a_million_events(driver, report, tmp_path):
     assert 3 <= count(driver, 'tr.event') <= 25
     drag(driver, 0.1, 0.3)
     wait(driver, "return !!document.querySelector('.status button')")
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < FROZEN
     assert errors(driver) == []

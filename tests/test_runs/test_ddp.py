@@ -95,7 +95,7 @@ SITUATIONS = {
 def work_dir(tmp_path_factory):
     path = tmp_path_factory.mktemp('ddp')
     (path / 'situations.json').write_text(json.dumps(SITUATIONS))
-    launch('ddp_job.py', path, num_ranks=NUM_RANKS, deadline=300)
+    launch('ddp_job.py', path, num_ranks=NUM_RANKS)
     return path
 
 

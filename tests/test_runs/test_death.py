@@ -4,7 +4,7 @@ import signal
 
 import pytest
 import torch
-from ranks import DEADLINE, start_by_hand
+from ranks import DEADLINE, end_group, start_by_hand
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_the_survivor_ends(tmp_path, stage, victim):
         outputs = [rank.communicate(timeout=DEADLINE)[0] for rank in ranks]
     finally:
         for rank in ranks:
-            rank.kill()
+            end_group(rank)
     survivor = 1 - victim
     assert ranks[victim].returncode == -signal.SIGKILL, outputs[victim]
     assert ranks[survivor].returncode == 1, outputs[survivor]

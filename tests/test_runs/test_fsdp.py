@@ -25,7 +25,7 @@ CAUSES = dict(
 def ranks(request, tmp_path_factory):
     """Return the results of each rank."""
     work_dir = tmp_path_factory.mktemp('fsdp')
-    launch('fsdp_job.py', work_dir, num_ranks=request.param, deadline=400)
+    launch('fsdp_job.py', work_dir, num_ranks=request.param)
     paths = sorted(work_dir.glob('rank_*.json'))
     return [json.loads(path.read_text()) for path in paths]
 

@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from ranks import DEADLINE, TESTS, start
+from ranks import TESTS, finish, start
 
 from mmnanguard.hooks.recovery.pointers import choose_resume
 from mmnanguard.numerics.checkpoints.checkpoint_file import scan_file
@@ -21,7 +21,7 @@ WRITES = {
 def kill(work_dir, pattern, time, is_audited=True):
     job = TESTS / 'test_runs' / 'kill_job.py'
     process = start([job, work_dir, pattern, time, is_audited])
-    output, _ = process.communicate(timeout=DEADLINE)
+    output = finish(process)
     assert process.returncode == -signal.SIGKILL, output
     allow_mmengine_checkpoints()
 

@@ -2,7 +2,7 @@
 
 import json
 
-from ranks import DEADLINE, TESTS, start
+from ranks import TESTS, finish, start
 
 
 def test_killed_runs_equal_the_uninterrupted_one(tmp_path):
@@ -10,7 +10,7 @@ def test_killed_runs_equal_the_uninterrupted_one(tmp_path):
     process = start(
         [TESTS / 'campaign_kill.py', '--runs', 3, '--json', outcome]
     )
-    output, _ = process.communicate(timeout=DEADLINE)
+    output = finish(process)
     assert process.returncode == 0, output
     assert '3 of 3 equal the uninterrupted run' in output
     runs = json.loads(outcome.read_text())

@@ -25,7 +25,7 @@ IS_WHOLE = os.environ.get('MATRIX') == 'all'
 def cells(tmp_path_factory):
     """Return the results of each rank, by kind, fault and struck rank."""
     work_dir = tmp_path_factory.mktemp('matrix')
-    launch('matrix_job.py', work_dir, IS_WHOLE, deadline=600)
+    launch('matrix_job.py', work_dir, IS_WHOLE)
     seen = {}
     for rank in range(2):
         text = (work_dir / f'rank_{rank}.json').read_text()

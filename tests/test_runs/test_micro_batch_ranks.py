@@ -36,7 +36,7 @@ for where, places in PLACES.items():
 def ranks(tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('micro_batches')
     (work_dir / 'scenes.json').write_text(json.dumps(SCENES))
-    launch('micro_batch_job.py', work_dir, deadline=300)
+    launch('micro_batch_job.py', work_dir)
     return [
         json.loads((work_dir / f'rank_{rank}.json').read_text())
         for rank in range(2)

@@ -2,7 +2,7 @@
 
 import json
 
-from ranks import TESTS, start
+from ranks import TESTS, finish, start
 
 from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 
@@ -12,7 +12,7 @@ def test_faults_on_one_rank_leave_no_trace(tmp_path):
     process = start(
         [TESTS / 'campaign_ranks.py', '--every', 29, '--json', outcome]
     )
-    output, _ = process.communicate(timeout=300)
+    output = finish(process)
     assert process.returncode == 0, output
     cells = json.loads(outcome.read_text())
     # In PyTorch 2.1 without FSDP and fused optimizers.

@@ -61,8 +61,9 @@ def test_skip_lower_and_go_on(tmp_path):
     assert story == [
         (2, 'scale_overflow', 512.0, 0, 0),
         (7, 'grad_nonfinite', 256.0, 1, 1),
-        (8, 'loss_nonfinite', 256.0, 2, 2),
-        (9, 'buffer_nonfinite', 256.0, 3, 3),
+        # The gradients of a loss + inf are finite.
+        (8, 'loss_nonfinite', 256.0, 1, 2),
+        (9, 'buffer_nonfinite', 256.0, 2, 3),
     ]
     state = runner.optim_wrapper.guard.state
     assert (state.num_updates, state.num_steps) == (10, 6)
@@ -124,7 +125,7 @@ def test_halt_tells_the_whole_story_and_commits_nothing_bad(tmp_path):
 
 def test_the_skip_rate_halts(tmp_path):
     optim = {**GUARDED, 'guard': dict(skip_rate_window=6, max_skip_rate=0.5)}
-    faults = [dict(iter=n, site='loss') for n in (2, 4, 5, 6, 8)]
+    faults = [dict(iter=n, site='grad') for n in (2, 4, 5, 6, 8)]
     runner = make(tmp_path, optim, faults)
     with pytest.raises(TrainingHalted):
         runner.train()
@@ -144,7 +145,7 @@ def test_halting_comes_after_all_consequences(tmp_path):
 
     optim = {**GUARDED, 'guard': dict(max_consecutive_skips=1)}
     runner = make(
-        tmp_path, optim, [dict(iter=2, site='loss')], custom_hooks=[Last()]
+        tmp_path, optim, [dict(iter=2, site='grad')], custom_hooks=[Last()]
     )
     with pytest.raises(TrainingHalted):
         runner.train()
@@ -278,7 +279,7 @@ def test_tensors_stay_what_they_are(tmp_path):
 
 
 def test_a_streak_goes_on_over_a_resume(tmp_path):
-    hooks = guard_hooks(*(dict(iter=n, site='loss') for n in (4, 5, 6)))
+    hooks = guard_hooks(*(dict(iter=n, site='grad') for n in (4, 5, 6)))
     hooks['checkpoint'] = dict(
         type='CheckpointHook', by_epoch=False, interval=4
     )

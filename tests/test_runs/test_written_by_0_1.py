@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.hooks import Hook
-from ranks import start
+from ranks import finish, start
 from toys import everything
 from written_by_0_1.make import FOLDER, SAVED, guard_state, resume
 
@@ -168,7 +168,7 @@ def test_a_report_is_written(run, tmp_path, capsys):
 def test_a_dump_is_replayed_in_another_process(run):
     path = run / ATTEMPTS[0] / DUMP
     process = start([ROOT / 'tools' / 'replay.py', path, '--device', 'cpu'])
-    output, _ = process.communicate(timeout=120)
+    output = finish(process)
     assert process.returncode == 0, output
     autopsy = json.loads(path.with_suffix('.json').read_text())
     (live, *_) = [
@@ -184,7 +184,7 @@ def test_a_checkpoint_is_scanned(run, tmp_path):
     report = tmp_path / 'scan.json'
     tool = ROOT / 'tools' / 'scan_checkpoints.py'
     process = start([tool, run, '--json', report])
-    output, _ = process.communicate(timeout=120)
+    output = finish(process)
     assert process.returncode == 0, output
     (checkpoint,) = json.loads(report.read_text())['checkpoints']
     assert checkpoint['status'] == 'clean'

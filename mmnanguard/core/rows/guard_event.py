@@ -198,9 +198,12 @@ class GuardEvent(RowRecord):
         gradients = ' while its gradients are finite'
         if self.num_bad_params:
             gradients = f', and so are gradients ({self._bad_of_all()})'
-        parts = self.bad_losses_in_words()
+        parts = ''
+        # That the loss is bad is said already.
+        if not self.counts or set(self.bad_losses) != {'loss'}:
+            parts = self.bad_losses_in_words()
         if parts:
-            parts = f' ({parts})'
+            parts = f': {parts}'
         return {'loss_kind': kind, 'gradients': gradients, 'parts': parts}
 
     def bad_losses_in_words(self) -> str:

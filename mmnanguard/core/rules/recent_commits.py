@@ -212,12 +212,22 @@ def largest_scaled_norm(commits: Sequence[Commit]) -> Optional[float]:
     return max(norms, default=None)
 
 
-def commits_to_dict(commits: Sequence[Commit]) -> Dict[str, List[float]]:
-    """Return a list of values for each field of a commit."""
-    columns: Dict[str, List[float]] = {}
+def commits_to_dict(
+    commits: Sequence[Commit],
+) -> Dict[str, List[Optional[float]]]:
+    """Return a list of values for each field of a commit; None for NaN."""
+    columns: Dict[str, List[Optional[float]]] = {}
     for index, name in enumerate(Commit._fields):
-        columns[name] = list(map(itemgetter(index), commits))
+        columns[name] = list(
+            map(finite_or_none, map(itemgetter(index), commits))
+        )
     return columns
+
+
+def finite_or_none(value: float) -> Optional[float]:
+    """Return a finite value, and None in place of any other."""
+    # JSON has no NaN, and states must be comparable.
+    return value if math.isfinite(value) else None
 
 
 def commits_from_dict(saved: Mapping[str, Any]) -> Tuple[Commit, ...]:
@@ -231,5 +241,10 @@ def commits_from_dict(saved: Mapping[str, Any]) -> Tuple[Commit, ...]:
             known[name] = saved[name]
     commits = []
     for values in zip(*known.values()):
-        commits.append(Commit(**dict(zip(known, values))))
+        commit = Commit(0)
+        for name, value in zip(known, values):
+            if value is None:
+                value = math.nan
+            commit = commit._replace(**{name: value})
+        commits.append(commit)
     return tuple(commits)

@@ -125,11 +125,12 @@ class GuardState:
         num_left_out = self.num_left_out
         if left_out is not None:
             num_left_out += len(left_out.places)
+        # A state has to equal its copy, so every NaN is the object math.nan.
         commit = Commit(
             self.num_updates,
-            seen.loss,
+            seen.loss if math.isfinite(seen.loss) else math.nan,
             seen.grad_norm,
-            lr * verdict.lr_factor,
+            lr * verdict.lr_factor if math.isfinite(lr) else math.nan,
             seen.scale.value,
             verdict.clip_coef,
         )

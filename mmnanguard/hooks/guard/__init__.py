@@ -3,10 +3,13 @@
 Reading order:
 
 1. ``nan_guard_hook``: the hook.
-2. ``run_scalars``: counters for the log and for dashboards.
+2. ``run_scalars``: counters for the log and for dashboards, and non-finite
+   values in them; ``finite_history``: averages without these values.
 3. ``recent_samples``: the sample names of the last iterations.
 4. ``ema_freeze``: averages that ignore rejected updates.
 5. ``guard_checkpoint``: guards and random states in checkpoints, for an exact
    resume.
-6. ``check_listeners``: find misspelt listener methods of other hooks.
+6. ``loss_parts``: the parts of the loss that are not finite, and how often;
+   ``event_lines``: the level of an event's line in the console.
+7. ``check_listeners``: find misspelt listener methods of other hooks.
 """

@@ -5,7 +5,6 @@ and hands them to all other hooks; its neighbours write scalars, freeze
 averages and add to checkpoints.
 """
 
-import logging
 from datetime import datetime, timezone
 from functools import partial
 from typing import Dict, List, Mapping, Optional, Set, Tuple
@@ -13,6 +12,7 @@ from uuid import uuid4
 
 import torch
 from mmengine.dist import broadcast_object_list, get_world_size
+from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
@@ -37,10 +37,11 @@ from ..events.event_log_hook import last_attempt
 from ..recovery.rollback_hook import RollbackHook
 from .check_listeners import check_signatures, misspelt_methods
 from .ema_freeze import EmaFreeze
+from .event_lines import level_of, warn_of_no_commit
 from .guard_checkpoint import GuardCheckpoint
 from .loss_parts import LossParts
 from .recent_samples import RecentSamples
-from .run_scalars import drop_nonfinite, update_scalars
+from .run_scalars import LoggedValues, note_rejected, update_scalars
 
 __all__ = ['NanGuardHook']
 
@@ -51,9 +52,6 @@ LEFTOVERS = {
     'loss_scale=...)',
     'optimizer_config': 'optim_wrapper=dict(clip_grad=dict(max_norm=...))',
 }
-
-# Number of updates without a commit after which the user is warned.
-LEAST_IDLE = 64
 
 
 @HOOKS.register_module()
@@ -79,9 +77,10 @@ class NanGuardHook(PatchingHook, EventSource):
                                        ``accumulation='microbatch'`` only
     =================================  =====================================
 
-    A non-finite value that the model logs stays out of MMEngine's smoothed
-    scalars, where it would blank the loss for a whole window; the event
-    reports it instead.
+    A non-finite value that the model logs stays out of MMEngine's averages,
+    where it would blank the loss for a whole window; the event reports it
+    instead. A window without any finite value is NaN. Beside a wrapper that
+    is not guarded, the log stays as MMEngine writes it.
 
     The averages of an ``EMAHook`` or of mmdet's ``MeanTeacherHook`` stay as
     they were before a rejected window. A loop that enters no
@@ -105,9 +104,9 @@ class NanGuardHook(PatchingHook, EventSource):
         self._modules: Dict[str, List[nn.Module]] = {}
         self._samples = RecentSamples()
         self._loss_parts = LossParts()
+        self._logged = LoggedValues()
         self._num_updates = 0
         self._ids: Set[str] = set()
-        self._left_out: Set[str] = set()
 
     def before_run(self, runner: Runner) -> None:
         super().before_run(runner)
@@ -121,8 +120,11 @@ class NanGuardHook(PatchingHook, EventSource):
         self._checkpoint.resume_guards(runner, find_wrappers(runner))
         self._num_updates = self._count('num_updates')
         self._modules = own_modules(runner)
-        wrappers = find_wrappers(runner).values()
-        longest = max(wrapper._accumulative_counts for wrapper in wrappers)
+        wrappers = find_wrappers(runner)
+        unguarded = [name for name in wrappers if name not in self._guards]
+        self._logged = LoggedValues(unguarded)
+        self._logged.resume(runner.message_hub)
+        longest = max(map(window_length, wrappers.values()))
         self._samples = RecentSamples(longest, runner.iter)
         self._loss_parts = LossParts(runner.iter)
         self._ema = EmaFreeze(
@@ -193,7 +195,9 @@ class NanGuardHook(PatchingHook, EventSource):
         # its window has none.
         if events or any(guard.is_open for guard in self._guards.values()):
             self._loss_parts.note(runner.message_hub, list(outputs or {}))
-        self._keep_logs_finite(runner, outputs or {}, bool(events))
+        self._logged.check(
+            runner.message_hub, outputs or {}, runner.logger, bool(events)
+        )
         update_scalars(runner.message_hub, self._guards)
         # Most iterations have no event, and the context costs host reads.
         if events:
@@ -201,14 +205,16 @@ class NanGuardHook(PatchingHook, EventSource):
         for position, (guard, event) in enumerate(events):
             event = self._complete(runner, event, context)
             events[position] = guard, event
+            if event.action is not Action.STEP:
+                note_rejected(runner.message_hub)
             self._report(runner, event)
-            if not event.counts:
-                self._warn_of_no_commit(runner, guard)
+            warn_of_no_commit(runner, guard, event)
         # After the reports: an event names the samples of its window.
         if self._count('num_updates') != self._num_updates:
             self._num_updates = self._count('num_updates')
             self._samples.end_window()
-            self._loss_parts.end_window()
+            if events:
+                self._loss_parts.end_window()
         # A halt ends the run, so all events of the iteration are reported
         # before it.
         for guard, event in events:
@@ -235,39 +241,8 @@ class NanGuardHook(PatchingHook, EventSource):
 
     def _report(self, runner: Runner, event: GuardEvent) -> None:
         """Log an event, and hand it to all hooks."""
-        level = logging.WARNING
-        # Overflows are expected while the loss scale is not yet proven, and
-        # a dataset may have many batches without a loss.
-        if event.is_routine:
-            level = logging.INFO
-        elif not event.counts and not is_power_of_two(event.total_skips):
-            level = logging.DEBUG
-        runner.logger.log(level, event.line())
+        runner.logger.log(level_of(event), event.line())
         runner.call_hook('after_guard_event', event=event)
-
-    def _warn_of_no_commit(self, runner: Runner, guard: GuardProtocol) -> None:
-        """Say that nothing is learnt, at intervals that double.
-
-        Updates that do no harm never halt a run, however many there are.
-        """
-        commits = guard.state.recent_commits
-        idle = guard.state.num_updates
-        if commits:
-            idle -= commits[-1].update
-        if idle < LEAST_IDLE or not is_power_of_two(idle):
-            return
-        hint = ''
-        wrapper = find_wrappers(runner)[guard.name]
-        if wrapper._accumulative_counts > 1:
-            hint = (
-                ' One such micro-batch costs its whole window, unless '
-                "optim_wrapper.guard.accumulation is 'microbatch'."
-            )
-        runner.logger.error(
-            f"mmnanguard: optimizer '{guard.name}': NONE OF THE LAST {idle} "
-            'UPDATES WAS COMMITTED, because their losses or inputs are not '
-            f'finite, although gradients are. See the lines above.{hint}'
-        )
 
     # A CheckpointHook that counts epochs saves after an epoch, and save_best
     # saves after a validation. Both run after this hook.
@@ -354,27 +329,12 @@ class NanGuardHook(PatchingHook, EventSource):
             getattr(guard.state, counter) for guard in self._guards.values()
         )
 
-    def _keep_logs_finite(
-        self, runner: Runner, outputs: Mapping[str, object], has_event: bool
-    ) -> None:
-        """Remove non-finite values of the model from the smoothed log.
 
-        Warns once per name, unless an event reports the iteration.
-        """
-        dropped = drop_nonfinite(runner.message_hub, list(outputs))
-        for key, value in dropped.items():
-            if not has_event and key not in self._left_out:
-                self._left_out.add(key)
-                runner.logger.warning(
-                    f"Iter {runner.iter + 1}: the model logs '{key}' as "
-                    f'{value}; such values of it are left out of the '
-                    'smoothed log (said once)'
-                )
-
-
-def is_power_of_two(number: int) -> bool:
-    """Whether a positive number is 1, 2, 4, 8, ..."""
-    return number & (number - 1) == 0
+def window_length(wrapper: BaseOptimWrapper) -> int:
+    """Return the number of iterations of the wrapper's longest window."""
+    # Wrappers that are not MMEngine's own, such as DeepSpeed's, count by
+    # themselves, and are not guarded.
+    return getattr(wrapper, '_accumulative_counts', 1)
 
 
 def logged_losses(outputs: Mapping[str, object]) -> Dict[str, float]:

@@ -1,13 +1,16 @@
-"""The guard's scalars in MMEngine's log, and losses that stay finite in it."""
+"""The guard's scalars in MMEngine's log, and non-finite values in it."""
 
 import math
-from typing import Dict, List, Mapping
+from typing import Dict, Iterable, Mapping, Sequence, Set
 
-from mmengine.logging import HistoryBuffer, MessageHub
+import numpy as np
+from mmengine.logging import MessageHub, MMLogger
 
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 
-__all__ = ['drop_nonfinite', 'update_scalars']
+from .finite_history import CommittedHistory, FiniteHistory
+
+__all__ = ['LoggedValues', 'note_rejected', 'update_scalars']
 
 # MMEngine appends to a log scalar by copying it, so a long scalar is slow:
 # https://github.com/open-mmlab/mmengine/blob/v0.10.7/mmengine/logging/history_buffer.py#L76
@@ -44,35 +47,85 @@ def update_scalars(
             hub.get_scalar(prefix + key).max_length = SCALAR_LENGTH
 
 
-def drop_nonfinite(hub: MessageHub, keys: List[str]) -> Mapping[str, float]:
-    """Remove the newest value of MMEngine's log scalars if it is not finite.
+def note_rejected(hub: MessageHub) -> None:
+    """Note a rejected update in the log of the norms of committed updates."""
+    name = 'train/grad_norm'
+    norms = hub.log_scalars.get(name)
+    if norms is None:
+        return
+    if not isinstance(norms, CommittedHistory):
+        norms = hub.log_scalars[name] = CommittedHistory.of(norms)
+    norms.note_rejected()
 
-    One NaN would blank the smoothed loss for a whole window of the log. The
-    values are host numbers by now, so this does not sync.
+
+class LoggedValues:
+    """The values that the model logs, and reports of non-finite ones.
+
+    Beside an optimizer that is not guarded, the log is left as MMEngine
+    writes it. Otherwise averages leave out non-finite values, see
+    :class:`FiniteHistory`.
 
     Args:
-        hub: The hub that holds the scalars.
-        keys: The names of the values that the model returned in this
-            iteration.
-
-    Returns:
-        The removed values by name.
+        unguarded: The names of the optimizers that have no guard.
     """
-    dropped = {}
-    scalars = hub.log_scalars
-    for key in keys:
-        buffer = scalars.get(f'train/{key}')
-        if buffer is None:
-            continue
-        values, counts = buffer.data
-        if len(values) == 0 or math.isfinite(values[-1]):
-            continue
-        dropped[key] = values[-1]
-        # HistoryBuffer cannot remove a value, so a new buffer replaces it.
-        scalars[f'train/{key}'] = HistoryBuffer(
-            values[:-1], counts[:-1], buffer.max_length
-        )
-        # LoggerHook fails on an empty buffer: HistoryBuffer.current raises.
-        if len(values) == 1:
-            del scalars[f'train/{key}']
-    return dropped
+
+    def __init__(self, unguarded: Sequence[str] = ()) -> None:
+        self._unguarded = ', '.join(map(repr, unguarded))
+        self._reported: Set[str] = set()
+
+    def resume(self, hub: MessageHub) -> None:
+        """Average the scalars of a checkpoint, which are MMEngine's own."""
+        if self._unguarded:
+            return
+        for name, buffer in list(hub.log_scalars.items()):
+            is_finite = np.isfinite(buffer.data[0]).all()
+            if name.startswith('train/') and not is_finite:
+                hub.log_scalars[name] = FiniteHistory.of(buffer)
+
+    def check(
+        self,
+        hub: MessageHub,
+        outputs: Iterable[str],
+        logger: MMLogger,
+        has_event: bool,
+    ) -> None:
+        """Look at the newest values, which are host numbers; no sync.
+
+        Args:
+            hub: The hub that holds the log scalars.
+            outputs: The names of the values that the model has logged.
+            logger: The logger for reports, one per name.
+            has_event: Whether an event reports the iteration.
+        """
+        scalars = hub.log_scalars
+        for key in outputs:
+            buffer = scalars.get(f'train/{key}')
+            if buffer is None or len(buffer.data[0]) == 0:
+                continue
+            value = buffer.data[0][-1]
+            if math.isfinite(value):
+                continue
+            if not (self._unguarded or isinstance(buffer, FiniteHistory)):
+                scalars[f'train/{key}'] = FiniteHistory.of(buffer)
+            if not has_event and key not in self._reported:
+                self._reported.add(key)
+                # MMEngine's number counts finished iterations.
+                iteration = hub.get_info('iter', 0) + 1
+                self._report(
+                    f"Iter {iteration}: the model logs '{key}' as {value}",
+                    key,
+                    logger,
+                )
+
+    def _report(self, what: str, key: str, logger: MMLogger) -> None:
+        if not self._unguarded:
+            logger.warning(
+                f'{what}; the smoothed log averages its finite values only '
+                '(said once)'
+            )
+        elif 'loss' in key:
+            logger.error(
+                f'{what}, and optimizer {self._unguarded} is NOT GUARDED: '
+                'its update was not judged, and the weights may be non-finite '
+                'from now on (said once)'
+            )
