@@ -315,6 +315,17 @@ class Guard:
             print_log(str(error), logger='current', level=logging.ERROR)
             raise error
 
+    def report_return(self, before: float, after: float) -> None:
+        """Log that a commit has brought the loss scale back."""
+        why = 'updates are clean again'
+        if self.state.scale_trial.num_trusted == 0:
+            why = 'gradients fit it, and their NaN came from elsewhere'
+        print_log(
+            f'Iter {self.iter}: loss scale {before:g} -> {after:g} again: '
+            f'{why}',
+            logger='current',
+        )
+
     def halted(self, event: GuardEvent) -> TrainingHalted:
         """Return the exception that tells the story of the halt."""
         return self._streak.halted(event, self.policy)

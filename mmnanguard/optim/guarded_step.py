@@ -4,7 +4,7 @@ from typing import Any, Tuple
 
 from torch.optim import Optimizer
 
-from mmnanguard.core import Action, BadTensor, Cause, decide
+from mmnanguard.core import Action, BadTensor, Cause, ScaleMove, decide
 from mmnanguard.numerics.update.agree import agree
 from mmnanguard.numerics.update.apply import apply_update, scaled_lr
 from mmnanguard.numerics.update.blame import blame
@@ -99,7 +99,9 @@ def guarded_step(
     # Move the scale
     before, after = guard.scaler.move(verdict)
     lr = guard.params.highest_lr()
-    guard.state = guard.state.after(seen, verdict, lr)
+    guard.state = guard.state.after(
+        seen, verdict, lr, guard.policy.proven_after
+    )
 
     # Report
     if verdict.action is Action.STEP:
@@ -109,3 +111,5 @@ def guarded_step(
         guard.log_norm(norm)
     if verdict.cause is not Cause.NONE:
         guard.report(seen, verdict, bad, before, after)
+    elif verdict.scale_move is ScaleMove.RETURN:
+        guard.report_return(before, after)

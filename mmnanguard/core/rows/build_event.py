@@ -36,6 +36,7 @@ def build_event(
         ranks=seen.bad_ranks or (0,),
         loss=seen.loss,
         grad_norm=seen.grad_norm,
+        scale_blamed=verdict.blames_scale,
         num_bad_params=seen.num_bad_params,
         num_params=seen.num_params,
         consecutive_skips=state.consecutive_skips,

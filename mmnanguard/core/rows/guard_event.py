@@ -55,6 +55,8 @@ class GuardEvent(RowRecord):
         grad_norm: The gradient norm, as in ``Observation.grad_norm``.
         lr: One learning rate for each parameter group.
         loss_scale: ``{'before': ..., 'after': ...}``; None without a scaler.
+        scale_blamed: Whether bad gradients count as an overflow of the loss
+            scale; False if evidence speaks against that.
         num_bad_params: Number of bad gradients.
         num_params: Number of gradients that were checked.
         params: A few of the bad tensors, nearest to the loss first.
@@ -102,6 +104,7 @@ class GuardEvent(RowRecord):
     grad_norm: float = math.nan
     lr: Tuple[float, ...] = ()
     loss_scale: Optional[Mapping[str, float]] = None
+    scale_blamed: bool = True
     num_bad_params: int = 0
     num_params: int = 0
     params: Tuple[BadTensor, ...] = ()
@@ -258,9 +261,16 @@ class GuardEvent(RowRecord):
     def _scale_words(self, loss_scale: Mapping[str, float]) -> str:
         before, after = loss_scale['before'], loss_scale['after']
         # The scale stays at its floor, and for causes that it cannot cure.
-        if before == after:
+        if before == after and self.scale_blamed:
             return f'loss scale stays at {before:g}'
-        return f'loss scale {before:g} -> {after:g}'
+        if before == after:
+            return (
+                f'loss scale stays at {before:g}: it is not the likely cause'
+            )
+        words = f'loss scale {before:g} -> {after:g}'
+        if before < after and not self.scale_blamed:
+            words += ' again: lowering it did not help'
+        return words
 
     def _count_words(self) -> str:
         # A routine overflow is no part of a streak.

@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
+from ..causes import Cause
 from .divergence import LossLevel
 from .observation import Observation
 from .recent_commits import (
@@ -12,6 +13,7 @@ from .recent_commits import (
     commits_from_dict,
     commits_to_dict,
 )
+from .scale_trial import ScaleTrial
 from .spike import Spike
 from .verdict import Action, ScaleMove, Verdict
 
@@ -53,7 +55,8 @@ class GuardState:
         num_left_out: Number of micro-batches that were left out of committed
             updates.
         recent_commits: The last 64 committed updates, oldest first, as they
-            were observed. Explanations read them; no verdict does by itself.
+            were observed.
+        scale_trial: What lowering the loss scale has shown.
     """
 
     # Names and types are in checkpoints (test_written_by_0_1.py).
@@ -74,9 +77,14 @@ class GuardState:
     num_rollbacks: int = 0
     num_left_out: int = 0
     recent_commits: Tuple[Commit, ...] = ()
+    scale_trial: ScaleTrial = field(default_factory=ScaleTrial)
 
     def after(
-        self, seen: Observation, verdict: Verdict, lr: float = math.nan
+        self,
+        seen: Observation,
+        verdict: Verdict,
+        lr: float = math.nan,
+        proven_after: int = 100,
     ) -> 'GuardState':
         """Return the state after an update.
 
@@ -85,8 +93,16 @@ class GuardState:
             verdict: The decision.
             lr: The highest learning rate of the optimizer, before
                 ``verdict.lr_factor``; NaN if it is not known.
+            proven_after: See :class:`GuardPolicy`.
         """
         state = replace(self, num_updates=self.num_updates + 1)
+        trial, scale = self.scale_trial, seen.scale
+        is_lowered = scale.home is not None and scale.value < scale.home
+        # Nearly all updates are commits at the user's scale.
+        is_commit = verdict.cause is Cause.NONE
+        if trial.is_open or is_lowered or not is_commit:
+            trial = trial.after(seen, verdict, proven_after)
+            state = replace(state, scale_trial=trial)
         if verdict.action is Action.STEP:
             return state._committed(seen, verdict, lr)
         # A routine overflow counts toward no limit and interrupts no streak.
@@ -110,7 +126,7 @@ class GuardState:
         num_commits = self.commits_since_growth
         # Nothing is known about the new, larger scale. A lower scale keeps the
         # count: what fitted the larger scale fits it, too.
-        if verdict.scale_move is ScaleMove.GROW:
+        if verdict.scale_move in (ScaleMove.GROW, ScaleMove.RETURN):
             num_commits = 0
         elif left_out is None or not verdict.cause.is_scaled:
             # An update that had to leave out an overflow proves no scale.
@@ -181,6 +197,7 @@ class GuardState:
             lr_return=lr_return,
             num_rollbacks=self.num_rollbacks + 1,
             recent_commits=to.recent_commits,
+            scale_trial=ScaleTrial(),
         )
 
     def recovered_lr(self) -> Tuple[float, float]:
@@ -272,6 +289,9 @@ class GuardState:
         )
         known['recent_commits'] = commits_from_dict(
             known.get('recent_commits', {})
+        )
+        known['scale_trial'] = ScaleTrial.from_dict(
+            known.get('scale_trial', {})
         )
         return cls(**known)
 

@@ -11,5 +11,6 @@ Reading order:
    resume.
 6. ``loss_parts``: the parts of the loss that are not finite, and how often;
    ``event_lines``: the level of an event's line in the console.
-7. ``check_listeners``: find misspelt listener methods of other hooks.
+7. ``scale_replay``: the loss scale, corrected by a replay.
+8. ``check_listeners``: find misspelt listener methods of other hooks.
 """

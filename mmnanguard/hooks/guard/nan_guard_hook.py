@@ -16,7 +16,7 @@ from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmnanguard.core import Action, GuardConfigError, GuardEvent
+from mmnanguard.core import Action, Autopsy, GuardConfigError, GuardEvent
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.update.watch import forget_watched, read_watched
 from mmnanguard.registry import HOOKS
@@ -30,7 +30,7 @@ from .._shared.find_guards import (
     own_modules,
 )
 from .._shared.halt import halt
-from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs
+from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs, Row
 from .._shared.patches import PatchingHook
 from .._shared.roles import EventSource, has_hook
 from ..events.event_log_hook import last_attempt
@@ -42,6 +42,7 @@ from .guard_checkpoint import GuardCheckpoint
 from .loss_parts import LossParts
 from .recent_samples import RecentSamples
 from .run_scalars import LoggedValues, note_rejected, update_scalars
+from .scale_replay import correct_scale
 
 __all__ = ['NanGuardHook']
 
@@ -107,6 +108,7 @@ class NanGuardHook(PatchingHook, EventSource):
         self._logged = LoggedValues()
         self._num_updates = 0
         self._ids: Set[str] = set()
+        self._last: Optional[Tuple[GuardProtocol, GuardEvent]] = None
 
     def before_run(self, runner: Runner) -> None:
         super().before_run(runner)
@@ -204,7 +206,7 @@ class NanGuardHook(PatchingHook, EventSource):
             context = self._context(runner, batch_idx, data_batch, outputs)
         for position, (guard, event) in enumerate(events):
             event = self._complete(runner, event, context)
-            events[position] = guard, event
+            events[position] = self._last = guard, event
             if event.action is not Action.STEP:
                 note_rejected(runner.message_hub)
             self._report(runner, event)
@@ -243,6 +245,11 @@ class NanGuardHook(PatchingHook, EventSource):
         """Log an event, and hand it to all hooks."""
         runner.logger.log(level_of(event), event.line())
         runner.call_hook('after_guard_event', event=event)
+
+    def after_guard_row(self, runner: Runner, row: Row) -> None:
+        """Correct the loss scale by an autopsy that has tried a lower one."""
+        if row['kind'] == Autopsy.KIND and self._last is not None:
+            correct_scale(runner, *self._last, row)
 
     # A CheckpointHook that counts epochs saves after an epoch, and save_best
     # saves after a validation. Both run after this hook.

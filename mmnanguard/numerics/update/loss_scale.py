@@ -108,6 +108,8 @@ class GuardedGradScaler(GradScaler):
         self.min_scale = float(min_scale)
         self.max_scale = float(max_scale)
         self.hysteresis = hysteresis
+        # The scale that a user who gave a number wants.
+        self.home: Optional[float] = None
         self._first_value = float(init_scale)
         # PyTorch disables the scaler of a device that does not exist.
         self._value = float(init_scale) if self.is_enabled() else 1.0
@@ -138,12 +140,14 @@ class GuardedGradScaler(GradScaler):
         ):
             _check('a number', loss_scale, lambda v: v > 0, POSITIVE)
             # The user may ask for a scale below 1, which then is the floor.
-            return cls(
+            scaler = cls(
                 device,
                 init_scale=loss_scale,
                 min_scale=min(1.0, loss_scale),
                 max_scale=loss_scale,
             )
+            scaler.home = scaler.max_scale
+            return scaler
         raise GuardConfigError(
             f"{WHERE} is {loss_scale!r}: it must be a number, 'dynamic', or "
             f'a dict with keys of {", ".join(KEYS)}.'
@@ -171,6 +175,8 @@ class GuardedGradScaler(GradScaler):
                 and self._num_clean + 1 >= self.get_growth_interval()
             ),
             is_unscaled=record.get('stage') is OptState.UNSCALED,
+            home=self.home,
+            backoff=self.get_backoff_factor(),
         )
 
     def move(self, verdict: Verdict) -> Tuple[float, float]:
@@ -186,7 +192,7 @@ class GuardedGradScaler(GradScaler):
         if not self.is_enabled():
             return before, before
         # The cause of a commit may be an overflow that was left out.
-        if verdict.cause.is_scaled:
+        if verdict.cause.is_scaled and verdict.blames_scale:
             self._num_clean = 0
             self._num_overflows += 1
         elif verdict.action is Action.STEP:
@@ -195,7 +201,9 @@ class GuardedGradScaler(GradScaler):
                 self._num_clean + 1
             ) % self.get_growth_interval()
             self._num_overflows = 0
-        if verdict.scale_move is ScaleMove.GROW:
+        if verdict.scale_to is not None:
+            self.jump(verdict.scale_to)
+        elif verdict.scale_move is ScaleMove.GROW:
             self._set(min(before * self.get_growth_factor(), self.max_scale))
         elif verdict.scale_move is ScaleMove.LOWER:
             self._set(max(before * self.get_backoff_factor(), self.min_scale))
@@ -203,6 +211,11 @@ class GuardedGradScaler(GradScaler):
         # PyTorch's record of a user's own unscale_ in this iteration.
         self._per_optimizer_states.clear()
         return before, self._value
+
+    def jump(self, value: float) -> None:
+        """Set the scale to a value, or to the bound next to it; no sync."""
+        if self.is_enabled():
+            self._set(min(max(value, self.min_scale), self.max_scale))
 
     def get_scale(self) -> float:
         """Return the current scale; unlike PyTorch's, without a sync."""
