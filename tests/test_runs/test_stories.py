@@ -215,10 +215,11 @@ def test_both_loops(tmp_path, loop):
 
 
 def test_resume_equals_the_uninterrupted_run(tmp_path):
+    # The scale comes back after iteration 7, and overflows at once.
     faults = [
-        dict(iter=2, site='grad'),
+        dict(iter=2, site='grad', value='inf'),
         dict(iter=5, site='loss'),
-        dict(iter=8, site='grad'),
+        dict(iter=8, site='grad', value='inf'),
     ]
     whole = make(tmp_path / 'whole', FP16, faults)
     whole.train()
@@ -239,7 +240,7 @@ def test_resume_equals_the_uninterrupted_run(tmp_path):
 
     assert_same(second, whole)
     assert second.optim_wrapper.guard.state == whole.optim_wrapper.guard.state
-    assert second.optim_wrapper.loss_scaler.get_scale() == 256.0
+    assert second.optim_wrapper.loss_scaler.get_scale() == 512.0
     start = read_rows(second, 'start')[-1]
     assert start['attempt'] == 2
     assert start['iter'] == 7
