@@ -14,7 +14,7 @@ def bad(name, kind='nan', tensor='gradient'):
 
 
 def start(iter_=1, attempt=1, max_iters=1000, run=RUN, **keys):
-    keys = {'versions': {'torch': '2.13.0'}, 'guards': {}, **keys}
+    keys = {'versions': {'torch': '2.13.0'}, 'guards': {'default': {}}, **keys}
     first = dict(schema=1, kind='start', run=run, attempt=attempt)
     return dict(**first, iter=iter_, max_iters=max_iters, **keys)
 

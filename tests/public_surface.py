@@ -74,7 +74,10 @@ POLICY_KEYS = {
 
 # Fields of the rows of events.jsonl, by kind, in the order of the file.
 ROW_FIELDS = {
-    'start': 'schema kind run attempt iter max_iters versions guards',
+    'start': (
+        'schema kind run attempt iter max_iters versions guards unguarded '
+        'launcher ranks ranks_per_node process'
+    ),
     'update': (
         'schema kind id run attempt time iter epoch batch_idx optimizer '
         'action cause ranks loss losses bad_losses num_iters grad_norm lr '
@@ -88,7 +91,7 @@ ROW_FIELDS = {
         'exact fp32_is_finite remedy outputs'
     ),
     'input': 'schema kind id action iter ranks num_samples samples keys',
-    'dump': 'schema kind id rank path bytes needs',
+    'dump': 'schema kind id rank path bytes needs checkpoint',
     'remedy': 'schema kind id remedy module config',
     'rollback': (
         'schema kind id iter to path num_rollbacks lr_factor loss_scale'
@@ -98,6 +101,7 @@ ROW_FIELDS = {
         'checkpoint'
     ),
     'halt': 'schema kind id iter story',
+    'end': 'schema kind how iter error',
 }
 
 # Scalars that a run logs besides those of MMEngine and of its model.

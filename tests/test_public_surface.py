@@ -21,6 +21,7 @@ import mmnanguard
 from mmnanguard import core, registry
 from mmnanguard.__main__ import TOOLS
 from mmnanguard.core import GuardEvent
+from mmnanguard.core.rows.end_row import EndRow
 from mmnanguard.numerics.checkpoints.load_plain import load_plain
 from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 from mmnanguard.safe_load import allow_mmengine_checkpoints
@@ -129,7 +130,10 @@ def run(tmp_path_factory):
 def test_row_fields(run):
     text = Path(run.log_dir, 'nanguard/events.jsonl').read_text()
     rows = [json.loads(line) for line in text.splitlines()]
-    assert {row['kind'] for row in rows} == expected.ROW_FIELDS.keys()
+    kinds = {row['kind'] for row in rows}
+    # The run is halted, and then there is no other end.
+    assert kinds == expected.ROW_FIELDS.keys() - {'end'}
+    assert list(EndRow().to_row()) == expected.ROW_FIELDS['end'].split()
     for row in rows:
         assert list(row) == expected.ROW_FIELDS[row['kind']].split()
 

@@ -206,6 +206,8 @@ def walk(
 
 def show(report: 'Report', out: Path) -> None:
     """Print the tables of bad samples and of distributions."""
+    from mmnanguard._support.escape import escape
+
     console = Console(markup=False, highlight=False)
     # In a log, a line that is broken in two cannot be found by a search.
     if not console.is_terminal:
@@ -215,7 +217,8 @@ def show(report: 'Report', out: Path) -> None:
         for row in report['bad'][:MAX_SHOWN]:
             start = [str(row['index']), row['name']]
             for problem in row['problems']:
-                table.add_row(*start, problem['check'], problem['text'])
+                cells = [*start, problem['check'], problem['text']]
+                table.add_row(*map(escape, cells))
                 # The sample is named once, before its first problem.
                 start = ['', '']
         console.print(table)
@@ -225,13 +228,14 @@ def show(report: 'Report', out: Path) -> None:
         for key, values in report['distributions'].items():
             cells = map(as_text, map(values.get, columns))
             counts = [str(values[name]) for name in ('nonfinite', 'missing')]
-            table.add_row(key, *cells, *counts)
+            table.add_row(escape(key), *map(escape, cells), *counts)
         console.print(table)
     if report['num_dropped']:
         console.print(f'{report["num_dropped"]} dropped by the pipeline')
     console.print(
         f'{report["num_bad"]} of {report["num_samples"]} samples are bad; '
-        f'see {out / "report.json"} and {out / "bad_samples.txt"}'
+        f'see {escape(out / "report.json")} and '
+        f'{escape(out / "bad_samples.txt")}'
     )
 
 
@@ -265,12 +269,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the tool; return its exit status."""
     sys.path[:0] = [str(ROOT)]
     args = parse_args(argv)
+    from mmnanguard._support.escape import escape_lines
     from mmnanguard.core import GuardConfigError
 
     try:
         return run(args)
     except (GuardConfigError, OSError) as error:
-        print(f'{type(error).__name__}: {error}', file=sys.stderr)
+        story = escape_lines(f'{type(error).__name__}: {error}')
+        print(story, file=sys.stderr)
     except Exception:
         # A config, a dataset or a worker process may raise anything.
         traceback.print_exc()

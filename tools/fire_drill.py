@@ -37,6 +37,7 @@ from mmengine.device import get_device
 from rich.console import Console
 from rich.table import Table
 
+from mmnanguard._support.escape import escape
 from mmnanguard.core.rows.event_files import EVENTS_FILE
 
 if TYPE_CHECKING:
@@ -180,7 +181,8 @@ def show(rows: Sequence[Row]) -> None:
         headers.update(dict.fromkeys(row))
     table = Table(*headers)
     for row in rows:
-        table.add_row(*map(as_text, map(row.get, headers)))
+        cells = map(as_text, map(row.get, headers))
+        table.add_row(*map(escape, cells))
     Console(markup=False).print(table)
 
 
@@ -284,7 +286,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     show(outcomes)
     show(runs)
     for failure in failures:
-        print(f'DRILL FAILED: {failure}')
+        print(f'DRILL FAILED: {escape(failure)}')
     passed = not failures
     if passed:
         print('drill passed')

@@ -52,6 +52,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 
 def show(old: str, new: str, path: Path) -> None:
     """Print the difference, in colour on a terminal."""
+    from mmnanguard._support.escape import escape
+
     lines = difflib.unified_diff(
         old.splitlines(),
         new.splitlines(),
@@ -62,7 +64,7 @@ def show(old: str, new: str, path: Path) -> None:
     # soft_wrap: a wrapped line could not be used as a patch.
     console = Console(soft_wrap=True, highlight=False)
     for line in lines:
-        console.print(Text(line, style=COLOURS.get(line[0], '')))
+        console.print(Text(escape(line), style=COLOURS.get(line[0], '')))
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

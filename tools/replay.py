@@ -104,6 +104,7 @@ def bisect(window_replay: 'WindowReplay') -> Dict[str, object]:
         The names of the samples as 'smallest', and as 'not_run' the number
         of sets that could not be run.
     """
+    from mmnanguard._support.escape import escape
     from mmnanguard._support.smallest_subset import smallest_subset
 
     names = window_replay.samples
@@ -116,7 +117,7 @@ def bisect(window_replay: 'WindowReplay') -> Dict[str, object]:
         except Exception as error:
             # BatchNorm, for example, refuses a single value per channel.
             errors[tuple(samples)] = error
-            print(f'  {len(samples)} of {len(names)} samples: {error}')
+            print(f'  {len(samples)} of {len(names)} samples: {escape(error)}')
             return False
         outcome = 'bad' if is_bad else 'finite'
         # Flushed, because each attempt may take a while.
@@ -127,11 +128,12 @@ def bisect(window_replay: 'WindowReplay') -> Dict[str, object]:
 
     subset = smallest_subset(range(len(names)), fails)
     smallest = list(map(names.__getitem__, subset))
-    print('a smallest set that goes bad:', *smallest, sep='\n  ')
+    shown = map(escape, smallest)
+    print('a smallest set that goes bad:', *shown, sep='\n  ')
     if errors:
         print(
             f'{len(errors)} set{"s" * (len(errors) > 1)} could not be run '
-            f'({"; ".join(sorted(set(map(str, errors.values()))))}): '
+            f'({"; ".join(sorted(set(map(escape, errors.values()))))}): '
             'the set may be larger than needed'
         )
     return dict(smallest=smallest, not_run=len(errors))
@@ -139,10 +141,12 @@ def bisect(window_replay: 'WindowReplay') -> Dict[str, object]:
 
 def show_outputs(outputs: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the range of each module's output."""
+    from mmnanguard._support.escape import escape
+
     table = Table('module', 'min', 'max', 'is finite')
     for name, seen in outputs.items():
         table.add_row(
-            name,
+            escape(name),
             f'{seen["min"]:.4g}',
             f'{seen["max"]:.4g}',
             str(seen['is_finite']),
@@ -152,6 +156,7 @@ def show_outputs(outputs: Mapping[str, Mapping[str, Any]]) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Replay the dump; print and write the autopsy."""
+    from mmnanguard._support.escape import escape
     from mmnanguard.core.rows.json_numbers import to_json
     from mmnanguard.hooks._shared.versions import versions
     from mmnanguard.hooks.replay.dump_replay import open_dump
@@ -164,7 +169,8 @@ def run(args: argparse.Namespace) -> None:
     # Another version may compute other numbers.
     for name in now:
         if then.get(name) != now[name]:
-            print(f'{name} was {then.get(name)} and is {now[name]} here')
+            was = escape(then.get(name))
+            print(f'{name} was {was} and is {now[name]} here')
     print(
         f'Iter {event.iter}, optimizer {event.optimizer!r}, rank '
         f'{case.dump["rank"]}: {event.cause.value}, loss {event.loss}; '
@@ -178,14 +184,14 @@ def run(args: argparse.Namespace) -> None:
     if not autopsy.exact and not doubts:
         doubts = ['the loss is not that of training, or the batch has changed']
     for doubt in doubts:
-        print(f'inexact: {doubt}')
+        print(escape(f'inexact: {doubt}'))
     show_outputs(autopsy.outputs)
     row = dict(autopsy.to_row(), device=args.device, versions=now)
     # A fault that does not occur here cannot be narrowed down by replays.
     if args.bisect and autopsy.repeats:
         row.update(bisect(case.window_replay))
     json_path.write_text(to_json(row) + '\n', encoding='utf-8')
-    print(f'written to {json_path}')
+    print(escape(f'written to {json_path}'))
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -193,12 +199,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     # The folder in which a run is started has the config's own modules.
     sys.path[:0] = [str(ROOT), os.getcwd()]
     args = parse_args(argv)
+    from mmnanguard._support.escape import escape_lines
     from mmnanguard.core import NanGuardError
 
     try:
         run(args)
     except NanGuardError as error:
-        print(error, file=sys.stderr)
+        print(escape_lines(error), file=sys.stderr)
         return 1
     return 0
 

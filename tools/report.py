@@ -4,8 +4,8 @@ and what to do.
 Reads the events that EventLogHook wrote, and MMEngine's scalars beside them.
 Needs neither torch nor mmengine; the page needs no network. Several runs
 are shown one below the other, with the same axes.
-Exit status: 0 if all runs are healthy, 1 if one is sick, 2 if that cannot be
-said, as for a folder without events.
+Exit status: 0 if all runs are healthy, 1 if one is sick, crashed or not
+guarded, 2 if that cannot be said, as for a folder without events.
 
 Example:
     python tools/report.py work_dirs/digits
@@ -132,6 +132,7 @@ def report(
         args: The command line.
         reload_after: Seconds after which the page reloads itself.
     """
+    from mmnanguard._support.escape import escape
     from mmnanguard.core.rows.json_numbers import to_json
     from mmnanguard.report import print_reports, write_page
 
@@ -154,7 +155,7 @@ def report(
         write_page(runs, path, reload_after)
         for run in runs:
             print(f'{run.name}: {run.verdict.sentence}')
-        print(f'written to {path}', flush=True)
+        print(escape(f'written to {path}'), flush=True)
     return status
 
 
@@ -163,6 +164,7 @@ def watch(args: argparse.Namespace) -> int:
 
     The last page does not reload itself.
     """
+    from mmnanguard._support.escape import escape_lines
     from mmnanguard.core import GuardConfigError
 
     try:
@@ -171,7 +173,7 @@ def watch(args: argparse.Namespace) -> int:
                 report(args, reload_after=args.watch)
             except GuardConfigError as error:
                 # The run may not have written anything yet.
-                print(error, file=sys.stderr)
+                print(escape_lines(error), file=sys.stderr)
             time.sleep(args.watch)
     except KeyboardInterrupt:
         return report(args)
@@ -181,6 +183,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the tool; return its exit status."""
     sys.path[:0] = [str(ROOT)]
     args = parse_args(argv)
+    from mmnanguard._support.escape import escape_lines
     from mmnanguard.core import GuardConfigError
 
     try:
@@ -188,7 +191,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             return watch(args)
         return report(args)
     except (GuardConfigError, OSError) as error:
-        print(f'{type(error).__name__}: {error}', file=sys.stderr)
+        story = escape_lines(f'{type(error).__name__}: {error}')
+        print(story, file=sys.stderr)
     except Exception:
         # Python's own exit status would be 1: that the run is sick.
         traceback.print_exc()

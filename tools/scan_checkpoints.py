@@ -12,7 +12,6 @@ Example:
 import argparse
 import json
 import math
-import shlex
 import sys
 from pathlib import Path
 from typing import (
@@ -77,6 +76,8 @@ def find_checkpoints(paths: Iterable[Path]) -> List[Path]:
 
 def advise(files: Sequence['CheckpointFile']) -> Tuple[Optional[str], str]:
     """Return the newest clean checkpoint, and the advice to print on it."""
+    from mmnanguard._support.escape import escape, shell_word
+
     clean = [file for file in files if file.status == 'clean']
     resumable = [file for file in clean if file.has_optimizer]
     # A newer checkpoint without an optimizer, such as a best_*.pth, would lose
@@ -84,29 +85,32 @@ def advise(files: Sequence['CheckpointFile']) -> Tuple[Optional[str], str]:
     if clean:
         path = str((resumable or clean)[-1].path)
         option = '--resume ' if resumable else '--cfg-options load_from='
-        option += shlex.quote(path)
-        return path, f'newest clean: {path}; go on with {option}'
+        option += shell_word(path)
+        return path, f'newest clean: {escape(path)}; go on with {option}'
     return None, 'newest clean: none'
 
 
 def show(files: Sequence['CheckpointFile']) -> None:
     """Print a table of checkpoints with their findings."""
+    from mmnanguard._support.escape import escape
+
     table = Table('checkpoint', 'iter', 'status', 'part', 'bad tensor', 'what')
     for file in files:
         count = '-' if file.iter is None else str(file.iter)
         start = [str(file.path), count, file.status]
         findings = file.scan.findings
         if not findings:
-            table.add_row(*start, '', '', file.reason)
+            table.add_row(*map(escape, [*start, '', '', file.reason]))
         for bad in findings[:MAX_SHOWN]:
             values = f'{bad.kind} {bad.count}/{bad.numel} {bad.dtype}'
             if bad.min is not None:
                 values += f', finite: {bad.min:.4g} to {bad.max:.4g}'
-            table.add_row(*start, bad.part, bad.name, values)
+            cells = [*start, bad.part, bad.name, values]
+            table.add_row(*map(escape, cells))
             # The checkpoint is named once, before its first finding.
             start = [''] * 3
         if findings[MAX_SHOWN:]:
-            table.add_row(*start, '', f'... {len(findings)} in all', '')
+            table.add_row('', '', '', '', f'... {len(findings)} in all', '')
     console = Console(markup=False)
     # In a log, a line that is broken in two cannot be found by a search.
     if not console.is_terminal:
@@ -118,6 +122,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the tool; return its exit status."""
     sys.path[:0] = [str(ROOT)]
     args = parse_args(argv)
+    from mmnanguard._support.escape import escape
     from mmnanguard.numerics.checkpoints.checkpoint_file import (
         judge_files,
         scan_file,
@@ -142,7 +147,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         for mask, _ in file.scan.masks:
             masks.add(mask.name)
     if masks:
-        print('masks that hold inf by design:', *sorted(masks))
+        names = ' '.join(sorted(masks))
+        print(f'masks that hold inf by design: {escape(names)}')
     checkpoints = [file for file in files if file.status != 'foreign']
     newest_clean, advice = advise(checkpoints)
     status = 2

@@ -110,6 +110,7 @@ def load_config(args: argparse.Namespace) -> Config:
 
 def resume_from_clean(runner: Runner) -> None:
     """Resume from the last clean checkpoint; rank 0 reads them for all."""
+    from mmnanguard._support.escape import escape
     from mmnanguard.hooks.recovery.pointers import choose_resume
 
     choice: List[Any] = [None]
@@ -119,7 +120,7 @@ def resume_from_clean(runner: Runner) -> None:
     broadcast_object_list(choice)
     path, story = choice[0]
     if story:
-        runner.logger.warning(story)
+        runner.logger.warning(escape(story))
     if path:
         runner._load_from = path
 
@@ -130,6 +131,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     sys.path[:0] = [str(ROOT)]
     args = parse_args(argv)
 
+    from mmnanguard._support.escape import escape_lines
     from mmnanguard.core import GuardConfigError, TrainingHalted
     from mmnanguard.safe_load import allow_mmengine_checkpoints
 
@@ -146,7 +148,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         runner.train()
     except GuardConfigError as error:
         # Its message says what to do; a traceback would hide it.
-        print(f'GuardConfigError: {error}', file=sys.stderr)
+        story = escape_lines(f'GuardConfigError: {error}')
+        print(story, file=sys.stderr)
         return 2
     except TrainingHalted:
         # The log says why.

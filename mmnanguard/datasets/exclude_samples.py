@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from torch.utils.data import Dataset
 
+from mmnanguard._support.escape import escape
 from mmnanguard._support.sample_name import sample_name
 from mmnanguard.core import GuardConfigError
 from mmnanguard.registry import DATASETS
@@ -183,7 +184,7 @@ class ExcludeSamples:
         message = (
             f'ExcludeSamples: {len(lost)} of {len(self.listed)} listed '
             f'samples are not in the dataset: '
-            f'{", ".join(map(str, lost[:MAX_NAMED]))}{more}. '
+            f'{escape(", ".join(map(str, lost[:MAX_NAMED])))}{more}. '
         )
         if not self.allow_missing:
             raise GuardConfigError(

@@ -1,14 +1,15 @@
 """The end of a window: observe, agree, decide, apply or restore, report."""
 
-from typing import Any, Tuple
+from typing import Any, List, Tuple
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from mmnanguard.core import Action, BadTensor, Cause, ScaleMove, decide
 from mmnanguard.numerics.update.agree import agree
 from mmnanguard.numerics.update.apply import apply_update, scaled_lr
 from mmnanguard.numerics.update.blame import blame
-from mmnanguard.numerics.update.observe import diagnose, observe
+from mmnanguard.numerics.update.observe import diagnose, find_suspects, observe
 
 from .guard import Guard
 from .resolve_clip_names import resolve_clip_names
@@ -57,8 +58,12 @@ def guarded_step(
         guard.place(params),
     )
     seen = agree(local, norm_type)
+    weights: List[Tensor] = []
     if not seen.is_clean:
-        local = diagnose(local, reading, grads, guard.weights())
+        reading, weights = find_suspects(
+            local, reading, window.snapshot, guard.weights()
+        )
+        local = diagnose(local, reading, grads, weights)
         seen = agree(local, norm_type)
     seen = window.complete(seen)
 
@@ -73,7 +78,7 @@ def guarded_step(
             verdict.cause,
             params,
             grads,
-            guard.weights(),
+            weights,
             reading,
             scale.carried,
             guard.names(),

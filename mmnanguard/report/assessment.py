@@ -1,7 +1,9 @@
 """The assessment of a run: healthy or sick, why, and what to do."""
 
 from dataclasses import dataclass
-from typing import List, Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
+
+from mmnanguard._support.escape import escape
 
 from .findings import collect_findings
 from .recommendations import (
@@ -11,6 +13,7 @@ from .recommendations import (
     next_steps,
     remedied_modules,
 )
+from .steps_for_end import steps_for_end
 from .summary import Summary
 
 __all__ = ['Assessment', 'judge']
@@ -41,6 +44,8 @@ def judge(summary: Summary) -> Assessment:
     A run is sick if
 
     - it halted, and was not resumed since;
+    - an exception or Ctrl-C ended it, or its process is gone without a row
+      that says how it ended;
     - its last updates were all rejected, 3 or more;
     - an audit found bad weights, buffers, averages or moments;
     - it went back to an earlier state;
@@ -49,7 +54,9 @@ def judge(summary: Summary) -> Assessment:
       one in 1,000 updates since the first blame, and no remedy was applied
       after the last blame. If no parameter can be blamed, rejected updates
       count by cause instead, except spikes;
-    - it rejected 10 updates or more, and at least one in 100 since the first.
+    - it rejected 10 updates or more, and at least one in 100 since the first;
+    - not all of its optimizers were guarded, so that nothing says whether
+      their updates were good.
 
     Routine overflows of the loss scale do not count, and neither do updates
     that were committed: clipped spikes, windows without some micro-batches.
@@ -61,23 +68,33 @@ def judge(summary: Summary) -> Assessment:
         # Even a healthy run may have a sample that is worth leaving out.
         if steps:
             sentence += f'; next: {steps[0].text}'
-        return Assessment(True, sentence, steps=steps)
+        return Assessment(True, escape(sentence), steps=escape_steps(steps))
     # The sentence names only the gravest finding and the most helpful step,
     # so that it stays one line in a log; the report lists the others below.
     gravest = findings[0]
-    steps = next_steps(summary, gravest)
-    clauses = (
-        f'sick since iteration {gravest.since:,}: {gravest.clause}',
-        describe_culprit(summary, gravest),
-        f'next: {steps[0].text}',
-    )
+    opening = f'sick since iteration {gravest.since:,}: {gravest.clause}'
+    culprit = ''
+    if gravest.cause:
+        culprit = describe_culprit(summary, gravest)
+        steps = next_steps(summary, gravest)
+    else:
+        # No update made the run sick: it ended, or was not guarded.
+        opening = gravest.clause
+        steps = steps_for_end(summary)
+    clauses = (opening, culprit, f'next: {steps[0].text}')
     return Assessment(
         is_healthy=False,
-        sentence='; '.join(filter(None, clauses)),
+        sentence=escape('; '.join(filter(None, clauses))),
         since=gravest.since,
-        reasons=tuple(finding.clause for finding in findings),
-        steps=steps,
+        reasons=tuple(escape(finding.clause) for finding in findings),
+        steps=escape_steps(steps),
     )
+
+
+def escape_steps(steps: Sequence[Step]) -> Tuple[Step, ...]:
+    """Return steps that can be shown, whatever names they have."""
+    # A command has its escapes already, unless it is the text of a row.
+    return tuple(Step(*map(escape, step)) for step in steps)
 
 
 def describe_healthy_run(summary: Summary) -> str:

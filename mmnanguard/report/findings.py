@@ -9,6 +9,7 @@ from itertools import filterfalse
 from typing import List, NamedTuple, Optional
 
 from mmnanguard.core import Cause
+from mmnanguard.core.rows.end_row import FINISHED
 from mmnanguard.core.rows.read_row import sentence_of
 
 from .summary import Culprit, Summary, is_routine
@@ -35,7 +36,8 @@ class Finding(NamedTuple):
 
     Attributes:
         since: Iteration at which the trouble began.
-        cause: The cause of the trouble, as in the rows.
+        cause: The cause of the trouble, as in the rows; '' if no update
+            was judged to be bad.
         clause: The finding in words.
     """
 
@@ -48,12 +50,14 @@ def collect_findings(summary: Summary) -> List[Finding]:
     """Return the findings on a run, the gravest first."""
     checked = (
         find_halt(summary),
+        find_crash(summary),
         find_streak(summary),
         find_audits(summary),
         find_rollbacks(summary),
         find_bad_end(summary),
         find_repeats(summary),
         find_high_rate(summary),
+        find_unguarded(summary),
     )
     return list(filter(None, checked))
 
@@ -74,6 +78,18 @@ def find_halt(summary: Summary) -> Optional[Finding]:
             after = f' after {num:,} skips in a row'
     clause = f'halted at iteration {iter_:,}{after} ({cause})'
     return Finding(begin_of_trouble(summary, iter_), cause, clause)
+
+
+def find_crash(summary: Summary) -> Optional[Finding]:
+    """Return the finding on a run that an exception or a signal ended."""
+    if summary.is_lost:
+        last = summary.last_iter
+        clause = f'ended without saying so at iteration {last:,}'
+        return Finding(last, '', clause)
+    end = summary.end
+    if end is None or end.how == FINISHED:
+        return None
+    return Finding(end.iter or summary.last_iter, '', end.sentence())
 
 
 def find_streak(summary: Summary) -> Optional[Finding]:
@@ -123,13 +139,15 @@ def find_rollbacks(summary: Summary) -> Optional[Finding]:
 
 def find_bad_end(summary: Summary) -> Optional[Finding]:
     """Return the finding on many rejected updates at the end of a run."""
-    begin = summary.last_iter - LENGTH_OF_END
+    # A run may be shorter than that.
+    length = min(LENGTH_OF_END, summary.last_iter)
+    begin = summary.last_iter - length
     causes = [cause for iter_, cause in summary.recent if iter_ > begin]
     num = len(causes)
     if num < NUM_AT_END:
         return None
     cause = Counter(causes).most_common(1)[0][0]
-    clause = f'{num} of the last {LENGTH_OF_END} updates were rejected'
+    clause = f'{num} of the last {length} updates were rejected'
     since = summary.episodes[-1].first
     return Finding(since, cause, f'{clause}, most often for {cause}')
 
@@ -187,6 +205,23 @@ def find_high_rate(summary: Summary) -> Optional[Finding]:
         return None
     clause = f'{num:,} updates were rejected, {rate:.1%} of all since then'
     return Finding(first, summary.anomalies[0], clause)
+
+
+def find_unguarded(summary: Summary) -> Optional[Finding]:
+    """Return the finding on a run of which not all updates are guarded."""
+    if not summary.unguarded:
+        return None
+    names = []
+    for name, kind in summary.unguarded.items():
+        names.append(f"optimizer '{name}' is run by {kind}")
+    clause = f'not guarded: {", ".join(names)}'
+    since = summary.log_nonfinite_since
+    if since is not None:
+        clause += (
+            f'; the logged loss is not finite from iteration {since:,} to '
+            'the end'
+        )
+    return Finding(since or 1, '', clause)
 
 
 def begin_of_trouble(summary: Summary, iter_: int) -> int:

@@ -6,7 +6,6 @@ finds which bytes belong to which attempt. :func:`iter_events` reads the rows
 of these parts and drops those that a later attempt wrote again.
 """
 
-import json
 import logging
 import math
 from itertools import chain
@@ -27,12 +26,15 @@ from typing import (
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.rows.event_files import EVENTS_FILE, events_files
 
+from .parse_row import Row, parse
+
 __all__ = [
     'Part',
     'files_of',
     'find_parts',
     'iter_events',
     'read_events',
+    'read_part',
     'work_dirs_below',
 ]
 
@@ -40,7 +42,6 @@ __all__ = [
 # folder of a process start, which is where a work dir has its own files.
 DEPTHS = range(2, 5)
 MAX_WARNED = 3  # damaged lines of a file that get a warning of their own
-Row = Dict[str, Any]
 OnBytes = Callable[[int], None]
 
 
@@ -106,7 +107,8 @@ def read_events(work_dir: str, run: Optional[str] = None) -> List[Row]:
             run in the newest folder. The names of the folders are times.
 
     Returns:
-        The rows as they are in the files. A non-finite number is the string
+        The rows as they are in the files, but without values that are of
+        another type than their key has. A non-finite number is the string
         'nan', 'inf' or '-inf'. The list is empty if there are no rows.
 
     Raises:
@@ -291,7 +293,7 @@ def read_part(
                 if line != b'\n':
                     damaged.append(number)
                 continue
-            if 'run' in row and 'attempt' in row:
+            if has_names(row):
                 names = row
                 for early_row in early:
                     yield ParsedRow(row['run'], row['attempt'], early_row)
@@ -304,6 +306,11 @@ def read_part(
         warn_of_lines(part.path, damaged)
 
 
+def has_names(row: Row) -> bool:
+    """Whether a row names its run and attempt."""
+    return row.get('run') is not None and row.get('attempt') is not None
+
+
 def warn_of_lines(path: Path, damaged: Sequence[int]) -> None:
     """Warn of damaged lines of a file, given by number."""
     # A file that is not a log would otherwise fill the console.
@@ -311,16 +318,6 @@ def warn_of_lines(path: Path, damaged: Sequence[int]) -> None:
         warn(path, f'line {number}, half-written or damaged, is left out')
     if len(damaged) > MAX_WARNED:
         warn(path, f'so are {len(damaged) - MAX_WARNED} lines more')
-
-
-def parse(line: bytes) -> Optional[Row]:
-    """Return the row on a line; None if the line is no JSON object."""
-    try:
-        row = json.loads(line)
-    # ValueError is the base of JSONDecodeError and UnicodeDecodeError.
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
 
 
 def warn(path: Path, message: str) -> None:

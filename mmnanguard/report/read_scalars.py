@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence
 
 from .panels import GRAD_NORM, LOSS, LOSS_SCALE, LR
+from .parse_row import is_count
 from .read_events import OnBytes, Part
 
 __all__ = ['FACTOR', 'Curve', 'factor_of', 'panel_of', 'read_scalars']
@@ -92,8 +93,8 @@ def read_scalars(
         if part.first is not None:
             cut(curves, part.first)
         for row in read_rows(path, on_bytes):
-            iter_ = row.get('iter')
-            if isinstance(iter_, int):
+            iter_: Any = row.get('iter')
+            if is_count(iter_):
                 # The row of kind 'start' may be lost, so the scalars
                 # themselves must be in rising order.
                 cut(curves, iter_)
@@ -107,7 +108,8 @@ def add_scalars(
     """Append the scalars of one iteration to their curves."""
     for key, value in row.items():
         is_known = panel_of(key) or key.split('/')[-1] == FACTOR
-        if is_known and isinstance(value, (int, float)):
+        # An integer of JSON may be too large for an array.
+        if is_known and (isinstance(value, float) or is_count(value)):
             curve = curves.setdefault(key, Curve())
             curve.iters.append(iter_)
             curve.values.append(value)
@@ -144,7 +146,7 @@ def read_rows(path: Path, on_bytes: OnBytes) -> Iterator[Dict[str, Any]]:
             on_bytes(len(line))
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (RecursionError, ValueError):
                 row = None
             if isinstance(row, dict):
                 yield row

@@ -18,7 +18,5 @@ def command_of(row: Row) -> str:
     if isinstance(record, RemedyRow):
         return record.config
     if isinstance(record, DumpRow):
-        # The report adds the file of a checkpoint to the row of a dump.
-        files = {name: row[name] for name in record.needs if name in row}
-        return record.command(files)
+        return record.command()
     return ''

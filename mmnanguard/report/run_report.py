@@ -4,28 +4,32 @@
 assesses them. The page, the text and the JSON show its :class:`RunReport`.
 """
 
-import shlex
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
-from functools import partial
 from operator import sub
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, Optional, Sequence
 
+from mmnanguard._support.escape import escape
+from mmnanguard._support.process_identity import is_alive
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.rows.event_files import EVENTS_FILE, log_dir_of
 from mmnanguard.core.rows.read_row import sentence_of
 
 from .assessment import Assessment, judge
-from .read_events import (
-    Part,
-    files_of,
-    find_parts,
-    iter_events,
-    work_dirs_below,
-)
-from .read_scalars import Curve, read_scalars, scalars_of
+from .panels import LOSS
+from .read_events import find_parts, iter_events
+from .read_scalars import Curve, read_scalars
 from .recommendations import Step
+from .run_files import (
+    explain_no_rows,
+    files_of_parts,
+    last_start,
+    launch_of,
+    update_paths,
+    work_dir_of,
+)
 from .summarize import MAX_KEPT, summarize
 from .summary import Row, Summary
 
@@ -35,22 +39,13 @@ __all__ = ['OnProgress', 'RunReport', 'load_run']
 OnProgress = Callable[[int, int], None]
 STEP = 2**22  # bytes between two calls of OnProgress
 
-NO_EVENTS = (
-    f'{{}} has no <timestamp>/{EVENTS_FILE}, so that there is nothing to '
-    'report: the guard was not attached, or tells nobody. Train with '
-    'python -m mmnanguard train CONFIG --guard full, or add '
-    "default_hooks=dict(nan_guard=dict(type='mmnanguard.NanGuardHook'), "
-    "event_log=dict(type='mmnanguard.EventLogHook')) to the config."
-)
-RUNS_BELOW = (
-    f'{{}} has no <timestamp>/{EVENTS_FILE}. Give the work dir of a run; '
-    'runs are below it: {}'
-)
-MAX_BELOW = 5  # work dirs that the message names
-NO_ROWS = (
-    '{} holds no row that names its run: it is empty, damaged, or no '
-    'events.jsonl of mmnanguard. Give the work dir of a run, or another file.'
-)
+# The states that need more words.
+STATES = {
+    'running': 'still running',
+    'lost': 'ended without saying so',
+    # The files cannot tell a running process from one that was killed.
+    'unfinished': 'still running, or died without a word',
+}
 
 
 @dataclass(frozen=True)
@@ -77,16 +72,24 @@ class RunReport:
         path = Path(self.path).absolute()
         if path.as_posix().endswith(f'/{EVENTS_FILE}'):
             path = log_dir_of(path)
-        return f'{path.name} ({self.summary.run})'
+        return escape(f'{path.name} ({self.summary.run})')
 
     @property
     def state(self) -> str:
-        """State of the run: 'halted', 'finished' or 'unfinished'.
+        """State of the run.
 
-        An unfinished run is still running, or died without a message.
+        'halted', 'finished', 'crashed', 'interrupted', 'running', 'lost' for
+        a process that has ended without a row that says so, or 'unfinished'
+        if the files cannot tell which of the last two.
         """
-        if self.summary.halt is not None:
+        summary = self.summary
+        if summary.halt is not None:
             return 'halted'
+        if summary.end is not None:
+            return summary.end.how
+        if summary.is_alive is not None:
+            return 'running' if summary.is_alive else 'lost'
+        # Version 0.1 wrote no row at the end.
         max_iters = self.summary.max_iters
         end = self.summary.last_iter + self.log_interval
         if max_iters and end >= max_iters:
@@ -115,10 +118,7 @@ class RunReport:
         known = f'iteration {self.summary.last_iter:,}'
         if max_iters is not None:
             known += f' of {max_iters:,}'
-        story = self.state
-        # The files cannot tell a running process from one that was killed.
-        if story == 'unfinished':
-            story = 'still running, or died without a word'
+        story = STATES.get(self.state, self.state)
         return f'{known}, {story}; last written {self.written:%F %T} UTC'
 
     def to_dict(self) -> Dict[str, Any]:
@@ -175,7 +175,9 @@ def load_run(
         GuardConfigError: If there is nothing to read.
     """
     if not Path(path).exists():
-        raise GuardConfigError(f'{path}: there is no such folder or file.')
+        raise GuardConfigError(
+            f'{escape(path)}: there is no such folder or file.'
+        )
     parts = find_parts(path, run)
     if not parts:
         raise GuardConfigError(explain_no_rows(path))
@@ -187,14 +189,23 @@ def load_run(
         total += stat.st_size
         newest = max(newest, stat.st_mtime)
     progress = Progress(total, on_progress)
+    # Before the rows are read: a run that ends meanwhile writes a row that
+    # would be missed.
+    start = last_start(parts)
+    is_running = is_alive(start.process)
     curves = read_scalars(parts, progress.add)
     ends = [curve.iters[-1] for curve in curves.values() if curve.iters]
     # An iterator: the rows are never in memory together.
-    rows = map(
-        partial(with_present_paths, path), iter_events(parts, progress.add)
-    )
+    rows = iter_events(parts, progress.add)
     summary = summarize(rows, max(ends, default=0), max_rows)
+    update_paths(work_dir_of(path), summary)
     progress.finish()
+    summary = replace(
+        summary,
+        is_alive=is_running,
+        log_nonfinite_since=nonfinite_since(curves.get(LOSS)),
+        launch=launch_of(path, parts, start),
+    )
     return RunReport(
         path=path,
         summary=summary,
@@ -202,6 +213,18 @@ def load_run(
         verdict=judge(summary),
         written=datetime.fromtimestamp(newest, timezone.utc),
     )
+
+
+def nonfinite_since(curve: Optional[Curve]) -> Optional[int]:
+    """Return the iteration since which a curve is not finite, or None."""
+    since = None
+    if curve is not None:
+        for iter_, value in zip(curve.iters, curve.values):
+            if math.isfinite(value):
+                since = None
+            elif since is None:
+                since = iter_
+    return since
 
 
 class Progress:
@@ -231,69 +254,3 @@ class Progress:
         # and the files may have grown.
         if self._on_progress:
             self._on_progress(self._total, self._total)
-
-
-def explain_no_rows(path: str) -> str:
-    """Return the error for a folder or file without rows of a run."""
-    if files_of(path):
-        return NO_ROWS.format(path)
-    # A frequent mistake is to give 'work_dirs' itself.
-    below = work_dirs_below(path)
-    if not below:
-        return NO_EVENTS.format(path)
-    names = list(map(shlex.quote, below[:MAX_BELOW]))
-    num_more = len(below) - len(names)
-    more = f' and {num_more} more' * (num_more > 0)
-    return RUNS_BELOW.format(path, ', '.join(names)) + more
-
-
-def with_present_paths(path: str, row: Row) -> Row:
-    """Return a row of a dump with the paths that its files have now.
-
-    A dump without weights also gets a checkpoint of the run. Other rows are
-    returned as they are.
-
-    Args:
-        path: The path of the run's work dir or file.
-        row: A row of the run.
-    """
-    if row.get('kind') != 'dump':
-        return row
-    folder = Path(path)
-    if folder.is_file():
-        folder = folder.absolute().parents[2]
-    row = dict(row)
-    # The work dir may have moved since, or be mounted elsewhere. A dump is
-    # three folders below it, so the last four names of its path stay.
-    present = folder.joinpath(*Path(str(row.get('path'))).parts[-4:])
-    if present.exists():
-        row['path'] = str(present)
-    if 'checkpoint' in (row.get('needs') or ()):
-        row['checkpoint'] = checkpoint_of(folder)
-    return row
-
-
-def checkpoint_of(work_dir: Path) -> Optional[str]:
-    """Return the checkpoint that a work dir points to; None without one."""
-    # StateAuditHook points to the last checkpoint with finite weights, and
-    # MMEngine to the last checkpoint, which the fault may have damaged.
-    for name in ('last_clean_checkpoint', 'last_checkpoint'):
-        pointer = work_dir / name
-        if not pointer.is_file():
-            continue
-        target = Path(pointer.read_text(errors='replace').strip())
-        # The pointer has the path of the time of writing; the work dir may
-        # have moved since.
-        for path in (work_dir / target.name, target):
-            if path.is_file():
-                return str(path)
-    return None
-
-
-def files_of_parts(parts: List[Part]) -> List[Path]:
-    """Return the files of events and scalars, without repetitions."""
-    files: List[Path] = []
-    for part in parts:
-        files += (part.path, scalars_of(part))
-    # Several parts may be in one file.
-    return list(filter(Path.exists, dict.fromkeys(files)))

@@ -21,8 +21,11 @@ from typing import (
 
 from mmnanguard.core import Autopsy, Cause
 from mmnanguard.core.causes import facts_of_cause
+from mmnanguard.core.rows.end_row import EndRow
+from mmnanguard.core.rows.halt_row import HaltRow
 from mmnanguard.core.rows.input_row import InputRow
 from mmnanguard.core.rows.read_row import record_of
+from mmnanguard.core.rows.row_record import NewRow
 from mmnanguard.core.rows.start_row import StartRow
 
 from .downsample import EvenSample, Tally
@@ -112,8 +115,13 @@ class Reader:
             param = self._add_update(row)
         elif kind == 'start':
             self._add_start(row)
-        elif kind == 'halt':
+        elif kind == HaltRow.KIND:
             summary.halt = row
+        elif kind == EndRow.KIND:
+            record = record_of(row)
+            # A row of another version may be no such record.
+            if isinstance(record, EndRow):
+                summary.end = record
         else:
             self._name_culprits(row)
         self._keep(row, (kind, str(row.get('cause', '')), param))
@@ -179,8 +187,12 @@ class Reader:
         summary.run = start.run
         if start.max_iters is not None:
             summary.max_iters = start.max_iters
-        # The run was resumed after the halt.
-        summary.halt = None
+        # The run was resumed after the halt or the end.
+        summary.halt = summary.end = None
+        summary.unguarded = dict(start.unguarded)
+        # Version 0.1 names the guards only.
+        if row.get('guards') == {} and not start.unguarded:
+            summary.unguarded = {'default': 'a wrapper of MMEngine'}
 
     def _name_culprits(self, row: Row) -> None:
         """Count the modules and samples that a row names."""
@@ -232,7 +244,7 @@ class Reader:
             longest.drop_every_second()
             self._num_kept += len(longest)
 
-    def _events(self) -> Tuple[Row, ...]:
+    def _events(self) -> Tuple[NewRow, ...]:
         """Return the kept rows in order, with place and iteration.
 
         A row that was written before its update gets the update's iteration.
@@ -254,7 +266,7 @@ class Reader:
     def summary(self, last_iter: int) -> Summary:
         """Return the summary of the rows read so far."""
         events = self._events()
-        others: Dict[str, List[Row]] = {}
+        others: Dict[str, List[NewRow]] = {}
         for row in events:
             if row.get('kind') not in ('update', 'start'):
                 others.setdefault(str(row.get('kind')), []).append(row)

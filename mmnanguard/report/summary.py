@@ -6,8 +6,10 @@ from itertools import filterfalse
 from typing import Dict, List, Optional, Tuple, Type, TypeVar
 
 from mmnanguard.core.causes import facts_of_cause
+from mmnanguard.core.launch import Launch
+from mmnanguard.core.rows.end_row import EndRow
 from mmnanguard.core.rows.read_row import record_of
-from mmnanguard.core.rows.row_record import Row, RowRecord
+from mmnanguard.core.rows.row_record import NewRow, Row, RowRecord
 
 __all__ = ['Culprit', 'Episode', 'Row', 'Summary', 'is_routine']
 
@@ -97,6 +99,14 @@ class Summary:
         episodes: The episodes of rejected updates.
         last: The last row of kind 'update'.
         halt: The row of the halt that ended the last attempt, or None.
+        end: The record of the last attempt's end, or None.
+        is_alive: Whether the process of the last attempt still runs; None if
+            that is not known.
+        unguarded: The type of the wrapper of each optimizer that the last
+            attempt does not guard, by name.
+        log_nonfinite_since: The iteration since which the logged loss has not
+            been finite, up to its end; None if it is finite there.
+        launch: What the commands to paste need.
         parameters: The parameters that were blamed first in their update,
             the most blamed one first.
         blameless: One culprit without a name for each cause, which counts
@@ -129,6 +139,11 @@ class Summary:
     episodes: Tuple[Episode, ...] = ()
     last: Optional[Row] = None
     halt: Optional[Row] = None
+    end: Optional[EndRow] = None
+    is_alive: Optional[bool] = None
+    unguarded: Dict[str, str] = field(default_factory=dict)
+    log_nonfinite_since: Optional[int] = None
+    launch: Launch = field(default_factory=Launch)
     parameters: Tuple[Culprit, ...] = ()
     blameless: Tuple[Culprit, ...] = ()
     modules: Tuple[Culprit, ...] = ()
@@ -137,7 +152,7 @@ class Summary:
     num_with_samples: int = 0
     events: Tuple[Row, ...] = ()
     num_kinds: Dict[str, int] = field(default_factory=dict)
-    others: Dict[str, List[Row]] = field(default_factory=dict)
+    others: Dict[str, List[NewRow]] = field(default_factory=dict)
 
     def records(self, record: Type[R]) -> List[R]:
         """Return the rows of one kind as records, but no update or start.
@@ -151,6 +166,11 @@ class Summary:
             if isinstance(item, record):
                 records.append(item)
         return records
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the last attempt ended without a row that says so."""
+        return self.is_alive is False and not (self.halt or self.end)
 
     @property
     def routine(self) -> List[str]:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, List, NamedTuple, Sequence
 
+from mmnanguard._support.escape import escape_lines
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.rows.read_row import sentence_of
 
@@ -67,20 +68,20 @@ def print_assessment(console: 'Console', report: RunReport) -> None:
 
     verdict = report.verdict
     style = 'bold green' if verdict.is_healthy else 'bold red'
-    console.print(Text(escape_controls(report.name), style='bold'))
+    console.print(Text(escape_lines(report.name), style='bold'))
     # With `soft_wrap` rich does not break lines: in a log, the sentence is
     # one line that grep finds.
-    sentence = Text(escape_controls(verdict.sentence), style=style)
+    sentence = Text(escape_lines(verdict.sentence), style=style)
     console.print(sentence, soft_wrap=not console.is_terminal)
     # The sentence has the first reason.
     for reason in verdict.reasons[1:]:
-        console.print(Text(escape_controls(f'also: {reason}')))
+        console.print(Text(escape_lines(f'also: {reason}')))
     console.print(report.progress)
     for number, step in enumerate(verdict.steps, 1):
-        console.print(Text(escape_controls(f'{number}. {step.text}')))
+        console.print(Text(escape_lines(f'{number}. {step.text}')))
         # Commands that are broken into lines cannot be pasted.
         for line in filter(None, (step.detail, step.code)):
-            console.print(Text(escape_controls(line)), soft_wrap=True)
+            console.print(Text(escape_lines(line)), soft_wrap=True)
 
 
 def print_table(console: 'Console', table: TextTable) -> None:
@@ -93,7 +94,7 @@ def print_table(console: 'Console', table: TextTable) -> None:
     grid = Table(*table.head)
     for row in table.rows[:MAX_SHOWN]:
         # `Text` objects are never parsed as markup.
-        grid.add_row(*map(Text, map(escape_controls, row)))
+        grid.add_row(*map(Text, map(cell, row)))
     num_more = len(table.rows) - MAX_SHOWN
     console.print()
     console.print(
@@ -163,19 +164,8 @@ def table_of_events(summary: Summary) -> TextTable:
     return table
 
 
-def escape_controls(value: object) -> str:
-    """Return a cell's text with control characters escaped; None as ''.
-
-    Control characters in the name of a sample or module could otherwise
-    control the terminal.
-    """
+def cell(value: object) -> str:
+    """Return a value as the text of a cell; None as ''."""
     if value is None:
         return ''
-    return ''.join(map(escape_character, str(value)))
-
-
-def escape_character(character: str) -> str:
-    """Return a character, escaped unless it is printable or a line end."""
-    if character.isprintable() or character == '\n':
-        return character
-    return ascii(character)[1:-1]
+    return escape_lines(value)

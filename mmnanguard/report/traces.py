@@ -205,7 +205,9 @@ def scales_of(updates: Sequence[Row]) -> Points:
     iters, values = [], []
     for row in updates:
         # The value is null without a loss scale.
-        value = (row.get('loss_scale') or {}).get('after')
+        scale, value = row.get('loss_scale'), None
+        if isinstance(scale, Mapping):
+            value = scale.get('after')
         if is_finite_number(value):
             iters.append(row['iter'])
             values.append(value)

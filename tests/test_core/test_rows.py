@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mmnanguard.core import Action, Autopsy, BadTensor, Cause, GuardEvent
 from mmnanguard.core.rows.audit_row import AuditRow
 from mmnanguard.core.rows.dump_row import DumpRow
+from mmnanguard.core.rows.end_row import EndRow
 from mmnanguard.core.rows.halt_row import HaltRow
 from mmnanguard.core.rows.input_row import InputRow
 from mmnanguard.core.rows.json_numbers import (
@@ -90,13 +91,17 @@ RECORDS_OF_KIND = {
         *(TEXTS, COUNTS, COUNTS, maybe(COUNTS)),
         versions=st.dictionaries(TEXTS, TEXTS, max_size=2),
         guards=RANGES,
+        unguarded=st.dictionaries(TEXTS, TEXTS, max_size=2),
+        process=maybe(st.dictionaries(TEXTS, COUNTS, max_size=2)),
     ),
     'input': st.builds(
         InputRow,
         *(TEXTS, TEXTS, COUNTS, maybe(COUNTS), RANKS, COUNTS, NAMES),
         keys=st.dictionaries(TEXTS, NAMES, max_size=2),
     ),
-    'dump': st.builds(DumpRow, TEXTS, COUNTS, TEXTS, COUNTS, NAMES),
+    'dump': st.builds(
+        DumpRow, TEXTS, COUNTS, TEXTS, COUNTS, NAMES, maybe(TEXTS)
+    ),
     'remedy': st.builds(RemedyRow, TEXTS, TEXTS, TEXTS, TEXTS),
     'rollback': st.builds(
         RollbackRow, *(TEXTS, COUNTS, COUNTS, TEXTS, COUNTS, FLOATS, FLOATS)
@@ -107,23 +112,26 @@ RECORDS_OF_KIND = {
         *(TENSORS, maybe(TEXTS)),
     ),
     'halt': st.builds(HaltRow, TEXTS, COUNTS, TEXTS),
+    'end': st.builds(EndRow, TEXTS, maybe(COUNTS), TEXTS),
 }
 
 
 # After 'schema' and 'kind', in the order in which they stand in the file;
 # the keys of 'update' are pinned with the public surface.
 KEYS = {
-    'start': 'run attempt iter max_iters versions guards',
+    'start': 'run attempt iter max_iters versions guards unguarded launcher '
+    'ranks ranks_per_node process',
     'autopsy': 'id phase module module_type method op source dtype '
     'input_absmax output_absmax dtype_max batch_rows samples rank repeats '
     'exact fp32_is_finite remedy outputs',
-    'dump': 'id rank path bytes needs',
+    'dump': 'id rank path bytes needs checkpoint',
     'remedy': 'id remedy module config',
     'input': 'id action iter since ranks num_samples samples keys',
     'rollback': 'id iter to path num_rollbacks lr_factor loss_scale',
     'audit': 'id run attempt iter epoch ranks where num_bad tensors '
     'checkpoint',
     'halt': 'id iter story',
+    'end': 'how iter error',
 }
 
 
@@ -162,6 +170,7 @@ def test_unknown_keys_and_kinds_of_values_do_no_harm(kind):
         'audit': {'num_bad': 1},
         'input': {'action': 'reject'},
         'halt': {'story': 'over'},
+        'end': {'how': 'finished'},
     }.get(kind, {})
     row = {'kind': kind, 'from_tomorrow': [1], **smallest}
     record = record_of(row)

@@ -8,6 +8,7 @@ import pytest
 from docs_shell import FOLDER, ROOT, all_blocks, blocks, commands, run
 
 from mmnanguard.core import Cause
+from mmnanguard.core.rows.end_row import EndRow
 
 PAGE = ROOT / 'docs' / 'en' / 'events.md'
 TEXT = PAGE.read_text()
@@ -21,6 +22,7 @@ KINDS = {
     'rollback',
     'audit',
     'halt',
+    'end',
 }
 
 
@@ -44,6 +46,8 @@ def rows():
         for file in folder.glob('*/nanguard/events.jsonl'):
             for row in map(read, file.read_text().splitlines()):
                 first_rows.setdefault(row['kind'], row)
+    # Both runs are halted, and then there is no other end.
+    first_rows['end'] = EndRow('crashed', 61, 'RuntimeError: ...').to_row()
     return first_rows
 
 

@@ -38,8 +38,9 @@ def test_rows_are_strict_json_and_begin_with_the_start(tmp_path):
         json.loads(line, parse_constant=pytest.fail)
         for line in path.read_text().splitlines()
     ]
-    assert [row['kind'] for row in rows] == ['start', 'update']
-    start, update = rows
+    assert [row['kind'] for row in rows] == ['start', 'update', 'end']
+    start, update, end = rows
+    assert (end['how'], end['iter'], end['error']) == ('finished', 10, '')
     assert start['run'] == update['run']
     assert start['attempt'] == 1
     assert start['max_iters'] == 10
@@ -139,11 +140,12 @@ def test_a_half_written_start_does_not_stop_the_next(
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_4.pth'))
     make_runner(tmp_path, optim, resume=True, **keys).train()
 
+    attempt = 3 if kept is None else 2  # a whole start counts
     written = [
-        (row['kind'], row['iter'], row['attempt'])
+        (row['kind'], row['iter'], row.get('attempt', attempt))
         for row in read_events(str(tmp_path))
     ]
-    attempt = 3 if kept is None else 2  # a whole start counts
+    assert written.pop() == ('end', 8, attempt)
     assert written[:2] == [('start', 1, 1), ('update', 3, 1)]
     assert written[-2:] == [('start', 5, attempt), ('update', 7, attempt)]
     assert len(written) == attempt + 2

@@ -76,7 +76,7 @@ def test_a_killed_and_resumed_run_is_one(tool, resumed, capsys):
     assert dict(run['facts'])['attempts'] == '2'
     assert [(event['kind'], event['iter']) for event in run['events']] == [
         *(('start', 1), ('update', 3), ('start', 6)),
-        *(('update', 7), ('update', 9)),
+        *(('update', 7), ('update', 9), ('end', 10)),
     ]
     curves = {
         trace['name']: trace

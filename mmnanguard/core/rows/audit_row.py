@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Optional, Tuple
 
+from mmnanguard._support.escape import escape
+
 from ..bad_tensor import BadTensor
 from .row_record import NewRow, RowRecord
 
@@ -69,4 +71,4 @@ class AuditRow(RowRecord):
 
     def line(self) -> str:
         """Return the console line."""
-        return f'Iter {self.iter}: audit: {self.sentence()}'
+        return escape(f'Iter {self.iter}: audit: {self.sentence()}')

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Mapping, Optional, Tuple
 
+from mmnanguard._support.escape import escape
+
 from .json_numbers import JsonObject
 from .phrases import and_more
 from .row_record import RowRecord
@@ -75,7 +77,8 @@ class Autopsy(RowRecord):
             is_compiled: Whether training runs compiled code. A replay never
                 does.
         """
-        return f'Iter {iteration}: autopsy: {self.sentence(is_compiled)}'
+        story = self.sentence(is_compiled)
+        return escape(f'Iter {iteration}: autopsy: {story}')
 
     def sentence(self, is_compiled: bool = False) -> str:
         """Describe the findings of the replay.

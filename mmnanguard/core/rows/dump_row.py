@@ -1,9 +1,11 @@
 """The row of a dump: a file from which an update can be replayed."""
 
-import shlex
 from dataclasses import dataclass
-from typing import ClassVar, Mapping, Optional, Sequence, Tuple
+from typing import ClassVar, Optional, Sequence, Tuple
 
+from mmnanguard._support.escape import escape
+
+from ..launch import tool_command
 from .row_record import NewRow, RowRecord
 
 __all__ = ['DumpRow']
@@ -20,6 +22,8 @@ class DumpRow(RowRecord):
         bytes: Size of the file.
         needs: Options that ``tools/replay.py`` needs besides the file:
             'config', 'checkpoint'.
+        checkpoint: Path of a checkpoint that is older than the dump, for a
+            dump without weights; None if there was none.
     """
 
     KIND: ClassVar[str] = 'dump'
@@ -30,6 +34,7 @@ class DumpRow(RowRecord):
     path: str = ''
     bytes: int = 0
     needs: Tuple[str, ...] = ()
+    checkpoint: Optional[str] = None
 
     def to_row(self) -> NewRow:
         # A list, as in the file, for hooks that receive the row.
@@ -45,18 +50,18 @@ class DumpRow(RowRecord):
             remarks: Clauses about parts that the dump lacks.
         """
         story = '; '.join([self.sentence(), *remarks])
-        return f'mmnanguard: {story}; run it: {self.command()}'
+        return escape(f'mmnanguard: {story}; run it: {self.command()}')
 
-    def command(self, files: Optional[Mapping[str, str]] = None) -> str:
+    def command(self) -> str:
         """Return the command that replays the dump.
 
-        Args:
-            files: Values of the options in ``needs``, by option. An option
-                that is missing gets the placeholder 'FILE'.
+        An option that needs a file that is not known gets the placeholder
+        'FILE'.
         """
-        # Paths are quoted, because the user pastes the command into a shell.
-        words = ['python -m mmnanguard replay', shlex.quote(self.path)]
-        for option in self.needs:
-            file = shlex.quote((files or {}).get(option) or 'FILE')
-            words.append(f'--{option} {file}')
-        return ' '.join(words)
+        words = [self.path]
+        # The row comes from a file, which may name anything as needed.
+        if 'config' in self.needs:
+            words += ['--config', 'FILE']
+        if 'checkpoint' in self.needs:
+            words += ['--checkpoint', self.checkpoint or 'FILE']
+        return tool_command('replay', *words)

@@ -4,6 +4,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import ClassVar, Dict, Mapping, Optional, Tuple
 
+from mmnanguard._support.escape import escape
+
 from ..bad_tensor import BadTensor
 from ..causes import CAUSES, UNKNOWN, Cause
 from ..rules.verdict import Action
@@ -153,7 +155,7 @@ class GuardEvent(RowRecord):
         # The only optimizer of a run needs no name.
         if self.optimizer != 'default':
             where = f' ({self.optimizer})'
-        return f'Iter {self.iter}{where}: {self.sentence()}'
+        return escape(f'Iter {self.iter}{where}: {self.sentence()}')
 
     def sentence(self) -> str:
         sentence = f'{self._fault()}; {self._outcome()}'

@@ -3,6 +3,8 @@
 from collections import Counter
 from typing import List, Sequence, Tuple
 
+from mmnanguard._support.escape import escape
+
 from ..causes import CAUSES, facts_of_cause
 from ..rules.policy import GuardPolicy
 from .guard_event import GuardEvent
@@ -61,7 +63,7 @@ def write_halt_story(
             'max_consecutive_skips=..., max_skip_rate=...); None means no '
             'limit.'
         )
-    return '\n  '.join(lines)
+    return '\n  '.join(map(escape, lines))
 
 
 Counts = List[Tuple[str, int]]

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Mapping, Optional, Tuple
 
+from mmnanguard._support.escape import escape
+
 from .phrases import and_more, plural
 from .row_record import NewRow, RowRecord
 
@@ -89,8 +91,10 @@ class InputRow(RowRecord):
         fault = self._fault(self.subject(with_ranks))
         # The line of the rejected update has the outcome.
         if self.since is None:
-            return f'Iter {self.iter}: {fault}'
-        return f'Iter {self.since} to {self.iter}: {fault}; {self._outcome}'
+            return escape(f'Iter {self.iter}: {fault}')
+        return escape(
+            f'Iter {self.since} to {self.iter}: {fault}; {self._outcome}'
+        )
 
     def _fault(self, subject: str) -> str:
         # An interval is over when it is reported.

@@ -8,6 +8,8 @@ import json
 import math
 from typing import Any, Mapping
 
+from mmnanguard._support.escape import escape
+
 __all__ = [
     'JsonObject',
     'parse_number',
@@ -27,7 +29,20 @@ def to_json(row: Mapping[str, object]) -> str:
     """Return a row as one line of strict JSON."""
     # allow_nan=False: Python would write NaN, which jq and browsers refuse.
     # ensure_ascii=False: names of files stay readable.
-    return json.dumps(to_jsonable(row), allow_nan=False, ensure_ascii=False)
+    text = json.dumps(to_jsonable(row), allow_nan=False, ensure_ascii=False)
+    if text.isprintable():
+        return text
+    # A user may print the line, so that no character may steer the terminal.
+    # JSON escapes those below 0x20 itself. Only strings can have others, and
+    # among them are the surrogates of names that are no UTF-8.
+    return ''.join(map(escape_in_json, text))
+
+
+def escape_in_json(character: str) -> str:
+    """Return a character, as JSON's escape if it cannot be shown."""
+    if escape(character) == character:
+        return character
+    return json.dumps(character)[1:-1]
 
 
 def to_jsonable(value: object) -> Any:

@@ -6,6 +6,7 @@ from typing import ClassVar, Dict, Type
 from .audit_row import AuditRow
 from .autopsy import Autopsy
 from .dump_row import DumpRow
+from .end_row import EndRow
 from .guard_event import GuardEvent
 from .halt_row import HaltRow
 from .input_row import InputRow
@@ -54,6 +55,7 @@ KNOWN = (
     RollbackRow,
     AuditRow,
     HaltRow,
+    EndRow,
 )
 RECORDS: Dict[str, Type[RowRecord]] = {record.KIND: record for record in KNOWN}
 
@@ -74,7 +76,7 @@ def sentence_of(row: Row) -> str:
     """Describe any row in a sentence. No content of a row raises an error."""
     try:
         return record_of(row).sentence()
-    # Nested dicts of another version may lack keys or have other types, and an
-    # integer may be too large for a float.
-    except (ArithmeticError, KeyError, TypeError, ValueError):
+    # Nested dicts of another version may lack keys or have other types, an
+    # integer may be too large for a float, a list has no keys, and so on.
+    except Exception:
         return OtherRow('', row).sentence()

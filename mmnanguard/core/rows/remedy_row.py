@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Tuple
 
+from mmnanguard._support.escape import escape
+
 from .row_record import RowRecord
 
 __all__ = ['FP32', 'RemedyRow']
@@ -38,7 +40,7 @@ class RemedyRow(RowRecord):
 
     def line(self) -> str:
         """Return the console line."""
-        return (
+        return escape(
             f'mmnanguard: {self.sentence()}; to make that permanent: '
             f'{self.config}'
         )

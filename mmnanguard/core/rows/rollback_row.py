@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Optional, Tuple
 
+from mmnanguard._support.escape import escape
+
 from .row_record import RowRecord
 
 __all__ = ['RollbackRow']
@@ -55,4 +57,4 @@ class RollbackRow(RowRecord):
 
     def line(self, max_rollbacks: int) -> str:
         """Return the console line."""
-        return f'Iter {self.iter}: {self.sentence(max_rollbacks)}'
+        return escape(f'Iter {self.iter}: {self.sentence(max_rollbacks)}')

@@ -21,6 +21,13 @@ class StartRow(RowRecord):
         versions: Versions of mmnanguard, mmengine, torch and Python.
         guards: The facts about the guard of each optimizer, such as its
             policy; empty if nothing is guarded.
+        unguarded: The type of the wrapper of each optimizer that is not
+            guarded, by name.
+        launcher: The launcher of the run, as in MMEngine's config.
+        ranks: The number of processes of the run.
+        ranks_per_node: The number of processes on the first node.
+        process: The identity of the process of rank 0, see
+            ``mmnanguard._support.process_identity``; None if unknown.
     """
 
     KIND: ClassVar[str] = 'start'
@@ -31,6 +38,11 @@ class StartRow(RowRecord):
     max_iters: Optional[int] = None
     versions: Mapping[str, str] = field(default_factory=dict)
     guards: Mapping[str, JsonObject] = field(default_factory=dict)
+    unguarded: Mapping[str, str] = field(default_factory=dict)
+    launcher: str = 'none'
+    ranks: int = 1
+    ranks_per_node: int = 1
+    process: Optional[JsonObject] = None
 
     def sentence(self) -> str:
         listed = ''

@@ -5,6 +5,7 @@ from typing import Dict, List, Optional, Sequence
 
 from mmengine.logging import print_log
 
+from mmnanguard._support.escape import escape
 from mmnanguard._support.sample_validator import SampleValidator
 from mmnanguard.core import NanGuardError
 from mmnanguard.core.checks import check_value
@@ -98,8 +99,8 @@ class ValidateSample(
             story = '; '.join(map(str, problems))
             if self.action == 'raise':
                 raise NanGuardError(
-                    f'Sample {name} is bad: {story}. Mend it, or leave it '
-                    'out with mmnanguard.ExcludeSamples or '
+                    f'Sample {escape(name)} is bad: {escape(story)}. Mend it, '
+                    'or leave it out with mmnanguard.ExcludeSamples or '
                     "ValidateSample(action='drop')."
                 )
             self._report(name, story)
@@ -124,7 +125,8 @@ class ValidateSample(
         message = f'ValidateSample: {name} is bad: {story}; it is {outcome}'
         if self._num_named > MAX_NAMED:
             message = 'ValidateSample: this process tells of no more samples'
-        print_log(f'mmnanguard: {message}', 'current', logging.WARNING)
+        line = escape(f'mmnanguard: {message}')
+        print_log(line, 'current', logging.WARNING)
 
     def __repr__(self) -> str:
         names = ', '.join(name for name, _ in self.checks)

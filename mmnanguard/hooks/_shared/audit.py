@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Optional, Tuple
 
+from mmnanguard._support.escape import escape, shell_word
 from mmnanguard.core import Action, BadTensor, Cause, GuardEvent
 from mmnanguard.core.rows.audit_row import AuditRow
 
@@ -114,16 +115,16 @@ class Audit:
         advice = 'No checkpoint of this run is known to be clean.'
         if last_clean:
             advice = (
-                f'Go on from the last clean checkpoint: --resume {last_clean}.'
+                'Go on from the last clean checkpoint: --resume '
+                f'{shell_word(last_clean)}'
             )
-        return '\n  '.join(
-            [
-                f'training halted at iteration {self.iter}: the state of the '
-                'run is bad.',
-                self.line(),
-                cause,
-                advice,
-                "To go on all the same: StateAuditHook(action='warn'), which "
-                'writes no checkpoint either while the state is bad.',
-            ]
-        )
+        lines = [
+            f'training halted at iteration {self.iter}: the state of the '
+            'run is bad.',
+            self.line(),
+            cause,
+            advice,
+            "To go on all the same: StateAuditHook(action='warn'), which "
+            'writes no checkpoint either while the state is bad.',
+        ]
+        return '\n  '.join(map(escape, lines))

@@ -12,7 +12,9 @@ from typing import Callable, Iterator, List, Optional
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, Runner
 
-__all__ = ['Patches', 'PatchingHook', 'replaced']
+__all__ = ['Patches', 'PatchingHook', 'error_of_run', 'replaced']
+
+MAX_ERROR = 300  # characters of an exception's text
 
 
 class Patches:
@@ -134,6 +136,9 @@ class RunAndUndo:
     """
 
     def __init__(self, runner: Runner, loop: BaseLoop) -> None:
+        # Type and first line of the exception that ended training, or ''.
+        # Not the exception itself, whose traceback holds all of the batch.
+        self.error = ''
         self._runner = runner
         self._run = loop.run
         self._patches = Patches()
@@ -143,6 +148,12 @@ class RunAndUndo:
     def __call__(self) -> object:
         try:
             return self._run()
+        except BaseException as error:
+            first_line = str(error).partition('\n')[0][:MAX_ERROR]
+            self.error = ': '.join(
+                filter(None, [type(error).__name__, first_line])
+            )
+            raise
         finally:
             self.undo()
 
@@ -153,6 +164,15 @@ class RunAndUndo:
             if isinstance(hook, PatchingHook):
                 hook.patches.undo()
         self._patches.undo()
+
+
+def error_of_run(runner: Runner) -> str:
+    """Return the exception that has just ended training, or ''.
+
+    Only for functions that undo the changes of a hook.
+    """
+    run = run_of(runner.train_loop)
+    return '' if run is None else run.error
 
 
 def run_of(loop: BaseLoop) -> Optional[RunAndUndo]:

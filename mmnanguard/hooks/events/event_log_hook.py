@@ -2,45 +2,63 @@
 
 import json
 import os
-from typing import BinaryIO
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Dict, Iterator
 
-from mmengine.dist import is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.runner import Runner
 
+from mmnanguard._support.escape import escape
+from mmnanguard._support.process_identity import this_process
 from mmnanguard.core import GuardEvent
+from mmnanguard.core.rows.end_row import CRASHED, FINISHED, INTERRUPTED, EndRow
 from mmnanguard.core.rows.event_files import events_file, events_files
+from mmnanguard.core.rows.halt_row import HaltRow
 from mmnanguard.core.rows.json_numbers import to_json
 from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rows.start_row import StartRow
 from mmnanguard.registry import HOOKS
 
-from .._shared.find_guards import find_guards, guard_facts
+from .._shared.find_guards import find_guards, find_wrappers, guard_facts
 from .._shared.guard_listener import GuardListener
 from .._shared.hook_arguments import Row
+from .._shared.launch import local_world_size
+from .._shared.patches import PatchingHook, error_of_run
 from .._shared.roles import EventSource, has_hook
 from .._shared.versions import versions
 
 __all__ = ['EventLogHook', 'last_attempt']
 
+# Bytes of a line that are read at once. The row of a start is much shorter.
+MAX_LINE = 2**20
+
 
 @HOOKS.register_module()
-class EventLogHook(GuardListener):
+class EventLogHook(PatchingHook, GuardListener):
     """Writes ``<runner.log_dir>/nanguard/events.jsonl``.
 
     The file begins with a row of kind 'start' and has one row of strict JSON
     per event. Each row is written and closed at once, so that a killed
-    process loses none. A disk that is full costs rows, not the run.
+    process loses none. A row of kind 'end' says that training finished, or
+    which exception ended it. A work dir that is full, read-only or gone costs
+    rows, not the run, which the log says once.
 
     Needs ``NanGuardHook``, which hands out the events. Writes on rank 0 only.
     """
 
     priority = 'NORMAL'
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._num_lost = 0
+        self._is_validating = False
+
     def before_train(self, runner: Runner) -> None:
         """Write the row of kind 'start'."""
         self.path = events_file(runner.log_dir)
-        if is_main_process():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._num_lost = 0
+        self._is_validating = self._is_halted = False
         guards = find_guards(runner)
         if not has_hook(runner, EventSource):
             runner.logger.error(
@@ -61,8 +79,14 @@ class EventLogHook(GuardListener):
             max_iters=runner.max_iters,
             versions=versions(),
             guards=dict(zip(guards, map(guard_facts, guards.values()))),
+            unguarded=unguarded_types(runner),
+            launcher=runner.launcher,
+            ranks=get_world_size(),
+            ranks_per_node=local_world_size(),
+            process=this_process(),
         )
         self._write(runner, start.to_row())
+        self.patches.remember(partial(self._end, runner))
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
         """Write the row of an event."""
@@ -70,26 +94,72 @@ class EventLogHook(GuardListener):
 
     def after_guard_row(self, runner: Runner, row: Row) -> None:
         """Write the row of another hook."""
+        if row['kind'] == HaltRow.KIND:
+            self._is_halted = True
         self._write(runner, row)
+
+    def before_val(self, runner: Runner) -> None:
+        self._is_validating = True
+
+    def after_val(self, runner: Runner) -> None:
+        self._is_validating = False
+
+    def _end(self, runner: Runner) -> None:
+        """Write the row of kind 'end', however training ended."""
+        # The row of a halt says more.
+        if not self._is_halted:
+            error = error_of_run(runner)
+            how = FINISHED
+            if error:
+                how = CRASHED
+            # sys.exit() is how some hooks and signal handlers end a run.
+            if error.startswith(('KeyboardInterrupt', 'SystemExit')):
+                how = INTERRUPTED
+            # The iteration that is over is still counted as the present one
+            # until its hooks are done; a validation comes after that.
+            iteration = runner.iter
+            if error and not self._is_validating:
+                iteration += 1
+            iteration = min(iteration, runner.max_iters)
+            self._write(runner, EndRow(how, iteration, error).to_row())
+        if self._num_lost:
+            runner.logger.error(
+                f'mmnanguard: {self._num_lost} rows of {self.path} are lost'
+            )
 
     def _write(self, runner: Runner, row: Row) -> None:
         """Append a row to the file, on rank 0 only."""
         if not is_main_process():
             return
-        # The name of a file may hold bytes that are no UTF-8. Python reads
-        # them as lone surrogates, and 'backslashreplace' writes these as
-        # JSON's own escapes.
-        line = to_json(row).encode('utf-8', 'backslashreplace') + b'\n'
         try:
+            line = to_json(row).encode() + b'\n'
+            # Again for each row: the folder may have been removed.
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             # Opened anew for each row, so that nothing waits in a buffer when
             # the process is killed.
             with open(self.path, 'a+b') as file:
                 file.write(line_end(file) + line)
-        except OSError as error:
-            runner.logger.error(
-                f'mmnanguard: cannot write {self.path} ({error}); training '
-                'goes on, this row is lost'
-            )
+        # The row of a user's hook may hold what is no JSON, which raises
+        # whatever its objects raise.
+        except Exception as error:
+            self._num_lost += 1
+            if self._num_lost == 1:
+                story = f'{type(error).__name__}: {error}'
+                runner.logger.error(
+                    f'mmnanguard: cannot write a row of kind '
+                    f"'{row.get('kind')}' to {self.path} "
+                    f'({escape(story)}); training goes on, this row is lost '
+                    '(said once)'
+                )
+
+
+def unguarded_types(runner: Runner) -> Dict[str, str]:
+    """Return the type of each wrapper without a guard, by optimizer."""
+    guards, types = find_guards(runner), {}
+    for name, wrapper in find_wrappers(runner).items():
+        if name not in guards:
+            types[name] = type(wrapper).__name__
+    return types
 
 
 def line_end(file: BinaryIO) -> bytes:
@@ -108,7 +178,8 @@ def last_attempt(work_dir: str, run: str) -> int:
     """Return the number of the run's newest attempt that left a row, or 0.
 
     The number in a checkpoint is not enough: two attempts may resume from the
-    same checkpoint.
+    same checkpoint. The files are read line by line, on one rank only; a file
+    that cannot be read counts as empty.
 
     Args:
         work_dir: The folder of all attempts.
@@ -116,15 +187,33 @@ def last_attempt(work_dir: str, run: str) -> int:
     """
     last = 0
     for path in events_files(work_dir):
-        for line in path.read_bytes().split(b'\n'):
+        try:
+            for start in starts_in(path):
+                if start.run == run:
+                    last = max(last, start.attempt)
+        except OSError:
+            continue
+    return last
+
+
+def starts_in(path: Path) -> Iterator[StartRow]:
+    """Yield the rows of kind 'start' of a file, in little memory."""
+    with path.open('rb') as file:
+        while True:
+            # A bound, because a damaged file may have no line ends.
+            line = file.readline(MAX_LINE)
+            if not line:
+                return
             # Cheaper than to parse each line: a file may have many events.
             if b'"start"' not in line:
                 continue
             try:
-                row = record_of(json.loads(line))
-            except ValueError:
+                row = json.loads(line)
+            except (RecursionError, ValueError):
                 # A killed process has written half a line.
                 continue
-            if isinstance(row, StartRow) and row.run == run:
-                last = max(last, row.attempt)
-    return last
+            record = None
+            if isinstance(row, dict):
+                record = record_of(row)
+            if isinstance(record, StartRow):
+                yield record

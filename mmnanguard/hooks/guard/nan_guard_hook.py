@@ -11,7 +11,11 @@ from typing import Dict, List, Mapping, Optional, Set, Tuple
 from uuid import uuid4
 
 import torch
-from mmengine.dist import broadcast_object_list, get_world_size
+from mmengine.dist import (
+    broadcast_object_list,
+    get_world_size,
+    is_main_process,
+)
 from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
@@ -107,6 +111,7 @@ class NanGuardHook(PatchingHook, EventSource):
         self._loss_parts = LossParts()
         self._logged = LoggedValues()
         self._num_updates = 0
+        self._num_backwards = 0
         self._ids: Set[str] = set()
         self._last: Optional[Tuple[GuardProtocol, GuardEvent]] = None
 
@@ -144,10 +149,12 @@ class NanGuardHook(PatchingHook, EventSource):
 
     def _attach(self, runner: Runner, guard: GuardProtocol) -> None:
         """Number the attempt of a guard, and let it report to this hook."""
-        last = last_attempt(runner.work_dir, guard.run)
         # Rank 0 decides: it writes the rows that last_attempt counts, and the
         # other ranks may not see its work dir or may have drawn another run.
-        message = [(guard.run, max(guard.attempt, last + 1))]
+        message = [(guard.run, guard.attempt)]
+        if is_main_process():
+            last = last_attempt(runner.work_dir, guard.run)
+            message = [(guard.run, max(guard.attempt, last + 1))]
         broadcast_object_list(message)
         guard.run, guard.attempt = message[0]
         guard.attach(self)
@@ -188,7 +195,8 @@ class NanGuardHook(PatchingHook, EventSource):
         # hooks, which come next, ask whether it was left out.
         for guard in self._guards.values():
             guard.window.judge_last()
-        self._samples.note(runner.iter, batch_idx, data_batch)
+        if self._is_used():
+            self._samples.note(runner.iter, batch_idx, data_batch)
         events: List[Tuple[GuardProtocol, GuardEvent]] = []
         for guard in self._guards.values():
             for event in guard.take_events():
@@ -205,7 +213,7 @@ class NanGuardHook(PatchingHook, EventSource):
         if events:
             context = self._context(runner, batch_idx, data_batch, outputs)
         for position, (guard, event) in enumerate(events):
-            event = self._complete(runner, event, context)
+            event = self._complete(runner, guard, event, context)
             events[position] = self._last = guard, event
             if event.action is not Action.STEP:
                 note_rejected(runner.message_hub)
@@ -224,13 +232,33 @@ class NanGuardHook(PatchingHook, EventSource):
                 halt(runner, guard.halted(event))
         self._checkpoint.gather(runner)
 
+    def _is_used(self) -> bool:
+        """Whether the batch of this iteration is a part of any update.
+
+        It is not if the iteration was abandoned before its backward pass.
+        """
+        before = self._num_backwards
+        self._num_backwards = sum(
+            guard.num_backwards for guard in self._guards.values()
+        )
+        # A loop may call loss.backward() past the wrapper every time.
+        is_counted = self._num_backwards > 0
+        return not is_counted or (
+            self._num_backwards != before
+            or self._count('num_updates') != self._num_updates
+        )
+
     def _complete(
-        self, runner: Runner, event: GuardEvent, context: Dict[str, object]
+        self,
+        runner: Runner,
+        guard: GuardProtocol,
+        event: GuardEvent,
+        context: Dict[str, object],
     ) -> GuardEvent:
         """Return the event with its iteration's context; collective."""
         about = dict(
             context,
-            samples=self._samples.of(event),
+            samples=self._samples.of(event, guard.reported_iterations),
             **self._loss_parts.of(event, runner.iter + 1),
         )
         if get_world_size() > 1:

@@ -7,6 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmnanguard._support.dataset_parts import dataset_parts
+from mmnanguard._support.escape import escape
 from mmnanguard._support.sample_validator import SampleValidator
 from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.registry import HOOKS
@@ -87,9 +88,10 @@ class BadSamplesHook(Hook):
         lines = list(map(': '.join, sorted(new.items())))
         if len(lines) > NUM_NAMED:
             lines[NUM_NAMED:] = [f'and {len(lines) - NUM_NAMED} more']
+        listed = escape('; '.join(lines))
         runner.logger.warning(
             f'mmnanguard: ValidateSample found {len(self._reported)} bad '
-            f'samples so far, {len(new)} of them new: {"; ".join(lines)}'
+            f'samples so far, {len(new)} of them new: {listed}'
         )
 
     def _new_stories(self, runner: Runner) -> Dict[str, str]:

@@ -22,7 +22,7 @@ from mmnanguard.numerics.probe.replay import Setting
 from .._shared.find_guards import find_wrappers
 from .._shared.versions import versions
 from .fp32_modules_hook import Fp32ModulesHook
-from .plain_batch import to_plain
+from .plain_batch import can_save, to_plain
 from .window import Window
 from .window_replay import settings_of
 
@@ -95,13 +95,16 @@ def numbers_of_hub(runner: Runner) -> Dict[str, object]:
 
 
 def weights_of(model: nn.Module) -> Dict[str, Tensor]:
-    """Return weights and buffers on the CPU, as this rank holds them."""
+    """Return weights and buffers on the CPU, as this rank holds them.
+
+    Tensors that a file cannot hold are left out.
+    """
     # The names are those of the model itself, also inside DDP.
     model = getattr(model, 'module', model)
     weights = {}
     for name, value in model.state_dict().items():
         # ``get_extra_state`` may put any object there.
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and can_save(value):
             weights[name] = value.detach().cpu()
     return weights
 

@@ -22,6 +22,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from mmnanguard._support.escape import escape
 from mmnanguard.core import Autopsy, GuardConfigError
 from mmnanguard.core.rows.remedy_row import FP32, RemedyRow
 from mmnanguard.numerics.update.blame import plain_name
@@ -97,10 +98,11 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
             except GuardConfigError as error:
                 # The model has changed since the checkpoint was saved.
                 self._added.remove(name)
-                runner.logger.warning(f'{error} It is left out.')
+                runner.logger.warning(escape(f'{error} It is left out.'))
         if self._in_fp32:
             names = ', '.join(sorted(self._in_fp32))
-            runner.logger.info(f'mmnanguard: in float32 run {names}')
+            line = escape(f'mmnanguard: in float32 run {names}')
+            runner.logger.info(line)
 
     def after_guard_row(self, runner: Runner, row: Row) -> None:
         """Note the module that an autopsy blames, if float32 repairs it."""

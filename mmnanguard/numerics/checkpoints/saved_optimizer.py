@@ -18,9 +18,11 @@ from typing import (
     Union,
 )
 
+import torch
 from torch import Tensor
 
 from ..base.shards import local
+from ..base.tensor_kinds import stored_values
 from .stubs import STUBS
 
 __all__ = [
@@ -198,11 +200,16 @@ def could_be_params(weights: Mapping[str, Tensor]) -> List[str]:
     """
     stats, seen, names = running_stats(weights), set(), []
     for name, value in weights.items():
-        # A sparse tensor has no address, and parameters are dense.
-        if name in stats or value.is_sparse:
+        # A sparse or nested tensor has no address, and parameters are dense.
+        is_dense = value.layout is torch.strided and not value.is_nested
+        if name in stats or not is_dense:
+            continue
+        values = stored_values(value)
+        if values is None:
+            names.append(name)
             continue
         # Tied weights are one parameter with several names in state_dict.
-        memory = local(value).data_ptr(), tuple(value.shape), value.dtype
+        memory = values.data_ptr(), tuple(value.shape), value.dtype
         # All empty tensors have the address 0.
         if value.numel() == 0 or memory not in seen:
             seen.add(memory)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..base.dtype_name import dtype_name
 from ..base.shards import local
+from ..base.tensor_kinds import real_values
 from .saved_averages import EMA_KEY, source_of, trained_and_averaged
 from .saved_optimizer import (
     GUARD_KEY,
@@ -114,7 +115,9 @@ def scan_checkpoint(
     elements are Inf and its other elements are integers or all equal. Masks
     are returned separately, so that :func:`classify_masks` can compare them
     with other checkpoints. Trained parameters, statistics of BatchNorm and
-    tensors without a finite element are never masks.
+    tensors without a finite element are never masks. Parameters of which a
+    guard noted that they were non-finite before its first update are not
+    judged.
 
     Args:
         checkpoint: The loaded checkpoint, which is only read.
@@ -126,6 +129,7 @@ def scan_checkpoint(
     states = list(optimizer_tensors(checkpoint.get('optimizer'), weights))
     # A tensor with an optimizer state is trained and hence no mask.
     trained = {param for param, _, _ in states}
+    by_design = noted_by_guards(checkpoint.get('optimizer'))
     findings: List[ScanFinding] = []
     masks: List[Tuple[ScanFinding, str]] = []
     keys: List[Key] = []
@@ -134,7 +138,7 @@ def scan_checkpoint(
         for name, value in tensors.items():
             keys.append((part, name))
             finding = examine(part, name, value, limit)
-            if finding is None:
+            if finding is None or name in by_design:
                 continue
             if name not in trained | stats and is_like_mask(value, limit):
                 masks.append((finding, digest(value)))
@@ -213,6 +217,21 @@ def split_averages(
     return only_tensors(weights), only_tensors(averages)
 
 
+def noted_by_guards(optimizer: object) -> Set[str]:
+    """Return the parameters that guards noted as non-finite by design.
+
+    Args:
+        optimizer: The saved state of a wrapper, or of several by name.
+    """
+    names: Set[str] = set()
+    if isinstance(optimizer, Mapping):
+        for saved in (optimizer, *optimizer.values()):
+            guard = saved.get('guard') if isinstance(saved, Mapping) else None
+            if isinstance(guard, Mapping):
+                names.update(guard.get('nonfinite_by_design', ()))
+    return names
+
+
 def only_tensors(values: Mapping[str, object]) -> Dict[str, Tensor]:
     """Return the entries that are tensors."""
     return {k: v for k, v in values.items() if isinstance(v, Tensor)}
@@ -265,24 +284,18 @@ def elements(value: Union[Tensor, float]) -> Optional[Tensor]:
     """
     if isinstance(value, float):
         return torch.tensor(value, dtype=torch.float64)
-    values = local(value.detach())
     # Elements that are not stored are zeros.
-    if values.is_sparse:
-        values = values.coalesce().values()
-    if values.is_complex():
-        values = torch.view_as_real(values)
-    if not values.is_floating_point() or values.numel() == 0:
-        return None
-    # Few operations are implemented for floating types of 8 bits.
-    if values.element_size() == 1:
-        return values.float()
-    return values
+    if value.layout is torch.sparse_coo:
+        value = value.detach().coalesce()
+    return real_values(value)
 
 
 def is_like_mask(value: Tensor, limit: float) -> bool:
     """Whether a tensor may hold Inf by design; see :func:`scan_checkpoint`."""
     values = elements(value)
-    if values is None or value.is_sparse or torch.isnan(values).any():
+    if values is None or value.layout is not torch.strided:
+        return False
+    if torch.isnan(values).any():
         return False
     finite = values[torch.isfinite(values)]
     # Without a finite element it may be a weight that has diverged; without
@@ -300,7 +313,7 @@ def is_like_mask(value: Tensor, limit: float) -> bool:
 
 def digest(value: Tensor) -> str:
     """Return a hash of a tensor's dtype, shape and bits."""
-    tensor = local(value.detach()).contiguous()
+    tensor = local(value.detach()).resolve_conj().resolve_neg().contiguous()
     # As bytes, because numpy has no bfloat16.
     bits = tensor.flatten().view(torch.uint8).numpy()
     head = f'{tensor.dtype} {tuple(tensor.shape)}'.encode()

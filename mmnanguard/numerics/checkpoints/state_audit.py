@@ -80,9 +80,10 @@ class StateAudit:
     """Finds non-finite tensors among all that a run keeps.
 
     A tensor that holds Inf at the beginning is a mask by design (such as
-    attention's): only NaN is bad in it. Its average is not judged, since
-    averaging turns Inf into NaN. The model may also replace a tensor by a
-    mask later.
+    attention's): only NaN is bad in it. In a trained weight that was loaded,
+    only -inf beside finite elements is taken for design. The average of a
+    mask is not judged, since averaging turns Inf into NaN. The model may also
+    replace a tensor by a mask later.
 
     Args:
         kept: All tensors of the run, at the beginning.
@@ -97,13 +98,17 @@ class StateAudit:
         self._not_judged: Set[str] = set()
         # The tensors of the last audit that can be masks, by name.
         self._last: Dict[str, Callable[[], Optional[Tensor]]] = {}
-        candidates = [item for item in kept if item.can_be_mask]
+        candidates = []
+        for item in kept:
+            if item.can_be_mask or item.where == 'weights':
+                candidates.append(item)
         for item in self._nonfinite(candidates):
-            # No mask holds NaN: NaN in a loaded state is a fault to report.
-            if not has_nan(item.value):
+            if has_nan(item.value):
+                # No mask holds NaN: in a loaded state it is a fault.
+                if is_fresh:
+                    self._not_judged.add(item.name)
+            elif item.can_be_mask or is_fresh or has_masked_rows(item.value):
                 self._masks.add(item.name)
-            elif is_fresh:
-                self._not_judged.add(item.name)
         self._remember(kept)
 
     @torch.no_grad()
@@ -171,7 +176,7 @@ class StateAudit:
                 continue
             if item.name not in self._masks:
                 judged.append(Judged(item, values))
-            elif item.can_be_mask:
+            elif item.where != 'ema':
                 # The average of a mask has the same name and is not judged.
                 masks.append(Judged(item, values))
         return judged, masks
@@ -199,3 +204,15 @@ def has_nan(value: Union[Tensor, float]) -> bool:
     """Whether any element is NaN. Syncs the device."""
     values = elements(value)
     return values is not None and bool(torch.isnan(values).any())
+
+
+def has_masked_rows(value: Union[Tensor, float]) -> bool:
+    """Whether a weight is finite but for -inf, such as that of unused rows.
+
+    Syncs the device.
+    """
+    values = elements(value)
+    if values is None:
+        return False
+    is_finite, is_masked = values.isfinite(), values.isneginf()
+    return bool((is_finite | is_masked).all() & is_finite.any())

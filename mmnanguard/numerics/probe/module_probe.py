@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from ..base.dtype_name import dtype_name
-from ..snapshot.tensor_backup import can_compare
+from ..base.tensor_kinds import is_ordinary, real_values, stored_values
 from ..update.blame import plain_name
 from .sample_tracker import Args, Kwargs, Operation, SampleTracker
 from .storage_views import key_of
@@ -112,7 +112,8 @@ class ModuleProbe(TorchDispatchMode):
         # All samples are noted before any origin, which names samples:
         # several inputs may be views of one storage.
         for tensor, samples in inputs:
-            if samples:
+            # The rows of other tensors, such as sparse ones, are not known.
+            if samples and is_ordinary(tensor):
                 self._tracker.add(tensor, samples)
         for tensor, _ in inputs:
             self._add_leaf(tensor, 'input')
@@ -177,7 +178,7 @@ class ModuleProbe(TorchDispatchMode):
         for origin in origins:
             if not origin.is_fill:
                 return origin
-        if origins and not output.isnan().any():
+        if origins and not has_nan(output):
             return origins[0]
         return None
 
@@ -210,20 +211,21 @@ class ModuleProbe(TorchDispatchMode):
 
     def _add_leaf(self, tensor: Tensor, phase: str) -> None:
         """Note a tensor that is non-finite before the replay begins."""
-        if not floats(tensor) or is_finite(tensor):
+        if is_finite(tensor):
             return
         # A model may keep a mask of -inf in a tensor that is not trained.
         is_mask = (
             phase == 'weight'
             and not tensor.requires_grad
-            and not bool((tensor.isnan() | tensor.isposinf()).any())
+            and not has_nan_or_posinf(tensor)
         )
         origin = self._make_origin(
             (phase, '', '', '', ''), '', tensor, 0.0, is_mask
         )
         self._bad_inputs.update(origin.samples)
-        self._hold(tensor)
-        self._origins[key_of(tensor)] = origin
+        for values in floats(tensor):
+            self._hold(values)
+            self._origins[key_of(values)] = origin
 
     def _make_origin(
         self,
@@ -235,11 +237,11 @@ class ModuleProbe(TorchDispatchMode):
     ) -> Origin:
         """Return the origin of an output's non-finite elements."""
         absmax = math.inf
-        if bool(output.isnan().any()):
+        if has_nan(output):
             absmax = math.nan
         if op.count('.') > 1:
             op = op.rsplit('.', 1)[0]  # without the overload's name
-        samples = self._tracker.samples_of(output, ~torch.isfinite(output))
+        samples = self._tracker.samples_of(output, nonfinite_mask(output))
         return Origin(
             *place[:4],
             op=op,
@@ -307,25 +309,51 @@ def method_of(owner: nn.Module, code: CodeType) -> str:
 
 
 def floats(tree: object) -> List[Tensor]:
-    """Return the tensors of a tree that can hold NaN or Inf."""
+    """Return the elements of a tree's tensors that can be NaN or Inf.
+
+    They share memory with the tensors. Of a complex tensor, they are pairs.
+    """
     leaves = []
     for leaf in tree_flatten(tree)[0]:
-        if (
-            isinstance(leaf, Tensor)
-            and leaf.is_floating_point()
-            and can_compare(leaf)
-            and leaf.numel() > 0
-            and not leaf.is_meta
-        ):
-            leaves.append(leaf)
+        values = stored_values(leaf) if isinstance(leaf, Tensor) else None
+        if values is not None and real_values(values) is not None:
+            leaves.append(values)
     return leaves
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all elements are finite. Syncs the device."""
-    return bool(torch.isfinite(tensor).all())
+    """Whether all elements that can be read are finite. Syncs the device."""
+    values = real_values(tensor)
+    return values is None or bool(torch.isfinite(values).all())
+
+
+def has_nan(tensor: Tensor) -> bool:
+    """Whether any element is NaN. Syncs the device."""
+    values = real_values(tensor)
+    return values is not None and bool(values.isnan().any())
+
+
+def has_nan_or_posinf(tensor: Tensor) -> bool:
+    """Whether any element is NaN or positive infinity. Syncs the device."""
+    values = real_values(tensor)
+    if values is None:
+        return False
+    return bool((values.isnan() | values.isposinf()).any())
+
+
+def nonfinite_mask(tensor: Tensor) -> Tensor:
+    """Return booleans in the shape of a tensor; True is NaN or Inf."""
+    values = real_values(tensor)
+    if values is None:
+        return torch.zeros(tensor.shape, dtype=torch.bool)
+    mask = ~torch.isfinite(values)
+    # A complex element is a pair of numbers.
+    return mask.any(-1) if tensor.is_complex() else mask
 
 
 def finite_absmax(tensor: Tensor) -> float:
     """Return the largest finite absolute value. Syncs the device."""
-    return float(tensor.detach().abs().nan_to_num(0.0, 0.0, 0.0).max())
+    values = real_values(tensor)
+    if values is None:
+        return 0.0
+    return float(values.abs().nan_to_num(0.0, 0.0, 0.0).max())

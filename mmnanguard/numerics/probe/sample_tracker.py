@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
+from ..base.tensor_kinds import is_ordinary
 from .sample_sets import SampleSets, compact
 from .storage_views import ViewLayout, key_of, layout_of, read_through
 
@@ -348,10 +349,9 @@ def bind_arguments(
 
 
 def tensors(tree: object) -> List[Tensor]:
-    """Return the strided tensors of a tree."""
+    """Return the tensors of a tree that have a storage and strides."""
     leaves = []
     for leaf in tree_flatten(tree)[0]:
-        # A sparse tensor has neither a storage nor strides.
-        if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
+        if isinstance(leaf, Tensor) and is_ordinary(leaf):
             leaves.append(leaf)
     return leaves

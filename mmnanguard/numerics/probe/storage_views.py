@@ -5,6 +5,7 @@ from typing import Mapping, Tuple
 import torch
 from torch import Tensor
 
+from ..base.tensor_kinds import stored_values
 from .sample_sets import compact
 
 __all__ = ['ViewLayout', 'key_of', 'layout_of', 'read_through']
@@ -14,11 +15,13 @@ ViewLayout = Tuple[int, Tuple[int, ...], Tuple[int, ...], int]
 
 
 def key_of(tensor: Tensor) -> int:
-    """Return the identity of the tensor's storage.
+    """Return the identity of the storage of a tensor's elements.
 
-    Another storage may get the same identity once this one is freed.
+    Another storage may get the same identity once this one is freed. The
+    identity of a tensor whose elements cannot be read is 0.
     """
-    return int(tensor.untyped_storage()._cdata)
+    values = stored_values(tensor)
+    return 0 if values is None else int(values.untyped_storage()._cdata)
 
 
 def layout_of(tensor: Tensor) -> ViewLayout:

@@ -1,15 +1,31 @@
 """The knowledge about models that is kept from window to window."""
 
+import math
+import weakref
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple
+from typing import (
+    Callable,
+    Dict,
+    Iterable,
+    List,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils.weak import WeakIdKeyDictionary
 
+from ..base.host_read import read_once
+from ..base.norms import tensor_norms
+from ..base.tensor_kinds import real_values
 from .averaged_modules import note_averages, note_changing
-from .tensor_backup import TensorBackup, can_compare
+from .tensor_backup import TensorBackup
 
-__all__ = ['ChangeTracker', 'OtherOptimizers', 'TrackedModel']
+__all__ = ['ChangeTracker', 'KnownMasks', 'OtherOptimizers', 'TrackedModel']
 
 # Number of committed windows in which tensors are compared, to find the
 # parameters that forward changes, and the buffers that change without being
@@ -42,13 +58,15 @@ class ModuleStructure:
         owner: The module.
     """
 
-    __slots__ = ('buffers', 'children', 'owner', 'params')
+    __slots__ = ('buffers', 'children', 'lazy', 'owner', 'params')
 
     def __init__(self, owner: nn.Module) -> None:
         self.owner = owner
         self.buffers = tuple(owner._buffers)
         self.params = tuple(owner._parameters)
         self.children = list(owner._modules.items())
+        # Tensors without values, which a first forward pass gives them.
+        self.lazy = lazy_tensors(owner)
 
     def is_outdated(self) -> bool:
         """Whether a name was added or removed, or a child was replaced.
@@ -63,6 +81,7 @@ class ModuleStructure:
                 bool(owner._modules or self.children)
                 and list(owner._modules.items()) != self.children
             )
+            or (bool(self.lazy) and lazy_tensors(owner) != self.lazy)
         )
 
     def restore(self) -> None:
@@ -111,14 +130,61 @@ class TrackedModel:
 
     def divide(self, is_probing: bool) -> None:
         """Divide the backups into ``moving`` and ``quiet``."""
-        if is_probing:
-            # Nothing is known yet, so everything may move.
-            self.moving, self.quiet = self.backups, []
-            return
         self.moving, self.quiet = [], []
         for backup in self.backups:
-            group = self.moving if backup.is_changing else self.quiet
-            group.append(backup)
+            # While nothing is known, everything may move, except for the
+            # weights of quantized models: gigabytes that do not change.
+            if backup.is_changing or (is_probing and not backup.is_opaque):
+                self.moving.append(backup)
+            elif backup.has_counter:
+                self.quiet.append(backup)
+
+
+class KnownMasks:
+    """Knows the parameters that were non-finite before the first window.
+
+    A parameter that held Inf, but no NaN, is a mask: only NaN is bad in it. A
+    parameter that held NaN may have rows that no sample uses, or it was
+    damaged before training began; the first losses tell.
+
+    Attributes:
+        num_bad_losses: Number of losses that were not finite while nothing
+            was committed yet.
+    """
+
+    def __init__(self) -> None:
+        self.num_bad_losses = 0
+        # Nothing here keeps a parameter alive. The norms stay on the device
+        # until somebody asks.
+        self._params: List[Callable[[], Optional[Tensor]]] = []
+        self._norms: List[Tensor] = []
+        # Parameter -> whether it held NaN.
+        self._had_nan = WeakIdKeyDictionary()
+
+    @torch.no_grad()
+    def look(self, params: Iterable[Tensor]) -> None:
+        """Note which parameters are finite at present; no sync."""
+        values = []
+        for param in params:
+            numbers = real_values(param)
+            if numbers is not None:
+                self._params.append(weakref.ref(param))
+                values.append(numbers)
+        # NaN in a parameter makes its norm NaN, else Inf makes it inf.
+        self._norms += tensor_norms(values, 2.0)
+
+    def had_nan(self) -> 'WeakIdKeyDictionary':
+        """Return these parameters, and whether each held NaN.
+
+        Syncs the device at the first call after a look.
+        """
+        norms = read_once({'norms': self._norms})['norms']
+        for reference, norm in zip(self._params, norms):
+            param = reference()
+            if param is not None and not math.isfinite(norm):
+                self._had_nan[param] = math.isnan(norm)
+        self._params, self._norms = [], []
+        return self._had_nan
 
 
 class ChangeTracker:
@@ -133,10 +199,14 @@ class ChangeTracker:
 
     Args:
         others: The other optimizers of the run, if there are any.
+
+    Attributes:
+        masks: The parameters that were non-finite before the first window.
     """
 
     def __init__(self, others: Optional[OtherOptimizers] = None) -> None:
         self.others = others or OtherOptimizers()
+        self.masks = KnownMasks()
         self._models: Dict[nn.Module, TrackedModel] = {}
         self._backups: Dict[Tuple[nn.Module, str, str], TensorBackup] = {}
         self._num_commits = 0
@@ -146,11 +216,20 @@ class ChangeTracker:
         """Whether all tensors are still copied and compared."""
         return self._num_commits < NUM_PROBED_WINDOWS
 
+    @property
+    def has_committed(self) -> bool:
+        """Whether any window was committed."""
+        return self._num_commits > 0
+
     def find(self, model: nn.Module) -> TrackedModel:
         """Return the modules and tensors that a model has at present."""
         tracked = self._models.get(model)
-        if tracked is None or tracked.is_outdated():
-            tracked = self._models.setdefault(model, TrackedModel(model))
+        if tracked is None:
+            # Before the first forward pass, which may change parameters.
+            self.masks.look(model.parameters())
+            tracked = self._models[model] = TrackedModel(model)
+            self._update(tracked)
+        elif tracked.is_outdated():
             self._update(tracked)
         return tracked
 
@@ -188,18 +267,30 @@ class ChangeTracker:
             if backup.owner in present:
                 backups[backup] = None
         for owner in owners:
-            places = [(owner, '_buffers', key) for key in owner._buffers]
-            for key, param in owner._parameters.items():
-                # A lazy parameter has no values yet, and another optimizer
-                # may commit to its own parameters at any time.
-                if param is None or is_lazy(param) or id(param) in foreign:
-                    continue
-                if can_compare(param):
-                    places.append((owner, '_parameters', key))
-            for place in places:
-                if place not in self._backups:
-                    self._backups[place] = TensorBackup(*place)
-                backups[self._backups[place]] = None
+            for registry in ('_buffers', '_parameters'):
+                for key, tensor in getattr(owner, registry).items():
+                    is_param = registry == '_parameters'
+                    # Another optimizer may commit to its own parameters at
+                    # any time.
+                    if is_param and (tensor is None or id(tensor) in foreign):
+                        continue
+                    # A lazy tensor has no values yet.
+                    if is_lazy(tensor):
+                        continue
+                    place = owner, registry, key
+                    if place not in self._backups:
+                        self._backups[place] = TensorBackup(*place)
+                    backups[self._backups[place]] = None
         tracked.backups = list(backups)
         note_averages(tracked.backups, owners)
         tracked.divide(self.is_probing)
+
+
+def lazy_tensors(owner: nn.Module) -> List[int]:
+    """Return the ids of a module's buffers and parameters without values."""
+    ids = []
+    for registry in (owner._buffers, owner._parameters):
+        for tensor in registry.values():
+            if tensor is not None and is_lazy(tensor):
+                ids.append(id(tensor))
+    return ids

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.norms import tensor_norms
-from .change_tracker import NUM_PROBED_WINDOWS, ChangeTracker, TrackedModel
+from .change_tracker import ChangeTracker, TrackedModel
 from .tensor_backup import TensorBackup
 
 __all__ = ['Changes', 'Comparison', 'Snapshot']
@@ -129,7 +129,7 @@ class Snapshot:
         # Checksums find the tensors whose counter cannot be trusted.
         if is_probing:
             for backup in new:
-                if backup.tensor is not None and not backup.is_uncounted:
+                if backup.is_compared:
                     self._checksums[backup] = backup.sum_bits()
 
     @torch.no_grad()
@@ -143,13 +143,17 @@ class Snapshot:
                 probed.append(backup)
         judged, currents, baselines = [], [], []
         for backup in changed + probed:
-            if not backup.is_judged:
+            values = backup.current_values if backup.is_judged else None
+            if values is None:
                 continue
-            judged.append(backup)
-            currents.append(backup.current_values)
             # A baseline is needed only until was_finite is known.
-            if backup.was_finite is None and backup.copy is not None:
-                baselines.append(backup.copy)
+            if backup.was_finite is None:
+                baseline = backup.baseline
+                if baseline is None:
+                    continue
+                baselines.append(baseline)
+            judged.append(backup)
+            currents.append(values)
         moved = []
         for backup in probed:
             moved.append(torch.ne(backup.sum_bits(), self._checksums[backup]))
@@ -203,6 +207,8 @@ class Snapshot:
                 backup.was_finite = math.isfinite(next(baselines))
             if math.isfinite(norm):
                 continue
+            if backup.tensor in self.tracker.masks.had_nan():
+                backup.was_finite = False
             became_bad = backup.was_finite or (
                 backup.is_born and math.isnan(norm)
             )
@@ -215,6 +221,23 @@ class Snapshot:
             else:
                 bad.append((backup.owner, backup.key))
         return Changes(backups, comparison.late, bad, lost)
+
+    def find_lost(self, changes: Changes) -> List[Owned]:
+        """Return the constant buffers that have gone bad; syncs the device.
+
+        The buffers that this window has changed are judged by :meth:`learn`.
+
+        Args:
+            changes: The changes of this window.
+        """
+        changed = set(changes.backups)
+        lost = []
+        for backup in self._taken:
+            if backup.is_param or backup in changed:
+                continue
+            if backup.went_bad_unseen():
+                lost.append((backup.owner, backup.key))
+        return lost
 
     @torch.no_grad()
     def restore(self, changes: Changes) -> None:
@@ -240,12 +263,14 @@ class Snapshot:
                 pairs.append((backup.target, backup.copy))
         _copy(pairs)
         for backup in changes.late:
+            future = 'From now on such changes are put back.'
+            if backup.is_lost:
+                future = 'It cannot be copied, so such changes always stay.'
             warnings.warn(
                 f"forward changed the parameter '{backup.key}' of a "
-                f'{type(backup.owner).__name__}, which it had left alone in '
-                f'the first {NUM_PROBED_WINDOWS} commits: this one change '
-                'stays although the update was rejected. From now on such '
-                'changes are put back.',
+                f'{type(backup.owner).__name__}, of which there is no copy '
+                'because forward had left it alone: this one change stays '
+                f'although the update was rejected. {future}',
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -258,14 +283,10 @@ class Snapshot:
 def _copy(pairs: Sequence[Tuple[Tensor, Tensor]]) -> None:
     """Copy each source to its target, with one kernel per type and device.
 
-    PyTorch copies a list of several types with one kernel per tensor, and
-    PyTorch 2.1 has no kernel for sparse tensors at all.
+    PyTorch copies a list of several types with one kernel per tensor.
     """
     groups: Dict[object, List[Tuple[Tensor, Tensor]]] = {}
     for target, source in pairs:
-        if source.layout is not torch.strided:
-            target.copy_(source)
-            continue
         key = (target.dtype, target.device, source.device)
         groups.setdefault(key, []).append((target, source))
     for group in groups.values():

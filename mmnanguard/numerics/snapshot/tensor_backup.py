@@ -1,17 +1,30 @@
 """The copy of one buffer or parameter of a module."""
 
-from typing import Optional
+import sys
+from typing import Callable, List, Optional
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..base.shards import local
+from ..base.tensor_kinds import (
+    copy_of,
+    distinct_memory,
+    is_ordinary,
+    real_values,
+    write,
+)
 
-__all__ = ['TensorBackup', 'can_compare', 'can_judge']
+__all__ = ['TensorBackup']
 
 # Integer types of as many bytes, to read the bits of any element.
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# The base classes of modules with statistics of quantization, by module.
+QUANTIZERS = {
+    'torch.ao.quantization': ('ObserverBase', 'FakeQuantizeBase'),
+    'torchao.quantization.pt2e': ('ObserverBase', 'FakeQuantizeBase'),
+}
 # Length of the rows that a checksum adds up.
 WIDTH = 1024
 
@@ -30,16 +43,26 @@ class TensorBackup:
             parameter is on the host while it is not known whether forward
             changes it.
         version: The version counter of ``tensor`` when it was copied.
+        is_ordinary: Whether the tensor's bits can be copied and compared by
+            the kernels for many tensors. Any other tensor is copied by its
+            own methods.
+        is_lost: Whether the tensor cannot be copied; it is left alone.
         is_uncounted: Whether the version counter cannot be trusted.
         is_changing: Whether a forward pass was seen to change the tensor.
         was_finite: Whether the tensor was finite before any window; None if
             that is not known yet.
+        is_suspect: Whether the tensor was found to be bad, without a sign of
+            when that happened.
     """
 
     __slots__ = (
-        '_is_sharded',
+        '_has_floats',
+        '_read',
         'copy',
         'is_changing',
+        'is_lost',
+        'is_ordinary',
+        'is_suspect',
         'is_uncounted',
         'key',
         'owner',
@@ -62,18 +85,35 @@ class TensorBackup:
         self.copy: Optional[Tensor] = None
         self.version: Optional[int] = None
         self.was_finite: Optional[bool] = False
+        self.is_suspect = False
         self.is_uncounted = self.is_param and self.is_changing
-        self._is_sharded = hasattr(self.tensor, 'to_local')
+        self.is_ordinary, self.is_lost = True, False
+        self._has_floats = False
+        self._read: Optional[Callable[[Tensor], Tensor]] = None
         if self.tensor is None:
             return
-        if can_judge(self.values):
+        self._bind_kind(self.tensor)
+        if real_values(self.tensor) is not None:
             # Bad weights are found elsewhere, and halt the run.
             self.was_finite = True if self.is_param else None
         if not self.is_param:
             # The kernels of norm layers write their statistics uncounted.
-            self.is_uncounted = isinstance(
-                self.owner, _NormBase
-            ) or not can_compare(self.tensor)
+            # So does code that changes the values of a sparse tensor.
+            self.is_uncounted = not self.is_lost and (
+                writes_uncounted(self.owner) or not self.is_ordinary
+            )
+
+    def _bind_kind(self, tensor: Tensor) -> None:
+        """Find out how the tensor can be read and copied."""
+        if hasattr(tensor, 'to_local'):
+            self._read = local
+        self.is_ordinary = is_ordinary(self.values)
+        if not self.is_ordinary:
+            self.is_lost = copy_of(self.values) is None
+            return
+        self._has_floats = is_float(self.values)
+        if distinct_memory(self.values) is not self.values:
+            self._read = distinct_memory
 
     def set_changing(self) -> None:
         """Note that forward changes the tensor.
@@ -92,7 +132,7 @@ class TensorBackup:
     def values(self) -> Tensor:
         """The part on this rank of ``tensor``, which must not be None."""
         assert self.tensor is not None
-        return local(self.tensor) if self._is_sharded else self.tensor
+        return self._read(self.tensor) if self._read else self.tensor
 
     @property
     def current(self) -> Optional[Tensor]:
@@ -102,13 +142,13 @@ class TensorBackup:
         return tensor
 
     @property
-    def current_values(self) -> Tensor:
-        """The part on this rank of ``current``, which must not be None."""
+    def current_values(self) -> Optional[Tensor]:
+        """The numbers of this rank's part of ``current``, if it has any."""
         current = self.current
-        if current is self.tensor:
+        # Most windows take this way, for each statistic of a norm layer.
+        if current is self.tensor and self._has_floats:
             return self.values
-        assert current is not None
-        return local(current)
+        return None if current is None else real_values(current)
 
     @property
     def is_born(self) -> bool:
@@ -121,9 +161,33 @@ class TensorBackup:
     @property
     def is_judged(self) -> bool:
         """Whether the tensor can have become non-finite."""
-        if self.was_finite is False and not self.is_born:
+        return self.was_finite is not False or self.is_born
+
+    @property
+    def is_opaque(self) -> bool:
+        """Whether the tensor is dense and cannot be read, as if quantized."""
+        if self.tensor is None or self.is_ordinary:
             return False
-        return self.current is not None and can_judge(self.current_values)
+        return self.is_lost or self.tensor.layout is torch.strided
+
+    @property
+    def has_counter(self) -> bool:
+        """Whether the tensor counts the changes of its content."""
+        return self.tensor is not None and version_of(self.tensor) is not None
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether a checksum can find changes that are not counted."""
+        return (
+            self.tensor is not None
+            and self.is_ordinary
+            and not self.is_uncounted
+        )
+
+    @property
+    def baseline(self) -> Optional[Tensor]:
+        """The numbers of the copy, if it has any."""
+        return None if self.copy is None else real_values(self.copy)
 
     def prepare_copy(self, is_probing: bool) -> bool:
         """Make room for a copy if one is needed, and return whether it is.
@@ -133,11 +197,15 @@ class TensorBackup:
         """
         if self.current is not self.tensor or self.has_new_shape():
             self._bind()  # replaced or reshaped since the last window
-        if self.tensor is None:
+        if self.tensor is None or self.is_lost:
             return False
         if not (is_probing or self.has_new_content()):
             return False
         values = self.values
+        if not self.is_ordinary:
+            self.copy = copy_of(values)
+            self.version = version_of(self.tensor)
+            return False
         # All parameters are copied while probing, which a GPU may not hold.
         device = values.device if self.is_changing else torch.device('cpu')
         # The memory of a copy is used again in the next window.
@@ -161,16 +229,17 @@ class TensorBackup:
     def has_new_shape(self) -> bool:
         """Whether the original tensor has another shape or type."""
         copy = self.copy
-        if copy is None:
+        # A tensor that is not ordinary may have no shape.
+        if copy is None or not self.is_ordinary:
             return False
         values = self.values
         return values.shape != copy.shape or values.dtype != copy.dtype
 
     def has_new_content(self) -> bool:
         """Whether the original tensor may have been written to."""
-        return self.tensor is not None and (
-            self.is_uncounted or self.version != self.tensor._version
-        )
+        if self.tensor is None or self.is_lost:
+            return False
+        return self.is_uncounted or self.version != version_of(self.tensor)
 
     def put_back(self) -> bool:
         """Put the original tensor back under its name.
@@ -185,7 +254,12 @@ class TensorBackup:
             # know parameters by identity.
             self.tensor.data = self.copy.to(self.tensor.device, copy=True)
             return False
-        return self.has_new_content()
+        if not self.has_new_content():
+            return False
+        if not self.is_ordinary and self.copy is not None:
+            write(self.values, self.copy)
+            return False
+        return True
 
     @property
     def target(self) -> Tensor:
@@ -203,7 +277,7 @@ class TensorBackup:
 
         Does not sync the device.
         """
-        values = self.values.detach()
+        values = self.values.detach().resolve_neg()
         if values.is_complex():
             values = torch.view_as_real(values.resolve_conj())
         flat = values.view(BITS[values.dtype.itemsize]).reshape(-1)
@@ -218,28 +292,43 @@ class TensorBackup:
 
     def is_finite(self) -> bool:
         """Whether all elements are finite at present. Syncs the device."""
-        return bool(self.current_values.isfinite().all())
+        values = self.current_values
+        return values is None or bool(values.isfinite().all())
 
     def is_bad(self) -> bool:
         """Whether the tensor became non-finite in this window.
 
         Syncs the device.
         """
-        return (
-            self.current is not None
-            and can_judge(self.current_values)
-            and not self.is_finite()
-            and not self.went_bad_before()
-        )
+        return not self.is_finite() and not self.went_bad_before()
 
     def went_bad_before(self) -> bool:
         """Whether the tensor was bad when it was copied. Syncs the device."""
-        if self.copy is None:
+        values = self.baseline
+        if values is None:
             return False
-        # Inf in other buffers may be a mask by design.
+        # Inf in other buffers may be a mask by design. Parameters that are
+        # masks are known: was_finite is False.
         is_norm = isinstance(self.owner, _NormBase)
-        bad = ~self.copy.isfinite() if is_norm else self.copy.isnan()
-        return bool(bad.any())
+        if is_norm or (self.is_param and self.was_finite):
+            return not bool(values.isfinite().all())
+        return bool(values.isnan().any())
+
+    def went_bad_unseen(self) -> bool:
+        """Whether an unchanged tensor was bad before this window.
+
+        Syncs the device. Code that writes through ``.data`` leaves no sign of
+        when it did, so such a tensor is only lost if the next look finds it
+        bad again. -inf in other buffers than statistics may be a mask.
+        """
+        values = self.current_values
+        if self.was_finite is False or values is None:
+            return False
+        if not bool((values.isnan() | values.isposinf()).any()):
+            self.is_suspect = False
+            return False
+        was_suspect, self.is_suspect = self.is_suspect, True
+        return was_suspect or self.went_bad_before()
 
     def is_mask(self) -> bool:
         """Whether a new tensor or shape has -inf, but no NaN and no +inf.
@@ -248,8 +337,10 @@ class TensorBackup:
         """
         is_other = self.current is not self.tensor or self.has_new_shape()
         values = self.current_values
-        return is_other and not bool(
-            (values.isnan() | values.isposinf()).any()
+        return (
+            is_other
+            and values is not None
+            and not bool((values.isnan() | values.isposinf()).any())
         )
 
 
@@ -260,22 +351,36 @@ def ramp_sum(values: Tensor) -> Tensor:
     return (values.long() * ramp).sum()
 
 
-def can_compare(tensor: Tensor) -> bool:
-    """Whether the kernels used here exist for the tensor.
-
-    They do not exist for sparse, meta and 8-bit floating-point tensors.
-    """
-    return (
-        tensor.layout is torch.strided
-        and not tensor.is_meta
-        and not (tensor.is_floating_point() and tensor.dtype.itemsize < 2)
-    )
-
-
-def can_judge(values: Tensor) -> bool:
-    """Whether a tensor, or this rank's part of it, can be non-finite."""
+def is_float(values: Tensor) -> bool:
+    """Whether ordinary memory holds real numbers that kernels can judge."""
     return (
         values.is_floating_point()
-        and can_compare(values)
+        and values.element_size() > 1
         and values.numel() > 0
     )
+
+
+def version_of(tensor: Tensor) -> Optional[int]:
+    """Return the version counter of a tensor; inference tensors have none."""
+    try:
+        return tensor._version
+    except Exception:
+        # A subclass may raise anything when an attribute is read.
+        return None
+
+
+def writes_uncounted(owner: nn.Module) -> bool:
+    """Whether a module's kernels write to its buffers without counting.
+
+    So do norm layers and, in training for quantization, the modules that
+    observe ranges or imitate quantized numbers. A user may switch them on
+    late, when no tensor is compared any more.
+    """
+    kinds: List[type] = [_NormBase]
+    for module, names in QUANTIZERS.items():
+        # A module that is not imported has no instances.
+        for name in names:
+            kind = getattr(sys.modules.get(module), name, None)
+            if kind is not None:
+                kinds.append(kind)
+    return isinstance(owner, tuple(kinds))

@@ -11,6 +11,7 @@ from mmnanguard.core.causes import CAUSES
 
 from ..base.dtype_name import dtype_name
 from ..base.shards import local
+from ..base.tensor_kinds import real_values
 from .observe import Reading, nonfinite_indices
 
 __all__ = ['MAX_BLAMED', 'TensorNames', 'blame', 'plain_name']
@@ -170,8 +171,17 @@ def describe_buffers(
 def describe(
     name: str, tensor_kind: str, values: Tensor, scale: float = 1.0
 ) -> BadTensor:
-    """Return the statistics of a tensor on this rank. Syncs the device."""
-    values = values.detach()
+    """Return the statistics of a tensor on this rank. Syncs the device.
+
+    Complex numbers count as pairs, and a sparse tensor has the elements that
+    it stores.
+    """
+    dtype = values.dtype
+    numbers = real_values(values)
+    if numbers is None:
+        # A gradient whose norm is bad, and whose elements cannot be read.
+        numbers = torch.zeros(0)
+    values = numbers
     finite = values[torch.isfinite(values)].float() / scale
     count = values.numel() - finite.numel()
     kind = 'inf' if count else 'huge'
@@ -185,7 +195,7 @@ def describe(
         numel=values.numel(),
         min=finite.min().item() if finite.numel() else math.nan,
         max=finite.max().item() if finite.numel() else math.nan,
-        dtype=dtype_name(values.dtype),
+        dtype=dtype_name(dtype),
     )
 
 

@@ -3,7 +3,16 @@
 import math
 from dataclasses import replace
 from itertools import chain
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import torch
 from torch import Tensor
@@ -12,10 +21,13 @@ from mmnanguard.core import Observation, ScaleReading, Shard
 
 from ..base.host_read import read_once
 from ..base.norms import tensor_norms
-from ..base.shards import Placement, local
+from ..base.shards import Placement
+from ..base.tensor_kinds import real_values
+from ..snapshot.change_tracker import KnownMasks
 from ..snapshot.snapshot import Changes, Snapshot
+from ..snapshot.tensor_backup import TensorBackup
 
-__all__ = ['Reading', 'diagnose', 'observe']
+__all__ = ['Reading', 'diagnose', 'find_suspects', 'observe']
 
 NOTHING_SHARDED = Placement()
 
@@ -106,6 +118,87 @@ def observe(
 
 
 @torch.no_grad()
+def find_suspects(
+    seen: Observation,
+    reading: Reading,
+    snapshot: Snapshot,
+    weights: Sequence[Tensor],
+) -> Tuple[Reading, List[Tensor]]:
+    """Find state that may have been bad before a suspicious update.
+
+    Syncs the device.
+
+    Args:
+        seen: The observation of this rank.
+        reading: The numbers that :func:`observe` read.
+        snapshot: The copies of this window, which is still open.
+        weights: All parameters, trained or not.
+
+    Returns:
+        The reading with the constant buffers that have gone bad, and the
+        parameters that must be finite.
+    """
+    changes, tracker = reading.changes, snapshot.tracker
+    nan_is_harmless = True
+    # If the loss is finite, it does not depend on any bad constant.
+    if not seen.loss_is_finite:
+        lost = [*changes.lost, *snapshot.find_lost(changes)]
+        reading = reading._replace(changes=changes._replace(lost=lost))
+        # A single bad loss may come from a bad sample.
+        tracker.masks.num_bad_losses += 1
+        nan_is_harmless = (
+            tracker.has_committed or tracker.masks.num_bad_losses == 1
+        )
+    judged = weights_to_judge(
+        weights, tracker.masks, changes.backups, nan_is_harmless
+    )
+    return reading, judged
+
+
+def weights_to_judge(
+    weights: Sequence[Tensor],
+    masks: KnownMasks,
+    changed: Iterable[TensorBackup],
+    nan_is_harmless: bool,
+) -> List[Tensor]:
+    """Return the parameters whose elements must all be finite now.
+
+    Left out are parameters that are non-finite by design, and parameters that
+    this window's forward passes changed and that were sound before: the
+    window's end puts them back. Syncs the device if there are such
+    parameters.
+
+    Args:
+        weights: The parameters.
+        masks: The parameters that were non-finite before the first window.
+        changed: The backups of tensors that the window has changed, and that
+            can be restored.
+        nan_is_harmless: Whether NaN that was there before the first window is
+            known to do no harm, because the loss is or was finite beside it.
+    """
+    had_nan = masks.had_nan()
+    restored = set()
+    for backup in changed:
+        if backup.tensor in had_nan:
+            backup.was_finite = False
+        # A copy that is bad itself puts back what was bad before.
+        if backup.is_param and not backup.went_bad_before():
+            restored.add(id(backup.tensor))
+    judged = []
+    for param in weights:
+        if id(param) in restored:
+            continue
+        if param in had_nan:
+            if had_nan[param] and nan_is_harmless:
+                continue
+            numbers = real_values(param)
+            if numbers is None or not bool(numbers.isnan().any()):
+                continue
+        judged.append(param)
+    return judged
+
+
+@torch.no_grad()
 def diagnose(
     seen: Observation,
     reading: Reading,
@@ -152,11 +245,17 @@ def count_nonfinite(grads: Sequence[Tensor]) -> Tuple[int, int]:
 def nonfinite_indices(tensors: Sequence[Tensor]) -> List[int]:
     """Return the indices of tensors with NaN or Inf on this rank.
 
-    Reads from the device once.
+    Tensors whose elements cannot be read count as finite. Reads from the
+    device once.
     """
-    are_finite = [torch.isfinite(local(tensor)).all() for tensor in tensors]
+    indices, are_finite = [], []
+    for index, tensor in enumerate(tensors):
+        values = real_values(tensor)
+        if values is not None:
+            indices.append(index)
+            are_finite.append(torch.isfinite(values).all())
     flags = read_once({'are_finite': are_finite})['are_finite']
-    return [index for index, flag in enumerate(flags) if not flag]
+    return [index for index, flag in zip(indices, flags) if not flag]
 
 
 def split_norms(

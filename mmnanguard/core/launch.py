@@ -1,0 +1,85 @@
+"""The commands that start a run again, or a tool on it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Union
+
+from mmnanguard._support.escape import shell_word
+
+__all__ = ['Launch', 'dumped_config', 'tool_command']
+
+# The placeholder for a config that is not known. It is written in capitals, so
+# that a reader sees that the command is not complete.
+CONFIG = 'CONFIG'
+MAX_CONFIGS = 1  # with more files, nothing says which is the run's
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The start of a run, as far as a command can repeat it.
+
+    Attributes:
+        config: The path of the run's config.
+        work_dir: The work dir; '' leaves the choice to the config.
+        launcher: MMEngine's launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+        ranks: The number of processes.
+        ranks_per_node: The number of processes on one node.
+    """
+
+    config: str = CONFIG
+    work_dir: str = ''
+    launcher: str = 'none'
+    ranks: int = 1
+    ranks_per_node: int = 1
+
+    def train(self, *options: str) -> str:
+        """Return a command to paste that trains with these options.
+
+        Args:
+            options: Words of the command line, which are quoted.
+        """
+        words = ['python', '-m']
+        if self.launcher == 'pytorch':
+            words = ['torchrun', f'--nproc_per_node={self.ranks_per_node}']
+            # The addresses of the other nodes are not known here.
+            if self.ranks > self.ranks_per_node > 0:
+                num_nodes = -(-self.ranks // self.ranks_per_node)
+                words.append(f'--nnodes={num_nodes}')
+            words.append('-m')
+        words += ['mmnanguard', 'train', self.config]
+        if self.work_dir:
+            words += ['--work-dir', self.work_dir]
+        if self.launcher != 'none':
+            words += ['--launcher', self.launcher]
+        return ' '.join(map(shell_word, [*words, *options]))
+
+    def tool(self, name: str, *options: str) -> str:
+        """Return a command to paste that runs a tool on the config."""
+        return tool_command(name, self.config, *options)
+
+
+def tool_command(name: str, *words: object) -> str:
+    """Return a command to paste that runs a tool of this package."""
+    quoted = map(shell_word, words)
+    return ' '.join(['python -m mmnanguard', name, *quoted])
+
+
+def dumped_config(log_dir: Union[str, Path], work_dir: Path) -> str:
+    """Return the path of the config that MMEngine has dumped for a run.
+
+    The dump is complete: it has all parent configs and all options of the
+    command line.
+
+    Args:
+        log_dir: The folder of the process start.
+        work_dir: The work dir, which has a dump, too.
+    """
+    dumped = Path(log_dir, 'vis_data', 'config.py')
+    if dumped.is_file():
+        return str(dumped)
+    # Without a local visualizer there is only the dump of the work dir, whose
+    # name is that of the config.
+    others = list(work_dir.glob('*.py'))
+    if len(others) == MAX_CONFIGS:
+        return str(others[0])
+    return CONFIG

@@ -1,0 +1,31 @@
+"""The commands that start a run again, for the log of that run."""
+
+import os
+from pathlib import Path
+
+from mmengine.dist import get_world_size
+from mmengine.runner import Runner
+
+from mmnanguard.core.launch import Launch, dumped_config
+
+__all__ = ['launch_of', 'local_world_size']
+
+
+def launch_of(runner: Runner) -> Launch:
+    """Return what the commands in the log of a run need."""
+    return Launch(
+        config=dumped_config(runner.log_dir, Path(runner.work_dir)),
+        work_dir=runner.work_dir,
+        launcher=runner.launcher,
+        ranks=get_world_size(),
+        ranks_per_node=local_world_size(),
+    )
+
+
+def local_world_size() -> int:
+    """Return the number of processes of this node, as the launcher says."""
+    try:
+        # torchrun sets it, other launchers need not.
+        return int(os.environ['LOCAL_WORLD_SIZE'])
+    except (KeyError, ValueError):
+        return get_world_size()

@@ -1,0 +1,48 @@
+"""The recommended steps for a run that no bad update has made sick.
+
+Such a run crashed, was killed or interrupted, or was not guarded.
+"""
+
+from typing import Tuple
+
+from .recommendations import Step, next_steps
+from .summary import Summary
+
+__all__ = ['steps_for_end']
+
+
+def steps_for_end(summary: Summary) -> Tuple[Step, ...]:
+    """Return the recommended steps, the most helpful first."""
+    steps = []
+    if summary.end is not None or summary.is_lost:
+        steps.append(resume_step(summary))
+    if summary.unguarded:
+        steps.append(guard_step(summary))
+    return (*steps, *next_steps(summary))
+
+
+def resume_step(summary: Summary) -> Step:
+    """Return the step that goes on with a run that has ended early."""
+    resume = summary.launch.train('--resume')
+    if summary.is_lost:
+        return Step(
+            'look for what killed it, and resume it',
+            'The process is gone and left no row: a signal (scheduler, lack '
+            'of memory) or a crash of the machine.',
+            resume,
+        )
+    return Step(
+        'resume it once the reason is repaired',
+        'The traceback is on the console of the run, not in its events.',
+        resume,
+    )
+
+
+def guard_step(summary: Summary) -> Step:
+    """Return the step that guards a run."""
+    return Step(
+        'guard it, and go on from a clean checkpoint',
+        'The guarded wrapper has to run the optimizer. An option such as '
+        '--amp of other tools puts another wrapper in its place.',
+        summary.launch.train('--guard', 'full', '--resume'),
+    )
