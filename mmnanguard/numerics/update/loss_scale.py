@@ -63,6 +63,8 @@ class GuardedGradScaler(GradScaler):
         min_scale: The lowest scale, inclusive.
         max_scale: The highest scale, inclusive; None means that of float32.
         enabled: Whether to scale; if not, the scale is always 1.
+        is_static: Whether the scale is to come back to ``max_scale``, as a
+            user expects who gave a number.
 
     Raises:
         GuardConfigError: If a value is out of range.
@@ -79,6 +81,7 @@ class GuardedGradScaler(GradScaler):
         min_scale: float = 1.0,
         max_scale: Optional[float] = None,
         enabled: bool = True,
+        is_static: bool = False,
     ) -> None:
         _check('growth_factor', growth_factor, lambda v: v > 1, 'above 1')
         _check(
@@ -108,8 +111,9 @@ class GuardedGradScaler(GradScaler):
         self.min_scale = float(min_scale)
         self.max_scale = float(max_scale)
         self.hysteresis = hysteresis
-        # The scale that a user who gave a number wants.
         self.home: Optional[float] = None
+        if is_static:
+            self.home = self.max_scale
         self._first_value = float(init_scale)
         # PyTorch disables the scaler of a device that does not exist.
         self._value = float(init_scale) if self.is_enabled() else 1.0
@@ -140,14 +144,13 @@ class GuardedGradScaler(GradScaler):
         ):
             _check('a number', loss_scale, lambda v: v > 0, POSITIVE)
             # The user may ask for a scale below 1, which then is the floor.
-            scaler = cls(
+            return cls(
                 device,
                 init_scale=loss_scale,
                 min_scale=min(1.0, loss_scale),
                 max_scale=loss_scale,
+                is_static=True,
             )
-            scaler.home = scaler.max_scale
-            return scaler
         raise GuardConfigError(
             f"{WHERE} is {loss_scale!r}: it must be a number, 'dynamic', or "
             f'a dict with keys of {", ".join(KEYS)}.'

@@ -214,32 +214,30 @@ def diagnose(
     for grad, norm in zip(grads, reading.norms):
         if not math.isfinite(norm):
             suspects.append(grad)
-    bad, num_inf = count_nonfinite(suspects)
     # Buffers that were lost outside of any update count as weights.
     is_lost = bool(reading.changes.lost) or bool(nonfinite_indices(weights))
     # All norms may be finite while the norm of the norms is too large.
     num_bad = max(seen.num_bad_params, int(not seen.norm_is_bounded))
     return replace(
         seen,
-        grad_is_finite=bad == 0,
+        grad_is_finite=not nonfinite_indices(suspects),
         num_bad_params=num_bad,
-        num_inf_params=num_inf,
+        num_inf_params=count_inf(suspects),
         weights_are_finite=not is_lost,
     )
 
 
-def count_nonfinite(grads: Sequence[Tensor]) -> Tuple[int, int]:
-    """Return the numbers of gradients with NaN or Inf, and with Inf.
+def count_inf(grads: Sequence[Tensor]) -> int:
+    """Return the number of gradients with an Inf on this rank.
 
-    Only those on this rank count. Reads from the device once.
+    Reads from the device once.
     """
     flags = []
     for grad in grads:
-        values = local(grad)
-        flags.append(torch.isfinite(values).all().logical_not())
-        flags.append(torch.isinf(values).any())
-    read = read_once({'flags': flags})['flags']
-    return int(sum(read[::2])), int(sum(read[1::2]))
+        values = real_values(grad)
+        if values is not None:
+            flags.append(torch.isinf(values).any())
+    return int(sum(read_once({'flags': flags})['flags']))
 
 
 def nonfinite_indices(tensors: Sequence[Tensor]) -> List[int]:
