@@ -9,8 +9,7 @@ Reading order:
 4. ``ema_freeze``: averages that ignore rejected updates.
 5. ``guard_checkpoint``: guards and random states in checkpoints, for an exact
    resume.
-6. ``loss_parts``: the parts of the loss that are not finite, and how often;
-   ``event_lines``: the level of an event's line in the console.
+6. ``loss_parts``: losses that are not finite: which parts, how often.
 7. ``scale_replay``: the loss scale, corrected by a replay.
 8. ``check_listeners``: find misspelt listener methods of other hooks.
 """

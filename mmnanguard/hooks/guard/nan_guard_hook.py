@@ -41,9 +41,8 @@ from ..events.event_log_hook import last_attempt
 from ..recovery.rollback_hook import RollbackHook
 from .check_listeners import check_signatures, misspelt_methods
 from .ema_freeze import EmaFreeze
-from .event_lines import level_of, warn_of_no_commit
 from .guard_checkpoint import GuardCheckpoint
-from .loss_parts import LossParts
+from .loss_parts import LossParts, level_of, warn_of_no_commit
 from .recent_samples import RecentSamples
 from .run_scalars import LoggedValues, note_rejected, update_scalars
 from .scale_replay import correct_scale
