@@ -26,7 +26,7 @@ from .plain_batch import can_save, to_plain
 from .window import Window
 from .window_replay import settings_of
 
-__all__ = ['Dump', 'collect', 'save_whole', 'weights_of']
+__all__ = ['Dump', 'collect', 'save_whole', 'size_of', 'weights_of']
 
 SCHEMA = 1
 Dump = Dict[str, Any]
@@ -109,6 +109,15 @@ def weights_of(model: nn.Module) -> Dict[str, Tensor]:
     return weights
 
 
+def size_of(content: object) -> int:
+    """Return the bytes of all tensors in lists and dicts."""
+    size = 0
+    for leaf in tree_flatten(content)[0]:
+        if isinstance(leaf, Tensor):
+            size += leaf.numel() * leaf.element_size()
+    return size
+
+
 def save_whole(dump: Dump, path: Path, max_bytes: float) -> int:
     """Write the dump and return the size of the file.
 
@@ -119,10 +128,7 @@ def save_whole(dump: Dump, path: Path, max_bytes: float) -> int:
         OSError: If the dump is too large, or cannot be written. If the disk
             is full, PyTorch may raise a RuntimeError instead.
     """
-    size = 0
-    for leaf in tree_flatten(dump)[0]:
-        if isinstance(leaf, Tensor):
-            size += leaf.numel() * leaf.element_size()
+    size = size_of(dump)
     # Refused before anything is written, or it might fill the disk.
     if size > max_bytes:
         raise OSError(
