@@ -109,7 +109,7 @@ class ScaleTrial:
     ) -> 'ScaleTrial':
         """Return the memory after an update."""
         trial, bad = self, seen
-        if seen.left_out is not None:
+        if verdict.action is Action.STEP and seen.left_out is not None:
             bad = seen.left_out.seen
         if verdict.cause.is_scaled and not bad.grad_is_finite:
             trial = trial._after_bad(bad, verdict)

@@ -4,7 +4,6 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from ..causes import Cause
 from .divergence import LossLevel
 from .observation import Observation
 from .recent_commits import (
@@ -99,8 +98,7 @@ class GuardState:
         trial, scale = self.scale_trial, seen.scale
         is_lowered = scale.home is not None and scale.value < scale.home
         # Nearly all updates are commits at the user's scale.
-        is_commit = verdict.cause is Cause.NONE
-        if trial.is_open or is_lowered or not is_commit:
+        if trial.is_open or is_lowered or verdict.cause.is_scaled:
             trial = trial.after(seen, verdict, proven_after)
             state = replace(state, scale_trial=trial)
         if verdict.action is Action.STEP:
