@@ -84,7 +84,7 @@ def guarded_step(
             guard.names(),
         )
     if verdict.action is Action.STEP:
-        with guard.coverage_warnings.stepping(), scaled_lr(
+        with guard.coverage_warnings.stepping(seen, guard.models), scaled_lr(
             optimizer, verdict.lr_factor
         ):
             apply_update(

@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
+from ..causes import Cause
 from .divergence import LossLevel
 from .observation import Observation
 from .recent_commits import (
@@ -98,7 +99,8 @@ class GuardState:
         trial, scale = self.scale_trial, seen.scale
         is_lowered = scale.home is not None and scale.value < scale.home
         # Nearly all updates are commits at the user's scale.
-        if trial.is_open or is_lowered or verdict.cause.is_scaled:
+        is_bad = verdict.cause is not Cause.NONE and verdict.cause.is_scaled
+        if trial.is_open or is_lowered or is_bad:
             trial = trial.after(seen, verdict, proven_after)
             state = replace(state, scale_trial=trial)
         if verdict.action is Action.STEP:
@@ -196,6 +198,25 @@ class GuardState:
             num_rollbacks=self.num_rollbacks + 1,
             recent_commits=to.recent_commits,
             scale_trial=ScaleTrial(),
+        )
+
+    def rollback_undone(self, before: 'GuardState') -> 'GuardState':
+        """Return the state after a rollback that did not help was undone.
+
+        The level of losses starts anew, and the rollback does not count.
+
+        Args:
+            before: The state before the rollback.
+        """
+        return replace(
+            self,
+            recent_norms=before.recent_norms,
+            recent_losses=before.recent_losses,
+            loss_level=LossLevel(before.loss_level.window),
+            lr_factor=before.lr_factor,
+            lr_return=before.lr_return,
+            num_rollbacks=self.num_rollbacks - 1,
+            recent_commits=before.recent_commits,
         )
 
     def recovered_lr(self) -> Tuple[float, float]:

@@ -11,5 +11,6 @@ Reading order:
    resume.
 6. ``loss_parts``: losses that are not finite: which parts, how often.
 7. ``scale_replay``: the loss scale, corrected by a replay.
-8. ``check_listeners``: find misspelt listener methods of other hooks.
+8. ``start_warnings``: optimizers without a guard, and keys that nothing reads;
+   ``check_listeners``: misspelt listener methods of other hooks.
 """

@@ -7,7 +7,7 @@ averages and add to checkpoints.
 
 from datetime import datetime, timezone
 from functools import partial
-from typing import Dict, List, Mapping, Optional, Set, Tuple
+from typing import Collection, Dict, List, Mapping, Optional, Set, Tuple
 from uuid import uuid4
 
 import torch
@@ -20,7 +20,13 @@ from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmnanguard.core import Action, Autopsy, GuardConfigError, GuardEvent
+from mmnanguard.core import (
+    Action,
+    Autopsy,
+    Cause,
+    GuardConfigError,
+    GuardEvent,
+)
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.update.watch import forget_watched, read_watched
 from mmnanguard.registry import HOOKS
@@ -38,24 +44,18 @@ from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs, Row
 from .._shared.patches import PatchingHook
 from .._shared.roles import EventSource, has_hook
 from ..events.event_log_hook import last_attempt
+from ..recovery.loaded_state import LoadedState
 from ..recovery.rollback_hook import RollbackHook
-from .check_listeners import check_signatures, misspelt_methods
+from .check_listeners import check_signatures
 from .ema_freeze import EmaFreeze
 from .guard_checkpoint import GuardCheckpoint
 from .loss_parts import LossParts, level_of, warn_of_no_commit
 from .recent_samples import RecentSamples
 from .run_scalars import LoggedValues, note_rejected, update_scalars
 from .scale_replay import correct_scale
+from .start_warnings import warn_at_start
 
 __all__ = ['NanGuardHook']
-
-# Keys of 1.x configs, and the setting of 2.x for each. MMEngine ignores them
-# silently, so that a user believes in a loss scale or clipping that is off.
-LEFTOVERS = {
-    'fp16': "optim_wrapper=dict(type='mmnanguard.NanGuardAmpOptimWrapper', "
-    'loss_scale=...)',
-    'optimizer_config': 'optim_wrapper=dict(clip_grad=dict(max_norm=...))',
-}
 
 
 @HOOKS.register_module()
@@ -113,16 +113,19 @@ class NanGuardHook(PatchingHook, EventSource):
         self._num_backwards = 0
         self._ids: Set[str] = set()
         self._last: Optional[Tuple[GuardProtocol, GuardEvent]] = None
+        self._loaded = LoadedState()
 
     def before_run(self, runner: Runner) -> None:
         super().before_run(runner)
         # MMEngine loads the checkpoint of a resume right after this stage.
         allow_mmengine_checkpoints()
+        self._loaded.before_load(runner)
 
     def before_train(self, runner: Runner) -> None:
         self._guards = find_guards(runner)
         check_rollback(self._guards, has_hook(runner, RollbackHook))
         check_signatures(runner.hooks)
+        self._loaded.look(runner)
         self._checkpoint.resume_guards(runner, find_wrappers(runner))
         self._num_updates = self._count('num_updates')
         self._modules = own_modules(runner)
@@ -137,7 +140,7 @@ class NanGuardHook(PatchingHook, EventSource):
             runner.hooks, self._guards.values(), longest > 1, runner.model
         )
         self._ema.attach(self.patches)
-        self._warn(runner)
+        warn_at_start(runner, self._guards)
         # uuid4 does not draw from the random generators that training uses.
         new_run = uuid4().hex[:8]
         for name, guard in self._guards.items():
@@ -266,7 +269,14 @@ class NanGuardHook(PatchingHook, EventSource):
             message = [dict(about, params=event.params)]
             broadcast_object_list(message, src=event.ranks[0])
             about = message[0]
+        # No update has made what was loaded.
+        names = [tensor.name for tensor in event.params]
+        if event.cause is Cause.WEIGHT_NONFINITE and self.origin_of(names):
+            about['origin'] = self.origin_of(names)
         return event.replace(**about, id=self._new_id(runner, event))
+
+    def origin_of(self, names: Collection[str]) -> str:
+        return self._loaded.origin(names)
 
     def _report(self, runner: Runner, event: GuardEvent) -> None:
         """Log an event, and hand it to all hooks."""
@@ -304,27 +314,6 @@ class NanGuardHook(PatchingHook, EventSource):
         self, runner: Runner, checkpoint: Checkpoint
     ) -> None:
         self._checkpoint.load(checkpoint)
-
-    def _warn(self, runner: Runner) -> None:
-        """Warn of unguarded optimizers, and of names that nothing reads."""
-        for name, wrapper in find_wrappers(runner).items():
-            if name not in self._guards:
-                runner.logger.error(
-                    f"mmnanguard: optimizer '{name}' is run by "
-                    f'{type(wrapper).__name__}: ITS UPDATES ARE NOT GUARDED. '
-                    'Set optim_wrapper.type to mmnanguard.NanGuardOptimWrapper'
-                    ' or mmnanguard.NanGuardAmpOptimWrapper, and leave out '
-                    "--amp, which puts MMEngine's wrapper in its place. "
-                    'DeepSpeed, ColossalAI and Apex cannot be guarded.'
-                )
-        for warning in misspelt_methods(runner.hooks):
-            runner.logger.warning(f'mmnanguard: {warning}')
-        for key, setting in LEFTOVERS.items():
-            if runner.cfg.get(key) is not None:
-                runner.logger.warning(
-                    f'mmnanguard: the config has `{key}`, a 1.x key that '
-                    f'MMEngine ignores. In 2.x write {setting}.'
-                )
 
     def _context(
         self,
