@@ -11,13 +11,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from mmnanguard._support.escape import escape
 from mmnanguard.core import Observation
+from mmnanguard.core.rows.phrases import and_more
 from mmnanguard.numerics.base.shards import local
 
 from .guarded_params import GuardedParams
 
 __all__ = ['CoverageWarnings']
 
+# Tensors in a message, which has to stay readable.
+MAX_NAMED = 5
 # Number of updates in a row without a gradient, or with zeros only, after
 # which this is no accident. Zeros are common for a while (a dead ReLU).
 NUM_WITHOUT_GRADIENTS = 4
@@ -242,6 +246,34 @@ class CoverageWarnings:
                 weights.append(local(param))
         step = len(weights) // NUM_SAMPLED + 1
         return list(map(sum_bytes, weights[::step]))
+
+    def warn_left_alone(self, lost: List[str], unread: List[str]) -> None:
+        """Name tensors that the guard cannot copy or judge.
+
+        Args:
+            lost: Tensors that cannot be copied.
+            unread: Tensors that can be, but whose numbers cannot be read.
+        """
+        for names, consequence in (
+            (
+                lost,
+                'cannot be copied: forward passes of rejected updates '
+                'leave their changes there, and NaN is not looked for',
+            ),
+            (unread, 'cannot be read: NaN in it is not found'),
+        ):
+            # Micro-batches have a tracker of their own, which reports again.
+            new = [name for name in names if name not in self._said]
+            self._said.update(new)
+            if new:
+                listed = ', '.join(new[:MAX_NAMED])
+                more = and_more(len(new) - MAX_NAMED)
+                print_log(
+                    f'mmnanguard: {escape(listed)}{more} {consequence} (said '
+                    'once)',
+                    logger='current',
+                    level=logging.WARNING,
+                )
 
     def warn_once(self, kind: str, **names: str) -> None:
         """Log a message the first time.

@@ -7,11 +7,13 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 from weakref import WeakSet
 
 import torch
+from mmengine.logging import MessageHub
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from mmnanguard.core import GuardConfigError
 from mmnanguard.numerics.base.shards import Placement, Shards, local
+from mmnanguard.numerics.base.tensor_kinds import stored_values
 
 __all__ = ['GuardedParams']
 
@@ -32,16 +34,26 @@ class GuardedParams:
 
     Raises:
         GuardConfigError: If its updates cannot be guarded.
+
+    Attributes:
+        run: The model of the run, once it is known. Optimizers of another
+            run in this process are none of this run's business.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
+        check_groups(optimizer)
         self.use(optimizer)
+        self.run: Optional[nn.Module] = None
+        # MMEngine makes a hub for each runner.
+        self._hub = MessageHub.get_current_instance()
         _ALIVE.add(self)
         if isinstance(optimizer, LBFGS):
             refuse_closure(type(optimizer).__name__)
         for param in self:
             if param.requires_grad:
                 check_dtype(param)
+                if param.is_nested:
+                    refuse_kind('a nested parameter')
 
     def use(self, optimizer: Optimizer) -> None:
         """Replace the optimizer."""
@@ -80,8 +92,15 @@ class GuardedParams:
         others: Set[int] = set()
         # A list, because garbage collection may shrink the set meanwhile.
         for params in list(_ALIVE):
-            others.update(map(id, params))
+            if self._is_of_same_run(params):
+                others.update(map(id, params))
         return others.difference(map(id, self))
+
+    def _is_of_same_run(self, params: 'GuardedParams') -> bool:
+        """Whether the optimizers of both belong to one run."""
+        if self.run is None or params.run is None:
+            return self._hub is params._hub
+        return self.run is params.run
 
     def trained(self) -> Tuple[List[Tensor], List[Tensor]]:
         """Return the parameters with a gradient, and the gradients.
@@ -93,10 +112,13 @@ class GuardedParams:
         # This runs in each update, over thousands of parameters: no loop in
         # Python as long as all gradients are plain.
         grads: List[Tensor] = list(map(GRAD, params))
-        if type(None) in set(map(type, grads)):
+        types = set(map(type, grads))
+        if type(None) in types:
             params = [param for param in params if param.grad is not None]
             grads = list(map(GRAD, params))
-        if not self._has_parts and are_plain(grads):
+            types.discard(type(None))
+        is_plain = types <= {Tensor} and are_plain(grads)
+        if is_plain and not self._has_parts:
             return params, grads
         # Any other gradient is brought into a form that can be judged.
         candidates, params, grads = zip(params, grads), [], []
@@ -107,6 +129,11 @@ class GuardedParams:
                 # Duplicate indices must be summed before they are judged.
                 grad = param.grad = grad.coalesce()
                 grad = grad._values()
+            values = stored_values(grad)
+            if values is None:
+                refuse_kind(f'a gradient of type {type(grad).__name__}')
+            elif grad.layout is not torch.strided:
+                grad = values
             if self._has_parts:
                 grad = local(grad)
                 if grad.numel() == 0:  # the whole of it is on other ranks
@@ -158,6 +185,20 @@ class GuardedParams:
         return list(weights.values())
 
 
+def check_groups(optimizer: Optimizer) -> None:
+    """Refuse an optimizer that has no parameter groups."""
+    groups = getattr(optimizer, 'param_groups', None)
+    for group in groups or [{}]:
+        if not (isinstance(group, dict) and 'params' in group):
+            name = type(optimizer).__name__
+            raise GuardConfigError(
+                f'{name}.param_groups is {groups!r}: the guard finds the '
+                'parameters there, in a list of dicts with the key '
+                "'params'. Call super().__init__(params, defaults) in "
+                f'{name}.__init__, or set {name}.param_groups.'
+            )
+
+
 def are_plain(grads: List[Tensor]) -> bool:
     """Whether all gradients are dense and in float32."""
     return set(map(DTYPE, grads)) <= {torch.float32} and (
@@ -189,6 +230,15 @@ def check_dtype(param: Tensor) -> None:
             'and train with NanGuardAmpOptimWrapper('
             "dtype='bfloat16' or 'float16'), or set requires_grad=False."
         )
+
+
+def refuse_kind(what: str) -> None:
+    """Raise the GuardConfigError about tensors that cannot be judged."""
+    raise GuardConfigError(
+        f'{what} cannot be judged: PyTorch has no operation that reads its '
+        'numbers. Freeze the parameter (requires_grad=False), or use '
+        "MMEngine's own wrapper for this model."
+    )
 
 
 def refuse_closure(what: str) -> None:

@@ -13,4 +13,5 @@ Reading order:
 7. ``scale_replay``: the loss scale, corrected by a replay.
 8. ``start_warnings``: optimizers without a guard, and keys that nothing reads;
    ``check_listeners``: misspelt listener methods of other hooks.
+9. ``check_rollback``: refuse guards that cannot roll back.
 """

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.norms import tensor_norms
-from .change_tracker import ChangeTracker, TrackedModel
+from .change_tracker import ChangeTracker, ModuleStructure, TrackedModel
 from .tensor_backup import TensorBackup
 
 __all__ = ['Changes', 'Comparison', 'Snapshot']
@@ -85,6 +85,7 @@ class Snapshot:
         self._taken: Dict[TensorBackup, bool] = {}
         self._checksums: Dict[TensorBackup, Tensor] = {}
         self._versions: List[Tuple[List[TensorBackup], List[int]]] = []
+        self._structures: List[List[ModuleStructure]] = []
         self._num_steps = 0
 
     @property
@@ -111,6 +112,8 @@ class Snapshot:
     def _take(self, model: nn.Module, is_shared: bool = False) -> None:
         tracked = self.tracker.find(model)
         self._models[tracked] = None
+        # They keep the modules alive for the length of the window.
+        self._structures.append(tracked.structures)
         # Quiet parameters can be gigabytes: only their counters are read.
         if tracked.quiet:
             versions = list(map(VERSION, tracked.quiet))
