@@ -163,7 +163,9 @@ class Guard(Passes):
         self._enter(model)
 
     def _enter(self, model: nn.Module) -> None:
-        self.models[model] = None
+        if model not in self.models:
+            self.models[model] = None
+            self.coverage_warnings.check_comm_hooks(model)
         self.window.enter(model)
 
     def collect(
