@@ -327,17 +327,6 @@ class Guard(Passes):
             print_log(str(error), logger='current', level=logging.ERROR)
             raise error
 
-    def report_return(self, before: float, after: float) -> None:
-        """Log that a commit has brought the loss scale back."""
-        why = 'updates are clean again'
-        if self.state.scale_trial.num_trusted == 0:
-            why = 'gradients fit it, and their NaN came from elsewhere'
-        print_log(
-            f'Iter {self.iter}: loss scale {before:g} -> {after:g} again: '
-            f'{why}',
-            logger='current',
-        )
-
     def explain(self, event: GuardEvent, record: RowRecord) -> None:
         """Keep an autopsy or a finding on inputs for the story of a halt."""
         self._streak.explain(event, record)

@@ -2,6 +2,7 @@
 
 from typing import Any, List, Tuple
 
+from mmengine.logging import print_log
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -117,4 +118,15 @@ def guarded_step(
     if verdict.cause is not Cause.NONE:
         guard.report(seen, verdict, bad, before, after)
     elif verdict.scale_move is ScaleMove.RETURN:
-        guard.report_return(before, after)
+        log_return(guard, before, after)
+
+
+def log_return(guard: Guard, before: float, after: float) -> None:
+    """Log that a commit has brought the loss scale back."""
+    why = 'updates are clean again'
+    if guard.state.scale_trial.num_trusted == 0:
+        why = 'gradients fit it, and their NaN came from elsewhere'
+    print_log(
+        f'Iter {guard.iter}: loss scale {before:g} -> {after:g} again: {why}',
+        logger='current',
+    )
