@@ -200,6 +200,15 @@ class GuardState:
             scale_trial=ScaleTrial(),
         )
 
+    def without_skips(self) -> 'GuardState':
+        """Return the state with all limits counted anew, as a rollback."""
+        return replace(
+            self,
+            consecutive_skips=0,
+            recent_skips=(),
+            num_rollbacks=self.num_rollbacks + 1,
+        )
+
     def rollback_undone(self, before: 'GuardState') -> 'GuardState':
         """Return the state after a rollback that did not help was undone.
 

@@ -231,6 +231,16 @@ class RollbackHook(GuardListener):
             raise TrainingHalted(*describe_halt(guard, event, why))
         facts = CAUSES[event.cause]
         evidence = RateEvidence.of(event, guard.state)
+        if not evidence and is_of_rate(guard, event):
+            guard.state = guard.state.without_skips()
+            runner.logger.warning(
+                f'Iter {event.iter}: training does not go back: the updates '
+                'between the rejected ones were sound, and neither losses nor '
+                'gradient norms had exploded. It goes on from here, '
+                f'{guard.state.num_rollbacks} of {self._max_rollbacks} times; '
+                'data and schedule go on'
+            )
+            return
         kept, why = self._states.choose(
             runner,
             self._first_bad(runner, event),
@@ -344,6 +354,13 @@ def describe_halt(
     """Return event and message of a halt in place of a rollback."""
     halted = event.replace(action=Action.HALT)
     return halted, f'{guard.halted(halted)}\n  {why}'
+
+
+def is_of_rate(guard: GuardProtocol, event: GuardEvent) -> bool:
+    """Whether a rollback is due to the share of skips, not to a streak."""
+    most = guard.policy.max_consecutive_skips
+    is_streak = most is not None and event.consecutive_skips >= most
+    return not is_streak and not CAUSES[event.cause].ends_run
 
 
 def is_at_rest(guard: GuardProtocol) -> bool:
