@@ -205,7 +205,7 @@ class SmoothedMaskedLogits(Classify):
     source = 'facebookresearch/pytext#1698'
     causes = ('loss_nonfinite',)
     culprit = r'057\.jpg|aten\.(sum|mean|mul)'
-    never_says = ('lower the learning rate',)
+    never_says = ('lower the learning rate', 'overflows in float32')
 
     def sample(self, index, generator):
         sample = super().sample(index, generator)

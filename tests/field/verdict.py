@@ -128,7 +128,7 @@ def check_causes(scenario: Scenario, side: str, run: Run) -> List[str]:
 def check_blame(scenario: Scenario, side: str, run: Run) -> List[str]:
     """Return whether the report blames one sample that is innocent."""
     blamed = re.findall(
-        r"(?:culprit|suspect): sample '(\d+)\.jpg'", run.advice
+        r"(?:culprit:|suspect:|leave out) sample '(\d+)\.jpg'", run.advice
     )
     problems = []
     for number in sorted(set(blamed)):
