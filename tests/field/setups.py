@@ -7,6 +7,7 @@ from mmengine.hooks import Hook
 from torch import nn
 from torch.nn import functional as F
 
+from .healthy import FrozenMaskParameter
 from .tasks import Classify, Regress
 
 
@@ -257,3 +258,41 @@ class LossRebuilt(Classify):
     def loss(self, net, batch):
         loss = super().loss(net, batch)
         return torch.tensor(loss.item(), requires_grad=True)
+
+
+class MomentumInHalf(ForwardWritesParameter):
+    """Forward writes a parameter while the loss scale finds its way.
+
+    A routine overflow must not end the run.
+    """
+
+    source = 'open-mmlab/mmselfsup#644'
+    precision = 'float16'
+    wrapper = dict(loss_scale=dict(init_scale=2.0**24))
+    causes = ()
+    culprit = ''
+
+    def sample(self, index, generator):
+        return Regress.sample(self, index, generator)
+
+    def is_good(self, index):
+        return True
+
+
+class MaskAndCorruptImage(FrozenMaskParameter):
+    """A frozen mask of -inf, and one image that is NaN."""
+
+    source = 'pytorch/pytorch#27968'
+    is_healthy = False
+    causes = ('loss_nonfinite', 'input_nonfinite')
+    culprit = r'015\.jpg'
+    never_says = ('outside any guarded update', 'lower the learning rate')
+
+    def sample(self, index, generator):
+        sample = super().sample(index, generator)
+        if index == 15:
+            sample['inputs'][4] = float('nan')
+        return sample
+
+    def is_good(self, index):
+        return index != 15
