@@ -13,6 +13,7 @@ from mmnanguard.numerics.update.blame import blame
 from mmnanguard.numerics.update.observe import diagnose, find_suspects, observe
 
 from .guard import Guard
+from .micro_batches import judge_micro_batches
 from .resolve_clip_names import resolve_clip_names
 
 __all__ = ['guarded_step']
@@ -108,6 +109,10 @@ def guarded_step(
     guard.state = guard.state.after(
         seen, verdict, lr, guard.policy.proven_after
     )
+
+    if not verdict.counts:
+        num_losses = len(window.losses)
+        judge_micro_batches(guard, num_losses, scale.is_unscaled)
 
     # Report
     if verdict.action is Action.STEP:
