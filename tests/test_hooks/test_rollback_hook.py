@@ -89,7 +89,10 @@ def train(work_dir, faults, hooks=(), custom=(), **keys):
         ),
         default_hooks={
             **guard_hooks(
-                *(dict(iter=number, site='loss') for number in faults)
+                *(
+                    dict(iter=number, site='activation', where='head')
+                    for number in faults
+                )
             ),
             'rollback': rollback,
             **dict(hooks),

@@ -365,7 +365,11 @@ def is_of_rate(guard: GuardProtocol, event: GuardEvent) -> bool:
 
 def is_at_rest(guard: GuardProtocol) -> bool:
     """Whether no window is open and the last update was not skipped."""
-    return guard.state.consecutive_skips == 0 and not guard.is_open
+    state = guard.state
+    commits = state.recent_commits
+    # A skip that counts toward no limit is no part of a streak.
+    is_last = not commits or commits[-1].update == state.num_updates
+    return state.consecutive_skips == 0 and is_last and not guard.is_open
 
 
 def rolls_back(guard: GuardProtocol) -> bool:
