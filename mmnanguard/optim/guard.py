@@ -1,6 +1,7 @@
 """The state that a guarded optimizer wrapper keeps as long as it lives."""
 
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 from mmengine.logging import MessageHub, print_log
@@ -25,12 +26,14 @@ from mmnanguard.numerics import GuardedGradScaler
 from mmnanguard.numerics.base.shards import Placement
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.snapshot.change_tracker import OtherOptimizers
+from mmnanguard.numerics.update.agree import ranks_that
 from mmnanguard.numerics.update.blame import TensorNames
 
 from .clip_grad import UserClip, build_clip, load_clip
 from .coverage_warnings import CoverageWarnings
 from .guarded_params import GuardedParams, refuse_closure
 from .micro_batches import MicroBatches
+from .step_check import ABSURD_NORM, NUM_CHECKED, StepTrial
 from .streak import Streak
 from .window import Window, Windows
 
@@ -194,6 +197,36 @@ class Guard:
             self.coverage_warnings.warn_once('loss')
         return params, grads
 
+    def try_step(
+        self, optimizer: Optimizer, norm: float
+    ) -> Optional[StepTrial]:
+        """Copy all that a step changes, if its result is to be checked.
+
+        Args:
+            optimizer: The wrapper's optimizer.
+            norm: The norm of the gradients, equal on all ranks.
+
+        Returns:
+            The trial, or None if the step is not checked. All ranks agree.
+        """
+        mode = self.policy.check_step
+        is_early = self.params.num_steps < NUM_CHECKED
+        if mode == 'never' or not (
+            is_early or mode == 'always' or norm > ABSURD_NORM
+        ):
+            return None
+        trial: Optional[StepTrial] = None
+        # An optimizer may hold anything, and whether its step is checked must
+        # not end the run.
+        with suppress(Exception):
+            trial = StepTrial(optimizer)
+        if ranks_that(trial is None):
+            self.coverage_warnings.warn_once(
+                'copy', optimizer=type(optimizer).__name__
+            )
+            return None
+        return trial
+
     def close(self) -> None:
         """End the window, and open the next one."""
         # A new object, so that nothing of the old window can survive.
@@ -265,6 +298,7 @@ class Guard:
         bad: Tuple[BadTensor, ...],
         scale_before: float,
         scale_after: float,
+        step: Optional[Dict[str, Any]] = None,
     ) -> None:
         """Report an update that was not a plain step.
 
@@ -277,6 +311,8 @@ class Guard:
             bad: A few of the bad tensors.
             scale_before: The loss scale of the update.
             scale_after: The loss scale of the next update.
+            step: The description of the optimizer's step, if that is at
+                fault.
 
         Raises:
             TrainingHalted: On HALT and ROLLBACK, without a listener.
@@ -293,6 +329,7 @@ class Guard:
             lr=self.params.lrs(),
             loss_scale=loss_scale,
             params=bad,
+            step=step,
             since=self.since,
             run=self.run,
             attempt=self.attempt,
@@ -360,6 +397,7 @@ class Guard:
         if not self._has_trained:
             self.attempt = saved.get('attempt', 0) + 1
         self._streak.start = saved.get('since', 0)
+        self.params.forget_steps()
 
     def rules_of(self, saved: Dict[str, Any]) -> Tuple[GuardState, ClipRule]:
         """Return the state and the clip rule of a checkpoint.

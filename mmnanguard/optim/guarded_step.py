@@ -1,18 +1,22 @@
 """The end of a window: observe, agree, decide, apply or restore, report."""
 
-from typing import Any, List, Tuple
+from dataclasses import replace
+from typing import Any, List, Optional, Tuple
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from mmnanguard.core import Action, BadTensor, Cause, decide
-from mmnanguard.numerics.update.agree import agree
+from mmnanguard.core.causes import CAUSES
+from mmnanguard.numerics.update.agree import agree, ranks_that
 from mmnanguard.numerics.update.apply import apply_update, scaled_lr
 from mmnanguard.numerics.update.blame import blame
 from mmnanguard.numerics.update.observe import diagnose, find_suspects, observe
 
 from .guard import Guard
+from .guarded_params import GuardedParams
 from .resolve_clip_names import resolve_clip_names
+from .step_check import describe_bad
 
 __all__ = ['guarded_step']
 
@@ -44,6 +48,7 @@ def guarded_step(
     params, grads = guard.collect(optimizer, **step_kwargs)
     if guard.grad_rule is not None:
         resolve_clip_names(guard, params)
+    bad_settings, settings_on_device = guard.params.read_settings()
     scale = guard.scaler.read(optimizer)
     norm_type = guard.clip_rule.norm_type
 
@@ -56,14 +61,21 @@ def guarded_step(
         scale,
         norm_type,
         guard.place(params),
+        settings_on_device,
     )
+    if bad_settings:
+        local = replace(local, step_is_finite=False)
     seen = agree(local, norm_type)
     weights: List[Tensor] = []
+    spoiler: Optional[GuardedParams] = None
     if not seen.is_clean:
         reading, weights = find_suspects(
             local, reading, window.snapshot, guard.weights()
         )
         local = diagnose(local, reading, grads, weights)
+        spoiler = guard.params.find_spoiler(weights)
+        if not local.weights_are_finite and spoiler is not None:
+            local = replace(local, last_step_is_finite=False)
         seen = agree(local, norm_type)
     seen = window.complete(seen)
 
@@ -83,7 +95,9 @@ def guarded_step(
             scale.carried,
             guard.names(),
         )
+    lr = guard.params.highest_lr()
     if verdict.action is Action.STEP:
+        trial = guard.try_step(optimizer, seen.grad_norm * verdict.clip_coef)
         with guard.coverage_warnings.stepping(), scaled_lr(
             optimizer, verdict.lr_factor
         ):
@@ -96,14 +110,25 @@ def guarded_step(
                 guard.grad_rule,
                 **step_kwargs,
             )
+        if trial is not None:
+            spoiled = trial.find_bad()
+            ranks = ranks_that(bool(spoiled))
+            if ranks:
+                bad = describe_bad(spoiled, guard.names())
+                trial.undo()
+                seen = replace(seen, step_is_finite=False, bad_ranks=ranks)
+                verdict = decide(seen, guard.state, guard.policy, clip)
+    if verdict.action is Action.STEP:
         window.snapshot.commit()
+        guard.params.num_steps += 1
+        if guard.params.may_spoil(lr):
+            guard.params.note_step(params, guard.iter)
     else:
         window.snapshot.restore(reading.changes)
     guard.close()
 
     # Move the scale
     before, after = guard.scaler.move(verdict)
-    lr = guard.params.highest_lr()
     guard.state = guard.state.after(seen, verdict, lr)
 
     # Report
@@ -113,4 +138,7 @@ def guarded_step(
         guard.clip_rule = guard.clip_rule.after(norm)
         guard.log_norm(norm)
     if verdict.cause is not Cause.NONE:
-        guard.report(seen, verdict, bad, before, after)
+        step = None
+        if CAUSES[verdict.cause].is_of_step:
+            step = (spoiler or guard.params).describe_step(bad_settings)
+        guard.report(seen, verdict, bad, before, after, step)

@@ -28,9 +28,12 @@ def write_halt_story(
         policy: The policy, with the limits that were in force.
     """
     causes, names = count_blame(streak)
+    damage = 'nothing bad was committed'
+    if CAUSES[event.cause].was_committed:
+        damage = 'an earlier step of the optimizer spoiled the weights'
     lines = [
         f'training halted at iteration {event.iter}, optimizer '
-        f"'{event.optimizer}'; nothing bad was committed.",
+        f"'{event.optimizer}'; {damage}.",
         event.line(),
         f'Skips: {event.consecutive_skips} in a row since iteration '
         f'{event.since}, {event.total_skips} in all, besides '

@@ -54,6 +54,7 @@ def observe(
     scale: ScaleReading,
     norm_type: float = 2.0,
     placement: Placement = NOTHING_SHARDED,
+    settings: Sequence[Tensor] = (),
 ) -> Tuple[Observation, Reading]:
     """Observe one update with one pass over the gradients and one host read.
 
@@ -70,6 +71,7 @@ def observe(
             takes a second pass over the gradients.
         placement: The sharding of the gradients. Norms of sharded gradients
             are reported in ``Observation.shards``.
+        settings: Settings of the optimizer that are on a device.
     """
     norms = tensor_norms(grads, 2.0)
     comparison = snapshot.compare()
@@ -78,6 +80,7 @@ def observe(
         'losses': losses,
         'flags': list(chain.from_iterable(facts.values())),
         'clip_norms': [],
+        'settings': settings,
         **comparison.scalars,
     }
     if norm_type != 2.0:
@@ -110,6 +113,7 @@ def observe(
         buffers_are_finite=not changes.bad,
         weights_are_finite=not changes.lost,
         input_is_finite=not any(read['flags']),
+        step_is_finite=all(map(math.isfinite, read['settings'])),
         num_bad_params=num_bad,
         num_params=len(grads),
         scale=scale,
