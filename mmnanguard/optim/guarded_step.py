@@ -121,8 +121,6 @@ def guarded_step(
     if verdict.action is Action.STEP:
         window.snapshot.commit()
         guard.params.num_steps += 1
-        if guard.params.may_spoil(lr):
-            guard.params.note_step(params, guard.iter)
     else:
         window.snapshot.restore(reading.changes)
     guard.close()
@@ -137,6 +135,8 @@ def guarded_step(
         guard.last_clip_coef = verdict.clip_coef
         guard.clip_rule = guard.clip_rule.after(norm)
         guard.log_norm(norm)
+        if guard.params.may_spoil(lr):
+            guard.params.note_step(params, guard.iter)
     if verdict.cause is not Cause.NONE:
         step = None
         if CAUSES[verdict.cause].is_of_step:
