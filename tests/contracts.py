@@ -13,6 +13,7 @@ SETTINGS = {
     'BatchDumpHook': dict(save_weights=True),
     'FaultInjectionHook': dict(faults=[]),
     'Fp32ModulesHook': dict(modules=['head'], auto=True),
+    'LrFactorHook': dict(factor=1.0),
     'NanGuardHook': dict(save_rng=True),
     'NanGuardAmpOptimWrapper': dict(dtype='bfloat16'),
     'RollbackHook': dict(interval=2),

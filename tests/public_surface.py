@@ -21,7 +21,7 @@ EXPORTED = {
     'hooks': (
         'Audit AutopsyHook BadSamplesHook BatchDumpHook EventLogHook '
         'EventTextHook FaultInjectionHook Fp32ModulesHook GuardListener '
-        'InputGuardHook NanGuardHook RollbackHook StateAuditHook'
+        'InputGuardHook LrFactorHook NanGuardHook RollbackHook StateAuditHook'
     ),
     'migrate': 'Migrated migrate',
     'models': 'SafeAdaLNZero SafeAttention SafeRMSNorm',
@@ -53,8 +53,8 @@ REGISTERED = {
     'FAULTS': '',
     'HOOKS': (
         'AutopsyHook BadSamplesHook BatchDumpHook EventLogHook EventTextHook '
-        'FaultInjectionHook Fp32ModulesHook InputGuardHook NanGuardHook '
-        'RollbackHook StateAuditHook'
+        'FaultInjectionHook Fp32ModulesHook InputGuardHook LrFactorHook '
+        'NanGuardHook RollbackHook StateAuditHook'
     ),
     'MODELS': 'SafeAdaLNZero SafeAttention SafeRMSNorm',
     'OPTIM_WRAPPERS': 'NanGuardAmpOptimWrapper NanGuardOptimWrapper',
@@ -76,7 +76,7 @@ POLICY_KEYS = {
 ROW_FIELDS = {
     'start': (
         'schema kind run attempt iter max_iters versions guards unguarded '
-        'launcher ranks ranks_per_node process'
+        'launcher ranks ranks_per_node lr_factor process'
     ),
     'update': (
         'schema kind id run attempt time iter epoch batch_idx optimizer '

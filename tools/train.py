@@ -50,6 +50,19 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         action='store_true',
         help='mixed precision, guarded: the same as --guard fp16',
     )
+    parser.add_argument(
+        '--lr-factor',
+        type=float,
+        metavar='FACTOR',
+        help='multiply all learning rates of the config, also where they come '
+        'from the checkpoint of a resume',
+    )
+    parser.add_argument(
+        '--exclude',
+        metavar='FILE',
+        help='leave out the samples of a list: a line holds an index, a name, '
+        'or both with a tab between, as in bad_samples.txt of audit_dataset',
+    )
     parser.add_argument('--auto-scale-lr', action='store_true')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE'
@@ -78,6 +91,7 @@ def load_config(args: argparse.Namespace) -> Config:
     """
     from mmnanguard import apply_guard
     from mmnanguard.core import GuardConfigError
+    from mmnanguard.hooks import LrFactorHook
     from mmnanguard.read_config import read_config
 
     cfg = read_config(args.config)
@@ -89,6 +103,15 @@ def load_config(args: argparse.Namespace) -> Config:
     if args.cfg_options:
         # After the guard, whose keys an option may change.
         cfg.merge_from_dict(args.cfg_options)
+    if args.lr_factor is not None:
+        # Checked now: after loading a checkpoint it would be late.
+        LrFactorHook(args.lr_factor)
+        cfg.setdefault('default_hooks', {})
+        cfg.default_hooks.lr_factor = dict(
+            type='mmnanguard.LrFactorHook', factor=args.lr_factor
+        )
+    if args.exclude:
+        exclude_samples(cfg, args.exclude)
     cfg.launcher = args.launcher
     name = Path(args.config.split('::')[-1]).stem
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{name}'
@@ -106,6 +129,28 @@ def load_config(args: argparse.Namespace) -> Config:
         if args.resume != 'auto':
             cfg.load_from = args.resume
     return cfg
+
+
+def exclude_samples(cfg: Config, path: str) -> None:
+    """Leave the samples on a list out of the training dataset.
+
+    Raises:
+        GuardConfigError: If there is no such list or no training dataset.
+    """
+    from mmnanguard.core import GuardConfigError
+    from mmnanguard.datasets.sample_list import read_sample_list
+
+    # Before the dataset is built, which may take minutes.
+    read_sample_list(path)
+    loader = cfg.get('train_dataloader')
+    if not loader or not isinstance(loader.get('dataset'), dict):
+        raise GuardConfigError(
+            '--exclude: the config has no train_dataloader.dataset of which '
+            'samples could be left out.'
+        )
+    loader.dataset = dict(
+        type='mmnanguard.ExcludeSamples', samples=path, dataset=loader.dataset
+    )
 
 
 def resume_from_clean(runner: Runner) -> None:

@@ -18,7 +18,7 @@ default_hooks = dict(
     autopsy=dict(type='mmnanguard.AutopsyHook'),
     fp32=dict(type='mmnanguard.Fp32ModulesHook', auto=True),
     input_guard=dict(type='mmnanguard.InputGuardHook', action='reject'),
-    dump=dict(type='mmnanguard.BatchDumpHook'),
+    dump=dict(type='mmnanguard.BatchDumpHook', save_weights='auto'),
     audit=dict(type='mmnanguard.StateAuditHook'),
     rollback=dict(type='mmnanguard.RollbackHook', lr_factor=0.1),
 )

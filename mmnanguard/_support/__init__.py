@@ -3,6 +3,7 @@
 Nothing here knows about guards, tensors or MMEngine:
 
 - ``atomic_write``: write a file so that readers see all of it or nothing.
+- ``parts``: the parts of containers and of objects, for walks over a batch.
 - ``sample_name``: the name of a sample from its metadata.
 - ``dataset_parts``: the datasets that a wrapped dataset consists of.
 - ``sample_validator``: the role of transforms that validate samples.

@@ -24,6 +24,7 @@ class Launch:
         launcher: MMEngine's launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
         ranks: The number of processes.
         ranks_per_node: The number of processes on one node.
+        lr_factor: The factor on the learning rates of the config.
     """
 
     config: str = CONFIG
@@ -31,6 +32,7 @@ class Launch:
     launcher: str = 'none'
     ranks: int = 1
     ranks_per_node: int = 1
+    lr_factor: float = 1.0
 
     def train(self, *options: str) -> str:
         """Return a command to paste that trains with these options.
@@ -52,6 +54,18 @@ class Launch:
         if self.launcher != 'none':
             words += ['--launcher', self.launcher]
         return ' '.join(map(shell_word, [*words, *options]))
+
+    def train_slower(self, factor: float, *options: str) -> str:
+        """Return a command that resumes at lower learning rates.
+
+        Args:
+            factor: Factor on the present rates.
+            options: More words of the command line.
+        """
+        # The option is about the rates of the config, so that a command that
+        # is run again lowers nothing again.
+        total = f'{self.lr_factor * factor:g}'
+        return self.train('--resume', '--lr-factor', total, *options)
 
     def tool(self, name: str, *options: str) -> str:
         """Return a command to paste that runs a tool on the config."""

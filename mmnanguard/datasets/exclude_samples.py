@@ -2,9 +2,12 @@
 
 import copy
 import logging
-from typing import Any, Dict, List, Optional, Sequence, Set, Union
+import random
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Union
 
 import numpy as np
+import torch
 from mmengine.dataset import force_full_init
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
@@ -15,11 +18,24 @@ from mmnanguard._support.sample_name import sample_name
 from mmnanguard.core import GuardConfigError
 from mmnanguard.registry import DATASETS
 
+from .fields import name_sample
 from .sample_list import Listed, read_sample_list, to_listed
 
 __all__ = ['ExcludeSamples']
 
 MAX_NAMED = 5  # samples in a message
+
+
+@contextmanager
+def unchanged_random_state() -> Iterator[None]:
+    """Restore the generators of Python, NumPy and PyTorch at the end."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 @DATASETS.register_module()
@@ -153,7 +169,8 @@ class ExcludeSamples:
             else:
                 rest.append(listed)
         indices: Dict[Optional[str], Set[int]] = {}
-        # Reading all annotations takes long; do it only if a name needs it.
+        # Reading all annotations takes long, and loading all samples of a
+        # dataset without annotations longer; do it only if a name needs it.
         if any(listed.name is not None for listed in rest):
             for index in range(size):
                 indices.setdefault(self._name(index), set()).add(index)
@@ -177,7 +194,9 @@ class ExcludeSamples:
     def _name(self, index: int) -> Optional[str]:
         if hasattr(self.dataset, 'get_data_info'):
             return sample_name(self.dataset.get_data_info(index))
-        return None
+        # Only the loaded sample of another dataset has a name.
+        with unchanged_random_state():
+            return name_sample(self.dataset[index])
 
     def _report_lost(self, lost: List[Listed]) -> None:
         more = ' ...' if lost[MAX_NAMED:] else ''

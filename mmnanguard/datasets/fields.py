@@ -20,6 +20,7 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from mmnanguard._support.parts import Trail, parts_of
 from mmnanguard._support.sample_name import sample_name
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.checks import did_you_mean
@@ -36,9 +37,6 @@ __all__ = [
 # A key that is no path is an expression.
 PATH = re.compile(r'[A-Za-z_]\w*(\.\w+)*')
 MAX_NAMED = 40  # keys in a message
-# The attributes with the numbers of mmdet's boxes, mmdet3d's points (tensor)
-# and mmdet's masks (masks).
-INNER = ('tensor', 'masks')
 
 # The output of a pipeline, by key.
 Sample = Mapping[str, object]
@@ -124,14 +122,16 @@ def name_sample(sample: object) -> Optional[str]:
     return None
 
 
-def walk(value: object, path: str) -> Iterator[Tuple[str, np.ndarray]]:
+def walk(
+    value: object, path: str, trail: Trail = ()
+) -> Iterator[Tuple[str, np.ndarray]]:
     """Yield all arrays, tensors, numbers and nested lists of numbers."""
     array = as_array(value)
     if array is not None:
         yield path, array
         return
-    for name, item in members(value):
-        yield from walk(item, join_path(path, name))
+    for name, item in members(value, trail):
+        yield from walk(item, join_path(path, name), (*trail, id(value)))
 
 
 def join_path(path: str, name: object) -> str:
@@ -141,34 +141,30 @@ def join_path(path: str, name: object) -> str:
     return f'{path}.{name}'
 
 
-def members(value: object) -> List[Tuple[object, object]]:
-    """Return the parts of a value, with their keys, indices or names."""
-    if isinstance(value, Mapping):
-        return list(value.items())
+def members(
+    value: object, trail: Trail = ()
+) -> Sequence[Tuple[object, object]]:
+    """Return the parts of a value, with their keys, indices or names.
+
+    Args:
+        value: Any value.
+        trail: The ids of the values around it.
+    """
     if isinstance(value, BaseDataElement):
         # Fields and metainfo: a check may concern img_shape or scale_factor.
         return list(value.all_items())
-    if isinstance(value, (list, tuple)):
-        return list(enumerate(value))
-    inner: List[Tuple[object, object]] = []
-    for name in INNER:
-        item = getattr(value, name, None)
-        # Any object may have an attribute of this name.
-        if is_numeric(item):
-            inner.append((name, item))
-    return inner
-
-
-def is_numeric(value: object) -> bool:
-    """Whether a value is a tensor or an array."""
-    return isinstance(value, (Tensor, np.ndarray))
+    return parts_of(value, trail)
 
 
 def as_array(value: object) -> Optional[np.ndarray]:
     """Return a value as an array; None if it is not numbers alone."""
     array: object = value
     if isinstance(value, Tensor):
-        array = tensor_to_array(value)
+        try:
+            array = tensor_to_array(value)
+        except Exception:
+            # A quantized tensor or a subclass: its numbers cannot be read.
+            return None
     elif isinstance(value, (list, tuple)):
         # Converting a list of dicts or of images would take long, and numpy
         # before 1.24 made an array of objects of it.
@@ -189,9 +185,9 @@ def as_array(value: object) -> Optional[np.ndarray]:
 def tensor_to_array(tensor: Tensor) -> np.ndarray:
     """Return the values of a tensor on any device and of any layout."""
     # numpy() refuses tensors with a gradient, on a GPU or conjugated lazily.
-    tensor = tensor.detach().cpu().resolve_conj()
-    if tensor.is_sparse:
+    if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     try:
         return tensor.numpy()
     except TypeError:  # numpy has no bfloat16

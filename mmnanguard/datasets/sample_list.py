@@ -1,5 +1,6 @@
 """The list of samples that an audit writes and ExcludeSamples reads."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterable, List, Optional
@@ -9,6 +10,8 @@ from mmnanguard.core.checks import is_count
 
 __all__ = ['Listed', 'read_sample_list', 'to_listed', 'write_sample_list']
 
+# An index; str.isdigit() is also true of what int() cannot read.
+INDEX = re.compile('[0-9]{1,18}')
 # The comment in the first line, for users who edit the file by hand.
 HEAD = '# index in the dataset, tab, name\n'
 
@@ -32,7 +35,8 @@ def write_sample_list(path: Path, samples: Iterable[Listed]) -> None:
         file.write(HEAD.encode())
         for sample in samples:
             line = f'{sample.index}\n'
-            if sample.name is not None:
+            # The index is enough where the name would break the line.
+            if sample.name is not None and not set(sample.name) & {*'\r\n'}:
                 line = f'{sample.index}\t{sample.name}\n'
             # A name may be a path whose bytes are no UTF-8: Python holds them
             # as surrogates, and the reader restores them.
@@ -62,9 +66,9 @@ def read_sample_list(path: str) -> List[Listed]:
     for line in lines:
         index, tab, name = line.partition('\t')
         # A name may hold a tab as well; an index before it decides.
-        if tab and index.isdigit():
+        if tab and INDEX.fullmatch(index):
             samples.append(Listed(int(index), name))
-        elif line.isdigit():
+        elif INDEX.fullmatch(line):
             samples.append(to_listed(int(line)))
         elif line and not line.startswith('#'):
             samples.append(to_listed(line))

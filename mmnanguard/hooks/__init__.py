@@ -6,7 +6,7 @@
 - ``replay``: ``AutopsyHook``, ``BatchDumpHook`` and ``Fp32ModulesHook``
   examine and repeat an update.
 - ``recovery``: ``StateAuditHook`` and ``RollbackHook`` keep and restore a
-  clean state.
+  clean state; ``LrFactorHook`` goes on at other learning rates.
 - ``drill``: ``FaultInjectionHook`` plants faults.
 - ``_shared``: modules that several rooms use.
 """
@@ -21,6 +21,7 @@ from .events.event_text_hook import EventTextHook
 from .guard.nan_guard_hook import NanGuardHook
 from .inputs.bad_samples_hook import BadSamplesHook
 from .inputs.input_guard_hook import InputGuardHook
+from .recovery.lr_factor_hook import LrFactorHook
 from .recovery.rollback_hook import RollbackHook
 from .recovery.state_audit_hook import StateAuditHook
 from .replay.autopsy_hook import AutopsyHook
@@ -38,6 +39,7 @@ __all__ = [
     'Fp32ModulesHook',
     'GuardListener',
     'InputGuardHook',
+    'LrFactorHook',
     'NanGuardHook',
     'RollbackHook',
     'StateAuditHook',

@@ -16,6 +16,7 @@ from typing import (
     List,
     Optional,
     Protocol,
+    Set,
     Tuple,
     runtime_checkable,
 )
@@ -61,6 +62,10 @@ class AccumulationProtocol(Protocol):
 
 class WindowProtocol(Protocol):
     """The open window of a guard."""
+
+    @property
+    def iterations(self) -> List[int]:
+        """The iteration of each backward pass, counted from 0."""
 
     def judge_last(self) -> None:
         """Judge the last micro-batch, if it has had its backward pass."""
@@ -133,6 +138,14 @@ class GuardProtocol(Protocol):
         """Raise a flag for the present window; no sync."""
 
     # Reporting
+
+    @property
+    def num_backwards(self) -> int:
+        """Number of finished backward passes of the wrapper."""
+
+    @property
+    def reported_iterations(self) -> Set[int]:
+        """The iterations, from 0, that made the updates of the events."""
 
     @property
     def clips_norm(self) -> bool:

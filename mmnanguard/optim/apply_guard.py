@@ -66,8 +66,36 @@ def apply_guard(cfg: Config, guard: str = 'full') -> Config:
             'no dict at or below optim_wrapper holds an `optimizer`, so '
             f'guard {guard!r} has nothing to guard.'
         )
-    cfg.merge_from_dict(dict(default_hooks=overlay.get('default_hooks', {})))
+    hooks = hooks_to_add(cfg, overlay.get('default_hooks', {}))
+    cfg.merge_from_dict(dict(default_hooks=hooks))
     return cfg
+
+
+def hooks_to_add(cfg: Config, hooks: Dict[str, Any]) -> Dict[str, Any]:
+    """Return the hooks of an overlay that the config has not by another name.
+
+    Two hooks of a kind would write each row twice. This matters for the dump
+    of a config that was guarded before.
+    """
+    present = {type_name(hook) for hook in cfg.get('custom_hooks') or ()}
+    present_hooks = cfg.get('default_hooks') or {}
+    for key, hook in present_hooks.items():
+        # A hook of the same key is merged with that of the overlay.
+        if key not in hooks:
+            present.add(type_name(hook))
+    return {
+        key: hook
+        for key, hook in hooks.items()
+        if type_name(hook) not in present
+    }
+
+
+def type_name(cfg: Any) -> str:
+    """Return the bare name of a config's type; '' without one."""
+    type_ = cfg.get('type') if isinstance(cfg, dict) else None
+    if isinstance(type_, type):
+        return type_.__name__
+    return str(type_ or '').split('.')[-1]
 
 
 def why_no_wrapper(cfg: Config) -> str:

@@ -2,9 +2,18 @@
 
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Dict,
+    List,
+    Optional,
+    Set,
+    Tuple,
+)
 
-from mmengine.logging import MessageHub, print_log
+from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -35,12 +44,12 @@ from .guarded_params import GuardedParams, refuse_closure
 from .micro_batches import MicroBatches
 from .step_check import ABSURD_NORM, NUM_CHECKED, StepTrial
 from .streak import Streak
-from .window import Window, Windows
+from .window import Passes, Windows
 
 __all__ = ['Guard']
 
 
-class Guard:
+class Guard(Passes):
     """The rules, the counters and the present window of one optimizer.
 
     A window opens at the first ``optim_context`` (or ``backward``) after a
@@ -70,6 +79,8 @@ class Guard:
         attempt: The number of this process start of the run, from 1. Loading
             a checkpoint counts it up, unless this guard has trained already.
         last_clip_coef: The clip coefficient of the last committed update.
+        reported_iterations: The iterations, counted from 0, whose backward
+            passes made the updates of the present events.
     """
 
     def __init__(
@@ -80,7 +91,7 @@ class Guard:
         scaler: Optional[GuardedGradScaler] = None,
     ) -> None:
         # First, because it refuses optimizers that cannot be guarded.
-        self.params = GuardedParams(optimizer)
+        super().__init__(GuardedParams(optimizer))
         self.others = OtherOptimizers(self.params.foreign)
         self.coverage_warnings = CoverageWarnings()
         self.coverage_warnings.watch(optimizer)
@@ -98,11 +109,12 @@ class Guard:
         self._listener: Optional[object] = None
         self._events: List[GuardEvent] = []
         self._streak = Streak()
-        self._message_hub = MessageHub.get_current_instance()
+        self.reported_iterations: Set[int] = set()
+        self._ended_iterations: List[int] = []
         self.accumulation = Windows(self.others)
         if self.policy.accumulation == 'microbatch':
             self.accumulation = MicroBatches(self)
-        self.window: Window = self.accumulation.open()
+        self.window = self.accumulation.open()
 
     # The window, from its opening to its end
 
@@ -126,12 +138,14 @@ class Guard:
         """
         self.others.model = surroundings
         self.others.count_steps = count_steps
+        self._begin()
         if not self._has_contexts:
             for model in models:
                 self._enter(model)
 
     def open(self, model: nn.Module) -> None:
         """Prepare for a forward pass of ``model`` in its context; no sync."""
+        self._begin()
         if not self._has_contexts:
             self._has_contexts = True
             # A context knows the model better than bind() did.
@@ -142,32 +156,6 @@ class Guard:
     def _enter(self, model: nn.Module) -> None:
         self._models[model] = None
         self.window.enter(model)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a backward pass has run since the last step."""
-        return self.window.is_open
-
-    @property
-    def facts(self) -> Dict[str, List[Tensor]]:
-        """The flags that were raised for the present window, by name."""
-        return self.window.facts
-
-    def add_loss(self, loss: Tensor) -> None:
-        """Note the loss of one backward pass; no sync."""
-        self.window.add_loss(loss)
-
-    def add_fact(self, name: str, flag: Tensor) -> None:
-        """Raise a flag for the present window; no sync.
-
-        Args:
-            name: The name of the flag; 'input' is the only one.
-            flag: The flag, a 0-dim tensor; non-zero means bad.
-
-        Raises:
-            GuardConfigError: For another name.
-        """
-        self.window.add_fact(name, flag)
 
     def collect(
         self,
@@ -229,8 +217,8 @@ class Guard:
 
     def close(self) -> None:
         """End the window, and open the next one."""
-        # A new object, so that nothing of the old window can survive.
-        self.window = self.accumulation.open()
+        self._ended_iterations = self.window.iterations
+        self.end_window()
         self._has_trained = True
 
     def adopt_clip(self, wrapper: OptimWrapper) -> None:
@@ -320,6 +308,9 @@ class Guard:
         loss_scale = None
         if self.scaler.is_enabled():
             loss_scale = {'before': scale_before, 'after': scale_after}
+        if not self._events:
+            self.reported_iterations = set()
+        self.reported_iterations.update(self._ended_iterations)
         event = build_event(
             seen,
             verdict,

@@ -236,6 +236,28 @@ class GuardedParams:
             grads.append(grad)
         return params, grads
 
+    def have_gradients(self) -> bool:
+        """Whether a parameter may have a gradient; no sync.
+
+        FSDP keeps the gradients of a window elsewhere until its last backward
+        pass, so sharded parameters always may.
+        """
+        # Most often the first parameter has one, and ends the search.
+        return self._has_parts or any(
+            grad is not None for grad in map(GRAD, self)
+        )
+
+    def have_nonzero_gradients(self) -> bool:
+        """Whether a parameter may have a gradient that is not zero.
+
+        Reads from the device once per gradient, up to the first that is not
+        zero.
+        """
+        return self._has_parts or any(
+            grad is not None and bool((grad != 0).any())
+            for grad in map(GRAD, self)
+        )
+
     def place(
         self, params: List[Tensor], models: Iterable[nn.Module]
     ) -> Placement:

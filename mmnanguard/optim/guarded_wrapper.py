@@ -56,7 +56,7 @@ class GuardedWrapper(OptimWrapper):
     def zero_grad(self, **kwargs: Any) -> None:
         """Set gradients to zero as MMEngine does."""
         super().zero_grad(**kwargs)
-        self.guard.window.drop_gradients()
+        self.guard.drop_gradients()
 
     def should_sync(self) -> bool:
         """Whether DDP averages the gradients of this backward pass."""
@@ -66,8 +66,9 @@ class GuardedWrapper(OptimWrapper):
     @torch.compiler.disable
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Run backward as MMEngine does, and note the loss."""
-        self.guard.add_loss(loss)
         super().backward(loss, **kwargs)
+        # Not before: if backward fails, the loss is in no gradient.
+        self.guard.add_loss(loss)
 
     @torch.compiler.disable
     def step(self, **kwargs: Any) -> None:

@@ -29,6 +29,7 @@ from mmnanguard.numerics.update.grad_sum import (
 )
 from mmnanguard.numerics.update.observe import diagnose, find_suspects, observe
 
+from .guarded_params import GuardedParams
 from .window import Window, Windows
 
 if TYPE_CHECKING:
@@ -170,18 +171,31 @@ class MicroBatchWindow(Window):
         self._batch_snapshot.take(model)
         super().enter(model)
 
-    def add_loss(self, loss: Tensor) -> None:
-        """Note the loss of one backward pass; no sync."""
+    def add_loss(self, loss: Tensor, iteration: Optional[int] = None) -> None:
+        """Note the loss of one finished backward pass; no sync."""
         value = loss.detach()
         self._batch_losses.append(value if value.dim() == 0 else value.sum())
+        self._note_backward(iteration)
+
+    def holds_gradients(self, params: GuardedParams) -> bool:
+        """Whether gradients of this window exist; no sync."""
+        # Judged micro-batches are summed elsewhere, or left out.
+        return self.num_batches > 0 or super().holds_gradients(params)
+
+    def drop_pending(self) -> None:
+        """Forget a forward pass of an earlier iteration without a backward."""
+        super().drop_pending()
+        if not self._batch_losses:
+            self._batch_snapshot = self._batches.open_batch()
 
     def drop_gradients(self) -> None:
         """Forget the micro-batches, because gradients were set to zero."""
-        if not self.has_gradients:
-            self._sum.drop()
-            self.num_batches, self._bad_batches = 0, []
-            self.losses += self._batch_losses
-            self._batch_losses = []
+        if self.has_gradients:
+            return
+        super().drop_gradients()
+        self._sum.drop()
+        self.num_batches, self._bad_batches = 0, []
+        self._batch_losses = []
 
     def judge_last(self) -> None:
         """Judge the last micro-batch if backward has run on it; syncs."""
@@ -192,6 +206,8 @@ class MicroBatchWindow(Window):
         guard = self._batches.guard
         self.num_batches += 1
         params, grads = guard.params.trained()
+        # The user may have set the gradients to zero past the wrapper.
+        losses = self._batch_losses if grads else []
         scale = guard.scaler.read(guard.params.optimizer)
         if scale.is_unscaled:
             raise GuardConfigError(
@@ -201,11 +217,11 @@ class MicroBatchWindow(Window):
                 "set accumulation='window'."
             )
         seen, reading = observe(
-            grads, self._batch_losses, self.facts, self._batch_snapshot, scale
+            grads, losses, self.facts, self._batch_snapshot, scale
         )
         if seen.is_clean:
             self._batch_snapshot.commit()
-            self.losses += self._batch_losses
+            self.losses += losses
         else:
             reading, weights = find_suspects(
                 seen, reading, self._batch_snapshot, guard.weights()

@@ -81,6 +81,7 @@ def launch_of(path: str, parts: Sequence[Part], start: StartRow) -> Launch:
         launcher=start.launcher,
         ranks=start.ranks,
         ranks_per_node=start.ranks_per_node,
+        lr_factor=start.lr_factor,
     )
 
 

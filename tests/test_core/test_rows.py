@@ -120,7 +120,7 @@ RECORDS_OF_KIND = {
 # the keys of 'update' are pinned with the public surface.
 KEYS = {
     'start': 'run attempt iter max_iters versions guards unguarded launcher '
-    'ranks ranks_per_node process',
+    'ranks ranks_per_node lr_factor process',
     'autopsy': 'id phase module module_type method op source dtype '
     'input_absmax output_absmax dtype_max batch_rows samples rank repeats '
     'exact fp32_is_finite remedy outputs',

@@ -13,7 +13,7 @@ from mmengine.optim import ApexOptimWrapper
 from mmengine.registry import MODELS, OPTIM_WRAPPERS
 from toys import ToyNet, guard_hooks, make_runner, wrapper
 
-from mmnanguard.hooks.guard.finite_history import FiniteHistory
+from mmnanguard.hooks.guard.run_scalars import FiniteHistory
 from mmnanguard.numerics import load_plain
 
 NO_LIMITS = dict(max_consecutive_skips=None, max_skip_rate=None)

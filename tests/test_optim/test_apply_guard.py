@@ -191,3 +191,22 @@ def test_an_unknown_guard_lists_the_known_ones():
 def test_a_config_without_wrapper(keys, hint):
     with pytest.raises(GuardConfigError, match=f'no optim_wrapper.*{hint}'):
         apply_guard(Config(dict(model=dict(), **keys)), 'full')
+
+
+def test_a_hook_that_is_there_by_another_name_is_not_doubled():
+    """The dump of a guarded config may be guarded again."""
+    hooks = dict(EventLogHook=dict(type='mmnanguard.EventLogHook'))
+    audits = [dict(type='mmnanguard.StateAuditHook', interval=7)]
+    cfg = Config(
+        dict(
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+            default_hooks=hooks,
+            custom_hooks=audits,
+        )
+    )
+    guarded = apply_guard(cfg)
+    types = [hook['type'] for hook in guarded.default_hooks.values()]
+    types += [hook['type'] for hook in guarded.custom_hooks]
+    assert len(types) == len(set(types))
+    assert guarded.custom_hooks == audits
+    assert apply_guard(guarded).to_dict() == guarded.to_dict()

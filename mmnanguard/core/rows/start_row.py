@@ -26,6 +26,8 @@ class StartRow(RowRecord):
         launcher: The launcher of the run, as in MMEngine's config.
         ranks: The number of processes of the run.
         ranks_per_node: The number of processes on the first node.
+        lr_factor: The factor of an ``LrFactorHook`` on the learning rates of
+            the config.
         process: The identity of the process of rank 0, see
             ``mmnanguard._support.process_identity``; None if unknown.
     """
@@ -42,6 +44,7 @@ class StartRow(RowRecord):
     launcher: str = 'none'
     ranks: int = 1
     ranks_per_node: int = 1
+    lr_factor: float = 1.0
     process: Optional[JsonObject] = None
 
     def sentence(self) -> str:

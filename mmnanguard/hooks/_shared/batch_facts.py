@@ -6,7 +6,9 @@ from typing import Any, Dict, Iterator, List, Mapping, Tuple, Union
 import torch
 from torch import Tensor
 
+from mmnanguard._support.parts import Trail, parts_of
 from mmnanguard._support.sample_name import sample_name
+from mmnanguard.numerics.base.tensor_kinds import real_values
 
 from .hook_arguments import DataBatch
 
@@ -31,7 +33,7 @@ def metainfo_names(data_batch: DataBatch) -> List[str]:
 
 
 def input_ranges(data_batch: DataBatch) -> Dict[str, Range]:
-    """Return the range of each tensor, or list of tensors, of a batch.
+    """Return the range of all tensors of each field of a batch.
 
     A range has the smallest and the largest finite element, and whether all
     elements are finite. The batch is as the data loader made it. Syncs if it
@@ -42,8 +44,7 @@ def input_ranges(data_batch: DataBatch) -> Dict[str, Range]:
         fields = data_batch
     ranges = {}
     for key, value in fields.items():
-        # `min` and `max` of an empty tensor raise an error.
-        tensors = list(filter(Tensor.numel, _tensors(value)))
+        tensors = list(filter_numbers(value))
         if not tensors:
             continue
         low, high, is_finite = math.inf, -math.inf, True
@@ -65,23 +66,24 @@ def _finite_range(tensor: Tensor) -> Tuple[Tuple[float, float], bool]:
     return extremes, finite.numel() == tensor.numel()
 
 
-def _metainfos(value: object) -> Iterator[Mapping[str, object]]:
+def _metainfos(
+    value: object, trail: Trail = ()
+) -> Iterator[Mapping[str, object]]:
     # Any class with metainfo, not only `BaseDataElement`: projects have data
     # samples of their own.
     metainfo = getattr(value, 'metainfo', None)
     if isinstance(metainfo, dict):
         yield metainfo
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _metainfos(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _metainfos(item)
+    elif isinstance(value, (dict, list, tuple)):
+        for _, item in parts_of(value, trail):
+            yield from _metainfos(item, (*trail, id(value)))
 
 
-def _tensors(value: object) -> Iterator[Tensor]:
+def filter_numbers(value: object, trail: Trail = ()) -> Iterator[Tensor]:
+    """Yield the real numbers of all tensors in a value, as tensors."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
+        numbers = real_values(value)
+        if numbers is not None:
+            yield numbers
+    for _, item in parts_of(value, trail):
+        yield from filter_numbers(item, (*trail, id(value)))

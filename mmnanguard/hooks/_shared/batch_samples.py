@@ -19,8 +19,9 @@ from typing import (
 )
 
 import numpy as np
-from mmengine.structures import BaseDataElement
 from torch import Tensor
+
+from mmnanguard._support.parts import Trail, parts_of
 
 from .batch_facts import metainfo_names, sample_ids
 from .hook_arguments import DataBatch
@@ -58,7 +59,10 @@ def count_samples(value: DataBatch) -> int:
 
 
 def tensors_of_samples(
-    value: DataBatch, num_samples: int, owner: Optional[int] = None
+    value: DataBatch,
+    num_samples: int,
+    owner: Optional[int] = None,
+    trail: Trail = (),
 ) -> Iterator[Tuple[Tensor, Tuple[int, ...]]]:
     """Yield each tensor of a batch and the samples to which it belongs.
 
@@ -70,6 +74,7 @@ def tensors_of_samples(
         num_samples: Number of samples of the batch.
         owner: Sample to which all of ``value`` belongs; None if it is not
             yet known.
+        trail: The ids of the values around ``value``.
     """
     if isinstance(value, Tensor):
         if owner is not None:
@@ -78,18 +83,17 @@ def tensors_of_samples(
             yield value, tuple(range(num_samples))
         else:
             yield value, ()
-    elif isinstance(value, BaseDataElement):
-        # `vars`, because a subclass may keep a field in a private attribute.
-        for item in vars(value).values():
-            yield from tensors_of_samples(item, num_samples, owner)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_of_samples(item, num_samples, owner)
-    elif isinstance(value, SEQUENCES):
-        is_list = owner is None and is_per_sample(value, num_samples)
-        for index, item in enumerate(value):
-            item_owner = index if is_list else owner
-            yield from tensors_of_samples(item, num_samples, item_owner)
+        return
+    parts = parts_of(value, trail)
+    is_list = (
+        owner is None
+        and isinstance(value, SEQUENCES)
+        and is_per_sample(value, num_samples)
+    )
+    for index, (_, item) in enumerate(parts):
+        yield from tensors_of_samples(
+            item, num_samples, index if is_list else owner, (*trail, id(value))
+        )
 
 
 def take_samples(

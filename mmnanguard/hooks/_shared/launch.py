@@ -8,7 +8,9 @@ from mmengine.runner import Runner
 
 from mmnanguard.core.launch import Launch, dumped_config
 
-__all__ = ['launch_of', 'local_world_size']
+from .roles import LrScaler
+
+__all__ = ['launch_of', 'local_world_size', 'lr_factor_of']
 
 
 def launch_of(runner: Runner) -> Launch:
@@ -19,7 +21,16 @@ def launch_of(runner: Runner) -> Launch:
         launcher=runner.launcher,
         ranks=get_world_size(),
         ranks_per_node=local_world_size(),
+        lr_factor=lr_factor_of(runner),
     )
+
+
+def lr_factor_of(runner: Runner) -> float:
+    """Return the factor on the learning rates of the config."""
+    for hook in runner.hooks:
+        if isinstance(hook, LrScaler):
+            return hook.factor
+    return 1.0
 
 
 def local_world_size() -> int:

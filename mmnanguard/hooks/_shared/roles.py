@@ -8,11 +8,21 @@ not import one another.
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-__all__ = ['EventSource', 'ModelChanger', 'has_hook']
+__all__ = ['EventSource', 'LrScaler', 'ModelChanger', 'has_hook']
 
 
 class EventSource(Hook):
     """Role of ``NanGuardHook``: hands events and rows to all other hooks."""
+
+
+class LrScaler(Hook):
+    """Role of ``LrFactorHook``: multiplies all learning rates of a run.
+
+    Attributes:
+        factor: The factor on the rates of the config.
+    """
+
+    factor: float
 
 
 class ModelChanger(Hook):

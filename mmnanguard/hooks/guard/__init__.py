@@ -3,8 +3,8 @@
 Reading order:
 
 1. ``nan_guard_hook``: the hook.
-2. ``run_scalars``: counters for the log and for dashboards, and non-finite
-   values in them; ``finite_history``: averages without these values.
+2. ``run_scalars``: counters for the log and for dashboards, and averages
+   without non-finite values.
 3. ``recent_samples``: the sample names of the last iterations.
 4. ``ema_freeze``: averages that ignore rejected updates.
 5. ``guard_checkpoint``: guards and random states in checkpoints, for an exact

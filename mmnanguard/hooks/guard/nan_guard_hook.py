@@ -108,6 +108,7 @@ class NanGuardHook(PatchingHook, EventSource):
         self._samples = RecentSamples()
         self._logged = LoggedValues()
         self._num_updates = 0
+        self._num_backwards = 0
         self._ids: Set[str] = set()
 
     def before_run(self, runner: Runner) -> None:
@@ -189,7 +190,8 @@ class NanGuardHook(PatchingHook, EventSource):
         # hooks, which come next, ask whether it was left out.
         for guard in self._guards.values():
             guard.window.judge_last()
-        self._samples.note(runner.iter, batch_idx, data_batch)
+        if self._is_used():
+            self._samples.note(runner.iter, batch_idx, data_batch)
         events: List[Tuple[GuardProtocol, GuardEvent]] = []
         for guard in self._guards.values():
             for event in guard.take_events():
@@ -202,7 +204,7 @@ class NanGuardHook(PatchingHook, EventSource):
         if events:
             context = self._context(runner, batch_idx, data_batch, outputs)
         for position, (guard, event) in enumerate(events):
-            event = self._complete(runner, event, context)
+            event = self._complete(runner, guard, event, context)
             events[position] = guard, event
             if event.action is not Action.STEP:
                 note_rejected(runner.message_hub)
@@ -218,11 +220,32 @@ class NanGuardHook(PatchingHook, EventSource):
                 halt(runner, guard.halted(event))
         self._checkpoint.gather(runner)
 
+    def _is_used(self) -> bool:
+        """Whether the batch of this iteration is a part of any update.
+
+        It is not if the iteration was abandoned before its backward pass.
+        """
+        before = self._num_backwards
+        self._num_backwards = sum(
+            guard.num_backwards for guard in self._guards.values()
+        )
+        # A loop may call loss.backward() past the wrapper every time.
+        is_counted = self._num_backwards > 0
+        return not is_counted or (
+            self._num_backwards != before
+            or self._count('num_updates') != self._num_updates
+        )
+
     def _complete(
-        self, runner: Runner, event: GuardEvent, context: Dict[str, object]
+        self,
+        runner: Runner,
+        guard: GuardProtocol,
+        event: GuardEvent,
+        context: Dict[str, object],
     ) -> GuardEvent:
         """Return the event with its iteration's context; collective."""
-        about = dict(context, samples=self._samples.of(event))
+        samples = self._samples.of(event, guard.reported_iterations)
+        about = dict(context, samples=samples)
         if get_world_size() > 1:
             # Only the rank on which the fault began knows the offending batch
             # and tensors, and all ranks have to report equal events.

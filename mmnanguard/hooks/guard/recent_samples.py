@@ -14,7 +14,7 @@ __all__ = ['RecentSamples']
 
 
 class RecentSamples:
-    """Names the samples of the last iterations.
+    """Names the samples of the last iterations that had a backward pass.
 
     It keeps the ``data_samples`` of each batch and not the inputs, so that no
     image stays in memory.
@@ -44,14 +44,21 @@ class RecentSamples:
         # window of a training can be shorter.
         self._start = self._recent[-1][0] + 1
 
-    def of(self, event: GuardEvent) -> Tuple[str, ...]:
-        """Return the sample names of the open window.
+    def of(
+        self, event: GuardEvent, window: Container[int] = ()
+    ) -> Tuple[str, ...]:
+        """Return the sample names of the window that an event is about.
 
         For an event that left out micro-batches, return only the sample names
         of the micro-batches that this rank left out.
+
+        Args:
+            event: The event.
+            window: The iterations of the window, from 0. If it is empty, they
+                are all iterations since the former update.
         """
         last = self._recent[-1][0]
-        iterations: Container[int] = range(self._start, last + 1)
+        iterations = window or range(self._start, last + 1)
         if event.micro_batches is not None:
             iterations = own_iterations(event.micro_batches['left_out'])
         names: List[str] = []

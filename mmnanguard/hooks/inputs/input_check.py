@@ -6,13 +6,11 @@ report what 'sanitize' replaced, does ``bad_samples`` copy the flags to the
 host and turn them into names of samples.
 """
 
-import copy
 import math
 from functools import partial
 from itertools import repeat
-from operator import attrgetter, is_, itemgetter
+from operator import attrgetter
 from typing import (
-    Any,
     Dict,
     Iterable,
     List,
@@ -25,8 +23,10 @@ from typing import (
 )
 
 import torch
-from mmengine.structures import BaseDataElement
 from torch import Tensor
+
+from mmnanguard._support.parts import Trail, parts_of, with_parts
+from mmnanguard.numerics.base.tensor_kinds import is_ordinary, real_values
 
 from .._shared.batch_facts import metainfo_names
 from .._shared.batch_samples import count_samples, is_batch
@@ -34,7 +34,7 @@ from .input_policy import InputPolicy
 
 __all__ = ['InputCheck', 'InputFlags', 'bad_samples']
 
-# Not float8, for which PyTorch has neither `amin` nor `nan_to_num`.
+# The types that are checked and sanitized as they are.
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -56,11 +56,11 @@ class InputCheck:
     """The check of the output of a data preprocessor; no sync.
 
     Checks tensors of float16, bfloat16, float32 and float64 and Python
-    floats, in dicts, lists, tuples and data fields of data elements (not
-    their metainfo). The key of a part is its path, without the positions in
-    lists: 'inputs', 'data_samples.gt_instances.bboxes'. Arguments by
-    position are '0', '1' and so on; an output that is a single tensor is
-    'inputs'.
+    floats, in dicts, lists, tuples, data fields of data elements (not their
+    metainfo) and attributes of other objects, such as mmdet's boxes. The key
+    of a part is its path, without the positions in lists: 'inputs',
+    'data_samples.gt_instances.bboxes'. Arguments by position are '0', '1'
+    and so on; an output that is a single tensor is 'inputs'.
 
     A part belongs to a sample if it is in a list that has one item for each
     sample. Otherwise the rows of a tensor belong to the samples if there are
@@ -109,7 +109,11 @@ class InputCheck:
             self.flags = InputFlags(self._parts, join_flags(self._flags))
 
     def _visit(
-        self, value: object, key: str, owner: Optional[str] = None
+        self,
+        value: object,
+        key: str,
+        owner: Optional[str] = None,
+        trail: Trail = (),
     ) -> object:
         """Check a part and all parts below it; return it, sanitized.
 
@@ -118,43 +122,31 @@ class InputCheck:
             key: Key of the part; '' for the whole output.
             owner: Name of the sample that has the part; None if the part
                 belongs to several samples.
+            trail: The ids of the values around it.
         """
         if isinstance(value, (Tensor, float)):
             return self._check(value, key or 'inputs', owner)
-        if isinstance(value, (dict, BaseDataElement)):
-            items = list(value.items())
-            if isinstance(value, BaseDataElement):
-                # A data element keeps its field names in a set, whose order
-                # differs between processes.
-                items.sort(key=itemgetter(0))
-            changes = {}
-            for name, item in items:
-                new_item = self._visit(item, join(key, name), owner)
-                if new_item is not item:
-                    changes[name] = new_item
-            return with_items(value, changes)
-        if isinstance(value, (list, tuple)):
-            parts = self._visit_list(value, key, owner)
-            # Compare identities: `==` of tensors compares their elements.
-            is_same = all(map(is_, parts, value))
-            return value if is_same else with_parts(value, parts)
-        return value
-
-    def _visit_list(
-        self, value: Sequence[object], key: str, owner: Optional[str]
-    ) -> List[object]:
-        """Check the items of a list or tuple; return them, sanitized."""
-        names: Optional[Iterable[object]] = getattr(value, '_fields', None)
-        if names is None and not key:
-            # The list holds the arguments of the model's forward.
-            names = range(len(value))
-        if names is not None:
-            keys = map(partial(join, key), names)
-            return list(map(self._visit, value, keys, repeat(owner)))
+        parts = parts_of(value, trail)
+        is_list = isinstance(value, (list, tuple)) and not hasattr(
+            value, '_fields'
+        )
         owners: Iterable[Optional[str]] = repeat(owner)
-        if owner is None and self._is_per_sample(value, key):
-            owners = self._names_for(key)
-        return list(map(self._visit, value, repeat(key), owners))
+        if is_list and key and owner is None:
+            items = [item for _, item in parts]
+            if self._is_per_sample(items, key):
+                owners = self._names_for(key)
+        changes = {}
+        for (name, item), item_owner in zip(parts, owners):
+            # The items of a list share its key, but for the list of the
+            # arguments of the model's forward.
+            item_key = key if is_list and key else join(key, name)
+            new_item = self._visit(
+                item, item_key, item_owner, (*trail, id(value))
+            )
+            # Compare identities: `==` of tensors compares their elements.
+            if new_item is not item:
+                changes[name] = new_item
+        return with_parts(value, changes)
 
     def _is_per_sample(self, value: Sequence[object], key: str) -> bool:
         """Whether a list has one item for each sample."""
@@ -167,25 +159,30 @@ class InputCheck:
         self, value: Union[Tensor, float], key: str, owner: Optional[str]
     ) -> Union[Tensor, float]:
         """Flag a tensor or float; return it, sanitized."""
-        # `amin` takes strided tensors only.
-        if isinstance(value, Tensor) and (
-            value.dtype not in FLOATS or value.layout != torch.strided
-        ):
-            return value
+        tensor: Optional[Tensor] = None
+        can_sanitize = True
+        if isinstance(value, Tensor):
+            tensor = value
+            if value.dtype not in FLOATS or not is_ordinary(value):
+                # Numbers in another form: complex, sparse, of 8 bits.
+                tensor, can_sanitize = real_values(value), False
+            if tensor is None or (self._policy.sanitizes and not can_sanitize):
+                return value
         self.keys.add(key)
         if not self._policy.includes(key):
             return value
-        if isinstance(value, Tensor):
-            tensor = value
+        if tensor is not None:
+            pass
         elif math.isfinite(value):
             # No tensor for each finite float: a batch may have hundreds.
             return value
         else:
             tensor = torch.tensor(value, dtype=torch.float64)
         names, rows = self._names_for(key), tensor
+        is_sparse = isinstance(value, Tensor) and value.layout != torch.strided
         if owner is not None:
             names, rows = (owner,), tensor[None]
-        elif tensor.dim() == 0 or len(tensor) != len(names):
+        elif is_sparse or tensor.dim() == 0 or len(tensor) != len(names):
             names, rows = (self._batch_name,), tensor[None]
         self._parts.append((key, names))
         self._flags.append(bad_rows(rows.detach()))
@@ -268,32 +265,3 @@ def join_flags(flags: Sequence[Tensor]) -> Tensor:
             device = flag.device
             break
     return torch.cat([flag.to(device, non_blocking=True) for flag in flags])
-
-
-def with_items(
-    value: Union[Dict[Any, object], BaseDataElement],
-    changes: Dict[Any, object],
-) -> object:
-    """Return a copy of a dict or data element with some items replaced."""
-    if not changes:
-        return value
-    new = copy.copy(value)
-    if isinstance(new, BaseDataElement):
-        new.set_data(changes)
-    else:
-        new.update(changes)
-    return new
-
-
-def with_parts(value: Any, parts: List[object]) -> object:
-    """Return a list or tuple of the type of ``value`` with other items."""
-    # A named tuple takes its fields as separate arguments.
-    if hasattr(value, '_fields'):
-        return type(value)(*parts)
-    if isinstance(value, tuple):
-        return type(value)(parts)
-    # A copy, because the constructor of a subclass of list may take other
-    # arguments.
-    new = copy.copy(value)
-    new[:] = parts
-    return new

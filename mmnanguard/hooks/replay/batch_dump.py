@@ -22,11 +22,11 @@ from mmnanguard.numerics.probe.replay import Setting
 from .._shared.find_guards import find_wrappers
 from .._shared.versions import versions
 from .fp32_modules_hook import Fp32ModulesHook
-from .plain_batch import to_plain
+from .plain_batch import can_save, to_plain
 from .window import Window
 from .window_replay import settings_of
 
-__all__ = ['Dump', 'collect', 'save_whole', 'weights_of']
+__all__ = ['Dump', 'collect', 'save_whole', 'size_of', 'weights_of']
 
 SCHEMA = 1
 Dump = Dict[str, Any]
@@ -95,15 +95,27 @@ def numbers_of_hub(runner: Runner) -> Dict[str, object]:
 
 
 def weights_of(model: nn.Module) -> Dict[str, Tensor]:
-    """Return weights and buffers on the CPU, as this rank holds them."""
+    """Return weights and buffers on the CPU, as this rank holds them.
+
+    Tensors that a file cannot hold are left out.
+    """
     # The names are those of the model itself, also inside DDP.
     model = getattr(model, 'module', model)
     weights = {}
     for name, value in model.state_dict().items():
         # ``get_extra_state`` may put any object there.
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and can_save(value):
             weights[name] = value.detach().cpu()
     return weights
+
+
+def size_of(content: object) -> int:
+    """Return the bytes of all tensors in lists and dicts."""
+    size = 0
+    for leaf in tree_flatten(content)[0]:
+        if isinstance(leaf, Tensor):
+            size += leaf.numel() * leaf.element_size()
+    return size
 
 
 def save_whole(dump: Dump, path: Path, max_bytes: float) -> int:
@@ -116,10 +128,7 @@ def save_whole(dump: Dump, path: Path, max_bytes: float) -> int:
         OSError: If the dump is too large, or cannot be written. If the disk
             is full, PyTorch may raise a RuntimeError instead.
     """
-    size = 0
-    for leaf in tree_flatten(dump)[0]:
-        if isinstance(leaf, Tensor):
-            size += leaf.numel() * leaf.element_size()
+    size = size_of(dump)
     # Refused before anything is written, or it might fill the disk.
     if size > max_bytes:
         raise OSError(

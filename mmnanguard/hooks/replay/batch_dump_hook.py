@@ -1,23 +1,29 @@
 """The hook that saves rejected updates, for a replay in another process."""
 
+from itertools import chain
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import List, Optional, Tuple, Union
 
 from mmengine.dist import all_gather_object, get_rank
 from mmengine.runner import Runner
+from torch import nn
 
 from mmnanguard.core import Action, GuardConfigError, GuardEvent
 from mmnanguard.core.causes import CAUSES
+from mmnanguard.core.checks import check_value
+from mmnanguard.core.older_checkpoint import older_checkpoint
 from mmnanguard.core.rows.dump_row import DumpRow
 from mmnanguard.core.rows.event_files import DUMPS_FOLDER
 from mmnanguard.numerics.base.shards import is_sharded
 from mmnanguard.registry import HOOKS
 
-from .batch_dump import Dump, collect, save_whole, weights_of
+from .batch_dump import Dump, collect, save_whole, size_of, weights_of
 from .plain_config import parse_config
 from .window import Window, WindowHook
 
 __all__ = ['BatchDumpHook']
+
+AUTO_BYTES = 256 * 2**20  # weights that 'auto' saves
 
 
 @HOOKS.register_module()
@@ -40,7 +46,9 @@ class BatchDumpHook(WindowHook):
         max_megabytes: Largest size of the tensors of a dump. A larger dump is
             not written.
         save_weights: Whether the dump has the model's weights and buffers
-            too, as they were before the update.
+            too, as they were before the update. 'auto' saves them if they
+            are not sharded, take up to 256 MiB and fit into
+            ``max_megabytes``.
         overflows: Whether routine overflows of the loss scale are dumped too.
 
     Raises:
@@ -52,7 +60,7 @@ class BatchDumpHook(WindowHook):
         self,
         max_dumps: int = 5,
         max_megabytes: float = 1024,
-        save_weights: bool = False,
+        save_weights: Union[bool, str] = False,
         overflows: bool = False,
     ) -> None:
         for name, value in (
@@ -64,6 +72,12 @@ class BatchDumpHook(WindowHook):
                     f'BatchDumpHook.{name} is {value!r}: it must be a number '
                     'above 0; to switch dumps off, leave the hook out.'
                 )
+        check_value(
+            save_weights in (False, True, 'auto'),
+            'BatchDumpHook.save_weights',
+            save_weights,
+            "False, True or 'auto'",
+        )
         self._num_left = max_dumps
         self._max_bytes = max_megabytes * 2**20
         self._save_weights = save_weights
@@ -72,7 +86,7 @@ class BatchDumpHook(WindowHook):
     def before_train(self, runner: Runner) -> None:
         """Refuse to save weights that are sharded."""
         # A rank has only its shard, of which no model could be built again.
-        if self._save_weights and is_sharded(runner.model):
+        if self._save_weights is True and is_sharded(runner.model):
             raise GuardConfigError(
                 'BatchDumpHook.save_weights: the weights are sharded over '
                 'ranks, and a dump is of one rank. Leave it out, and give '
@@ -113,7 +127,7 @@ class BatchDumpHook(WindowHook):
         path = Path(runner.log_dir, DUMPS_FOLDER, name)
         try:
             dump, pickled, lost = collect(runner, event, window)
-            if self._save_weights:
+            if self._saves_weights(runner.model, size_of(dump)):
                 dump['weights'] = weights_of(runner.model)
             size = save_whole(dump, path, self._max_bytes)
         except Exception as error:
@@ -127,9 +141,30 @@ class BatchDumpHook(WindowHook):
             )
             return None
         needs, remarks = review(dump, pickled, lost)
-        record = DumpRow(event.id, get_rank(), str(path), size, needs)
+        checkpoint = None
+        if 'checkpoint' in needs:
+            checkpoint = older_checkpoint(
+                Path(runner.work_dir), event.iter, event.epoch, event.batch_idx
+            )
+        record = DumpRow(
+            event.id, get_rank(), str(path), size, needs, checkpoint
+        )
         runner.logger.warning(record.line(remarks))
         return record
+
+    def _saves_weights(self, model: nn.Module, batch_size: int) -> bool:
+        """Whether a dump gets the weights.
+
+        Args:
+            model: The model.
+            batch_size: Bytes of the dump without weights.
+        """
+        if self._save_weights != 'auto':
+            return bool(self._save_weights)
+        if is_sharded(model):
+            return False
+        size = size_of(list(chain(model.parameters(), model.buffers())))
+        return size <= min(AUTO_BYTES, self._max_bytes - batch_size)
 
 
 def review(

@@ -12,6 +12,8 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from mmnanguard.numerics.base.tensor_kinds import copy_of, is_ordinary
+
 __all__ = ['BatchKeeper', 'KeptBatch']
 
 # A preprocessor treats every batch like the first. More than one batch is
@@ -76,7 +78,10 @@ class BatchKeeper:
                 return leaf
             # A deepcopy fails for a tensor that is part of a graph.
             if isinstance(leaf, Tensor):
-                return leaf.detach().clone()
+                copied = copy_of(leaf)
+                if copied is None:
+                    self._lost.add(path)
+                return leaf if copied is None else copied
             try:
                 return copy.deepcopy(leaf)
             except Exception:
@@ -162,15 +167,21 @@ def walk(
 
 def same(left: object, right: Any) -> bool:
     """Whether two leaves are equal bit for bit, so that NaN equals NaN."""
-    if not isinstance(left, Tensor):
+    if not isinstance(left, Tensor) or not isinstance(right, Tensor):
         return pickle.dumps(left) == pickle.dumps(right)
+    if not (is_ordinary(left) and is_ordinary(right)):
+        # Such tensors have no bits to compare, and some have no shape.
+        return type(left) is type(right) and torch.equal(left, right)
     if (left.shape, left.dtype) != (right.shape, right.dtype):
         return False
     # An empty tensor made of a NumPy array may have a stride of 0, with which
     # view() as bytes fails.
     if left.numel() == 0:
         return True
-    return torch.equal(
-        left.cpu().contiguous().flatten().view(torch.uint8),
-        right.cpu().contiguous().flatten().view(torch.uint8),
-    )
+    return torch.equal(bytes_of(left), bytes_of(right))
+
+
+def bytes_of(tensor: Tensor) -> Tensor:
+    """Return the bytes of an ordinary tensor on the host."""
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    return tensor.contiguous().flatten().view(torch.uint8)

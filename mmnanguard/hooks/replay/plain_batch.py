@@ -4,6 +4,7 @@ Other objects, such as mmdet's boxes, are pickled into bytes, which
 :func:`from_plain` opens only if the caller allows it.
 """
 
+import io
 import pickle
 import sys
 from functools import partial
@@ -13,7 +14,9 @@ import numpy as np
 import torch
 from mmengine.structures import BaseDataElement
 
-__all__ = ['from_plain', 'to_plain']
+from mmnanguard.numerics.base.tensor_kinds import is_ordinary
+
+__all__ = ['can_save', 'from_plain', 'to_plain']
 
 # Keys that mark a dict as the code of another object. They are part of the
 # file format: a change needs another ``batch_dump.SCHEMA``.
@@ -49,7 +52,7 @@ class Encoder:
     def encode(self, item: object) -> object:
         """Return the code of an object."""
         if isinstance(item, torch.Tensor):
-            return without_base(item.detach().cpu())
+            return self._encode_tensor(item)
         # An array of objects is no tensor, and is pickled.
         if isinstance(item, np.ndarray) and item.dtype != object:
             return {ARRAY: torch.from_numpy(np.ascontiguousarray(item))}
@@ -73,6 +76,13 @@ class Encoder:
             return tuple(map(self.encode, item))
         return self._encode_object(item)
 
+    def _encode_tensor(self, item: torch.Tensor) -> object:
+        """Return a tensor on the host, or its text if it cannot be saved."""
+        if not can_save(item):
+            return self._encode_object(item)
+        item = item.detach().cpu()
+        return without_base(item) if is_ordinary(item) else item
+
     def _encode_object(self, item: object) -> Dict[str, object]:
         """Return the pickle of an object, or its text if that fails."""
         name = f'{type(item).__module__}.{type(item).__qualname__}'
@@ -85,6 +95,21 @@ class Encoder:
             return {LOST: repr(item)[:1000], 'type': name}
         self.pickled.add(name)
         return {PICKLED: data, 'type': name}
+
+
+def can_save(tensor: torch.Tensor) -> bool:
+    """Whether a file can hold a tensor and loads with ``weights_only``."""
+    if is_ordinary(tensor):
+        return True
+    file = io.BytesIO()
+    try:
+        # A subclass may raise anything.
+        torch.save(tensor.detach().cpu(), file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception:
+        return False
+    return True
 
 
 def without_base(tensor: torch.Tensor) -> torch.Tensor:

@@ -4,13 +4,14 @@ All hooks of a runner that may replay share one :class:`Window`, so that a
 batch is kept once.
 """
 
-from typing import List, NamedTuple, Optional
+from typing import Iterable, List, NamedTuple, Optional, Set
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmnanguard.numerics.base.rng_state import RngState, read_rng
+from mmnanguard.numerics.guard_protocol import GuardProtocol
 
 from .._shared.find_guards import find_guards
 from .._shared.hook_arguments import DataBatch, Outputs
@@ -75,10 +76,20 @@ class Window:
         if not any(guard.is_open for guard in guards):
             self.batches = []
             self._num_steps = count_steps(runner)
+        self._drop_abandoned(guards)
         kept = self._keeper.keep(data_batch)
         self.batches.append(
             MicroBatch(batch_idx, kept, read_rng(), runner.iter)
         )
+
+    def _drop_abandoned(self, guards: Iterable[GuardProtocol]) -> None:
+        """Drop the batches of iterations that had no backward pass."""
+        used: Set[int] = set()
+        for guard in guards:
+            used.update(guard.window.iterations)
+        # A loop may call loss.backward() past the wrapper.
+        if used:
+            self.batches = [b for b in self.batches if b.iter in used]
 
     def compare(self, data_batch: DataBatch) -> None:
         """Compare the batch after an iteration.

@@ -132,10 +132,9 @@ class TrackedModel:
         """Divide the backups into ``moving`` and ``quiet``."""
         self.moving, self.quiet = [], []
         for backup in self.backups:
-            # While nothing is known, everything may move. Parameters that
-            # cannot be compared are not copied for that: quantized weights
-            # of gigabytes do not change.
-            if backup.is_changing or (is_probing and backup.is_ordinary):
+            # While nothing is known, everything may move, except for the
+            # weights of quantized models: gigabytes that do not change.
+            if backup.is_changing or (is_probing and not backup.is_opaque):
                 self.moving.append(backup)
             elif backup.has_counter:
                 self.quiet.append(backup)

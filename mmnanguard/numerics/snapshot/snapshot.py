@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.norms import tensor_norms
-from .change_tracker import NUM_PROBED_WINDOWS, ChangeTracker, TrackedModel
+from .change_tracker import ChangeTracker, TrackedModel
 from .tensor_backup import TensorBackup
 
 __all__ = ['Changes', 'Comparison', 'Snapshot']
@@ -268,9 +268,9 @@ class Snapshot:
                 future = 'It cannot be copied, so such changes always stay.'
             warnings.warn(
                 f"forward changed the parameter '{backup.key}' of a "
-                f'{type(backup.owner).__name__}, which it had left alone in '
-                f'the first {NUM_PROBED_WINDOWS} commits: this one change '
-                f'stays although the update was rejected. {future}',
+                f'{type(backup.owner).__name__}, of which there is no copy '
+                'because forward had left it alone: this one change stays '
+                f'although the update was rejected. {future}',
                 RuntimeWarning,
                 stacklevel=2,
             )

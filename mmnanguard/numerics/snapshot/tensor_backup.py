@@ -164,6 +164,13 @@ class TensorBackup:
         return self.was_finite is not False or self.is_born
 
     @property
+    def is_opaque(self) -> bool:
+        """Whether the tensor is dense and cannot be read, as if quantized."""
+        if self.tensor is None or self.is_ordinary:
+            return False
+        return self.is_lost or self.tensor.layout is torch.strided
+
+    @property
     def has_counter(self) -> bool:
         """Whether the tensor counts the changes of its content."""
         return self.tensor is not None and version_of(self.tensor) is not None

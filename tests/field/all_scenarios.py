@@ -1,0 +1,15 @@
+"""The modules that hold scenarios; an import registers what is in them."""
+
+from . import (  # noqa: F401
+    detection,
+    generative,
+    healthy,
+    language,
+    pretraining,
+    segmentation,
+    setups,
+    three_d,
+)
+from .scenario import SCENARIOS
+
+__all__ = ['SCENARIOS']

@@ -1,0 +1,250 @@
+"""Each command that console and report hand out does what it promises."""
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from mmengine.hooks import Hook
+from mmengine.registry import DATASETS, HOOKS
+from toys import ToyData, ToyNet
+
+from mmnanguard.core.launch import Launch
+from mmnanguard.numerics import load_plain
+from mmnanguard.report import load_run
+from mmnanguard.safe_load import allow_mmengine_checkpoints
+from tools import replay, scan_checkpoints, train
+
+# A folder that a command must quote.
+ODD_NAME = "my run's $HOME; \x1b[31m猫"
+CONFIG = f"""
+default_scope = 'mmengine'
+custom_imports = dict(imports=['toys'])
+model = dict(type='{ToyNet.__name__}')
+train_dataloader = dict(
+    dataset=dict(type='NamedData', size=24), batch_size=4, num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False))
+train_cfg = dict(by_epoch=False, max_iters=6)
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1))
+default_hooks = dict(
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2),
+    logger=dict(type='LoggerHook', interval=1))
+custom_hooks = [dict(type='CommandFault')]
+"""
+
+
+@DATASETS.register_module()
+class NamedData(ToyData):
+    """Data whose samples have odd names, and no annotations to read."""
+
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        item['data_samples'].set_metainfo(dict(img_path=f'{index} a\tb.jpg'))
+        return item
+
+
+@HOOKS.register_module()
+class CommandFault(Hook):
+    """Crash in iteration 5 once, or poison the gradients there."""
+
+    fault = ''
+    names, rates = None, None
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        cls = type(self)
+        cls.rates = [
+            *(cls.rates or ()),
+            runner.optim_wrapper.get_lr()['lr'][0],
+        ]
+        for sample in data_batch['data_samples']:
+            cls.names = [*(cls.names or ()), sample.img_path]
+        if runner.iter == 4 and self.fault == 'crash':
+            raise RuntimeError('a fault')
+        if runner.iter == 4 and self.fault == 'nan':
+            data_batch['inputs'][0][:] = float('nan')
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    # Two runs of a process may not begin in the same second.
+    times = map('20260101_{:06}'.format, itertools.count())
+    monkeypatch.setattr('time.strftime', lambda *_: next(times))
+    CommandFault.fault, CommandFault.names, CommandFault.rates = '', [], []
+
+
+@pytest.fixture
+def work_dir(tmp_path):
+    return tmp_path / ODD_NAME / 'work'
+
+
+@pytest.fixture
+def config(work_dir):
+    work_dir.parent.mkdir()
+    path = work_dir.parent / 'a config.py'
+    path.write_text(CONFIG)
+    return path
+
+
+def words_of(command):
+    """Return the words of which bash makes the command."""
+    script = f'words() {{ printf \'%s\\0\' "$@"; }}; words {command}'
+    done = subprocess.run(
+        ['bash', '-c', script], capture_output=True, check=True
+    )
+    return list(map(os.fsdecode, done.stdout.split(b'\0')[:-1]))
+
+
+def paste(command):
+    """Run a command as bash reads it, in this process; return the status."""
+    assert command.isprintable()
+    python, _, package, tool, *words = words_of(command)
+    assert (python, package) == ('python', 'mmnanguard')
+    tools = dict(train=train, replay=replay, scan_checkpoints=scan_checkpoints)
+    return tools[tool].main(words)
+
+
+def start(config, work_dir, fault='', *options):
+    CommandFault.fault = fault
+    argv = [str(config), '--work-dir', str(work_dir), *options]
+    status = None
+    # The crash of a run, which a shell would show as its exit status.
+    with suppress(RuntimeError):
+        status = train.main(argv)
+    CommandFault.fault = ''
+    CommandFault.names, CommandFault.rates = [], []
+    return status
+
+
+def codes_of(work_dir):
+    steps = load_run(str(work_dir)).verdict.steps
+    return {step.text.split(',')[0]: step.code for step in steps}
+
+
+def last_checkpoint(work_dir):
+    allow_mmengine_checkpoints()
+    return load_plain((work_dir / 'last_checkpoint').read_text())
+
+
+def test_resume_after_a_crash(config, work_dir):
+    start(config, work_dir, 'crash', '--guard', 'fp32')
+    # The dump of the config is enough.
+    config.unlink()
+    code = codes_of(work_dir)['resume it once the reason is repaired']
+    assert paste(code) == 0
+    assert len(CommandFault.rates) == 2
+    report = load_run(str(work_dir))
+    assert (report.state, report.verdict.is_healthy) == ('finished', True)
+
+
+def test_go_on_slower(config, work_dir):
+    start(config, work_dir, 'crash', '--guard', 'fp32')
+    for factor, left in ((0.1, 2), (0.5, 0)):
+        launch = load_run(str(work_dir)).summary.launch
+        more = ('--cfg-options', f'train_cfg.max_iters={8 - left}')
+        assert paste(launch.train_slower(factor, *more)) == 0
+    assert CommandFault.rates == pytest.approx([0.01, 0.01, 0.005, 0.005])
+    (group, *_) = last_checkpoint(work_dir)['optimizer']['param_groups']
+    assert group['lr'] == pytest.approx(0.005)
+
+
+def test_guard_an_unguarded_run(config, work_dir):
+    hooks = 'default_hooks.{0}.type=mmnanguard.{1}'.format
+    options = [hooks('nan_guard', 'NanGuardHook')]
+    options += [hooks('event_log', 'EventLogHook'), 'train_cfg.max_iters=4']
+    start(config, work_dir, '', '--cfg-options', *options)
+    code = codes_of(work_dir)['guard it']
+    assert paste(f'{code} --cfg-options train_cfg.max_iters=6') == 0
+    assert len(CommandFault.rates) == 2
+    report = load_run(str(work_dir))
+    assert report.verdict.is_healthy, report.verdict.sentence
+    # Each row once, although the config had two of the hooks already.
+    assert report.summary.num_kinds == dict(start=1, end=1)
+
+
+def test_replay_with_weights_and_without(config, work_dir, capfd):
+    start(config, work_dir, 'nan', '--guard', 'full')
+    (row,) = load_run(str(work_dir)).summary.others['dump']
+    assert row['needs'] == []
+    logs = list(work_dir.glob('*/*.log'))
+    (command,) = re.findall('run it: (.*)', logs[0].read_text())
+    assert paste(command) == 0
+    assert 'not finite' in capfd.readouterr().out
+    shutil.rmtree(work_dir)
+    option = 'default_hooks.dump.save_weights=False'
+    start(config, work_dir, 'nan', '--guard', 'full', '--cfg-options', option)
+    logs = list(work_dir.glob('*/*.log'))
+    (command,) = re.findall('run it: (.*)', logs[0].read_text())
+    assert words_of(command)[-1] == str(work_dir / 'iter_4.pth')
+    capfd.readouterr()
+    # The newest checkpoint is newer than the dump.
+    assert (work_dir / 'iter_6.pth').exists()
+    assert paste(command) == 0
+    assert 'not finite' in capfd.readouterr().out
+
+
+@pytest.mark.parametrize('by', ['name', 'index', 'both'])
+def test_exclude(config, work_dir, tmp_path, by):
+    lines = {'name': ('5 a\tb.jpg',), 'index': ('5', '17')}
+    lines['both'] = ('5\t5 a\tb.jpg',)
+    listed = tmp_path / 'a list.txt'
+    listed.write_text('\n'.join(lines[by]))
+    launch = Launch(str(config), str(work_dir))
+    assert (
+        paste(launch.train('--guard', 'fp32', '--exclude', str(listed))) == 0
+    )
+    assert '5 a\tb.jpg' not in CommandFault.names
+    assert '6 a\tb.jpg' in CommandFault.names
+    assert ('17 a\tb.jpg' in CommandFault.names) == (by != 'index')
+
+
+def test_exclude_without_a_list(config, work_dir, capsys):
+    assert start(config, work_dir, '', '--exclude', 'nowhere.txt') == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('GuardConfigError: nowhere.txt, a list of samples')
+
+
+def test_the_checkpoint_to_go_on_with(config, work_dir, capsys):
+    start(config, work_dir, '', '--guard', 'fp32')
+    assert scan_checkpoints.main([str(work_dir)]) == 0
+    advice = capsys.readouterr().out.split('go on with ')[1].strip()
+    launch = Launch(str(config), str(work_dir))
+    more = '--cfg-options train_cfg.max_iters=8'
+    assert paste(f'{launch.train()} {advice} {more}') == 0
+    assert len(CommandFault.rates) == 2
+
+
+def test_in_a_real_shell(config, work_dir):
+    """The whole way once, in a process of its own."""
+    launch = Launch(str(config), str(work_dir))
+    more = ['--cfg-options', 'custom_hooks=[]', 'train_cfg.max_iters=1']
+    more.append('train_dataloader.dataset.type=ToyData')
+    environment = dict(
+        os.environ,
+        PATH=os.pathsep.join([str(Path(sys.executable).parent), '/bin']),
+        PYTHONPATH=os.pathsep.join(sys.path),
+    )
+    done = subprocess.run(
+        ['bash', '-c', launch.train('--guard', 'fp32', *more)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert load_run(str(work_dir)).state == 'finished'
+
+
+def test_ranks():
+    launch = Launch('c.py', 'w', 'pytorch', ranks=16, ranks_per_node=8)
+    assert launch.train('--resume') == (
+        'torchrun --nproc_per_node=8 --nnodes=2 -m mmnanguard train c.py '
+        '--work-dir w --launcher pytorch --resume'
+    )
+    launch = Launch('c.py', 'w', 'slurm', ranks=16)
+    assert launch.train() == (
+        'python -m mmnanguard train c.py --work-dir w --launcher slurm'
+    )
