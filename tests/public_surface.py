@@ -65,7 +65,7 @@ REGISTERED = {
 POLICY_KEYS = {
     'GuardPolicy': (
         'max_consecutive_skips max_skip_rate skip_rate_window proven_after '
-        'when_exhausted accumulation spike lr_backoff divergence'
+        'when_exhausted accumulation check_step spike lr_backoff divergence'
     ),
     'SpikePolicy': 'threshold window warmup action',
     'LrBackoff': 'above factor floor recovery',
@@ -83,7 +83,7 @@ ROW_FIELDS = {
         'action cause ranks loss losses grad_norm lr loss_scale '
         'num_bad_params num_params params samples inputs watched '
         'consecutive_skips total_skips routine_overflows since spike '
-        'clip_coef lr_factor micro_batches'
+        'clip_coef lr_factor step micro_batches'
     ),
     'autopsy': (
         'schema kind id phase module module_type method op source dtype '

@@ -1,7 +1,6 @@
 """The state that a guarded optimizer wrapper keeps as long as it lives."""
 
 import logging
-from contextlib import suppress
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -35,14 +34,12 @@ from mmnanguard.numerics import GuardedGradScaler
 from mmnanguard.numerics.base.shards import Placement
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.snapshot.change_tracker import OtherOptimizers
-from mmnanguard.numerics.update.agree import ranks_that
 from mmnanguard.numerics.update.blame import TensorNames
 
 from .clip_grad import UserClip, build_clip, load_clip
 from .coverage_warnings import CoverageWarnings
 from .guarded_params import GuardedParams, refuse_closure
 from .micro_batches import MicroBatches
-from .step_check import ABSURD_NORM, NUM_CHECKED, StepTrial
 from .streak import Streak
 from .window import Passes, Windows
 
@@ -184,36 +181,6 @@ class Guard(Passes):
         if grads and not self.window.losses:
             self.coverage_warnings.warn_once('loss')
         return params, grads
-
-    def try_step(
-        self, optimizer: Optimizer, norm: float
-    ) -> Optional[StepTrial]:
-        """Copy all that a step changes, if its result is to be checked.
-
-        Args:
-            optimizer: The wrapper's optimizer.
-            norm: The norm of the gradients, equal on all ranks.
-
-        Returns:
-            The trial, or None if the step is not checked. All ranks agree.
-        """
-        mode = self.policy.check_step
-        is_early = self.params.num_steps < NUM_CHECKED
-        if mode == 'never' or not (
-            is_early or mode == 'always' or norm > ABSURD_NORM
-        ):
-            return None
-        trial: Optional[StepTrial] = None
-        # An optimizer may hold anything, and whether its step is checked must
-        # not end the run.
-        with suppress(Exception):
-            trial = StepTrial(optimizer)
-        if ranks_that(trial is None):
-            self.coverage_warnings.warn_once(
-                'copy', optimizer=type(optimizer).__name__
-            )
-            return None
-        return trial
 
     def close(self) -> None:
         """End the window, and open the next one."""

@@ -36,8 +36,6 @@ SCHEDULED = ('lr', 'weight_decay', 'momentum', 'betas')
 # Settings that an event shows.
 SHOWN = ('eps', 'centered', *SCHEDULED, 'alpha', 'rho')
 NUMBERS = {float, int}
-# Above this rate a step can overflow float32 although its gradient is finite.
-LARGEST_LR = 1e9
 
 # All live instances, to find the parameters of other optimizers. Instances of
 # deleted wrappers drop out of a weak set.
@@ -53,6 +51,7 @@ class GuardedParams:
     Attributes:
         num_steps: Number of commits since the last start, resume or change
             of optimizer.
+        can_spoil: Whether a step may make NaN or Inf of finite gradients.
         last_iter: The iteration of the last commit whose step may have
             spoiled weights.
 
@@ -74,7 +73,7 @@ class GuardedParams:
         self.optimizer = optimizer
         self._has_parts = any(map(is_part, self))
         self._shards: Optional[Shards] = None
-        self._can_spoil = can_spoil(optimizer)
+        self.can_spoil = can_spoil(optimizer)
         self.forget_steps()
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -149,11 +148,6 @@ class GuardedParams:
         self._stepped = params
         self._norms = tensor_norms(list(map(local, params)), 2.0)
         self.last_iter = iteration
-
-    def may_spoil(self, highest_lr: float) -> bool:
-        """Whether a step may make NaN or Inf of finite gradients."""
-        # Not <=, which is False for NaN.
-        return self._can_spoil or not highest_lr <= LARGEST_LR
 
     def find_spoiler(
         self, weights: Iterable[Tensor]

@@ -16,9 +16,19 @@ from mmnanguard.numerics.update.observe import diagnose, find_suspects, observe
 from .guard import Guard
 from .guarded_params import GuardedParams
 from .resolve_clip_names import resolve_clip_names
-from .step_check import describe_bad
+from .step_check import StepTrial, describe_bad, try_step
 
 __all__ = ['guarded_step']
+
+# Number of commits after a start, resume or change of optimizer whose steps
+# are checked. Parameters are copied in these windows anyway.
+NUM_CHECKED = 3
+# A step on gradients with a norm above this is always checked. Below it, the
+# fourth power of each element fits float32, and so does a sum of squares, as
+# Adagrad has it, over 3e20 steps.
+ABSURD_NORM = 1e9
+# Above this rate a step can overflow float32 although its gradient is finite.
+LARGEST_LR = 1e9
 
 
 def guarded_step(
@@ -97,7 +107,9 @@ def guarded_step(
         )
     lr = guard.params.highest_lr()
     if verdict.action is Action.STEP:
-        trial = guard.try_step(optimizer, seen.grad_norm * verdict.clip_coef)
+        trial: Optional[StepTrial] = None
+        if is_checked(guard, seen.grad_norm * verdict.clip_coef):
+            trial = try_step(guard, optimizer)
         with guard.coverage_warnings.stepping(), scaled_lr(
             optimizer, verdict.lr_factor
         ):
@@ -135,10 +147,25 @@ def guarded_step(
         guard.last_clip_coef = verdict.clip_coef
         guard.clip_rule = guard.clip_rule.after(norm)
         guard.log_norm(norm)
-        if guard.params.may_spoil(lr):
+        # Not <=, which is False for NaN.
+        if guard.params.can_spoil or not lr <= LARGEST_LR:
             guard.params.note_step(params, guard.iter)
     if verdict.cause is not Cause.NONE:
         step = None
         if CAUSES[verdict.cause].is_of_step:
             step = (spoiler or guard.params).describe_step(bad_settings)
         guard.report(seen, verdict, bad, before, after, step)
+
+
+def is_checked(guard: Guard, norm: float) -> bool:
+    """Whether the result of a step is checked; equal on all ranks.
+
+    Args:
+        guard: The guard of the optimizer.
+        norm: The norm of the clipped gradients.
+    """
+    mode = guard.policy.check_step
+    is_early = guard.params.num_steps < NUM_CHECKED
+    return mode == 'always' or (
+        mode == 'start' and (is_early or norm > ABSURD_NORM)
+    )

@@ -1,7 +1,8 @@
 """The check of an optimizer's step, which can make NaN of finite gradients."""
 
 import math
-from typing import Any, Dict, List, NamedTuple, Tuple
+from contextlib import suppress
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -14,17 +15,12 @@ from mmnanguard.numerics.base.tensor_kinds import real_values
 from mmnanguard.numerics.checkpoints.host_tensor import keep_tensor
 from mmnanguard.numerics.checkpoints.optimizer_copy import OptimizerCopy
 from mmnanguard.numerics.checkpoints.saved_optimizer import walk
+from mmnanguard.numerics.update.agree import ranks_that
 from mmnanguard.numerics.update.blame import MAX_BLAMED, TensorNames, describe
 
-__all__ = ['ABSURD_NORM', 'NUM_CHECKED', 'StepTrial']
+from .guard import Guard
 
-# Number of commits after a start, resume or change of optimizer whose steps
-# are checked: parameters are copied in these windows anyway.
-NUM_CHECKED = 3
-# A step on gradients with a norm above this is always checked. Below it, the
-# fourth power of each element fits float32, and so do sums of squares, as
-# Adagrad has them, over 3e20 steps.
-ABSURD_NORM = 1e9
+__all__ = ['StepTrial', 'describe_bad', 'try_step']
 
 
 class Kept(NamedTuple):
@@ -115,6 +111,24 @@ class StepTrial:
         for param, copy in zip(self._params, self._weights):
             if copy is not None:
                 copy.restore(param)
+
+
+def try_step(guard: Guard, optimizer: Optimizer) -> Optional[StepTrial]:
+    """Copy all that a step changes. Collective.
+
+    Returns:
+        The trial, or None if a rank cannot copy the optimizer.
+    """
+    trial: Optional[StepTrial] = None
+    # An optimizer may hold anything, and must not end the run by that.
+    with suppress(Exception):
+        trial = StepTrial(optimizer)
+    if ranks_that(trial is None):
+        guard.coverage_warnings.warn_once(
+            'copy', optimizer=type(optimizer).__name__
+        )
+        return None
+    return trial
 
 
 def identity(kept: Kept) -> Tuple[int, str]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from mmnanguard.core import Cause, GuardConfigError, TrainingHalted
 from mmnanguard.numerics.update.agree import ranks_that
-from mmnanguard.optim import NanGuardOptimWrapper, guard
+from mmnanguard.optim import NanGuardOptimWrapper, step_check
 from mmnanguard.optim.guarded_params import can_spoil
 
 NAN, INF = math.nan, math.inf
@@ -336,7 +336,7 @@ def test_an_optimizer_that_cannot_be_copied_is_named_once(
     def refuse(optimizer):
         raise RuntimeError('no copy')
 
-    monkeypatch.setattr(guard, 'StepTrial', refuse)
+    monkeypatch.setattr(step_check, 'StepTrial', refuse)
     model, wrapper = build(Dividing)
     assert not train(model, wrapper)
     warnings = [text for _, text in messages if 'cannot be copied' in text]
