@@ -112,8 +112,10 @@ class TensorBackup:
             self.is_lost = copy_of(self.values) is None
             return
         self._has_floats = is_float(self.values)
-        if distinct_memory(self.values) is not self.values:
-            self._read = distinct_memory
+        # Once: each call of local() returns another object.
+        values = self.values
+        if distinct_memory(values) is not values:
+            self._read = distinct_part
 
     def set_changing(self) -> None:
         """Note that forward changes the tensor.
@@ -349,6 +351,11 @@ def ramp_sum(values: Tensor) -> Tensor:
     # A plain sum would miss a permutation (a queue that rotates).
     ramp = torch.arange(1, len(values) + 1, device=values.device)
     return (values.long() * ramp).sum()
+
+
+def distinct_part(tensor: Tensor) -> Tensor:
+    """Return the memory of this rank's part of a tensor, each element once."""
+    return distinct_memory(local(tensor))
 
 
 def is_float(values: Tensor) -> bool:
