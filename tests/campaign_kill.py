@@ -40,7 +40,7 @@ from toys import (
 )
 from toys import wrapper as toy_wrapper
 
-from mmnanguard.hooks.recovery.pointers import choose_resume
+from mmnanguard.hooks import choose_resume
 from mmnanguard.numerics.checkpoints.checkpoint_file import scan_file
 from mmnanguard.report import read_events
 from mmnanguard.safe_load import allow_mmengine_checkpoints

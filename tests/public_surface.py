@@ -21,12 +21,13 @@ EXPORTED = {
     'hooks': (
         'Audit AutopsyHook BadSamplesHook BatchDumpHook EventLogHook '
         'EventTextHook FaultInjectionHook Fp32ModulesHook GuardListener '
-        'InputGuardHook LrFactorHook NanGuardHook RollbackHook StateAuditHook'
+        'InputGuardHook LrFactorHook NanGuardHook RollbackHook StateAuditHook '
+        'choose_resume'
     ),
     'migrate': 'Migrated migrate',
     'models': 'SafeAdaLNZero SafeAttention SafeRMSNorm',
     'numerics': (
-        'AdaptiveGradClip GuardedGradScaler load_plain masked_mean '
+        'AdaptiveGradClip GuardedGradScaler StateCopy load_plain masked_mean '
         'masked_softmax safe_divide safe_log safe_norm safe_sqrt watch'
     ),
     'optim': (
@@ -83,18 +84,21 @@ ROW_FIELDS = {
         'action cause ranks loss losses grad_norm lr loss_scale '
         'num_bad_params num_params params samples inputs watched '
         'consecutive_skips total_skips routine_overflows since spike '
-        'clip_coef lr_factor step micro_batches'
+        'clip_coef lr_factor step micro_batches growth '
+        'origin'
     ),
     'autopsy': (
         'schema kind id phase module module_type method op source dtype '
         'input_absmax output_absmax dtype_max batch_rows samples rank repeats '
-        'exact fp32_is_finite remedy outputs'
+        'exact fp32_is_finite remedy outputs is_pole operands '
+        'num_samples keys tried'
     ),
     'input': 'schema kind id action iter ranks num_samples samples keys',
     'dump': 'schema kind id rank path bytes needs checkpoint',
     'remedy': 'schema kind id remedy module config',
     'rollback': (
-        'schema kind id iter to path num_rollbacks lr_factor loss_scale'
+        'schema kind id iter to path num_rollbacks lr_factor loss_scale '
+        'evidence is_undone'
     ),
     'audit': (
         'schema kind id run attempt iter epoch ranks where num_bad tensors '

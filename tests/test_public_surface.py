@@ -121,6 +121,7 @@ def run(tmp_path_factory):
         pytest.skip('float16 on a CPU needs torch>=2.3')
     cfg = config(tmp_path_factory.mktemp('surface'), 'surface')
     cfg.optim_wrapper.guard.accumulation = 'microbatch'
+    cfg.optim_wrapper.guard.lr_backoff = dict(above=0.1)
     cfg.default_hooks.bad_samples = dict(
         type='mmnanguard.BadSamplesHook', interval=1
     )

@@ -7,6 +7,7 @@ if it was made with save_weights=True. The result is also written as JSON.
 The config in the dump is read as data. Modules that it names, such as those
 of its custom_imports, are imported by name from where Python finds modules
 (here, and PYTHONPATH); no code of the dump is run unless --allow-pickle.
+Exit status: 0; 1 with one line of text if the file cannot be replayed.
 
 Example:
     python tools/replay.py work_dirs/x/nanguard/dumps/iter_250_rank0.pt \

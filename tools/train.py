@@ -12,10 +12,9 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any, List, Optional, Sequence
+from typing import Optional, Sequence
 
 from mmengine.config import Config, DictAction
-from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -153,23 +152,6 @@ def exclude_samples(cfg: Config, path: str) -> None:
     )
 
 
-def resume_from_clean(runner: Runner) -> None:
-    """Resume from the last clean checkpoint; rank 0 reads them for all."""
-    from mmnanguard._support.escape import escape
-    from mmnanguard.hooks.recovery.pointers import choose_resume
-
-    choice: List[Any] = [None]
-    if is_main_process():
-        choice[0] = choose_resume(runner.work_dir)
-    # All ranks must load the same file.
-    broadcast_object_list(choice)
-    path, story = choice[0]
-    if story:
-        runner.logger.warning(escape(story))
-    if path:
-        runner._load_from = path
-
-
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the tool; return its exit status."""
     # Configs of this project import their own modules from its root.
@@ -178,6 +160,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
     from mmnanguard._support.escape import escape_lines
     from mmnanguard.core import GuardConfigError, TrainingHalted
+    from mmnanguard.hooks._shared.roles import EventSource, has_hook
+    from mmnanguard.hooks.recovery.choose_resume import resume_from_clean
     from mmnanguard.safe_load import allow_mmengine_checkpoints
 
     try:
@@ -188,7 +172,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             runner = RUNNERS.build(cfg)
         else:
             runner = Runner.from_cfg(cfg)
-        if args.resume == 'auto':
+        # In a Runner, NanGuardHook does the same.
+        is_looked_at = isinstance(runner, Runner) and has_hook(
+            runner, EventSource
+        )
+        if args.resume == 'auto' and not is_looked_at:
             resume_from_clean(runner)
         runner.train()
     except GuardConfigError as error:

@@ -7,8 +7,9 @@
 #   a module overflows     the module runs in float32 from then on
 #   20 skips in a row, or skips in half of the last 200 updates, or bad
 #   weights, or a loss most of the way back to where it began
-#                          the run rolls back to an earlier state and goes on
-#                          at a tenth of the learning rate, three times at most
+#                          the run rolls back to an earlier state, three times
+#                          at most; it goes on at a tenth of the learning rate
+#                          if the rate is to blame
 #   after that             training halts
 optim_wrapper = dict(guard=dict(when_exhausted='rollback', divergence=dict()))
 default_hooks = dict(

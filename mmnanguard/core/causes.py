@@ -101,6 +101,7 @@ class CauseFacts:
             divergence rule. Then no batch is worth a dump, and a rollback
             goes back to a state before that window.
         is_of_batch: Whether the samples of the batch are suspects.
+        is_of_inputs: Whether a check has found that the batch itself is bad.
         is_replayable: Whether a replay can find where the fault begins. That
             takes a tensor that is not finite. If False, ``culprits`` has no
             module.
@@ -124,6 +125,7 @@ class CauseFacts:
     ends_run: bool = False
     is_gradual: bool = False
     is_of_batch: bool = True
+    is_of_inputs: bool = False
     is_replayable: bool = True
     names_origin: bool = True
     adds_up: bool = True
@@ -137,6 +139,10 @@ class CauseFacts:
         return self.unscaled_advice
 
 
+FIND_OUT = (
+    'mmnanguard.AutopsyHook (in --guard full) names the operation, its line '
+    'and its samples, and tries what helps.'
+)
 BAD_GRADIENT = 'gradient of {name} is {kind} ({of_all})'
 
 BAD_STEP = (
@@ -172,8 +178,7 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             was_committed=True,
         ),
         Cause.WEIGHT_NONFINITE: CauseFacts(
-            line='{tensor} {name} is {kind}{others}, which happened outside '
-            'any guarded update',
+            line='{tensor} {name} is {kind}{others}, {origin}',
             advice=Advice(
                 'resume from the last clean checkpoint',
                 'Resume from a checkpoint written before; look for code that '
@@ -197,6 +202,7 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             ),
             color='#8e5bd0',
             blames='gradient',
+            is_of_inputs=True,
             # A bad input spoils all gradients at once: the first one in the
             # event is near to the loss and not to the fault.
             names_origin=False,
@@ -204,12 +210,9 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
         Cause.LOSS_NONFINITE: CauseFacts(
             line='loss is {loss_kind}{gradients}',
             advice=Advice(
-                'look at the samples and at the divisions, logs and square '
-                'roots in the loss',
-                'The forward pass makes it, so no loss scale and no clipping '
-                'can help: look at the samples and at divisions, logs and '
-                'square roots in the loss; under float16 try '
-                "optim_wrapper.dtype='bfloat16' or float32.",
+                'find the operation with mmnanguard.AutopsyHook',
+                'The forward pass makes it, and no loss scale is involved; '
+                f'in which operation is not known. {FIND_OUT}',
             ),
             color='#e15759',
             blames='gradient',
@@ -220,9 +223,8 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             line='forward made buffer {name} {kind}; the loss is finite',
             advice=Advice(
                 'look at the layer that feeds the buffer',
-                'An activation overflows: look at the samples and at the '
-                'layer that feeds the buffer; under float16 try bfloat16 or '
-                'float32.',
+                'An activation of the layer that feeds the buffer is too '
+                f'large or not finite; why is not known. {FIND_OUT}',
             ),
             color='#17a2a2',
             # One sample of 3e38 makes running_var Inf and leaves the loss
@@ -248,21 +250,18 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
         Cause.GRAD_NONFINITE: CauseFacts(
             line=BAD_GRADIENT,
             advice=Advice(
-                'try bfloat16, or float32 for the module at fault',
-                'The backward pass makes it at a scale that lowering did not '
-                "cure: try optim_wrapper.dtype='bfloat16' or float32 for the "
-                'module named above, and look for sqrt, norm or division at '
-                'zero.',
+                'find the operation with mmnanguard.AutopsyHook',
+                'The backward pass makes it of a finite loss; whether float16 '
+                'or an operation does is not known. '
+                f"{FIND_OUT} Or try optim_wrapper.dtype='bfloat16' to "
+                'find out.',
             ),
             # Without a loss scale there is nothing to lower.
             unscaled_advice=Advice(
-                'look for a sqrt, norm or division at zero in the module at '
-                'fault',
-                'The backward pass makes it of finite numbers: look for '
-                'sqrt, norm or division at zero in the module named above; '
-                'mmnanguard.AutopsyHook names the operation.',
-                detail='The backward pass makes it, and no loss scale is at '
-                'work that could be lowered; AutopsyHook names the operation.',
+                'find the operation with mmnanguard.AutopsyHook',
+                'The backward pass makes it of a finite loss, and no loss '
+                'scale is at work that could be lowered; in which operation '
+                f'is not known. {FIND_OUT}',
             ),
             color='#f28e2b',
             blames='gradient',
@@ -278,9 +277,11 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
                 'optim_wrapper.clip_grad=dict(max_norm=...).',
             ),
             color='#b07aa1',
-            # No element is bad, so the event names the largest gradient.
+            # No element is bad, so the event names the largest gradient, and
+            # a replay would find nothing.
             blames='largest gradient',
-            culprits=('module', 'parameter'),
+            culprits=('parameter',),
+            is_replayable=False,
             # The norm is computed while gradients still carry the scale.
             is_scaled=True,
         ),

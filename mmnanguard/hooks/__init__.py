@@ -21,6 +21,7 @@ from .events.event_text_hook import EventTextHook
 from .guard.nan_guard_hook import NanGuardHook
 from .inputs.bad_samples_hook import BadSamplesHook
 from .inputs.input_guard_hook import InputGuardHook
+from .recovery.choose_resume import choose_resume
 from .recovery.lr_factor_hook import LrFactorHook
 from .recovery.rollback_hook import RollbackHook
 from .recovery.state_audit_hook import StateAuditHook
@@ -43,4 +44,5 @@ __all__ = [
     'NanGuardHook',
     'RollbackHook',
     'StateAuditHook',
+    'choose_resume',
 ]

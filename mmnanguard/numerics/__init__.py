@@ -11,6 +11,7 @@ guard that hooks may use.
 """
 
 from .checkpoints.load_plain import load_plain
+from .checkpoints.state_copy import StateCopy
 from .safe_ops import (
     masked_mean,
     masked_softmax,
@@ -26,6 +27,7 @@ from .update.watch import watch
 __all__ = [
     'AdaptiveGradClip',
     'GuardedGradScaler',
+    'StateCopy',
     'load_plain',
     'masked_mean',
     'masked_softmax',

@@ -31,6 +31,7 @@ from mmnanguard.core import (
     GuardState,
     TrainingHalted,
 )
+from mmnanguard.core.rows.row_record import RowRecord
 
 from .update.loss_scale import GuardedGradScaler
 
@@ -163,6 +164,9 @@ class GuardProtocol(Protocol):
 
     def take_events(self) -> List[GuardEvent]:
         """Return the events since the last call, for the caller to report."""
+
+    def explain(self, event: GuardEvent, record: RowRecord) -> None:
+        """Keep an autopsy or a finding on inputs for the story of a halt."""
 
     def halted(self, event: GuardEvent) -> TrainingHalted:
         """Return the exception that describes the halt."""

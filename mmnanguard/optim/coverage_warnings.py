@@ -2,18 +2,70 @@
 
 import logging
 from contextlib import contextmanager
-from typing import Iterator, Set
+from typing import ClassVar, Iterable, Iterator, List, Set
+from weakref import WeakKeyDictionary, WeakSet
 
+import torch
 from mmengine.logging import print_log
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from mmnanguard.core import Observation
+from mmnanguard.numerics.base.shards import local
+
+from .guarded_params import GuardedParams
 
 __all__ = ['CoverageWarnings']
+
+# Number of updates in a row without a gradient, or with zeros only, after
+# which this is no accident. Zeros are common for a while (a dead ReLU).
+NUM_WITHOUT_GRADIENTS = 4
+NUM_ZEROS = 20
+# Number of iterations without a step, beside those of two windows, after
+# which the weights are looked at; and how often, and after how many more
+# iterations again.
+PATIENCE = 4
+NUM_LOOKS = 3
+REPEAT = 20
+# Number of weights that are looked at.
+NUM_SAMPLED = 16
 
 MESSAGES = {
     'step': (
         'THIS UPDATE WAS NOT GUARDED: {optimizer}.step() was called past the '
         "guard. Call the wrapper's update_params(loss) or step(), and "
         'super().step() from a subclass that overrides it.'
+    ),
+    'other_step': (
+        'THESE UPDATES ARE NOT GUARDED: {optimizer}.step() changes weights '
+        'of optimizer {name!r} past the guard. Call '
+        'optim_wrapper.update_params(loss) or step() in its place, and let '
+        "the step() of the wrapper's own optimizer ({own}) do the rest."
+    ),
+    'unended': (
+        'THESE UPDATES ARE NOT GUARDED: the weights of optimizer {name!r} '
+        'change, and for {count} iterations no step() of its wrapper has '
+        'ended a window, so nothing is judged. Let each update end in '
+        'optim_wrapper.update_params(loss) or step(); a subclass that '
+        'overrides them calls super().step() in place of a step of its own.'
+    ),
+    'no_step': (
+        'NO UPDATE FOR {count} ITERATIONS: backward passes run, but step() of '
+        'the wrapper of optimizer {name!r} was not called. Call '
+        'optim_wrapper.update_params(loss) or step(). If the loop accumulates '
+        'gradients over more iterations than accumulative_counts, this is as '
+        'it should be.'
+    ),
+    'no_gradient': (
+        'NO PARAMETER HAS A GRADIENT: {count} updates in a row of optimizer '
+        '{name!r} have trained nothing. {reason}'
+    ),
+    'zeros': (
+        'EVERY GRADIENT IS EXACTLY 0: {count} updates in a row of optimizer '
+        '{name!r} have trained nothing. Look for a loss that is multiplied by '
+        '0, a ReLU or clamp that passes nothing on, a loss scale that is too '
+        'small for float16, or labels that are all ignored.'
     ),
     'model': (
         'an update came from a forward pass outside of optim_context: '
@@ -43,31 +95,159 @@ MESSAGES = {
 }
 
 
+REASONS = {
+    'frozen': (
+        'All of its parameters have requires_grad=False. Thaw those that are '
+        'to be trained; if they are frozen on purpose, this is as it should '
+        'be.'
+    ),
+    'foreign': (
+        'They are no parameters of the model: they were replaced after the '
+        'optimizer was built. Build the optimizer last.'
+    ),
+    'other': (
+        'The loss does not depend on them: look for torch.tensor(), .item(), '
+        '.data, NumPy, detach() or torch.no_grad() between the parameters and '
+        'the loss.'
+    ),
+}
+
+
 class CoverageWarnings:
-    """Warns, once each, about user code that bypasses the guard."""
+    """Warns, once each, about user code that bypasses the guard.
 
-    def __init__(self) -> None:
-        self._is_stepping = False
+    Args:
+        params: The parameters that the guard watches.
+
+    Attributes:
+        name: The name of the optimizer in messages.
+    """
+
+    def __init__(self, params: GuardedParams) -> None:
+        self.name = 'default'
+        self._length = 1
+        self._params = params
         self._said: Set[str] = set()
+        self._num_idle = 0
+        self._sums: List[int] = []
+        self._num_changes = 0
+        # Whether an optimizer that is not the guard's trains its weights.
+        self._is_shared: WeakKeyDictionary[Optimizer, bool] = (
+            WeakKeyDictionary()
+        )
+        AnyStep.watchers.add(self)
 
-    def watch(self, optimizer: Optimizer) -> None:
-        """Watch the steps that the optimizer makes."""
+    def set_name(self, name: str) -> None:
+        """Set the name of the optimizer in messages."""
+        self.name = name
 
-        def after_step(optimizer: Optimizer, *_: object) -> None:
-            if not self._is_stepping:
-                self.warn_once('step', optimizer=type(optimizer).__name__)
+    def set_length(self, num_micro_batches: int) -> None:
+        """Set the number of micro-batches of a window."""
+        self._length = num_micro_batches
 
-        # A hook of the optimizer itself sees calls past every wrapper.
-        optimizer.register_step_post_hook(after_step)
+    def note_step(self, optimizer: Optimizer) -> None:
+        """Note a step of any optimizer that no guard has made."""
+        kind = type(optimizer).__name__
+        if optimizer is self._params.optimizer:
+            self.warn_once('step', optimizer=kind)
+            return
+        if optimizer not in self._is_shared:
+            watched = set(map(id, self._params))
+            groups = optimizer.param_groups
+            self._is_shared[optimizer] = any(
+                not watched.isdisjoint(map(id, group['params']))
+                for group in groups
+            )
+        if self._is_shared[optimizer]:
+            own_kind = type(self._params.optimizer).__name__
+            self.warn_once(
+                'other_step', optimizer=kind, name=self.name, own=own_kind
+            )
 
     @contextmanager
-    def stepping(self) -> Iterator[None]:
-        """Mark a step as the guard's own."""
-        self._is_stepping = True
+    def stepping(
+        self, seen: Observation, models: Iterable[nn.Module]
+    ) -> Iterator[None]:
+        """Mark a step as the guard's own, and look at its gradients.
+
+        Args:
+            seen: The observation of the update, equal on all ranks.
+            models: The models that the guard knows.
+        """
+        if seen.num_params and seen.grad_norm:
+            self._num_idle = 0
+        else:
+            self._note_idle(seen, models)
+        AnyStep.is_guarded = True
         try:
             yield
         finally:
-            self._is_stepping = False
+            AnyStep.is_guarded = False
+
+    def _note_idle(
+        self, seen: Observation, models: Iterable[nn.Module]
+    ) -> None:
+        """Note an update that trains nothing."""
+        self._num_idle += 1
+        names = dict(count=str(self._num_idle), name=self.name)
+        if seen.num_params:
+            if self._num_idle >= NUM_ZEROS:
+                self.warn_once('zeros', **names)
+        elif self._num_idle >= NUM_WITHOUT_GRADIENTS:
+            reason = REASONS[self._find_reason(models)]
+            self.warn_once('no_gradient', reason=reason, **names)
+
+    def _find_reason(self, models: Iterable[nn.Module]) -> str:
+        """Return why no parameter has a gradient, as a key of REASONS."""
+        if not any(param.requires_grad for param in self._params):
+            return 'frozen'
+        known: Set[int] = set()
+        for model in models:
+            known.update(map(id, model.parameters()))
+        is_foreign = known.isdisjoint(map(id, self._params))
+        return 'foreign' if known and is_foreign else 'other'
+
+    def look_for_bypass(self, num_iters: int, has_backward: bool) -> None:
+        """Look whether weights change although no window ends.
+
+        Three iterations in a row must change most of the weights: a model
+        may change some of its weights itself, and a rollback changes all of
+        them once. Syncs the device, but in few iterations.
+
+        Args:
+            num_iters: The iterations since the last step, this included.
+            has_backward: Whether backward passes of the wrapper have run.
+        """
+        length = self._length
+        number = num_iters - PATIENCE - 2 * length
+        if number < 0 or not self._said.isdisjoint(('step', 'other_step')):
+            return
+        names = dict(count=str(num_iters), name=self.name)
+        if number == REPEAT * length and has_backward:
+            self.warn_once('no_step', **names)
+        number %= REPEAT * length
+        if number > NUM_LOOKS:
+            return
+        before, self._sums = self._sums, self._sum_weights()
+        if number == 0:
+            self._num_changes = 0
+            return
+        changes = sum(map(int.__ne__, before, self._sums))
+        if 2 * changes > len(self._sums):
+            self._num_changes += 1
+        if self._num_changes == NUM_LOOKS:
+            self.warn_once('unended', **names)
+
+    @torch.no_grad()
+    def _sum_weights(self) -> List[int]:
+        """Return a sum of the bytes of a few trained weights. Syncs."""
+        foreign = self._params.foreign()
+        weights = []
+        for param in self._params:
+            if param.requires_grad and id(param) not in foreign:
+                weights.append(local(param))
+        step = len(weights) // NUM_SAMPLED + 1
+        return list(map(sum_bytes, weights[::step]))
 
     def warn_once(self, kind: str, **names: str) -> None:
         """Log a message the first time.
@@ -84,3 +264,37 @@ class CoverageWarnings:
             logger='current',
             level=logging.WARNING,
         )
+
+
+class AnyStep:
+    """Reports the steps of all optimizers that no guard has made.
+
+    An optimizer's own hook does not see the steps of another one that trains
+    the same weights, such as the base optimizer of SAM.
+
+    Attributes:
+        watchers: The guards that want to know.
+        is_guarded: Whether a guard makes the present step.
+    """
+
+    watchers: ClassVar['WeakSet[CoverageWarnings]'] = WeakSet()
+    is_guarded: ClassVar[bool] = False
+
+    @classmethod
+    def after(cls, optimizer: Optimizer, *_: object) -> None:
+        """Report a step."""
+        if not cls.is_guarded:
+            # A list, because garbage collection may shrink the set meanwhile.
+            for watcher in list(cls.watchers):
+                watcher.note_step(optimizer)
+
+
+register_optimizer_step_post_hook(AnyStep.after)
+
+
+def sum_bytes(tensor: Tensor) -> int:
+    """Return the sum of a tensor's bytes, which NaN does not hide. Syncs."""
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        return 0
+    content = tensor.detach().contiguous().view(-1)
+    return int(content.view(torch.uint8).sum(dtype=torch.int64))

@@ -30,6 +30,7 @@ from mmnanguard.core import (
     Verdict,
 )
 from mmnanguard.core.rows.build_event import build_event
+from mmnanguard.core.rows.row_record import RowRecord
 from mmnanguard.numerics import GuardedGradScaler
 from mmnanguard.numerics.base.shards import Placement
 from mmnanguard.numerics.guard_protocol import GuardProtocol
@@ -37,7 +38,6 @@ from mmnanguard.numerics.snapshot.change_tracker import OtherOptimizers
 from mmnanguard.numerics.update.blame import TensorNames
 
 from .clip_grad import UserClip, build_clip, load_clip
-from .coverage_warnings import CoverageWarnings
 from .guarded_params import GuardedParams, refuse_closure
 from .micro_batches import MicroBatches
 from .streak import Streak
@@ -71,7 +71,7 @@ class Guard(Passes):
         accumulation: The opener of windows, which counts the micro-batches
             that were left out.
         window: The present window.
-        name: Key in the ``OptimWrapperDict``, set by ``NanGuardHook``.
+        models: The models that were entered, as an ordered set.
         run: The name of the run in events; kept by a resumed run.
         attempt: The number of this process start of the run, from 1. Loading
             a checkpoint counts it up, unless this guard has trained already.
@@ -90,17 +90,14 @@ class Guard(Passes):
         # First, because it refuses optimizers that cannot be guarded.
         super().__init__(GuardedParams(optimizer))
         self.others = OtherOptimizers(self.params.foreign)
-        self.coverage_warnings = CoverageWarnings()
-        self.coverage_warnings.watch(optimizer)
         self.policy = GuardPolicy.from_config(config)
         self.clip_rule, self.grad_rule = build_clip(clip_grad)
         self.state = GuardState.from_dict({}, **self.policy.windows())
         self.scaler = scaler or GuardedGradScaler(enabled=False)
-        self.name = 'default'
         self.run = ''
         self.attempt = 1
         self.last_clip_coef = 1.0
-        self._models: Dict[nn.Module, None] = {}  # an ordered set
+        self.models: Dict[nn.Module, None] = {}  # an ordered set
         self._has_contexts = False
         self._has_trained = False
         self._listener: Optional[object] = None
@@ -112,6 +109,15 @@ class Guard(Passes):
         if self.policy.accumulation == 'microbatch':
             self.accumulation = MicroBatches(self)
         self.window = self.accumulation.open()
+
+    @property
+    def name(self) -> str:
+        """The key in the ``OptimWrapperDict``, set by ``NanGuardHook``."""
+        return self.coverage_warnings.name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self.coverage_warnings.set_name(name)
 
     # The window, from its opening to its end
 
@@ -146,12 +152,12 @@ class Guard(Passes):
         if not self._has_contexts:
             self._has_contexts = True
             # A context knows the model better than bind() did.
-            self._models.clear()
+            self.models.clear()
             self.window.forget_models()
         self._enter(model)
 
     def _enter(self, model: nn.Module) -> None:
-        self._models[model] = None
+        self.models[model] = None
         self.window.enter(model)
 
     def collect(
@@ -172,7 +178,6 @@ class Guard(Passes):
             refuse_closure('a closure given to step()')
         if optimizer is not self.params.optimizer:
             self.params.use(optimizer)
-            self.coverage_warnings.watch(optimizer)
         params, grads = self.params.trained()
         # Without a copy nothing can be restored, without a loss only the
         # gradients are judged: the user is warned of both.
@@ -191,6 +196,7 @@ class Guard(Passes):
     def adopt_clip(self, wrapper: OptimWrapper) -> None:
         """Let the ``_clip_grad`` of a user's subclass clip, if it has one."""
         method = type(wrapper)._clip_grad
+        self.coverage_warnings.set_length(wrapper._accumulative_counts)
         is_overridden = method is not OptimWrapper._clip_grad
         if is_overridden and wrapper.clip_grad_kwargs:
             self.clip_rule, self.grad_rule = NoClip(), UserClip(wrapper)
@@ -203,15 +209,15 @@ class Guard(Passes):
 
     def place(self, params: List[Tensor]) -> Placement:
         """Return the sharding of ``params``."""
-        return self.params.place(params, self._models)
+        return self.params.place(params, self.models)
 
     def weights(self) -> List[Tensor]:
         """Return all parameters of the optimizer and of the models."""
-        return self.params.weights(self._models)
+        return self.params.weights(self.models)
 
     def names(self) -> TensorNames:
         """Return the names of parameters and buffers."""
-        return TensorNames(list(self._models), self.params.groups)
+        return TensorNames(list(self.models), self.params.groups)
 
     # Reports
 
@@ -307,6 +313,10 @@ class Guard(Passes):
             error = self.halted(event)
             print_log(str(error), logger='current', level=logging.ERROR)
             raise error
+
+    def explain(self, event: GuardEvent, record: RowRecord) -> None:
+        """Keep an autopsy or a finding on inputs for the story of a halt."""
+        self._streak.explain(event, record)
 
     def halted(self, event: GuardEvent) -> TrainingHalted:
         """Return the exception that tells the story of the halt."""

@@ -107,10 +107,14 @@ def guarded_step(
         )
     lr = guard.params.highest_lr()
     if verdict.action is Action.STEP:
+<<<<<<< HEAD
         trial: Optional[StepTrial] = None
         if is_checked(guard, seen.grad_norm * verdict.clip_coef):
             trial = try_step(guard, optimizer)
         with guard.coverage_warnings.stepping(), scaled_lr(
+=======
+        with guard.coverage_warnings.stepping(seen, guard.models), scaled_lr(
+>>>>>>> main
             optimizer, verdict.lr_factor
         ):
             apply_update(

@@ -1,15 +1,19 @@
 """The present streak of rejected updates."""
 
 from collections import deque
-from typing import Deque
+from typing import Deque, List
 
 from mmnanguard.core import GuardEvent, GuardPolicy, TrainingHalted
-from mmnanguard.core.rows.halt_story import write_halt_story
+from mmnanguard.core.causes import CAUSES
+from mmnanguard.core.rows.halt_story import Finding, write_halt_story
+from mmnanguard.core.rows.row_record import RowRecord
 
 __all__ = ['Streak']
 
-# A story counts causes and names; more events would only cost memory.
+# A story counts causes and names; more events would only cost memory. They
+# outlive a streak: a halt by the rate of skips is about several.
 MAX_KEPT = 1000
+MAX_FINDINGS = 32
 
 
 class Streak:
@@ -21,14 +25,18 @@ class Streak:
 
     def __init__(self) -> None:
         self._events: Deque[GuardEvent] = deque(maxlen=MAX_KEPT)
+        self._findings: Deque[Finding] = deque(maxlen=MAX_FINDINGS)
         self.start = 0
 
     def add(self, event: GuardEvent) -> None:
         """Add a rejected update; a first skip begins a new streak."""
         if event.consecutive_skips == 1:
-            self._events.clear()
             self.start = event.iter
         self._events.append(event)
+
+    def explain(self, event: GuardEvent, record: RowRecord) -> None:
+        """Keep what explains an event; it outlives the streak."""
+        self._findings.append(Finding(event, record))
 
     def since(self, num_skips: int, now: int) -> int:
         """Return the iteration at which the streak began.
@@ -50,6 +58,20 @@ class Streak:
             # The guard added this event before hooks gave it its context.
             self._events.pop()
         self._events.append(event)
-        return TrainingHalted(
-            event, write_halt_story(event, self._events, policy)
+        story = write_halt_story(
+            event, self._behind(event, policy), policy, list(self._findings)
         )
+        return TrainingHalted(event, story)
+
+    def _behind(
+        self, event: GuardEvent, policy: GuardPolicy
+    ) -> List[GuardEvent]:
+        """Return the rejected updates that led to a halt, oldest first."""
+        limit = policy.max_consecutive_skips
+        since = self.start
+        is_streak = limit is not None and event.consecutive_skips >= limit
+        # Not the streak was too long, but the share of skips too high.
+        if not (is_streak or CAUSES[event.cause].ends_run):
+            since = event.iter - policy.skip_rate_window + 1
+        kept = [item for item in self._events if item.iter >= since]
+        return kept or [event]

@@ -13,6 +13,7 @@ from mmnanguard.numerics.snapshot.change_tracker import (
 )
 from mmnanguard.numerics.snapshot.snapshot import Snapshot
 
+from .coverage_warnings import PATIENCE, CoverageWarnings
 from .guarded_params import GuardedParams
 
 __all__ = ['Passes', 'Window', 'Windows']
@@ -138,6 +139,7 @@ class Passes:
         params: The optimizer's parameters.
         accumulation: The opener of the windows.
         window: The present window.
+        coverage_warnings: The warnings about code that bypasses the guard.
         num_backwards: Number of finished backward passes of the wrapper.
     """
 
@@ -147,15 +149,22 @@ class Passes:
     def __init__(self, params: GuardedParams) -> None:
         self.params = params
         self.num_backwards = 0
+        self.coverage_warnings = CoverageWarnings(params)
         self._message_hub = MessageHub.get_current_instance()
         self._iteration: Optional[int] = None
         self._is_in_window = False
+        self._num_iters = 0
 
     def _begin(self) -> None:
         """Note that a forward or backward pass is about to be."""
         iteration = self._message_hub.get_info('iter')
         if iteration != self._iteration:
             self._iteration = iteration
+            self._num_iters += 1
+            if self._num_iters > PATIENCE:
+                self.coverage_warnings.look_for_bypass(
+                    self._num_iters, self.is_open
+                )
             if self._is_in_window:
                 self._leave_abandoned()
         self._is_in_window = True
@@ -221,5 +230,6 @@ class Passes:
     def end_window(self) -> None:
         """End the window, and open the next one."""
         self._is_in_window = False
+        self._num_iters = 0
         # A new object, so that nothing of the old window can survive.
         self.window = self.accumulation.open()

@@ -1,15 +1,21 @@
 """The recommended steps for a run, and the culprit that they are about."""
 
 import math
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple, TypeVar
 
-from mmnanguard.core import Autopsy
+from mmnanguard.core import Action, Autopsy, GuardEvent
 from mmnanguard.core.causes import facts_of_cause
+from mmnanguard.core.diagnosis import Evidence, diagnose
+from mmnanguard.core.rows.input_row import InputRow
+from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rows.remedy_row import FP32, RemedyRow
+from mmnanguard.core.rows.row_record import RowRecord
 
 from .findings import Finding, count_of_blames
 from .row_text import command_of
 from .summary import Culprit, Row, Summary
+
+R = TypeVar('R', bound=RowRecord)
 
 __all__ = [
     'Step',
@@ -51,29 +57,73 @@ def next_steps(
         finding: The gravest finding; None if the run is healthy. With a
             finding there is at least one step.
     """
-    local_steps = [*exclude_samples(summary), *run_in_fp32(summary)]
     if finding is None:
-        return tuple(local_steps)
-    general_step = step_for_cause(summary, finding)
+        names = collect_evidence(summary).samples()
+        return (*exclude_samples(names), *run_in_fp32(summary))
+    diagnosis = diagnose(collect_evidence(summary, finding))
+    local_steps = [*exclude_samples(diagnosis.samples), *run_in_fp32(summary)]
+    advice = diagnosis.advice
+    general_step = Step(
+        advice.short, advice.detail or advice.long, advice.command
+    )
     # Only some causes can originate in a sample or module. For all other
-    # causes, such as bad weights, the general advice helps more.
-    if 'sample' in facts_of_cause(finding.cause).culprits:
+    # causes, such as bad weights, and after an explosion, the general advice
+    # helps more.
+    is_local = 'sample' in facts_of_cause(finding.cause).culprits
+    if is_local and diagnosis.growth is None:
         steps = [*local_steps, general_step]
     else:
         steps = [general_step, *local_steps]
     return (*steps, *diagnose_further(summary, finding.since))
 
 
-def exclude_samples(summary: Summary) -> List[Step]:
-    """Return the step that leaves out bad samples, if any are known."""
-    names = [sample.name for sample in blamed_among(summary.samples)]
+def collect_evidence(
+    summary: Summary, finding: Optional[Finding] = None
+) -> Evidence:
+    """Return the evidence on a finding, or on all that a run rejected."""
+    alike: List[GuardEvent] = []
+    for row in summary.events:
+        record = record_of(row)
+        if not isinstance(record, GuardEvent):
+            continue
+        is_alike = not record.is_routine
+        if finding is not None:
+            is_alike = record.cause.value == finding.cause
+        if is_alike and record.action is not Action.STEP:
+            alike.append(record)
+    cause, since = '', 0
+    if finding is not None:
+        cause, since = finding.cause, finding.since
+    events = [event for event in alike if event.iter >= since]
+    # The run has a limited number of autopsies, and similar updates share
+    # one: those of the trouble, or else those of earlier updates like it.
+    autopsies = joined(summary.records(Autopsy), events)
+    autopsies = autopsies or joined(summary.records(Autopsy), alike)
+    inputs = summary.records(InputRow)
+    if finding is not None:
+        inputs = joined(inputs, events)
+    num_iters = 1
+    if events:
+        num_iters = max(summary.last_iter - events[0].iter + 1, len(events))
+    share = len(events) / num_iters
+    return Evidence(cause, events, autopsies, inputs, share)
+
+
+def joined(records: Sequence[R], events: Sequence[GuardEvent]) -> List[R]:
+    """Return the records whose ids are those of the events."""
+    ids = {event.id for event in events}
+    return [record for record in records if getattr(record, 'id', '') in ids]
+
+
+def exclude_samples(names: Sequence[str]) -> List[Step]:
+    """Return the step that leaves out the samples at fault, if any."""
     if not names:
         return []
-    listed = names[:NUM_EXCLUDED]
+    listed = list(names[:NUM_EXCLUDED])
     return [
         Step(
             f"leave out sample '{names[0]}'{and_more(names)}, or mend it",
-            'Autopsies and looks at inputs named it, and not all of its batch.'
+            'It explains the rejected batches better than the model does.'
             + ' The first ones are listed.' * (len(names) > len(listed)),
             "train_dataloader=dict(dataset=dict(type='mmnanguard."
             f"ExcludeSamples', samples={listed!r}, dataset=...))",
@@ -142,30 +192,6 @@ def blamed_among(culprits: Sequence[Culprit]) -> List[Culprit]:
     return [culprit for culprit in culprits if culprit.count]
 
 
-def step_for_cause(summary: Summary, finding: Finding) -> Step:
-    """Return the general advice on the finding's cause as a step."""
-    has_scale = not is_unscaled(summary, finding)
-    advice = facts_of_cause(finding.cause).advice_for(has_scale)
-    return Step(advice.short, advice.detail or advice.long, advice.command)
-
-
-def is_unscaled(summary: Summary, finding: Finding) -> bool:
-    """Whether the finding's updates ran in bfloat16 or float32.
-
-    Such updates need no loss scale, so their rows have null for it.
-    """
-    # The last update decides: a resumed run may have another optimizer
-    # wrapper. Rows without the key say nothing.
-    for row in reversed(summary.events):
-        is_of_finding = (
-            row.get('cause') == finding.cause
-            and (row.get('iter') or 0) >= finding.since
-        )
-        if is_of_finding and 'loss_scale' in row:
-            return row['loss_scale'] is None
-    return False
-
-
 def diagnose_further(summary: Summary, since: int) -> List[Step]:
     """Return the step that diagnoses further: a replay, or more hooks."""
     dumps = summary.others.get('dump')
@@ -207,16 +233,18 @@ def describe_culprit(summary: Summary, finding: Finding) -> str:
     kinds = facts_of_cause(finding.cause).culprits
     if not kinds:
         return ''
+    diagnosis = diagnose(collect_evidence(summary, finding))
+    if diagnosis.growth is not None:
+        return diagnosis.reason
     # The most certain evidence comes first: a sample or module that was named
     # by a check, then counts.
-    if 'sample' in kinds and blamed_among(summary.samples):
-        return describe_samples(blamed_among(summary.samples))
-    if 'module' in kinds:
-        for row in summary.others.get('autopsy', ()):
-            is_since = (row.get('iter') or 0) >= finding.since
-            # Without a type, the autopsy found no module.
-            if is_since and row.get('module_type'):
-                return describe_module(row)
+    clauses = []
+    if 'sample' in kinds and diagnosis.samples:
+        clauses.append(describe_samples(summary, diagnosis.samples))
+    if 'module' in kinds and diagnosis.operation is not None:
+        clauses.append(describe_module(diagnosis.operation))
+    if clauses:
+        return f'culprit: {", ".join(clauses)}'
     num_needed = max(MIN_BATCHES, summary.num_with_samples // 2)
     for sample in summary.samples:
         if sample.num_batches >= num_needed:
@@ -227,24 +255,28 @@ def describe_culprit(summary: Summary, finding: Finding) -> str:
     return describe_parameter(summary, finding)
 
 
-def describe_samples(samples: Sequence[Culprit]) -> str:
-    """Return the clause on samples that were named."""
-    first = samples[0]
-    times = f', {first.count} times' * (first.count > 1)
-    return f"culprit: sample '{first.name}'{and_more(samples)}{times}"
+def describe_samples(summary: Summary, names: Sequence[str]) -> str:
+    """Return the clause on the samples at fault, most often named first."""
+    counts = {sample.name: sample.count for sample in summary.samples}
+    first = max(names, key=lambda name: counts.get(name, 0))
+    times = ''
+    if counts.get(first, 0) > 1:
+        times = f', {counts[first]} times'
+    return f"sample '{first}'{and_more(names)}{times}"
 
 
-def describe_module(row: Row) -> str:
+def describe_module(autopsy: Autopsy) -> str:
     """Return the clause on the module that an autopsy found."""
-    autopsy = Autopsy.from_row(row)
     effect = 'overflows'
-    if math.isnan(autopsy.output_absmax):
+    if autopsy.is_pole:
+        effect = autopsy.pole()
+    elif math.isnan(autopsy.output_absmax):
         effect = 'gives NaN'
     parts = (autopsy.module_type, autopsy.op, autopsy.source)
     place = ', '.join(filter(None, parts))
     # The root module has the name ''.
     return (
-        f"culprit: '{autopsy.module or 'the model itself'}' ({place}) "
+        f"'{autopsy.module or 'the model itself'}' ({place}) "
         f'{effect} in {autopsy.dtype} in {autopsy.phase}'
     )
 

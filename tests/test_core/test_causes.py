@@ -189,6 +189,8 @@ def test_the_report_names_the_culprits_of_each_cause(cause):
     assert ("suspect: sample 'b.jpg'" in sentence) == is_suspect
     sentence = judged([*rows, autopsy(9), halt(9)]).sentence
     assert ("culprit: 'head'" in sentence) == ('module' in facts.culprits)
+    keys['samples'] = 'a.jpg', 'b.jpg'
+    rows = [update(iter_, cause.value, **keys) for iter_ in (7, 8, 9)]
     verdict = judged([*rows, autopsy(9, samples=('a.jpg',)), halt(9)])
     has_sample = 'sample' in facts.culprits
     assert ("culprit: sample 'a.jpg'" in verdict.sentence) == has_sample

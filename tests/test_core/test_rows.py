@@ -85,6 +85,10 @@ RECORDS_OF_KIND = {
         samples=NAMES,
         fp32_is_finite=maybe(st.booleans()),
         outputs=RANGES,
+        is_pole=maybe(st.booleans()),
+        operands=st.lists(FLOATS, max_size=2).map(tuple),
+        keys=NAMES,
+        tried=st.dictionaries(TEXTS, st.booleans(), max_size=2),
     ),
     'start': st.builds(
         StartRow,
@@ -123,11 +127,13 @@ KEYS = {
     'ranks ranks_per_node lr_factor process',
     'autopsy': 'id phase module module_type method op source dtype '
     'input_absmax output_absmax dtype_max batch_rows samples rank repeats '
-    'exact fp32_is_finite remedy outputs',
+    'exact fp32_is_finite remedy outputs is_pole operands '
+    'num_samples keys tried',
     'dump': 'id rank path bytes needs checkpoint',
     'remedy': 'id remedy module config',
     'input': 'id action iter since ranks num_samples samples keys',
-    'rollback': 'id iter to path num_rollbacks lr_factor loss_scale',
+    'rollback': 'id iter to path num_rollbacks lr_factor loss_scale '
+    'evidence is_undone',
     'audit': 'id run attempt iter epoch ranks where num_bad tensors '
     'checkpoint',
     'halt': 'id iter story',

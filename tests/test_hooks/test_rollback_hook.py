@@ -233,17 +233,21 @@ def test_bad_states_are_not_kept(tmp_path):
 def test_the_same_trouble_again_goes_further_back(tmp_path):
     runner = train(
         tmp_path,
-        faults=(10, 11, 12, 13, 14, 15),
+        faults=(10, 11, 12, 14, 15, 16),
         rollback=dict(interval=4, num_kept=3),
     )
     rows = read_rows(runner, 'rollback')
-    assert [(row['iter'], row['to']) for row in rows] == [(12, 8), (15, 4)]
+    assert [(row['iter'], row['to']) for row in rows] == [(12, 8), (16, 4)]
     assert [row['num_rollbacks'] for row in rows] == [1, 2]
 
 
 def test_enough_is_enough(tmp_path):
     with pytest.raises(TrainingHalted, match='which is max_rollbacks'):
-        train(tmp_path, faults=range(5, 15), rollback=dict(max_rollbacks=2))
+        train(
+            tmp_path,
+            faults=(5, 6, 7, 9, 10, 11, 13, 14, 15),
+            rollback=dict(max_rollbacks=2),
+        )
 
 
 def test_nothing_to_go_back_to(tmp_path, monkeypatch):
@@ -273,8 +277,8 @@ def test_else_the_newest_clean_checkpoint(tmp_path, has_ema):
             torch.save(saved, path)
             for hook in runner.hooks:
                 if type(hook).__name__ == 'RollbackHook':
-                    hook._kept = []
-                    hook._keep = lambda *args: None
+                    hook._states._kept = []
+                    hook._states.add = lambda *args: None
 
     hooks = dict(
         checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=4)
@@ -322,29 +326,75 @@ def test_averages_come_back_and_raw_weights_stay_raw(tmp_path):
 def test_float16_with_a_lower_scale_and_learning_rate(tmp_path, accumulation):
     runner = train(
         tmp_path,
-        faults=range(9, 9 + 3 * accumulation),
+        faults=range(11, 11 + 3 * accumulation),
         type=('NanGuardAmpOptimWrapper',),
         wrapper=dict(
             dtype='float16',
             loss_scale=dict(init_scale=64.0, min_scale=20.0),
             accumulative_counts=accumulation,
         ),
-        rollback=dict(lr_factor=0.5, lr_recovery=2, scale_factor=0.25),
+        rollback=dict(scale_factor=0.25),
         max_iters=20,
     )
     (row,) = read_rows(runner, 'rollback')
     assert row['to'] == 8
     assert row['loss_scale'] == 20.0
-    assert row['lr_factor'] == 0.5
-    assert runner.optim_wrapper.guard.state.lr_factor == 1.0
-    factors = runner.message_hub.get_scalar('train/guard/lr_factor').data[0]
-    assert min(factors) < 1.0 == factors[-1]
     assert_finite(runner)
 
 
-def test_the_factor_is_for_good_unless_told(tmp_path):
+@MODELS.register_module()
+class Exploding(ToyNet):
+    """A model whose loss grows tenfold in each of a few iterations."""
+
+    num_seen = 0
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        losses = super().forward(inputs, data_samples, mode)
+        self.num_seen += 1
+        if 8 < self.num_seen < 14:
+            losses['loss_cls'] = losses['loss_cls'] * 10 ** (self.num_seen - 8)
+        return losses
+
+
+@pytest.mark.parametrize('recovery', [2, None])
+def test_the_learning_rate_is_lowered_for_an_explosion(tmp_path, recovery):
+    runner = train(
+        tmp_path,
+        faults=(11, 12, 13),
+        model=dict(type='Exploding'),
+        rollback=dict(lr_factor=0.5, lr_recovery=recovery),
+    )
+    (row,) = read_rows(runner, 'rollback')
+    assert (row['to'], row['lr_factor']) == (8, 0.5)
+    assert '->' in row['evidence']
+    factors = runner.message_hub.get_scalar('train/guard/lr_factor').data[0]
+    assert min(factors) == (0.75 if recovery else 0.5)
+    assert factors[-1] == (1.0 if recovery else 0.5)
+
+
+def test_the_learning_rate_stays_without_evidence(tmp_path):
     runner = train(tmp_path, faults=(10, 11, 12), rollback=dict(lr_factor=0.5))
-    assert runner.optim_wrapper.guard.state.lr_factor == 0.5
+    (row,) = read_rows(runner, 'rollback')
+    assert row['lr_factor'] == 1.0
+    assert 'had exploded' in row['evidence']
+    assert runner.optim_wrapper.guard.state.lr_factor == 1.0
+
+
+def test_no_rollback_to_the_present_state(tmp_path):
+    """Nothing was committed since the state of iteration 8."""
+    runner = train(tmp_path, faults=(9, 10, 11))
+    (row,) = read_rows(runner, 'rollback')
+    assert (row['iter'], row['to']) == (11, 4)
+
+
+@pytest.mark.parametrize('first', [1, 10])
+def test_no_rollback_when_nothing_was_committed(tmp_path, first):
+    with pytest.raises(RollbackUnavailable) as error:
+        train(tmp_path, faults=range(first, 17))
+    since = 'training began'
+    if first == 10:
+        since = 'training went back to iteration 8'
+    assert f'nothing was committed since {since}' in str(error.value)
 
 
 def test_random_numbers_on_request(tmp_path):
@@ -452,3 +502,173 @@ def test_a_divergence_goes_back_behind_its_window(
     assert_equal(
         runner.remembered.states[judged], runner.remembered.states[to]
     )
+
+
+def test_a_rollback_is_undone_if_the_loss_itself_has_risen(tmp_path):
+    """The earlier weights have the high loss, too: they are not to blame."""
+    runner = train(
+        tmp_path,
+        faults=(),
+        model=dict(type='Forgetful', since=40),
+        guard=dict(divergence=dict(window=4)),
+        rollback=dict(num_kept=10, lr_factor=0.1),
+        max_iters=60,
+    )
+    back, undone = read_rows(runner, 'rollback')
+    assert (back['iter'], back['to'], back['is_undone']) == (43, 36, False)
+    assert (undone['iter'], undone['to']) == (46, 43)
+    assert undone['is_undone']
+    assert 'the loss has changed' in undone['evidence']
+    states = runner.remembered.states
+    assert_equal(states[46], states[42])  # 43 was rejected
+    guard = runner.optim_wrapper.guard
+    assert (guard.state.num_rollbacks, guard.state.lr_factor) == (0, 1.0)
+    assert runner.iter == 60
+
+
+def test_a_rollback_that_lowers_the_loss_stays(tmp_path):
+    """The weights are to blame: something has spoiled them."""
+
+    class Spoil(Hook):
+        def after_train_iter(self, runner, **kwargs):
+            if runner.iter + 1 == 40:
+                runner.model.head.weight.data.fill_(50)
+
+    @MODELS.register_module(force=True)
+    class Learning(ToyNet):
+        """A model whose loss is the distance of its weights from 0."""
+
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            super().forward(inputs, data_samples, mode)
+            return dict(loss=self.head.weight.square().mean())
+
+    runner = train(
+        tmp_path,
+        faults=(),
+        model=dict(type='Learning'),
+        optim_wrapper=wrapper(
+            optimizer='Adam',
+            lr=0.05,
+            guard=dict(POLICY, divergence=dict(window=4)),
+        ),
+        rollback=dict(num_kept=10, lr_factor=0.1),
+        custom=[Spoil()],
+        max_iters=60,
+    )
+    (row,) = read_rows(runner, 'rollback')
+    assert not row['is_undone']
+    assert row['to'] < 40 < row['iter']
+    assert (row['lr_factor'], runner.iter) == (0.1, 60)
+
+
+def checkpoints(interval):
+    return dict(type='CheckpointHook', by_epoch=False, interval=interval)
+
+
+class ForgetStates(Hook):
+    """A hook that leaves a rollback nothing but files."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        for hook in runner.hooks:
+            if type(hook).__name__ == 'RollbackHook':
+                hook._states._kept = []
+
+
+@pytest.mark.parametrize('is_guarded', [True, False])
+def test_no_file_of_another_run_is_restored(tmp_path, is_guarded):
+    """Yesterday's run used the same work dir, and the same seed."""
+    kind = 'NanGuardOptimWrapper' if is_guarded else 'OptimWrapper'
+    yesterday = make_runner(
+        tmp_path,
+        wrapper(kind, lr=0.01, optimizer='AdamW'),
+        default_hooks=dict(
+            checkpoint=checkpoints(8), **(guard_hooks() if is_guarded else {})
+        ),
+        max_iters=8,
+    )
+    yesterday.train()
+    with pytest.raises(RollbackUnavailable, match='No state is kept'):
+        train(tmp_path, faults=(10, 11, 12), custom=[ForgetStates()])
+
+
+@pytest.mark.parametrize('is_guarded', [True, False])
+def test_files_of_this_run_are_restored_after_a_resume(tmp_path, is_guarded):
+    """The guard may join a run that was not guarded from the start."""
+    kind = 'NanGuardOptimWrapper' if is_guarded else 'OptimWrapper'
+    hooks = dict(checkpoint=checkpoints(4))
+    if is_guarded:
+        hooks.update(guard_hooks())
+    first = make_runner(
+        tmp_path,
+        wrapper(kind, lr=0.01, optimizer='AdamW'),
+        default_hooks=hooks,
+        max_iters=8,
+    )
+    first.train()
+    runner = train(
+        tmp_path, faults=(10, 11, 12), custom=[ForgetStates()], resume=True
+    )
+    (row,) = read_rows(runner, 'rollback')
+    assert (row['iter'], row['to']) == (12, 8)
+    assert row['path'].endswith('iter_8.pth')
+
+
+def test_a_file_of_another_model_is_passed_over(tmp_path):
+    """The config was changed between two attempts of one run."""
+
+    class Widen(ForgetStates):
+        priority = 'LOWEST'
+
+        def after_train_iter(self, runner, **kwargs):
+            if runner.iter + 1 == 9:
+                path = tmp_path / 'iter_8.pth'
+                saved = load_plain(path)
+                saved['state_dict']['head.weight'] = torch.zeros(7, 4)
+                torch.save(saved, path)
+
+    runner = train(
+        tmp_path,
+        faults=(10, 11, 12),
+        hooks=dict(checkpoint=checkpoints(4)),
+        custom=[Widen()],
+        max_iters=12,
+    )
+    (row,) = read_rows(runner, 'rollback')
+    assert (row['to'], row['path'][-10:]) == (4, 'iter_4.pth')
+    states = runner.remembered.states
+    assert_equal(states[12], states[4])
+
+
+def test_a_restore_that_fails_changes_nothing(tmp_path, monkeypatch):
+    remembered = []
+
+    def fail(self, optimizer):
+        optimizer.param_groups[0]['weight_decay'] = 7.0
+        if not remembered:
+            remembered.append(1)
+            raise RuntimeError('out of memory')
+
+    from mmnanguard.numerics.checkpoints import optimizer_copy
+
+    original = optimizer_copy.OptimizerCopy.restore
+
+    def restore(self, optimizer):
+        if remembered:
+            original(self, optimizer)
+        fail(self, optimizer)
+
+    monkeypatch.setattr(optimizer_copy.OptimizerCopy, 'restore', restore)
+    seen = {}
+
+    class Look(Hook):
+        priority = 'LOWEST'
+
+        def after_guard_row(self, runner, row):
+            seen.update(clone(everything(runner)))
+
+    with pytest.raises(RollbackUnavailable, match='cannot be restored') as e:
+        train(tmp_path, faults=(10, 11, 12), custom=[Look()])
+    assert e.value.event.iter == 12
+    # the state after iteration 9, which the three bad updates have not changed
+    plain = train(tmp_path / 'plain', faults=(), max_iters=9)
+    assert_equal(seen, plain.remembered.states[9])

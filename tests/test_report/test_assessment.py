@@ -93,7 +93,7 @@ SICK = {
         900,
         'sick since iteration 895: halted at iteration 900 after 20 skips in '
         "a row (grad_nonfinite); blamed: 'head.weight', 5 times; next: "
-        'try bfloat16, or float32 for the module at fault',
+        'find the operation with mmnanguard.AutopsyHook',
     ),
     'halted, with an autopsy': (
         [
@@ -131,14 +131,14 @@ SICK = {
         [halt(300), start(301, attempt=2), update(400), halt(400)],
         400,
         'sick since iteration 400: halted at iteration 400 (grad_nonfinite); '
-        'next: try bfloat16, or float32 for the module at fault',
+        'next: find the operation with mmnanguard.AutopsyHook',
     ),
     'all rejected at the end': (
         STREAK,
         1000,
         'sick since iteration 991: the last 10 updates were all rejected '
-        '(grad_nonfinite); next: try bfloat16, or float32 for the module at '
-        'fault',
+        '(grad_nonfinite); next: '
+        'find the operation with mmnanguard.AutopsyHook',
     ),
     'an audit that warns': (
         [audit(8)],
@@ -170,8 +170,8 @@ SICK = {
         REPEATED,
         1000,
         'sick since iteration 100: 5 updates were rejected for grad_nonfinite '
-        "of 'neck.bias', the last at iteration 500; next: try bfloat16, or "
-        'float32 for the module at fault',
+        "of 'neck.bias', the last at iteration 500; next: "
+        'find the operation with mmnanguard.AutopsyHook',
     ),
     'the same after a remedy of something else': (
         [*REPEATED, autopsy(100), remedy(200)],
@@ -189,22 +189,21 @@ SICK = {
         1000,
         'sick since iteration 100: 5 updates were rejected for '
         "loss_nonfinite, the last at iteration 500; suspect: sample 'x.jpg', "
-        'in 5 of 5 rejected batches; next: look at the samples and at the '
-        'divisions, logs and square roots in the loss',
+        "in 5 of 5 rejected batches; next: look at sample 'x.jpg' first",
     ),
     'many at the end': (
         [update(i, name=f'p{i}') for i in range(850, 1000, 30)],
         1000,
         'sick since iteration 850: 5 of the last 200 updates were rejected, '
-        'most often for grad_nonfinite; next: try bfloat16, or float32 for '
-        'the module at fault',
+        'most often for grad_nonfinite; next: '
+        'find the operation with mmnanguard.AutopsyHook',
     ),
     'halted, one parameter': (
         [update(9, action='halt', name='head.bias'), halt(9)],
         9,
         'sick since iteration 9: halted at iteration 9 (grad_nonfinite); '
-        "blamed: 'head.bias'; next: try bfloat16, or float32 for the module "
-        'at fault',
+        "blamed: 'head.bias'; next: "
+        'find the operation with mmnanguard.AutopsyHook',
     ),
     'halted, without a loss scale': (
         [
@@ -214,14 +213,14 @@ SICK = {
         ],
         9,
         'sick since iteration 7: halted at iteration 9 (grad_nonfinite); '
-        "blamed: 'head.bias'; next: look for a sqrt, norm or division at zero "
-        'in the module at fault',
+        "blamed: 'head.bias'; next: "
+        'find the operation with mmnanguard.AutopsyHook',
     ),
     'many of different parameters': (
         [update(i, name=f'p{i}') for i in range(100, 700, 60)],
         1000,
         'sick since iteration 100: 10 updates were rejected, 1.1% of all '
-        'since then; next: try bfloat16, or float32 for the module at fault',
+        'since then; next: find the operation with mmnanguard.AutopsyHook',
     ),
 }
 

@@ -50,7 +50,7 @@ def main(work_dir, way):
         way,
         12,
         hooks=dict(rollback=rollback),
-        faults=(5, 6),
+        faults=(6, 7),
         guard=dict(max_consecutive_skips=2, when_exhausted='rollback'),
     )
     remember = Remember()
@@ -59,7 +59,7 @@ def main(work_dir, way):
     runner.train()
     states = remember.states
     result = dict(
-        back=[same(states[6], states[4]), same(states[9], states[8])],
+        back=[same(states[7], states[4]), same(states[9], states[8])],
         moved=not same(states[10], states[9]),
         finite=all(t.isfinite().all().item() for t in states[12].values()),
         rollbacks=runner.optim_wrapper.guard.state.num_rollbacks,

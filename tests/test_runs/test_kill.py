@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ranks import TESTS, finish, start
 
-from mmnanguard.hooks.recovery.pointers import choose_resume
+from mmnanguard.hooks import choose_resume
 from mmnanguard.numerics.checkpoints.checkpoint_file import scan_file
 from mmnanguard.safe_load import allow_mmengine_checkpoints
 

@@ -21,4 +21,4 @@ def test_all_ranks_go_back(tmp_path, way):
         assert seen['finite']
         assert seen['rollbacks'] == 2
     rows = [(row['iter'], row['to']) for row in ranks[0]['rows']]
-    assert rows == [(6, 4), (9, 8)]
+    assert rows == [(7, 4), (9, 8)]

@@ -11,6 +11,8 @@ from ranks import finish, start
 from toys import everything
 from written_by_0_1.make import FOLDER, SAVED, guard_state, resume
 
+from mmnanguard.hooks.recovery import rollback_hook
+from mmnanguard.hooks.recovery.lower_rate import RateEvidence, lowered
 from mmnanguard.numerics.checkpoints.load_plain import load_plain
 from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 from mmnanguard.report import load_run, print_reports, read_events, write_page
@@ -52,6 +54,10 @@ def assert_equal_as_far_as_saved(now, saved):
         assert now == saved
 
 
+def lower_for_good(present, factor, recovery):
+    return lowered(present, factor, None)
+
+
 class StateOnArrival(Hook):
     """Copy what a resumed run begins with."""
 
@@ -79,7 +85,11 @@ def resumed(tmp_path_factory):
     shutil.rmtree(work_dir / ATTEMPTS[1])
     arrival = StateOnArrival()
     checkpoint = work_dir / f'iter_{SAVED}.pth'
-    return resume(work_dir, checkpoint, 'resumed', arrival), arrival
+    with pytest.MonkeyPatch.context() as patch:
+        # Version 0.1 lowered the learning rate at each rollback, for good.
+        patch.setattr(RateEvidence, '__bool__', lambda evidence: True)
+        patch.setattr(rollback_hook, 'lowered', lower_for_good)
+        return resume(work_dir, checkpoint, 'resumed', arrival), arrival
 
 
 def test_the_state_of_a_checkpoint_arrives(resumed):

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar, Mapping, Optional, Tuple
 
 from mmnanguard._support.escape import escape
@@ -10,7 +11,18 @@ from .json_numbers import JsonObject
 from .phrases import and_more
 from .row_record import RowRecord
 
-__all__ = ['Autopsy']
+__all__ = ['CURES', 'Autopsy']
+
+# The cures that a replay tries, in words.
+CURES: Mapping[str, str] = MappingProxyType(
+    {
+        'module_fp32': 'float32 for this module',
+        'fp32': 'float32',
+        'bfloat16': 'bfloat16',
+        'lower_scale': 'the lowest loss scale',
+        'without_samples': 'without these samples',
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,14 @@ class Autopsy(RowRecord):
         remedy: 'fp32' if no fault begins in the module once it runs in
             float32, which another replay has tried; else ''.
         outputs: Range of the output of each top-level child.
+        is_pole: Whether the operation is not finite in float64 either, as
+            log(0) or 1/0, so that no dtype helps; None if that is not known.
+        operands: The numbers of which the operation made its first bad
+            element; empty if they are not known.
+        num_samples: Number of samples in the window; 0 if it is not known.
+        keys: The parts of the batch that were not finite.
+        tried: The cures that another replay has tried, and whether it was
+            finite, see :data:`CURES`.
     """
 
     KIND: ClassVar[str] = 'autopsy'
@@ -68,6 +88,11 @@ class Autopsy(RowRecord):
     fp32_is_finite: Optional[bool] = None
     remedy: str = ''
     outputs: Mapping[str, JsonObject] = field(default_factory=dict)
+    is_pole: Optional[bool] = None
+    operands: Tuple[float, ...] = ()
+    num_samples: int = 0
+    keys: Tuple[str, ...] = ()
+    tried: Mapping[str, bool] = field(default_factory=dict)
 
     def line(self, iteration: int, is_compiled: bool = False) -> str:
         """Return the console line.
@@ -102,38 +127,89 @@ class Autopsy(RowRecord):
             )
         if not self.phase:
             return 'the fault repeats; where it begins was not seen'
-        parts = [self._culprit()]
-        if self.fp32_is_finite is not None:
-            outcome = 'no better'
-            if self.fp32_is_finite:
-                outcome = 'finite'
-                # The remedy was tried on this module only, and failed.
-                if not self.remedy:
-                    outcome += ', but not by this module alone'
-            parts.append(f'in float32 it is {outcome}')
-        parts.append('it happens again when replayed')
-        return '; '.join(parts)
+        parts = [self.finding(), *filter(None, [self.tried_in_words()])]
+        return '; '.join([*parts, 'it happens again when replayed'])
 
-    def _culprit(self) -> str:
-        """Describe where the fault begins."""
-        who = 'the batch'
-        if self.samples:
-            others = and_more(len(self.samples) - 1)
-            who = f"sample '{self.samples[0]}'{others}"
+    def tried_in_words(self) -> str:
+        """Return the cures that were tried, with their outcomes, or ''."""
+        tried = dict(self.tried)
+        # Rows of 0.1 have these two outcomes only.
+        is_of_model = self.phase not in ('input', 'weight')
+        if is_of_model and self.fp32_is_finite is not None:
+            tried.setdefault('fp32', self.fp32_is_finite)
+        if self.remedy and self.module:
+            tried.setdefault('module_fp32', True)
+        outcomes = []
+        for cure, words in CURES.items():
+            if cure in tried:
+                outcome = 'finite' if tried[cure] else 'still NaN or Inf'
+                outcomes.append(f'{words}: {outcome}')
+        if not outcomes:
+            return ''
+        return f'tried: {", ".join(outcomes)}'
+
+    def place(self) -> str:
+        """Return module, operation and source line, such as they are known.
+
+        The root module has no name.
+        """
+        parts = filter(None, (self.module_type, self.op, self.source))
+        name = f"'{self.module}' " if self.module else ''
+        return f'{name}({", ".join(parts)})'
+
+    def finding(self) -> str:
+        """Describe where the fault begins; '' if that is not known."""
         if self.phase == 'input':
-            return f'{who} is not finite to begin with'
+            return self._bad_input()
         if self.phase == 'weight':
             return 'weights or buffers are not finite to begin with'
+        if not self.phase:
+            return ''
+        where = f'in {self.dtype} in {self.phase}'
+        if self.is_pole:
+            return f'{self.place()} {self.pole()} {where}{self._of_samples()}'
+        who = 'the batch'
+        if self.samples:
+            who = self._named_samples()
         verb = 'overflow'
         # Finite inputs give NaN by an invalid operation, such as sqrt(-1).
         if math.isnan(self.output_absmax):
             verb = 'give NaN'
-        name = ''
-        if self.module:
-            name = f"'{self.module}' "
         return (
-            f'{who} made {name}({self.module_type}, {self.op}, '
-            f'{self.source}) {verb} in {self.dtype} in {self.phase}: its '
-            f'input was up to {self.input_absmax:.3g}, the limit is '
-            f'{self.dtype_max:.3g}'
+            f'{who} made {self.place()} {verb} {where}: its input was up to '
+            f'{self.input_absmax:.3g}, the limit is {self.dtype_max:.3g}'
         )
+
+    def _bad_input(self) -> str:
+        who = 'the batch'
+        if self.samples:
+            who = self._named_samples()
+        keys = ''
+        if self.keys:
+            keys = f' in {", ".join(map(repr, self.keys))}'
+        return f'{who} is not finite to begin with{keys}'
+
+    def pole(self) -> str:
+        """Describe an operation that is not defined for its input."""
+        call = 'its input'
+        if self.operands:
+            numbers = ', '.join(map('{:.3g}'.format, self.operands))
+            call = f'{self.op.split(".")[-1]}({numbers})'
+        if not all(map(math.isfinite, self.operands)):
+            return f'got a Python number that is not finite, {call},'
+        # 0/0 is a pole as well; log(-1) and a softmax of -inf alone are not.
+        if math.isnan(self.output_absmax) and 0.0 not in self.operands:
+            return f'is not defined at {call}'
+        return f'has a pole at {call}'
+
+    def _of_samples(self) -> str:
+        if not self.samples:
+            return ''
+        share = ''
+        if self.num_samples:
+            share = f' ({len(self.samples)} of {self.num_samples})'
+        return f', for {self._named_samples()}{share}'
+
+    def _named_samples(self) -> str:
+        others = and_more(len(self.samples) - 1)
+        return f"sample '{self.samples[0]}'{others}"

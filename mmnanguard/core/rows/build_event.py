@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..rules.observation import Observation
+from ..rules.recent_commits import find_growth
 from ..rules.state import GuardState
 from ..rules.verdict import Action, Verdict
 from .guard_event import GuardEvent
@@ -29,6 +30,12 @@ def build_event(
         seen = left_out.seen
         facts['params'] = left_out.params
         facts['micro_batches'] = left_out.to_dict()
+    growth = None
+    ends_run = verdict.action in (Action.HALT, Action.ROLLBACK)
+    # A single rejection is no explosion, unless it ends the run.
+    is_streak = verdict.action is Action.SKIP and state.consecutive_skips > 1
+    if ends_run or (is_streak and not verdict.cause.is_routine):
+        growth = find_growth(state.recent_commits, seen.loss, seen.grad_norm)
     return GuardEvent(
         action=verdict.action,
         cause=verdict.cause,
@@ -45,5 +52,6 @@ def build_event(
         spike=verdict.spike and verdict.spike._asdict(),
         clip_coef=verdict.clip_coef,
         lr_factor=verdict.lr_factor,
+        growth=growth and growth._asdict(),
         **facts,
     )

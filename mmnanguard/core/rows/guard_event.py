@@ -29,6 +29,8 @@ OUTCOMES = {
     Action.ROLLBACK: 'training goes back to an earlier state',
 }
 
+UNKNOWN_ORIGIN = 'which happened outside any guarded update'
+
 
 @dataclass(frozen=True)
 class GuardEvent(RowRecord):
@@ -77,6 +79,10 @@ class GuardEvent(RowRecord):
             ..., 'iter': ...}]}`` with the micro-batches of the window on all
             ranks, numbered from 1. The rest of the event is then about the
             micro-batches that were left out. None if all were used.
+        growth: The fields of :class:`Growth`, if losses or norms exploded
+            right before this update; else None.
+        origin: How bad weights became bad, as a clause; '' if that is not
+            known.
         run: Name of the run.
         attempt: Number of the process start, from 1.
         id: The id of the event, unique in the attempt.
@@ -113,6 +119,8 @@ class GuardEvent(RowRecord):
     lr_factor: float = 1.0
     step: Optional[JsonObject] = None
     micro_batches: Optional[JsonObject] = None
+    growth: Optional[JsonObject] = None
+    origin: str = ''
     run: str = ''
     attempt: int = 1
     id: str = ''
@@ -140,6 +148,16 @@ class GuardEvent(RowRecord):
         result: NewRow = to_jsonable({**ordered, **row})
         return result
 
+    @property
+    def bad_keys(self) -> Tuple[str, ...]:
+        """The parts of the batch that were not finite, as far as is known."""
+        keys = []
+        for key, seen in self.inputs.items():
+            # A row of another version may have any value here.
+            if isinstance(seen, Mapping) and seen.get('is_finite') is False:
+                keys.append(key)
+        return tuple(keys)
+
     def line(self) -> str:
         """Return the console line."""
         where = ''
@@ -149,7 +167,11 @@ class GuardEvent(RowRecord):
         return escape(f'Iter {self.iter}{where}: {self.sentence()}')
 
     def sentence(self) -> str:
-        sentence = f'{self._fault()}; {self._outcome()}'
+        sentence = self._fault()
+        keys = ', '.join(map(repr, self.bad_keys))
+        if keys and not self.is_routine:
+            sentence += f'; {keys} of its batch is not finite'
+        sentence += f'; {self._outcome()}'
         if self.samples:
             others = and_more(len(self.samples) - 1)
             sentence += f'; samples: {self.samples[0]}{others}'
@@ -163,6 +185,7 @@ class GuardEvent(RowRecord):
         return template.format(
             loss=self.loss,
             of_all=self._bad_of_all(),
+            origin=self.origin or UNKNOWN_ORIGIN,
             **self._tensor_words(),
             **self._loss_words(),
             **self._spike_words(),

@@ -1,21 +1,40 @@
 """The text that a halted run leaves behind, in its log and its last row."""
 
 from collections import Counter
-from typing import List, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 from mmnanguard._support.escape import escape
 
-from ..causes import CAUSES, facts_of_cause
+from ..causes import CAUSES
+from ..diagnosis import Evidence, diagnose
 from ..rules.policy import GuardPolicy
+from .autopsy import Autopsy
 from .guard_event import GuardEvent
+from .input_row import InputRow
+from .row_record import RowRecord
 
-__all__ = ['write_halt_story']
+__all__ = ['Finding', 'write_halt_story']
 
 MAX_NAMES = 5
 
 
+class Finding(NamedTuple):
+    """A record that explains an event.
+
+    Attributes:
+        event: The event.
+        record: The autopsy of its update, or the findings on its inputs.
+    """
+
+    event: GuardEvent
+    record: RowRecord
+
+
 def write_halt_story(
-    event: GuardEvent, streak: Sequence[GuardEvent], policy: GuardPolicy
+    event: GuardEvent,
+    streak: Sequence[GuardEvent],
+    policy: GuardPolicy,
+    findings: Sequence[Finding] = (),
 ) -> str:
     """Write the whole story of a halt.
 
@@ -26,14 +45,31 @@ def write_halt_story(
         streak: The rejected updates of the present streak, oldest first,
             ``event`` last.
         policy: The policy, with the limits that were in force.
+        findings: What explains updates of the run, oldest first.
     """
     causes, names = count_blame(streak)
+<<<<<<< HEAD
     damage = 'nothing bad was committed'
     if CAUSES[event.cause].was_committed:
         damage = 'an earlier step of the optimizer spoiled the weights'
     lines = [
         f'training halted at iteration {event.iter}, optimizer '
         f"'{event.optimizer}'; {damage}.",
+=======
+    is_sudden = CAUSES[event.cause].ends_run
+    # A cause that ends a run at once does so whatever the skips before it.
+    # After a streak, the last update is only one of many.
+    cause = event.cause.value
+    if not is_sudden:
+        cause = causes[0][0]
+    diagnosis = diagnose(collect_evidence(cause, streak, findings))
+    reason = ''
+    if diagnosis.reason:
+        reason = f': {diagnosis.reason}'
+    lines = [
+        f'training halted at iteration {event.iter}, optimizer '
+        f"'{event.optimizer}'{reason}; nothing bad was committed.",
+>>>>>>> main
         event.line(),
         f'Skips: {event.consecutive_skips} in a row since iteration '
         f'{event.since}, {event.total_skips} in all, besides '
@@ -46,16 +82,10 @@ def write_halt_story(
     # A divergence names no tensor.
     if names:
         lines.append(f'Blamed first: {tally(names[:MAX_NAMES])}')
+    lines += describe_findings(cause, streak, findings)
     if event.loss_scale is not None:
         lines.append(f'Loss scale now: {event.loss_scale["after"]:g}')
-    facts = CAUSES[event.cause]
-    is_sudden = facts.ends_run
-    # A cause that ends a run at once does so whatever the skips before it.
-    # After a streak, the last update is only one of many.
-    if not is_sudden:
-        facts = facts_of_cause(causes[0][0])
-    advice = facts.advice_for(has_scale=event.loss_scale is not None)
-    lines.append(f'What to try: {advice.long}')
+    lines.append(f'What to try: {diagnosis.advice.long}')
     # Higher limits would not keep a run with bad weights going.
     if not is_sudden:
         lines.append(
@@ -66,6 +96,50 @@ def write_halt_story(
     return '\n  '.join(map(escape, lines))
 
 
+def collect_evidence(
+    cause: str, streak: Sequence[GuardEvent], findings: Sequence[Finding]
+) -> Evidence:
+    """Return the evidence on the updates of a streak with a cause."""
+    events = [event for event in streak if event.cause.value == cause]
+    autopsies, inputs = [], []
+    for finding in of_streak(cause, streak, findings):
+        if isinstance(finding.record, Autopsy):
+            autopsies.append(finding.record)
+        elif isinstance(finding.record, InputRow):
+            inputs.append(finding.record)
+    num_iters = streak[-1].iter - streak[0].iter + 1
+    share = len(streak) / max(num_iters, 1)
+    return Evidence(cause, events, autopsies, inputs, share)
+
+
+def of_streak(
+    cause: str, streak: Sequence[GuardEvent], findings: Sequence[Finding]
+) -> List[Finding]:
+    """Return the findings with a cause on a streak, or else on earlier ones.
+
+    The run has a limited number of autopsies, and similar updates share one.
+    """
+    alike = [item for item in findings if item.event.cause.value == cause]
+    start = streak[0].iter
+    recent = [finding for finding in alike if finding.event.iter >= start]
+    return recent or alike
+
+
+def describe_findings(
+    cause: str, streak: Sequence[GuardEvent], findings: Sequence[Finding]
+) -> List[str]:
+    """Return a line for each finding that says something new."""
+    lines: Dict[Tuple[str, ...], str] = {}
+    for event, record in of_streak(cause, streak, findings):
+        key: Tuple[str, ...] = (record.sentence(),)
+        # Numbers differ from batch to batch.
+        if isinstance(record, Autopsy) and record.op:
+            key = record.phase, record.module, record.op, record.source
+        line = f'Seen in iteration {event.iter}: {record.sentence()}'
+        lines.setdefault(key, line)
+    return list(lines.values())[:MAX_NAMES]
+
+
 Counts = List[Tuple[str, int]]
 
 
@@ -74,8 +148,9 @@ def count_blame(streak: Sequence[GuardEvent]) -> Tuple[Counts, Counts]:
     causes, names = [], []
     for event in streak:
         causes.append(event.cause.value)
-        # The tensors after the first are often bad because of it.
-        if event.params:
+        # The tensors after the first are often bad because of it. If the
+        # loss is bad, so is the first one.
+        if event.params and CAUSES[event.cause].names_origin:
             names.append(f"'{event.params[0].name}'")
     return Counter(causes).most_common(), Counter(names).most_common()
 

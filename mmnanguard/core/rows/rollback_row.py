@@ -23,6 +23,9 @@ class RollbackRow(RowRecord):
         num_rollbacks: Number of rollbacks in the run, including this one.
         lr_factor: Factor on learning rates from now on.
         loss_scale: Loss scale from now on; 1.0 without a scaler.
+        evidence: The reason why the learning rate was lowered or kept.
+        is_undone: Whether this row is about the return to the state from
+            before a rollback, which had not helped.
     """
 
     KIND: ClassVar[str] = 'rollback'
@@ -35,6 +38,8 @@ class RollbackRow(RowRecord):
     num_rollbacks: int = 1
     lr_factor: float = 1.0
     loss_scale: float = 1.0
+    evidence: str = ''
+    is_undone: bool = False
 
     def sentence(self, max_rollbacks: Optional[int] = None) -> str:
         """Describe the rollback in a sentence, without the iteration.
@@ -42,7 +47,14 @@ class RollbackRow(RowRecord):
         Args:
             max_rollbacks: The limit of the run, if it is known.
         """
-        of_path, of_max = '', ''
+        if self.is_undone:
+            return (
+                f'took the rollback back, to the state after iteration '
+                f'{self.to}: {self.evidence}'
+            )
+        of_path, of_max, of_evidence = '', '', ''
+        if self.evidence:
+            of_evidence = f' ({self.evidence})'
         if self.path:
             of_path = f', from {self.path}'
         # The limit is not in the row, so a report does not know it.
@@ -51,8 +63,8 @@ class RollbackRow(RowRecord):
         return (
             f'went back to the state after iteration {self.to}{of_path} '
             f'(rollback {self.num_rollbacks}{of_max}); learning rate x '
-            f'{self.lr_factor:g}, loss scale {self.loss_scale:g}; data and '
-            'schedule go on'  # neither is restored
+            f'{self.lr_factor:g}{of_evidence}, loss scale '
+            f'{self.loss_scale:g}; data and schedule go on'
         )
 
     def line(self, max_rollbacks: int) -> str:

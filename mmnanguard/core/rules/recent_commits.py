@@ -86,12 +86,17 @@ class Growth(NamedTuple):
         grad_norms: Their gradient norms.
         lr: The learning rate of the last commit; NaN if it is not known.
         factor: The growth of the series that grew most.
+        usual_norm: The median norm of the record without its last commits.
+        clip_coef: The lowest factor of the clip rule in the record; 1 if
+            nothing was clipped.
     """
 
     losses: Tuple[float, ...]
     grad_norms: Tuple[float, ...]
     lr: float
     factor: float
+    usual_norm: float = math.nan
+    clip_coef: float = 1.0
 
     def words(self) -> str:
         """Return the numbers, such as 'loss 1 -> 20, gradient norm 3 -> 90'.
@@ -147,6 +152,8 @@ def find_growth(
         tuple([commit.grad_norm for commit in last]),
         commits[-1].lr,
         factor,
+        median_low(norms[: 1 - NUM_SHOWN] or norms[:1] or [math.nan]),
+        min([commit.clip_coef for commit in commits]),
     )
 
 

@@ -92,7 +92,9 @@ class Audit:
         """Return the console line."""
         return self.record.line()
 
-    def halt_story(self, last_clean: Optional[str], is_guarded: bool) -> str:
+    def halt_story(
+        self, last_clean: Optional[str], is_guarded: bool, origin: str = ''
+    ) -> str:
         """Return the error text for the person who reads it next morning.
 
         Args:
@@ -100,6 +102,7 @@ class Audit:
                 none.
             is_guarded: Whether all updates are guarded, so that no update
                 can be the cause.
+            origin: How the tensors became bad, as a clause, if it is known.
         """
         # The guard commits no update that makes a weight non-finite.
         cause = (
@@ -112,6 +115,8 @@ class Audit:
                 'Updates are not guarded: set optim_wrapper.type to '
                 'mmnanguard.NanGuardOptimWrapper or NanGuardAmpOptimWrapper.'
             )
+        if origin:
+            cause = f'It is {origin}.'
         advice = 'No checkpoint of this run is known to be clean.'
         if last_clean:
             advice = (

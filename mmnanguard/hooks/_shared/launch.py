@@ -10,7 +10,7 @@ from mmnanguard.core.launch import Launch, dumped_config
 
 from .roles import LrScaler
 
-__all__ = ['launch_of', 'local_world_size', 'lr_factor_of']
+__all__ = ['launch_of', 'launcher_of', 'local_world_size', 'lr_factor_of']
 
 
 def launch_of(runner: Runner) -> Launch:
@@ -18,11 +18,18 @@ def launch_of(runner: Runner) -> Launch:
     return Launch(
         config=dumped_config(runner.log_dir, Path(runner.work_dir)),
         work_dir=runner.work_dir,
-        launcher=runner.launcher,
+        launcher=launcher_of(runner),
         ranks=get_world_size(),
         ranks_per_node=local_world_size(),
         lr_factor=lr_factor_of(runner),
     )
+
+
+def launcher_of(runner: Runner) -> str:
+    """Return MMEngine's launcher: 'none', 'pytorch', 'slurm' or 'mpi'."""
+    # A FlexibleRunner leaves the launcher to its strategy.
+    launcher = getattr(runner, 'launcher', None)
+    return str(launcher or runner.cfg.get('launcher') or 'none')
 
 
 def lr_factor_of(runner: Runner) -> float:

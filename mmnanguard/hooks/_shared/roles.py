@@ -5,14 +5,24 @@ role of its base class. The role classes are in this module because rooms do
 not import one another.
 """
 
+from typing import Collection
+
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-__all__ = ['EventSource', 'LrScaler', 'ModelChanger', 'has_hook']
+__all__ = ['EventSource', 'LrScaler', 'ModelChanger', 'has_hook', 'origin_of']
 
 
 class EventSource(Hook):
     """Role of ``NanGuardHook``: hands events and rows to all other hooks."""
+
+    def origin_of(self, names: Collection[str]) -> str:
+        """Return how bad tensors became bad, as a clause; '' if unknown.
+
+        Args:
+            names: The names of the tensors.
+        """
+        return ''
 
 
 class LrScaler(Hook):
@@ -36,3 +46,16 @@ class ModelChanger(Hook):
 def has_hook(runner: Runner, kind: type) -> bool:
     """Whether the runner has a hook of this class or a subclass."""
     return any(isinstance(hook, kind) for hook in runner.hooks)
+
+
+def origin_of(runner: Runner, names: Collection[str]) -> str:
+    """Return how bad tensors became bad, as a clause; '' if unknown.
+
+    Args:
+        runner: The runner, whose ``EventSource`` may know it.
+        names: The names of the tensors.
+    """
+    for hook in runner.hooks:
+        if isinstance(hook, EventSource):
+            return hook.origin_of(names)
+    return ''

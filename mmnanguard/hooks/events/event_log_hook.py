@@ -23,7 +23,7 @@ from mmnanguard.registry import HOOKS
 from .._shared.find_guards import find_guards, find_wrappers, guard_facts
 from .._shared.guard_listener import GuardListener
 from .._shared.hook_arguments import Row
-from .._shared.launch import local_world_size, lr_factor_of
+from .._shared.launch import launcher_of, local_world_size, lr_factor_of
 from .._shared.patches import PatchingHook, error_of_run
 from .._shared.roles import EventSource, has_hook
 from .._shared.versions import versions
@@ -80,7 +80,7 @@ class EventLogHook(PatchingHook, GuardListener):
             versions=versions(),
             guards=dict(zip(guards, map(guard_facts, guards.values()))),
             unguarded=unguarded_types(runner),
-            launcher=runner.launcher,
+            launcher=launcher_of(runner),
             ranks=get_world_size(),
             ranks_per_node=local_world_size(),
             lr_factor=lr_factor_of(runner),

@@ -8,7 +8,7 @@ averages and add to checkpoints.
 import logging
 from datetime import datetime, timezone
 from functools import partial
-from typing import Dict, List, Mapping, Optional, Set, Tuple
+from typing import Collection, Dict, List, Mapping, Optional, Set, Tuple
 from uuid import uuid4
 
 import torch
@@ -21,7 +21,7 @@ from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmnanguard.core import Action, GuardConfigError, GuardEvent
+from mmnanguard.core import Action, Cause, GuardConfigError, GuardEvent
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.update.watch import forget_watched, read_watched
 from mmnanguard.registry import HOOKS
@@ -39,6 +39,7 @@ from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs
 from .._shared.patches import PatchingHook
 from .._shared.roles import EventSource, has_hook
 from ..events.event_log_hook import last_attempt
+from ..recovery.loaded_state import LoadedState
 from ..recovery.rollback_hook import RollbackHook
 from .check_listeners import check_signatures, misspelt_methods
 from .ema_freeze import EmaFreeze
@@ -110,16 +111,19 @@ class NanGuardHook(PatchingHook, EventSource):
         self._num_updates = 0
         self._num_backwards = 0
         self._ids: Set[str] = set()
+        self._loaded = LoadedState()
 
     def before_run(self, runner: Runner) -> None:
         super().before_run(runner)
         # MMEngine loads the checkpoint of a resume right after this stage.
         allow_mmengine_checkpoints()
+        self._loaded.before_load(runner)
 
     def before_train(self, runner: Runner) -> None:
         self._guards = find_guards(runner)
         check_rollback(self._guards, has_hook(runner, RollbackHook))
         check_signatures(runner.hooks)
+        self._loaded.look(runner)
         self._checkpoint.resume_guards(runner, find_wrappers(runner))
         self._num_updates = self._count('num_updates')
         self._modules = own_modules(runner)
@@ -252,7 +256,14 @@ class NanGuardHook(PatchingHook, EventSource):
             message = [dict(about, params=event.params)]
             broadcast_object_list(message, src=event.ranks[0])
             about = message[0]
+        # No update has made what was loaded.
+        names = [tensor.name for tensor in event.params]
+        if event.cause is Cause.WEIGHT_NONFINITE and self.origin_of(names):
+            about['origin'] = self.origin_of(names)
         return event.replace(**about, id=self._new_id(runner, event))
+
+    def origin_of(self, names: Collection[str]) -> str:
+        return self._loaded.origin(names)
 
     def _report(self, runner: Runner, event: GuardEvent) -> None:
         """Log an event, and hand it to all hooks."""

@@ -213,6 +213,7 @@ class InputGuardHook(PatchingHook, ModelChanger):
         if bad is None:
             return
         record = bad.record(event.id, self._policy.action, event.iter)
+        self._guards[event.optimizer].explain(event, record)
         self._report_row(runner, record)
         if self._policy.action == 'halt':
             self._halt = halted_by(event, record)

@@ -1,6 +1,6 @@
 """The hook that goes back to an earlier state where skipping does not help."""
 
-from typing import List, Optional, Tuple
+from typing import Optional, Tuple
 
 from mmengine.dist import all_gather_object
 from mmengine.runner import Runner
@@ -14,6 +14,7 @@ from mmnanguard.core import (
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.checks import check_value, is_count, is_finite_number
 from mmnanguard.core.rows.rollback_row import RollbackRow
+from mmnanguard.numerics.base.rng_state import set_rng
 from mmnanguard.numerics.checkpoints.state_audit import StateAudit
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.update.loss_scale import GuardedGradScaler
@@ -24,10 +25,18 @@ from .._shared.find_guards import find_guards, find_wrappers
 from .._shared.guard_listener import GuardListener
 from .._shared.halt import halt
 from .._shared.hook_arguments import DataBatch, Outputs
-from .earlier_state import EarlierState, newest_clean_state, present_state
+from .earlier_state import present_state, restore_together
 from .kept_state import kept_state
+from .kept_states import KeptStates
+from .loss_trial import LossTrial
+from .lower_rate import RateEvidence, lowered
 
 __all__ = ['RollbackHook']
+
+CANNOT_RESTORE = (
+    'No rollback: the state of iteration {} cannot be restored (see the error '
+    'above). The run is as it was.'
+)
 
 
 @HOOKS.register_module()
@@ -38,27 +47,33 @@ class RollbackHook(GuardListener):
     acts at the limit of skips, where the run diverges (``guard.divergence``),
     and where weights went bad outside any update, which an update or a
     ``StateAuditHook`` reports. It then restores the newest state that is older
-    than the trouble: weights, buffers, optimizer state, averages of an
+    than the trouble: weights, buffers, the whole optimizer, averages of an
     ``EMAHook``, and the statistics of the guard's rules. Iteration, learning
     rate schedule, data order, loss scale and random state are not restored, so
     training moves past the offending batch.
 
     States are kept in host memory (pinned, if there is a GPU). Each takes as
-    much memory as weights, optimizer state and averages together. The hook
-    keeps a state at the start of training, and then every ``interval``
-    iterations, outside of windows and of streaks of skips, if all of it is
-    finite. This check takes one pass, one host read and one small collective.
+    much memory as weights, optimizer state and averages together; a rollback
+    needs room for one more. The hook keeps a state at the start of training,
+    and then every ``interval`` iterations, outside of windows and of streaks
+    of skips, if all of it is finite. This check takes one pass, one host read
+    and one small collective.
 
     If the trouble returns before a newer state was kept, the next rollback
-    goes further back. If no state is left, the newest clean checkpoint in the
-    work dir is used, but not under FSDP.
+    goes further back. If no state is left, the newest clean checkpoint that
+    this run has written to the work dir is used, but not under FSDP. The run
+    halts if nothing was committed since the state to go back to.
+
+    A rollback out of a divergence is undone if the losses stay as high: then
+    the loss itself has risen.
 
     Args:
         interval: Number of iterations between two kept states.
         num_kept: Number of states that are kept.
         max_rollbacks: Number of rollbacks in the run, resumes included, after
             which training halts.
-        lr_factor: Factor on the learning rates after a rollback, in (0, 1].
+        lr_factor: Factor on the learning rates after a rollback, in (0, 1],
+            if the run has diverged or losses or gradient norms had exploded.
             It is applied outside the schedulers.
         lr_recovery: Number of committed updates until the learning rates are
             back; None means never.
@@ -80,7 +95,7 @@ class RollbackHook(GuardListener):
         num_kept: int = 2,
         max_rollbacks: int = 3,
         lr_factor: float = 1.0,
-        lr_recovery: Optional[int] = None,
+        lr_recovery: Optional[int] = 10000,
         scale_factor: float = 1.0,
         restore_rng: bool = False,
     ) -> None:
@@ -111,17 +126,26 @@ class RollbackHook(GuardListener):
         self._lr_recovery = lr_recovery
         self._scale_factor = scale_factor
         self._restore_rng = restore_rng
-        self._kept: List[EarlierState] = []
-        self._used: Optional[EarlierState] = None
         self._event: Optional[GuardEvent] = None
+        self._trial: Optional[LossTrial] = None
 
     def before_train(self, runner: Runner) -> None:
         self._audit = StateAudit(
             kept_state(runner), is_fresh=not runner._has_loaded
         )
-        self._kept, self._used, self._event = [], None, None
+        self._states = KeptStates(runner, self._num_kept)
+        self._event = self._trial = None
+        self._has_begun = self._is_told = False
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
+    ) -> None:
         # Trouble in the first interval needs a state to go back to as well.
-        self._keep(runner, runner.iter)
+        # Not before the first iteration, which hooks may prepare for: they
+        # set the mode of a schedule-free optimizer, for example.
+        if not self._has_begun:
+            self._has_begun = True
+            self._keep(runner, runner.iter)
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
         if event.action is Action.ROLLBACK:
@@ -153,6 +177,10 @@ class RollbackHook(GuardListener):
         outputs: Outputs = None,
     ) -> None:
         event, self._event = self._event, None
+        # Before another rollback, because a loss that has risen for good
+        # looks like a divergence again and again.
+        if self._end_trial(runner, event):
+            return
         if event is not None:
             try:
                 self._roll_back(runner, event)
@@ -160,10 +188,8 @@ class RollbackHook(GuardListener):
                 halt(runner, error)
             return
         is_quiet = all(map(is_at_rest, find_guards(runner).values()))
-        now = runner.iter + 1
-        is_due = not self._kept or self._kept[-1].iter + self._interval <= now
-        if is_quiet and is_due:
-            self._keep(runner, now)
+        if is_quiet and self._states.is_due(runner, self._interval):
+            self._keep(runner, runner.iter + 1)
 
     def _keep(self, runner: Runner, iteration: int) -> None:
         """Keep the present state if it is finite; collective."""
@@ -177,8 +203,16 @@ class RollbackHook(GuardListener):
                 'state to go back to'
             )
             return
-        self._kept.append(present_state(runner, iteration))
-        del self._kept[: -self._num_kept]
+        state = present_state(runner, iteration)
+        self._states.add(state)
+        # Said once, with the first state.
+        if not self._is_told and state.left_out:
+            self._is_told = True
+            runner.logger.warning(
+                'mmnanguard: a rollback will not restore '
+                f'{", ".join(state.left_out[:5])}: such a tensor cannot be '
+                'copied'
+            )
 
     def _roll_back(self, runner: Runner, event: GuardEvent) -> None:
         """Restore an earlier state and report it.
@@ -195,47 +229,54 @@ class RollbackHook(GuardListener):
                 'max_rollbacks.'
             )
             raise TrainingHalted(*describe_halt(guard, event, why))
-        kept = self._choose(runner, event)
+        facts = CAUSES[event.cause]
+        evidence = RateEvidence.of(event, guard.state)
+        kept, why = self._states.choose(
+            runner,
+            self._first_bad(runner, event),
+            is_bad=facts.ends_run and not facts.is_gradual,
+            is_suspect=bool(evidence),
+        )
+        before = present_state(runner, event.iter)
+        if kept is not None and not restore_together(runner, kept, before):
+            why = CANNOT_RESTORE.format(kept.iter)
+            kept = None
         if kept is None:
-            why = (
-                'No state is kept that is older than the trouble (see '
-                'RollbackHook.interval and num_kept), and the work dir '
-                'has no clean checkpoint of before.'
-            )
             raise RollbackUnavailable(*describe_halt(guard, event, why))
-        # The factors of rollbacks multiply, because the previous rollback may
-        # still lower the learning rate.
-        factor = self._lr_factor * guard.state.lr_factor
-        lr_return = 0.0
-        if self._lr_recovery:
-            lr_return = (1 - factor) / self._lr_recovery
-        kept.restore(runner, factor, lr_return, self._restore_rng)
-        for other in guards.values():
+        for name, other in guards.items():
+            state, other.clip_rule = kept.rules[name]
+            lr = other.state.lr_factor, other.state.lr_return
+            if other is guard and evidence:
+                lr = lowered(lr[0], self._lr_factor, self._lr_recovery)
+            # Only statistics are restored. Counters go on, because the
+            # rejected updates did happen and max_rollbacks has to be reached.
+            other.state = other.state.rolled_back(state, *lr)
             self._lower(other.scaler)
-        self._used = kept
-        rollback = RollbackRow(
+        if self._restore_rng and kept.rng is not None:
+            set_rng(kept.rng)
+        self._states.note_restored(runner, kept)
+        self._trial = LossTrial.begin(event, before, kept)
+        words = ''
+        # Nothing is to be explained if no lower rate is allowed.
+        if self._lr_factor < 1:
+            words = evidence.words(self._lr_recovery)
+        row = RollbackRow(
             id=event.id,
             iter=event.iter,
             to=kept.iter,
             path=kept.path,
             num_rollbacks=guard.state.num_rollbacks,
-            lr_factor=factor,
+            lr_factor=guard.state.lr_factor,
             loss_scale=guard.scaler.get_scale(),
+            evidence=words,
         )
-        runner.logger.warning(rollback.line(self._max_rollbacks))
-        runner.call_hook('after_guard_row', row=rollback.to_row())
+        self._report(runner, row)
 
-    def _choose(
-        self, runner: Runner, event: GuardEvent
-    ) -> Optional[EarlierState]:
-        """Return the newest state from before the trouble, or None.
-
-        The state of the last rollback is passed over if there is an older
-        one, because the trouble came back after it. If no state in memory is
-        old enough, the newest clean checkpoint is read.
-        """
+    def _first_bad(self, runner: Runner, event: GuardEvent) -> int:
+        """Return the iteration at which the trouble began."""
         # A streak of skips began before its last event.
         first_bad = event.since or event.iter
+        assert first_bad is not None
         if CAUSES[event.cause].is_gradual:
             wrapper = find_wrappers(runner)[event.optimizer]
             divergence = find_guards(runner)[event.optimizer].policy.divergence
@@ -245,14 +286,49 @@ class RollbackHook(GuardListener):
             # The median of the window is above the limit, so the run has
             # diverged for about half of the window already.
             first_bad -= window * wrapper._accumulative_counts
-        older = [kept for kept in self._kept if kept.iter < first_bad]
-        if len(older) > 1 and older[-1] is self._used:
-            older.pop()
-        # States of the trouble itself must not be restored later.
-        self._kept = older
-        if older:
-            return older[-1]
-        return newest_clean_state(runner, first_bad)
+        return first_bad
+
+    def _end_trial(self, runner: Runner, event: Optional[GuardEvent]) -> bool:
+        """Undo the last rollback if the losses show that it did not help.
+
+        Args:
+            runner: The runner of the training.
+            event: A reason for another rollback, if there is one.
+
+        Returns:
+            Whether the rollback was undone.
+        """
+        trial = self._trial
+        guards = find_guards(runner)
+        # An open window has run forward passes of the restored state.
+        if trial is None or any(guard.is_open for guard in guards.values()):
+            return False
+        guard = guards[trial.optimizer]
+        if event is None and not trial.is_over(guard.state):
+            return False
+        self._trial = None
+        is_other = event is not None and not CAUSES[event.cause].is_gradual
+        if is_other or not trial.has_failed(guard.state):
+            return False
+        trial.undo(runner)
+        self._states.note_restored(runner, None)
+        row = RollbackRow(
+            id=event.id if event else '',
+            iter=runner.iter + 1,
+            to=trial.before.iter,
+            num_rollbacks=guard.state.num_rollbacks,
+            lr_factor=guard.state.lr_factor,
+            loss_scale=guard.scaler.get_scale(),
+            evidence=trial.words(),
+            is_undone=True,
+        )
+        self._report(runner, row)
+        return True
+
+    def _report(self, runner: Runner, row: RollbackRow) -> None:
+        """Log a rollback, and hand its row to all hooks."""
+        runner.logger.warning(row.line(self._max_rollbacks))
+        runner.call_hook('after_guard_row', row=row.to_row())
 
     def _lower(self, scaler: GuardedGradScaler) -> None:
         """Multiply the loss scale by ``scale_factor``, down to its floor."""

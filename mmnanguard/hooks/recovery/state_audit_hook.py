@@ -16,6 +16,7 @@ from .._shared.find_guards import find_guards
 from .._shared.halt import halt
 from .._shared.hook_arguments import DataBatch, Outputs
 from .._shared.patches import PatchingHook
+from .._shared.roles import origin_of
 from .kept_state import kept_state
 from .pointers import LAST_CLEAN, read_pointer
 from .safe_checkpoints import SafeCheckpoints
@@ -152,7 +153,10 @@ class StateAuditHook(PatchingHook):
         runner.call_hook('after_audit', audit=audit)
         if self._action == 'halt' and not audit.is_handled:
             last_clean = read_pointer(runner.work_dir, LAST_CLEAN)
-            story = audit.halt_story(last_clean, bool(find_guards(runner)))
+            names = [name for _, name in audit.names]
+            story = audit.halt_story(
+                last_clean, bool(find_guards(runner)), origin_of(runner, names)
+            )
             halt(runner, TrainingHalted(audit.to_event(), story))
         return False
 

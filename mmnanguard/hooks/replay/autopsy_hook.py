@@ -4,7 +4,7 @@
 decides which events get a replay, and makes all ranks agree on the result.
 """
 
-from typing import Dict, List, Set, Tuple
+from typing import Dict, Iterable, List, Mapping, Set, Tuple
 
 from mmengine.dist import (
     all_gather_object,
@@ -21,8 +21,9 @@ from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.core.rows.remedy_row import RemedyRow
 from mmnanguard.registry import HOOKS
 
-from .._shared.find_guards import find_wrappers
+from .._shared.find_guards import find_guards, find_wrappers
 from .._shared.hook_arguments import Checkpoint, Row
+from .try_cures import try_cures
 from .window import Window, WindowHook
 from .window_replay import WindowReplay, settings_of
 
@@ -58,13 +59,19 @@ class AutopsyHook(WindowHook):
             included. Each culprit is reported once.
         overflows: Whether routine overflows of the loss scale get an autopsy
             too.
+        try_cures: Whether the window is run again with each cure that a user
+            could apply: bfloat16, a lower loss scale, without the samples at
+            fault. Each costs a forward and a backward pass.
 
     Raises:
         GuardConfigError: If ``max_autopsies`` is negative.
     """
 
     def __init__(
-        self, max_autopsies: int = 10, overflows: bool = False
+        self,
+        max_autopsies: int = 10,
+        overflows: bool = False,
+        try_cures: bool = True,
     ) -> None:
         check_value(
             is_count(max_autopsies, least=0),
@@ -75,6 +82,7 @@ class AutopsyHook(WindowHook):
         self._max_autopsies = max_autopsies
         self._num_done = 0
         self._overflows = overflows
+        self._try_cures = try_cures
         self._culprits: Set[Tuple[str, ...]] = set()
         # The number of autopsies by similarity_key() of their events.
         self._num_similar: Dict[Tuple[str, ...], int] = {}
@@ -113,6 +121,7 @@ class AutopsyHook(WindowHook):
         self, runner: Runner, event: GuardEvent, autopsy: Autopsy
     ) -> None:
         """Log the autopsy, and write its row if its culprit is new."""
+        find_guards(runner)[event.optimizer].explain(event, autopsy)
         culprit: Tuple[str, ...] = autopsy.phase, autopsy.module, autopsy.op
         # Bad inputs have no operation, so their samples tell them apart.
         if autopsy.phase == 'input':
@@ -206,8 +215,37 @@ class AutopsyHook(WindowHook):
         autopsy = choose(autopsies, event)
         # Each rank tries the remedy on its own batch. A rank on which it
         # does not help has '', the smallest string.
-        remedies = all_gather_object(replay.confirm(autopsy).remedy)
-        return autopsy.replace(remedy=min(remedies))
+        confirmed = all_gather_object(replay.confirm(autopsy))
+        keys: Tuple[str, ...] = ()
+        if autopsy.phase == 'input':
+            keys = event.bad_keys
+        autopsy = autopsy.replace(
+            keys=keys,
+            remedy=min(result.remedy for result in confirmed),
+            tried=finite_on_all(result.tried for result in confirmed),
+        )
+        if not self._try_cures:
+            return autopsy
+        can_leave_out = any(all_gather_object(replay.can_leave_out(autopsy)))
+        tried = try_cures(replay, autopsy, event.optimizer, can_leave_out)
+        on_all = finite_on_all(all_gather_object(tried))
+        return autopsy.replace(tried={**autopsy.tried, **on_all})
+
+
+def finite_on_all(ranks: Iterable[Mapping[str, bool]]) -> Dict[str, bool]:
+    """Return for each cure whether the replay was finite on all ranks.
+
+    A cure that failed to run on a rank is left out.
+    """
+    first, *others = ranks
+    tried = dict(first)
+    for other in others:
+        for cure in list(tried):
+            if cure in other:
+                tried[cure] = tried[cure] and other[cure]
+            else:
+                del tried[cure]
+    return tried
 
 
 def similarity_key(event: GuardEvent) -> Tuple[str, ...]:

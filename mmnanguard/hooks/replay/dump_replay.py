@@ -31,9 +31,11 @@ from mmnanguard.safe_load import allow_mmengine_checkpoints
 from .._shared.find_guards import find_wrappers
 from .batch_dump import SCHEMA, Dump
 from .batch_keeper import KeptBatch
+from .check_dump import check_dump
 from .fp32_modules_hook import Fp32ModulesHook
 from .plain_batch import from_plain
 from .replay_config import IMPORT_HINT, KEYS, hooks_inside, read_config
+from .try_cures import try_cures
 from .window import MicroBatch
 from .window_replay import WindowReplay
 
@@ -82,8 +84,15 @@ class DumpReplay(NamedTuple):
                 f'{place.lineno} raised {type(error).__name__}: {error}. Do '
                 'config, weights and device fit the batch?'
             ) from error
-        return self.window_replay.confirm(autopsy).replace(
-            rank=self.dump['rank'], exact=autopsy.exact and not self.doubts
+        replay = self.window_replay
+        autopsy = replay.confirm(autopsy)
+        tried = try_cures(
+            replay, autopsy, event.optimizer, replay.can_leave_out(autopsy)
+        )
+        return autopsy.replace(
+            rank=self.dump['rank'],
+            exact=autopsy.exact and not self.doubts,
+            tried={**autopsy.tried, **tried},
         )
 
 
@@ -115,7 +124,31 @@ def open_dump(
             'it in this version.'
         )
     # Checked before the model is built, which may take long.
+    check_dump(dump, path)
     check_device(device)
+    try:
+        return build_replay(
+            dump, path, config, checkpoint, device, allow_pickle
+        )
+    except NanGuardError:
+        raise
+    except Exception as error:
+        # Parts of the dump may be damaged within, and then raise anything.
+        raise NanGuardError(
+            f'{path} cannot be opened: {type(error).__name__}: '
+            f'{one_line(error)}'
+        ) from error
+
+
+def build_replay(
+    dump: Dump,
+    path: Path,
+    config: Optional[str],
+    checkpoint: Optional[str],
+    device: str,
+    allow_pickle: bool,
+) -> DumpReplay:
+    """Build the replay of a dump that was checked; see :func:`open_dump`."""
     cfg = read_config(path, dump, config, is_trusted=allow_pickle)
     runner = build(cfg, config or path)
     doubts = [
@@ -185,8 +218,13 @@ def load_file(path: Union[str, Path], kind: str) -> Any:
         # OSError, UnpicklingError, RuntimeError and others: the error that
         # torch.load raises depends on how the file is broken.
         raise NanGuardError(
-            f'{path} cannot be read as a {kind}: {error}'
+            f'{path} cannot be read as a {kind}: {one_line(error)}'
         ) from error
+
+
+def one_line(error: Exception) -> str:
+    """Return the text of an error as one line."""
+    return ' '.join(str(error).split())
 
 
 def check_device(device: str) -> None:

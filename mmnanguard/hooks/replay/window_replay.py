@@ -67,6 +67,7 @@ class WindowReplay:
         self._wrappers = wrappers
         self._settings = settings
         self._batches = batches
+        self._blamed: Tuple[int, ...] = ()
 
     def autopsy(
         self, event_id: str, optimizer: str, loss: Optional[float]
@@ -83,11 +84,15 @@ class WindowReplay:
         if self._settings[optimizer].dtype is not None:
             # The model's code may insist on half precision, and fails then.
             with suppress(Exception):
-                is_cured = self.run(without_autocast=optimizer).is_finite
+                is_cured = self.run_in(optimizer, dtype=None).is_finite
         autopsy = describe(event_id, first, is_cured)
         if first.origin is not None:
             rows, samples = self._name(first.origin.samples)
-            autopsy = autopsy.replace(batch_rows=rows, samples=samples)
+            autopsy = autopsy.replace(
+                batch_rows=rows, samples=samples, num_samples=len(self.samples)
+            )
+            if samples:
+                self._blamed = first.origin.samples
         is_exact = all(batch.kept.is_exact for batch in self._batches)
         if loss is not None:
             replayed = first.losses[optimizer]
@@ -113,20 +118,64 @@ class WindowReplay:
             (result.origin.module, result.origin.method)
             != (autopsy.module, autopsy.method)
         )
-        if result.is_finite or is_elsewhere:
+        if is_elsewhere:
             return autopsy
-        return autopsy.replace(remedy='')
+        tried = {**autopsy.tried, 'module_fp32': result.is_finite}
+        if result.is_finite:
+            return autopsy.replace(tried=tried)
+        return autopsy.replace(remedy='', tried=tried)
 
-    def run(self, looks: bool = False, without_autocast: str = '') -> Pass:
+    def without(self, autopsy: Autopsy) -> 'WindowReplay':
+        """Return the replay without the samples that the autopsy blames.
+
+        On a rank that did not blame them, that is the whole window.
+        """
+        if not self._blamed or autopsy.rank != get_rank():
+            return self
+        rest = set(range(len(self.samples))).difference(self._blamed)
+        return self.of(sorted(rest))
+
+    def can_leave_out(self, autopsy: Autopsy) -> bool:
+        """Whether this rank can leave out the samples that it blames.
+
+        Each micro-batch must keep a sample: a rank that ran fewer passes
+        than the other ranks would leave them waiting.
+        """
+        rest = self.without(autopsy)
+        return rest is not self and len(rest._batches) == len(self._batches)
+
+    def setting_of(self, optimizer: str) -> Setting:
+        """Return the precision and scaling of an optimizer's losses."""
+        return self._settings[optimizer]
+
+    def lowest_scale_of(self, optimizer: str) -> float:
+        """Return the lowest loss scale that an optimizer's scaler may have."""
+        scaler = getattr(self._wrappers[optimizer], 'loss_scaler', None)
+        return float(getattr(scaler, 'min_scale', 1.0))
+
+    def run_in(self, optimizer: str, **changes: Any) -> Pass:
+        """Run the window with other values in the setting of an optimizer.
+
+        Args:
+            optimizer: The name of its wrapper.
+            changes: Fields of :class:`Setting` by name.
+        """
+        setting = self._settings[optimizer]._replace(**changes)
+        return WindowReplay(
+            self._model,
+            self._wrappers,
+            {**self._settings, optimizer: setting},
+            self._batches,
+        ).run()
+
+    def run(self, looks: bool = False) -> Pass:
         """Run the window once, in the same way on every rank.
 
         Args:
             looks: Whether to find the operation at fault, which takes long.
-            without_autocast: The name of the wrapper for which autocast is
-                off; '' for none.
         """
         batches = [batch.kept.fresh() for batch in self._batches]
-        stubs = self._stub_wrappers(without_autocast)
+        stubs = self._stub_wrappers()
         wrapper: object = stubs.get('default')
         if set(stubs) != {'default'}:
             # The stubs pass for wrappers: see ReplayWrapper.__class__.
@@ -144,17 +193,12 @@ class WindowReplay:
         inputs = self._input_tensors(batches)
         return run_pass(self._model, train, inputs, looks)
 
-    def _stub_wrappers(
-        self, without_autocast: str
-    ) -> Dict[str, ReplayWrapper]:
+    def _stub_wrappers(self) -> Dict[str, ReplayWrapper]:
         """Return a replacement of each wrapper that does not update."""
         device = next(self._model.parameters()).device.type
         stubs = {}
         for name, wrapper in self._wrappers.items():
-            setting = self._settings[name]
-            if name == without_autocast:
-                setting = setting._replace(dtype=None)
-            stubs[name] = ReplayWrapper(wrapper, setting, device)
+            stubs[name] = ReplayWrapper(wrapper, self._settings[name], device)
         return stubs
 
     def _input_tensors(self, batches: Sequence[object]) -> List[InputTensor]:
@@ -306,6 +350,8 @@ def describe(event_id: str, first: Pass, is_cured: Optional[bool]) -> Autopsy:
         input_absmax=origin.input_absmax,
         output_absmax=origin.output_absmax,
         dtype_max=torch.finfo(getattr(torch, origin.dtype)).max,
+        is_pole=origin.is_pole,
+        operands=origin.operands,
     )
 
 

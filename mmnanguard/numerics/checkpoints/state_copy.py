@@ -1,117 +1,135 @@
 """A copy of the trained state on the host, which can be restored."""
 
-import copy
-from typing import Any, Dict, Iterator, List, Mapping
+from typing import Collection, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
 
-from ..base.shards import local
+from .host_tensor import HostTensor, keep_tensor
+from .optimizer_copy import OptimizerCopy
 
-__all__ = ['StateCopy']
+__all__ = ['StateCopy', 'StateMismatchError']
 
-# The state of one parameter in an optimizer.
-ParamState = Dict[str, Any]
+# The module that holds a buffer, and the buffer's name in the module.
+Place = Tuple[nn.Module, str]
+
+
+class StateMismatchError(ValueError):
+    """A kept state that does not fit the present model."""
 
 
 class StateCopy:
-    """A deep copy of weights, buffers and optimizer states on the host.
+    """A copy of weights, buffers and whole optimizers on the host.
 
-    A sharded tensor is copied without the parts of other ranks.
+    Of a sharded tensor only the part of this rank is copied.
 
     Args:
-        tensors: The weights and buffers by name.
-        states: The states of each optimizer's parameters, in the order of
-            the optimizer's groups, by the name of the optimizer.
+        tensors: The copies of weights and buffers by name; None for a buffer
+            that was None.
+        optimizers: The copies of the optimizers by name.
+        left_out: The names of the tensors that cannot be copied.
     """
 
     def __init__(
         self,
-        tensors: Mapping[str, Tensor],
-        states: Mapping[str, List[ParamState]],
+        tensors: Mapping[str, Optional[HostTensor]],
+        optimizers: Mapping[str, OptimizerCopy],
+        left_out: Sequence[str] = (),
     ) -> None:
+        self.left_out = left_out
         self._tensors = tensors
-        self._states = states
+        self._optimizers = optimizers
 
     @classmethod
     def of(
-        cls, tensors: Mapping[str, Tensor], optimizers: Mapping[str, Optimizer]
+        cls,
+        tensors: Mapping[str, Optional[Tensor]],
+        optimizers: Mapping[str, Optimizer],
+        scheduled: Optional[Mapping[str, Collection[str]]] = None,
     ) -> 'StateCopy':
-        """Copy the present state, without the optimizers' learning rates."""
-        states: Dict[str, List[ParamState]] = {}
+        """Copy the present state; no sync.
+
+        Args:
+            tensors: The weights and buffers by name; None for a buffer that
+                is None.
+            optimizers: The optimizers by name.
+            scheduled: The keys of ``param_groups`` that schedulers own, by
+                the name of the optimizer; see :class:`OptimizerCopy`.
+        """
+        copies: Dict[str, Optional[HostTensor]] = {}
+        left_out: List[str] = []
+        for name, tensor in tensors.items():
+            if tensor is None:
+                copies[name] = None
+                continue
+            copy = keep_tensor(tensor)
+            if copy is None:
+                left_out.append(name)
+            else:
+                copies[name] = copy
+        kept: Dict[str, OptimizerCopy] = {}
         for name, optimizer in optimizers.items():
-            states[name] = []
-            for param in params_of(optimizer):
-                # get: optimizer.state is a defaultdict, which must not gain
-                # an entry for a parameter that was never updated.
-                state = dict(optimizer.state.get(param, {}))
-                states[name].append(tree_map(to_host, state))
-        copies: Dict[str, Tensor] = tree_map(to_host, dict(tensors))
-        return cls(copies, states)
+            owned = (scheduled or {}).get(name, ())
+            kept[name] = OptimizerCopy(optimizer, owned)
+        return cls(copies, kept, left_out)
+
+    def check(
+        self,
+        tensors: Mapping[str, Optional[Tensor]],
+        optimizers: Mapping[str, Optimizer],
+    ) -> None:
+        """Check that the copy fits the present state, which is only read.
+
+        Raises:
+            StateMismatchError: If a tensor or optimizer does not exist any
+                more, or a parameter has another shape or type.
+        """
+        problems: List[str] = []
+        for name in [*self._tensors, *self._optimizers]:
+            if name not in tensors and name not in optimizers:
+                problems.append(f"'{name}' is gone")
+        for name, copy in self._tensors.items():
+            now = tensors.get(name)
+            # A buffer may grow, or be None at times.
+            is_param = isinstance(now, nn.Parameter)
+            if is_param and copy is not None and not copy.fits(now):
+                problems.append(f"'{name}' had another shape")
+        if problems:
+            raise StateMismatchError('; '.join(problems[:5]))
 
     @torch.no_grad()
     def restore(
         self,
-        tensors: Mapping[str, Tensor],
+        tensors: Mapping[str, Optional[Tensor]],
         optimizers: Mapping[str, Optimizer],
+        places: Optional[Mapping[str, Place]] = None,
     ) -> None:
-        """Write the copy into the present tensors and states, in place.
+        """Write the copy into the present state, in place where possible.
+
+        Nothing is written if the copy does not fit.
+
+        Args:
+            tensors: The present weights and buffers by name.
+            optimizers: The present optimizers by name.
+            places: The places of buffers by name, for buffers that were None
+                then or are None now.
 
         Raises:
-            KeyError: If a tensor or optimizer does not exist any more.
-            RuntimeError: If a tensor has another shape now.
+            StateMismatchError: See :meth:`check`.
         """
-        for name, saved in self._tensors.items():
-            # In place: the optimizer, DDP's buckets and captured graphs refer
-            # to this memory.
-            local(tensors[name]).copy_(saved)
-        for name, states in self._states.items():
-            optimizer = optimizers[name]
-            for param, state in zip(params_of(optimizer), states):
-                restore_state(optimizer, param, state)
-
-
-def restore_state(
-    optimizer: Optimizer, param: Tensor, saved: ParamState
-) -> None:
-    """Make the state of one parameter equal to the saved one."""
-    if not saved:
-        # An optimizer initializes the state of a parameter that has none.
-        optimizer.state.pop(param, None)
-        return
-    state = optimizer.state[param]
-    for key in set(state) - set(saved):
-        del state[key]
-    for key, value in saved.items():
-        now = state.get(key)
-        # A state that has changed its shape, or is new, is replaced.
-        if isinstance(now, Tensor) and local(now).shape == value.shape:
-            local(now).copy_(value)
-        else:
-            state[key] = copy.deepcopy(value)
-            # Step counters stay on the host, where PyTorch's optimizers have
-            # them unless they are 'capturable' or 'fused'.
-            if isinstance(value, Tensor) and value.dim() > 0:
-                state[key] = value.to(param.device, copy=True)
-
-
-def params_of(optimizer: Optimizer) -> Iterator[Tensor]:
-    """Yield an optimizer's parameters in the order of its groups."""
-    for group in optimizer.param_groups:
-        yield from group['params']
-
-
-def to_host(leaf: object) -> object:
-    """Return a copy on the host; no sync.
-
-    The copy of a tensor on a GPU is in pinned memory. It is complete once
-    the current stream has reached it.
-    """
-    if not isinstance(leaf, Tensor):
-        return copy.deepcopy(leaf)
-    leaf = local(leaf).detach()
-    # A copy to pageable memory would wait for the device.
-    host = torch.empty_like(leaf, device='cpu', pin_memory=leaf.is_cuda)
-    return host.copy_(leaf, non_blocking=True)
+        self.check(tensors, optimizers)
+        for name, copy in self._tensors.items():
+            now = tensors[name]
+            if copy is None or now is None:
+                new = None if copy is None else copy.restore(None)
+                if places is not None and name in places:
+                    owner, key = places[name]
+                    owner._buffers[key] = new
+            elif copy.fits(now):
+                copy.restore(now)
+            else:
+                # Through .data, because others may hold the tensor.
+                now.data = copy.restore(None)
+        for name, kept in self._optimizers.items():
+            kept.restore(optimizers[name])

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten
 from ..base.dtype_name import dtype_name
 from ..base.tensor_kinds import is_ordinary, real_values, stored_values
 from ..update.blame import plain_name
+from .pole import OperationCall, is_undefined, operands_of
 from .sample_tracker import Args, Kwargs, Operation, SampleTracker
 from .storage_views import key_of
 
@@ -66,6 +67,10 @@ class Origin:
         samples: The numbers of the samples that the bad elements depend on;
             empty if they are not known.
         is_fill: Whether the operation wrote the number on request.
+        is_pole: Whether the operation is not finite in float64 either, see
+            :func:`is_undefined`; None if that is not known.
+        operands: The numbers of which the first bad element was made; empty
+            if the operation does not work element by element.
     """
 
     phase: str
@@ -79,6 +84,8 @@ class Origin:
     output_absmax: float
     samples: Tuple[int, ...] = ()
     is_fill: bool = False
+    is_pole: Optional[bool] = None
+    operands: Tuple[float, ...] = ()
 
 
 class ModuleProbe(TorchDispatchMode):
@@ -143,6 +150,7 @@ class ModuleProbe(TorchDispatchMode):
         # Inputs are judged before the operation, which may write to them.
         bad_inputs = list(filterfalse(is_finite, inputs))
         absmax = max(map(finite_absmax, inputs), default=0.0)
+        call = OperationCall.before(func, args, kwargs)
         outputs = func(*args, **kwargs)
         name = func._schema.name.split('::')[-1].rstrip('_')
         self._tracker.follow(func, args, kwargs, outputs)
@@ -163,6 +171,12 @@ class ModuleProbe(TorchDispatchMode):
                 origin = self._make_origin(
                     place, str(func), output, absmax, name in FILLS
                 )
+                if not origin.is_fill:
+                    origin = replace(
+                        origin,
+                        is_pole=is_undefined(call),
+                        operands=operands_of(call, output),
+                    )
             self._hold(output)
             self._origins[key_of(output)] = origin
         return outputs

@@ -173,6 +173,10 @@ class KnownMasks:
         # NaN in a parameter makes its norm NaN, else Inf makes it inf.
         self._norms += tensor_norms(values, 2.0)
 
+    def note_bad_loss(self) -> None:
+        """Count a loss that is not finite although nothing is committed."""
+        self.num_bad_losses += 1
+
     def had_nan(self) -> 'WeakIdKeyDictionary':
         """Return these parameters, and whether each held NaN.
 

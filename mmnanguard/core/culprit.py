@@ -1,0 +1,109 @@
+"""The question whether samples, or an operation, are to blame."""
+
+from collections import Counter
+from itertools import chain
+from typing import AbstractSet, Collection, List, Sequence, Tuple
+
+from .rows.autopsy import Autopsy
+
+__all__ = ['explain_batches', 'samples_at_fault', 'suspects_among']
+
+# The least share of the rejected batches that hold a blamed sample.
+LEAST_COVERED = 0.8
+# Up to this share of rejected updates, the operation alone explains little:
+# it works in all other batches.
+RARE_SHARE = 0.1
+LEAST_BATCHES = 3
+NUM_PER_SAMPLE = 2  # rejected batches that one blamed sample should explain
+
+
+def samples_at_fault(
+    autopsies: Sequence[Autopsy],
+    batches: Sequence[Collection[str]],
+    share: float,
+) -> Tuple[str, ...]:
+    """Return the samples that explain the rejections better than the module.
+
+    A sample whose input is not finite is at fault. Any other sample is only
+    if most of its batch was fine, and if the samples explain the rejected
+    batches, see :func:`explain_batches`.
+
+    Args:
+        autopsies: The autopsies of the trouble.
+        batches: The names of the samples of each rejected update.
+        share: The share of updates that were rejected in the trouble.
+    """
+    certain: List[str] = []
+    suspects: List[str] = []
+    for autopsy in autopsies:
+        if autopsy.phase == 'input':
+            certain.extend(autopsy.samples)
+        elif names_a_minority(autopsy):
+            suspects.extend(autopsy.samples)
+    if suspects and not explain_batches(set(suspects), batches, share):
+        suspects = []
+    # In the order in which they were named, each once.
+    return tuple(dict.fromkeys([*certain, *suspects]))
+
+
+def names_a_minority(autopsy: Autopsy) -> bool:
+    """Whether only a few samples went bad, and the rest is known to be fine.
+
+    An operation that goes bad for most samples of a batch is at fault itself.
+    """
+    num = len(autopsy.samples)
+    if autopsy.num_samples > 1 and 2 * num > autopsy.num_samples:
+        return False
+    return autopsy.tried.get('without_samples', True)
+
+
+def explain_batches(
+    names: AbstractSet[str], batches: Sequence[Collection[str]], share: float
+) -> bool:
+    """Whether some samples explain why these batches were rejected.
+
+    Most of the batches have to hold one of them. If rejections are frequent,
+    the samples also have to be few: an operation that is always bad has
+    other samples in each batch.
+
+    Args:
+        names: The samples.
+        batches: The names of the samples of each rejected update.
+        share: The share of updates that were rejected in the trouble.
+    """
+    rejected = [set(batch) & names for batch in batches if batch]
+    covered = [batch for batch in rejected if batch]
+    if len(covered) < LEAST_COVERED * len(rejected):
+        return False
+    if share <= RARE_SHARE or len(covered) <= NUM_PER_SAMPLE:
+        return True
+    return NUM_PER_SAMPLE * len(covering(covered)) <= len(covered)
+
+
+def suspects_among(batches: Sequence[Collection[str]]) -> Tuple[str, ...]:
+    """Return a few samples of which each rejected batch holds one.
+
+    Nothing but their presence speaks against them. Empty unless there are at
+    least three batches, and at least two for each such sample.
+
+    Args:
+        batches: The names of the samples of each rejected update.
+    """
+    named = [set(batch) for batch in batches if batch]
+    names = covering(named)
+    if len(named) < LEAST_BATCHES or NUM_PER_SAMPLE * len(names) > len(named):
+        return ()
+    return names
+
+
+def covering(batches: Sequence[AbstractSet[str]]) -> Tuple[str, ...]:
+    """Return samples that suffice to have one in each batch."""
+    rest, names = list(batches), []
+    while rest:
+        # The sample in most of the batches; sorted, so that equal batches
+        # have equal results.
+        counts = Counter(sorted(chain.from_iterable(rest)))
+        (name, _), *_ = counts.most_common(1)
+        rest = [batch for batch in rest if name not in batch]
+        names.append(name)
+    return tuple(names)

@@ -1,0 +1,108 @@
+"""The states that a run keeps in memory, and the choice among them."""
+
+from typing import List, Optional, Tuple
+
+from mmengine.runner import Runner
+
+from .earlier_state import EarlierState, count_steps
+from .saved_state import newest_clean_state
+
+__all__ = ['KeptStates']
+
+NOTHING_OLDER = (
+    'No state is kept that is older than the trouble (see '
+    'RollbackHook.interval and num_kept), and the work dir has no clean '
+    'checkpoint that this run has written before it.'
+)
+NOTHING_COMMITTED = (
+    'No rollback: nothing was committed since {}, so that going back would '
+    'change nothing, and neither losses nor gradient norms had exploded.'
+)
+
+
+class KeptStates:
+    """The newest states of a run, and the number of commits since.
+
+    Args:
+        runner: The runner of the training.
+        num_kept: The number of states to keep.
+    """
+
+    def __init__(self, runner: Runner, num_kept: int) -> None:
+        self._num_kept = num_kept
+        self._kept: List[EarlierState] = []
+        self._used: Optional[EarlierState] = None
+        self._num_steps = count_steps(runner)
+        self._origin = f'training began (iteration {runner.iter + 1})'
+
+    def is_due(self, runner: Runner, interval: int) -> bool:
+        """Whether the present state, after this iteration, is to be kept."""
+        if not self._kept:
+            return True
+        is_old = self._kept[-1].iter + interval <= runner.iter + 1
+        # A state that equals the last one would only push out an older one.
+        return is_old and not self._is_present(runner, self._kept[-1])
+
+    def add(self, state: EarlierState) -> None:
+        """Keep a state, and drop the oldest one if there are too many."""
+        self._kept.append(state)
+        del self._kept[: -self._num_kept]
+
+    def choose(
+        self, runner: Runner, first_bad: int, is_bad: bool, is_suspect: bool
+    ) -> Tuple[Optional[EarlierState], str]:
+        """Return the newest state from before the trouble; collective.
+
+        The state of the last rollback is passed over if there is an older
+        one, because the trouble came back after it. If no state in memory is
+        old enough, the newest clean checkpoint of this run is read.
+
+        Args:
+            runner: The runner of the training.
+            first_bad: The iteration at which the trouble began.
+            is_bad: Whether the present state is not what commits have made.
+                Otherwise a state that equals the present one is passed over.
+            is_suspect: Whether the commits have led into the trouble. If
+                neither flag is set, the updates alone are bad; then something
+                must have been committed since the start or last rollback.
+
+        Returns:
+            The state, or None and the reason why there is none.
+        """
+        num_steps = count_steps(runner)
+        # All updates met one state, and the rejected ones left no trace: an
+        # even earlier state would meet the same trouble.
+        if num_steps == self._num_steps and not (is_bad or is_suspect):
+            return None, NOTHING_COMMITTED.format(self._origin)
+        older = [kept for kept in self._kept if kept.iter < first_bad]
+        # Bad weights differ from the kept ones, unless these were restored a
+        # moment ago and did not help.
+        newest = older[-1] if older else None
+        can_be_present = not is_bad or newest is self._used
+        if newest and can_be_present and self._is_present(runner, newest):
+            first_bad = older.pop().iter
+        if len(older) > 1 and older[-1] is self._used:
+            older.pop()
+        # States of the trouble itself must not be restored later.
+        self._kept = older
+        if older:
+            return older[-1], ''
+        return newest_clean_state(runner, first_bad), NOTHING_OLDER
+
+    def note_restored(
+        self, runner: Runner, state: Optional[EarlierState]
+    ) -> None:
+        """Note that a state was restored; None if a rollback was undone."""
+        self._used = state
+        self._num_steps = count_steps(runner)
+        if state is None:
+            self._num_steps = -1
+        else:
+            self._origin = f'training went back to iteration {state.iter}'
+
+    def _is_present(self, runner: Runner, state: EarlierState) -> bool:
+        """Whether nothing was committed since a state."""
+        num_steps = count_steps(runner)
+        if state is self._used:
+            return num_steps == self._num_steps
+        return num_steps == state.num_steps

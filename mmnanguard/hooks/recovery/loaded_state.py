@@ -1,0 +1,111 @@
+"""A look at the state that a run has loaded, before the first update."""
+
+from typing import Collection, Dict, List, Optional, Set, Tuple
+
+from mmengine.dist import (
+    all_gather_object,
+    broadcast_object_list,
+    is_main_process,
+)
+from mmengine.runner import Runner
+
+from mmnanguard._support.escape import escape
+from mmnanguard.numerics.checkpoints.state_audit import StateAudit
+
+from .choose_resume import (
+    find_clean_beside,
+    is_local,
+    names_by_design,
+    resume_from_clean,
+)
+from .kept_state import kept_state
+from .pointers import LAST, read_pointer
+
+__all__ = ['LoadedState']
+
+MAX_NAMES = 5
+
+
+class LoadedState:
+    """The non-finite tensors that a run has loaded from a checkpoint.
+
+    Attributes:
+        path: The checkpoint; '' if nothing was loaded.
+        bad: The pairs (where, name) of the bad tensors.
+    """
+
+    def __init__(self) -> None:
+        self.path = ''
+        self.bad: Tuple[Tuple[str, str], ...] = ()
+        self._by_design: Set[str] = set()
+
+    def before_load(self, runner: Runner) -> None:
+        """Choose the checkpoint to resume from; collective.
+
+        See :func:`resume_from_clean`. Does nothing if no checkpoint is to be
+        loaded, or if one is loaded already.
+        """
+        if runner._has_loaded or not (runner._resume or runner._load_from):
+            return
+        self._by_design = names_by_design(runner)
+        resume_from_clean(runner, self._by_design)
+
+    def look(self, runner: Runner) -> None:
+        """Find and report the bad tensors; collective if a run has loaded.
+
+        Syncs the device once if all is well.
+        """
+        if not runner._has_loaded:
+            return
+        self.path = (
+            runner._load_from or read_pointer(runner.work_dir, LAST) or ''
+        )
+        kept = []
+        for item in kept_state(runner):
+            if item.where == 'optimizer' or item.name not in self._by_design:
+                kept.append(item)
+        result = StateAudit(kept).check(kept)
+        bad: Dict[Tuple[str, str], None] = {}
+        # With sharded parameters, a rank sees only a part of the state.
+        for names in all_gather_object(result.names):
+            bad.update(dict.fromkeys(names))
+        self.bad = tuple(bad)
+        if self.bad:
+            story = escape(self._story(runner))
+            runner.logger.error(f'mmnanguard: {story}')
+
+    def origin(self, names: Collection[str]) -> str:
+        """Return the words on bad tensors that were loaded, or ''.
+
+        Args:
+            names: The names of tensors that are bad now.
+        """
+        loaded = {name for _, name in self.bad}
+        if loaded.isdisjoint(names):
+            return ''
+        return f'as the loaded checkpoint {self.path} already had it'
+
+    def _story(self, runner: Runner) -> str:
+        """Return the text about bad tensors; collective."""
+        shown = []
+        for where, name in self.bad[:MAX_NAMES]:
+            shown.append(f"'{name}' ({where})")
+        more = ''
+        if self.bad[MAX_NAMES:]:
+            more = f' and {len(self.bad) - MAX_NAMES} more'
+        story = (
+            f'THE CHECKPOINT {self.path} IS BAD. These tensors are NaN or '
+            f'Inf: {", ".join(shown)}{more}. No update can repair them.'
+        )
+        # A run that only loads weights has no earlier checkpoint.
+        if runner.iter == 0 or not is_local(self.path):
+            return story
+        clean: List[Optional[str]] = [None]
+        if is_main_process():
+            clean = [
+                find_clean_beside(runner.work_dir, self.path, self._by_design)
+            ]
+        broadcast_object_list(clean)
+        if clean[0] is None:
+            return f'{story} No clean checkpoint was found beside it.'
+        return f'{story} The newest clean one is {clean[0]}: --resume it.'

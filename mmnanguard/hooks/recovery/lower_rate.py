@@ -1,0 +1,67 @@
+"""The decision whether a rollback lowers the learning rate."""
+
+from typing import NamedTuple, Optional, Tuple
+
+from mmnanguard.core import GuardEvent, GuardState
+from mmnanguard.core.causes import CAUSES
+from mmnanguard.core.rules.recent_commits import Growth, find_growth
+
+__all__ = ['RateEvidence', 'lowered']
+
+
+class RateEvidence(NamedTuple):
+    """The evidence that a learning rate was too high.
+
+    Attributes:
+        growth: The explosion of losses and gradient norms before the trouble.
+        has_diverged: Whether the loss has lost what was learnt.
+    """
+
+    growth: Optional[Growth]
+    has_diverged: bool
+
+    @classmethod
+    def of(cls, event: GuardEvent, state: GuardState) -> 'RateEvidence':
+        """Return the evidence that the guard's memory holds.
+
+        Args:
+            event: The reason for a rollback.
+            state: The state of the guard before the rollback.
+        """
+        growth = find_growth(state.recent_commits, event.loss, event.grad_norm)
+        return cls(growth, CAUSES[event.cause].is_gradual)
+
+    def __bool__(self) -> bool:
+        return self.has_diverged or self.growth is not None
+
+    def words(self, recovery: Optional[int]) -> str:
+        """Return the reason why the rate was lowered or kept.
+
+        Args:
+            recovery: The number of commits until the rate is back, if it
+                comes back.
+        """
+        if not self:
+            return 'neither losses nor gradient norms had exploded before'
+        reason = 'the loss has risen'
+        if self.growth is not None:
+            reason = f'{self.growth.words()} before'
+        return f'{reason}; back in {recovery} commits' if recovery else reason
+
+
+def lowered(
+    present: float, factor: float, recovery: Optional[int]
+) -> Tuple[float, float]:
+    """Return the factor on learning rates and its growth with each commit.
+
+    Args:
+        present: The present factor, which an earlier rollback may have
+            lowered.
+        factor: The factor of this rollback.
+        recovery: The number of commits until the factor is 1 again; None
+            means never.
+    """
+    present *= factor
+    if recovery is None:
+        return present, 0.0
+    return present, (1 - present) / recovery

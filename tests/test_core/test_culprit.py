@@ -1,0 +1,85 @@
+"""Samples are blamed only if they explain more than the module does."""
+
+import pytest
+
+from mmnanguard.core import Autopsy
+from mmnanguard.core.culprit import samples_at_fault, suspects_among
+
+
+def autopsy(*names, phase='forward', num_samples=8, **keys):
+    return Autopsy(
+        phase=phase,
+        samples=names,
+        num_samples=num_samples,
+        repeats=True,
+        **keys,
+    )
+
+
+def batches(*names):
+    """Return batches of eight samples, each with one of the names."""
+    return [
+        (name, *(f'{number}-{index}' for index in range(7)))
+        for number, name in enumerate(names)
+    ]
+
+
+@pytest.mark.parametrize(
+    ('autopsies', 'rejected', 'share', 'expected'),
+    [
+        # One bad sample, epoch after epoch.
+        ([autopsy('a')], batches('a', 'a', 'a'), 0.01, ('a',)),
+        # The only rejection of a long run.
+        ([autopsy('a')], batches('a'), 1.0, ('a',)),
+        # Several rare samples, each rejected once.
+        (
+            [autopsy('a'), autopsy('b'), autopsy('c')],
+            batches('a', 'b', 'c'),
+            0.01,
+            ('a', 'b', 'c'),
+        ),
+        # Each batch is bad, with other samples every time.
+        (
+            [autopsy('a'), autopsy('b'), autopsy('c')],
+            batches('a', 'b', 'c'),
+            1.0,
+            (),
+        ),
+        # Batches without a blamed sample are rejected as well.
+        ([autopsy('a')], batches('a', 'x', 'y', 'z'), 0.01, ()),
+        # Most of the batch is bad.
+        ([autopsy('a', 'b', 'c', 'd', 'e')], batches('a'), 1.0, ()),
+        # The rest of the batch is bad without it.
+        (
+            [autopsy('a', tried={'without_samples': False})],
+            batches('a'),
+            1.0,
+            (),
+        ),
+        # Its input is not finite: nothing else matters.
+        (
+            [autopsy('a', phase='input')],
+            batches('a', 'x', 'y', 'z'),
+            1.0,
+            ('a',),
+        ),
+        ([], batches('a', 'a'), 1.0, ()),
+        ([autopsy()], batches('a', 'a'), 1.0, ()),
+    ],
+)
+def test_samples_at_fault(autopsies, rejected, share, expected):
+    assert samples_at_fault(autopsies, rejected, share) == expected
+
+
+@pytest.mark.parametrize(
+    ('rejected', 'expected'),
+    [
+        (batches('a', 'a', 'a'), ('a',)),
+        (batches('a', 'b', 'a', 'b'), ('a', 'b')),
+        (batches('a', 'a'), ()),  # by chance, perhaps
+        (batches('a', 'b', 'c', 'd'), ()),
+        ([(), (), ()], ()),
+    ],
+)
+def test_suspects_are_in_each_rejected_batch(rejected, expected):
+    assert suspects_among(rejected) == expected
