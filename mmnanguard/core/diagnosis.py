@@ -16,6 +16,7 @@ from .rows.input_row import InputRow
 from .rows.json_numbers import JsonObject
 from .rows.phrases import and_more
 from .rules.recent_commits import Growth
+from .step_advice import advise_on_step
 
 __all__ = ['Diagnosis', 'Evidence', 'diagnose']
 
@@ -144,6 +145,8 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     facts = facts_of_cause(evidence.cause)
     general = facts.advice_for(evidence.has_scale)
     growth = evidence.growth
+    if facts.is_of_step:
+        return Diagnosis('', advise_on_step(evidence.events, general))
     # Weights that are bad already, a divergence and a spike say by themselves
     # what they are.
     if facts.ends_run or not (facts.is_replayable or growth):

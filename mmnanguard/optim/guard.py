@@ -76,6 +76,8 @@ class Guard(Passes):
         attempt: The number of this process start of the run, from 1. Loading
             a checkpoint counts it up, unless this guard has trained already.
         last_clip_coef: The clip coefficient of the last committed update.
+        num_steps: Number of commits since the last start, resume or change
+            of optimizer.
         reported_iterations: The iterations, counted from 0, whose backward
             passes made the updates of the present events.
     """
@@ -97,6 +99,7 @@ class Guard(Passes):
         self.run = ''
         self.attempt = 1
         self.last_clip_coef = 1.0
+        self.num_steps = 0
         self.models: Dict[nn.Module, None] = {}  # an ordered set
         self._has_contexts = False
         self._has_trained = False
@@ -178,6 +181,7 @@ class Guard(Passes):
             refuse_closure('a closure given to step()')
         if optimizer is not self.params.optimizer:
             self.params.use(optimizer)
+            self.num_steps = 0
         params, grads = self.params.trained()
         # Without a copy nothing can be restored, without a loss only the
         # gradients are judged: the user is warned of both.
@@ -366,6 +370,7 @@ class Guard(Passes):
             self.attempt = saved.get('attempt', 0) + 1
         self._streak.start = saved.get('since', 0)
         self.params.forget_steps()
+        self.num_steps = 0
 
     def rules_of(self, saved: Dict[str, Any]) -> Tuple[GuardState, ClipRule]:
         """Return the state and the clip rule of a checkpoint.

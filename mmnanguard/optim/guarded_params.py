@@ -49,8 +49,6 @@ class GuardedParams:
         optimizer: The optimizer.
 
     Attributes:
-        num_steps: Number of commits since the last start, resume or change
-            of optimizer.
         can_spoil: Whether a step may make NaN or Inf of finite gradients.
         last_iter: The iteration of the last commit whose step may have
             spoiled weights.
@@ -104,7 +102,7 @@ class GuardedParams:
 
     def forget_steps(self) -> None:
         """Forget all steps: weights or optimizer are replaced."""
-        self.num_steps = self.last_iter = 0
+        self.last_iter = 0
         self._norms: Sequence[Tensor] = ()
         self._stepped: List[Tensor] = []
 

@@ -107,14 +107,10 @@ def guarded_step(
         )
     lr = guard.params.highest_lr()
     if verdict.action is Action.STEP:
-<<<<<<< HEAD
         trial: Optional[StepTrial] = None
         if is_checked(guard, seen.grad_norm * verdict.clip_coef):
             trial = try_step(guard, optimizer)
-        with guard.coverage_warnings.stepping(), scaled_lr(
-=======
         with guard.coverage_warnings.stepping(seen, guard.models), scaled_lr(
->>>>>>> main
             optimizer, verdict.lr_factor
         ):
             apply_update(
@@ -136,7 +132,7 @@ def guarded_step(
                 verdict = decide(seen, guard.state, guard.policy, clip)
     if verdict.action is Action.STEP:
         window.snapshot.commit()
-        guard.params.num_steps += 1
+        guard.num_steps += 1
     else:
         window.snapshot.restore(reading.changes)
     guard.close()
@@ -169,7 +165,7 @@ def is_checked(guard: Guard, norm: float) -> bool:
         norm: The norm of the clipped gradients.
     """
     mode = guard.policy.check_step
-    is_early = guard.params.num_steps < NUM_CHECKED
+    is_early = guard.num_steps < NUM_CHECKED
     return mode == 'always' or (
         mode == 'start' and (is_early or norm > ABSURD_NORM)
     )

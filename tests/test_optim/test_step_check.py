@@ -272,7 +272,7 @@ def test_gradients_of_zero_under_an_eps_of_zero(make_optimizer):
     model, wrapper = build(make_optimizer)
     _, story = halted(model, wrapper, num=30, factor=0.0)
     assert 'eps=' in story
-    assert 'set eps=1e-8' in story
+    assert 'set optim_wrapper.optimizer.eps=1e-8' in story
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 

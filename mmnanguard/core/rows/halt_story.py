@@ -48,14 +48,6 @@ def write_halt_story(
         findings: What explains updates of the run, oldest first.
     """
     causes, names = count_blame(streak)
-<<<<<<< HEAD
-    damage = 'nothing bad was committed'
-    if CAUSES[event.cause].was_committed:
-        damage = 'an earlier step of the optimizer spoiled the weights'
-    lines = [
-        f'training halted at iteration {event.iter}, optimizer '
-        f"'{event.optimizer}'; {damage}.",
-=======
     is_sudden = CAUSES[event.cause].ends_run
     # A cause that ends a run at once does so whatever the skips before it.
     # After a streak, the last update is only one of many.
@@ -66,10 +58,12 @@ def write_halt_story(
     reason = ''
     if diagnosis.reason:
         reason = f': {diagnosis.reason}'
+    damage = 'nothing bad was committed'
+    if CAUSES[event.cause].was_committed:
+        damage = 'an earlier step of the optimizer spoiled the weights'
     lines = [
         f'training halted at iteration {event.iter}, optimizer '
-        f"'{event.optimizer}'{reason}; nothing bad was committed.",
->>>>>>> main
+        f"'{event.optimizer}'{reason}; {damage}.",
         event.line(),
         f'Skips: {event.consecutive_skips} in a row since iteration '
         f'{event.since}, {event.total_skips} in all, besides '
