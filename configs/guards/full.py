@@ -18,7 +18,7 @@ default_hooks = dict(
     event_text=dict(type='mmnanguard.EventTextHook'),
     autopsy=dict(type='mmnanguard.AutopsyHook'),
     fp32=dict(type='mmnanguard.Fp32ModulesHook', auto=True),
-    input_guard=dict(type='mmnanguard.InputGuardHook', action='reject'),
+    input_guard=dict(type='mmnanguard.InputGuardHook', action='explain'),
     dump=dict(type='mmnanguard.BatchDumpHook', save_weights='auto'),
     audit=dict(type='mmnanguard.StateAuditHook'),
     rollback=dict(type='mmnanguard.RollbackHook', lr_factor=0.1),

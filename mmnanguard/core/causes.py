@@ -65,13 +65,11 @@ class Advice:
         long: Full sentences, for the story of a halt.
         detail: Full sentences, for the report's list of steps. If empty,
             the list has ``long``.
-        command: A shell command to paste; may be empty.
     """
 
     short: str
     long: str
     detail: str = ''
-    command: str = ''
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,6 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
                 f'{BAD_STEP} Then resume from a checkpoint written before; '
                 "optim_wrapper.guard.check_step='always' checks each step and "
                 'undoes such a step.',
-                command='python -m mmnanguard train CONFIG --resume',
             ),
             color='#7f1d1d',
             blames='weight',
@@ -184,7 +181,6 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
                 'Resume from a checkpoint written before; look for code that '
                 'changes weights outside optim_wrapper.step (hooks, EMA '
                 'swaps, .data).',
-                command='python -m mmnanguard train CONFIG --resume',
             ),
             color='#a4161a',
             blames='weight',

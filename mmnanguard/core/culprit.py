@@ -2,7 +2,7 @@
 
 from collections import Counter
 from itertools import chain
-from typing import AbstractSet, Collection, List, Sequence, Tuple
+from typing import AbstractSet, Collection, List, Sequence, Set, Tuple
 
 from .rows.autopsy import Autopsy
 
@@ -14,6 +14,8 @@ LEAST_COVERED = 0.8
 # it works in all other batches.
 RARE_SHARE = 0.1
 LEAST_BATCHES = 3
+MOST_NAMED = 8
+MOST_REJECTED = 0.5  # share of updates above which no sample is a suspect
 NUM_PER_SAMPLE = 2  # rejected batches that one blamed sample should explain
 
 
@@ -80,20 +82,47 @@ def explain_batches(
     return NUM_PER_SAMPLE * len(covering(covered)) <= len(covered)
 
 
-def suspects_among(batches: Sequence[Collection[str]]) -> Tuple[str, ...]:
+def suspects_among(
+    batches: Sequence[Collection[str]], share: float = 0.0
+) -> Tuple[str, ...]:
     """Return a few samples of which each rejected batch holds one.
 
-    Nothing but their presence speaks against them. Empty unless there are at
-    least three batches, and at least two for each such sample.
+    Nothing but their presence speaks against them, so samples that are always
+    in the same batches are suspects together. Empty unless there are at least
+    three batches and two for each such sample, and most updates are good:
+    where most are rejected, each sample is in rejected batches.
 
     Args:
         batches: The names of the samples of each rejected update.
+        share: The share of updates that were rejected in the trouble.
     """
     named = [set(batch) for batch in batches if batch]
-    names = covering(named)
-    if len(named) < LEAST_BATCHES or NUM_PER_SAMPLE * len(names) > len(named):
+    if len(named) < LEAST_BATCHES or share > MOST_REJECTED:
         return ()
-    return names
+    names = covering(named)
+    if NUM_PER_SAMPLE * len(names) > len(named):
+        return ()
+    suspects: List[str] = []
+    for name in names:
+        suspects += always_with(name, named)
+    # A long list would only hide that nothing is known.
+    if len(suspects) > MOST_NAMED:
+        return ()
+    return tuple(dict.fromkeys(suspects))
+
+
+def always_with(name: str, batches: Sequence[AbstractSet[str]]) -> List[str]:
+    """Return the samples that are in the same batches as a sample, sorted.
+
+    The sample itself is among them.
+    """
+    common: Set[str] = set().union(*batches)
+    for batch in batches:
+        if name in batch:
+            common &= batch
+        else:
+            common -= batch
+    return sorted(common)
 
 
 def covering(batches: Sequence[AbstractSet[str]]) -> Tuple[str, ...]:

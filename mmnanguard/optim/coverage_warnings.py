@@ -11,13 +11,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from mmnanguard._support.escape import escape
 from mmnanguard.core import Observation
+from mmnanguard.core.rows.phrases import and_more
+from mmnanguard.numerics.base.comm_hooks import (
+    name_stepping_hooks,
+    name_unknown_hooks,
+)
 from mmnanguard.numerics.base.shards import local
 
 from .guarded_params import GuardedParams
 
 __all__ = ['CoverageWarnings']
 
+# Tensors in a message, which has to stay readable.
+MAX_NAMED = 5
 # Number of updates in a row without a gradient, or with zeros only, after
 # which this is no accident. Zeros are common for a while (a dead ReLU).
 NUM_WITHOUT_GRADIENTS = 4
@@ -66,6 +74,18 @@ MESSAGES = {
         '{name!r} have trained nothing. Look for a loss that is multiplied by '
         '0, a ReLU or clamp that passes nothing on, a loss scale that is too '
         'small for float16, or labels that are all ignored.'
+    ),
+    'hook_step': (
+        'THESE UPDATES ARE NOT GUARDED: the communication hook {hooks} lets '
+        'an optimizer step within backward. Register a hook without an '
+        'optimizer, and let the optimizer wrapper step.'
+    ),
+    'hook_state': (
+        'the communication hook {hooks} is not known: what it remembers from '
+        'one iteration to the next is not put back if an update is rejected, '
+        'and a NaN in it would come back in every later update. The states '
+        "of PyTorch's own hooks (PowerSGD, post-local SGD) are put back: "
+        'inherit from one of their classes, or keep nothing.'
     ),
     'model': (
         'an update came from a forward pass outside of optim_context: '
@@ -145,6 +165,15 @@ class CoverageWarnings:
         """Set the number of micro-batches of a window."""
         self._length = num_micro_batches
 
+    def check_comm_hooks(self, model: nn.Module) -> None:
+        """Warn of communication hooks that the guard cannot undo."""
+        names = name_stepping_hooks(model)
+        if names:
+            self.warn_once('hook_step', hooks=', '.join(names))
+        names = name_unknown_hooks(model)
+        if names:
+            self.warn_once('hook_state', hooks=', '.join(names))
+
     def note_step(self, optimizer: Optimizer) -> None:
         """Note a step of any optimizer that no guard has made."""
         kind = type(optimizer).__name__
@@ -191,7 +220,8 @@ class CoverageWarnings:
         self._num_idle += 1
         names = dict(count=str(self._num_idle), name=self.name)
         if seen.num_params:
-            if self._num_idle >= NUM_ZEROS:
+            # A loss of 0 has nothing left to learn (a triplet loss).
+            if self._num_idle >= NUM_ZEROS and seen.loss:
                 self.warn_once('zeros', **names)
         elif self._num_idle >= NUM_WITHOUT_GRADIENTS:
             reason = REASONS[self._find_reason(models)]
@@ -248,6 +278,34 @@ class CoverageWarnings:
                 weights.append(local(param))
         step = len(weights) // NUM_SAMPLED + 1
         return list(map(sum_bytes, weights[::step]))
+
+    def warn_left_alone(self, lost: List[str], unread: List[str]) -> None:
+        """Name tensors that the guard cannot copy or judge.
+
+        Args:
+            lost: Tensors that cannot be copied.
+            unread: Tensors that can be, but whose numbers cannot be read.
+        """
+        for names, consequence in (
+            (
+                lost,
+                'cannot be copied: forward passes of rejected updates '
+                'leave their changes there, and NaN is not looked for',
+            ),
+            (unread, 'cannot be read: NaN in it is not found'),
+        ):
+            # Micro-batches have a tracker of their own, which reports again.
+            new = [name for name in names if name not in self._said]
+            self._said.update(new)
+            if new:
+                listed = ', '.join(new[:MAX_NAMED])
+                more = and_more(len(new) - MAX_NAMED)
+                print_log(
+                    f'mmnanguard: {escape(listed)}{more} {consequence} (said '
+                    'once)',
+                    logger='current',
+                    level=logging.WARNING,
+                )
 
     def warn_once(self, kind: str, **names: str) -> None:
         """Log a message the first time.

@@ -92,6 +92,7 @@ class Guard(Passes):
         # First, because it refuses optimizers that cannot be guarded.
         super().__init__(GuardedParams(optimizer))
         self.others = OtherOptimizers(self.params.foreign)
+        self.others.report_left_alone = self.coverage_warnings.warn_left_alone
         self.policy = GuardPolicy.from_config(config)
         self.clip_rule, self.grad_rule = build_clip(clip_grad)
         self.state = GuardState.from_dict({}, **self.policy.windows())
@@ -101,6 +102,7 @@ class Guard(Passes):
         self.last_clip_coef = 1.0
         self.num_steps = 0
         self.models: Dict[nn.Module, None] = {}  # an ordered set
+        self._root: Optional[nn.Module] = None
         self._has_contexts = False
         self._has_trained = False
         self._listener: Optional[object] = None
@@ -142,6 +144,10 @@ class Guard(Passes):
                 the discriminator).
             count_steps: Returns the number of commits of all optimizers.
         """
+        self._root = surroundings
+        if surroundings is None and models:
+            self._root = models[0]
+        self.params.run = self._root
         self.others.model = surroundings
         self.others.count_steps = count_steps
         self._begin()
@@ -160,7 +166,9 @@ class Guard(Passes):
         self._enter(model)
 
     def _enter(self, model: nn.Module) -> None:
-        self.models[model] = None
+        if model not in self.models:
+            self.models[model] = None
+            self.coverage_warnings.check_comm_hooks(model)
         self.window.enter(model)
 
     def collect(
@@ -221,7 +229,14 @@ class Guard(Passes):
 
     def names(self) -> TensorNames:
         """Return the names of parameters and buffers."""
-        return TensorNames(list(self.models), self.params.groups)
+        models = list(self.models)
+        # With several optimizers, a part of the model entered the context,
+        # and the names of the whole model have its prefix.
+        if self._root is not None:
+            parts = set(self._root.modules())
+            models = [m for m in models if m not in parts]
+            models.insert(0, self._root)
+        return TensorNames(models, self.params.groups)
 
     # Reports
 

@@ -17,6 +17,7 @@ from typing import (
 from weakref import WeakSet
 
 import torch
+from mmengine.logging import MessageHub
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
@@ -24,17 +25,21 @@ from mmnanguard.core import GuardConfigError
 from mmnanguard.numerics.base.host_read import read_once
 from mmnanguard.numerics.base.norms import tensor_norms
 from mmnanguard.numerics.base.shards import Placement, Shards, local
+from mmnanguard.numerics.base.tensor_kinds import stored_values
+
+from .step_settings import (
+    SCHEDULED,
+    as_list,
+    can_spoil,
+    describe,
+    is_on_device,
+)
 
 __all__ = ['GuardedParams']
 
 # These run in C, which matters for thousands of gradients.
 GRAD, DTYPE, LAYOUT = map(attrgetter, ('grad', 'dtype', 'layout'))
 PARAMS = itemgetter('params')
-# Settings that schedules change, and that spoil weights if they are NaN or
-# Inf. Other settings, such as Prodigy's growth_rate, may be Inf by design.
-SCHEDULED = ('lr', 'weight_decay', 'momentum', 'betas')
-# Settings that an event shows.
-SHOWN = ('eps', 'centered', *SCHEDULED, 'alpha', 'rho')
 NUMBERS = {float, int}
 
 # All live instances, to find the parameters of other optimizers. Instances of
@@ -55,16 +60,26 @@ class GuardedParams:
 
     Raises:
         GuardConfigError: If its updates cannot be guarded.
+
+    Attributes:
+        run: The model of the run, once it is known. Optimizers of another
+            run in this process are none of this run's business.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
+        check_groups(optimizer)
         self.use(optimizer)
+        self.run: Optional[nn.Module] = None
+        # MMEngine makes a hub for each runner.
+        self._hub = MessageHub.get_current_instance()
         _ALIVE.add(self)
         if isinstance(optimizer, LBFGS):
             refuse_closure(type(optimizer).__name__)
         for param in self:
             if param.requires_grad:
                 check_dtype(param)
+                if param.is_nested:
+                    refuse_kind('a nested parameter')
 
     def use(self, optimizer: Optimizer) -> None:
         """Replace the optimizer."""
@@ -175,15 +190,9 @@ class GuardedParams:
         for group in self.groups:
             if any(member is param for member in group['params']):
                 shown = group
-        settings: Dict[str, Any] = {}
-        for key in SHOWN:
-            values = list(map(float, as_list(shown.get(key))))
-            # Zero switches most settings off; an eps of 0 is suspicious.
-            if any(values) or (values and key in ('lr', 'eps')):
-                settings[key] = values if len(values) > 1 else values[0]
         return {
             'optimizer': type(self.optimizer).__name__,
-            'settings': settings,
+            'settings': describe(shown),
             'nonfinite': list(nonfinite),
             'iter': self.last_iter,
         }
@@ -193,8 +202,15 @@ class GuardedParams:
         others: Set[int] = set()
         # A list, because garbage collection may shrink the set meanwhile.
         for params in list(_ALIVE):
-            others.update(map(id, params))
+            if self._is_of_same_run(params):
+                others.update(map(id, params))
         return others.difference(map(id, self))
+
+    def _is_of_same_run(self, params: 'GuardedParams') -> bool:
+        """Whether the optimizers of both belong to one run."""
+        if self.run is None or params.run is None:
+            return self._hub is params._hub
+        return self.run is params.run
 
     def trained(self) -> Tuple[List[Tensor], List[Tensor]]:
         """Return the parameters with a gradient, and the gradients.
@@ -206,10 +222,13 @@ class GuardedParams:
         # This runs in each update, over thousands of parameters: no loop in
         # Python as long as all gradients are plain.
         grads: List[Tensor] = list(map(GRAD, params))
-        if type(None) in set(map(type, grads)):
+        types = set(map(type, grads))
+        if type(None) in types:
             params = [param for param in params if param.grad is not None]
             grads = list(map(GRAD, params))
-        if not self._has_parts and are_plain(grads):
+            types.discard(type(None))
+        is_plain = types <= {Tensor} and are_plain(grads)
+        if is_plain and not self._has_parts:
             return params, grads
         # Any other gradient is brought into a form that can be judged.
         candidates, params, grads = zip(params, grads), [], []
@@ -220,6 +239,11 @@ class GuardedParams:
                 # Duplicate indices must be summed before they are judged.
                 grad = param.grad = grad.coalesce()
                 grad = grad._values()
+            values = stored_values(grad)
+            if values is None:
+                refuse_kind(f'a gradient of type {type(grad).__name__}')
+            elif grad.layout is not torch.strided:
+                grad = values
             if self._has_parts:
                 grad = local(grad)
                 if grad.numel() == 0:  # the whole of it is on other ranks
@@ -271,42 +295,18 @@ class GuardedParams:
         return list(weights.values())
 
 
-def can_spoil(optimizer: Optimizer) -> bool:
-    """Whether a step may make NaN or Inf of finite gradients.
-
-    A step of PyTorch's optimizers does not, unless an argument makes it
-    divide by 0 or take the root of a negative number.
-    """
-    is_known = type(optimizer).__module__.startswith('torch.optim.')
-    if not is_known or optimizer._optimizer_step_pre_hooks:
-        return True
-    smallest = torch.finfo(torch.float32).tiny
-    for group in optimizer.param_groups:
-        for eps in as_list(group.get('eps')):
-            if eps < smallest:
-                return True
-        for beta in as_list(group.get('betas')):
-            if beta >= 1:
-                return True
-        if group.get('centered'):
-            return True
-    return False
-
-
-def as_list(setting: Any) -> List[Any]:
-    """Return the numbers in a setting, without None and names."""
-    values = setting if isinstance(setting, (tuple, list)) else [setting]
-    return list(filter(is_number_or_tensor, values))
-
-
-def is_number_or_tensor(value: object) -> bool:
-    """Whether a setting is a number, perhaps in a tensor."""
-    return isinstance(value, (float, int, Tensor))
-
-
-def is_on_device(value: object) -> bool:
-    """Whether reading a setting would sync a device."""
-    return isinstance(value, Tensor) and value.device.type != 'cpu'
+def check_groups(optimizer: Optimizer) -> None:
+    """Refuse an optimizer that has no parameter groups."""
+    groups = getattr(optimizer, 'param_groups', None)
+    for group in groups or [{}]:
+        if not (isinstance(group, dict) and 'params' in group):
+            name = type(optimizer).__name__
+            raise GuardConfigError(
+                f'{name}.param_groups is {groups!r}: the guard finds the '
+                'parameters there, in a list of dicts with the key '
+                "'params'. Call super().__init__(params, defaults) in "
+                f'{name}.__init__, or set {name}.param_groups.'
+            )
 
 
 def are_plain(grads: List[Tensor]) -> bool:
@@ -340,6 +340,15 @@ def check_dtype(param: Tensor) -> None:
             'and train with NanGuardAmpOptimWrapper('
             "dtype='bfloat16' or 'float16'), or set requires_grad=False."
         )
+
+
+def refuse_kind(what: str) -> None:
+    """Raise the GuardConfigError about tensors that cannot be judged."""
+    raise GuardConfigError(
+        f'{what} cannot be judged: PyTorch has no operation that reads its '
+        'numbers. Freeze the parameter (requires_grad=False), or use '
+        "MMEngine's own wrapper for this model."
+    )
 
 
 def refuse_closure(what: str) -> None:

@@ -1,12 +1,17 @@
 """The recommended steps for a run, and the culprit that they are about."""
 
 import math
+import re
+from pathlib import Path
 from typing import List, NamedTuple, Optional, Sequence, Tuple, TypeVar
 
+from mmnanguard._support.escape import shell_word
 from mmnanguard.core import Action, Autopsy, GuardEvent
 from mmnanguard.core.causes import facts_of_cause
-from mmnanguard.core.diagnosis import Evidence, diagnose
+from mmnanguard.core.diagnosis import diagnose
+from mmnanguard.core.evidence import Evidence
 from mmnanguard.core.rows.input_row import InputRow
+from mmnanguard.core.rows.phrases import samples_in_words
 from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rows.remedy_row import FP32, RemedyRow
 from mmnanguard.core.rows.row_record import RowRecord
@@ -40,10 +45,11 @@ class Step(NamedTuple):
     code: str = ''
 
 
-NUM_EXCLUDED = 20  # samples in the config line; more are hard to paste
-# A sample that no check named is a suspect if it was in at least this many
-# rejected batches, and in at least half of all rejected batches.
-MIN_BATCHES = 3
+NUM_EXCLUDED = 100  # samples in a command; a shell limits its length
+LIST_NAME = 'excluded_samples.txt'
+# The name of a sample without a name, which is none in the dataset.
+NO_NAME = re.compile(r'batch \d+, row \d+')
+LESS = 0.1  # factor on a learning rate that was too high
 MIN_SHARE = 0.25  # share of all blames at which a parameter stands out
 
 
@@ -59,13 +65,19 @@ def next_steps(
     """
     if finding is None:
         names = collect_evidence(summary).samples()
-        return (*exclude_samples(names), *run_in_fp32(summary))
+        return (*exclude_samples(summary, names), *run_in_fp32(summary))
     diagnosis = diagnose(collect_evidence(summary, finding))
-    local_steps = [*exclude_samples(diagnosis.samples), *run_in_fp32(summary)]
+    local_steps = [
+        *exclude_samples(summary, diagnosis.samples),
+        *run_in_fp32(summary),
+    ]
     advice = diagnosis.advice
-    general_step = Step(
-        advice.short, advice.detail or advice.long, advice.command
-    )
+    code = ''
+    if diagnosis.growth is not None:
+        code = summary.launch.train_slower(LESS)
+    elif facts_of_cause(finding.cause).blames == 'weight':
+        code = summary.launch.train('--resume')
+    general_step = Step(advice.short, advice.detail or advice.long, code)
     # Only some causes can originate in a sample or module. For all other
     # causes, such as bad weights, and after an explosion, the general advice
     # helps more.
@@ -115,20 +127,23 @@ def joined(records: Sequence[R], events: Sequence[GuardEvent]) -> List[R]:
     return [record for record in records if getattr(record, 'id', '') in ids]
 
 
-def exclude_samples(names: Sequence[str]) -> List[Step]:
+def exclude_samples(summary: Summary, names: Sequence[str]) -> List[Step]:
     """Return the step that leaves out the samples at fault, if any."""
     if not names:
         return []
-    listed = list(names[:NUM_EXCLUDED])
-    return [
-        Step(
-            f"leave out sample '{names[0]}'{and_more(names)}, or mend it",
-            'It explains the rejected batches better than the model does.'
-            + ' The first ones are listed.' * (len(names) > len(listed)),
-            "train_dataloader=dict(dataset=dict(type='mmnanguard."
-            f"ExcludeSamples', samples={listed!r}, dataset=...))",
-        )
-    ]
+    text = f"leave out sample '{names[0]}'{and_more(names)}, or mend it"
+    detail = 'It explains the rejected batches better than the model does.'
+    # A list has a line for each sample.
+    listed = [name for name in names if not set(name) & {*'\r\n'}]
+    if listed != list(names) or any(map(NO_NAME.fullmatch, names)):
+        return [Step(text, detail)]
+    path = str(Path(summary.launch.work_dir, LIST_NAME))
+    words = ' '.join(map(shell_word, names[:NUM_EXCLUDED]))
+    if names[NUM_EXCLUDED:]:
+        detail += ' The first ones are listed.'
+    train = summary.launch.train('--resume', '--exclude', path)
+    write = f"printf '%s\\n' {words} > {shell_word(path)}"
+    return [Step(text, detail, f'{write} && {train}')]
 
 
 def run_in_fp32(summary: Summary) -> List[Step]:
@@ -204,7 +219,7 @@ def diagnose_further(summary: Summary, since: int) -> List[Step]:
         Step(
             'train on with autopsies and dumps, which name the module',
             'This run has neither.',
-            'python -m mmnanguard train CONFIG --resume --guard full',
+            summary.launch.train('--resume', '--guard', 'full'),
         )
     ]
 
@@ -220,10 +235,12 @@ def replay_step(dumps: Sequence[Row], since: int) -> Step:
             break
     detail = ''
     if 'checkpoint' in (dump.get('needs') or ()):
-        detail = (
-            'It has no weights: best is the last checkpoint before that '
-            'iteration.'
-        )
+        detail = 'It has no weights: the checkpoint is older than the dump.'
+        if not dump.get('checkpoint'):
+            detail = (
+                'It has no weights, and no checkpoint is left that is older: '
+                'FILE is a checkpoint from before that iteration.'
+            )
     text = f'replay the dump of iteration {dump.get("iter")}'
     return Step(text, detail, command_of(dump))
 
@@ -233,7 +250,8 @@ def describe_culprit(summary: Summary, finding: Finding) -> str:
     kinds = facts_of_cause(finding.cause).culprits
     if not kinds:
         return ''
-    diagnosis = diagnose(collect_evidence(summary, finding))
+    evidence = collect_evidence(summary, finding)
+    diagnosis = diagnose(evidence)
     if diagnosis.growth is not None:
         return diagnosis.reason
     # The most certain evidence comes first: a sample or module that was named
@@ -245,14 +263,21 @@ def describe_culprit(summary: Summary, finding: Finding) -> str:
         clauses.append(describe_module(diagnosis.operation))
     if clauses:
         return f'culprit: {", ".join(clauses)}'
-    num_needed = max(MIN_BATCHES, summary.num_with_samples // 2)
-    for sample in summary.samples:
-        if sample.num_batches >= num_needed:
-            return (
-                f"suspect: sample '{sample.name}', in {sample.num_batches} of "
-                f'{summary.num_with_samples} rejected batches'
-            )
+    suspects = evidence.suspects()
+    if 'sample' in kinds and suspects:
+        return describe_suspects(suspects, len(evidence.batches()))
     return describe_parameter(summary, finding)
+
+
+def describe_suspects(names: Sequence[str], num_batches: int) -> str:
+    """Return the clause on samples that are in all rejected batches."""
+    who = samples_in_words(names)
+    if len(names) == 1:
+        return (
+            f'suspect: {who}, in {num_batches} of {num_batches} rejected '
+            'batches'
+        )
+    return f'suspects: {who}, some of them in each rejected batch'
 
 
 def describe_samples(summary: Summary, names: Sequence[str]) -> str:

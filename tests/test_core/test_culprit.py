@@ -75,10 +75,13 @@ def test_samples_at_fault(autopsies, rejected, share, expected):
     ('rejected', 'expected'),
     [
         (batches('a', 'a', 'a'), ('a',)),
-        (batches('a', 'b', 'a', 'b'), ('a', 'b')),
+        (batches('a', 'b', 'a', 'b', 'a', 'b'), ('a', 'b')),
+        (3 * [tuple('abcdefghijkl')], ()),
         (batches('a', 'a'), ()),  # by chance, perhaps
         (batches('a', 'b', 'c', 'd'), ()),
         ([(), (), ()], ()),
+        # Always together: nothing tells which of them it is.
+        ([('a', 'b', 'x'), ('b', 'y', 'a'), ('a', 'b')], ('a', 'b')),
     ],
 )
 def test_suspects_are_in_each_rejected_batch(rejected, expected):

@@ -11,7 +11,7 @@ from torch import nn
 from mmnanguard.core import Cause, GuardConfigError, TrainingHalted
 from mmnanguard.numerics.update.agree import ranks_that
 from mmnanguard.optim import NanGuardOptimWrapper, step_check
-from mmnanguard.optim.guarded_params import can_spoil
+from mmnanguard.optim.step_settings import can_spoil
 
 NAN, INF = math.nan, math.inf
 

@@ -263,7 +263,31 @@ def test_what_to_do_next():
     (permanent,) = judged([update(9), autopsy(9), remedy(9)]).steps
     assert permanent.code == remedy(9)['config']
     (leave_out,) = judged([bad_input(9, "it's.jpg")]).steps
-    assert 'samples=["it\'s.jpg"]' in leave_out.code
+    assert leave_out.code == (
+        """printf '%s\\n' 'it'"'"'s.jpg' > excluded_samples.txt && """
+        'python -m mmnanguard train CONFIG --resume --exclude '
+        'excluded_samples.txt'
+    )
+    # A row of a batch is no sample of the dataset, and a list has lines.
+    for name in ('batch 3, row 1', 'a\nb'):
+        (leave_out,) = judged([bad_input(9, name)]).steps
+        assert leave_out.code == ''
+
+
+def test_samples_that_are_always_together_are_suspects_together():
+    rows = [
+        update(i, 'loss_nonfinite', samples=('d', 'a', f'{i}', 'c'))
+        for i in range(100, 600, 100)
+    ]
+    assert "suspects: samples 'a', 'c' and 1 more" in judged(rows).sentence
+
+
+def test_without_good_updates_no_sample_is_a_suspect():
+    rows = [
+        update(i, 'loss_nonfinite', samples=(str(i % 4), 'x', str(i)))
+        for i in range(981, 1001)
+    ]
+    assert 'suspect' not in judged(rows).sentence
 
 
 def test_a_cause_of_another_version():

@@ -6,7 +6,8 @@ from typing import Dict, List, NamedTuple, Sequence, Tuple
 from mmnanguard._support.escape import escape
 
 from ..causes import CAUSES
-from ..diagnosis import Evidence, diagnose
+from ..diagnosis import diagnose
+from ..evidence import Evidence
 from ..rules.policy import GuardPolicy
 from .autopsy import Autopsy
 from .guard_event import GuardEvent

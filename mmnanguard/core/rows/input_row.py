@@ -17,6 +17,7 @@ OUTCOMES = {
     'reject': 'the update was rejected',
     'sanitize': 'mended and trained on',
     'halt': 'training halts',
+    'explain': 'the update was rejected for another fault',
 }
 
 
@@ -27,7 +28,8 @@ class InputRow(RowRecord):
     Attributes:
         id: The id of the event whose update had the inputs. With 'sanitize'
             there is no event, and the id is unique in the attempt.
-        action: Action of the hook: 'reject', 'sanitize' or 'halt'.
+        action: Action of the hook: 'reject', 'sanitize', 'halt' or
+            'explain'.
         iter: Iteration; with 'sanitize', the last iteration of the interval.
         since: With 'sanitize', the first iteration of the interval; else
             None.
@@ -35,6 +37,8 @@ class InputRow(RowRecord):
         num_samples: Number of bad samples.
         samples: Names of bad samples, up to a limit.
         keys: Names of bad samples for each part of the input.
+        usual: The keys that are not finite in committed updates, too. The
+            model masks them, so they explain nothing.
     """
 
     KIND: ClassVar[str] = 'input'
@@ -48,12 +52,16 @@ class InputRow(RowRecord):
     num_samples: int = 0
     samples: Tuple[str, ...] = ()
     keys: Mapping[str, Tuple[str, ...]] = field(default_factory=dict)
+    usual: Tuple[str, ...] = ()
 
     def to_row(self) -> NewRow:
         row = super().to_row()
         # Only a report on an interval has this key.
         if self.since is None:
             del row['since']
+        # Only an explanation knows of other updates.
+        if not self.usual:
+            del row['usual']
         return row
 
     def subject(self, with_ranks: bool) -> str:
@@ -77,7 +85,7 @@ class InputRow(RowRecord):
     def sentence(self) -> str:
         # A report does not know whether the run had more ranks than one.
         subject = self.subject(with_ranks=self.ranks != (0,))
-        sentence = f'{self._fault(subject)}; {self._outcome}'
+        sentence = f'{self._fault(subject)}; {self._outcome}{self._remark}'
         if self.since is not None:
             sentence += f' since iteration {self.since}'
         return sentence
@@ -91,7 +99,7 @@ class InputRow(RowRecord):
         fault = self._fault(self.subject(with_ranks))
         # The line of the rejected update has the outcome.
         if self.since is None:
-            return escape(f'Iter {self.iter}: {fault}')
+            return escape(f'Iter {self.iter}: {fault}{self._remark}')
         return escape(
             f'Iter {self.since} to {self.iter}: {fault}; {self._outcome}'
         )
@@ -102,6 +110,16 @@ class InputRow(RowRecord):
         if self.since is None:
             verb = 'is'
         return f'input {verb} not finite in {subject}'
+
+    @property
+    def _remark(self) -> str:
+        if not self.usual:
+            return ''
+        keys = ', '.join(self.usual)
+        return (
+            f'; {keys}: not finite in committed updates either, so the model '
+            'masks it and it is not the cause'
+        )
 
     @property
     def _outcome(self) -> str:

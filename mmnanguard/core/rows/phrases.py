@@ -1,6 +1,10 @@
 """Small parts of the sentences on rows."""
 
-__all__ = ['and_more', 'plural']
+from typing import Sequence
+
+__all__ = ['and_more', 'plural', 'samples_in_words']
+
+NUM_NAMED = 2  # samples in a sentence
 
 
 def and_more(count: int) -> str:
@@ -15,3 +19,10 @@ def plural(noun: str, count: int) -> str:
     if count == 1:
         return noun
     return f'{noun}s'
+
+
+def samples_in_words(names: Sequence[str]) -> str:
+    """Return "sample 'a'", or "samples 'a', 'b' and 2 more"."""
+    listed = ', '.join(map("'{}'".format, names[:NUM_NAMED]))
+    others = and_more(len(names) - NUM_NAMED)
+    return f'{plural("sample", len(names))} {listed}{others}'

@@ -1,20 +1,36 @@
 """Facts about a batch for the report of a fault: sample names and ranges."""
 
 import math
-from typing import Any, Dict, Iterator, List, Mapping, Tuple, Union
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
 
 from mmnanguard._support.parts import Trail, parts_of
-from mmnanguard._support.sample_name import sample_name
+from mmnanguard._support.sample_name import SampleKey, sample_name
+from mmnanguard.core.checks import check_value
 from mmnanguard.numerics.base.tensor_kinds import real_values
 
 from .hook_arguments import DataBatch
 
-__all__ = ['input_ranges', 'metainfo_names', 'sample_ids']
+__all__ = ['choose_sample_key', 'input_ranges', 'metainfo_names', 'sample_ids']
 
 Range = Dict[str, Union[float, bool]]
+
+
+def choose_sample_key(key: Optional[str]) -> None:
+    """Name samples by a key of their metainfo from now on, if they have it.
+
+    Raises:
+        GuardConfigError: If the key is neither a text nor None.
+    """
+    check_value(
+        key is None or isinstance(key, str),
+        'NanGuardHook.sample_key',
+        key,
+        "a key of the metainfo, such as 'token', or None",
+    )
+    SampleKey.chosen = key
 
 
 def sample_ids(data_batch: DataBatch, batch_idx: int) -> List[str]:

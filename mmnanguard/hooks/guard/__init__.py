@@ -10,4 +10,5 @@ Reading order:
 5. ``guard_checkpoint``: guards and random states in checkpoints, for an exact
    resume.
 6. ``check_listeners``: find misspelt listener methods of other hooks.
+7. ``check_rollback``: refuse guards that cannot roll back.
 """

@@ -21,13 +21,13 @@ from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmnanguard.core import Action, Cause, GuardConfigError, GuardEvent
+from mmnanguard.core import Action, Cause, GuardEvent
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.update.watch import forget_watched, read_watched
 from mmnanguard.registry import HOOKS
 from mmnanguard.safe_load import allow_mmengine_checkpoints
 
-from .._shared.batch_facts import input_ranges
+from .._shared.batch_facts import choose_sample_key, input_ranges
 from .._shared.find_guards import (
     describe,
     find_guards,
@@ -42,6 +42,7 @@ from ..events.event_log_hook import last_attempt
 from ..recovery.loaded_state import LoadedState
 from ..recovery.rollback_hook import RollbackHook
 from .check_listeners import check_signatures, misspelt_methods
+from .check_rollback import check_rollback
 from .ema_freeze import EmaFreeze
 from .guard_checkpoint import GuardCheckpoint
 from .recent_samples import RecentSamples
@@ -94,14 +95,23 @@ class NanGuardHook(PatchingHook, EventSource):
     Args:
         save_rng: Whether to save and resume the random state of every rank,
             see :class:`GuardCheckpoint`.
+        sample_key: A key of the samples' metainfo that names them in all
+            messages, such as 'token'. A sample without it is named by the
+            first of img_path, img_id, sample_idx, lidar_path, filename,
+            file_name and video_id that it has.
     """
 
     # After RuntimeInfoHook (VERY_HIGH), which writes the model's log values,
     # and before the hooks that average, log or save (NORMAL and lower).
     priority = 'ABOVE_NORMAL'
 
-    def __init__(self, save_rng: bool = False) -> None:
+    def __init__(
+        self, save_rng: bool = False, sample_key: Optional[str] = None
+    ) -> None:
         super().__init__()
+        # Now, because datasets may look for samples by name before training.
+        choose_sample_key(sample_key)
+        self._sample_key = sample_key
         self._checkpoint = GuardCheckpoint(save_rng)
         self._ema = EmaFreeze()
         self._guards: Dict[str, GuardProtocol] = {}
@@ -120,6 +130,7 @@ class NanGuardHook(PatchingHook, EventSource):
         self._loaded.before_load(runner)
 
     def before_train(self, runner: Runner) -> None:
+        choose_sample_key(self._sample_key)
         self._guards = find_guards(runner)
         check_rollback(self._guards, has_hook(runner, RollbackHook))
         check_signatures(runner.hooks)
@@ -375,20 +386,3 @@ def logged_losses(outputs: Mapping[str, object]) -> Dict[str, float]:
         if 'loss' in key and key != 'loss':
             losses[key] = float(torch.as_tensor(value).detach())
     return losses
-
-
-def check_rollback(
-    guards: Mapping[str, GuardProtocol], has_rollback: bool
-) -> None:
-    """Refuse guards that need a ``RollbackHook`` where there is none.
-
-    Raises:
-        GuardConfigError: If a guard is to roll back and cannot.
-    """
-    for name, guard in guards.items():
-        if guard.policy.when_exhausted == 'rollback' and not has_rollback:
-            raise GuardConfigError(
-                f"optim_wrapper.guard.when_exhausted is 'rollback' (optimizer "
-                f"'{name}'), which takes default_hooks=dict(rollback=dict("
-                "type='mmnanguard.RollbackHook'))."
-            )

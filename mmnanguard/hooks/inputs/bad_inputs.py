@@ -32,7 +32,12 @@ class BadInputs:
     num_unlisted: int = 0
 
     def record(
-        self, id_: str, action: str, iter_: int, since: Optional[int] = None
+        self,
+        id_: str,
+        action: str,
+        iter_: int,
+        since: Optional[int] = None,
+        usual: Tuple[str, ...] = (),
     ) -> InputRow:
         """Return the row that names each sample once.
 
@@ -42,6 +47,7 @@ class BadInputs:
             iter_: Iteration, from 1; for 'sanitize' the last of the interval.
             since: First iteration of the interval; None except for
                 'sanitize'.
+            usual: Keys that are not finite in committed updates, too.
         """
         samples = unique(chain.from_iterable(self.keys.values()))
         return InputRow(
@@ -53,6 +59,7 @@ class BadInputs:
             num_samples=len(samples) + self.num_unlisted,
             samples=samples,
             keys=self.keys,
+            usual=usual,
         )
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import repeat
 from operator import attrgetter
 from typing import (
+    Collection,
     Dict,
     Iterable,
     List,
@@ -32,7 +33,7 @@ from .._shared.batch_facts import metainfo_names
 from .._shared.batch_samples import count_samples, is_batch
 from .input_policy import InputPolicy
 
-__all__ = ['InputCheck', 'InputFlags', 'bad_samples']
+__all__ = ['InputCheck', 'InputFlags', 'bad_keys', 'bad_samples']
 
 # The types that are checked and sanitized as they are.
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -72,6 +73,7 @@ class InputCheck:
         batch: Input of the preprocessor, which names the samples.
         batch_idx: Index of the batch as in MMEngine, from 0.
         policy: Parts to check, and the replacement of bad numbers.
+        masked: Keys that the model masks, which ``fact`` leaves out.
         rank: Rank, to name samples that have no name; None with a single
             rank.
 
@@ -80,6 +82,8 @@ class InputCheck:
             changed parts are copies.
         keys: Keys of all parts that can be checked.
         flags: Flags of the checked parts; None if there is no such part.
+        fact: Whether any checked part is not finite that is not masked, a
+            0-dim tensor on the device; None if there is no such part.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class InputCheck:
         batch_idx: int,
         policy: InputPolicy,
         rank: Optional[int] = None,
+        masked: Collection[str] = (),
     ) -> None:
         self._batch_name = f'batch {batch_idx}'
         # All ranks have a batch with this index.
@@ -105,8 +110,19 @@ class InputCheck:
         self.keys: Set[str] = set()
         self.output = self._visit(output, '')
         self.flags: Optional[InputFlags] = None
-        if self._flags:
-            self.flags = InputFlags(self._parts, join_flags(self._flags))
+        self.fact: Optional[Tensor] = None
+        if not self._flags:
+            return
+        self.flags = InputFlags(self._parts, join_flags(self._flags))
+        if not masked:
+            self.fact = self.flags.is_bad.any()
+            return
+        judged = []
+        for (key, _), flags in zip(self._parts, self._flags):
+            if key not in masked:
+                judged.append(flags)
+        if judged:
+            self.fact = join_flags(judged).any()
 
     def _visit(
         self,
@@ -227,6 +243,11 @@ def bad_samples(checks: Sequence[InputFlags]) -> Dict[str, List[str]]:
                 if next(is_bad):
                     bad.setdefault(key, {})[name] = None
     return {key: list(names) for key, names in bad.items()}
+
+
+def bad_keys(checks: Sequence[InputFlags]) -> Set[str]:
+    """Return the keys that were not finite in any of the checks; syncs."""
+    return set(bad_samples(checks))
 
 
 def is_view(num_samples: int, value: object) -> bool:

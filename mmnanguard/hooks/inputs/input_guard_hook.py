@@ -1,10 +1,10 @@
 """The hook that checks the inputs before the model sees them."""
 
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Collection, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
-from mmengine.dist import get_rank, get_world_size
+from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from mmnanguard.core import (
     GuardEvent,
     TrainingHalted,
 )
+from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.rows.input_row import InputRow
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.registry import HOOKS
@@ -27,6 +28,7 @@ from .._shared.roles import EventSource, ModelChanger, has_hook
 from .bad_inputs import gather_bad_inputs
 from .input_check import InputCheck, InputFlags, bad_samples
 from .input_policy import InputPolicy
+from .masked_keys import NUM_PROOFS, MaskedKeys
 
 __all__ = ['InputGuardHook']
 
@@ -59,6 +61,13 @@ class InputGuardHook(PatchingHook, ModelChanger):
     for NaN, as Hungarian matchers do, needs 'sanitize'. With several
     optimizers, all those that train in the iteration reject their update.
 
+    NaN in the inputs may be there on purpose: targets of 3D detection hold it
+    where nothing was measured, and the loss leaves it out. 'explain' rejects
+    nothing by itself and names the inputs once an update went bad. 'reject'
+    says in capitals that a model masks a key once three rejected updates had
+    finite gradients beside it; without ``keys``, it rejects for this key no
+    more.
+
     'sanitize' trains on and needs no guard. Every ``interval`` iterations and
     after the last, it reports the samples that it has changed.
 
@@ -67,7 +76,8 @@ class InputGuardHook(PatchingHook, ModelChanger):
 
     Args:
         action: 'reject' the update; 'sanitize' the numbers and train on
-            them; 'halt' the run, on all ranks.
+            them; 'halt' the run, on all ranks; 'explain' an update that was
+            rejected for another reason, such as a NaN loss.
         keys: Parts of the preprocessor's output to check, such as 'inputs' or
             'data_samples.gt_instances.bboxes', with all parts below them;
             None means all. Leave out parts that may be infinite on purpose,
@@ -108,6 +118,7 @@ class InputGuardHook(PatchingHook, ModelChanger):
         self._sanitized: List[InputFlags] = []
         self._halt: Optional[TrainingHalted] = None
         self._has_checked = False
+        self._masked = MaskedKeys()
         # True from the start of an iteration until its update is judged: later
         # passes of the iteration are replays.
         self._is_on = False
@@ -139,6 +150,7 @@ class InputGuardHook(PatchingHook, ModelChanger):
             )
         # Training may begin again in the same process.
         self._windows, self._sanitized, self._halt = {}, [], None
+        self._masked = MaskedKeys()
         self._iter, self._since = runner.iter, runner.iter + 1
         self._batch_idx, self._is_on = 0, False
         self._batch: DataBatch = None
@@ -182,7 +194,12 @@ class InputGuardHook(PatchingHook, ModelChanger):
         # not receive keywords.
         batch = args[0] if args else self._batch
         rank = get_rank() if get_world_size() > 1 else None
-        check = InputCheck(output, batch, self._batch_idx, policy, rank)
+        masked: Collection[str] = ()
+        if policy.keys is None:
+            masked = self._masked.proven
+        check = InputCheck(
+            output, batch, self._batch_idx, policy, rank, masked
+        )
         if not self._has_checked:
             self._has_checked = True
             policy.check_keys(check.keys)
@@ -191,32 +208,74 @@ class InputGuardHook(PatchingHook, ModelChanger):
         if policy.sanitizes:
             self._sanitized.append(check.flags)
             return check.output
-        flag = check.flags.is_bad.any()
         # Any of the guards may train on this batch; those that do not forget
         # it in the next iteration.
         for name, guard in self._guards.items():
-            guard.add_fact('input', flag)
             window = self._windows.setdefault(name, CheckedWindow())
             window.checks.append(check.flags)
-            window.facts.append(flag)
+            if policy.rejects and check.fact is not None:
+                guard.add_fact('input', check.fact)
+                window.facts.append(check.fact)
         return output
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
         """Report the bad samples of a rejected update; syncs, collective."""
         # All passes until the next iteration are replays.
         self._is_on = False
-        if event.cause is not Cause.INPUT_NONFINITE:
+        is_input = event.cause is Cause.INPUT_NONFINITE
+        if not is_input and not self._explains(event):
             return
-        window = self._windows.get(event.optimizer, CheckedWindow())
+        window = self._windows.pop(event.optimizer, CheckedWindow())
         bad = gather_bad_inputs(bad_samples(window.checks))
         # Other code can flag an input with `guard.add_fact` as well.
         if bad is None:
             return
-        record = bad.record(event.id, self._policy.action, event.iter)
+        action = self._policy.action
+        usual: Tuple[str, ...] = ()
+        if not is_input:
+            action, usual = 'explain', self._usual(bad.keys)
+        record = bad.record(event.id, action, event.iter, usual=usual)
         self._guards[event.optimizer].explain(event, record)
         self._report_row(runner, record)
+        if not is_input:
+            return
+        new = self._masked.note_rejected(event, bad.keys)
+        if new:
+            self._report_masked(runner, sorted(new))
         if self._policy.action == 'halt':
             self._halt = halted_by(event, record)
+
+    def _explains(self, event: GuardEvent) -> bool:
+        """Whether bad inputs may explain the event of an update."""
+        return (
+            not self._policy.sanitizes
+            and not event.is_routine
+            and CAUSES[event.cause].is_of_batch
+        )
+
+    def _usual(self, keys: Iterable[str]) -> Tuple[str, ...]:
+        """Return the keys that committed updates had, too; collective."""
+        usual = set(self._masked.proven)
+        for rank_keys in all_gather_object(self._masked.seen_in_commits()):
+            usual |= rank_keys
+        return tuple(key for key in keys if key in usual)
+
+    def _report_masked(self, runner: Runner, keys: List[str]) -> None:
+        """Say that the model masks keys, and what to change."""
+        future = (
+            'FROM NOW ON IT REJECTS NO UPDATE FOR THEM; to keep rejecting, '
+            f'set keys={keys} of InputGuardHook'
+        )
+        if self._policy.keys is not None:
+            future = (
+                'InputGuardHook goes on rejecting, because its keys ask for '
+                "it. Leave these parts out of keys, or set action='explain'"
+            )
+        runner.logger.warning(
+            'mmnanguard: THE MODEL MASKS NAN OR INF IN THE INPUT '
+            f'{", ".join(keys)}: loss and gradients of {NUM_PROOFS} rejected '
+            f'updates were finite beside it. {future} (said once)'
+        )
 
     def after_train_iter(
         self,
@@ -291,6 +350,9 @@ class InputGuardHook(PatchingHook, ModelChanger):
     def _forget(self, name: str, guard: GuardProtocol) -> None:
         """Drop checks of a guard that has not trained on their inputs."""
         window = self._windows.pop(name, CheckedWindow())
+        # A rejected window is not here any more: its event has taken it.
+        if window.checks and not self._policy.sanitizes:
+            self._masked.note_commit(window.checks)
         # By identity, as `==` of tensors would sync.
         dropped = set(map(id, window.facts))
         if dropped and 'input' in guard.facts:

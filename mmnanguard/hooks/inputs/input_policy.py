@@ -12,7 +12,7 @@ from mmnanguard.core.checks import check_value, is_count, is_finite_number
 
 __all__ = ['InputPolicy', 'is_part']
 
-ACTIONS = ('reject', 'sanitize', 'halt')
+ACTIONS = ('reject', 'sanitize', 'halt', 'explain')
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,11 @@ class InputPolicy:
     def sanitizes(self) -> bool:
         """Whether bad numbers are replaced, and the update goes on."""
         return self.action == 'sanitize'
+
+    @property
+    def rejects(self) -> bool:
+        """Whether bad inputs alone reject an update."""
+        return self.action in ('reject', 'halt')
 
     def includes(self, key: str) -> bool:
         """Whether the part with this key is checked."""

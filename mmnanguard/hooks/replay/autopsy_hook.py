@@ -15,6 +15,7 @@ from mmengine.dist import (
 from mmengine.runner import Runner
 from torch import nn
 
+from mmnanguard._support.escape import escape
 from mmnanguard.core import Autopsy, GuardEvent
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.checks import check_value, is_count
@@ -105,15 +106,18 @@ class AutopsyHook(WindowHook):
         self._num_similar[key] = self._num_similar.get(key, 0) + 1
         try:
             autopsy = self._examine(runner, event, self._window)
-        except Exception:
+        except Exception as error:
             if get_world_size() > 1:
                 # Other ranks may wait for this rank in a collective, and
                 # would hang if it went on.
                 raise
-            runner.logger.exception(
-                f'mmnanguard: the autopsy of {event.id} failed; training '
-                'goes on'
+            # The model's own code may raise anything when it runs again.
+            reason = escape(f'{type(error).__name__}: {error}'.split('\n')[0])
+            runner.logger.warning(
+                f'mmnanguard: the autopsy of {event.id} failed ({reason}); '
+                'training goes on'
             )
+            runner.logger.debug('mmnanguard: the traceback', exc_info=True)
             return
         self._report(runner, event, autopsy)
 

@@ -58,6 +58,9 @@ def is_ordinary(tensor: Tensor) -> bool:
             or tensor.is_nested
             or tensor.is_meta
             or tensor.is_inference()
+            # Kernels for many tensors refuse negated and conjugated views.
+            or tensor.is_neg()
+            or tensor.is_conj()
         )
     )
 
@@ -94,9 +97,9 @@ def is_whole_bytes(dtype: torch.dtype) -> bool:
 def stored_values(tensor: Tensor) -> Optional[Tensor]:
     """Return the elements that a tensor stores, as ordinary memory.
 
-    The result is detached and shares memory with the tensor. A sharded
-    tensor has this rank's part, and the elements that a sparse tensor does
-    not store are zeros.
+    The result is detached and shares memory with the tensor, unless that is a
+    negated or conjugated view. A sharded tensor has this rank's part, and the
+    elements that a sparse tensor does not store are zeros.
 
     Returns:
         None if the elements cannot be read.
@@ -111,6 +114,8 @@ def stored_values(tensor: Tensor) -> Optional[Tensor]:
         values = values._values()
     elif values.layout in COMPRESSED:
         values = values.values()
+    elif values.is_neg() or values.is_conj():
+        values = values.resolve_neg().resolve_conj()
     if is_ordinary(values) or is_readable_inference(values):
         return values
     return None
@@ -137,7 +142,7 @@ def real_values(tensor: Tensor) -> Optional[Tensor]:
     if values is None or values.dtype is FLOAT4 or values.numel() == 0:
         return None
     if values.is_complex():
-        values = torch.view_as_real(values.resolve_conj())
+        values = torch.view_as_real(values)
     if not values.is_floating_point():
         return None
     # Few operations are implemented for floating types of 8 bits.
@@ -197,5 +202,8 @@ def write(target: Tensor, source: Tensor) -> None:
         Exception: If the tensor cannot be written to; a subclass may raise
             anything.
     """
-    with torch.inference_mode(target.is_inference()):
+    if target.is_inference():
+        with torch.inference_mode():
+            target.copy_(source)
+    else:
         target.copy_(source)

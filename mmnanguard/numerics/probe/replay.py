@@ -86,7 +86,7 @@ class ReplayWrapper:
         self.losses: List[Tensor] = []
         self.optimizer = stub_optimizer(wrapper.optimizer)
         # A copy, because a user's own call of unscale_ changes its state.
-        self.loss_scaler = copy.deepcopy(getattr(wrapper, 'loss_scaler', None))
+        self.loss_scaler = copy_scaler(getattr(wrapper, 'loss_scaler', None))
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -139,21 +139,48 @@ class ReplayWrapper:
         """Keep the gradients, which are judged at the end of the window."""
 
 
+def copy_scaler(scaler: Any) -> Any:
+    """Return a copy of a loss scaler that does not unscale gradients.
+
+    A model's ``train_step`` may call ``unscale_`` in each iteration. Twice
+    before a step, that is an error, and a replay makes no step.
+    """
+    if scaler is None:
+        return None
+    stub = try_deepcopy(scaler)
+    if stub is not scaler:
+        stub.unscale_ = lambda optimizer: None
+    return stub
+
+
 def stub_optimizer(optimizer: Optimizer) -> Optimizer:
     """Return a copy of an optimizer that neither steps nor clears gradients.
 
     The parameter groups are copied, because a model's ``train_step`` may
-    change learning rates.
+    change learning rates. Everything else is shared.
     """
-    stub: Any = copy.copy(optimizer)
+    # Without copy.copy, which runs code of the optimizer and loses attributes
+    # that torch.optim.Optimizer does not pickle.
+    stub: Any = object.__new__(type(optimizer))
+    vars(stub).update(vars(optimizer))
     stub.param_groups = []
     for group in optimizer.param_groups:
         settings = dict(group)
         params = settings.pop('params')  # shared, never copied
-        settings = copy.deepcopy(settings)
+        for key, value in settings.items():
+            settings[key] = try_deepcopy(value)
         stub.param_groups.append({'params': params, **settings})
     stub.step = stub.zero_grad = lambda *args, **kwargs: None
     return stub  # type: ignore[no-any-return]
+
+
+def try_deepcopy(value: Any) -> Any:
+    """Return a deep copy, or the value itself if it cannot be copied."""
+    try:
+        return copy.deepcopy(value)
+    except Exception:
+        # A user's object may raise anything.
+        return value
 
 
 @contextmanager

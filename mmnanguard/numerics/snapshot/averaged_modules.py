@@ -22,7 +22,7 @@ def note_averages(
         if callable(getattr(module, 'update_parameters', None)):
             averages.update(module.modules())
     for backup in backups:
-        if backup.owner in averages:
+        if backup.is_of(averages):
             backup.set_changing()
 
 
@@ -50,7 +50,7 @@ def note_changing(
                 continue
             # One moving parameter shows that the part is an encoder.
             for backup in backups:
-                if backup.owner in part:
+                if backup.is_of(part):
                     backup.set_changing()
 
 

@@ -13,12 +13,14 @@ from typing import (
     Set,
     Tuple,
 )
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..base.comm_hooks import have_comm_hooks
 from ..base.host_read import read_once
 from ..base.norms import tensor_norms
 from ..base.tensor_kinds import real_values
@@ -27,11 +29,17 @@ from .tensor_backup import TensorBackup
 
 __all__ = ['ChangeTracker', 'KnownMasks', 'OtherOptimizers', 'TrackedModel']
 
+# The backups of a module's tensors, by registry and name.
+Backups = Dict[Tuple[str, str], TensorBackup]
 # Number of committed windows in which tensors are compared, to find the
 # parameters that forward changes, and the buffers that change without being
 # counted by their version counters. Rejected windows teach too little: a
 # momentum encoder of weights that do not move stays constant.
 NUM_PROBED_WINDOWS = 3
+
+
+def ignore(*_: object) -> None:
+    """Do nothing."""
 
 
 @dataclass
@@ -44,11 +52,15 @@ class OtherOptimizers:
         model: A model that their forward passes and the present optimizer's
             share, such as a whole GAN; None if there is none.
         count_steps: Returns the number of commits of all optimizers so far.
+        report_left_alone: Receives the names of tensors that cannot be
+            copied, and of tensors that can be but whose numbers cannot be
+            read.
     """
 
     find_params: Callable[[], Set[int]] = set
     model: Optional[nn.Module] = None
     count_steps: Callable[[], int] = int
+    report_left_alone: Callable[[List[str], List[str]], None] = ignore
 
 
 class ModuleStructure:
@@ -110,6 +122,7 @@ class TrackedModel:
             while that is not known yet.
         quiet: The other backups. A window only reads the version counters
             of their tensors.
+        hooked: The parts that can have communication hooks.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -118,6 +131,7 @@ class TrackedModel:
         self.backups: List[TensorBackup] = []
         self.moving: List[TensorBackup] = []
         self.quiet: List[TensorBackup] = []
+        self.hooked: List[nn.Module] = []
 
     def is_outdated(self) -> bool:
         """Whether a module gained or lost a part since it was last found."""
@@ -212,7 +226,12 @@ class ChangeTracker:
         self.others = others or OtherOptimizers()
         self.masks = KnownMasks()
         self._models: Dict[nn.Module, TrackedModel] = {}
-        self._backups: Dict[Tuple[nn.Module, str, str], TensorBackup] = {}
+        # By module, and then by registry and name. A module that forward
+        # makes anew is not kept alive.
+        self._backups: WeakKeyDictionary[nn.Module, Backups] = (
+            WeakKeyDictionary()
+        )
+        self._reported: WeakSet[TensorBackup] = WeakSet()
         self._num_commits = 0
 
     @property
@@ -248,13 +267,32 @@ class ChangeTracker:
         self._num_commits += 1
         if self._num_commits == NUM_PROBED_WINDOWS:
             self._divide()
-            for backup in self._backups.values():
-                if not backup.is_changing:
-                    backup.drop_copy()
+            for backups in self._backups.values():
+                for backup in backups.values():
+                    if not backup.is_changing:
+                        backup.drop_copy()
 
     def _divide(self) -> None:
         for tracked in self._models.values():
             tracked.divide(self.is_probing)
+
+    def _report_left_alone(self, tracked: TrackedModel) -> None:
+        """Report the tensors that cannot be put back or judged, once each."""
+        names = {id(m): name for name, m in tracked.model.named_modules()}
+        lost, unread = [], []
+        for backup in tracked.backups:
+            tensor = backup.tensor
+            if tensor is None or backup in self._reported:
+                continue
+            self._reported.add(backup)
+            where = f'{names.get(id(backup.owner), "")}.{backup.key}'
+            text = f'{where.lstrip(".")} ({type(tensor).__name__})'
+            if backup.is_lost:
+                lost.append(text)
+            elif backup.is_unread:
+                unread.append(text)
+        if lost or unread:
+            self.others.report_left_alone(lost, unread)
 
     def _update(self, tracked: TrackedModel) -> None:
         """Find the modules and tensors of a model anew.
@@ -264,11 +302,12 @@ class ChangeTracker:
         owners = list(tracked.model.modules())
         tracked.structures = list(map(ModuleStructure, owners))
         foreign = self.others.find_params()
+        tracked.hooked = list(filter(have_comm_hooks, owners))
         present = set(owners)
         # An ordered set. Known backups go first and keep their copies.
         backups: Dict[TensorBackup, None] = {}
         for backup in tracked.backups:
-            if backup.owner in present:
+            if backup.is_of(present):
                 backups[backup] = None
         for owner in owners:
             for registry in ('_buffers', '_parameters'):
@@ -281,11 +320,13 @@ class ChangeTracker:
                     # A lazy tensor has no values yet.
                     if is_lazy(tensor):
                         continue
-                    place = owner, registry, key
-                    if place not in self._backups:
-                        self._backups[place] = TensorBackup(*place)
-                    backups[self._backups[place]] = None
+                    known = self._backups.setdefault(owner, {})
+                    if (registry, key) not in known:
+                        backup = TensorBackup(owner, registry, key)
+                        known[registry, key] = backup
+                    backups[known[registry, key]] = None
         tracked.backups = list(backups)
+        self._report_left_alone(tracked)
         note_averages(tracked.backups, owners)
         tracked.divide(self.is_probing)
 

@@ -14,8 +14,9 @@ from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
+from ..base.comm_hooks import HookState, copy_hook_states
 from ..base.norms import tensor_norms
-from .change_tracker import ChangeTracker, TrackedModel
+from .change_tracker import ChangeTracker, ModuleStructure, TrackedModel
 from .tensor_backup import TensorBackup
 
 __all__ = ['Changes', 'Comparison', 'Snapshot']
@@ -85,7 +86,10 @@ class Snapshot:
         self._taken: Dict[TensorBackup, bool] = {}
         self._checksums: Dict[TensorBackup, Tensor] = {}
         self._versions: List[Tuple[List[TensorBackup], List[int]]] = []
+        self._structures: List[List[ModuleStructure]] = []
         self._num_steps = 0
+        # The states of communication hooks, and whether they are shared.
+        self._hook_states: Dict[nn.Module, Tuple[List[HookState], bool]] = {}
 
     @property
     def is_open(self) -> bool:
@@ -111,6 +115,8 @@ class Snapshot:
     def _take(self, model: nn.Module, is_shared: bool = False) -> None:
         tracked = self.tracker.find(model)
         self._models[tracked] = None
+        # They keep the modules alive for the length of the window.
+        self._structures.append(tracked.structures)
         # Quiet parameters can be gigabytes: only their counters are read.
         if tracked.quiet:
             versions = list(map(VERSION, tracked.quiet))
@@ -120,6 +126,10 @@ class Snapshot:
             self._taken.update(dict.fromkeys(new, True))
         else:
             self._taken.update(dict.fromkeys(tracked.moving, False))
+        for module in tracked.hooked:
+            if module not in self._hook_states:
+                states = copy_hook_states(module), is_shared
+                self._hook_states[module] = states
         is_probing = self.tracker.is_probing
         pairs = []
         for backup in new:
@@ -253,6 +263,10 @@ class Snapshot:
         # Structures first: the tensors go back into modules that exist.
         for tracked in self._models:
             tracked.restore_structure()
+        for states, is_shared in self._hook_states.values():
+            if not (others_committed and is_shared):
+                for state in states:
+                    state.restore()
         pairs = []
         for backup in changes.backups:
             # The old content would undo the other optimizer's commit.

@@ -1,7 +1,7 @@
 """The copy of one buffer or parameter of a module."""
 
-import sys
-from typing import Callable, List, Optional
+from typing import Callable, Container, Optional
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +13,12 @@ from ..base.tensor_kinds import (
     distinct_memory,
     is_ordinary,
     real_values,
+    stored_values,
     write,
 )
+from .uncounted import sum_bits, writes_uncounted
 
 __all__ = ['TensorBackup']
-
-# Integer types of as many bytes, to read the bits of any element.
-BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-# The base classes of modules with statistics of quantization, by module.
-QUANTIZERS = {
-    'torch.ao.quantization': ('ObserverBase', 'FakeQuantizeBase'),
-    'torchao.quantization.pt2e': ('ObserverBase', 'FakeQuantizeBase'),
-}
-# Length of the rows that a checksum adds up.
-WIDTH = 1024
 
 
 class TensorBackup:
@@ -56,7 +48,9 @@ class TensorBackup:
     """
 
     __slots__ = (
+        '__weakref__',
         '_has_floats',
+        '_owner',
         '_read',
         'copy',
         'is_changing',
@@ -65,7 +59,6 @@ class TensorBackup:
         'is_suspect',
         'is_uncounted',
         'key',
-        'owner',
         'registry',
         'tensor',
         'version',
@@ -73,11 +66,25 @@ class TensorBackup:
     )
 
     def __init__(self, owner: nn.Module, registry: str, key: str) -> None:
-        self.owner = owner
+        self._owner = ref(owner)
         self.registry = registry
         self.key = key
         self.is_changing = not self.is_param
         self._bind()
+
+    @property
+    def owner(self) -> nn.Module:
+        """The module that holds the tensor; must be alive.
+
+        A forward pass may make modules anew, which must not be kept alive.
+        """
+        owner = self._owner()
+        assert owner is not None
+        return owner
+
+    def is_of(self, modules: Container[Optional[nn.Module]]) -> bool:
+        """Whether one of some modules holds the tensor."""
+        return self._owner() in modules
 
     def _bind(self) -> None:
         """Make the present tensor the original, without a copy yet."""
@@ -171,6 +178,19 @@ class TensorBackup:
         if self.tensor is None or self.is_ordinary:
             return False
         return self.is_lost or self.tensor.layout is torch.strided
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether the tensor holds floating-point numbers nobody can read."""
+        tensor = self.tensor
+        if tensor is None or self.is_ordinary or self.is_lost:
+            return False
+        # A tensor on the device 'meta' has no numbers.
+        return (
+            tensor.is_floating_point()
+            and not tensor.is_meta
+            and stored_values(tensor) is None
+        )
 
     @property
     def has_counter(self) -> bool:
@@ -273,24 +293,9 @@ class TensorBackup:
         """
         return self.values.data if self.is_uncounted else self.values
 
-    @torch.no_grad()
     def sum_bits(self) -> Tensor:
-        """Return a checksum in which the place of each element counts.
-
-        Does not sync the device.
-        """
-        values = self.values.detach().resolve_neg()
-        if values.is_complex():
-            values = torch.view_as_real(values.resolve_conj())
-        flat = values.view(BITS[values.dtype.itemsize]).reshape(-1)
-        size = flat.numel() - flat.numel() % WIDTH
-        # By rows and by columns, so that no large ramp is needed.
-        body = flat[:size].view(-1, WIDTH)
-        return (
-            ramp_sum(body.sum(1))
-            + 31 * ramp_sum(body.sum(0))
-            + ramp_sum(flat[size:])
-        )
+        """Return the checksum of the tensor's content; no sync."""
+        return sum_bits(self.values)
 
     def is_finite(self) -> bool:
         """Whether all elements are finite at present. Syncs the device."""
@@ -346,13 +351,6 @@ class TensorBackup:
         )
 
 
-def ramp_sum(values: Tensor) -> Tensor:
-    """Return the sum of 1 * values[0], 2 * values[1] and so on."""
-    # A plain sum would miss a permutation (a queue that rotates).
-    ramp = torch.arange(1, len(values) + 1, device=values.device)
-    return (values.long() * ramp).sum()
-
-
 def distinct_part(tensor: Tensor) -> Tensor:
     """Return the memory of this rank's part of a tensor, each element once."""
     return distinct_memory(local(tensor))
@@ -374,20 +372,3 @@ def version_of(tensor: Tensor) -> Optional[int]:
     except Exception:
         # A subclass may raise anything when an attribute is read.
         return None
-
-
-def writes_uncounted(owner: nn.Module) -> bool:
-    """Whether a module's kernels write to its buffers without counting.
-
-    So do norm layers and, in training for quantization, the modules that
-    observe ranges or imitate quantized numbers. A user may switch them on
-    late, when no tensor is compared any more.
-    """
-    kinds: List[type] = [_NormBase]
-    for module, names in QUANTIZERS.items():
-        # A module that is not imported has no instances.
-        for name in names:
-            kind = getattr(sys.modules.get(module), name, None)
-            if kind is not None:
-                kinds.append(kind)
-    return isinstance(owner, tuple(kinds))

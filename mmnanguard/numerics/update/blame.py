@@ -48,13 +48,12 @@ class TensorNames:
                 self._owners.setdefault(id(owner), name)
         for index, group in enumerate(groups):
             for position, param in enumerate(group['params']):
-                self._params.setdefault(
-                    id(param),
-                    [
+                # Some kinds of tensors have no shape to ask for.
+                if id(param) not in self._params:
+                    self._params[id(param)] = [
                         f'group {index}, tensor {position}, shape '
                         f'{tuple(param.shape)}'
-                    ],
-                )
+                    ]
 
     def of_param(self, param: Tensor) -> str:
         """Return the name of a parameter; a shared one has several, joined."""
