@@ -364,17 +364,9 @@ class Guard(Passes):
         }
 
     def _nonfinite_by_design(self) -> List[str]:
-        """Return the names of weights that do no harm although non-finite.
-
-        Scans of the checkpoint must not report them. Syncs the device once in
-        a run.
-        """
-        tracker = self.window.snapshot.tracker
-        params = list(tracker.masks.had_nan())
-        # Without a commit, NaN may be damage.
-        if not params or not tracker.has_committed:
-            return []
-        return list(map(self.names().of_param, params))
+        """Return the names of weights that scans must not report."""
+        params = self.window.snapshot.tracker.find_harmless()
+        return list(map(self.names().of_param, params)) if params else []
 
     def load_state_dict(self, saved: Dict[str, Any]) -> None:
         """Load a checkpoint's state, under the policy of the config."""

@@ -244,6 +244,14 @@ class ChangeTracker:
         """Whether any window was committed."""
         return self._num_commits > 0
 
+    def find_harmless(self) -> List[Tensor]:
+        """Return the parameters that do no harm although non-finite.
+
+        Syncs the device once in a run.
+        """
+        # Without a commit, NaN may be damage.
+        return list(self.masks.had_nan()) if self.has_committed else []
+
     def find(self, model: nn.Module) -> TrackedModel:
         """Return the modules and tensors that a model has at present."""
         tracked = self._models.get(model)
