@@ -110,6 +110,9 @@ class CauseFacts:
         is_of_step: Whether the optimizer is at fault, which an event then
             describes.
         was_committed: Whether an earlier commit did the damage.
+        harms_by_gradient: Whether the fault can do harm only through bad
+            gradients. A rejected update whose gradients are finite then
+            counts toward no limit: MMEngine would have trained on.
     """
 
     line: str
@@ -129,6 +132,7 @@ class CauseFacts:
     adds_up: bool = True
     is_of_step: bool = False
     was_committed: bool = False
+    harms_by_gradient: bool = False
 
     def advice_for(self, has_scale: bool) -> Advice:
         """Return the advice for a run with or without a loss scale."""
@@ -202,9 +206,11 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             # A bad input spoils all gradients at once: the first one in the
             # event is near to the loss and not to the fault.
             names_origin=False,
+            # A model may mask NaN in its input on purpose.
+            harms_by_gradient=True,
         ),
         Cause.LOSS_NONFINITE: CauseFacts(
-            line='loss is {loss_kind}{gradients}',
+            line='loss is {loss_kind}{gradients}{parts}',
             advice=Advice(
                 'find the operation with mmnanguard.AutopsyHook',
                 'The forward pass makes it, and no loss scale is involved; '
@@ -214,6 +220,8 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             blames='gradient',
             # A bad loss spoils all gradients, or none (loss + inf).
             names_origin=False,
+            # A mean over no labels is 0/0, and its gradients are 0.
+            harms_by_gradient=True,
         ),
         Cause.BUFFER_NONFINITE: CauseFacts(
             line='forward made buffer {name} {kind}; the loss is finite',

@@ -45,6 +45,13 @@ class Diagnosis(NamedTuple):
     growth: Optional[Growth] = None
 
 
+ADVICE_ON_LOADED = Advice(
+    'resume from a clean checkpoint',
+    'Resume from a checkpoint that is clean: python -m mmnanguard '
+    'scan_checkpoints WORK_DIR lists them.',
+)
+
+
 def diagnose(evidence: Evidence) -> Diagnosis:
     """Return the diagnosis that explains the evidence best."""
     facts = facts_of_cause(evidence.cause)
@@ -52,6 +59,10 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     growth = evidence.growth
     if facts.is_of_step:
         return Diagnosis('', advise_on_step(evidence.events, general))
+    for event in evidence.events:
+        if event.origin:
+            reason = f'the weights are bad, {event.origin}'
+            return Diagnosis(reason, ADVICE_ON_LOADED)
     # Weights that are bad already, a divergence and a spike say by themselves
     # what they are.
     if facts.blames == 'weight':

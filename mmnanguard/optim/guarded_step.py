@@ -3,10 +3,11 @@
 from dataclasses import replace
 from typing import Any, List, Optional, Tuple
 
+from mmengine.logging import print_log
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mmnanguard.core import Action, BadTensor, Cause, decide
+from mmnanguard.core import Action, BadTensor, Cause, ScaleMove, decide
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.numerics.update.agree import agree, ranks_that
 from mmnanguard.numerics.update.apply import apply_update, scaled_lr
@@ -139,7 +140,9 @@ def guarded_step(
 
     # Move the scale
     before, after = guard.scaler.move(verdict)
-    guard.state = guard.state.after(seen, verdict, lr)
+    guard.state = guard.state.after(
+        seen, verdict, lr, guard.policy.proven_after
+    )
 
     # Report
     if verdict.action is Action.STEP:
@@ -155,6 +158,19 @@ def guarded_step(
         if CAUSES[verdict.cause].is_of_step:
             step = (spoiler or guard.params).describe_step(bad_settings)
         guard.report(seen, verdict, bad, before, after, step)
+    elif verdict.scale_move is ScaleMove.RETURN:
+        log_return(guard, before, after)
+
+
+def log_return(guard: Guard, before: float, after: float) -> None:
+    """Log that a commit has brought the loss scale back."""
+    why = 'updates are clean again'
+    if guard.state.scale_trial.num_trusted == 0:
+        why = 'gradients fit it, and their NaN came from elsewhere'
+    print_log(
+        f'Iter {guard.iter}: loss scale {before:g} -> {after:g} again: {why}',
+        logger='current',
+    )
 
 
 def is_checked(guard: Guard, norm: float) -> bool:

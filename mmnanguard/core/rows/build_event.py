@@ -47,10 +47,12 @@ def build_event(
         ranks=seen.bad_ranks or (0,),
         loss=seen.loss,
         grad_norm=seen.grad_norm,
+        scale_blamed=verdict.blames_scale,
         num_bad_params=seen.num_bad_params,
         num_params=seen.num_params,
         consecutive_skips=state.consecutive_skips,
         total_skips=state.total_skips,
+        counts=verdict.counts,
         routine_overflows=state.routine_overflows,
         # As a dict, because rows and messages need no class of this package.
         spike=verdict.spike and verdict.spike._asdict(),

@@ -77,6 +77,9 @@ def write_halt_story(
     # A divergence names no tensor.
     if names:
         lines.append(f'Blamed first: {tally(names[:MAX_NAMES])}')
+    parts = event.bad_losses_in_words()
+    if parts:
+        lines.append(f'Parts of the loss that are not finite: {parts}')
     lines += describe_findings(cause, streak, findings)
     if event.loss_scale is not None:
         lines.append(f'Loss scale now: {event.loss_scale["after"]:g}')
