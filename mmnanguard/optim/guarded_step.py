@@ -84,9 +84,9 @@ def guarded_step(
             local, reading, window.snapshot, guard.weights()
         )
         local = diagnose(local, reading, grads, weights)
-        spoiler = guard.params.find_spoiler(weights)
-        if not local.weights_are_finite and spoiler is not None:
-            local = replace(local, last_step_is_finite=False)
+        if not local.weights_are_finite:
+            spoiler = guard.params.find_spoiler(weights)
+            local = replace(local, last_step_is_finite=spoiler is None)
         seen = agree(local, norm_type)
     seen = window.complete(seen)
 

@@ -97,15 +97,15 @@ def train(model, wrapper, num=8, leave_out=(), change=None, factor=1.0):
 
 def everything_and_counters(model, wrapper):
     optimizer = wrapper.optimizer
-    found = everything(model, wrapper)
+    tensors = everything(model, wrapper)
     for key, value in vars(optimizer).items():
         if isinstance(value, (int, float)):
-            found[key] = torch.tensor(value)
+            tensors[key] = torch.tensor(value)
     for index, group in enumerate(optimizer.param_groups):
         for key, value in group.items():
             if isinstance(value, (int, float)):
-                found[f'{key} {index}'] = torch.tensor(value)
-    return found
+                tensors[f'{key} {index}'] = torch.tensor(value)
+    return tensors
 
 
 @pytest.mark.parametrize('clip_grad', [None, dict(max_norm=0.01)])
