@@ -145,9 +145,8 @@ def guarded_step(
         seen, verdict, lr, guard.policy.proven_after
     )
 
-    if not verdict.counts:
-        num_losses = len(window.losses)
-        judge_micro_batches(guard, num_losses, scale.is_unscaled)
+    if not verdict.counts and len(window.losses) > 1:
+        judge_micro_batches(guard, scale.is_unscaled)
 
     # Report
     if verdict.action is Action.STEP:

@@ -340,9 +340,7 @@ class MicroBatchWindow(Window):
         )
 
 
-def judge_micro_batches(
-    guard: 'Guard', num_losses: int, is_unscaled: bool
-) -> None:
+def judge_micro_batches(guard: 'Guard', is_unscaled: bool) -> None:
     """Judge micro-batches one by one if windows are lost for nothing.
 
     One micro-batch without labels has a loss of 0/0 and costs its window
@@ -350,9 +348,8 @@ def judge_micro_batches(
     would ever be learnt.
 
     Args:
-        guard: The guard, which has just rejected a window whose gradients are
-            finite.
-        num_losses: The number of losses in that window.
+        guard: The guard, which has just rejected a window of several losses
+            whose gradients are finite.
         is_unscaled: Whether the user has called ``loss_scaler.unscale_``,
             which micro-batches cannot be judged with.
     """
@@ -361,7 +358,7 @@ def judge_micro_batches(
     if state.recent_commits:
         num_lost -= state.recent_commits[-1].update
     is_alone = not (dist.is_available() and dist.is_initialized())
-    if num_losses < 2 or is_unscaled or guard.accumulation.is_local:
+    if is_unscaled or guard.accumulation.is_local:
         return
     # With several ranks, sharded models and communication hooks forbid it.
     if num_lost < MOST_LOST_WINDOWS or not is_alone:
