@@ -35,7 +35,7 @@ NUM_ZEROS = 20
 # iterations again.
 PATIENCE = 4
 NUM_LOOKS = 3
-REPEAT = 20
+REPEAT = 10
 # Number of weights that are looked at.
 NUM_SAMPLED = 16
 
@@ -100,6 +100,12 @@ MESSAGES = {
         'loss is not checked, its gradients are. Call '
         'optim_wrapper.backward(loss), and super().backward from a subclass '
         'that overrides it.'
+    ),
+    'copy': (
+        'the state of {optimizer} cannot be copied, so its steps are not '
+        'checked: a step that makes NaN of finite gradients is committed, and '
+        'found by the next update. To say that this is all right: '
+        "optim_wrapper.guard=dict(check_step='never')."
     ),
     'clip': (
         'a subclass overrides _clip_grad: it is called once the gradients '

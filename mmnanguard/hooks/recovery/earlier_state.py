@@ -4,7 +4,6 @@ from typing import (
     Any,
     Collection,
     Dict,
-    List,
     Mapping,
     NamedTuple,
     Optional,
@@ -21,11 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from mmnanguard.core import ClipRule, GuardState
-from mmnanguard.numerics.base.comm_hooks import (
-    HookState,
-    copy_hook_states,
-    have_comm_hooks,
-)
+from mmnanguard.numerics.base.comm_hooks import HookState, copy_hook_states
 from mmnanguard.numerics.base.rng_state import RngState, read_rng
 from mmnanguard.numerics.checkpoints.state_copy import Place, StateCopy
 from mmnanguard.numerics.update.blame import plain_name
@@ -78,7 +73,8 @@ class EarlierState(NamedTuple):
         path: The checkpoint that the state was read from; '' for a state in
             memory.
         left_out: The names of tensors that could not be copied.
-        hook_states: The states of DDP's communication hooks.
+        hook_states: The states of DDP's communication hooks. A checkpoint
+            has none; the present states then stay.
     """
 
     iter: int
@@ -119,17 +115,13 @@ def present_state(runner: Runner, iteration: int) -> EarlierState:
     copy = StateCopy.of(
         tensors_of(runner), optimizers_of(runner), scheduled_keys(runner)
     )
-    hook_states: List[HookState] = []
-    for module in runner.model.modules():
-        if have_comm_hooks(module):
-            hook_states += copy_hook_states(module)
     return EarlierState(
         iteration,
         copy,
         rules,
         read_rng(),
         left_out=copy.left_out,
-        hook_states=hook_states,
+        hook_states=copy_hook_states(runner.model.modules()),
     )
 
 
