@@ -81,11 +81,11 @@ ROW_FIELDS = {
     ),
     'update': (
         'schema kind id run attempt time iter epoch batch_idx optimizer '
-        'action cause ranks loss losses grad_norm lr loss_scale '
-        'num_bad_params num_params params samples inputs watched '
-        'consecutive_skips total_skips routine_overflows since spike '
-        'clip_coef lr_factor micro_batches growth '
-        'origin'
+        'action cause ranks loss losses bad_losses num_iters grad_norm lr '
+        'loss_scale scale_blamed num_bad_params num_params params samples '
+        'inputs watched consecutive_skips total_skips counts '
+        'routine_overflows since spike clip_coef lr_factor micro_batches '
+        'growth origin'
     ),
     'autopsy': (
         'schema kind id phase module module_type method op source dtype '

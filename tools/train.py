@@ -152,6 +152,27 @@ def exclude_samples(cfg: Config, path: str) -> None:
     )
 
 
+def check_checkpoint(path: str) -> None:
+    """Check that a local checkpoint can be read, before all is built.
+
+    Raises:
+        GuardConfigError: If it is missing, empty, cut off, or another file.
+    """
+    from mmnanguard.core import GuardConfigError
+    from mmnanguard.numerics.checkpoints.checkpoint_file import load
+
+    # MMEngine also reads other places, such as s3://...
+    if '://' in path or Path(path).is_dir():
+        return
+    try:
+        load(Path(path))
+    except (OSError, ValueError) as error:
+        raise GuardConfigError(f'--resume {path}: {error}') from error
+    except Exception:
+        # It holds classes that are not allowed here: MMEngine decides.
+        return
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the tool; return its exit status."""
     # Configs of this project import their own modules from its root.
@@ -167,6 +188,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         cfg = load_config(args)
         allow_mmengine_checkpoints()
+        if args.resume and args.resume != 'auto':
+            check_checkpoint(args.resume)
         # A project may register a runner of its own.
         if 'runner_type' in cfg:
             runner = RUNNERS.build(cfg)

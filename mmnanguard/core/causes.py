@@ -105,6 +105,9 @@ class CauseFacts:
             the origin, so that the report counts how often it is named.
         adds_up: Whether many such updates make a run look sick even if no
             parameter is named.
+        harms_by_gradient: Whether the fault can do harm only through bad
+            gradients. A rejected update whose gradients are finite then
+            counts toward no limit: MMEngine would have trained on.
     """
 
     line: str
@@ -122,6 +125,7 @@ class CauseFacts:
     is_replayable: bool = True
     names_origin: bool = True
     adds_up: bool = True
+    harms_by_gradient: bool = False
 
     def advice_for(self, has_scale: bool) -> Advice:
         """Return the advice for a run with or without a loss scale."""
@@ -166,9 +170,11 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             # A bad input spoils all gradients at once: the first one in the
             # event is near to the loss and not to the fault.
             names_origin=False,
+            # A model may mask NaN in its input on purpose.
+            harms_by_gradient=True,
         ),
         Cause.LOSS_NONFINITE: CauseFacts(
-            line='loss is {loss_kind}{gradients}',
+            line='loss is {loss_kind}{gradients}{parts}',
             advice=Advice(
                 'find the operation with mmnanguard.AutopsyHook',
                 'The forward pass makes it, and no loss scale is involved; '
@@ -178,6 +184,8 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             blames='gradient',
             # A bad loss spoils all gradients, or none (loss + inf).
             names_origin=False,
+            # A mean over no labels is 0/0, and its gradients are 0.
+            harms_by_gradient=True,
         ),
         Cause.BUFFER_NONFINITE: CauseFacts(
             line='forward made buffer {name} {kind}; the loss is finite',

@@ -14,6 +14,7 @@ LEAST_COVERED = 0.8
 # it works in all other batches.
 RARE_SHARE = 0.1
 LEAST_BATCHES = 3
+MOST_NAMED = 8
 MOST_REJECTED = 0.5  # share of updates above which no sample is a suspect
 NUM_PER_SAMPLE = 2  # rejected batches that one blamed sample should explain
 
@@ -104,6 +105,9 @@ def suspects_among(
     suspects: List[str] = []
     for name in names:
         suspects += always_with(name, named)
+    # A long list would only hide that nothing is known.
+    if len(suspects) > MOST_NAMED:
+        return ()
     return tuple(dict.fromkeys(suspects))
 
 

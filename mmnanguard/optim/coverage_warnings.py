@@ -14,6 +14,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from mmnanguard._support.escape import escape
 from mmnanguard.core import Observation
 from mmnanguard.core.rows.phrases import and_more
+from mmnanguard.numerics.base.comm_hooks import (
+    name_stepping_hooks,
+    name_unknown_hooks,
+)
 from mmnanguard.numerics.base.shards import local
 
 from .guarded_params import GuardedParams
@@ -70,6 +74,18 @@ MESSAGES = {
         '{name!r} have trained nothing. Look for a loss that is multiplied by '
         '0, a ReLU or clamp that passes nothing on, a loss scale that is too '
         'small for float16, or labels that are all ignored.'
+    ),
+    'hook_step': (
+        'THESE UPDATES ARE NOT GUARDED: the communication hook {hooks} lets '
+        'an optimizer step within backward. Register a hook without an '
+        'optimizer, and let the optimizer wrapper step.'
+    ),
+    'hook_state': (
+        'the communication hook {hooks} is not known: what it remembers from '
+        'one iteration to the next is not put back if an update is rejected, '
+        'and a NaN in it would come back in every later update. The states '
+        "of PyTorch's own hooks (PowerSGD, post-local SGD) are put back: "
+        'inherit from one of their classes, or keep nothing.'
     ),
     'model': (
         'an update came from a forward pass outside of optim_context: '
@@ -143,6 +159,15 @@ class CoverageWarnings:
         """Set the number of micro-batches of a window."""
         self._length = num_micro_batches
 
+    def check_comm_hooks(self, model: nn.Module) -> None:
+        """Warn of communication hooks that the guard cannot undo."""
+        names = name_stepping_hooks(model)
+        if names:
+            self.warn_once('hook_step', hooks=', '.join(names))
+        names = name_unknown_hooks(model)
+        if names:
+            self.warn_once('hook_state', hooks=', '.join(names))
+
     def note_step(self, optimizer: Optimizer) -> None:
         """Note a step of any optimizer that no guard has made."""
         kind = type(optimizer).__name__
@@ -189,7 +214,8 @@ class CoverageWarnings:
         self._num_idle += 1
         names = dict(count=str(self._num_idle), name=self.name)
         if seen.num_params:
-            if self._num_idle >= NUM_ZEROS:
+            # A loss of 0 has nothing left to learn (a triplet loss).
+            if self._num_idle >= NUM_ZEROS and seen.loss:
                 self.warn_once('zeros', **names)
         elif self._num_idle >= NUM_WITHOUT_GRADIENTS:
             reason = REASONS[self._find_reason(models)]

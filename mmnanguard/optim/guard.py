@@ -163,7 +163,9 @@ class Guard(Passes):
         self._enter(model)
 
     def _enter(self, model: nn.Module) -> None:
-        self.models[model] = None
+        if model not in self.models:
+            self.models[model] = None
+            self.coverage_warnings.check_comm_hooks(model)
         self.window.enter(model)
 
     def collect(
@@ -307,8 +309,10 @@ class Guard(Passes):
             run=self.run,
             attempt=self.attempt,
         )
-        # A routine overflow neither begins nor ends a streak.
-        if event.action is not Action.STEP and not event.is_routine:
+        # A routine overflow neither begins nor ends a streak, nor does an
+        # update that did no harm.
+        is_skip = event.action is not Action.STEP
+        if is_skip and event.counts and not event.is_routine:
             self._streak.add(event)
         if self._listener is not None:
             self._events.append(event)

@@ -2,10 +2,11 @@
 
 from typing import Any, List, Tuple
 
+from mmengine.logging import print_log
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mmnanguard.core import Action, BadTensor, Cause, decide
+from mmnanguard.core import Action, BadTensor, Cause, ScaleMove, decide
 from mmnanguard.numerics.update.agree import agree
 from mmnanguard.numerics.update.apply import apply_update, scaled_lr
 from mmnanguard.numerics.update.blame import blame
@@ -104,7 +105,9 @@ def guarded_step(
     # Move the scale
     before, after = guard.scaler.move(verdict)
     lr = guard.params.highest_lr()
-    guard.state = guard.state.after(seen, verdict, lr)
+    guard.state = guard.state.after(
+        seen, verdict, lr, guard.policy.proven_after
+    )
 
     # Report
     if verdict.action is Action.STEP:
@@ -114,3 +117,16 @@ def guarded_step(
         guard.log_norm(norm)
     if verdict.cause is not Cause.NONE:
         guard.report(seen, verdict, bad, before, after)
+    elif verdict.scale_move is ScaleMove.RETURN:
+        log_return(guard, before, after)
+
+
+def log_return(guard: Guard, before: float, after: float) -> None:
+    """Log that a commit has brought the loss scale back."""
+    why = 'updates are clean again'
+    if guard.state.scale_trial.num_trusted == 0:
+        why = 'gradients fit it, and their NaN came from elsewhere'
+    print_log(
+        f'Iter {guard.iter}: loss scale {before:g} -> {after:g} again: {why}',
+        logger='current',
+    )

@@ -17,6 +17,7 @@ from mmnanguard.core import (
     Observation,
     find_cause,
 )
+from mmnanguard.numerics.base.comm_hooks import name_hooks
 from mmnanguard.numerics.base.shards import is_sharded
 from mmnanguard.numerics.snapshot.change_tracker import ChangeTracker
 from mmnanguard.numerics.snapshot.snapshot import Snapshot
@@ -93,7 +94,8 @@ class MicroBatches(Windows):
         """Find the parts of a model that DDP reduces.
 
         Raises:
-            GuardConfigError: If the model is sharded.
+            GuardConfigError: If the model is sharded or has a communication
+                hook.
         """
         if model in self._ddps:
             return
@@ -104,6 +106,7 @@ class MicroBatches(Windows):
                 'DTensors no rank ever holds its own: set '
                 "accumulation='window', or train with DDP."
             )
+        refuse_comm_hooks(model)
         self._ddps[model] = find_ddp(model)
         # DDP keeps this list, even if a parameter is frozen for a while.
         reduced = reduced_params(self._ddps[model])
@@ -130,10 +133,23 @@ class MicroBatches(Windows):
         if not ddps:
             return counts
         for ddp in ddps:
+            refuse_comm_hooks(ddp)  # it may have been added since
             # As after a backward pass that DDP syncs: the next window
             # begins with the buffers of rank 0.
             ddp.require_forward_param_sync = True
         return grad_sum.reduce(list(self._reduced), counts)
+
+
+def refuse_comm_hooks(model: nn.Module) -> None:
+    """Raise GuardConfigError if a model has communication hooks."""
+    names = name_hooks(model)
+    if names:
+        raise GuardConfigError(
+            "optim_wrapper.guard.accumulation='microbatch' adds gradients up "
+            f'in an all-reduce of its own, and {", ".join(names)}, a '
+            "communication hook of DDP, would never run: set accumulation='"
+            "window', which runs it, or register no hook."
+        )
 
 
 class MicroBatchWindow(Window):

@@ -8,7 +8,8 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple, TypeVar
 from mmnanguard._support.escape import shell_word
 from mmnanguard.core import Action, Autopsy, GuardEvent
 from mmnanguard.core.causes import facts_of_cause
-from mmnanguard.core.diagnosis import Evidence, diagnose
+from mmnanguard.core.diagnosis import diagnose
+from mmnanguard.core.evidence import Evidence
 from mmnanguard.core.rows.input_row import InputRow
 from mmnanguard.core.rows.phrases import samples_in_words
 from mmnanguard.core.rows.read_row import record_of

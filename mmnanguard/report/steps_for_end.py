@@ -5,6 +5,8 @@ Such a run crashed, was killed or interrupted, or was not guarded.
 
 from typing import Tuple
 
+from mmnanguard.core.rows.end_row import FINISHED
+
 from .recommendations import Step, next_steps
 from .summary import Summary
 
@@ -14,7 +16,8 @@ __all__ = ['steps_for_end']
 def steps_for_end(summary: Summary) -> Tuple[Step, ...]:
     """Return the recommended steps, the most helpful first."""
     steps = []
-    if summary.end is not None or summary.is_lost:
+    is_over = summary.end is not None and summary.end.how == FINISHED
+    if not is_over and (summary.end or summary.is_lost):
         steps.append(resume_step(summary))
     if summary.unguarded:
         steps.append(guard_step(summary))

@@ -18,10 +18,6 @@ WORSE: Dict[str, str] = {
     'MaskedTargets': (
         'with `--guard full`, batches with NaN in masked targets are rejected'
     ),
-    'AnnealedPrior': (
-        'with `--guard full`, a loss that rises by design is taken for '
-        'divergence'
-    ),
     'UnlabelledCrops': (
         'harmless NaN losses count toward the limits and end the run'
     ),
@@ -51,7 +47,7 @@ WRONG: Dict[str, str] = {
     ),
     'AnnealedPrior': (
         'with `--guard full`, a loss that rises by design is taken for '
-        'divergence'
+        'divergence, until the rollback has not helped and is undone'
     ),
     'RateOfTwo': 'the advice says that no clipping can help',
     'NearestNeighbour': (

@@ -75,7 +75,8 @@ def test_samples_at_fault(autopsies, rejected, share, expected):
     ('rejected', 'expected'),
     [
         (batches('a', 'a', 'a'), ('a',)),
-        (batches('a', 'b', 'a', 'b'), ('a', 'b')),
+        (batches('a', 'b', 'a', 'b', 'a', 'b'), ('a', 'b')),
+        (3 * [tuple('abcdefghijkl')], ()),
         (batches('a', 'a'), ()),  # by chance, perhaps
         (batches('a', 'b', 'c', 'd'), ()),
         ([(), (), ()], ()),

@@ -198,3 +198,29 @@ def test_routine_overflows_spend_no_budget():
         state = state.after(seen, verdict)
     assert state.routine_overflows == 50
     assert state.total_skips == state.consecutive_skips == 0
+
+
+@pytest.mark.parametrize(
+    ('facts', 'counts'),
+    [
+        (dict(loss=NAN, loss_is_finite=False), False),
+        (dict(loss=INF, loss_is_finite=False, grad_norm=0.0), False),
+        (dict(loss=1.0, input_is_finite=False), False),
+        # Harm: bad gradients, a norm out of bounds, bad buffers, no gradient.
+        (dict(loss=NAN, loss_is_finite=False, grad_is_finite=False), True),
+        (dict(loss=NAN, loss_is_finite=False, grad_norm=INF), True),
+        (dict(loss=NAN, loss_is_finite=False, buffers_are_finite=False), True),
+        (dict(loss=NAN, loss_is_finite=False, num_params=0), True),
+        (dict(loss=1.0, weights_are_finite=False), True),
+        (dict(loss=1.0, buffers_are_finite=False), True),
+    ],
+)
+def test_an_update_counts_if_it_would_have_done_harm(facts, counts):
+    seen = Observation(**{**dict(grad_norm=1.0, num_params=3), **facts})
+    policy = GuardPolicy(max_consecutive_skips=1)
+    verdict = decide(seen, GuardState(), policy)
+    assert verdict.counts == counts
+    assert (verdict.action is SKIP) == (not counts)
+    state = GuardState().after(seen, verdict)
+    assert state.total_skips == 1
+    assert state.consecutive_skips == len(state.recent_skips) == int(counts)

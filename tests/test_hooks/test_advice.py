@@ -233,6 +233,16 @@ def test_momentum_explodes_late(tmp_path):
     assert 'the run exploded before it: loss ' in parts(story)[0]
 
 
+def test_steps_that_nothing_survives(tmp_path):
+    keys = dict(lr=1e30)
+    _, story, verdict = story_of(tmp_path, wrapper=keys, hooks=())
+    first, advice = parts(story)
+    assert 'no update followed the first 1: loss ' in first
+    assert 'at a learning rate of 1e+30' in first
+    assert 'Lower the learning rate' in advice
+    assert verdict.steps[0].text.startswith('lower the learning rate')
+
+
 def test_an_unknown_origin_is_called_unknown(tmp_path):
     _, story, verdict = story_of(tmp_path, '1/0', hooks=())
     first, advice = parts(story)

@@ -183,6 +183,7 @@ def test_a_bad_file_that_the_user_names(work_dir):
     story = str(error.value)
     assert f'as the loaded checkpoint {last} already had it' in story
     assert 'outside any guarded update' not in story
+    assert 'EMA swaps' not in story
 
 
 def test_bad_optimizer_state_is_named_once(work_dir):

@@ -114,7 +114,7 @@ def overridden(runner):
 ENDS = dict(
     normal=([dict(iter=3, site='grad')], {}, (), None),
     halt=(
-        [dict(iter=3, site='loss'), dict(iter=4, site='loss')],
+        [dict(iter=3, site='grad'), dict(iter=4, site='grad')],
         dict(max_consecutive_skips=2),
         (),
         TrainingHalted,

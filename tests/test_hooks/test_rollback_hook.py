@@ -89,7 +89,10 @@ def train(work_dir, faults, hooks=(), custom=(), **keys):
         ),
         default_hooks={
             **guard_hooks(
-                *(dict(iter=number, site='loss') for number in faults)
+                *(
+                    dict(iter=number, site='activation', where='head')
+                    for number in faults
+                )
             ),
             'rollback': rollback,
             **dict(hooks),
@@ -340,6 +343,26 @@ def test_float16_with_a_lower_scale_and_learning_rate(tmp_path, accumulation):
     assert row['to'] == 8
     assert row['loss_scale'] == 20.0
     assert_finite(runner)
+
+
+def test_the_state_is_kept_where_updates_between_the_skips_are_sound(tmp_path):
+    """A rollback would throw away what they have learnt."""
+    bad = range(2, 20, 2)
+    guard = dict(max_skip_rate=0.3, skip_rate_window=4)
+    runner = train(tmp_path, faults=bad, guard=guard, max_iters=10)
+    plain = train(
+        tmp_path / 'plain',
+        faults=bad,
+        guard=dict(when_exhausted='halt'),
+        max_iters=10,
+    )
+    assert read_rows(runner, 'rollback') == []
+    assert 'rollback' in [row['action'] for row in read_rows(runner)]
+    assert_equal(everything(runner), everything(plain))
+    with pytest.raises(TrainingHalted, match='which is max_rollbacks'):
+        train(
+            tmp_path / 'all', bad, guard=guard, rollback=dict(max_rollbacks=1)
+        )
 
 
 @MODELS.register_module()

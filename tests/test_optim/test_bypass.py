@@ -104,8 +104,10 @@ class Faulty(ToyNet):
         total = sum(losses.values())
         if self.kind == 'rebuilt':
             return dict(loss=torch.tensor(total.item(), requires_grad=True))
-        if self.kind == 'zeros':
+        if self.kind == 'converged':
             return dict(loss=total * 0)
+        if self.kind == 'zeros':
+            return dict(loss=total * 0 + 1)
         return losses
 
     def train_step(self, data, optim_wrapper):
@@ -233,6 +235,7 @@ def test_zeros_only(tmp_path):
         (guarded('EveryThird'), ''),
         (guarded(), 'frozen_backbone'),
         (guarded(), 'no_context'),
+        (guarded(), 'converged'),
     ],
     ids=[
         'plain',
@@ -242,6 +245,7 @@ def test_zeros_only(tmp_path):
         'skips',
         'frozen',
         'no context',
+        'converged',
     ],
 )
 def test_no_false_alarm(tmp_path, optim_wrapper, kind):
@@ -250,6 +254,7 @@ def test_no_false_alarm(tmp_path, optim_wrapper, kind):
     assert 'THIS UPDATE' not in log
     assert 'NO UPDATE' not in log
     assert IDLE not in log
+    assert 'EVERY GRADIENT' not in log
 
 
 @MODELS.register_module()

@@ -49,11 +49,11 @@ def make_bad_weight():
 def make_bad_input():
     job = Job()
     job.wrapper.guard.add_fact('input', torch.tensor(True))
-    job.train()
+    job.train(lambda loss: loss * math.nan)
 
 
 def make_bad_loss():
-    Job().train(lambda loss: loss + math.nan)
+    Job().train(lambda loss: loss * math.nan)
 
 
 def make_bad_buffer():

@@ -304,7 +304,7 @@ def test_a_loop_that_goes_past_the_wrapper_at_times():
 def test_what_is_left_out_all_the_time_halts():
     policy = dict(skip_rate_window=6, max_skip_rate=0.5)
     model, wrapper = build(policy=policy)
-    fault = matrix.Fault('loss', 'nan')
+    fault = matrix.Fault('grad', 'nan')
     for number in range(12):
         is_struck = number in (2, 4, 6, 9)  # four windows of six
         images = torch.randn(4, 1, 5, 5)

@@ -61,6 +61,11 @@ def check_verdict(verdict, seen, state, policy):
         assert seen.forward_is_clean
         assert seen.scale.lower_is_due
     assert 0 < verdict.clip_coef <= 1
+    if not verdict.counts:  # MMEngine would have trained on
+        assert verdict.action is Action.SKIP
+        assert seen.grad_is_finite
+        assert seen.buffers_are_finite
+        assert not (seen.loss_is_finite and seen.input_is_finite)
     if verdict.cause is Cause.SCALE_OVERFLOW:
         assert verdict.action is Action.SKIP
         assert seen.scale.value > seen.scale.floor
@@ -85,15 +90,17 @@ def is_exhausted(state, policy):
 def check_state(state, verdicts, policy):
     """Check the state after these verdicts against the verdicts alone."""
     routine = [v for v in verdicts if v.cause is Cause.SCALE_OVERFLOW]
+    harmless = [v for v in verdicts if not v.counts]
     skips = [
         verdict.action is not Action.STEP
         for verdict in verdicts
-        if verdict.cause is not Cause.SCALE_OVERFLOW
+        if verdict.cause is not Cause.SCALE_OVERFLOW and verdict.counts
     ]
     assert state.num_updates == len(verdicts)
     assert state.routine_overflows == len(routine)
-    assert state.total_skips == sum(skips)
-    assert state.num_steps == len(verdicts) - len(routine) - sum(skips)
+    num_rejected = sum(skips) + len(harmless)
+    assert state.total_skips == num_rejected
+    assert state.num_steps == len(verdicts) - len(routine) - num_rejected
     streak = itertools.takewhile(bool, reversed(skips))
     assert state.consecutive_skips == len(list(streak))
     recent = skips[-policy.skip_rate_window :]
@@ -108,7 +115,7 @@ def check_state(state, verdicts, policy):
     if last.action is Action.HALT:
         is_lost = last.cause is Cause.WEIGHT_NONFINITE
         assert is_lost or is_exhausted(state, policy)
-    elif last.action is Action.SKIP and last not in routine:
+    elif last.action is Action.SKIP and last.counts and last not in routine:
         assert not is_exhausted(state, policy)
 
 

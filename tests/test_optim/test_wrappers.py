@@ -68,6 +68,11 @@ def add_nan(loss):
     return loss + math.nan
 
 
+def multiply_nan(loss):
+    """Make the loss and its gradients non-finite."""
+    return loss * math.nan
+
+
 def nan_grads(loss):
     """Make the gradients non-finite and keep the loss finite."""
     return loss + (loss * 0).sqrt()
@@ -284,7 +289,9 @@ def test_a_skip_for_another_reason_does_not_grow_the_scale(model):
 
 
 def test_routine_becomes_anomaly_once_the_scale_is_proven(model, messages):
-    wrapper = amp(model, guard=dict(proven_after=3), loss_scale=1024, **FP16)
+    # A static scale would come back after three clean commits.
+    scale = dict(init_scale=1024)
+    wrapper = amp(model, guard=dict(proven_after=3), loss_scale=scale, **FP16)
     train(wrapper, model, spoil=nan_grads)
     assert messages[-1][0] == 'INFO'
     assert 'routine' in messages[-1][1]
@@ -412,9 +419,9 @@ def test_one_line_per_rejected_update_and_the_story_at_the_end(
     wrapper = fp32(model, guard=dict(max_consecutive_skips=3))
     before = weights(model)
     for _ in range(2):
-        train(wrapper, model, spoil=add_nan)
+        train(wrapper, model, spoil=multiply_nan)
     with pytest.raises(TrainingHalted) as caught:
-        train(wrapper, model, spoil=add_nan)
+        train(wrapper, model, spoil=multiply_nan)
     *lines, story = [text for _, text in messages]
     assert len(lines) == 3
     assert lines[0].startswith('Iter 1: loss is NaN')

@@ -176,6 +176,9 @@ def test_unguarded(tmp_path):
     assert not report.verdict.is_healthy
     assert sentence.startswith('not guarded: ')
     assert 'the logged loss is not finite from iteration 4 to' in sentence
+    assert sentence.endswith(
+        'next: guard it, and go on from a clean checkpoint'
+    )
     assert 'healthy' not in sentence
 
 

@@ -51,6 +51,8 @@ def main(work_dir, way):
         12,
         hooks=dict(rollback=rollback),
         faults=(6, 7),
+        # The gradients are bad as well, so that the skips count.
+        site='activation',
         guard=dict(max_consecutive_skips=2, when_exhausted='rollback'),
     )
     remember = Remember()

@@ -28,7 +28,16 @@ from toys import (
 FAULTS = (2, 6)
 
 
-def make(work_dir, way, stop, resume=False, hooks=(), faults=FAULTS, guard=()):
+def make(
+    work_dir,
+    way,
+    stop,
+    resume=False,
+    hooks=(),
+    faults=FAULTS,
+    guard=(),
+    site='loss',
+):
     config = runner_config(
         work_dir,
         wrapper(
@@ -40,9 +49,7 @@ def make(work_dir, way, stop, resume=False, hooks=(), faults=FAULTS, guard=()):
         ),
         max_iters=stop,
         model=dict(type='DropoutNet'),
-        default_hooks=guard_hooks(
-            *(dict(iter=n, site='loss') for n in faults)
-        ),
+        default_hooks=guard_hooks(*(dict(iter=n, site=site) for n in faults)),
         train_dataloader=dict(
             dataset=dict(type='NoisyData', size=64),
             sampler=dict(type='DefaultSampler', shuffle=True),

@@ -47,6 +47,9 @@ def test_the_rank_is_named(results, name, rank, phase, module, sample):
     assert row['batch_rows'] == [(sample - 16 - rank) // 2]
     assert row['repeats']
     assert row['exact']
+    # Without its sample the window is finite on all ranks, unless the other
+    # rank has a bad sample, too.
+    assert row['tried'] == {'without_samples': name != 'both'}
 
 
 @pytest.mark.parametrize('name', ['forward 1', 'both', 'twice'])

@@ -84,7 +84,7 @@ SITUATIONS = {
         iters=[3, 5],
         loss_scale=dict(init_scale=64, min_scale=16, growth_interval=3),
     ),
-    'halt': dict(faults=[('loss', 1)], iters=[4, 5], limit=2),
+    'halt': dict(faults=[('backward', 1)], iters=[4, 5], limit=2),
     'halt by a weight': dict(
         CONFIGS['own'], faults=[('weight', 3)], iters=[4]
     ),

@@ -60,9 +60,12 @@ def test_skip_lower_and_go_on(tmp_path):
     ]
     assert story == [
         (2, 'scale_overflow', 512.0, 0, 0),
-        (7, 'grad_nonfinite', 256.0, 1, 1),
-        (8, 'loss_nonfinite', 256.0, 2, 2),
-        (9, 'buffer_nonfinite', 256.0, 3, 3),
+        # Four clean commits bring the scale back, and one NaN at a scale with
+        # room does not lower it.
+        (7, 'grad_nonfinite', 1024.0, 1, 1),
+        # The gradients of a loss + inf are finite.
+        (8, 'loss_nonfinite', 1024.0, 1, 2),
+        (9, 'buffer_nonfinite', 1024.0, 2, 3),
     ]
     state = runner.optim_wrapper.guard.state
     assert (state.num_updates, state.num_steps) == (10, 6)
@@ -124,7 +127,7 @@ def test_halt_tells_the_whole_story_and_commits_nothing_bad(tmp_path):
 
 def test_the_skip_rate_halts(tmp_path):
     optim = {**GUARDED, 'guard': dict(skip_rate_window=6, max_skip_rate=0.5)}
-    faults = [dict(iter=n, site='loss') for n in (2, 4, 5, 6, 8)]
+    faults = [dict(iter=n, site='grad') for n in (2, 4, 5, 6, 8)]
     runner = make(tmp_path, optim, faults)
     with pytest.raises(TrainingHalted):
         runner.train()
@@ -144,7 +147,7 @@ def test_halting_comes_after_all_consequences(tmp_path):
 
     optim = {**GUARDED, 'guard': dict(max_consecutive_skips=1)}
     runner = make(
-        tmp_path, optim, [dict(iter=2, site='loss')], custom_hooks=[Last()]
+        tmp_path, optim, [dict(iter=2, site='grad')], custom_hooks=[Last()]
     )
     with pytest.raises(TrainingHalted):
         runner.train()
@@ -212,10 +215,11 @@ def test_both_loops(tmp_path, loop):
 
 
 def test_resume_equals_the_uninterrupted_run(tmp_path):
+    # The scale comes back after iteration 7, and overflows at once.
     faults = [
-        dict(iter=2, site='grad'),
+        dict(iter=2, site='grad', value='inf'),
         dict(iter=5, site='loss'),
-        dict(iter=8, site='grad'),
+        dict(iter=8, site='grad', value='inf'),
     ]
     whole = make(tmp_path / 'whole', FP16, faults)
     whole.train()
@@ -236,7 +240,7 @@ def test_resume_equals_the_uninterrupted_run(tmp_path):
 
     assert_same(second, whole)
     assert second.optim_wrapper.guard.state == whole.optim_wrapper.guard.state
-    assert second.optim_wrapper.loss_scaler.get_scale() == 256.0
+    assert second.optim_wrapper.loss_scaler.get_scale() == 512.0
     start = read_rows(second, 'start')[-1]
     assert start['attempt'] == 2
     assert start['iter'] == 7
@@ -278,7 +282,7 @@ def test_tensors_stay_what_they_are(tmp_path):
 
 
 def test_a_streak_goes_on_over_a_resume(tmp_path):
-    hooks = guard_hooks(*(dict(iter=n, site='loss') for n in (4, 5, 6)))
+    hooks = guard_hooks(*(dict(iter=n, site='grad') for n in (4, 5, 6)))
     hooks['checkpoint'] = dict(
         type='CheckpointHook', by_epoch=False, interval=4
     )

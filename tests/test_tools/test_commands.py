@@ -202,6 +202,16 @@ def test_exclude(config, work_dir, tmp_path, by):
     assert ('17 a\tb.jpg' in CommandFault.names) == (by != 'index')
 
 
+def test_exclude_what_the_report_names(config, work_dir):
+    start(config, work_dir, 'nan', '--guard', 'full')
+    code = codes_of(work_dir)["leave out sample '16 a\\tb.jpg'"]
+    write, command = code.split(' && ')
+    subprocess.run(['bash', '-c', write], check=True)
+    assert paste(f'{command} --cfg-options train_cfg.max_iters=8') == 0
+    assert CommandFault.names
+    assert '16 a\tb.jpg' not in CommandFault.names
+
+
 def test_exclude_without_a_list(config, work_dir, capsys):
     assert start(config, work_dir, '', '--exclude', 'nowhere.txt') == 2
     (line,) = capsys.readouterr().err.splitlines()

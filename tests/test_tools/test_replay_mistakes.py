@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import public_surface
 import pytest
 import torch
 from test_replay import SickNet, replay, train
@@ -222,3 +223,23 @@ def test_help_says_what_is_imported():
         text=True,
     ).stdout
     assert 'custom_imports, are imported by name' in ' '.join(output.split())
+
+
+DUMP_KEYS = public_surface.DUMP_KEYS.split()
+ODD_VALUES = [None, 'x', [None], {'a': 1}, b'x', torch.ones(2)]
+
+
+@pytest.mark.parametrize('key', DUMP_KEYS)
+def test_a_damaged_dump_is_one_line(tool, dump, capsys, key):
+    whole = torch.load(dump)
+    for odd in ODD_VALUES:
+        torch.save({**whole, key: odd}, dump)
+        status, _ = replay(tool, dump)
+        errors = capsys.readouterr().err.splitlines()
+        # Some values are as good as the right one, such as other versions.
+        assert (status, len(errors)) in ((0, 0), (1, 1))
+    del whole[key]
+    torch.save(whole, dump)
+    status, _ = replay(tool, dump)
+    errors = capsys.readouterr().err.splitlines()
+    assert (status, len(errors)) in ((0, 0), (1, 1))

@@ -270,3 +270,17 @@ def test_the_exit_status(config, tmp_path, ends, status):
         (folder,) = work_dir.glob('*/vis_data')
         seen = EventAccumulator(str(folder)).Reload().Scalars('loss')
         assert len(seen) == (3 if is_halt else 6)
+
+
+@pytest.mark.parametrize('content', [None, b'', b'hello', b'PK\3\4 cut off'])
+def test_a_checkpoint_that_is_none_is_one_line(
+    config, tmp_path, capsys, content
+):
+    path = tmp_path / 'a\x1b.pth'
+    if content is not None:
+        path.write_bytes(content)
+    work_dir = str(tmp_path / 'work')
+    assert main([config, '--work-dir', work_dir, '--resume', str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('GuardConfigError: --resume')
+    assert '\x1b' not in line

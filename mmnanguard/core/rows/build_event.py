@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..rules.observation import Observation
-from ..rules.recent_commits import find_growth
+from ..rules.recent_commits import find_early_end, find_growth
 from ..rules.state import GuardState
 from ..rules.verdict import Action, Verdict
 from .guard_event import GuardEvent
@@ -35,7 +35,11 @@ def build_event(
     # A single rejection is no explosion, unless it ends the run.
     is_streak = verdict.action is Action.SKIP and state.consecutive_skips > 1
     if ends_run or (is_streak and not verdict.cause.is_routine):
-        growth = find_growth(state.recent_commits, seen.loss, seen.grad_norm)
+        commits = state.recent_commits
+        growth = find_growth(commits, seen.loss, seen.grad_norm)
+        growth = growth or find_early_end(
+            commits, state.num_steps, state.consecutive_skips
+        )
     return GuardEvent(
         action=verdict.action,
         cause=verdict.cause,
@@ -43,10 +47,12 @@ def build_event(
         ranks=seen.bad_ranks or (0,),
         loss=seen.loss,
         grad_norm=seen.grad_norm,
+        scale_blamed=verdict.blames_scale,
         num_bad_params=seen.num_bad_params,
         num_params=seen.num_params,
         consecutive_skips=state.consecutive_skips,
         total_skips=state.total_skips,
+        counts=verdict.counts,
         routine_overflows=state.routine_overflows,
         # As a dict, because rows and messages need no class of this package.
         spike=verdict.spike and verdict.spike._asdict(),

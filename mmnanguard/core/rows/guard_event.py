@@ -52,9 +52,15 @@ class GuardEvent(RowRecord):
         ranks: The ranks that saw the fault.
         loss: The loss of the window, as in ``Observation.loss``.
         losses: Parts of the loss by name.
+        bad_losses: For each part of the loss that is not finite in this
+            window, the number of iterations in which it was not.
+        num_iters: The number of iterations that ``bad_losses`` counts, since
+            the start of the process.
         grad_norm: The gradient norm, as in ``Observation.grad_norm``.
         lr: One learning rate for each parameter group.
         loss_scale: ``{'before': ..., 'after': ...}``; None without a scaler.
+        scale_blamed: Whether bad gradients count as an overflow of the loss
+            scale; False if evidence speaks against that.
         num_bad_params: Number of bad gradients.
         num_params: Number of gradients that were checked.
         params: A few of the bad tensors, nearest to the loss first.
@@ -64,7 +70,10 @@ class GuardEvent(RowRecord):
             it.
         watched: Range of each tensor that was passed to ``watch``.
         consecutive_skips: Number of skips in a row, including this update.
-        total_skips: Number of skips so far, including this update.
+        total_skips: Number of rejected updates so far, including this
+            update.
+        counts: Whether this update counts toward the limits; False if it
+            was rejected although its gradients are finite.
         routine_overflows: Number of routine overflows so far. The skips above
             do not include them.
         since: Iteration at which the present streak of skips began.
@@ -98,9 +107,12 @@ class GuardEvent(RowRecord):
     ranks: Tuple[int, ...] = (0,)
     loss: float = math.nan
     losses: Mapping[str, float] = field(default_factory=dict)
+    bad_losses: Mapping[str, int] = field(default_factory=dict)
+    num_iters: int = 0
     grad_norm: float = math.nan
     lr: Tuple[float, ...] = ()
     loss_scale: Optional[Mapping[str, float]] = None
+    scale_blamed: bool = True
     num_bad_params: int = 0
     num_params: int = 0
     params: Tuple[BadTensor, ...] = ()
@@ -109,6 +121,7 @@ class GuardEvent(RowRecord):
     watched: Mapping[str, JsonObject] = field(default_factory=dict)
     consecutive_skips: int = 0
     total_skips: int = 0
+    counts: bool = True
     routine_overflows: int = 0
     since: Optional[int] = None
     spike: Optional[JsonObject] = None
@@ -213,7 +226,26 @@ class GuardEvent(RowRecord):
         gradients = ' while its gradients are finite'
         if self.num_bad_params:
             gradients = f', and so are gradients ({self._bad_of_all()})'
-        return {'loss_kind': kind, 'gradients': gradients}
+        parts = ''
+        # That the loss is bad is said already.
+        if not self.counts or set(self.bad_losses) != {'loss'}:
+            parts = self.bad_losses_in_words()
+        if parts:
+            parts = f': {parts}'
+        return {'loss_kind': kind, 'gradients': gradients, 'parts': parts}
+
+    def bad_losses_in_words(self) -> str:
+        """Return the parts of the loss that are not finite, and how often.
+
+        Such as 'loss_bbox in 121 of 200 iterations'; '' if none is known.
+        """
+        parts = []
+        for name, count in self.bad_losses.items():
+            parts.append(f'{name} in {count}')
+        if not parts:
+            return ''
+        iterations = plural('iteration', self.num_iters)
+        return f'{", ".join(parts)} of {self.num_iters} {iterations}'
 
     def _spike_words(self) -> JsonObject:
         """Return the words and numbers about a spike or a divergence."""
@@ -254,14 +286,25 @@ class GuardEvent(RowRecord):
     def _scale_words(self, loss_scale: Mapping[str, float]) -> str:
         before, after = loss_scale['before'], loss_scale['after']
         # The scale stays at its floor, and for causes that it cannot cure.
-        if before == after:
+        if before == after and self.scale_blamed:
             return f'loss scale stays at {before:g}'
-        return f'loss scale {before:g} -> {after:g}'
+        if before == after:
+            return (
+                f'loss scale stays at {before:g}: it is not the likely cause'
+            )
+        words = f'loss scale {before:g} -> {after:g}'
+        if before < after and not self.scale_blamed:
+            words += ' again: lowering it did not help'
+        return words
 
     def _count_words(self) -> str:
         # A routine overflow is no part of a streak.
         if self.is_routine:
             return f'routine for a new scale, {self.routine_overflows} so far'
+        if not self.counts:
+            return (
+                f'counts toward no limit, {self.total_skips} rejected so far'
+            )
         skips = plural('skip', self.consecutive_skips)
         return f'{self.consecutive_skips} {skips} in a row'
 

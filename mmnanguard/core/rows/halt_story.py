@@ -6,7 +6,8 @@ from typing import Dict, List, NamedTuple, Sequence, Tuple
 from mmnanguard._support.escape import escape
 
 from ..causes import CAUSES
-from ..diagnosis import Evidence, diagnose
+from ..diagnosis import diagnose
+from ..evidence import Evidence
 from ..rules.policy import GuardPolicy
 from .autopsy import Autopsy
 from .guard_event import GuardEvent
@@ -73,6 +74,9 @@ def write_halt_story(
     # A divergence names no tensor.
     if names:
         lines.append(f'Blamed first: {tally(names[:MAX_NAMES])}')
+    parts = event.bad_losses_in_words()
+    if parts:
+        lines.append(f'Parts of the loss that are not finite: {parts}')
     lines += describe_findings(cause, streak, findings)
     if event.loss_scale is not None:
         lines.append(f'Loss scale now: {event.loss_scale["after"]:g}')

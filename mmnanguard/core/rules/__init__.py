@@ -7,6 +7,7 @@ Everything is a frozen record or a pure function. Read in this order:
 3. ``state``, ``recent_commits``: the memory of a guard from update to update,
    and the trends that its last commits show.
 4. ``verdict``: the action, the cause, the move of the loss scale.
-5. ``decide``: observation, state and policy give a verdict.
-6. ``spike``, ``divergence``, ``lr_backoff``: the optional rules.
+5. ``scale_trial``: the evidence for and against the loss scale.
+6. ``decide``: observation, state and policy give a verdict.
+7. ``spike``, ``divergence``, ``lr_backoff``: the optional rules.
 """

@@ -11,6 +11,7 @@ from ..causes import CAUSES, Cause
 from ..clipping.clip_rule import NoClip
 from .observation import LeftOut, Observation, ScaleReading
 from .policy import GuardPolicy
+from .scale_trial import judge_scale, returned_scale
 from .spike import Spike
 from .state import GuardState
 from .verdict import Action, ScaleMove, Verdict
@@ -38,8 +39,11 @@ def decide(
         if seen.left_out is None or verdict.action is not Action.STEP:
             return verdict
         return committed_without(seen.left_out, verdict, state, policy)
+    if not does_harm(cause, seen):
+        return Verdict(Action.SKIP, cause, counts=False)
     action = choose_action(cause, state, policy)
-    return Verdict(action, cause, choose_scale_move(cause, seen.scale))
+    verdict = Verdict(action, cause)
+    return with_scale_move(verdict, seen, state, policy)
 
 
 def judge_finite(
@@ -78,10 +82,24 @@ def judge_finite(
     cause = Cause.NONE
     if spike is not None:
         cause = Cause.SPIKE
-    move = ScaleMove.KEEP
+    move, scale_to = ScaleMove.KEEP, None
     if seen.scale.growth_is_due:
         move = ScaleMove.GROW
-    return Verdict(Action.STEP, cause, move, coef, spike, lr_factor, lr_return)
+    home = seen.scale.home
+    if home is not None and seen.scale.value < home:
+        scale_to = returned_scale(seen, state, policy)
+        if scale_to is not None:
+            move = ScaleMove.RETURN
+    return Verdict(
+        Action.STEP,
+        cause,
+        move,
+        coef,
+        spike,
+        lr_factor,
+        lr_return,
+        scale_to=scale_to,
+    )
 
 
 def choose_clip_coef(
@@ -109,7 +127,8 @@ def committed_without(
     """Return the verdict on a commit that left out bad micro-batches.
 
     The cause is the cause of the micro-batches that were left out. The update
-    counts as a skip in ``max_skip_rate``, so it may end the run.
+    counts as a skip in ``max_skip_rate``, so it may end the run, unless the
+    micro-batches did no harm.
 
     Args:
         left_out: The micro-batches that were left out.
@@ -118,17 +137,17 @@ def committed_without(
         policy: The rules.
     """
     cause = find_cause(left_out.seen, state, policy)
+    verdict = replace(verdict, cause=cause)
     # An overflow that was left out needs a lower scale, although the rest of
     # the window fits the present one.
-    move = verdict.scale_move
     if cause.is_scaled:
-        move = choose_scale_move(cause, left_out.seen.scale)
-    action = verdict.action
+        verdict = with_scale_move(verdict, left_out.seen, state, policy)
+    action, counts = verdict.action, does_harm(cause, left_out.seen)
     # Without a limit, a run in which every window loses micro-batches would
     # never end.
-    if not cause.is_routine and rate_is_over(state, policy):
+    if counts and not cause.is_routine and rate_is_over(state, policy):
         action = Action(policy.when_exhausted)
-    return replace(verdict, action=action, cause=cause, scale_move=move)
+    return replace(verdict, action=action, counts=counts)
 
 
 def find_cause(
@@ -152,7 +171,8 @@ def find_cause(
         is_above_floor = seen.scale.value > seen.scale.floor
         # Gradients that have long fitted this scale go bad for another reason.
         is_proven = state.commits_since_growth >= policy.proven_after
-        if is_above_floor and not is_proven:
+        is_new = is_above_floor and not is_proven
+        if is_new and judge_scale(seen, state, policy).is_blamed:
             return Cause.SCALE_OVERFLOW
         return Cause.GRAD_NONFINITE
     if not seen.norm_is_bounded:
@@ -160,12 +180,49 @@ def find_cause(
     return Cause.NONE
 
 
-def choose_scale_move(cause: Cause, scale: ScaleReading) -> ScaleMove:
-    """Return the move of the loss scale after a non-finite number."""
-    if cause.is_scaled and scale.lower_is_due:
-        return ScaleMove.LOWER
-    # Never GROW: a bad update proves no scale.
-    return ScaleMove.KEEP
+def does_harm(cause: Cause, seen: Observation) -> bool:
+    """Whether the rejected update would have harmed the model.
+
+    A loss of 0/0 over ignored labels has gradients of 0, and a model may mask
+    a NaN before it reaches a gradient.
+    """
+    if not CAUSES[cause].harms_by_gradient:
+        return True
+    # Without any gradient, finite gradients show nothing.
+    return not (
+        seen.num_params > 0
+        and seen.grad_is_finite
+        and seen.norm_is_bounded
+        and seen.buffers_are_finite
+    )
+
+
+def with_scale_move(
+    verdict: Verdict, seen: Observation, state: GuardState, policy: GuardPolicy
+) -> Verdict:
+    """Return a verdict with the move of the scale after a bad update.
+
+    Args:
+        verdict: The verdict, with its cause.
+        seen: The bad update, or its micro-batches that were left out.
+        state: The state of the guard before the update.
+        policy: The rules.
+    """
+    move = ScaleMove.KEEP
+    if not verdict.cause.is_scaled:
+        return replace(verdict, scale_move=move, scale_to=None)
+    # A norm that overflows float32 over finite elements carries the scale.
+    if seen.grad_is_finite or seen.scale == ScaleReading():
+        if seen.scale.lower_is_due:
+            move = ScaleMove.LOWER
+        return replace(verdict, scale_move=move, scale_to=None)
+    judgement = judge_scale(seen, state, policy)
+    return replace(
+        verdict,
+        scale_move=judgement.move,
+        scale_to=judgement.to,
+        blames_scale=judgement.is_blamed,
+    )
 
 
 def choose_action(

@@ -27,6 +27,9 @@ class ScaleReading:
             False at the floor, and while hysteresis is not used up.
         growth_is_due: Whether the scale grows if this update is committed.
         is_unscaled: Whether the user has called ``loss_scaler.unscale_``.
+        home: The value that the user set for a static scale; None for a
+            dynamic scale.
+        backoff: The factor of a reduction.
     """
 
     value: float = 1.0
@@ -34,6 +37,8 @@ class ScaleReading:
     lower_is_due: bool = False
     growth_is_due: bool = False
     is_unscaled: bool = False
+    home: Optional[float] = None
+    backoff: float = 0.5
 
     @property
     def carried(self) -> float:
@@ -113,6 +118,8 @@ class Observation:
             checked only if another fact is bad.
         num_bad_params: Number of gradients that are non-finite or too large.
         num_params: Number of gradients.
+        num_inf_params: Number of gradients with an Inf. It is counted only
+            if another fact is bad.
         scale: The loss scale.
         bad_ranks: The ranks that saw the fault.
         shards: The norms of sharded gradients, which the norms above lack
@@ -133,6 +140,7 @@ class Observation:
     weights_are_finite: bool = True
     num_bad_params: int = 0
     num_params: int = 0
+    num_inf_params: int = 0
     scale: ScaleReading = ScaleReading()
     bad_ranks: Tuple[int, ...] = ()
     shards: Tuple[Shard, ...] = ()

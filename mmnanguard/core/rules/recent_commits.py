@@ -24,6 +24,7 @@ __all__ = [
     'Growth',
     'commits_from_dict',
     'commits_to_dict',
+    'find_early_end',
     'find_growth',
     'largest_scaled_norm',
 ]
@@ -35,6 +36,8 @@ LEAST_GROWTH = 10.0
 LEAST_GROWTH_OF_STEP = 100.0
 LEAST_BEFORE = 3  # values that make a usual value
 NUM_SHOWN = 4  # commits in the words on a growth
+MOST_EARLY = 3  # commits of a run that ended early
+LEAST_SKIPS = 3  # rejected updates that follow them
 SCALED_NORM = attrgetter('scaled_norm')
 
 
@@ -85,7 +88,8 @@ class Growth(NamedTuple):
         losses: The losses of the last commits, oldest first.
         grad_norms: Their gradient norms.
         lr: The learning rate of the last commit; NaN if it is not known.
-        factor: The growth of the series that grew most.
+        factor: The growth of the series that grew most; 0 if the run ended
+            with its first commits, which is too early to see any growth.
         usual_norm: The median norm of the record without its last commits.
         clip_coef: The lowest factor of the clip rule in the record; 1 if
             nothing was clipped.
@@ -153,6 +157,32 @@ def find_growth(
         commits[-1].lr,
         factor,
         median_low(norms[: 1 - NUM_SHOWN] or norms[:1] or [math.nan]),
+        min([commit.clip_coef for commit in commits]),
+    )
+
+
+def find_early_end(
+    commits: Sequence[Commit], num_commits: int, num_skips: int
+) -> Optional[Growth]:
+    """Return the first commits of a run, if nothing could follow them.
+
+    A batch that was fine before the first steps, and no batch that is fine
+    after them: the steps themselves are the suspects.
+
+    Args:
+        commits: The commits, oldest first.
+        num_commits: Number of commits of the whole run.
+        num_skips: Number of rejected updates since the last commit.
+    """
+    is_early = 0 < num_commits <= MOST_EARLY and len(commits) == num_commits
+    if not is_early or num_skips < LEAST_SKIPS:
+        return None
+    return Growth(
+        tuple([commit.loss for commit in commits]),
+        tuple([commit.grad_norm for commit in commits]),
+        commits[-1].lr,
+        0.0,
+        commits[0].grad_norm,
         min([commit.clip_coef for commit in commits]),
     )
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
+from ..causes import Cause
 from .divergence import LossLevel
 from .observation import Observation
 from .recent_commits import (
@@ -12,6 +13,7 @@ from .recent_commits import (
     commits_from_dict,
     commits_to_dict,
 )
+from .scale_trial import ScaleTrial
 from .spike import Spike
 from .verdict import Action, ScaleMove, Verdict
 
@@ -27,14 +29,16 @@ class GuardState:
         num_steps: Number of committed updates.
         total_skips: Number of rejected updates without routine overflows.
         consecutive_skips: Number of rejected updates since the last commit,
-            without routine overflows.
+            without routine overflows and without updates that did no harm
+            (``Verdict.counts``).
         routine_overflows: Number of updates rejected at a loss scale that
             was not yet proven.
         commits_since_growth: Number of commits since the loss scale started
             or grew. The scale has only been lowered since then, so all these
             commits were made at the present scale or above it.
         recent_skips: For each of the last updates, whether it was a skip or
-            left micro-batches out; oldest first, without routine overflows.
+            left micro-batches out; oldest first, without routine overflows
+            and without rejected updates that did no harm.
         skip_rate_window: The greatest length of ``recent_skips``.
         recent_norms: Gradient norms of committed updates, oldest first. A
             clipped spike counts with its limit.
@@ -51,7 +55,8 @@ class GuardState:
         num_left_out: Number of micro-batches that were left out of committed
             updates.
         recent_commits: The last 64 committed updates, oldest first, as they
-            were observed. Explanations read them; no verdict does by itself.
+            were observed.
+        scale_trial: What lowering the loss scale has shown.
     """
 
     # Names and types are in checkpoints (test_written_by_0_1.py).
@@ -72,9 +77,14 @@ class GuardState:
     num_rollbacks: int = 0
     num_left_out: int = 0
     recent_commits: Tuple[Commit, ...] = ()
+    scale_trial: ScaleTrial = field(default_factory=ScaleTrial)
 
     def after(
-        self, seen: Observation, verdict: Verdict, lr: float = math.nan
+        self,
+        seen: Observation,
+        verdict: Verdict,
+        lr: float = math.nan,
+        proven_after: int = 100,
     ) -> 'GuardState':
         """Return the state after an update.
 
@@ -83,17 +93,27 @@ class GuardState:
             verdict: The decision.
             lr: The highest learning rate of the optimizer, before
                 ``verdict.lr_factor``; NaN if it is not known.
+            proven_after: See :class:`GuardPolicy`.
         """
         state = replace(self, num_updates=self.num_updates + 1)
+        trial, scale = self.scale_trial, seen.scale
+        is_lowered = scale.home is not None and scale.value < scale.home
+        # Nearly all updates are commits at the user's scale.
+        is_bad = verdict.cause is not Cause.NONE and verdict.cause.is_scaled
+        if trial.is_open or is_lowered or is_bad:
+            trial = trial.after(seen, verdict, proven_after)
+            state = replace(state, scale_trial=trial)
         if verdict.action is Action.STEP:
             return state._committed(seen, verdict, lr)
         # A routine overflow counts toward no limit and interrupts no streak.
         if verdict.cause.is_routine:
             num_overflows = self.routine_overflows + 1
             return replace(state, routine_overflows=num_overflows)
+        state = replace(state, total_skips=self.total_skips + 1)
+        if not verdict.counts:
+            return state
         return replace(
             state,
-            total_skips=self.total_skips + 1,
             consecutive_skips=self.consecutive_skips + 1,
             recent_skips=self.with_skip(True),
         )
@@ -106,7 +126,7 @@ class GuardState:
         num_commits = self.commits_since_growth
         # Nothing is known about the new, larger scale. A lower scale keeps the
         # count: what fitted the larger scale fits it, too.
-        if verdict.scale_move is ScaleMove.GROW:
+        if verdict.scale_move in (ScaleMove.GROW, ScaleMove.RETURN):
             num_commits = 0
         elif left_out is None or not verdict.cause.is_scaled:
             # An update that had to leave out an overflow proves no scale.
@@ -116,7 +136,8 @@ class GuardState:
             loss_level = loss_level.after(seen.loss)
         recent_skips = self.recent_skips
         if left_out is None or not verdict.cause.is_routine:
-            recent_skips = self.with_skip(left_out is not None)
+            is_skip = left_out is not None and verdict.counts
+            recent_skips = self.with_skip(is_skip)
         num_left_out = self.num_left_out
         if left_out is not None:
             num_left_out += len(left_out.places)
@@ -176,6 +197,16 @@ class GuardState:
             lr_return=lr_return,
             num_rollbacks=self.num_rollbacks + 1,
             recent_commits=to.recent_commits,
+            scale_trial=ScaleTrial(),
+        )
+
+    def without_skips(self) -> 'GuardState':
+        """Return the state with all limits counted anew, as a rollback."""
+        return replace(
+            self,
+            consecutive_skips=0,
+            recent_skips=(),
+            num_rollbacks=self.num_rollbacks + 1,
         )
 
     def rollback_undone(self, before: 'GuardState') -> 'GuardState':
@@ -286,6 +317,9 @@ class GuardState:
         )
         known['recent_commits'] = commits_from_dict(
             known.get('recent_commits', {})
+        )
+        known['scale_trial'] = ScaleTrial.from_dict(
+            known.get('scale_trial', {})
         )
         return cls(**known)
 

@@ -27,6 +27,7 @@ class ScaleMove(enum.Enum):
     KEEP = 'keep'
     GROW = 'grow'
     LOWER = 'lower'
+    RETURN = 'return'
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Verdict:
         action: STEP commits; every other action leaves no trace.
         cause: The cause of the action; NONE for a clean update.
         scale_move: The change of the loss scale.
+        scale_to: The loss scale that the move ends at; None for one step of
+            the scaler.
+        blames_scale: Whether a cause that a lower scale may cure counts as
+            an overflow of the scale. False if evidence speaks against that.
         clip_coef: Factor in (0, 1] for the unscaled gradients; 1 means that
             nothing is clipped. Only read when the action is STEP.
         spike: The number that is far above its recent values, if there is
@@ -45,6 +50,9 @@ class Verdict:
             action is STEP.
         lr_return: The amount by which ``lr_factor`` grows with the next
             committed update.
+        counts: Whether a rejected update, or a micro-batch that was left
+            out, counts toward the limits. False for a loss that is not
+            finite although its gradients are: the update does no harm.
     """
 
     action: Action
@@ -56,3 +64,6 @@ class Verdict:
     spike: Optional[Spike] = None
     lr_factor: float = 1.0
     lr_return: float = 0.0
+    counts: bool = True
+    scale_to: Optional[float] = None
+    blames_scale: bool = True

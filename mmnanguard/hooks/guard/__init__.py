@@ -9,6 +9,9 @@ Reading order:
 4. ``ema_freeze``: averages that ignore rejected updates.
 5. ``guard_checkpoint``: guards and random states in checkpoints, for an exact
    resume.
-6. ``check_listeners``: find misspelt listener methods of other hooks.
-7. ``check_rollback``: refuse guards that cannot roll back.
+6. ``loss_parts``: losses that are not finite: which parts, how often.
+7. ``scale_replay``: the loss scale, corrected by a replay.
+8. ``start_warnings``: optimizers without a guard, and keys that nothing reads;
+   ``check_listeners``: misspelt listener methods of other hooks.
+9. ``check_rollback``: refuse guards that cannot roll back.
 """

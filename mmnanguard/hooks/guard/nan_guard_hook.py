@@ -5,7 +5,6 @@ and hands them to all other hooks; its neighbours write scalars, freeze
 averages and add to checkpoints.
 """
 
-import logging
 from datetime import datetime, timezone
 from functools import partial
 from typing import Collection, Dict, List, Mapping, Optional, Set, Tuple
@@ -21,7 +20,7 @@ from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmnanguard.core import Action, Cause, GuardEvent
+from mmnanguard.core import Action, Autopsy, Cause, GuardEvent
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.update.watch import forget_watched, read_watched
 from mmnanguard.registry import HOOKS
@@ -35,28 +34,23 @@ from .._shared.find_guards import (
     own_modules,
 )
 from .._shared.halt import halt
-from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs
+from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs, Row
 from .._shared.patches import PatchingHook
 from .._shared.roles import EventSource, has_hook
 from ..events.event_log_hook import last_attempt
 from ..recovery.loaded_state import LoadedState
 from ..recovery.rollback_hook import RollbackHook
-from .check_listeners import check_signatures, misspelt_methods
+from .check_listeners import check_signatures
 from .check_rollback import check_rollback
 from .ema_freeze import EmaFreeze
 from .guard_checkpoint import GuardCheckpoint
+from .loss_parts import LossParts, level_of, warn_of_no_commit
 from .recent_samples import RecentSamples
 from .run_scalars import LoggedValues, note_rejected, update_scalars
+from .scale_replay import correct_scale
+from .start_warnings import warn_at_start
 
 __all__ = ['NanGuardHook']
-
-# Keys of 1.x configs, and the setting of 2.x for each. MMEngine ignores them
-# silently, so that a user believes in a loss scale or clipping that is off.
-LEFTOVERS = {
-    'fp16': "optim_wrapper=dict(type='mmnanguard.NanGuardAmpOptimWrapper', "
-    'loss_scale=...)',
-    'optimizer_config': 'optim_wrapper=dict(clip_grad=dict(max_norm=...))',
-}
 
 
 @HOOKS.register_module()
@@ -117,10 +111,12 @@ class NanGuardHook(PatchingHook, EventSource):
         self._guards: Dict[str, GuardProtocol] = {}
         self._modules: Dict[str, List[nn.Module]] = {}
         self._samples = RecentSamples()
+        self._loss_parts = LossParts()
         self._logged = LoggedValues()
         self._num_updates = 0
         self._num_backwards = 0
         self._ids: Set[str] = set()
+        self._last: Optional[Tuple[GuardProtocol, GuardEvent]] = None
         self._loaded = LoadedState()
 
     def before_run(self, runner: Runner) -> None:
@@ -144,11 +140,12 @@ class NanGuardHook(PatchingHook, EventSource):
         self._logged.resume(runner.message_hub)
         longest = max(map(window_length, wrappers.values()))
         self._samples = RecentSamples(longest, runner.iter)
+        self._loss_parts = LossParts(runner.iter)
         self._ema = EmaFreeze(
             runner.hooks, self._guards.values(), longest > 1, runner.model
         )
         self._ema.attach(self.patches)
-        self._warn(runner)
+        warn_at_start(runner, self._guards)
         # uuid4 does not draw from the random generators that training uses.
         new_run = uuid4().hex[:8]
         for name, guard in self._guards.items():
@@ -211,6 +208,10 @@ class NanGuardHook(PatchingHook, EventSource):
         for guard in self._guards.values():
             for event in guard.take_events():
                 events.append((guard, event))
+        # Before non-finite values leave the log. A clean iteration that ends
+        # its window has none.
+        if events or any(guard.is_open for guard in self._guards.values()):
+            self._loss_parts.note(runner.message_hub, list(outputs or {}))
         self._logged.check(
             runner.message_hub, outputs or {}, runner.logger, bool(events)
         )
@@ -220,14 +221,17 @@ class NanGuardHook(PatchingHook, EventSource):
             context = self._context(runner, batch_idx, data_batch, outputs)
         for position, (guard, event) in enumerate(events):
             event = self._complete(runner, guard, event, context)
-            events[position] = guard, event
+            events[position] = self._last = guard, event
             if event.action is not Action.STEP:
                 note_rejected(runner.message_hub)
             self._report(runner, event)
+            warn_of_no_commit(runner, guard, event)
         # After the reports: an event names the samples of its window.
         if self._count('num_updates') != self._num_updates:
             self._num_updates = self._count('num_updates')
             self._samples.end_window()
+            if events:
+                self._loss_parts.end_window()
         # A halt ends the run, so all events of the iteration are reported
         # before it.
         for guard, event in events:
@@ -259,8 +263,11 @@ class NanGuardHook(PatchingHook, EventSource):
         context: Dict[str, object],
     ) -> GuardEvent:
         """Return the event with its iteration's context; collective."""
-        samples = self._samples.of(event, guard.reported_iterations)
-        about = dict(context, samples=samples)
+        about = dict(
+            context,
+            samples=self._samples.of(event, guard.reported_iterations),
+            **self._loss_parts.of(event, runner.iter + 1),
+        )
         if get_world_size() > 1:
             # Only the rank on which the fault began knows the offending batch
             # and tensors, and all ranks have to report equal events.
@@ -278,12 +285,13 @@ class NanGuardHook(PatchingHook, EventSource):
 
     def _report(self, runner: Runner, event: GuardEvent) -> None:
         """Log an event, and hand it to all hooks."""
-        level = logging.WARNING
-        # Overflows are expected while the loss scale is not yet proven.
-        if event.is_routine:
-            level = logging.INFO
-        runner.logger.log(level, event.line())
+        runner.logger.log(level_of(event), event.line())
         runner.call_hook('after_guard_event', event=event)
+
+    def after_guard_row(self, runner: Runner, row: Row) -> None:
+        """Correct the loss scale by an autopsy that has tried a lower one."""
+        if row['kind'] == Autopsy.KIND and self._last is not None:
+            correct_scale(runner, *self._last, row)
 
     # A CheckpointHook that counts epochs saves after an epoch, and save_best
     # saves after a validation. Both run after this hook.
@@ -311,27 +319,6 @@ class NanGuardHook(PatchingHook, EventSource):
         self, runner: Runner, checkpoint: Checkpoint
     ) -> None:
         self._checkpoint.load(checkpoint)
-
-    def _warn(self, runner: Runner) -> None:
-        """Warn of unguarded optimizers, and of names that nothing reads."""
-        for name, wrapper in find_wrappers(runner).items():
-            if name not in self._guards:
-                runner.logger.error(
-                    f"mmnanguard: optimizer '{name}' is run by "
-                    f'{type(wrapper).__name__}: ITS UPDATES ARE NOT GUARDED. '
-                    'Set optim_wrapper.type to mmnanguard.NanGuardOptimWrapper'
-                    ' or mmnanguard.NanGuardAmpOptimWrapper, and leave out '
-                    "--amp, which puts MMEngine's wrapper in its place. "
-                    'DeepSpeed, ColossalAI and Apex cannot be guarded.'
-                )
-        for warning in misspelt_methods(runner.hooks):
-            runner.logger.warning(f'mmnanguard: {warning}')
-        for key, setting in LEFTOVERS.items():
-            if runner.cfg.get(key) is not None:
-                runner.logger.warning(
-                    f'mmnanguard: the config has `{key}`, a 1.x key that '
-                    f'MMEngine ignores. In 2.x write {setting}.'
-                )
 
     def _context(
         self,

@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmnanguard._support.escape import escape
+from mmnanguard.core.launch import tool_command
 from mmnanguard.numerics.checkpoints.checkpoint_file import (
     CheckpointFile,
     iteration_of,
@@ -69,9 +70,10 @@ def choose_resume(
         return None, ''
     clean = find_clean_beside(work_dir, last, by_design)
     if clean is None:
+        command = tool_command('scan_checkpoints', work_dir)
         return None, (
-            f'{story}, and no other is known to be clean; python -m '
-            f'mmnanguard scan_checkpoints {work_dir} looks at all'
+            f'{story}, and no other is known to be clean; {command} looks at '
+            'all'
         )
     # Its masks are those of an older file.
     if last is not None and Path(clean) == Path(last):

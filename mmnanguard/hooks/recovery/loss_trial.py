@@ -44,21 +44,24 @@ class LossTrial(NamedTuple):
         Args:
             event: The reason for the rollback.
             before: The state of the run before the rollback.
-            kept: The state that was restored. Its losses must be known, and
-                below the limit.
+            kept: The state that was restored.
         """
         spike = event.spike
+        if spike is None or spike['what'] != 'median_loss':
+            return None
+        before_state, _ = before.rules[event.optimizer]
+        limit = spike['limit']
         level = kept.rules[event.optimizer][0].loss_level
-        if (
-            spike is None
-            or spike['what'] != 'median_loss'
-            or level.start is None
-        ):
+        if level.start is None:
+            # A state from the beginning has the first losses, which may be
+            # above the limit. Half of what was learnt is beyond their noise.
+            now = before_state.loss_level
+            if now.start is None:
+                return None
+            limit = now.start + (now.start - now.best) / 2
+        elif median_low(level.recent) > limit:
             return None
-        if median_low(level.recent) > spike['limit']:
-            return None
-        num_steps = before.rules[event.optimizer][0].num_steps
-        return cls(event.optimizer, before, spike['limit'], num_steps)
+        return cls(event.optimizer, before, limit, before_state.num_steps)
 
     def losses(self, state: GuardState) -> Tuple[float, ...]:
         """Return the losses that were committed since the rollback."""

@@ -231,6 +231,16 @@ class RollbackHook(GuardListener):
             raise TrainingHalted(*describe_halt(guard, event, why))
         facts = CAUSES[event.cause]
         evidence = RateEvidence.of(event, guard.state)
+        if not evidence and is_of_rate(guard, event):
+            guard.state = guard.state.without_skips()
+            runner.logger.warning(
+                f'Iter {event.iter}: training does not go back: the updates '
+                'between the rejected ones were sound, and neither losses nor '
+                'gradient norms had exploded. It goes on from here, '
+                f'{guard.state.num_rollbacks} of {self._max_rollbacks} times; '
+                'data and schedule go on'
+            )
+            return
         kept, why = self._states.choose(
             runner,
             self._first_bad(runner, event),
@@ -346,9 +356,20 @@ def describe_halt(
     return halted, f'{guard.halted(halted)}\n  {why}'
 
 
+def is_of_rate(guard: GuardProtocol, event: GuardEvent) -> bool:
+    """Whether a rollback is due to the share of skips, not to a streak."""
+    most = guard.policy.max_consecutive_skips
+    is_streak = most is not None and event.consecutive_skips >= most
+    return not is_streak and not CAUSES[event.cause].ends_run
+
+
 def is_at_rest(guard: GuardProtocol) -> bool:
     """Whether no window is open and the last update was not skipped."""
-    return guard.state.consecutive_skips == 0 and not guard.is_open
+    state = guard.state
+    commits = state.recent_commits
+    # A skip that counts toward no limit is no part of a streak.
+    is_last = not commits or commits[-1].update == state.num_updates
+    return state.consecutive_skips == 0 and is_last and not guard.is_open
 
 
 def rolls_back(guard: GuardProtocol) -> bool:

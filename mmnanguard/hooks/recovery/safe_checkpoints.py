@@ -15,6 +15,8 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
+from mmnanguard._support.escape import escape
+
 from .._shared.patches import Patches, replaced
 from .atomic_checkpoint_writes import atomic_checkpoint_writes
 from .pointers import LAST_CLEAN, write_pointer
@@ -53,6 +55,8 @@ class SafeCheckpoints:
         self._is_clean = is_clean
         self._is_saving = False
         self._written: Set[str] = set()
+        # Removals that wait for the next file to be complete.
+        self._leftover: List[Tuple[Callable[[str], None], str]] = []
 
         def wrap(
             owner: object, name: str, replacement: Callable[..., None]
@@ -91,7 +95,7 @@ class SafeCheckpoints:
             if can_refuse and not self._is_clean(filename, is_lone):
                 return
         self._written.add(os.path.join(str(out_dir), filename))
-        with atomic_checkpoint_writes():
+        with atomic_checkpoint_writes(self._make_room):
             save(out_dir, filename, *args, **kwargs)
 
     def _save_with_step(
@@ -109,7 +113,7 @@ class SafeCheckpoints:
         if self._is_saving:
             self._save_and_point(hook, save, runner, step, *args, **kwargs)
         elif self._is_clean(hook.filename_tmpl.format(step), True):
-            with self._removing_last(hook):
+            with self._surviving(), self._removing_last(hook):
                 self._save_and_point(hook, save, runner, step, *args, **kwargs)
 
     def _save_best(
@@ -123,7 +127,7 @@ class SafeCheckpoints:
         # MMEngine calls this method after each validation, also without
         # save_best, when no audit is needed.
         if hook.save_best and self._is_clean('the best checkpoint', True):
-            with self._removing_last(hook):
+            with self._surviving(), self._removing_last(hook):
                 save(runner, metrics)
 
     @staticmethod
@@ -166,6 +170,8 @@ class SafeCheckpoints:
     def _removing_last(self, hook: CheckpointHook) -> Iterator[None]:
         """Postpone the removal of older files to the end of the block."""
         postponed = PostponedRemoval(hook.file_backend)
+        postponed.removals = self._leftover
+        self._leftover = postponed.removals
         self._is_saving = True
         self._written.clear()
         try:
@@ -173,11 +179,35 @@ class SafeCheckpoints:
                 yield
         finally:
             self._is_saving = False
-        # Not reached after an error: the older files are then still needed.
-        for remove, path in postponed.removals:
+        # Not reached after an error: the older files are then still needed,
+        # and are removed after the next save.
+        self._make_room()
+
+    def _make_room(self) -> bool:
+        """Remove the older files; return whether there were any."""
+        removals = self._leftover[:]
+        self._leftover.clear()
+        has_removed = False
+        for remove, path in removals:
             # A new best file may have the name of the previous best file.
             if path not in self._written:
                 remove(path)
+                has_removed = True
+        return has_removed
+
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Let a checkpoint that cannot be written cost itself alone."""
+        try:
+            yield
+        except OSError as error:
+            # A FlexibleRunner writes on all ranks, which wait for this one.
+            if not isinstance(self._runner, Runner):
+                raise
+            self._runner.logger.error(
+                f'mmnanguard: a checkpoint is lost ({escape(error)}); '
+                'training goes on, and older checkpoints are kept'
+            )
 
 
 def wait_for_ranks(runner: Runner) -> None:

@@ -118,7 +118,9 @@ def open_dump(
             missing.
     """
     dump = load_file(path, 'dump')
-    if not isinstance(dump, dict) or dump.get('schema') != SCHEMA:
+    # A tensor, which a damaged file may have here, is compared by element.
+    has_schema = isinstance(dump, dict) and type(dump.get('schema')) is int
+    if not has_schema or dump['schema'] != SCHEMA:
         raise NanGuardError(
             f'{path} is no dump of schema {SCHEMA}, as BatchDumpHook writes '
             'it in this version.'

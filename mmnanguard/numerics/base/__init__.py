@@ -5,5 +5,6 @@
 - ``foreach``: multi-tensor kernels, with a loop where one is missing.
 - ``shards``: which tensors are sharded over ranks, and over which ranks.
 - ``dtype_name``: the name of a dtype without 'torch.'.
+- ``comm_hooks``: the states of DDP's communication hooks, copied and named.
 - ``rng_state``: read and set the state of the random generators.
 """

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..base.comm_hooks import have_comm_hooks
 from ..base.host_read import read_once
 from ..base.norms import tensor_norms
 from ..base.tensor_kinds import real_values
@@ -121,6 +122,7 @@ class TrackedModel:
             while that is not known yet.
         quiet: The other backups. A window only reads the version counters
             of their tensors.
+        hooked: The parts that can have communication hooks.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -129,6 +131,7 @@ class TrackedModel:
         self.backups: List[TensorBackup] = []
         self.moving: List[TensorBackup] = []
         self.quiet: List[TensorBackup] = []
+        self.hooked: List[nn.Module] = []
 
     def is_outdated(self) -> bool:
         """Whether a module gained or lost a part since it was last found."""
@@ -295,6 +298,7 @@ class ChangeTracker:
         owners = list(tracked.model.modules())
         tracked.structures = list(map(ModuleStructure, owners))
         foreign = self.others.find_params()
+        tracked.hooked = list(filter(have_comm_hooks, owners))
         present = set(owners)
         # An ordered set. Known backups go first and keep their copies.
         backups: Dict[TensorBackup, None] = {}

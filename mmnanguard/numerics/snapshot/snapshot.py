@@ -14,6 +14,7 @@ from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
+from ..base.comm_hooks import HookState, copy_hook_states
 from ..base.norms import tensor_norms
 from .change_tracker import ChangeTracker, ModuleStructure, TrackedModel
 from .tensor_backup import TensorBackup
@@ -87,6 +88,8 @@ class Snapshot:
         self._versions: List[Tuple[List[TensorBackup], List[int]]] = []
         self._structures: List[List[ModuleStructure]] = []
         self._num_steps = 0
+        # The states of communication hooks, and whether they are shared.
+        self._hook_states: Dict[nn.Module, Tuple[List[HookState], bool]] = {}
 
     @property
     def is_open(self) -> bool:
@@ -123,6 +126,10 @@ class Snapshot:
             self._taken.update(dict.fromkeys(new, True))
         else:
             self._taken.update(dict.fromkeys(tracked.moving, False))
+        for module in tracked.hooked:
+            if module not in self._hook_states:
+                states = copy_hook_states(module), is_shared
+                self._hook_states[module] = states
         is_probing = self.tracker.is_probing
         pairs = []
         for backup in new:
@@ -256,6 +263,10 @@ class Snapshot:
         # Structures first: the tensors go back into modules that exist.
         for tracked in self._models:
             tracked.restore_structure()
+        for states, is_shared in self._hook_states.values():
+            if not (others_committed and is_shared):
+                for state in states:
+                    state.restore()
         pairs = []
         for backup in changes.backups:
             # The old content would undo the other optimizer's commit.

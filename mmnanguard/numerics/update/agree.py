@@ -23,7 +23,7 @@ FLAGS = (
     'input_is_finite',
     'weights_are_finite',
 )
-COUNTS = ('num_bad_params', 'num_params')
+COUNTS = ('num_bad_params', 'num_params', 'num_inf_params')
 NORMS = ('grad_norm', 'clip_norm')
 # Two properties are among them, because each rank judges its own facts.
 FIELDS = ('is_clean', 'forward_is_clean', *FLAGS, *COUNTS, *NORMS, 'loss')
@@ -170,6 +170,7 @@ def merge_rows(
         weights_are_finite=bool(lowest['weights_are_finite']),
         num_bad_params=int(highest['num_bad_params']),
         num_params=int(highest['num_params']),
+        num_inf_params=int(highest['num_inf_params']),
         loss=loss,
         grad_norm=whole_norm(highest['grad_norm'], groups, norms, 2.0),
         clip_norm=clip_norm,

@@ -63,6 +63,8 @@ class GuardedGradScaler(GradScaler):
         min_scale: The lowest scale, inclusive.
         max_scale: The highest scale, inclusive; None means that of float32.
         enabled: Whether to scale; if not, the scale is always 1.
+        is_static: Whether the scale is to come back to ``max_scale``, as a
+            user expects who gave a number.
 
     Raises:
         GuardConfigError: If a value is out of range.
@@ -79,6 +81,7 @@ class GuardedGradScaler(GradScaler):
         min_scale: float = 1.0,
         max_scale: Optional[float] = None,
         enabled: bool = True,
+        is_static: bool = False,
     ) -> None:
         _check('growth_factor', growth_factor, lambda v: v > 1, 'above 1')
         _check(
@@ -108,6 +111,9 @@ class GuardedGradScaler(GradScaler):
         self.min_scale = float(min_scale)
         self.max_scale = float(max_scale)
         self.hysteresis = hysteresis
+        self.home: Optional[float] = None
+        if is_static:
+            self.home = self.max_scale
         self._first_value = float(init_scale)
         # PyTorch disables the scaler of a device that does not exist.
         self._value = float(init_scale) if self.is_enabled() else 1.0
@@ -143,6 +149,7 @@ class GuardedGradScaler(GradScaler):
                 init_scale=loss_scale,
                 min_scale=min(1.0, loss_scale),
                 max_scale=loss_scale,
+                is_static=True,
             )
         raise GuardConfigError(
             f"{WHERE} is {loss_scale!r}: it must be a number, 'dynamic', or "
@@ -171,6 +178,8 @@ class GuardedGradScaler(GradScaler):
                 and self._num_clean + 1 >= self.get_growth_interval()
             ),
             is_unscaled=record.get('stage') is OptState.UNSCALED,
+            home=self.home,
+            backoff=self.get_backoff_factor(),
         )
 
     def move(self, verdict: Verdict) -> Tuple[float, float]:
@@ -186,7 +195,7 @@ class GuardedGradScaler(GradScaler):
         if not self.is_enabled():
             return before, before
         # The cause of a commit may be an overflow that was left out.
-        if verdict.cause.is_scaled:
+        if verdict.cause.is_scaled and verdict.blames_scale:
             self._num_clean = 0
             self._num_overflows += 1
         elif verdict.action is Action.STEP:
@@ -195,7 +204,9 @@ class GuardedGradScaler(GradScaler):
                 self._num_clean + 1
             ) % self.get_growth_interval()
             self._num_overflows = 0
-        if verdict.scale_move is ScaleMove.GROW:
+        if verdict.scale_to is not None:
+            self.jump(verdict.scale_to)
+        elif verdict.scale_move is ScaleMove.GROW:
             self._set(min(before * self.get_growth_factor(), self.max_scale))
         elif verdict.scale_move is ScaleMove.LOWER:
             self._set(max(before * self.get_backoff_factor(), self.min_scale))
@@ -203,6 +214,11 @@ class GuardedGradScaler(GradScaler):
         # PyTorch's record of a user's own unscale_ in this iteration.
         self._per_optimizer_states.clear()
         return before, self._value
+
+    def jump(self, value: float) -> None:
+        """Set the scale to a value, or to the bound next to it; no sync."""
+        if self.is_enabled():
+            self._set(min(max(value, self.min_scale), self.max_scale))
 
     def get_scale(self) -> float:
         """Return the current scale; unlike PyTorch's, without a sync."""

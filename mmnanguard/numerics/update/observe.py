@@ -222,8 +222,22 @@ def diagnose(
         seen,
         grad_is_finite=not nonfinite_indices(suspects),
         num_bad_params=num_bad,
+        num_inf_params=count_inf(suspects),
         weights_are_finite=not is_lost,
     )
+
+
+def count_inf(grads: Sequence[Tensor]) -> int:
+    """Return the number of gradients with an Inf on this rank.
+
+    Reads from the device once.
+    """
+    flags = []
+    for grad in grads:
+        values = real_values(grad)
+        if values is not None:
+            flags.append(torch.isinf(values).any())
+    return int(sum(read_once({'flags': flags})['flags']))
 
 
 def nonfinite_indices(tensors: Sequence[Tensor]) -> List[int]:

@@ -1,0 +1,112 @@
+"""All that is known about a group of rejected updates."""
+
+from dataclasses import dataclass
+from typing import List, Optional, Sequence, Tuple
+
+from .causes import facts_of_cause
+from .culprit import samples_at_fault, suspects_among
+from .rows.autopsy import Autopsy
+from .rows.guard_event import GuardEvent
+from .rows.input_row import InputRow
+from .rows.json_numbers import JsonObject
+from .rules.recent_commits import Growth
+
+__all__ = ['Evidence']
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is known about a trouble, which is a group of rejections.
+
+    Attributes:
+        cause: The value of the most frequent cause.
+        events: The rejected updates, oldest first.
+        autopsies: The autopsies of these updates, or of earlier updates that
+            had the same cause.
+        inputs: The findings on their inputs.
+        share: The share of rejected updates in the trouble.
+    """
+
+    cause: str
+    events: Sequence[GuardEvent] = ()
+    autopsies: Sequence[Autopsy] = ()
+    inputs: Sequence[InputRow] = ()
+    share: float = 1.0
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether the last update had a loss scale."""
+        return not self.events or self.events[-1].loss_scale is not None
+
+    @property
+    def growth(self) -> Optional[Growth]:
+        """The explosion before the last streak, if there was one.
+
+        A run that went on after a streak had not exploded.
+        """
+        growth = None
+        for event in self.events:
+            if event.consecutive_skips <= 1:
+                growth = None
+            if growth is None and event.growth is not None:
+                growth = read_growth(event.growth)
+        return growth
+
+    @property
+    def finding(self) -> Optional[Autopsy]:
+        """The first autopsy that saw where the fault begins."""
+        for autopsy in self.autopsies:
+            if autopsy.repeats and autopsy.phase:
+                return autopsy
+        return None
+
+    @property
+    def is_of_inputs(self) -> bool:
+        """Whether a check or an autopsy found the fault in the inputs."""
+        if facts_of_cause(self.cause).is_of_inputs:
+            return True
+        return self.finding is not None and self.finding.phase == 'input'
+
+    def samples(self) -> Tuple[str, ...]:
+        """Return the samples at fault."""
+        names: List[str] = []
+        # An operation that went bad by itself clears the inputs, which may
+        # hold NaN that the model masks on purpose.
+        if self.is_of_inputs or self.finding is None:
+            for row in self.inputs:
+                names.extend(row.samples)
+        batches = self.batches()
+        names += samples_at_fault(self.autopsies, batches, self.share)
+        return tuple(dict.fromkeys(names))
+
+    def batches(self) -> List[Tuple[str, ...]]:
+        """Return the names of the samples of each rejected update."""
+        batches = []
+        for event in self.events:
+            if facts_of_cause(event.cause.value).is_of_batch:
+                batches.append(event.samples)
+        return batches
+
+    def suspects(self) -> Tuple[str, ...]:
+        """Return samples of which each rejected batch holds one."""
+        return suspects_among(self.batches(), self.share)
+
+    def bad_keys(self) -> Tuple[str, ...]:
+        """Return the parts of the batches that were not finite."""
+        keys: List[str] = []
+        for row in self.inputs:
+            keys.extend(row.keys)
+        # An event names the larger parts only.
+        if keys:
+            return tuple(dict.fromkeys(keys))
+        for event in self.events:
+            keys.extend(event.bad_keys)
+        return tuple(dict.fromkeys(keys))
+
+
+def read_growth(saved: JsonObject) -> Optional[Growth]:
+    """Return the growth of a row; None if another version wrote it."""
+    try:
+        return Growth(**saved)
+    except TypeError:
+        return None

@@ -1,0 +1,113 @@
+"""The advice on an operation that an autopsy found."""
+
+import math
+from typing import Mapping, Optional
+
+from .causes import Advice
+from .rows.autopsy import Autopsy
+
+__all__ = ['advise_on', 'cure_of']
+
+HALF_PRECISION = ('float16', 'bfloat16')
+# Operations with a pole, and what to use in their place.
+SAFE_OPS: Mapping[str, str] = {
+    'log': 'safe_log',
+    'log2': 'safe_log',
+    'log10': 'safe_log',
+    'div': 'safe_divide',
+    'reciprocal': 'safe_divide',
+    'sqrt': 'safe_sqrt',
+    'rsqrt': 'safe_sqrt',
+    'pow': 'safe_sqrt',
+    '_softmax': 'masked_softmax',
+}
+DERIVATIVES = 'safe_sqrt or safe_norm'
+
+
+def advise_on(finding: Autopsy) -> Advice:
+    """Return the advice on the operation at fault.
+
+    What was tried and helped comes before what is known in general.
+    """
+    return cure_of(finding) or pole_of(finding) or overflow_of(finding)
+
+
+def cure_of(finding: Autopsy) -> Optional[Advice]:
+    """Return the advice that a replay has tried with success, if any."""
+    helped = {cure for cure, is_finite in finding.tried.items() if is_finite}
+    if finding.remedy and finding.module:
+        helped.add('module_fp32')
+    where = finding.module
+    if 'lower_scale' in helped:
+        return Advice(
+            'lower optim_wrapper.loss_scale',
+            'Only the loss scale is too high: run again at the lowest scale, '
+            'the update is finite. Lower optim_wrapper.loss_scale, or train '
+            "with optim_wrapper.dtype='bfloat16', which needs none.",
+        )
+    if 'module_fp32' in helped:
+        return Advice(
+            f"run '{where}' in float32",
+            f"Run '{where}' in float32, which was tried and is finite: "
+            "default_hooks=dict(fp32=dict(type='mmnanguard.Fp32ModulesHook', "
+            f'modules=[{finding.module!r}])).',
+        )
+    if 'bfloat16' in helped:
+        return Advice(
+            "set optim_wrapper.dtype='bfloat16'",
+            "Set optim_wrapper.dtype='bfloat16', which was tried and is "
+            'finite.',
+        )
+    if 'fp32' in helped or finding.fp32_is_finite:
+        return Advice(
+            'train in float32',
+            'In float32 the update is finite, which was tried: train with '
+            'mmnanguard.NanGuardOptimWrapper, or find the modules to run in '
+            'float32 (mmnanguard.Fp32ModulesHook).',
+        )
+    return None
+
+
+def pole_of(finding: Autopsy) -> Optional[Advice]:
+    """Return the advice on an operation that is not defined for its input."""
+    if not finding.is_pole:
+        return None
+    where = finding.source or finding.module_type
+    if not all(map(math.isfinite, finding.operands)):
+        return Advice(
+            f'look at the number that the code at {where} computes with',
+            f'The code at {where} passes a number to {finding.op} that is not '
+            'finite, such as a weight of the loss: look where it comes from.',
+        )
+    name = finding.op.split('.')[-1].rstrip('_')
+    safe = SAFE_OPS.get(name, 'the safe operations')
+    derivative = ''
+    if finding.phase == 'backward':
+        safe = DERIVATIVES
+        derivative = ', the derivative of that line,'
+    return Advice(
+        f'keep the input of {finding.op} at {where} away from its pole',
+        f'{finding.op} at {where}{derivative} is not defined for this input, '
+        'a pole: no dtype, no loss scale and no clipping changes '
+        f'that. Add an epsilon, clamp, or use {safe} of '
+        'mmnanguard.numerics.',
+    )
+
+
+def overflow_of(finding: Autopsy) -> Advice:
+    """Return the advice on an overflow that no cure has helped against."""
+    where = finding.source or finding.module_type
+    limit = f'{finding.dtype_max:.3g} of {finding.dtype}'
+    if finding.dtype in HALF_PRECISION and not finding.tried:
+        return Advice(
+            'try float32 for the module at fault',
+            f'{finding.op} at {where} is beyond {limit}; whether float32 or '
+            'bfloat16 helps was not tried: mmnanguard.AutopsyHook('
+            'try_cures=True) tries it.',
+        )
+    return Advice(
+        f'look at the numbers that reach {finding.op} at {where}',
+        f'{finding.op} at {where} got numbers of up to '
+        f'{finding.input_absmax:.3g} and is beyond the {limit}: normalize '
+        'or clamp its input, or look for weights that have grown.',
+    )

@@ -1,0 +1,115 @@
+"""Losses that are not finite: which parts, how often, and how loud."""
+
+import logging
+import math
+from typing import Dict, List, Set
+
+from mmengine.logging import MessageHub
+from mmengine.runner import Runner
+
+from mmnanguard.core import GuardEvent
+from mmnanguard.numerics.guard_protocol import GuardProtocol
+
+from .._shared.find_guards import find_wrappers
+
+__all__ = ['LossParts', 'level_of', 'warn_of_no_commit']
+
+# Number of updates without a commit after which the user is warned.
+LEAST_IDLE = 64
+
+
+class LossParts:
+    """Counts the iterations in which a part of the loss was not finite.
+
+    The counts are those of this rank and of this process.
+
+    Args:
+        start: The iteration at which the process began, from 0.
+    """
+
+    def __init__(self, start: int = 0) -> None:
+        self._start = start
+        self._counts: Dict[str, int] = {}
+        self._in_window: Set[str] = set()
+
+    def note(self, hub: MessageHub, keys: List[str]) -> None:
+        """Count the parts of one iteration; no sync.
+
+        Args:
+            hub: MMEngine's hub, which has the logged values on the host.
+            keys: The names of the values that the model returned.
+        """
+        bad = []
+        for key in keys:
+            buffer = hub.log_scalars.get(f'train/{key}')
+            if 'loss' in key and buffer is not None:
+                values, _ = buffer.data
+                if len(values) > 0 and not math.isfinite(values[-1]):
+                    bad.append(key)
+        # MMEngine sums the parts under the key 'loss'.
+        if len(bad) > 1 and 'loss' in bad:
+            bad.remove('loss')
+        for key in bad:
+            self._counts[key] = self._counts.get(key, 0) + 1
+        self._in_window.update(bad)
+
+    def end_window(self) -> None:
+        """Forget which parts were bad in the window that has ended."""
+        self._in_window.clear()
+
+    def of(self, event: GuardEvent, iteration: int) -> Dict[str, object]:
+        """Return the fields of an event about the parts of its window.
+
+        Args:
+            event: The event.
+            iteration: The iteration of the event, from 1.
+        """
+        if math.isfinite(event.loss):
+            return {}
+        counts = {key: self._counts[key] for key in sorted(self._in_window)}
+        return dict(bad_losses=counts, num_iters=iteration - self._start)
+
+
+def level_of(event: GuardEvent) -> int:
+    """Return the level at which the event is logged.
+
+    A dataset may have many batches that reject their update and do no harm.
+    They are shown at intervals that double.
+    """
+    # Overflows are expected while the loss scale is not yet proven.
+    if event.is_routine:
+        return logging.INFO
+    if event.counts or is_power_of_two(event.total_skips):
+        return logging.WARNING
+    return logging.DEBUG
+
+
+def warn_of_no_commit(
+    runner: Runner, guard: GuardProtocol, event: GuardEvent
+) -> None:
+    """Say that nothing is learnt, at intervals that double.
+
+    Updates that do no harm never halt a run, however many there are.
+    """
+    commits = guard.state.recent_commits
+    idle = guard.state.num_updates
+    if commits:
+        idle -= commits[-1].update
+    if event.counts or idle < LEAST_IDLE or not is_power_of_two(idle):
+        return
+    hint = ''
+    if find_wrappers(runner)[guard.name]._accumulative_counts > 1:
+        hint = (
+            ' One such micro-batch costs its whole window, unless '
+            "optim_wrapper.guard.accumulation is 'microbatch'."
+        )
+    runner.logger.error(
+        f"mmnanguard: optimizer '{guard.name}': NONE OF THE LAST {idle} "
+        'UPDATES WAS COMMITTED, because their losses or inputs are not '
+        f'finite, although gradients are. See the lines above.{hint}'
+    )
+
+
+def is_power_of_two(number: int) -> bool:
+    """Whether a positive number is 1, 2, 4, 8, ..."""
+    return number & (number - 1) == 0

@@ -1,0 +1,48 @@
+"""The correction of a loss scale by the replay of a rejected update."""
+
+from dataclasses import replace
+
+from mmengine.runner import Runner
+
+from mmnanguard.core import GuardEvent
+from mmnanguard.numerics.guard_protocol import GuardProtocol
+
+from .._shared.hook_arguments import Row
+
+__all__ = ['correct_scale']
+
+
+def correct_scale(
+    runner: Runner, guard: GuardProtocol, event: GuardEvent, row: Row
+) -> None:
+    """Correct the scale if an autopsy has tried a lower one; no sync.
+
+    All ranks have the same row, so their scales stay equal.
+
+    Args:
+        runner: The runner, whose log shows the correction.
+        guard: The guard that has just rejected an update.
+        event: The event of that update.
+        row: The row of an autopsy.
+    """
+    is_overflow = row.get('tried', {}).get('lower_scale')
+    # A fault that does not happen again shows nothing.
+    if is_overflow is None or not row['repeats'] or row['id'] != event.id:
+        return
+    trial, scaler = guard.state.scale_trial, guard.scaler
+    # Without a bad update, another cause has rejected it, or it was committed.
+    if event.loss_scale is None or trial.num_bad == 0:
+        return
+    reading = scaler.read()
+    trial, value = trial.corrected(
+        reading, event.loss_scale['before'], is_overflow
+    )
+    guard.state = replace(guard.state, scale_trial=trial)
+    scaler.jump(value)
+    finding = 'is finite, so the gradients overflowed'
+    if not is_overflow:
+        finding = 'is not finite either, so the scale is not the cause'
+    runner.logger.warning(
+        f'Iter {event.iter}: a replay at a lower loss scale {finding}; loss '
+        f'scale {reading.value:g} -> {scaler.get_scale():g}'
+    )

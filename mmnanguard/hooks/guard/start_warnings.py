@@ -1,0 +1,45 @@
+"""The warnings about a run that the guard gives before it trains."""
+
+from typing import Container
+
+from mmengine.runner import Runner
+
+from .._shared.find_guards import find_wrappers
+from .check_listeners import misspelt_methods
+
+__all__ = ['warn_at_start']
+
+# Keys of 1.x configs, and the setting of 2.x for each. MMEngine ignores them
+# silently, so that a user believes in a loss scale or clipping that is off.
+LEFTOVERS = {
+    'fp16': "optim_wrapper=dict(type='mmnanguard.NanGuardAmpOptimWrapper', "
+    'loss_scale=...)',
+    'optimizer_config': 'optim_wrapper=dict(clip_grad=dict(max_norm=...))',
+}
+
+
+def warn_at_start(runner: Runner, guarded: Container[str]) -> None:
+    """Warn of unguarded optimizers, and of names that nothing reads.
+
+    Args:
+        runner: The runner.
+        guarded: The names of the optimizers that have a guard.
+    """
+    for name, wrapper in find_wrappers(runner).items():
+        if name not in guarded:
+            runner.logger.error(
+                f"mmnanguard: optimizer '{name}' is run by "
+                f'{type(wrapper).__name__}: ITS UPDATES ARE NOT GUARDED. '
+                'Set optim_wrapper.type to mmnanguard.NanGuardOptimWrapper'
+                ' or mmnanguard.NanGuardAmpOptimWrapper, and leave out '
+                "--amp, which puts MMEngine's wrapper in its place. "
+                'DeepSpeed, ColossalAI and Apex cannot be guarded.'
+            )
+    for warning in misspelt_methods(runner.hooks):
+        runner.logger.warning(f'mmnanguard: {warning}')
+    for key, setting in LEFTOVERS.items():
+        if runner.cfg.get(key) is not None:
+            runner.logger.warning(
+                f'mmnanguard: the config has `{key}`, a 1.x key that '
+                f'MMEngine ignores. In 2.x write {setting}.'
+            )
