@@ -35,7 +35,7 @@ NUM_ZEROS = 20
 # iterations again.
 PATIENCE = 4
 NUM_LOOKS = 3
-REPEAT = 20
+REPEAT = 10
 # Number of weights that are looked at.
 NUM_SAMPLED = 16
 

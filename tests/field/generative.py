@@ -86,7 +86,7 @@ class GradientPenalty(Scenario):
     iters = 150
     causes = ('grad_nonfinite',)
     culprit = r'sqrt|norm'
-    says = ('sqrt|norm',)
+    says_in_full = ('sqrt|norm',)
     never_says = ('lower the learning rate', 'lower optim_wrapper.loss_scale')
     optimizer = dict(type='Adam', lr=1e-2)
 
@@ -148,7 +148,7 @@ class EntropyByHand(Classify):
     source = 'hwalsuklee/tensorflow-mnist-VAE#4'
     causes = ('loss_nonfinite',)
     culprit = r'aten\.log'
-    never_says = ('lower the learning rate', 'overflow')
+    never_says = ('lower the learning rate', 'overflow in float32')
 
     def network(self):
         return nn.Linear(8, 1)

@@ -474,3 +474,89 @@ class PolicyGradient(Classify):
         log_prob = net(batch.inputs).log_softmax(1)
         taken = log_prob.gather(1, batch.action[:, None])[:, 0]
         return -(taken * batch.advantage).clamp(min=-math.inf, max=4).mean()
+
+
+class MissingValues(Regress):
+    """Inputs that are NaN where a station did not measure; a mask goes along.
+
+    The model replaces them before any layer sees them.
+    """
+
+    source = 'meteofrance/py4cast#166'
+    is_healthy = True
+
+    def network(self):
+        return nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+
+    def sample(self, index, generator):
+        sample = super().sample(index, generator)
+        missing = torch.rand(8, generator=generator) < 0.2
+        sample['inputs'] = sample['inputs'].masked_fill(missing, math.nan)
+        return sample
+
+    def loss(self, net, batch):
+        known = ~batch.inputs.isnan()
+        inputs = torch.cat([batch.inputs.nan_to_num(), known.float()], 1)
+        return F.smooth_l1_loss(net(inputs), batch.target)
+
+
+class ObserverRange(Regress):
+    """The range of an observer begins at Inf and -Inf, in buffers.
+
+    The observer of a layer that is used late keeps them for a while.
+    """
+
+    source = 'pytorch/pytorch#23191'
+    is_healthy = True
+
+    def network(self):
+        net = super().network()
+        net.register_buffer('lowest', torch.full((2,), math.inf))
+        net.register_buffer('highest', torch.full((2,), -math.inf))
+        net.register_buffer('num_batches', torch.zeros(()))
+        return net
+
+    def loss(self, net, batch):
+        boxes = net(batch.inputs)
+        if net.training:
+            net.num_batches += 1
+            used = 2 if net.num_batches > 20 else 1
+            values = boxes.detach()[:, :used]
+            for buffer, name in ((net.lowest, 'amin'), (net.highest, 'amax')):
+                extreme = getattr(values, name)(0)
+                is_less = name == 'amin'
+                choose = torch.minimum if is_less else torch.maximum
+                buffer[:used] = choose(buffer[:used], extreme)
+        return F.smooth_l1_loss(boxes, batch.target)
+
+
+class WeightOfAbsentClass(Classify):
+    """The weight of a class is 1 / 0 where no sample has that class."""
+
+    source = 'longcw/faster_rcnn_pytorch#53'
+    is_healthy = True
+
+    def network(self):
+        net = nn.Linear(8, 4)
+        counts = torch.tensor([20.0, 20.0, 20.0, 0.0])
+        net.register_buffer('class_weight', 20 / counts)
+        return net
+
+    def loss(self, net, batch):
+        return F.cross_entropy(
+            net(batch.inputs), batch.label, weight=net.class_weight
+        )
+
+
+class OutOfMemoryCaught(Classify):
+    """The user's loop catches an error in forward and leaves the batch out."""
+
+    source = 'facebookresearch/fairseq#869'
+    is_healthy = True
+    catches = (MemoryError,)
+
+    def loss(self, net, batch):
+        loss = super().loss(net, batch)
+        if net.training and batch.inputs[0, 0] > 1.5:
+            raise MemoryError('out of memory')
+        return loss

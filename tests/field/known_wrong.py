@@ -15,54 +15,33 @@ WORSE: Dict[str, str] = {
     'OnlyIgnoredLabels': (
         'harmless NaN losses count toward the limits and end the run'
     ),
-    'MaskedTargets': (
-        'with `--guard full`, batches with NaN in masked targets are rejected'
+    'RateOfTwo': 'an explosion within four updates is not recognized as one',
+    'IgnoredMicroBatches': (
+        'a window of accumulation is rejected for a micro-batch whose '
+        'gradients are zero'
+    ),
+    'SumInHalf': (
+        'each update is rejected for a loss of Inf, although all gradients '
+        'are finite'
     ),
     'UnlabelledCrops': (
         'harmless NaN losses count toward the limits and end the run'
     ),
     'EpsilonOfZero': "the optimizer's step makes NaN, and hooks are blamed",
     'RateIsNan': 'a learning rate of NaN is committed, and hooks are blamed',
-    'ForwardWritesParameter': (
-        'a parameter that forward writes ends the run, although it is put back'
-    ),
     'SumOfNothing': "the optimizer's step makes NaN, and hooks are blamed",
 }
 # A wrong cause, culprit or advice.
 WRONG: Dict[str, str] = {
-    'RateOfEightGpus': (
-        'the halt names neither clipping nor, in full, the learning rate '
-        'alone: it also suspects samples and divisions'
-    ),
-    'NoWarmUp': (
-        'the advice says that no clipping can help, and does not name the '
-        'warm-up'
-    ),
-    'HeatmapLogOfZero': (
-        'the autopsy calls the pole of a logarithm an overflow'
-    ),
-    'EntropyByHand': 'the autopsy calls the pole of a logarithm an overflow',
-    'MaskedTargets': (
-        'with `--guard full`, batches with NaN in masked targets are rejected'
-    ),
     'AnnealedPrior': (
         'with `--guard full`, a loss that rises by design is taken for '
-        'divergence, until the rollback has not helped and is undone'
+        'divergence'
     ),
-    'RateOfTwo': 'the advice says that no clipping can help',
-    'NearestNeighbour': (
-        'the autopsy calls the pole of a logarithm an overflow'
+    'RateOfTwo': 'an explosion within four updates is not recognized as one',
+    'NeverInitialized': (
+        'a parameter that is NaN from the start is blamed on hooks'
     ),
-    'LearnedTemperature': (
-        'the advice names neither the learning rate nor the exponential'
-    ),
-    'RateOfDecoder': 'the advice does not name the learning rate',
     'EpsilonOfZero': "the optimizer's step makes NaN, and hooks are blamed",
     'RateIsNan': 'a learning rate of NaN is committed, and hooks are blamed',
-    'AnchorsGoBad': 'a constant buffer that a hook made NaN is not named',
-    'ForwardWritesParameter': (
-        'a parameter that forward writes ends the run, although it is put back'
-    ),
     'SumOfNothing': "the optimizer's step makes NaN, and hooks are blamed",
-    'LossRebuilt': 'a run without any gradient is not mentioned',
 }

@@ -76,7 +76,7 @@ class AttentionScores(Classify):
     must_train = False
     causes = ('loss_nonfinite',)
     culprit = r'overflow'
-    says = ('bfloat16|float32',)
+    says_in_full = ('bfloat16|float32',)
     never_says = ('remove or repair', 'lower the learning rate')
 
     def network(self):
@@ -94,7 +94,7 @@ class FeedForwardInHalf(Classify):
     must_train = False
     causes = ('loss_nonfinite', 'grad_nonfinite')
     culprit = r'net\.2|net\.0'
-    says = ('bfloat16|float32',)
+    says_in_full = ('bfloat16|float32',)
     never_says = ('remove or repair', 'lower the learning rate')
     optimizer = dict(type='SGD', lr=1e-3)
 
@@ -189,7 +189,7 @@ class ScaleOfNothing(Classify):
     must_train = False
     causes = ('grad_nonfinite',)
     culprit = r'sqrt'
-    says = ('sqrt',)
+    says_in_full = ('sqrt',)
     never_says = ('lower optim_wrapper.loss_scale', 'lower the learning rate')
 
     def loss(self, net, batch):
@@ -250,3 +250,98 @@ class EnergyOfSilence(Scenario):
         error = (net(batch.inputs) - batch.clip).square().sum(1)
         energy = batch.clip.square().sum(1)
         return (error / energy).log().mean() + 10
+
+
+class IgnoredMicroBatches(Classify):
+    """One micro-batch of each window has no token to learn from.
+
+    Its loss is 0/0 and its gradients are zero, so that the run without a
+    guard learns from the other micro-batches of the window.
+    """
+
+    source = 'nvidia-cosmos/cosmos-rl#155'
+    iters = 400
+    wrapper = dict(accumulative_counts=4)
+    causes = ('loss_nonfinite',)
+    never_says = ('lower the learning rate', 'rolled back')
+
+    def is_good(self, index):
+        return index // 4 % 4 != 2
+
+    def sample(self, index, generator):
+        sample = super().sample(index, generator)
+        if not self.is_good(index):
+            sample['label'] = torch.tensor(-100)
+        return sample
+
+
+class SumInHalf(Classify):
+    """A loss that is summed in float16 is Inf, but its gradients are not.
+
+    The run without a guard learns; only its log looks bad.
+    """
+
+    source = 'princeton-nlp/TRIME#3'
+    precision = 'float16'
+    wrapper = dict(loss_scale=1.0)
+    causes = ('loss_nonfinite',)
+    never_says = ('lower the learning rate', 'remove or repair')
+
+    def loss(self, net, batch):
+        loss = F.cross_entropy(net(batch.inputs).float(), batch.label)
+        if not net.training:
+            return loss
+        # Tokens that were padded to the length of a book.
+        padding = torch.full((70_000,), 1.0, dtype=torch.float16).sum()
+        return loss + padding
+
+
+class BadShard(Classify):
+    """A corrupt shard: 30 batches in a row hold NaN, and then none does."""
+
+    source = 'facebookresearch/metaseq#500'
+    iters = 200
+    num_samples = 800
+    must_train = False
+    must_reach = 0.7
+    causes = ('loss_nonfinite', 'input_nonfinite')
+    culprit = r'input|sample'
+    says = ('input|sample',)
+    never_says = ('lower the learning rate', 'clip_grad')
+
+    def sample(self, index, generator):
+        sample = super().sample(index, generator)
+        if not self.is_good(index):
+            sample['inputs'][index % 8] = float('nan')
+        return sample
+
+    def is_good(self, index):
+        return not 400 <= index < 520
+
+
+class FeatureOfZeros(Classify):
+    """A feature that is always 0 is divided by its maximum: 0/0 everywhere.
+
+    No sample is to blame, for each batch has it.
+    """
+
+    source = 'evandowning/deepreflect#11'
+    must_train = False
+    causes = ('loss_nonfinite',)
+    culprit = r'aten\.div'
+    says_in_full = ('division|div',)
+    never_says = (
+        'lower the learning rate',
+        'remove or repair',
+        'leave out sample',
+        'culprit: sample',
+    )
+
+    def sample(self, index, generator):
+        sample = super().sample(index, generator)
+        sample['inputs'][7] = 0
+        return sample
+
+    def loss(self, net, batch):
+        scale = batch.inputs.abs().max(0).values
+        return F.cross_entropy(net(batch.inputs / scale), batch.label)

@@ -41,7 +41,7 @@ class NearestNeighbour(Regress):
     batch_size = 2
     causes = ('loss_nonfinite',)
     culprit = r'aten\.log'
-    never_says = ('lower the learning rate', 'overflow')
+    never_says = ('lower the learning rate', 'overflow in float32')
 
     def sample(self, index, generator):
         if index % 8 == 5:  # the same image twice in a batch
@@ -69,7 +69,7 @@ class LearnedTemperature(Classify):
     optimizer = dict(type='SGD', lr=1000.0)
     must_train = False
     causes = ('loss_nonfinite', 'grad_nonfinite', 'norm_overflow')
-    says = ('learning rate|clip_grad|exp',)
+    says_in_full = ('learning rate|clip_grad|exp',)
     never_says = ('remove or repair',)
 
     def network(self):
@@ -232,3 +232,64 @@ class ConstantImage(Regress):
         mean = target.mean(1, keepdim=True)
         target = (target - mean) / target.var(1, keepdim=True).sqrt()
         return F.smooth_l1_loss(net(batch.inputs), target)
+
+
+class WeightNormOfZeros(Classify):
+    """Weight normalization of a layer that begins at zero: 0/0.
+
+    Each batch is struck from the first iteration on; no sample is to blame.
+    """
+
+    source = 'pytorch/pytorch#19126'
+    must_train = False
+    causes = ('loss_nonfinite', 'grad_nonfinite')
+    culprit = r'aten\.(div|norm|linalg)|norm'
+    says_in_full = ('norm|division',)
+    never_says = (
+        'lower the learning rate',
+        'remove or repair',
+        'leave out sample',
+        'culprit: sample',
+    )
+
+    def network(self):
+        return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), ZeroWeightNorm())
+
+
+class ZeroWeightNorm(nn.Module):
+    """A layer whose weight has its direction and its length apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.direction = nn.Parameter(torch.zeros(3, 16))
+        self.length = nn.Parameter(torch.ones(3, 1))
+
+    def forward(self, inputs):
+        norm = self.direction.square().sum(1, keepdim=True).sqrt()
+        return F.linear(inputs, self.length * self.direction / norm)
+
+
+class NeverInitialized(Classify):
+    """A parameter of torch.empty that nobody filled holds NaN."""
+
+    source = 'sauradip/STALE#16'
+    must_train = False
+    causes = ('weight_nonfinite', 'loss_nonfinite')
+    culprit = r'background'
+    says = ('background',)
+    never_says = (
+        'outside any guarded update',
+        'hooks, EMA',
+        'lower the learning rate',
+        'remove or repair',
+        'leave out sample',
+        'culprit: sample',
+    )
+
+    def network(self):
+        net = nn.Linear(8, 3)
+        net.background = nn.Parameter(torch.full((8,), float('nan')))
+        return net
+
+    def loss(self, net, batch):
+        return F.cross_entropy(net(batch.inputs + net.background), batch.label)

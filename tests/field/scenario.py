@@ -1,7 +1,8 @@
 """The base class of a scenario."""
 
+import math
 from types import SimpleNamespace
-from typing import Any, ClassVar, Dict, List, Sequence, Tuple, Union
+from typing import Any, ClassVar, Dict, List, Sequence, Tuple, Type, Union
 
 import torch
 from mmengine.hooks import Hook
@@ -29,10 +30,13 @@ class Scenario:
         precision: 'float32', 'float16' or 'bfloat16'.
         wrapper: Further keys of the wrapper, such as ``clip_grad``.
         schedule: Configs of the parameter schedulers.
+        catches: Errors that the user's ``train_step`` catches, to leave out
+            a batch.
         is_healthy: Whether the guard has to keep out of the run: no rejected
             update, no warning, and the same bits as without a guard.
         must_train: Whether halting is wrong even where the run without a
             guard is lost, because skipping updates is enough.
+        must_reach: Loss that a run must reach if the guard does not halt it.
         is_written_by_hook: Whether a hook of the user makes weights NaN, so
             that a run that halts may be left with them.
         may_warn: Pattern of warnings that a healthy run may give.
@@ -42,6 +46,8 @@ class Scenario:
             that ``--guard full`` must name; '' if there is none to name.
         says: Patterns that the console, the story of a halt, or the report
             must contain, with the wrapper alone and in full.
+        says_in_full: Patterns that they must contain in full. The wrapper
+            alone has no autopsy, and says that it does not know.
         never_says: Patterns that none of them may contain.
     """
 
@@ -53,13 +59,16 @@ class Scenario:
     precision = 'float32'
     wrapper: ClassVar[Dict[str, Any]] = {}
     schedule: ClassVar[List[Dict[str, Any]]] = []
+    catches: Tuple[Type[Exception], ...] = ()
     is_healthy = False
     must_train = True
+    must_reach = math.inf
     is_written_by_hook = False
     may_warn = ''
     causes: Tuple[str, ...] = ()
     culprit = ''
     says: Tuple[str, ...] = ()
+    says_in_full: Tuple[str, ...] = ()
     never_says: Tuple[str, ...] = ()
 
     def __init_subclass__(cls) -> None:
@@ -138,6 +147,12 @@ class FieldModel(BaseModel):
         super().__init__(data_preprocessor)
         self.scenario = SCENARIOS[scenario]
         self.net = self.scenario.network()
+
+    def train_step(self, data: Any, optim_wrapper: Any) -> Dict[str, Tensor]:
+        try:
+            return super().train_step(data, optim_wrapper)
+        except self.scenario.catches:
+            return {}
 
     def forward(
         self, inputs: Any, data_samples: Any = None, mode: str = 'tensor'

@@ -19,7 +19,7 @@ class EpsilonOfZero(Classify):
     source = 'kozistr/pytorch_optimizer#480'
     optimizer = dict(type='Adam', lr=1e-2, eps=0.0)
     must_train = False
-    causes = ('weight_nonfinite', 'step_nonfinite')
+    causes = ('step_nonfinite', 'step_spoiled_weights')
     culprit = 'Adam'
     says = ('eps',)
     never_says = (
@@ -51,7 +51,7 @@ class RateIsNan(Classify):
     source = 'VainF/DeepLabV3Plus-Pytorch#59'
     must_train = False
     culprit = 'learning rate'
-    causes = ('weight_nonfinite', 'rate_nonfinite', 'step_nonfinite')
+    causes = ('step_nonfinite', 'step_spoiled_weights')
     says = ('learning rate',)
     never_says = (
         'outside any guarded update',
@@ -112,6 +112,9 @@ class ClipByNanNorm(Classify):
         sample = super().sample(index, generator)
         sample['is_zero'] = torch.tensor(float(index != 3))
         return sample
+
+    def is_good(self, index):
+        return index != 3
 
     def loss(self, net, batch):
         logits = net(batch.inputs)
@@ -207,7 +210,7 @@ class ForwardWritesParameter(Regress):
     What forward wrote is put back with the batch, so that the run goes on.
     """
 
-    source = 'rosinality/vq-vae-2-pytorch#72'
+    source = 'facebookresearch/moco#70'
     causes = ('loss_nonfinite', 'input_nonfinite')
     culprit = r'010\.jpg'
     never_says = ('lower the learning rate', 'outside any guarded update')

@@ -106,7 +106,7 @@ class PaddedAtoms(Regress):
     source = 'atomistic-machine-learning/schnetpack#87'
     causes = ('grad_nonfinite',)
     culprit = r'sqrt'
-    says = ('sqrt',)
+    says_in_full = ('sqrt',)
     never_says = ('lower the learning rate', 'lower optim_wrapper.loss_scale')
 
     def network(self):

@@ -36,6 +36,10 @@ def what_is_worse(scenario: Scenario, runs: Dict[str, Run]) -> List[str]:
                 f'{side}: ends at {run.end:.4g}, without a guard '
                 f'{stock.end:.4g}, at the start {stock.start:.4g}'
             )
+        if not run.is_halted and run.end > scenario.must_reach:
+            problems.append(
+                f'{side}: ends at {run.end:.4g}, not {scenario.must_reach}'
+            )
         if scenario.must_train and run.is_lost and not scenario.is_healthy:
             problems.append(f'{side}: learns nothing')
     return problems
@@ -56,7 +60,11 @@ def what_is_wrong(scenario: Scenario, runs: Dict[str, Run]) -> List[str]:
         if scenario.is_healthy:
             problems += what_disturbs(scenario, side, run, runs['stock'])
         problems += check_causes(scenario, side, run)
-        for pattern in scenario.says:
+        problems += check_blame(scenario, side, run)
+        says = scenario.says
+        if side == 'full':
+            says += scenario.says_in_full
+        for pattern in says:
             if not re.search(pattern, run.text, re.I | re.S):
                 problems.append(f'{side}: never says {pattern!r}')
         for pattern in scenario.never_says:
@@ -115,6 +123,18 @@ def check_causes(scenario: Scenario, side: str, run: Run) -> List[str]:
     if most not in scenario.causes:
         return [f'{side}: the cause is {dict(causes)}']
     return []
+
+
+def check_blame(scenario: Scenario, side: str, run: Run) -> List[str]:
+    """Return whether the report blames one sample that is innocent."""
+    blamed = re.findall(
+        r"(?:culprit|suspect): sample '(\d+)\.jpg'", run.advice
+    )
+    problems = []
+    for number in sorted(set(blamed)):
+        if scenario.is_good(int(number)):
+            problems.append(f'{side}: blames the innocent {number}.jpg')
+    return problems
 
 
 def line_around(text: str, match: 're.Match[str]') -> str:

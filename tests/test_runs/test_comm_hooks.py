@@ -44,3 +44,9 @@ def test_a_hook_that_is_not_known_is_named(ranks):
 def test_micro_batches_refuse_hooks(ranks):
     for rank in ranks:
         assert 'powerSGD_hook with PowerSGDState' in rank['refused']
+
+
+def test_a_rollback_brings_them_back(ranks):
+    for rank in ranks:
+        assert rank['rollbacks'] == 1
+        assert rank['rollback'] == []
