@@ -94,11 +94,11 @@ def test_explains_what_went_bad(tmp_path):
     runner, log = run(tmp_path, bad_weights=[17], action='explain')
     (row,) = read_rows(runner)
     assert (row['iter'], row['cause']) == (5, 'loss_nonfinite')
-    (found,) = read_rows(runner, 'input')
-    assert found['id'] == row['id']
-    assert found['keys']['data_samples.gt.weight'] == ['17.jpg']
+    (input_row,) = read_rows(runner, 'input')
+    assert input_row['id'] == row['id']
+    assert input_row['keys']['data_samples.gt.weight'] == ['17.jpg']
     # Committed updates had NaN there as well.
-    assert found['usual'] == [KEY]
+    assert input_row['usual'] == [KEY]
     assert 'it is not the cause' in log
 
 
@@ -124,8 +124,8 @@ def test_checks_numbers_of_another_form():
         quantized=torch.quantize_per_tensor(bad, 1.0, 0, torch.qint8),
     )
     check = InputCheck(batch, batch, 0, InputPolicy())
-    found = bad_samples([check.flags])
-    assert sorted(found) == ['complex', 'float8', 'sparse']
+    bad_parts = bad_samples([check.flags])
+    assert sorted(bad_parts) == ['complex', 'float8', 'sparse']
 
 
 def test_the_audit_of_a_dataset_sees_it():

@@ -56,8 +56,8 @@ def test_a_buffer_that_becomes_nan_is_bad(make):
     model, tracker = Holder(table=make(values())), ChangeTracker()
     bad = values()
     bad[0, 0] = NAN
-    found = reject(tracker, model, lambda: model.table.copy_(make(bad)))
-    assert found == [(model, 'table')]
+    changed = reject(tracker, model, lambda: model.table.copy_(make(bad)))
+    assert changed == [(model, 'table')]
 
 
 def test_an_expanded_buffer_whose_memory_changes_is_put_back():
