@@ -101,6 +101,12 @@ MESSAGES = {
         'optim_wrapper.backward(loss), and super().backward from a subclass '
         'that overrides it.'
     ),
+    'copy': (
+        'the state of {optimizer} cannot be copied, so its steps are not '
+        'checked: a step that makes NaN of finite gradients is committed, and '
+        'found by the next update. To say that this is all right: '
+        "optim_wrapper.guard=dict(check_step='never')."
+    ),
     'clip': (
         'a subclass overrides _clip_grad: it is called once the gradients '
         'were found finite and are unscaled; what it makes of them is not '
