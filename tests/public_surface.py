@@ -66,7 +66,7 @@ REGISTERED = {
 POLICY_KEYS = {
     'GuardPolicy': (
         'max_consecutive_skips max_skip_rate skip_rate_window proven_after '
-        'when_exhausted accumulation spike lr_backoff divergence'
+        'when_exhausted accumulation check_step spike lr_backoff divergence'
     ),
     'SpikePolicy': 'threshold window warmup action',
     'LrBackoff': 'above factor floor recovery',
@@ -84,7 +84,8 @@ ROW_FIELDS = {
         'action cause ranks loss losses bad_losses num_iters grad_norm lr '
         'loss_scale scale_blamed num_bad_params num_params params samples '
         'inputs watched consecutive_skips total_skips counts '
-        'routine_overflows since spike clip_coef lr_factor micro_batches '
+        'routine_overflows since spike clip_coef lr_factor step '
+        'micro_batches '
         'growth origin'
     ),
     'autopsy': (

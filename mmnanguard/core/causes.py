@@ -32,6 +32,7 @@ class Cause(enum.Enum):
 
     # The values are in event rows, so they never change.
     NONE = 'none'
+    STEP_SPOILED = 'step_spoiled_weights'
     WEIGHT_NONFINITE = 'weight_nonfinite'
     INPUT_NONFINITE = 'input_nonfinite'
     LOSS_NONFINITE = 'loss_nonfinite'
@@ -39,6 +40,7 @@ class Cause(enum.Enum):
     SCALE_OVERFLOW = 'scale_overflow'
     GRAD_NONFINITE = 'grad_nonfinite'
     NORM_OVERFLOW = 'norm_overflow'
+    STEP_NONFINITE = 'step_nonfinite'
     DIVERGENCE = 'divergence'
     SPIKE = 'spike'
 
@@ -105,6 +107,9 @@ class CauseFacts:
             the origin, so that the report counts how often it is named.
         adds_up: Whether many such updates make a run look sick even if no
             parameter is named.
+        is_of_step: Whether the optimizer is at fault, which an event then
+            describes.
+        was_committed: Whether an earlier commit did the damage.
         harms_by_gradient: Whether the fault can do harm only through bad
             gradients. A rejected update whose gradients are finite then
             counts toward no limit: MMEngine would have trained on.
@@ -125,6 +130,8 @@ class CauseFacts:
     is_replayable: bool = True
     names_origin: bool = True
     adds_up: bool = True
+    is_of_step: bool = False
+    was_committed: bool = False
     harms_by_gradient: bool = False
 
     def advice_for(self, has_scale: bool) -> Advice:
@@ -140,8 +147,37 @@ FIND_OUT = (
 )
 BAD_GRADIENT = 'gradient of {name} is {kind} ({of_all})'
 
+BAD_STEP = (
+    'The gradients were finite, and the optimizer made NaN or Inf of them: '
+    'look at its arguments. eps=0 divides by 0 where a gradient was always 0 '
+    '(set eps=1e-8), centered=True takes the root of a rounded difference '
+    '(set centered=False), sums of squares overflow under huge gradients (set '
+    'optim_wrapper.clip_grad=dict(max_norm=...)), and a schedule may make lr, '
+    'betas or weight_decay NaN or Inf (look at param_scheduler).'
+)
+
 CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
     {
+        Cause.STEP_SPOILED: CauseFacts(
+            line="the optimizer's step of iteration {step_iter} made {kind} "
+            'of finite gradients ({stepper}): {tensor} {name} is '
+            '{kind}{others}',
+            advice=Advice(
+                "change the optimizer's arguments, and resume from the last "
+                'clean checkpoint',
+                f'{BAD_STEP} Then resume from a checkpoint written before; '
+                "optim_wrapper.guard.check_step='always' checks each step and "
+                'undoes such a step.',
+            ),
+            color='#7f1d1d',
+            blames='weight',
+            culprits=('parameter',),
+            # The next forward pass uses the same weights.
+            ends_run=True,
+            is_of_batch=False,
+            is_of_step=True,
+            was_committed=True,
+        ),
         Cause.WEIGHT_NONFINITE: CauseFacts(
             line='{tensor} {name} is {kind}{others}, {origin}',
             advice=Advice(
@@ -252,6 +288,19 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             is_replayable=False,
             # The norm is computed while gradients still carry the scale.
             is_scaled=True,
+        ),
+        Cause.STEP_NONFINITE: CauseFacts(
+            line="the optimizer's step {step_fault} ({stepper})",
+            advice=Advice("change the optimizer's arguments", BAD_STEP),
+            color='#a0522d',
+            # The tensors that the step spoiled are named before it is undone.
+            blames='',
+            culprits=('parameter',),
+            # Forward and backward passes are fine: a replay finds nothing.
+            is_of_batch=False,
+            is_replayable=False,
+            names_origin=False,
+            is_of_step=True,
         ),
         Cause.DIVERGENCE: CauseFacts(
             line='training diverges: the median loss is {value:.4g}, the '

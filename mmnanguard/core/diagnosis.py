@@ -14,6 +14,7 @@ from .operation_advice import advise_on, cure_of
 from .rows.autopsy import Autopsy
 from .rows.phrases import and_more, plural, samples_in_words
 from .rules.recent_commits import Growth
+from .step_advice import advise_on_step
 
 __all__ = ['Diagnosis', 'diagnose']
 
@@ -56,6 +57,8 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     facts = facts_of_cause(evidence.cause)
     general = facts.advice_for(evidence.has_scale)
     growth = evidence.growth
+    if facts.is_of_step:
+        return Diagnosis('', advise_on_step(evidence.events, general))
     for event in evidence.events:
         if event.origin:
             reason = f'the weights are bad, {event.origin}'

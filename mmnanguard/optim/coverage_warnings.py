@@ -35,7 +35,7 @@ NUM_ZEROS = 20
 # iterations again.
 PATIENCE = 4
 NUM_LOOKS = 3
-REPEAT = 20
+REPEAT = 10
 # Number of weights that are looked at.
 NUM_SAMPLED = 16
 
@@ -59,11 +59,11 @@ MESSAGES = {
         'overrides them calls super().step() in place of a step of its own.'
     ),
     'no_step': (
-        'NO UPDATE FOR {count} ITERATIONS: backward passes run, but step() of '
-        'the wrapper of optimizer {name!r} was not called. Call '
-        'optim_wrapper.update_params(loss) or step(). If the loop accumulates '
-        'gradients over more iterations than accumulative_counts, this is as '
-        'it should be.'
+        'NO UPDATE FOR {count} ITERATIONS: step() of the wrapper of optimizer '
+        '{name!r} was not called. Let each iteration end in '
+        'optim_wrapper.update_params(loss) or step(). If the loop leaves '
+        'updates out, or accumulates gradients over more iterations than '
+        'accumulative_counts, on purpose, this is as it should be.'
     ),
     'no_gradient': (
         'NO PARAMETER HAS A GRADIENT: {count} updates in a row of optimizer '
@@ -100,6 +100,12 @@ MESSAGES = {
         'loss is not checked, its gradients are. Call '
         'optim_wrapper.backward(loss), and super().backward from a subclass '
         'that overrides it.'
+    ),
+    'copy': (
+        'the state of {optimizer} cannot be copied, so its steps are not '
+        'checked: a step that makes NaN of finite gradients is committed, and '
+        'found by the next update. To say that this is all right: '
+        "optim_wrapper.guard=dict(check_step='never')."
     ),
     'clip': (
         'a subclass overrides _clip_grad: it is called once the gradients '
@@ -231,7 +237,7 @@ class CoverageWarnings:
         is_foreign = known.isdisjoint(map(id, self._params))
         return 'foreign' if known and is_foreign else 'other'
 
-    def look_for_bypass(self, num_iters: int, has_backward: bool) -> None:
+    def look_for_bypass(self, num_iters: int, is_open: bool) -> None:
         """Look whether weights change although no window ends.
 
         Three iterations in a row must change most of the weights: a model
@@ -240,14 +246,17 @@ class CoverageWarnings:
 
         Args:
             num_iters: The iterations since the last step, this included.
-            has_backward: Whether backward passes of the wrapper have run.
+            is_open: Whether backward passes of the wrapper have run.
         """
         length = self._length
         number = num_iters - PATIENCE - 2 * length
         if number < 0 or not self._said.isdisjoint(('step', 'other_step')):
             return
         names = dict(count=str(num_iters), name=self.name)
-        if number == REPEAT * length and has_backward:
+        # One of several optimizers may well wait for its turn.
+        if number == REPEAT * length and (
+            is_open or not self._params.foreign()
+        ):
             self.warn_once('no_step', **names)
         number %= REPEAT * length
         if number > NUM_LOOKS:

@@ -76,6 +76,8 @@ class Guard(Passes):
         attempt: The number of this process start of the run, from 1. Loading
             a checkpoint counts it up, unless this guard has trained already.
         last_clip_coef: The clip coefficient of the last committed update.
+        num_steps: Number of commits since the last start, resume or change
+            of optimizer.
         reported_iterations: The iterations, counted from 0, whose backward
             passes made the updates of the present events.
     """
@@ -98,6 +100,7 @@ class Guard(Passes):
         self.run = ''
         self.attempt = 1
         self.last_clip_coef = 1.0
+        self.num_steps = 0
         self.models: Dict[nn.Module, None] = {}  # an ordered set
         self._root: Optional[nn.Module] = None
         self._has_contexts = False
@@ -186,6 +189,7 @@ class Guard(Passes):
             refuse_closure('a closure given to step()')
         if optimizer is not self.params.optimizer:
             self.params.use(optimizer)
+            self.num_steps = 0
         params, grads = self.params.trained()
         # Without a copy nothing can be restored, without a loss only the
         # gradients are judged: the user is warned of both.
@@ -274,6 +278,7 @@ class Guard(Passes):
         bad: Tuple[BadTensor, ...],
         scale_before: float,
         scale_after: float,
+        step: Optional[Dict[str, Any]] = None,
     ) -> None:
         """Report an update that was not a plain step.
 
@@ -286,6 +291,8 @@ class Guard(Passes):
             bad: A few of the bad tensors.
             scale_before: The loss scale of the update.
             scale_after: The loss scale of the next update.
+            step: The description of the optimizer's step, if that is at
+                fault.
 
         Raises:
             TrainingHalted: On HALT and ROLLBACK, without a listener.
@@ -305,6 +312,7 @@ class Guard(Passes):
             lr=self.params.lrs(),
             loss_scale=loss_scale,
             params=bad,
+            step=step,
             since=self.since,
             run=self.run,
             attempt=self.attempt,
@@ -358,17 +366,9 @@ class Guard(Passes):
         }
 
     def _nonfinite_by_design(self) -> List[str]:
-        """Return the names of weights that do no harm although non-finite.
-
-        Scans of the checkpoint must not report them. Syncs the device once in
-        a run.
-        """
-        tracker = self.window.snapshot.tracker
-        params = list(tracker.masks.had_nan())
-        # Without a commit, NaN may be damage.
-        if not params or not tracker.has_committed:
-            return []
-        return list(map(self.names().of_param, params))
+        """Return the names of weights that scans must not report."""
+        params = self.window.snapshot.tracker.find_harmless()
+        return list(map(self.names().of_param, params)) if params else []
 
     def load_state_dict(self, saved: Dict[str, Any]) -> None:
         """Load a checkpoint's state, under the policy of the config."""
@@ -378,6 +378,8 @@ class Guard(Passes):
         if not self._has_trained:
             self.attempt = saved.get('attempt', 0) + 1
         self._streak.start = saved.get('since', 0)
+        self.params.forget_steps()
+        self.num_steps = 0
 
     def rules_of(self, saved: Dict[str, Any]) -> Tuple[GuardState, ClipRule]:
         """Return the state and the clip rule of a checkpoint.

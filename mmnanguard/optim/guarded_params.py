@@ -3,7 +3,17 @@
 import math
 from itertools import chain
 from operator import attrgetter, itemgetter
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Set, Tuple
+from typing import (
+    Any,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 from weakref import WeakSet
 
 import torch
@@ -12,14 +22,25 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from mmnanguard.core import GuardConfigError
+from mmnanguard.numerics.base.host_read import read_once
+from mmnanguard.numerics.base.norms import tensor_norms
 from mmnanguard.numerics.base.shards import Placement, Shards, local
 from mmnanguard.numerics.base.tensor_kinds import stored_values
+
+from .step_settings import (
+    SCHEDULED,
+    as_list,
+    can_spoil,
+    describe,
+    is_on_device,
+)
 
 __all__ = ['GuardedParams']
 
 # These run in C, which matters for thousands of gradients.
 GRAD, DTYPE, LAYOUT = map(attrgetter, ('grad', 'dtype', 'layout'))
 PARAMS = itemgetter('params')
+NUMBERS = {float, int}
 
 # All live instances, to find the parameters of other optimizers. Instances of
 # deleted wrappers drop out of a weak set.
@@ -31,6 +52,11 @@ class GuardedParams:
 
     Args:
         optimizer: The optimizer.
+
+    Attributes:
+        can_spoil: Whether a step may make NaN or Inf of finite gradients.
+        last_iter: The iteration of the last commit whose step may have
+            spoiled weights.
 
     Raises:
         GuardConfigError: If its updates cannot be guarded.
@@ -60,6 +86,8 @@ class GuardedParams:
         self.optimizer = optimizer
         self._has_parts = any(map(is_part, self))
         self._shards: Optional[Shards] = None
+        self.can_spoil = can_spoil(optimizer)
+        self.forget_steps()
 
     def __iter__(self) -> Iterator[Tensor]:
         return chain.from_iterable(map(PARAMS, self.groups))
@@ -86,6 +114,88 @@ class GuardedParams:
                 return math.nan
             lrs.append(float(lr))
         return max(lrs)
+
+    def forget_steps(self) -> None:
+        """Forget all steps: weights or optimizer are replaced."""
+        self.last_iter = 0
+        self._norms: Sequence[Tensor] = ()
+        self._stepped: List[Tensor] = []
+
+    def read_settings(self) -> Tuple[List[str], List[Tensor]]:
+        """Return the settings that are not finite, in words; no sync.
+
+        Settings on a device are returned as they are.
+        """
+        # This runs in each update, over up to one group per parameter: no
+        # loop in Python as long as all settings are finite numbers.
+        values: List[Any] = []
+        for key in SCHEDULED:
+            if key in self.groups[0]:
+                settings = list(map(itemgetter(key), self.groups))
+                is_pair = isinstance(settings[0], tuple)
+                values += chain(*settings) if is_pair else settings
+        if set(map(type, values)) <= NUMBERS and math.isfinite(sum(values)):
+            return [], []
+        bad: List[str] = []
+        on_device: List[Tensor] = []
+        for index, group in enumerate(self.groups):
+            for key in SCHEDULED:
+                for value in as_list(group.get(key)):
+                    if is_on_device(value):
+                        on_device.append(value)
+                    elif not math.isfinite(value):
+                        bad.append(f'{key} of group {index} is {float(value)}')
+        return bad, on_device
+
+    def note_step(self, params: List[Tensor], iteration: int) -> None:
+        """Note after a step whether it may have spoiled weights; no sync.
+
+        If weights are bad later, this tells whether the step did it. An
+        optimizer of PyTorch with ordinary settings makes no NaN of finite
+        gradients, so only for others the norms of weights are computed.
+
+        Args:
+            params: The parameters with a gradient.
+            iteration: The iteration, as in ``Guard.iter``.
+        """
+        self._stepped = params
+        self._norms = tensor_norms(list(map(local, params)), 2.0)
+        self.last_iter = iteration
+
+    def find_spoiler(
+        self, weights: Iterable[Tensor]
+    ) -> Optional['GuardedParams']:
+        """Return the optimizer whose last step spoiled one of the weights.
+
+        It may be another guarded optimizer of the run. Syncs the device.
+        """
+        bad = set(map(id, weights))
+        for params in (self, *_ALIVE):
+            norms = read_once({'norms': params._norms})['norms']
+            for param, norm in zip(params._stepped, norms):
+                if id(param) in bad and not math.isfinite(norm):
+                    return params
+        return None
+
+    def describe_step(
+        self, nonfinite: Sequence[str] = (), param: Optional[Tensor] = None
+    ) -> Dict[str, Any]:
+        """Return the value of ``step`` in an event.
+
+        Args:
+            nonfinite: The settings that are not finite, in words.
+            param: A parameter that the step spoiled; its group is shown.
+        """
+        shown = self.groups[0]
+        for group in self.groups:
+            if any(member is param for member in group['params']):
+                shown = group
+        return {
+            'optimizer': type(self.optimizer).__name__,
+            'settings': describe(shown),
+            'nonfinite': list(nonfinite),
+            'iter': self.last_iter,
+        }
 
     def foreign(self) -> Set[int]:
         """Return the ids of the parameters of other guarded optimizers."""

@@ -1,21 +1,36 @@
 """The end of a window: observe, agree, decide, apply or restore, report."""
 
-from typing import Any, List, Tuple
+from dataclasses import replace
+from typing import Any, List, Optional, Tuple
 
 from mmengine.logging import print_log
 from torch import Tensor
 from torch.optim import Optimizer
 
 from mmnanguard.core import Action, BadTensor, Cause, ScaleMove, decide
-from mmnanguard.numerics.update.agree import agree
+from mmnanguard.core.causes import CAUSES
+from mmnanguard.numerics.update.agree import agree, ranks_that
 from mmnanguard.numerics.update.apply import apply_update, scaled_lr
 from mmnanguard.numerics.update.blame import blame
 from mmnanguard.numerics.update.observe import diagnose, find_suspects, observe
 
 from .guard import Guard
+from .guarded_params import GuardedParams
+from .micro_batches import judge_micro_batches
 from .resolve_clip_names import resolve_clip_names
+from .step_check import StepTrial, describe_bad, try_step
 
 __all__ = ['guarded_step']
+
+# Number of commits after a start, resume or change of optimizer whose steps
+# are checked. Parameters are copied in these windows anyway.
+NUM_CHECKED = 3
+# A step on gradients with a norm above this is always checked. Below it, the
+# fourth power of each element fits float32, and so does a sum of squares, as
+# Adagrad has it, over 3e20 steps.
+ABSURD_NORM = 1e9
+# Above this rate a step can overflow float32 although its gradient is finite.
+LARGEST_LR = 1e9
 
 
 def guarded_step(
@@ -45,6 +60,7 @@ def guarded_step(
     params, grads = guard.collect(optimizer, **step_kwargs)
     if guard.grad_rule is not None:
         resolve_clip_names(guard, params)
+    bad_settings, settings_on_device = guard.params.read_settings()
     scale = guard.scaler.read(optimizer)
     norm_type = guard.clip_rule.norm_type
 
@@ -57,14 +73,21 @@ def guarded_step(
         scale,
         norm_type,
         guard.place(params),
+        settings_on_device,
     )
+    if bad_settings:
+        local = replace(local, step_is_finite=False)
     seen = agree(local, norm_type)
     weights: List[Tensor] = []
+    spoiler: Optional[GuardedParams] = None
     if not seen.is_clean:
         reading, weights = find_suspects(
             local, reading, window.snapshot, guard.weights()
         )
         local = diagnose(local, reading, grads, weights)
+        if not local.weights_are_finite:
+            spoiler = guard.params.find_spoiler(weights)
+            local = replace(local, last_step_is_finite=spoiler is None)
         seen = agree(local, norm_type)
     seen = window.complete(seen)
 
@@ -84,7 +107,11 @@ def guarded_step(
             scale.carried,
             guard.names(),
         )
+    lr = guard.params.highest_lr()
     if verdict.action is Action.STEP:
+        trial: Optional[StepTrial] = None
+        if is_checked(guard, seen.grad_norm * verdict.clip_coef):
+            trial = try_step(guard, optimizer)
         with guard.coverage_warnings.stepping(seen, guard.models), scaled_lr(
             optimizer, verdict.lr_factor
         ):
@@ -97,17 +124,29 @@ def guarded_step(
                 guard.grad_rule,
                 **step_kwargs,
             )
+        if trial is not None:
+            spoiled = trial.find_bad()
+            ranks = ranks_that(bool(spoiled))
+            if ranks:
+                bad = describe_bad(spoiled, guard.names())
+                trial.undo()
+                seen = replace(seen, step_is_finite=False, bad_ranks=ranks)
+                verdict = decide(seen, guard.state, guard.policy, clip)
+    if verdict.action is Action.STEP:
         window.snapshot.commit()
+        guard.num_steps += 1
     else:
         window.snapshot.restore(reading.changes)
     guard.close()
 
     # Move the scale
     before, after = guard.scaler.move(verdict)
-    lr = guard.params.highest_lr()
     guard.state = guard.state.after(
         seen, verdict, lr, guard.policy.proven_after
     )
+
+    if not verdict.counts and len(window.losses) > 1:
+        judge_micro_batches(guard, scale.is_unscaled)
 
     # Report
     if verdict.action is Action.STEP:
@@ -115,8 +154,14 @@ def guarded_step(
         guard.last_clip_coef = verdict.clip_coef
         guard.clip_rule = guard.clip_rule.after(norm)
         guard.log_norm(norm)
+        # Not <=, which is False for NaN.
+        if guard.params.can_spoil or not lr <= LARGEST_LR:
+            guard.params.note_step(params, guard.iter)
     if verdict.cause is not Cause.NONE:
-        guard.report(seen, verdict, bad, before, after)
+        step = None
+        if CAUSES[verdict.cause].is_of_step:
+            step = (spoiler or guard.params).describe_step(bad_settings)
+        guard.report(seen, verdict, bad, before, after, step)
     elif verdict.scale_move is ScaleMove.RETURN:
         log_return(guard, before, after)
 
@@ -129,4 +174,18 @@ def log_return(guard: Guard, before: float, after: float) -> None:
     print_log(
         f'Iter {guard.iter}: loss scale {before:g} -> {after:g} again: {why}',
         logger='current',
+    )
+
+
+def is_checked(guard: Guard, norm: float) -> bool:
+    """Whether the result of a step is checked; equal on all ranks.
+
+    Args:
+        guard: The guard of the optimizer.
+        norm: The norm of the clipped gradients.
+    """
+    mode = guard.policy.check_step
+    is_early = guard.num_steps < NUM_CHECKED
+    return mode == 'always' or (
+        mode == 'start' and (is_early or norm > ABSURD_NORM)
     )

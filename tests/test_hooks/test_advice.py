@@ -68,7 +68,7 @@ class Faulty(BaseModel):
             # The first linear layer overflows, and nothing else.
             nn.init.ones_(self.body[0].weight)
             inputs = inputs * 0 + 6e4
-            return dict(loss=self.body(inputs).float().log1p().mean())
+            return dict(loss=self.body(inputs).float().square().mean())
         outputs = self.head(self.body(inputs))
         loss = (outputs - target).square().mean()
         zero = (outputs * 0).sum(1)
@@ -78,7 +78,8 @@ class Faulty(BaseModel):
             loss = loss + zero.sqrt().mean()
         elif self.fault == 'log(0)':
             # Zero for about a third of all samples.
-            loss = loss - (inputs[:, 0] > -0.4).float().log().mean()
+            is_good = (inputs[:, 0] > -0.4).float()
+            loss = loss - (is_good + zero).log().mean()
         elif self.fault == 'weight of the loss':
             loss = loss * math.nan
         elif self.fault == 'quartic':

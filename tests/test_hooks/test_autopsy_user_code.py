@@ -59,6 +59,17 @@ class OwnSteps(BaseModel):
         wrapper.zero_grad()
         return loss
 
+    def unscales_windows(self, data, wrapper):
+        with wrapper.optim_context(self):
+            loss = self.look(data, self.fc)
+        wrapper.backward(wrapper.scale_loss(loss))
+        if wrapper.should_update():
+            wrapper.loss_scaler.unscale_(wrapper.optimizer)
+            nn.utils.clip_grad_norm_(self.fc.parameters(), 1.0)
+            wrapper.step()
+            wrapper.zero_grad()
+        return loss
+
     def changes_lr(self, data, wrapper):
         wrapper.optimizer.param_groups[0]['lr'] *= 0.9
         wrapper.param_groups[0]['momentum'] *= 0.9
@@ -140,6 +151,15 @@ def build(net):
             'unscales',
             dict(
                 type='NanGuardAmpOptimWrapper', dtype='float16', loss_scale=8.0
+            ),
+        ),
+        (
+            'unscales_windows',
+            dict(
+                type='NanGuardAmpOptimWrapper',
+                dtype='float16',
+                loss_scale=8.0,
+                accumulative_counts=2,
             ),
         ),
         ('changes_lr', {}),

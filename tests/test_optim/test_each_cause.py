@@ -17,11 +17,13 @@ from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
 class Job:
     """A small model under a guard that halts at the first anomaly."""
 
-    def __init__(self, wrapper=NanGuardOptimWrapper, guard=None, **keys):
+    def __init__(
+        self, wrapper=NanGuardOptimWrapper, guard=None, optimizer=SGD, **keys
+    ):
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Conv1d(1, 2, 1), nn.BatchNorm1d(2))
         self.wrapper = wrapper(
-            SGD(self.model.parameters(), lr=0.01),
+            optimizer(self.model.parameters(), lr=0.01),
             guard={'max_consecutive_skips': 1, **(guard or {})},
             **keys,
         )
@@ -37,6 +39,31 @@ class Job:
     def grow_gradients(self, factor):
         for param in self.model.parameters():
             param.register_hook(lambda grad: grad * factor)
+
+
+class Dividing(SGD):
+    """Makes NaN of finite gradients in its second step."""
+
+    num_steps = 0
+
+    def step(self, closure=None):
+        super().step()
+        self.num_steps += 1
+        if self.num_steps == 2:
+            with torch.no_grad():
+                self.param_groups[0]['params'][0].div_(0.0).sub_(math.inf)
+
+
+def make_spoiled_weight():
+    job = Job(optimizer=Dividing, guard=dict(check_step='never'))
+    for _ in range(3):
+        job.train()
+
+
+def make_bad_step():
+    job = Job(optimizer=Dividing)
+    for _ in range(2):
+        job.train()
 
 
 def make_bad_weight():
@@ -104,6 +131,7 @@ def make_spike():
 
 
 MAKERS = {
+    Cause.STEP_SPOILED: make_spoiled_weight,
     Cause.WEIGHT_NONFINITE: make_bad_weight,
     Cause.INPUT_NONFINITE: make_bad_input,
     Cause.LOSS_NONFINITE: make_bad_loss,
@@ -111,6 +139,7 @@ MAKERS = {
     Cause.SCALE_OVERFLOW: make_overflow,
     Cause.GRAD_NONFINITE: make_bad_gradient,
     Cause.NORM_OVERFLOW: make_huge_norm,
+    Cause.STEP_NONFINITE: make_bad_step,
     Cause.DIVERGENCE: make_divergence,
     Cause.SPIKE: make_spike,
 }

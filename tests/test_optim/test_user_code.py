@@ -318,3 +318,67 @@ def test_a_buffer_that_went_bad_outside_any_update_halts(model):
     model[1].running_var.data[0] = math.nan
     with pytest.raises(TrainingHalted, match=r'1\.running_var'):
         train(wrapper, model)
+
+
+# Optimizers and runs of other kinds
+
+
+class Bare(SGD):
+    """An optimizer that does not call ``Optimizer.__init__``."""
+
+    def __init__(self, params, **attributes):
+        self.state = {}
+        vars(self).update(attributes)
+        if not attributes:
+            self.param_groups = [dict(params=list(params), lr=0.1)]
+
+    def step(self, closure=None):
+        with torch.no_grad():
+            for param in self.param_groups[0]['params']:
+                param -= 0.1 * param.grad
+
+    def zero_grad(self, set_to_none=True):
+        for param in self.param_groups[0]['params']:
+            param.grad = None
+
+
+def test_an_optimizer_that_did_not_call_init_works(model):
+    wrapper = NanGuardOptimWrapper(Bare(model.parameters()))
+    before = copy.deepcopy(model.state_dict())
+    train(wrapper, model, spoil=nan_grads)
+    assert_equal(model.state_dict(), before)
+    train(wrapper, model)
+    assert wrapper.guard.state.num_steps == 1
+
+
+def test_an_optimizer_without_groups_is_refused(model):
+    with pytest.raises(GuardConfigError, match='param_groups'):
+        NanGuardOptimWrapper(Bare(model.parameters(), param_groups=[]))
+
+
+def test_two_runs_do_not_see_the_parameters_of_each_other():
+    shared = nn.Linear(3, 3)
+    first = NanGuardOptimWrapper(SGD(shared.parameters(), lr=0.1))
+    model = nn.Sequential(shared, nn.BatchNorm1d(3), nn.Linear(3, 1))
+    second = NanGuardOptimWrapper(SGD(model[2].parameters(), lr=0.1))
+    first.guard.bind([shared])
+    second.guard.bind([model])
+    assert first.guard.params.foreign() == set()
+    assert second.guard.params.foreign() == set()
+
+
+def test_names_of_several_optimizers_carry_their_prefix():
+    model = nn.ModuleDict(dict(gen=nn.Linear(3, 3), disc=nn.Linear(3, 1)))
+    wrappers = []
+    for part in model.values():
+        wrappers.append(NanGuardOptimWrapper(SGD(part.parameters(), lr=0.1)))
+        wrappers[-1].guard.bind([part], model)
+    disc = wrappers[1]
+    with disc.optim_context(model.disc):
+        loss = model.disc(torch.ones(2, 3)).sum() * math.nan
+    disc.guard.attach(object())
+    disc.update_params(loss)
+    events = disc.guard.take_events()
+    names = {tensor.name for tensor in events[0].params}
+    assert names == {'disc.weight', 'disc.bias'}
+    assert disc.guard.params.foreign() == set(map(id, model.gen.parameters()))

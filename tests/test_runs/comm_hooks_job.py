@@ -21,6 +21,9 @@ from toys import ToyNet, everything, guard_hooks, make_runner, wrapper
 from mmnanguard.core import GuardConfigError
 from mmnanguard.numerics.base.comm_hooks import HookState
 
+# Before PowerSGD begins, its first iteration, and a later one.
+STRUCK = [2, 4, 7]
+
 
 @MODELS.register_module()
 class Struck(ToyNet):
@@ -108,7 +111,7 @@ MAKERS = {
 }
 
 
-def train(work_dir, make, iters=(), leave_out=(), **keys):
+def train(work_dir, make, iters=(), leave_out=(), hooks=None, **keys):
     register = Register(make)
     runner = make_runner(
         work_dir,
@@ -117,7 +120,7 @@ def train(work_dir, make, iters=(), leave_out=(), **keys):
         launcher='pytorch',
         leave_out=leave_out,
         max_iters=9,
-        default_hooks=dict(guard_hooks(), checkpoint=None),
+        default_hooks=dict(guard_hooks(), checkpoint=None, **(hooks or {})),
         custom_hooks=[register],
         cfg=dict(
             model_wrapper_cfg=dict(
@@ -139,23 +142,35 @@ def train(work_dir, make, iters=(), leave_out=(), **keys):
     return runner, kept
 
 
+def differing_keys(kept, oracle):
+    """Return the names of values that are not equal bit for bit."""
+    return [key for key in oracle if not torch.equal(kept[key], oracle[key])]
+
+
 def main(work_dir):
     dist.init_process_group('gloo')
     work_dir = Path(work_dir)
     result = {}
     for name, make in MAKERS.items():
-        for struck in ([2], [3, 6]):
-            runner, kept = train(work_dir / 'a', make, struck)
-            _, oracle = train(work_dir / 'b', make, leave_out=struck)
-            differing = [
-                key
-                for key in oracle
-                if not torch.equal(kept[key], oracle[key])
-            ]
-            (log,) = Path(runner.log_dir).glob('*.log')
-            warned = 'is not known: what it remembers' in log.read_text()
-            skips = runner.optim_wrapper.guard.state.total_skips
-            result[f'{name} {struck}'] = [differing, skips, warned]
+        runner, kept = train(work_dir / 'a', make, STRUCK)
+        _, oracle = train(work_dir / 'b', make, leave_out=STRUCK)
+        (log,) = Path(runner.log_dir).glob('*.log')
+        result[name] = [
+            differing_keys(kept, oracle),
+            runner.optim_wrapper.guard.state.total_skips,
+            'is not known: what it remembers' in log.read_text(),
+        ]
+    # Back to the state of iteration 4, after two rejected updates.
+    runner, kept = train(
+        work_dir / 'a',
+        power(),
+        [6, 7],
+        hooks=dict(rollback=dict(type='mmnanguard.RollbackHook', interval=4)),
+        guard=dict(max_consecutive_skips=2, when_exhausted='rollback'),
+    )
+    _, oracle = train(work_dir / 'b', power(), leave_out=[5, 6, 7])
+    result['rollback'] = differing_keys(kept, oracle)
+    result['rollbacks'] = runner.optim_wrapper.guard.state.num_rollbacks
     try:
         train(work_dir / 'c', power(), guard=dict(accumulation='microbatch'))
         result['refused'] = ''

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from toys import guard_hooks, make_runner, wrapper
 
+from mmnanguard.hooks.recovery.earlier_state import present_state
 from mmnanguard.numerics.checkpoints.checkpoint_file import scan_file
 
 BAD = (1, 4)  # iterations
@@ -96,12 +97,14 @@ def run(role, change, work_dir, is_guarded):
     optim_wrapper = wrapper('OptimWrapper')
     if is_guarded:
         hooks.update(guard_hooks())
-        for name in ('Autopsy', 'InputGuard', 'StateAudit'):
+        for name in ('Autopsy', 'InputGuard', 'StateAudit', 'Rollback'):
             hooks[name] = dict(type=f'mmnanguard.{name}Hook')
         hooks['dump'] = dict(
             type='mmnanguard.BatchDumpHook', save_weights=True
         )
-        optim_wrapper = wrapper()
+        optim_wrapper = wrapper(
+            guard=dict(when_exhausted='rollback', max_consecutive_skips=5)
+        )
     runner = make_runner(
         work_dir,
         optim_wrapper,
@@ -128,7 +131,7 @@ def main(role, change, work_dir):
     plain = run(role, change, tempfile.mkdtemp(), False)
     assert torch.equal(guarded.model.fc.weight, plain.model.fc.weight)
     # A rollback keeps such a copy, and a scan reads the checkpoints.
-    # present_state
+    present_state(guarded, MAX_ITERS)
     for path in guarded.work_dir, plain.work_dir:
         scan_file(f'{path}/iter_3.pth')
     print('equal')

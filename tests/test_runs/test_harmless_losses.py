@@ -152,7 +152,7 @@ def test_beside_good_micro_batches(tmp_path, accumulation):
     rows = read_rows(runner)
     assert state.num_updates == len(rows) == 15
     assert rows[-1]['bad_losses'] == {'loss_cls': 30}
-    # Whole windows are rejected, unless micro-batches are judged apart.
-    num_steps = dict(window=0, microbatch=15)[accumulation]
+    # Four windows in a row are reason enough to judge micro-batches apart.
+    num_steps = dict(window=11, microbatch=15)[accumulation]
     assert state.num_steps == num_steps
     assert [row['counts'] for row in rows] == [False] * 15

@@ -219,6 +219,23 @@ def test_a_replay_decides(tmp_path, gain, is_finite, first, later):
     assert line in log.read_text()
 
 
+def test_a_real_autopsy_clears_the_scale(tmp_path):
+    """Gradients near the limit: NaN alone may be an overflow, until tried."""
+    hooks = dict(autopsy=dict(type='mmnanguard.AutopsyHook'))
+    model = dict(poles=tuple(range(5, 60, 6)), gain=20.0)
+    # A routine overflow gets no autopsy.
+    keys = dict(guard=dict(proven_after=5))
+    tried = guarded(tmp_path / 'tried', 4096.0, hooks, keys=keys, **model)
+    first, *later = read_rows(tried)
+    assert first['loss_scale'] == {'before': 4096.0, 'after': 2048.0}
+    for row in later:
+        assert row['loss_scale'] == {'before': 4096.0, 'after': 4096.0}
+    (log,) = Path(tried.log_dir).glob('*.log')
+    assert 'so the scale is not the cause; loss scale 2048 -> 4096' in (
+        log.read_text()
+    )
+
+
 def test_bad_gradients_of_one_rank(tmp_path):
     """The ranks find equal evidence and move the scale alike."""
     launch('scale_job.py', tmp_path)

@@ -81,6 +81,9 @@ class GuardEvent(RowRecord):
         clip_coef: Factor in (0, 1] on the gradients of a spike that was
             committed.
         lr_factor: Factor on the learning rates of this update.
+        step: The optimizer whose step is to blame: ``{'optimizer': its class,
+            'settings': some arguments, 'nonfinite': the names of non-finite
+            settings, 'iter': the iteration of the step}``; None otherwise.
         micro_batches: ``{'total': ..., 'left_out': [{'rank': ..., 'number':
             ..., 'iter': ...}]}`` with the micro-batches of the window on all
             ranks, numbered from 1. The rest of the event is then about the
@@ -127,6 +130,7 @@ class GuardEvent(RowRecord):
     spike: Optional[JsonObject] = None
     clip_coef: float = 1.0
     lr_factor: float = 1.0
+    step: Optional[JsonObject] = None
     micro_batches: Optional[JsonObject] = None
     growth: Optional[JsonObject] = None
     origin: str = ''
@@ -198,6 +202,7 @@ class GuardEvent(RowRecord):
             **self._tensor_words(),
             **self._loss_words(),
             **self._spike_words(),
+            **self._step_words(),
         )
 
     def _bad_of_all(self) -> str:
@@ -210,8 +215,8 @@ class GuardEvent(RowRecord):
         if self.params:
             first = self.params[0]
             name, kind = f"'{first.name}'", first.kind_in_words
-            if first.tensor == 'buffer':
-                tensor = 'buffer'
+            if first.tensor in TENSOR_WORDS:
+                tensor = TENSOR_WORDS[first.tensor]
         others = and_more(len(self.params) - 1)
         if others:
             others += ' are bad'
@@ -262,6 +267,31 @@ class GuardEvent(RowRecord):
             'usual': usual,
         }
 
+    def _step_words(self) -> Dict[str, str]:
+        """Return the words about the step of an optimizer."""
+        step = self.step or {}
+        settings = []
+        for key, value in step.get('settings', {}).items():
+            settings.append(f'{key}={shorten(value)}')
+        stepper = str(step.get('optimizer', 'the optimizer'))
+        if settings:
+            stepper += f' with {", ".join(settings)}'
+        fault = 'made NaN or Inf of finite gradients and was undone'
+        if step.get('nonfinite'):
+            fault = f'is refused: {", ".join(step["nonfinite"])}'
+        elif self.params:
+            words = self._tensor_words()
+            fault = (
+                f'made {words["kind"]} of finite gradients in '
+                f'{words["tensor"]} {words["name"]}'
+                f'{and_more(len(self.params) - 1)} and was undone'
+            )
+        return {
+            'stepper': stepper,
+            'step_fault': fault,
+            'step_iter': str(step.get('iter', 'before')),
+        }
+
     def _outcome(self) -> str:
         """Describe the fate of the update and of the loss scale."""
         is_committed = self.action is Action.STEP
@@ -309,6 +339,17 @@ class GuardEvent(RowRecord):
         return f'{self.consecutive_skips} {skips} in a row'
 
 
+def shorten(value: object) -> str:
+    """Return a setting as short as a user would write it."""
+    if isinstance(value, float):
+        return f'{value:g}'
+    if isinstance(value, (list, tuple)):
+        return f'({", ".join(map(shorten, value))})'
+    return str(value)
+
+
+# The word for a bad tensor that is no weight, by ``BadTensor.tensor``.
+TENSOR_WORDS = {'buffer': 'buffer', 'optimizer': 'state'}
 # A row with the cause 'spike' may lack its spike.
 NO_SPIKE: JsonObject = {
     'what': 'value',

@@ -59,9 +59,12 @@ def write_halt_story(
     reason = ''
     if diagnosis.reason:
         reason = f': {diagnosis.reason}'
+    damage = 'nothing bad was committed'
+    if CAUSES[event.cause].was_committed:
+        damage = 'an earlier step of the optimizer spoiled the weights'
     lines = [
         f'training halted at iteration {event.iter}, optimizer '
-        f"'{event.optimizer}'{reason}; nothing bad was committed.",
+        f"'{event.optimizer}'{reason}; {damage}.",
         event.line(),
         f'Skips: {event.consecutive_skips} in a row since iteration '
         f'{event.since}, {event.total_skips} in all, besides '

@@ -158,6 +158,8 @@ def find_cause(
     Bad weights or inputs explain a bad loss, and a bad forward pass explains
     bad gradients, never the other way round.
     """
+    if not seen.last_step_is_finite:
+        return Cause.STEP_SPOILED
     if not seen.weights_are_finite:
         return Cause.WEIGHT_NONFINITE
     if not seen.input_is_finite:
@@ -177,6 +179,8 @@ def find_cause(
         return Cause.GRAD_NONFINITE
     if not seen.norm_is_bounded:
         return Cause.NORM_OVERFLOW
+    if not seen.step_is_finite:
+        return Cause.STEP_NONFINITE
     return Cause.NONE
 
 

@@ -116,6 +116,11 @@ class Observation:
         input_is_finite: Whether no hook has reported a non-finite input.
         weights_are_finite: Whether all parameters are finite. They are
             checked only if another fact is bad.
+        last_step_is_finite: Whether the last committed step left finite
+            weights behind. Known only if weights are bad.
+        step_is_finite: Whether the settings of the optimizer's step, such as
+            learning rates, are finite, and so is what the step made of finite
+            gradients.
         num_bad_params: Number of gradients that are non-finite or too large.
         num_params: Number of gradients.
         num_inf_params: Number of gradients with an Inf. It is counted only
@@ -138,6 +143,8 @@ class Observation:
     buffers_are_finite: bool = True
     input_is_finite: bool = True
     weights_are_finite: bool = True
+    last_step_is_finite: bool = True
+    step_is_finite: bool = True
     num_bad_params: int = 0
     num_params: int = 0
     num_inf_params: int = 0
@@ -188,4 +195,6 @@ class Observation:
             and self.grad_is_finite
             and self.norm_is_bounded
             and self.weights_are_finite
+            and self.last_step_is_finite
+            and self.step_is_finite
         )

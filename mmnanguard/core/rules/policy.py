@@ -46,6 +46,12 @@ class GuardPolicy:
         accumulation: The part that a bad micro-batch costs: the whole
             'window', or only the 'microbatch' if the window also has good
             micro-batches.
+        check_step: When the result of the optimizer's step is checked, and
+            undone if it is not finite: in the first commits after 'start',
+            resume or change of optimizer, 'always', or 'never'. Steps on
+            gradients with a norm above 1e9 are checked as well, except with
+            'never'. A checked step costs a copy of weights and optimizer
+            state and one more host read.
         spike: See :class:`SpikePolicy`. None switches the rule off.
         lr_backoff: See :class:`LrBackoff`. None leaves learning rates alone.
         divergence: See :class:`Divergence`. None switches the rule off.
@@ -57,6 +63,7 @@ class GuardPolicy:
     proven_after: int = 100
     when_exhausted: str = 'halt'
     accumulation: str = 'window'
+    check_step: str = 'start'
     spike: Optional[SpikePolicy] = None
     lr_backoff: Optional[LrBackoff] = None
     divergence: Optional[Divergence] = None
@@ -85,6 +92,9 @@ class GuardPolicy:
         )
         _check_choice(
             'accumulation', self.accumulation, ('window', 'microbatch')
+        )
+        _check_choice(
+            'check_step', self.check_step, ('start', 'always', 'never')
         )
 
     @classmethod

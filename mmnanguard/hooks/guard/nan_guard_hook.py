@@ -20,7 +20,8 @@ from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmnanguard.core import Action, Autopsy, Cause, GuardEvent
+from mmnanguard.core import Action, Autopsy, GuardEvent
+from mmnanguard.core.causes import CAUSES
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.update.watch import forget_watched, read_watched
 from mmnanguard.registry import HOOKS
@@ -276,7 +277,8 @@ class NanGuardHook(PatchingHook, EventSource):
             about = message[0]
         # No update has made what was loaded.
         names = [tensor.name for tensor in event.params]
-        if event.cause is Cause.WEIGHT_NONFINITE and self.origin_of(names):
+        is_of_weights = CAUSES[event.cause].blames == 'weight'
+        if is_of_weights and self.origin_of(names):
             about['origin'] = self.origin_of(names)
         return event.replace(**about, id=self._new_id(runner, event))
 

@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from mmnanguard.core import ClipRule, GuardState
+from mmnanguard.numerics.base.comm_hooks import HookState, copy_hook_states
 from mmnanguard.numerics.base.rng_state import RngState, read_rng
 from mmnanguard.numerics.checkpoints.state_copy import Place, StateCopy
 from mmnanguard.numerics.update.blame import plain_name
@@ -72,6 +73,8 @@ class EarlierState(NamedTuple):
         path: The checkpoint that the state was read from; '' for a state in
             memory.
         left_out: The names of tensors that could not be copied.
+        hook_states: The states of DDP's communication hooks. A checkpoint
+            has none; the present states then stay.
     """
 
     iter: int
@@ -80,6 +83,7 @@ class EarlierState(NamedTuple):
     rng: Optional[RngState] = None
     path: str = ''
     left_out: Sequence[str] = ()
+    hook_states: Sequence[HookState] = ()
 
     @property
     def num_steps(self) -> int:
@@ -99,6 +103,8 @@ class EarlierState(NamedTuple):
         self.copy.restore(
             tensors_of(runner), optimizers_of(runner), buffer_places(runner)
         )
+        for state in self.hook_states:
+            state.restore()
 
 
 def present_state(runner: Runner, iteration: int) -> EarlierState:
@@ -110,7 +116,12 @@ def present_state(runner: Runner, iteration: int) -> EarlierState:
         tensors_of(runner), optimizers_of(runner), scheduled_keys(runner)
     )
     return EarlierState(
-        iteration, copy, rules, read_rng(), left_out=copy.left_out
+        iteration,
+        copy,
+        rules,
+        read_rng(),
+        left_out=copy.left_out,
+        hook_states=copy_hook_states(runner.model.modules()),
     )
 
 

@@ -5,7 +5,7 @@ a copy, the NaN of one rejected update would come back for ever.
 """
 
 import copy
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Tuple
 
 import numpy as np
 import torch
@@ -86,13 +86,14 @@ def have_comm_hooks(module: nn.Module) -> bool:
     return hasattr(module, '_comm_hooks') or hasattr(module, '_comm_hook')
 
 
-def copy_hook_states(module: nn.Module) -> List[HookState]:
-    """Copy the states of a module's hooks that are known; no sync."""
-    return [
-        HookState(state)
-        for _, state in hooks_of(module)
-        if is_instance_of(state, COPIED)
-    ]
+def copy_hook_states(modules: Iterable[nn.Module]) -> List[HookState]:
+    """Copy the states of the modules' hooks that are known; no sync."""
+    states = []
+    for module in modules:
+        for _, state in hooks_of(module):
+            if is_instance_of(state, COPIED):
+                states.append(HookState(state))
+    return states
 
 
 def hooks_of(module: nn.Module) -> List[Hook]:

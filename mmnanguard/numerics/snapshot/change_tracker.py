@@ -187,6 +187,10 @@ class KnownMasks:
         # NaN in a parameter makes its norm NaN, else Inf makes it inf.
         self._norms += tensor_norms(values, 2.0)
 
+    def note_bad_loss(self) -> None:
+        """Count a loss that is not finite although nothing is committed."""
+        self.num_bad_losses += 1
+
     def had_nan(self) -> 'WeakIdKeyDictionary':
         """Return these parameters, and whether each held NaN.
 
@@ -239,6 +243,14 @@ class ChangeTracker:
     def has_committed(self) -> bool:
         """Whether any window was committed."""
         return self._num_commits > 0
+
+    def find_harmless(self) -> List[Tensor]:
+        """Return the parameters that do no harm although non-finite.
+
+        Syncs the device once in a run.
+        """
+        # Without a commit, NaN may be damage.
+        return list(self.masks.had_nan()) if self.has_committed else []
 
     def find(self, model: nn.Module) -> TrackedModel:
         """Return the modules and tensors that a model has at present."""

@@ -128,7 +128,7 @@ class Snapshot:
             self._taken.update(dict.fromkeys(tracked.moving, False))
         for module in tracked.hooked:
             if module not in self._hook_states:
-                states = copy_hook_states(module), is_shared
+                states = copy_hook_states([module]), is_shared
                 self._hook_states[module] = states
         is_probing = self.tracker.is_probing
         pairs = []

@@ -119,8 +119,10 @@ class TensorBackup:
             self.is_lost = copy_of(self.values) is None
             return
         self._has_floats = is_float(self.values)
-        if distinct_memory(self.values) is not self.values:
-            self._read = distinct_memory
+        # Once: each call of local() returns another object.
+        values = self.values
+        if distinct_memory(values) is not values:
+            self._read = distinct_part
 
     def set_changing(self) -> None:
         """Note that forward changes the tensor.
@@ -347,6 +349,11 @@ class TensorBackup:
             and values is not None
             and not bool((values.isnan() | values.isposinf()).any())
         )
+
+
+def distinct_part(tensor: Tensor) -> Tensor:
+    """Return the memory of this rank's part of a tensor, each element once."""
+    return distinct_memory(local(tensor))
 
 
 def is_float(values: Tensor) -> bool:

@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from dataclasses import replace
 from operator import attrgetter
-from typing import DefaultDict, List, Sequence
+from typing import DefaultDict, List, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from mmnanguard.core import NanGuardError, Observation
 
 from .observe import combine
 
-__all__ = ['add_up', 'agree', 'merge']
+__all__ = ['add_up', 'agree', 'merge', 'ranks_that']
 
 FLAGS = (
     'loss_is_finite',
@@ -22,6 +22,8 @@ FLAGS = (
     'buffers_are_finite',
     'input_is_finite',
     'weights_are_finite',
+    'last_step_is_finite',
+    'step_is_finite',
 )
 COUNTS = ('num_bad_params', 'num_params', 'num_inf_params')
 NORMS = ('grad_norm', 'clip_norm')
@@ -60,15 +62,37 @@ def agree(seen: Observation, norm_type: float = 2.0) -> Observation:
     return merge([seen], seen, norm_type) if seen.shards else seen
 
 
-def exchange(seen: Observation) -> Tensor:
-    """Return one row of numbers per rank. Collective."""
-    row = to_row(seen)
+def ranks_that(flag: bool) -> Tuple[int, ...]:
+    """Return the ranks that call this with True. Collective.
+
+    Raises:
+        NanGuardError: If another rank does not answer.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return (0,) if flag else ()
+    flags = torch.zeros(dist.get_world_size(), device=exchange_device())
+    flags[dist.get_rank()] = float(flag)
+    add_up(flags)
+    return tuple(flags.nonzero().flatten().tolist())
+
+
+def exchange_device() -> torch.device:
+    """Return the device on which ranks exchange numbers."""
     # Only gloo reduces tensors on the host; NCCL needs them on the device.
     device = torch.device('cpu')
     if 'gloo' not in dist.get_backend():
         device = torch.accelerator.current_accelerator() or device
+    return device
+
+
+def exchange(seen: Observation) -> Tensor:
+    """Return one row of numbers per rank. Collective."""
+    row = to_row(seen)
     rows = torch.zeros(
-        dist.get_world_size(), len(row), dtype=torch.float64, device=device
+        dist.get_world_size(),
+        len(row),
+        dtype=torch.float64,
+        device=exchange_device(),
     )
     # A sum with zeros keeps every bit, NaN included.
     rows[dist.get_rank()] = torch.tensor(row, dtype=torch.float64)
@@ -168,6 +192,8 @@ def merge_rows(
         buffers_are_finite=bool(lowest['buffers_are_finite']),
         input_is_finite=bool(lowest['input_is_finite']),
         weights_are_finite=bool(lowest['weights_are_finite']),
+        last_step_is_finite=bool(lowest['last_step_is_finite']),
+        step_is_finite=bool(lowest['step_is_finite']),
         num_bad_params=int(highest['num_bad_params']),
         num_params=int(highest['num_params']),
         num_inf_params=int(highest['num_inf_params']),

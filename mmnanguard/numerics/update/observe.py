@@ -54,6 +54,7 @@ def observe(
     scale: ScaleReading,
     norm_type: float = 2.0,
     placement: Placement = NOTHING_SHARDED,
+    settings: Sequence[Tensor] = (),
 ) -> Tuple[Observation, Reading]:
     """Observe one update with one pass over the gradients and one host read.
 
@@ -70,6 +71,7 @@ def observe(
             takes a second pass over the gradients.
         placement: The sharding of the gradients. Norms of sharded gradients
             are reported in ``Observation.shards``.
+        settings: Settings of the optimizer that are on a device.
     """
     norms = tensor_norms(grads, 2.0)
     comparison = snapshot.compare()
@@ -78,6 +80,7 @@ def observe(
         'losses': losses,
         'flags': list(chain.from_iterable(facts.values())),
         'clip_norms': [],
+        'settings': settings,
         **comparison.scalars,
     }
     if norm_type != 2.0:
@@ -110,6 +113,7 @@ def observe(
         buffers_are_finite=not changes.bad,
         weights_are_finite=not changes.lost,
         input_is_finite=not any(read['flags']),
+        step_is_finite=all(map(math.isfinite, read['settings'])),
         num_bad_params=num_bad,
         num_params=len(grads),
         scale=scale,
@@ -144,11 +148,8 @@ def find_suspects(
     if not seen.loss_is_finite:
         lost = [*changes.lost, *snapshot.find_lost(changes)]
         reading = reading._replace(changes=changes._replace(lost=lost))
-        # A single bad loss may come from a bad sample.
-        tracker.masks.num_bad_losses += 1
-        nan_is_harmless = (
-            tracker.has_committed or tracker.masks.num_bad_losses == 1
-        )
+        tracker.masks.note_bad_loss()
+        nan_is_harmless = tracker.has_committed
     judged = weights_to_judge(
         weights, tracker.masks, changes.backups, nan_is_harmless
     )
@@ -189,13 +190,33 @@ def weights_to_judge(
         if id(param) in restored:
             continue
         if param in had_nan:
-            if had_nan[param] and nan_is_harmless:
+            if had_nan[param] and (
+                nan_is_harmless or is_unused(param, masks.num_bad_losses)
+            ):
                 continue
             numbers = real_values(param)
             if numbers is None or not bool(numbers.isnan().any()):
                 continue
         judged.append(param)
     return judged
+
+
+def is_unused(param: Tensor, num_bad_losses: int) -> bool:
+    """Whether a bad loss may have another reason than NaN in a parameter.
+
+    Syncs the device.
+
+    Args:
+        param: A parameter that held NaN before the first window.
+        num_bad_losses: Number of bad losses so far.
+    """
+    numbers = real_values(param)
+    grad = None if param.grad is None else real_values(param.grad)
+    if numbers is None or grad is None or grad.shape != numbers.shape:
+        # A single bad loss may come from a bad sample.
+        return num_bad_losses == 1
+    # Elements that the loss depends on have bad gradients.
+    return not bool((numbers.isnan() & ~grad.isfinite()).any())
 
 
 @torch.no_grad()

@@ -1,0 +1,167 @@
+"""The check of an optimizer's step, which can make NaN of finite gradients."""
+
+import math
+from contextlib import suppress
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mmnanguard.core import BadTensor
+from mmnanguard.numerics.base.host_read import read_once
+from mmnanguard.numerics.base.norms import tensor_norms
+from mmnanguard.numerics.base.tensor_kinds import real_values
+from mmnanguard.numerics.checkpoints.host_tensor import keep_tensor
+from mmnanguard.numerics.checkpoints.optimizer_copy import OptimizerCopy
+from mmnanguard.numerics.checkpoints.saved_optimizer import walk
+from mmnanguard.numerics.update.agree import ranks_that
+from mmnanguard.numerics.update.blame import MAX_BLAMED, TensorNames, describe
+
+from .guard import Guard
+
+__all__ = ['StepTrial', 'describe_bad', 'try_step']
+
+
+class Kept(NamedTuple):
+    """A weight or a tensor of the optimizer's state, after a step.
+
+    Attributes:
+        param: The parameter.
+        key: The key in the state of the parameter; '' for the weight itself.
+        values: The numbers.
+    """
+
+    param: Tensor
+    key: str
+    values: Tensor
+
+
+class StepTrial:
+    """A step whose result can be judged and undone.
+
+    Made before the step. Weights and the whole optimizer are copied to the
+    host.
+
+    Args:
+        optimizer: The optimizer.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._params: List[Tensor] = []
+        for group in optimizer.param_groups:
+            self._params += group['params']
+        self._weights = list(map(keep_tensor, self._params))
+        self._copy = OptimizerCopy(optimizer)
+        # What was not finite before is not the fault of this step.
+        self._keys: List[Tuple[int, str]] = []
+        self._extremes: List[Tensor] = []
+        for kept in self._kept():
+            self._keys.append(identity(kept))
+            # NaN if an element is NaN. Unlike a norm it cannot overflow: sums
+            # of squares are large.
+            self._extremes += torch.aminmax(kept.values)
+
+    def _kept(self) -> List[Kept]:
+        """Return the weights and the tensors of the state at present."""
+        kept = []
+        for param in self._params:
+            values: List[Tuple[str, Any]] = [('', param)]
+            # get: the state is a defaultdict.
+            values += walk(self._optimizer.state.get(param, {}))
+            for key, value in values:
+                if not isinstance(value, Tensor):
+                    continue
+                numbers = real_values(value)
+                # Counters and the like say nothing about elements.
+                if numbers is not None and (
+                    value.dim() > 0 or value.shape == param.shape
+                ):
+                    kept.append(Kept(param, key, numbers))
+        return kept
+
+    def find_bad(self) -> List[Kept]:
+        """Return what the step has made non-finite; syncs the device."""
+        after = self._kept()
+        read = read_once(
+            {
+                'before': self._extremes,
+                'after': tensor_norms([kept.values for kept in after], 2.0),
+            }
+        )
+        was_finite: Dict[Tuple[int, str], bool] = {}
+        lows, highs = read['before'][::2], read['before'][1::2]
+        for key, low, high in zip(self._keys, lows, highs):
+            was_finite[key] = math.isfinite(low) and math.isfinite(high)
+        bad = []
+        for kept, norm in zip(after, read['after']):
+            if math.isfinite(norm) or not was_finite.get(identity(kept), True):
+                continue
+            # Finite elements can have a norm of inf, and an optimizer may
+            # begin a state with inf.
+            is_new = identity(kept) not in was_finite
+            if not is_design(kept.values, is_new):
+                bad.append(kept)
+        return bad
+
+    def undo(self) -> None:
+        """Make weights and optimizer as they were, bit for bit."""
+        self._copy.restore(self._optimizer)
+        for param, copy in zip(self._params, self._weights):
+            if copy is not None:
+                copy.restore(param)
+
+
+def try_step(guard: Guard, optimizer: Optimizer) -> Optional[StepTrial]:
+    """Copy all that a step changes. Collective.
+
+    Returns:
+        The trial, or None if a rank cannot copy the optimizer.
+    """
+    trial: Optional[StepTrial] = None
+    # An optimizer may hold anything, and must not end the run by that.
+    with suppress(Exception):
+        trial = StepTrial(optimizer)
+    if ranks_that(trial is None):
+        guard.coverage_warnings.warn_once(
+            'copy', optimizer=type(optimizer).__name__
+        )
+        return None
+    return trial
+
+
+def identity(kept: Kept) -> Tuple[int, str]:
+    """Return the key of a tensor in dictionaries."""
+    return id(kept.param), kept.key
+
+
+def is_design(values: Tensor, is_new: bool) -> bool:
+    """Whether values with a non-finite norm are all right. Syncs the device.
+
+    Args:
+        values: The numbers.
+        is_new: Whether the step has made the tensor.
+    """
+    if bool(values.isfinite().all()):
+        return True
+    return is_new and bool(values.isposinf().all())
+
+
+def describe_bad(bad: List[Kept], names: TensorNames) -> Tuple[BadTensor, ...]:
+    """Describe the first few tensors that a step has spoiled.
+
+    Weights come before states. Syncs the device.
+    """
+    described = []
+    for kept in sorted(bad, key=is_state)[:MAX_BLAMED]:
+        name, kind = names.of_param(kept.param), 'weight'
+        if kept.key:
+            name, kind = f'{name} {kept.key}', 'optimizer'
+        described.append(describe(name, kind, kept.values))
+    return tuple(described)
+
+
+def is_state(kept: Kept) -> bool:
+    """Whether a kept tensor belongs to the optimizer's state."""
+    return bool(kept.key)
