@@ -8,40 +8,27 @@ from typing import Dict
 
 # Guarded runs that end worse than without a guard.
 WORSE: Dict[str, str] = {
-    'GaussianDistance': (
-        'NaN gradients that no loss scale causes lower a static loss scale '
-        'until gradients vanish'
-    ),
-    'OnlyIgnoredLabels': (
-        'harmless NaN losses count toward the limits and end the run'
-    ),
     'RateOfTwo': 'an explosion within four updates is not recognized as one',
-    'IgnoredMicroBatches': (
-        'a window of accumulation is rejected for a micro-batch whose '
-        'gradients are zero'
-    ),
     'SumInHalf': (
         'each update is rejected for a loss of Inf, although all gradients '
         'are finite'
     ),
-    'UnlabelledCrops': (
-        'harmless NaN losses count toward the limits and end the run'
-    ),
-    'EpsilonOfZero': "the optimizer's step makes NaN, and hooks are blamed",
-    'RateIsNan': 'a learning rate of NaN is committed, and hooks are blamed',
-    'SumOfNothing': "the optimizer's step makes NaN, and hooks are blamed",
 }
 # A wrong cause, culprit or advice.
 WRONG: Dict[str, str] = {
     'AnnealedPrior': (
         'with `--guard full`, a loss that rises by design is taken for '
-        'divergence'
+        'divergence; the rollback is undone'
+    ),
+    'FeedForwardInHalf': (
+        'with `--guard full`, leaving out a sample is recommended for a '
+        'module that overflows'
     ),
     'RateOfTwo': 'an explosion within four updates is not recognized as one',
+    'SmoothedMaskedLogits': (
+        'with `--guard full`, a fill value of -Inf is called an overflow'
+    ),
     'NeverInitialized': (
         'a parameter that is NaN from the start is blamed on hooks'
     ),
-    'EpsilonOfZero': "the optimizer's step makes NaN, and hooks are blamed",
-    'RateIsNan': 'a learning rate of NaN is committed, and hooks are blamed',
-    'SumOfNothing': "the optimizer's step makes NaN, and hooks are blamed",
 }
