@@ -2,7 +2,7 @@
 
 import logging
 from contextlib import contextmanager
-from typing import ClassVar, Iterable, Iterator, List, Set
+from typing import Callable, ClassVar, Iterable, Iterator, List, Set
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -138,13 +138,13 @@ class CoverageWarnings:
 
     Args:
         params: The parameters that the guard watches.
-
-    Attributes:
-        name: The name of the optimizer in messages.
+        read_name: Returns the name of the optimizer in messages.
     """
 
-    def __init__(self, params: GuardedParams) -> None:
-        self.name = 'default'
+    def __init__(
+        self, params: GuardedParams, read_name: Callable[[], str]
+    ) -> None:
+        self._read_name = read_name
         self._length = 1
         self._params = params
         self._said: Set[str] = set()
@@ -156,10 +156,6 @@ class CoverageWarnings:
             WeakKeyDictionary()
         )
         AnyStep.watchers.add(self)
-
-    def set_name(self, name: str) -> None:
-        """Set the name of the optimizer in messages."""
-        self.name = name
 
     def set_length(self, num_micro_batches: int) -> None:
         """Set the number of micro-batches of a window."""
@@ -190,7 +186,10 @@ class CoverageWarnings:
         if self._is_shared[optimizer]:
             own_kind = type(self._params.optimizer).__name__
             self.warn_once(
-                'other_step', optimizer=kind, name=self.name, own=own_kind
+                'other_step',
+                optimizer=kind,
+                name=self._read_name(),
+                own=own_kind,
             )
 
     @contextmanager
@@ -218,7 +217,7 @@ class CoverageWarnings:
     ) -> None:
         """Note an update that trains nothing."""
         self._num_idle += 1
-        names = dict(count=str(self._num_idle), name=self.name)
+        names = dict(count=str(self._num_idle), name=self._read_name())
         if seen.num_params:
             # A loss of 0 has nothing left to learn (a triplet loss).
             if self._num_idle >= NUM_ZEROS and seen.loss:
@@ -252,7 +251,7 @@ class CoverageWarnings:
         number = num_iters - PATIENCE - 2 * length
         if number < 0 or not self._said.isdisjoint(('step', 'other_step')):
             return
-        names = dict(count=str(num_iters), name=self.name)
+        names = dict(count=str(num_iters), name=self._read_name())
         # One of several optimizers may well wait for its turn.
         if number == REPEAT * length and (
             is_open or not self._params.foreign()

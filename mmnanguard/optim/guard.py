@@ -71,7 +71,6 @@ class Guard(Passes):
         accumulation: The opener of windows, which counts the micro-batches
             that were left out.
         window: The present window.
-        models: The models that were entered, as an ordered set.
         run: The name of the run in events; kept by a resumed run.
         attempt: The number of this process start of the run, from 1. Loading
             a checkpoint counts it up, unless this guard has trained already.
@@ -101,7 +100,6 @@ class Guard(Passes):
         self.attempt = 1
         self.last_clip_coef = 1.0
         self.num_steps = 0
-        self.models: Dict[nn.Module, None] = {}  # an ordered set
         self._root: Optional[nn.Module] = None
         self._has_contexts = False
         self._has_trained = False
@@ -114,15 +112,6 @@ class Guard(Passes):
         if self.policy.accumulation == 'microbatch':
             self.accumulation = MicroBatches(self)
         self.window = self.accumulation.open()
-
-    @property
-    def name(self) -> str:
-        """The key in the ``OptimWrapperDict``, set by ``NanGuardHook``."""
-        return self.coverage_warnings.name
-
-    @name.setter
-    def name(self, name: str) -> None:
-        self.coverage_warnings.set_name(name)
 
     # The window, from its opening to its end
 
@@ -164,12 +153,6 @@ class Guard(Passes):
             self.models.clear()
             self.window.forget_models()
         self._enter(model)
-
-    def _enter(self, model: nn.Module) -> None:
-        if model not in self.models:
-            self.models[model] = None
-            self.coverage_warnings.check_comm_hooks(model)
-        self.window.enter(model)
 
     def collect(
         self,

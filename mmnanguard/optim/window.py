@@ -1,6 +1,7 @@
 """The state of one accumulation window, which ends with an update."""
 
 from typing import Dict, List, Optional
+from weakref import ref
 
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
@@ -140,6 +141,8 @@ class Passes:
         accumulation: The opener of the windows.
         window: The present window.
         coverage_warnings: The warnings about code that bypasses the guard.
+        models: The models that were entered, as an ordered set.
+        name: Key in the ``OptimWrapperDict``, set by ``NanGuardHook``.
         num_backwards: Number of finished backward passes of the wrapper.
     """
 
@@ -148,8 +151,14 @@ class Passes:
 
     def __init__(self, params: GuardedParams) -> None:
         self.params = params
+        self.models: Dict[nn.Module, None] = {}  # an ordered set
         self.num_backwards = 0
-        self.coverage_warnings = CoverageWarnings(params)
+        self.name = 'default'
+        # A method of the guard would keep the guard alive.
+        guard = ref(self)
+        self.coverage_warnings = CoverageWarnings(
+            params, lambda: getattr(guard(), 'name', '')
+        )
         self._message_hub = MessageHub.get_current_instance()
         self._iteration: Optional[int] = None
         self._is_in_window = False
@@ -168,6 +177,12 @@ class Passes:
             if self._is_in_window:
                 self._leave_abandoned()
         self._is_in_window = True
+
+    def _enter(self, model: nn.Module) -> None:
+        if model not in self.models:
+            self.models[model] = None
+            self.coverage_warnings.check_comm_hooks(model)
+        self.window.enter(model)
 
     def _leave_abandoned(self) -> None:
         """Forget what earlier iterations began and did not end.

@@ -124,7 +124,7 @@ class Observation:
         num_bad_params: Number of gradients that are non-finite or too large.
         num_params: Number of gradients.
         num_inf_params: Number of gradients with an Inf. It is counted only
-            if another fact is bad.
+            if gradients are bad and the loss is finite.
         scale: The loss scale.
         bad_ranks: The ranks that saw the fault.
         shards: The norms of sharded gradients, which the norms above lack

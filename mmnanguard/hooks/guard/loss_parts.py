@@ -25,12 +25,15 @@ class LossParts:
 
     Args:
         start: The iteration at which the process began, from 0.
+
+    Attributes:
+        in_window: The parts that were bad in the present window.
     """
 
     def __init__(self, start: int = 0) -> None:
         self._start = start
         self._counts: Dict[str, int] = {}
-        self._in_window: Set[str] = set()
+        self.in_window: Set[str] = set()
 
     def note(self, hub: MessageHub, keys: List[str]) -> None:
         """Count the parts of one iteration; no sync.
@@ -51,11 +54,7 @@ class LossParts:
             bad.remove('loss')
         for key in bad:
             self._counts[key] = self._counts.get(key, 0) + 1
-        self._in_window.update(bad)
-
-    def end_window(self) -> None:
-        """Forget which parts were bad in the window that has ended."""
-        self._in_window.clear()
+        self.in_window.update(bad)
 
     def of(self, event: GuardEvent, iteration: int) -> Dict[str, object]:
         """Return the fields of an event about the parts of its window.
@@ -66,7 +65,7 @@ class LossParts:
         """
         if math.isfinite(event.loss):
             return {}
-        counts = {key: self._counts[key] for key in sorted(self._in_window)}
+        counts = {key: self._counts[key] for key in sorted(self.in_window)}
         return dict(bad_losses=counts, num_iters=iteration - self._start)
 
 
@@ -84,9 +83,7 @@ def level_of(event: GuardEvent) -> int:
     return logging.DEBUG
 
 
-def warn_of_no_commit(
-    runner: Runner, guard: GuardProtocol, event: GuardEvent
-) -> None:
+def warn_of_no_commit(runner: Runner, guard: GuardProtocol) -> None:
     """Say that nothing is learnt, at intervals that double.
 
     Updates that do no harm never halt a run, however many there are.
@@ -95,7 +92,7 @@ def warn_of_no_commit(
     idle = guard.state.num_updates
     if commits:
         idle -= commits[-1].update
-    if event.counts or idle < LEAST_IDLE or not is_power_of_two(idle):
+    if idle < LEAST_IDLE or not is_power_of_two(idle):
         return
     hint = ''
     if find_wrappers(runner)[guard.name]._accumulative_counts > 1:

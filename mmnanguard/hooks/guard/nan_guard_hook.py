@@ -226,13 +226,13 @@ class NanGuardHook(PatchingHook, EventSource):
             if event.action is not Action.STEP:
                 note_rejected(runner.message_hub)
             self._report(runner, event)
-            warn_of_no_commit(runner, guard, event)
+            if not event.counts:
+                warn_of_no_commit(runner, guard)
         # After the reports: an event names the samples of its window.
         if self._count('num_updates') != self._num_updates:
             self._num_updates = self._count('num_updates')
             self._samples.end_window()
-            if events:
-                self._loss_parts.end_window()
+            self._loss_parts.in_window.clear()
         # A halt ends the run, so all events of the iteration are reported
         # before it.
         for guard, event in events:

@@ -237,13 +237,17 @@ def diagnose(
             suspects.append(grad)
     # Buffers that were lost outside of any update count as weights.
     is_lost = bool(reading.changes.lost) or bool(nonfinite_indices(weights))
+    num_inf = 0
+    # A bad loss explains bad gradients, whatever the scale.
+    if suspects and seen.loss_is_finite:
+        num_inf = count_inf(suspects)
     # All norms may be finite while the norm of the norms is too large.
     num_bad = max(seen.num_bad_params, int(not seen.norm_is_bounded))
     return replace(
         seen,
         grad_is_finite=not nonfinite_indices(suspects),
         num_bad_params=num_bad,
-        num_inf_params=count_inf(suspects),
+        num_inf_params=num_inf,
         weights_are_finite=not is_lost,
     )
 
