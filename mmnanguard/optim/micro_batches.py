@@ -19,6 +19,7 @@ from mmnanguard.core import (
     Observation,
     find_cause,
 )
+from mmnanguard.core.rules.decide import starves_without
 from mmnanguard.numerics.base.comm_hooks import name_hooks
 from mmnanguard.numerics.base.shards import is_sharded
 from mmnanguard.numerics.snapshot.change_tracker import ChangeTracker
@@ -241,14 +242,17 @@ class MicroBatchWindow(Window):
         seen, reading = observe(
             grads, losses, self.facts, self._batch_snapshot, scale
         )
-        if seen.is_clean:
-            self._batch_snapshot.commit()
-            self.losses += losses
-        else:
+        is_good = seen.is_clean
+        if not is_good:
             reading, weights = find_suspects(
                 seen, reading, self._batch_snapshot, guard.weights()
             )
             seen = diagnose(seen, reading, grads, weights)
+            is_good = starves_without(seen, guard.state)
+        if is_good:
+            self._batch_snapshot.commit()
+            self.losses += losses
+        else:
             bad = blame(
                 find_cause(seen, guard.state, guard.policy),
                 params,

@@ -16,6 +16,7 @@ from mmnanguard.core import (
     Verdict,
     decide,
 )
+from mmnanguard.core.rules.decide import MOST_HARMLESS
 from mmnanguard.core.rules.observation import NORM_LIMIT
 
 NAN, INF = math.nan, math.inf
@@ -224,3 +225,62 @@ def test_an_update_counts_if_it_would_have_done_harm(facts, counts):
     state = GuardState().after(seen, verdict)
     assert state.total_skips == 1
     assert state.consecutive_skips == len(state.recent_skips) == int(counts)
+
+
+LOSS_ALONE = dict(loss=INF, loss_is_finite=False, grad_norm=2.0, num_params=1)
+
+
+def fates(facts, num):
+    """Return what becomes of a streak of equal updates, and the state."""
+    state, actions = GuardState(), []
+    for _ in range(num):
+        seen = Observation(**facts)
+        verdict = decide(seen, state, GuardPolicy(), NormClip(1.0))
+        state = state.after(seen, verdict)
+        actions.append(verdict.action)
+    return actions, state
+
+
+def test_a_loss_that_is_never_finite_does_not_stop_learning():
+    actions, state = fates(LOSS_ALONE, MOST_HARMLESS + 3)
+    assert actions == [SKIP] * MOST_HARMLESS + [STEP] * 3
+    assert state.num_steps == 3
+    assert state.consecutive_skips == 0
+    seen = Observation(**LOSS_ALONE)
+    verdict = decide(seen, state, GuardPolicy(), NormClip(1.0))
+    assert (verdict.cause, verdict.counts) == (Cause.LOSS_NONFINITE, False)
+    assert verdict.clip_coef == NormClip(1.0).coefficient(2.0)
+    # After a clean update such updates are rejected again.
+    clean = Observation(**CLEAN)
+    state = state.after(clean, decide(clean, state, GuardPolicy()))
+    assert decide(seen, state, GuardPolicy()).action is SKIP
+
+
+@pytest.mark.parametrize(
+    'fault',
+    [
+        dict(grad_norm=0.0),  # nothing can be learnt
+        dict(grad_norm=NAN, grad_is_finite=False),
+        dict(grad_norm=INF),
+        dict(buffers_are_finite=False),
+        dict(input_is_finite=False),
+        dict(weights_are_finite=False),
+        dict(step_is_finite=False),
+    ],
+)
+def test_nothing_else_may_be_bad(fault):
+    state = GuardState(harmless_skips=MOST_HARMLESS)
+    seen = Observation(**{**LOSS_ALONE, **fault})
+    assert decide(seen, state, GuardPolicy()).action is not STEP
+
+
+def test_a_loss_that_is_not_finite_enters_no_statistics():
+    policy = GuardPolicy.from_config(dict(spike={}, divergence={}))
+    state = GuardState.from_dict(
+        dict(harmless_skips=MOST_HARMLESS), **policy.windows()
+    )
+    seen = Observation(**LOSS_ALONE)
+    after = state.after(seen, decide(seen, state, policy))
+    assert after.recent_losses == after.loss_level.recent == ()
+    assert len(after.recent_norms) == 1
+    assert GuardState.from_dict(after.to_dict(), **policy.windows()) == after

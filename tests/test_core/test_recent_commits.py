@@ -60,6 +60,32 @@ def test_no_explosions(losses, norms):
     assert find_growth(commits(losses, norms)) is None
 
 
+def now_and_then(history, first, every, num, value):
+    """Return a record that ends with few commits and many rejections."""
+    late = [Commit(first + every * i, value, value) for i in range(num)]
+    return [*history, *late]
+
+
+@pytest.mark.parametrize('value', [0.0, 1.0])
+def test_an_exploded_run_may_commit_now_and_then(value):
+    losses = [1.3, 29.0, 80.0, 2e11]
+    history = commits(losses, losses)
+    record = now_and_then(history, 17, 16, 10, value)
+    assert find_growth(record).losses == tuple(losses)
+    # Dead at once, without any rejection.
+    dead = [*history, Commit(5, 0.0, 0.0)]
+    assert find_growth(dead).losses == tuple(losses)
+
+
+def test_a_run_that_went_on_had_not_exploded():
+    history = commits([1.3, 29.0, 80.0, 2e11])
+    # One rejection, and 20 commits in a row.
+    record = now_and_then(history, 6, 1, 20, 1.0)
+    assert find_growth(record) is None
+    calm = commits(NOISE)
+    assert find_growth(now_and_then(calm, 90, 16, 5, 1.0)) is None
+
+
 def test_the_update_at_fault_counts_if_it_is_finite():
     history = commits([1.0, 8.0])
     assert find_growth(history) is None

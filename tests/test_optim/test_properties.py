@@ -28,6 +28,8 @@ from mmnanguard.core import (
     ZClip,
     decide,
 )
+from mmnanguard.core.causes import CAUSES
+from mmnanguard.core.rules.decide import MOST_HARMLESS
 from mmnanguard.numerics.update.agree import merge
 from mmnanguard.optim import NanGuardAmpOptimWrapper
 
@@ -51,7 +53,9 @@ POLICIES = st.builds(
 
 def check_verdict(verdict, seen, state, policy):
     is_step = verdict.action is Action.STEP
-    assert is_step == (verdict.cause is Cause.NONE) == seen.is_clean
+    is_harmless_commit = is_step and not verdict.counts
+    assert is_step == (seen.is_clean or is_harmless_commit)
+    assert (verdict.cause is Cause.NONE) == seen.is_clean
     if is_step:  # no second moment can overflow
         assert seen.grad_norm**2 <= torch.finfo(torch.float32).max
     if verdict.scale_move is ScaleMove.GROW:
@@ -62,10 +66,14 @@ def check_verdict(verdict, seen, state, policy):
         assert seen.scale.lower_is_due
     assert 0 < verdict.clip_coef <= 1
     if not verdict.counts:  # MMEngine would have trained on
-        assert verdict.action is Action.SKIP
+        assert verdict.action is Action.SKIP or is_harmless_commit
         assert seen.grad_is_finite
         assert seen.buffers_are_finite
+        assert seen.step_is_finite
         assert not (seen.loss_is_finite and seen.input_is_finite)
+    if is_harmless_commit:  # the run would starve otherwise
+        assert state.harmless_skips >= MOST_HARMLESS
+        assert replace(seen, loss_is_finite=True).is_clean
     if verdict.cause is Cause.SCALE_OVERFLOW:
         assert verdict.action is Action.SKIP
         assert seen.scale.value > seen.scale.floor
@@ -90,11 +98,14 @@ def is_exhausted(state, policy):
 def check_state(state, verdicts, policy):
     """Check the state after these verdicts against the verdicts alone."""
     routine = [v for v in verdicts if v.cause is Cause.SCALE_OVERFLOW]
-    harmless = [v for v in verdicts if not v.counts]
+    harmless = [
+        v for v in verdicts if not v.counts and v.action is Action.SKIP
+    ]
     skips = [
         verdict.action is not Action.STEP
         for verdict in verdicts
-        if verdict.cause is not Cause.SCALE_OVERFLOW and verdict.counts
+        if verdict.cause is not Cause.SCALE_OVERFLOW
+        and verdict not in harmless
     ]
     assert state.num_updates == len(verdicts)
     assert state.routine_overflows == len(routine)
@@ -113,7 +124,7 @@ def check_state(state, verdicts, policy):
     assert state.commits_since_growth == len(steps)
     last = verdicts[-1]
     if last.action is Action.HALT:
-        is_lost = last.cause is Cause.WEIGHT_NONFINITE
+        is_lost = CAUSES[last.cause].ends_run
         assert is_lost or is_exhausted(state, policy)
     elif last.action is Action.SKIP and last.counts and last not in routine:
         assert not is_exhausted(state, policy)

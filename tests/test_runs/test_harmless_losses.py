@@ -13,6 +13,8 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from toys import guard_hooks, make_runner, read_rows, wrapper
 
+from mmnanguard.core.rules.decide import MOST_HARMLESS
+
 NUM_ITERS = 60
 LIMITS = dict(max_consecutive_skips=4, max_skip_rate=0.2, skip_rate_window=10)
 
@@ -50,7 +52,7 @@ def train(work_dir, optim_wrapper, hooks=None, **keys):
     runner = make_runner(
         work_dir,
         optim_wrapper,
-        model=dict(type='IgnoringNet', **keys),
+        model={'type': 'IgnoringNet', **keys},
         max_iters=NUM_ITERS,
         default_hooks=hooks or {},
     )
@@ -156,3 +158,53 @@ def test_beside_good_micro_batches(tmp_path, accumulation):
     num_steps = dict(window=11, microbatch=15)[accumulation]
     assert state.num_steps == num_steps
     assert [row['counts'] for row in rows] == [False] * 15
+
+
+@MODELS.register_module()
+class OverflowingNet(IgnoringNet):
+    """A classifier whose loss is Inf, while its gradients are finite.
+
+    Args:
+        num_idle: Number of forward passes that have gradients of 0.
+    """
+
+    def __init__(self, num_idle=0):
+        super().__init__(ignored=1)
+        self.num_idle = num_idle
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        losses = super().forward(inputs, data_samples, mode)
+        self.num_idle -= 1
+        weight = float(self.num_idle < 0)
+        return dict(loss_cls=losses['loss_cls'] * weight + float('inf'))
+
+
+@pytest.mark.parametrize('accumulation', ['window', 'microbatch'])
+@pytest.mark.parametrize('counts', [1, 2])
+def test_a_loss_that_is_never_finite_does_not_stop_learning(
+    tmp_path, accumulation, counts
+):
+    """It is Inf in every iteration, and MMEngine learns."""
+    keys = dict(type='OverflowingNet', num_idle=MOST_HARMLESS * counts)
+    plain = sgd('OptimWrapper', accumulative_counts=counts)
+    without = train(tmp_path / 'plain', plain, **keys)
+    guarded = sgd(
+        'NanGuardOptimWrapper',
+        guard=dict(LIMITS, accumulation=accumulation),
+        accumulative_counts=counts,
+    )
+    runner = train(
+        tmp_path / 'guarded', guarded, guard_hooks(), type='OverflowingNet'
+    )
+    assert torch.equal(weights(runner), weights(without))
+    state = runner.optim_wrapper.guard.state
+    assert state.total_skips == MOST_HARMLESS
+    assert state.num_steps == NUM_ITERS // counts - MOST_HARMLESS
+    rows = read_rows(runner)
+    assert [row['action'] for row in rows[:MOST_HARMLESS]] == (
+        ['skip'] * MOST_HARMLESS
+    )
+    assert {row['action'] for row in rows[MOST_HARMLESS:]} == {'step'}
+    log = log_of(runner)
+    assert log.count('GRADIENTS ARE FINITE') == 1  # said once
+    assert 'Look at loss_cls in ' in log

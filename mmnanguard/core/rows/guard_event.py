@@ -72,8 +72,8 @@ class GuardEvent(RowRecord):
         consecutive_skips: Number of skips in a row, including this update.
         total_skips: Number of rejected updates so far, including this
             update.
-        counts: Whether this update counts toward the limits; False if it
-            was rejected although its gradients are finite.
+        counts: Whether this update counts toward the limits; False if its
+            gradients are finite although its loss or input is not.
         routine_overflows: Number of routine overflows so far. The skips above
             do not include them.
         since: Iteration at which the present streak of skips began.
@@ -160,6 +160,12 @@ class GuardEvent(RowRecord):
         ordered = {key: row.pop(key) for key in FIRST_KEYS}
         result: NewRow = to_jsonable({**ordered, **row})
         return result
+
+    @property
+    def is_harmless_commit(self) -> bool:
+        """Whether the update was committed in spite of its loss."""
+        is_committed = self.action is Action.STEP
+        return is_committed and not self.counts and self.micro_batches is None
 
     @property
     def bad_keys(self) -> Tuple[str, ...]:
@@ -295,6 +301,8 @@ class GuardEvent(RowRecord):
     def _outcome(self) -> str:
         """Describe the fate of the update and of the loss scale."""
         is_committed = self.action is Action.STEP
+        if self.is_harmless_commit:
+            return 'update committed, as without a guard'
         if is_committed and self.micro_batches is None:
             return (
                 f'update committed, gradients x {self.clip_coef:.4g}, '

@@ -16,7 +16,13 @@ from .spike import Spike
 from .state import GuardState
 from .verdict import Action, ScaleMove, Verdict
 
-__all__ = ['decide', 'find_cause']
+__all__ = ['MOST_HARMLESS', 'decide', 'find_cause', 'starves_without']
+
+# Number of harmless updates that are rejected without a commit between them.
+# Few, because a run without a guard learns from each of them; more than the
+# milder cures need, which judge micro-batches apart after 4 such windows and
+# let keys that a model masks pass after 3.
+MOST_HARMLESS = 6
 
 
 def decide(
@@ -39,6 +45,8 @@ def decide(
         if seen.left_out is None or verdict.action is not Action.STEP:
             return verdict
         return committed_without(seen.left_out, verdict, state, policy)
+    if starves_without(seen, state):
+        return committed_all_the_same(seen, state, policy, clip)
     if not does_harm(cause, seen):
         return Verdict(Action.SKIP, cause, counts=False)
     action = choose_action(cause, state, policy)
@@ -100,6 +108,39 @@ def judge_finite(
         lr_return,
         scale_to=scale_to,
     )
+
+
+def starves_without(seen: Observation, state: GuardState) -> bool:
+    """Whether an update with a bad loss is committed all the same.
+
+    Its loss is never finite, but its gradients are, and they teach something:
+    rejecting more such updates would stop all learning.
+
+    Args:
+        seen: The facts about an update that is not clean.
+        state: The state of the guard before this update.
+    """
+    # Gradients of micro-batches that were left out are gone.
+    if seen.left_out is not None and seen.left_out.is_all:
+        return False
+    is_streak = state.harmless_skips >= MOST_HARMLESS
+    return is_streak and seen.grad_norm > 0 and seen.only_loss_is_bad
+
+
+def committed_all_the_same(
+    seen: Observation,
+    state: GuardState,
+    policy: GuardPolicy,
+    clip: Callable[[float], float],
+) -> Verdict:
+    """Return the verdict on an update that :func:`starves_without` tells."""
+    # A loss that is not finite says nothing about spikes and divergence.
+    policy = replace(policy, spike=None, divergence=None)
+    verdict = judge_finite(seen, state, policy, clip)
+    if seen.left_out is not None:
+        return committed_without(seen.left_out, verdict, state, policy)
+    cause = find_cause(seen, state, policy)
+    return replace(verdict, cause=cause, spike=None, counts=False)
 
 
 def choose_clip_coef(
@@ -198,6 +239,7 @@ def does_harm(cause: Cause, seen: Observation) -> bool:
         and seen.grad_is_finite
         and seen.norm_is_bounded
         and seen.buffers_are_finite
+        and seen.step_is_finite
     )
 
 

@@ -1,7 +1,7 @@
 """The facts about one update, in plain numbers."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Dict, Optional, Tuple
 
 from ..bad_tensor import BadTensor
@@ -186,6 +186,12 @@ class Observation:
             and self.buffers_are_finite
             and self.input_is_finite
         )
+
+    @property
+    def only_loss_is_bad(self) -> bool:
+        """Whether the loss is not finite, and all other facts are good."""
+        others = replace(self, loss_is_finite=True)
+        return not self.loss_is_finite and others.is_clean
 
     @property
     def is_clean(self) -> bool:

@@ -131,6 +131,9 @@ def find_growth(
     other series must not be at its lowest. Without two finite values nothing
     is known, and None is returned.
 
+    An exploded run may commit now and then between many rejections. If the
+    record does not end with a growth, it is searched up to the trouble.
+
     Args:
         commits: The commits, oldest first.
         loss: The loss of the update at fault; counted if finite.
@@ -139,6 +142,19 @@ def find_growth(
     rows = list(commits)
     if math.isfinite(loss) or math.isfinite(grad_norm):
         rows.append(Commit(0, loss, grad_norm))
+    sound = before_trouble(commits)
+    return growth_at_end(rows, commits) or growth_at_end(sound, sound)
+
+
+def growth_at_end(
+    rows: Sequence[Commit], commits: Sequence[Commit]
+) -> Optional[Growth]:
+    """Return the growth that ends with the last row, or None.
+
+    Args:
+        rows: The commits, oldest first, and maybe the update at fault.
+        commits: The commits alone.
+    """
     losses = finite_sizes([commit.loss for commit in rows])
     norms = finite_sizes([commit.grad_norm for commit in rows])
     factor = 0.0
@@ -159,6 +175,27 @@ def find_growth(
         median_low(norms[: 1 - NUM_SHOWN] or norms[:1] or [math.nan]),
         min([commit.clip_coef for commit in commits]),
     )
+
+
+def before_trouble(commits: Sequence[Commit]) -> Sequence[Commit]:
+    """Return the commits up to the trouble that the record ends with.
+
+    Its last commits are a part of the trouble if more updates were rejected
+    right before them, or if their losses and gradients are 0.
+
+    Args:
+        commits: The commits, oldest first.
+    """
+    end = start = len(commits)
+    while start > 1:
+        start -= 1
+        last = commits[start]
+        num_skips = last.update - commits[start - 1].update - 1
+        num_commits = end - start
+        is_dead = num_commits == 1 and last.loss == last.grad_norm == 0
+        if num_skips > num_commits or is_dead:
+            end = start
+    return commits[:end]
 
 
 def find_early_end(

@@ -57,6 +57,8 @@ class GuardState:
         recent_commits: The last 64 committed updates, oldest first, as they
             were observed.
         scale_trial: What lowering the loss scale has shown.
+        harmless_skips: Number of rejected updates that did no harm, since
+            the last commit with a finite loss.
     """
 
     # Names and types are in checkpoints (test_written_by_0_1.py).
@@ -78,6 +80,7 @@ class GuardState:
     num_left_out: int = 0
     recent_commits: Tuple[Commit, ...] = ()
     scale_trial: ScaleTrial = field(default_factory=ScaleTrial)
+    harmless_skips: int = 0
 
     def after(
         self,
@@ -111,7 +114,7 @@ class GuardState:
             return replace(state, routine_overflows=num_overflows)
         state = replace(state, total_skips=self.total_skips + 1)
         if not verdict.counts:
-            return state
+            return replace(state, harmless_skips=self.harmless_skips + 1)
         return replace(
             state,
             consecutive_skips=self.consecutive_skips + 1,
@@ -131,8 +134,11 @@ class GuardState:
         elif left_out is None or not verdict.cause.is_scaled:
             # An update that had to leave out an overflow proves no scale.
             num_commits += 1
-        loss_level = self.loss_level
-        if loss_level.window > 0:
+        loss_level, recent_losses = self.loss_level, self.recent_losses
+        # Updates may be committed in spite of their loss.
+        if seen.loss_is_finite:
+            recent_losses = self._with('loss', recent_losses, seen.loss, spike)
+        if loss_level.window > 0 and seen.loss_is_finite:
             loss_level = loss_level.after(seen.loss)
         recent_skips = self.recent_skips
         if left_out is None or not verdict.cause.is_routine:
@@ -161,13 +167,12 @@ class GuardState:
             recent_norms=self._with(
                 'grad_norm', self.recent_norms, seen.grad_norm, spike
             ),
-            recent_losses=self._with(
-                'loss', self.recent_losses, seen.loss, spike
-            ),
+            recent_losses=recent_losses,
             loss_level=loss_level,
             lr_factor=verdict.lr_factor,
             lr_return=verdict.lr_return,
             recent_commits=commits,
+            harmless_skips=0 if seen.loss_is_finite else self.harmless_skips,
         )
 
     def rolled_back(
@@ -198,6 +203,7 @@ class GuardState:
             num_rollbacks=self.num_rollbacks + 1,
             recent_commits=to.recent_commits,
             scale_trial=ScaleTrial(),
+            harmless_skips=0,
         )
 
     def without_skips(self) -> 'GuardState':

@@ -52,7 +52,8 @@ class Verdict:
             committed update.
         counts: Whether a rejected update, or a micro-batch that was left
             out, counts toward the limits. False for a loss that is not
-            finite although its gradients are: the update does no harm.
+            finite although its gradients are: the update does no harm,
+            and may even be committed.
     """
 
     action: Action

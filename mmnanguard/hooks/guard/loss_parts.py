@@ -8,6 +8,7 @@ from mmengine.logging import MessageHub
 from mmengine.runner import Runner
 
 from mmnanguard.core import GuardEvent
+from mmnanguard.core.rules.decide import MOST_HARMLESS
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 
 from .._shared.find_guards import find_wrappers
@@ -34,6 +35,7 @@ class LossParts:
         self._start = start
         self._counts: Dict[str, int] = {}
         self.in_window: Set[str] = set()
+        self._told: Set[str] = set()
 
     def note(self, hub: MessageHub, keys: List[str]) -> None:
         """Count the parts of one iteration; no sync.
@@ -68,6 +70,21 @@ class LossParts:
         counts = {key: self._counts[key] for key in sorted(self.in_window)}
         return dict(bad_losses=counts, num_iters=iteration - self._start)
 
+    def warn_of_commit(self, runner: Runner, event: GuardEvent) -> None:
+        """Say once why updates are committed in spite of their loss."""
+        if event.optimizer in self._told:
+            return
+        self._told.add(event.optimizer)
+        kind = 'NAN' if math.isnan(event.loss) else 'INF'
+        runner.logger.error(
+            f"mmnanguard: optimizer '{event.optimizer}': THE LOSS IS {kind} "
+            f'IN {MOST_HARMLESS} UPDATES IN A ROW, BUT ITS GRADIENTS ARE '
+            'FINITE: such updates are committed from here on, as without a '
+            'guard, until a loss is finite. Look at '
+            f'{event.bad_losses_in_words() or "the parts of the loss"}: '
+            'compute it in float32, or leave out of it what has no gradient.'
+        )
+
 
 def level_of(event: GuardEvent) -> int:
     """Return the level at which the event is logged.
@@ -78,6 +95,9 @@ def level_of(event: GuardEvent) -> int:
     # Overflows are expected while the loss scale is not yet proven.
     if event.is_routine:
         return logging.INFO
+    # The first one is said in capitals.
+    if event.is_harmless_commit:
+        return logging.DEBUG
     if event.counts or is_power_of_two(event.total_skips):
         return logging.WARNING
     return logging.DEBUG

@@ -226,7 +226,9 @@ class NanGuardHook(PatchingHook, EventSource):
             if event.action is not Action.STEP:
                 note_rejected(runner.message_hub)
             self._report(runner, event)
-            if not event.counts:
+            if event.is_harmless_commit:
+                self._loss_parts.warn_of_commit(runner, event)
+            elif not event.counts:
                 warn_of_no_commit(runner, guard)
         # After the reports: an event names the samples of its window.
         if self._count('num_updates') != self._num_updates:
