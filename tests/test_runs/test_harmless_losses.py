@@ -184,7 +184,7 @@ class OverflowingNet(IgnoringNet):
 def test_a_loss_that_is_never_finite_does_not_stop_learning(
     tmp_path, accumulation, counts
 ):
-    """It is Inf in every iteration, and MMEngine learns."""
+    """Updates are committed, as MMEngine would do."""
     keys = dict(type='OverflowingNet', num_idle=MOST_HARMLESS * counts)
     plain = sgd('OptimWrapper', accumulative_counts=counts)
     without = train(tmp_path / 'plain', plain, **keys)

@@ -35,7 +35,7 @@ class LossParts:
         self._start = start
         self._counts: Dict[str, int] = {}
         self.in_window: Set[str] = set()
-        self._told: Set[str] = set()
+        self._warned_optimizers: Set[str] = set()
 
     def note(self, hub: MessageHub, keys: List[str]) -> None:
         """Count the parts of one iteration; no sync.
@@ -72,9 +72,9 @@ class LossParts:
 
     def warn_of_commit(self, runner: Runner, event: GuardEvent) -> None:
         """Say once why updates are committed in spite of their loss."""
-        if event.optimizer in self._told:
+        if event.optimizer in self._warned_optimizers:
             return
-        self._told.add(event.optimizer)
+        self._warned_optimizers.add(event.optimizer)
         kind = 'NAN' if math.isnan(event.loss) else 'INF'
         runner.logger.error(
             f"mmnanguard: optimizer '{event.optimizer}': THE LOSS IS {kind} "
