@@ -86,7 +86,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     if finding is not None and finding.phase != 'weight':
         if samples:
             return of_samples(finding, samples)
-        is_explained = finding.is_pole or cure_of(finding)
+        is_explained = finding.is_certain or cure_of(finding)
         if growth is None or is_explained:
             return of_operation(finding)
     if samples:
@@ -103,7 +103,7 @@ def exceeds(growth: Growth, finding: Optional[Autopsy]) -> bool:
 
     The loss grows near a pole, too, if by less than in an explosion.
     """
-    if finding is not None and finding.is_pole:
+    if finding is not None and finding.is_certain:
         return growth.factor >= LEAST_GROWTH_AT_POLE
     return growth.factor > 0
 

@@ -295,7 +295,7 @@ def describe_samples(summary: Summary, names: Sequence[str]) -> str:
 def describe_module(autopsy: Autopsy) -> str:
     """Return the clause on the module that an autopsy found."""
     effect = 'overflows'
-    if autopsy.is_pole:
+    if autopsy.is_certain:
         effect = autopsy.pole()
     elif math.isnan(autopsy.output_absmax):
         effect = 'gives NaN'
