@@ -189,7 +189,7 @@ def test_a_bad_file_that_the_user_names(work_dir):
 
 @pytest.mark.parametrize('is_loaded', [False, True])
 def test_weights_that_were_never_initialized(tmp_path, is_loaded):
-    """Neither other code nor a loaded file, which lacks them, is blamed."""
+    """No other code is blamed, and no file, which lacks them."""
     path = tmp_path / 'backbone.pth'
     torch.save({'state_dict': {'head.bias': torch.zeros(2)}}, path)
     runner = make_runner(
