@@ -67,6 +67,14 @@ class Evidence:
             return True
         return self.finding is not None and self.finding.phase == 'input'
 
+    def masked_keys(self) -> Tuple[str, ...]:
+        """Return the bad parts of batches that did no harm in a replay."""
+        if not self.autopsies or any(row.repeats for row in self.autopsies):
+            return ()
+        return tuple(
+            dict.fromkeys(key for row in self.autopsies for key in row.keys)
+        )
+
     def samples(self) -> Tuple[str, ...]:
         """Return the samples at fault."""
         names: List[str] = []
