@@ -29,7 +29,12 @@ def advise_on(finding: Autopsy) -> Advice:
 
     What was tried and helped comes before what is known in general.
     """
-    return cure_of(finding) or pole_of(finding) or overflow_of(finding)
+    return (
+        cure_of(finding)
+        or mask_of(finding)
+        or pole_of(finding)
+        or overflow_of(finding)
+    )
 
 
 def cure_of(finding: Autopsy) -> Optional[Advice]:
@@ -66,6 +71,20 @@ def cure_of(finding: Autopsy) -> Optional[Advice]:
             'float32 (mmnanguard.Fp32ModulesHook).',
         )
     return None
+
+
+def mask_of(finding: Autopsy) -> Optional[Advice]:
+    """Return the advice on a mask that meets what does not leave it out."""
+    if not finding.mask:
+        return None
+    return Advice(
+        f'keep the mask of {finding.mask} out of the loss',
+        f'{finding.mask} writes Inf or NaN as a mask, which is no overflow, '
+        'but what follows does not leave it out: a sum or mean keeps it, and '
+        '0 times Inf is NaN (label smoothing, weights of 0). Leave masked '
+        'elements out with torch.where before the sum, or mask with a large '
+        'finite number.',
+    )
 
 
 def pole_of(finding: Autopsy) -> Optional[Advice]:

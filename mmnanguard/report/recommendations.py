@@ -8,7 +8,7 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple, TypeVar
 from mmnanguard._support.escape import shell_word
 from mmnanguard.core import Action, Autopsy, GuardEvent
 from mmnanguard.core.causes import facts_of_cause
-from mmnanguard.core.diagnosis import diagnose
+from mmnanguard.core.diagnosis import ADVICE_ON_INITIAL, diagnose
 from mmnanguard.core.evidence import Evidence
 from mmnanguard.core.rows.input_row import InputRow
 from mmnanguard.core.rows.phrases import samples_in_words
@@ -75,6 +75,8 @@ def next_steps(
     code = ''
     if diagnosis.growth is not None:
         code = summary.launch.train_slower(LESS)
+    elif advice is ADVICE_ON_INITIAL:
+        code = ''  # any checkpoint of the run has the same weights
     elif facts_of_cause(finding.cause).blames == 'weight':
         code = summary.launch.train('--resume')
     general_step = Step(advice.short, advice.detail or advice.long, code)
@@ -293,7 +295,7 @@ def describe_samples(summary: Summary, names: Sequence[str]) -> str:
 def describe_module(autopsy: Autopsy) -> str:
     """Return the clause on the module that an autopsy found."""
     effect = 'overflows'
-    if autopsy.is_pole:
+    if autopsy.is_certain:
         effect = autopsy.pole()
     elif math.isnan(autopsy.output_absmax):
         effect = 'gives NaN'

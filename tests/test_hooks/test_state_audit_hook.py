@@ -383,13 +383,16 @@ def test_no_iteration_is_looked_at_twice(
 
     seen = []
     check = module.StateAudit.check
-    monkeypatch.setattr(
-        module.StateAudit,
-        'check',
-        lambda self, kept: seen.append(1) or check(self, kept),
-    )
+
+    def look(self, kept):
+        seen.append(self)
+        return check(self, kept)
+
+    monkeypatch.setattr(module.StateAudit, 'check', look)
     build(tmp_path, dict(interval=interval)).train()
-    assert len(seen) == looks
+    # NanGuardHook looks once before the first iteration.
+    assert len(seen[1:]) == looks
+    assert len(set(map(id, seen[1:]))) == 1
 
 
 def test_a_clean_audit_reads_once(tmp_path, monkeypatch):

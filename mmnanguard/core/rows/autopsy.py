@@ -62,9 +62,13 @@ class Autopsy(RowRecord):
         operands: The numbers of which the operation made its first bad
             element; empty if they are not known.
         num_samples: Number of samples in the window; 0 if it is not known.
-        keys: The parts of the batch that were not finite.
+        keys: The parts of the batch that were not finite. If the replay was
+            finite all the same, the model may mask them.
         tried: The cures that another replay has tried, and whether it was
             finite, see :data:`CURES`.
+        mask: The operation and the line that wrote Inf or NaN on request,
+            such as a mask of -inf, which then met the operation or the loss;
+            '' if no mask is involved.
     """
 
     KIND: ClassVar[str] = 'autopsy'
@@ -93,6 +97,12 @@ class Autopsy(RowRecord):
     num_samples: int = 0
     keys: Tuple[str, ...] = ()
     tried: Mapping[str, bool] = field(default_factory=dict)
+    mask: str = ''
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the operation met a pole or a mask, which is no overflow."""
+        return bool(self.is_pole or self.mask)
 
     def line(self, iteration: int, is_compiled: bool = False) -> str:
         """Return the console line.
@@ -118,6 +128,13 @@ class Autopsy(RowRecord):
                 'eager did not reproduce it: run again without '
                 'torch.compile, the update is finite; either the fault is '
                 'transient or the compiled code makes it'
+            )
+        if not self.repeats and self.keys:
+            keys = ', '.join(map(repr, self.keys))
+            return (
+                f'run again, loss and gradients are finite although {keys} '
+                'is not: the model may mask it on purpose; then leave it out '
+                'of InputGuardHook(keys=...)'
             )
         if not self.repeats:
             return (
@@ -166,7 +183,7 @@ class Autopsy(RowRecord):
         if not self.phase:
             return ''
         where = f'in {self.dtype} in {self.phase}'
-        if self.is_pole:
+        if self.is_certain:
             return f'{self.place()} {self.pole()} {where}{self._of_samples()}'
         who = 'the batch'
         if self.samples:
@@ -190,11 +207,15 @@ class Autopsy(RowRecord):
         return f'{who} is not finite to begin with{keys}'
 
     def pole(self) -> str:
-        """Describe an operation that is not defined for its input."""
+        """Describe an operation that no dtype can make finite."""
         call = 'its input'
         if self.operands:
             numbers = ', '.join(map('{:.3g}'.format, self.operands))
             call = f'{self.op.split(".")[-1]}({numbers})'
+        if self.mask and not self.is_pole:
+            return 'writes Inf or NaN as a mask, which reaches the loss,'
+        if self.mask:
+            return f'meets a mask of Inf ({self.mask}) at {call}'
         if not all(map(math.isfinite, self.operands)):
             return f'got a Python number that is not finite, {call},'
         # 0/0 is a pole as well; log(-1) and a softmax of -inf alone are not.

@@ -30,6 +30,10 @@ OUTCOMES = {
 }
 
 UNKNOWN_ORIGIN = 'which happened outside any guarded update'
+INITIAL_ORIGIN = (
+    'as before the first update (never initialized, such as torch.empty, or '
+    'built so)'
+)
 
 
 @dataclass(frozen=True)
