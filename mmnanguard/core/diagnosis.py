@@ -79,6 +79,9 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     if facts.ends_run or not (facts.is_replayable or growth):
         return Diagnosis('', general)
     finding, samples = evidence.finding, evidence.samples()
+    masked = evidence.masked_keys()
+    if masked:
+        return of_masked(masked)
     if evidence.is_of_inputs and (samples or evidence.bad_keys()):
         return of_inputs(evidence, samples)
     if growth is not None and exceeds(growth, finding):
@@ -125,6 +128,20 @@ def of_inputs(evidence: Evidence, samples: Sequence[str]) -> Diagnosis:
             'rate can help.',
         ),
         tuple(samples),
+    )
+
+
+def of_masked(keys: Sequence[str]) -> Diagnosis:
+    """Return the diagnosis of inputs without which nothing went bad."""
+    names = ', '.join(map(repr, keys))
+    return Diagnosis(
+        f'{names} is not finite, but loss and gradients were when replayed',
+        Advice(
+            f'leave {names} out of InputGuardHook',
+            f'The model seems to mask {names} on purpose, for loss and '
+            'gradients were finite when replayed. List the other parts in '
+            "InputGuardHook(keys=...), or set action='explain'.",
+        ),
     )
 
 

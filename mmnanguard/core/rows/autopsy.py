@@ -64,7 +64,8 @@ class Autopsy(RowRecord):
         operands: The numbers of which the operation made its first bad
             element; empty if they are not known.
         num_samples: Number of samples in the window; 0 if it is not known.
-        keys: The parts of the batch that were not finite.
+        keys: The parts of the batch that were not finite. If the replay was
+            finite all the same, the model may mask them.
         tried: The cures that another replay has tried, and whether it was
             finite, see :data:`CURES`.
         mask: The operation and the line that wrote Inf or NaN on request,
@@ -129,6 +130,13 @@ class Autopsy(RowRecord):
                 'eager did not reproduce it: run again without '
                 'torch.compile, the update is finite; either the fault is '
                 'transient or the compiled code makes it'
+            )
+        if not self.repeats and self.keys:
+            keys = ', '.join(map(repr, self.keys))
+            return (
+                f'run again, loss and gradients are finite although {keys} '
+                'is not: the model may mask it on purpose; then leave it out '
+                'of InputGuardHook(keys=...)'
             )
         if not self.repeats:
             return (
