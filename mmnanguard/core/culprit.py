@@ -28,7 +28,8 @@ def samples_at_fault(
 
     A sample whose input is not finite is at fault. Any other sample is only
     if most of its batch was fine, and if the samples explain the rejected
-    batches, see :func:`explain_batches`.
+    batches, see :func:`explain_batches`. If the module is finite in float32,
+    they also have to be rejected again and again.
 
     Args:
         autopsies: The autopsies of the trouble.
@@ -37,12 +38,16 @@ def samples_at_fault(
     """
     certain: List[str] = []
     suspects: List[str] = []
+    must_repeat = False
     for autopsy in autopsies:
         if autopsy.phase == 'input':
             certain.extend(autopsy.samples)
         elif names_a_minority(autopsy):
             suspects.extend(autopsy.samples)
-    if suspects and not explain_batches(set(suspects), batches, share):
+            must_repeat |= autopsy.tried.get('module_fp32', False)
+    if suspects and not explain_batches(
+        set(suspects), batches, share, must_repeat
+    ):
         suspects = []
     # In the order in which they were named, each once.
     return tuple(dict.fromkeys([*certain, *suspects]))
@@ -60,7 +65,10 @@ def names_a_minority(autopsy: Autopsy) -> bool:
 
 
 def explain_batches(
-    names: AbstractSet[str], batches: Sequence[Collection[str]], share: float
+    names: AbstractSet[str],
+    batches: Sequence[Collection[str]],
+    share: float,
+    must_repeat: bool = False,
 ) -> bool:
     """Whether some samples explain why these batches were rejected.
 
@@ -72,12 +80,15 @@ def explain_batches(
         names: The samples.
         batches: The names of the samples of each rejected update.
         share: The share of updates that were rejected in the trouble.
+        must_repeat: Whether the samples have to be few in any case, because
+            another cure is known.
     """
     rejected = [set(batch) & names for batch in batches if batch]
     covered = [batch for batch in rejected if batch]
     if len(covered) < LEAST_COVERED * len(rejected):
         return False
-    if share <= RARE_SHARE or len(covered) <= NUM_PER_SAMPLE:
+    is_rare = share <= RARE_SHARE or len(covered) <= NUM_PER_SAMPLE
+    if is_rare and not must_repeat:
         return True
     return NUM_PER_SAMPLE * len(covering(covered)) <= len(covered)
 

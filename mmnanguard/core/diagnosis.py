@@ -5,18 +5,18 @@ contradict each other.
 """
 
 import math
-from dataclasses import replace
 from typing import NamedTuple, Optional, Sequence, Tuple
 
 from .causes import Advice, facts_of_cause
 from .evidence import Evidence
 from .operation_advice import advise_on, cure_of
 from .rows.autopsy import Autopsy
+from .rows.guard_event import INITIAL_ORIGIN
 from .rows.phrases import and_more, plural, samples_in_words
 from .rules.recent_commits import Growth
 from .step_advice import advise_on_step
 
-__all__ = ['Diagnosis', 'diagnose']
+__all__ = ['ADVICE_ON_INITIAL', 'Diagnosis', 'diagnose']
 
 TRANSIENT = 'the fault did not happen again when the update was replayed'
 ADVICE_ON_TRANSIENT = Advice(
@@ -50,6 +50,12 @@ ADVICE_ON_LOADED = Advice(
     'Resume from a checkpoint that is clean: python -m mmnanguard '
     'scan_checkpoints WORK_DIR lists them.',
 )
+ADVICE_ON_INITIAL = Advice(
+    'initialize all weights of the model',
+    'Bad weights were NaN or Inf before the first update, so that training '
+    'did not make them so. Fill them in __init__ or init_weights: torch.empty '
+    'leaves whatever the memory held, and a pretrained file may lack them.',
+)
 
 
 def diagnose(evidence: Evidence) -> Diagnosis:
@@ -62,14 +68,20 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     for event in evidence.events:
         if event.origin:
             reason = f'the weights are bad, {event.origin}'
-            return Diagnosis(reason, ADVICE_ON_LOADED)
+            advice = ADVICE_ON_LOADED
+            if event.origin == INITIAL_ORIGIN:
+                advice = ADVICE_ON_INITIAL
+            return Diagnosis(reason, advice)
     # Weights that are bad already, a divergence and a spike say by themselves
     # what they are.
     if facts.blames == 'weight':
-        return of_weights(evidence, general)
+        return Diagnosis('', general)
     if facts.ends_run or not (facts.is_replayable or growth):
         return Diagnosis('', general)
     finding, samples = evidence.finding, evidence.samples()
+    masked = evidence.masked_keys()
+    if masked:
+        return of_masked(masked)
     if evidence.is_of_inputs and (samples or evidence.bad_keys()):
         return of_inputs(evidence, samples)
     if growth is not None and exceeds(growth, finding):
@@ -77,7 +89,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     if finding is not None and finding.phase != 'weight':
         if samples:
             return of_samples(finding, samples)
-        is_explained = finding.is_pole or cure_of(finding)
+        is_explained = finding.is_certain or cure_of(finding)
         if growth is None or is_explained:
             return of_operation(finding)
     if samples:
@@ -94,25 +106,9 @@ def exceeds(growth: Growth, finding: Optional[Autopsy]) -> bool:
 
     The loss grows near a pole, too, if by less than in an explosion.
     """
-    if finding is not None and finding.is_pole:
+    if finding is not None and finding.is_certain:
         return growth.factor >= LEAST_GROWTH_AT_POLE
     return growth.factor > 0
-
-
-def of_weights(evidence: Evidence, general: Advice) -> Diagnosis:
-    """Return the diagnosis of weights that were bad before the update."""
-    for event in reversed(evidence.events):
-        # Other code is no suspect if it is known how they became bad.
-        if event.origin:
-            return Diagnosis(
-                f'weights are not finite, {event.origin}',
-                replace(
-                    general,
-                    long=f'Weights are not finite, {event.origin}: resume '
-                    'from a checkpoint that was written before.',
-                ),
-            )
-    return Diagnosis('', general)
 
 
 def of_inputs(evidence: Evidence, samples: Sequence[str]) -> Diagnosis:
@@ -132,6 +128,20 @@ def of_inputs(evidence: Evidence, samples: Sequence[str]) -> Diagnosis:
             'rate can help.',
         ),
         tuple(samples),
+    )
+
+
+def of_masked(keys: Sequence[str]) -> Diagnosis:
+    """Return the diagnosis of inputs without which nothing went bad."""
+    names = ', '.join(map(repr, keys))
+    return Diagnosis(
+        f'{names} is not finite, but loss and gradients were when replayed',
+        Advice(
+            f'leave {names} out of InputGuardHook',
+            f'The model seems to mask {names} on purpose, for loss and '
+            'gradients were finite when replayed. List the other parts in '
+            "InputGuardHook(keys=...), or set action='explain'.",
+        ),
     )
 
 
@@ -177,6 +187,18 @@ def of_growth(growth: Growth) -> Diagnosis:
         )
     if growth.clip_coef < 1:
         clip = 'optim_wrapper.clip_grad to a lower norm than now'
+    if growth.is_uphill:
+        return Diagnosis(
+            f'{reason}{rate}, which is negative',
+            Advice(
+                'look at param_scheduler: the learning rate is negative',
+                f'The learning rate is negative ({growth.lr:.3g}), so that '
+                f'each step goes uphill. {evidence}. Look at param_scheduler, '
+                'such as a schedule that goes on past its end, and at hooks '
+                'that set the learning rate.',
+            ),
+            growth=growth,
+        )
     return Diagnosis(
         f'{reason}{rate}',
         Advice(

@@ -13,15 +13,5 @@ WRONG: Dict[str, str] = {
     'AnnealedPrior': (
         'with `--guard full`, a loss that rises by design is taken for '
         'divergence; the rollback is undone'
-    ),
-    'FeedForwardInHalf': (
-        'with `--guard full`, leaving out a sample is recommended for a '
-        'module that overflows'
-    ),
-    'SmoothedMaskedLogits': (
-        'with `--guard full`, a fill value of -Inf is called an overflow'
-    ),
-    'NeverInitialized': (
-        'a parameter that is NaN from the start is blamed on hooks'
-    ),
+    )
 }

@@ -56,6 +56,15 @@ def batches(*names):
             1.0,
             (),
         ),
+        # The module is finite in float32 and has had no other chance to fail.
+        ([autopsy('a', tried={'module_fp32': True})], batches('a'), 1.0, ()),
+        # It fails for this sample alone, again and again.
+        (
+            [autopsy('a', tried={'module_fp32': True})],
+            batches('a', 'a'),
+            0.01,
+            ('a',),
+        ),
         # Its input is not finite: nothing else matters.
         (
             [autopsy('a', phase='input')],

@@ -11,6 +11,7 @@ from toys import ToyNet, guard_hooks, make_runner, read_rows, wrapper
 from mmnanguard.core import TrainingHalted
 from mmnanguard.hooks import choose_resume
 from mmnanguard.numerics import load_plain
+from mmnanguard.report import load_run
 from mmnanguard.safe_load import allow_mmengine_checkpoints
 
 
@@ -184,6 +185,31 @@ def test_a_bad_file_that_the_user_names(work_dir):
     assert f'as the loaded checkpoint {last} already had it' in story
     assert 'outside any guarded update' not in story
     assert 'EMA swaps' not in story
+
+
+@pytest.mark.parametrize('is_loaded', [False, True])
+def test_weights_that_were_never_initialized(tmp_path, is_loaded):
+    """No other code is blamed, and no file, which lacks them."""
+    path = tmp_path / 'backbone.pth'
+    torch.save({'state_dict': {'head.bias': torch.zeros(2)}}, path)
+    runner = make_runner(
+        tmp_path,
+        wrapper('NanGuardOptimWrapper'),
+        default_hooks=guard_hooks(),
+        max_iters=4,
+        load_from=str(path) if is_loaded else None,
+    )
+    runner.model.head.weight.data[0] = math.nan
+    with pytest.raises(TrainingHalted) as error:
+        runner.train()
+    story = str(error.value)
+    assert "'head.weight' is NaN, as before the first update" in story
+    assert 'Fill them in __init__ or init_weights' in story
+    assert 'outside any guarded update' not in story
+    assert 'IS BAD' not in log_of(runner)
+    step = load_run(tmp_path).verdict.steps[0]
+    assert step.text.startswith('initialize')
+    assert step.code == ''
 
 
 def test_bad_optimizer_state_is_named_once(work_dir):

@@ -113,6 +113,32 @@ def test_forward(run, op, module, samples, is_fill):
         assert origin.source.startswith('test_module_probe.py:')
 
 
+@pytest.mark.parametrize(
+    ('meet', 'op', 'is_pole'),
+    [
+        (lambda masked: masked.log_softmax(-1), 'aten.masked_fill', None),
+        (lambda masked: masked * 0, 'aten.mul', True),
+        (lambda masked: masked @ torch.zeros(4, 4), 'aten.mm', True),
+    ],
+)
+def test_a_mask_that_is_not_left_out(meet, op, is_pole):
+    first = torch.arange(4) == 0
+    origin = probe(
+        lambda net, x: meet(net.first(x).masked_fill(first, -math.inf))
+    )
+    assert (origin.op, origin.is_pole) == (op, is_pole)
+    assert origin.mask.startswith('aten.masked_fill at test_module_probe.py:')
+
+
+def test_a_fill_that_overflows_is_no_mask():
+    def run(net, x):
+        lowest = torch.tensor(-1e9)
+        return torch.where(x > 0, net.first(x).half(), lowest.half())
+
+    origin = probe(run)
+    assert (origin.op, origin.mask) == ('aten._to_copy', '')
+
+
 def test_a_log_that_where_leaves_out():
     assert probe(log_where) is None
 

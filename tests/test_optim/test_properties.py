@@ -28,7 +28,6 @@ from mmnanguard.core import (
     ZClip,
     decide,
 )
-from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.rules.decide import MOST_HARMLESS
 from mmnanguard.numerics.update.agree import merge
 from mmnanguard.optim import NanGuardAmpOptimWrapper
@@ -124,7 +123,7 @@ def check_state(state, verdicts, policy):
     assert state.commits_since_growth == len(steps)
     last = verdicts[-1]
     if last.action is Action.HALT:
-        is_lost = CAUSES[last.cause].ends_run
+        is_lost = last.cause in (Cause.WEIGHT_NONFINITE, Cause.STEP_SPOILED)
         assert is_lost or is_exhausted(state, policy)
     elif last.action is Action.SKIP and last.counts and last not in routine:
         assert not is_exhausted(state, policy)

@@ -24,6 +24,8 @@ CURES: Mapping[str, str] = MappingProxyType(
     }
 )
 
+DIVISIONS = ('.div', '.div_', '.reciprocal', '.reciprocal_')
+
 
 @dataclass(frozen=True)
 class Autopsy(RowRecord):
@@ -62,9 +64,13 @@ class Autopsy(RowRecord):
         operands: The numbers of which the operation made its first bad
             element; empty if they are not known.
         num_samples: Number of samples in the window; 0 if it is not known.
-        keys: The parts of the batch that were not finite.
+        keys: The parts of the batch that were not finite. If the replay was
+            finite all the same, the model may mask them.
         tried: The cures that another replay has tried, and whether it was
             finite, see :data:`CURES`.
+        mask: The operation and the line that wrote Inf or NaN on request,
+            such as a mask of -inf, which then met the operation or the loss;
+            '' if no mask is involved.
     """
 
     KIND: ClassVar[str] = 'autopsy'
@@ -93,6 +99,12 @@ class Autopsy(RowRecord):
     num_samples: int = 0
     keys: Tuple[str, ...] = ()
     tried: Mapping[str, bool] = field(default_factory=dict)
+    mask: str = ''
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the operation met a pole or a mask, which is no overflow."""
+        return bool(self.is_pole or self.mask)
 
     def line(self, iteration: int, is_compiled: bool = False) -> str:
         """Return the console line.
@@ -118,6 +130,13 @@ class Autopsy(RowRecord):
                 'eager did not reproduce it: run again without '
                 'torch.compile, the update is finite; either the fault is '
                 'transient or the compiled code makes it'
+            )
+        if not self.repeats and self.keys:
+            keys = ', '.join(map(repr, self.keys))
+            return (
+                f'run again, loss and gradients are finite although {keys} '
+                'is not: the model may mask it on purpose; then leave it out '
+                'of InputGuardHook(keys=...)'
             )
         if not self.repeats:
             return (
@@ -149,13 +168,11 @@ class Autopsy(RowRecord):
         return f'tried: {", ".join(outcomes)}'
 
     def place(self) -> str:
-        """Return module, operation and source line, such as they are known.
-
-        The root module has no name.
-        """
+        """Return module, operation and source line, such as they are known."""
         parts = filter(None, (self.module_type, self.op, self.source))
-        name = f"'{self.module}' " if self.module else ''
-        return f'{name}({", ".join(parts)})'
+        # The root module has the name ''.
+        name = f"'{self.module}'" if self.module else 'the model itself'
+        return f'{name} ({", ".join(parts)})'
 
     def finding(self) -> str:
         """Describe where the fault begins; '' if that is not known."""
@@ -166,19 +183,44 @@ class Autopsy(RowRecord):
         if not self.phase:
             return ''
         where = f'in {self.dtype} in {self.phase}'
-        if self.is_pole:
+        if self.is_certain:
             return f'{self.place()} {self.pole()} {where}{self._of_samples()}'
         who = 'the batch'
-        if self.samples:
+        # Without them, the rest of the batch may be bad as well.
+        if self.samples and self.tried.get('without_samples', True):
             who = self._named_samples()
         verb = 'overflow'
         # Finite inputs give NaN by an invalid operation, such as sqrt(-1).
         if math.isnan(self.output_absmax):
             verb = 'give NaN'
-        return (
-            f'{who} made {self.place()} {verb} {where}: its input was up to '
-            f'{self.input_absmax:.3g}, the limit is {self.dtype_max:.3g}'
-        )
+        return f'{who} made {self.place()} {verb} {where}: {self.overflow()}'
+
+    def overflow(self) -> str:
+        """Describe the numbers of an overflow."""
+        if not self.call():
+            return (
+                f'its input was up to {self.input_absmax:.3g}, the limit is '
+                f'{self.dtype_max:.3g}'
+            )
+        words = f'{self.call()} is beyond {self.dtype_max:.3g}'
+        if self.is_near_pole:
+            words += f', as {self.operands[-1]:.3g} is next to its pole at 0'
+        return words
+
+    @property
+    def is_near_pole(self) -> bool:
+        """Whether the operation divided by a number that is almost 0."""
+        if not self.op.endswith(DIVISIONS) or not self.call():
+            return False
+        return abs(self.operands[-1]) * math.sqrt(self.dtype_max) < 1
+
+    def call(self) -> str:
+        """Return the call that overflowed, as 'exp(200)'; '' if unknown."""
+        is_known = self.operands and all(map(math.isfinite, self.operands))
+        if not is_known or math.isnan(self.output_absmax):
+            return ''
+        numbers = ', '.join(map('{:.3g}'.format, self.operands))
+        return f'{self.op.split(".")[-1]}({numbers})'
 
     def _bad_input(self) -> str:
         who = 'the batch'
@@ -190,11 +232,15 @@ class Autopsy(RowRecord):
         return f'{who} is not finite to begin with{keys}'
 
     def pole(self) -> str:
-        """Describe an operation that is not defined for its input."""
+        """Describe an operation that no dtype can make finite."""
         call = 'its input'
         if self.operands:
             numbers = ', '.join(map('{:.3g}'.format, self.operands))
             call = f'{self.op.split(".")[-1]}({numbers})'
+        if self.mask and not self.is_pole:
+            return 'writes Inf or NaN as a mask, which reaches the loss,'
+        if self.mask:
+            return f'meets a mask of Inf ({self.mask}) at {call}'
         if not all(map(math.isfinite, self.operands)):
             return f'got a Python number that is not finite, {call},'
         # 0/0 is a pole as well; log(-1) and a softmax of -inf alone are not.

@@ -277,7 +277,7 @@ class NanGuardHook(PatchingHook, EventSource):
             message = [dict(about, params=event.params)]
             broadcast_object_list(message, src=event.ranks[0])
             about = message[0]
-        # No update has made what was loaded.
+        # No update has made what was bad at the start.
         names = [tensor.name for tensor in event.params]
         is_of_weights = CAUSES[event.cause].blames == 'weight'
         if is_of_weights and self.origin_of(names):

@@ -1,4 +1,4 @@
-"""A look at the state that a run has loaded, before the first update."""
+"""A look at the state with which a run starts, before the first update."""
 
 from typing import Collection, Dict, List, Optional, Set, Tuple
 
@@ -10,8 +10,10 @@ from mmengine.dist import (
 from mmengine.runner import Runner
 
 from mmnanguard._support.escape import escape
+from mmnanguard.core.rows.guard_event import INITIAL_ORIGIN
 from mmnanguard.numerics.checkpoints.state_audit import StateAudit
 
+from .._shared.find_guards import find_guards
 from .choose_resume import (
     find_clean_beside,
     is_local,
@@ -27,17 +29,18 @@ MAX_NAMES = 5
 
 
 class LoadedState:
-    """The non-finite tensors that a run has loaded from a checkpoint.
+    """The non-finite tensors with which a run starts.
 
     Attributes:
         path: The checkpoint; '' if nothing was loaded.
-        bad: The pairs (where, name) of the bad tensors.
+        bad: The pairs (where, name) of the bad tensors that were loaded.
     """
 
     def __init__(self) -> None:
         self.path = ''
         self.bad: Tuple[Tuple[str, str], ...] = ()
         self._by_design: Set[str] = set()
+        self._initial: Set[str] = set()  # bad, but not loaded
 
     def before_load(self, runner: Runner) -> None:
         """Choose the checkpoint to resume from; collective.
@@ -51,39 +54,44 @@ class LoadedState:
         resume_from_clean(runner, self._by_design)
 
     def look(self, runner: Runner) -> None:
-        """Find and report the bad tensors; collective if a run has loaded.
+        """Find the bad tensors, and report those that were loaded; collective.
 
         Syncs the device once if all is well.
         """
-        if not runner._has_loaded:
+        has_loaded = runner._has_loaded
+        if not (has_loaded or find_guards(runner)):
             return
-        self.path = (
-            runner._load_from or read_pointer(runner.work_dir, LAST) or ''
-        )
-        kept = []
-        for item in kept_state(runner):
-            if item.where == 'optimizer' or item.name not in self._by_design:
-                kept.append(item)
+        if has_loaded:
+            last = read_pointer(runner.work_dir, LAST)
+            self.path = runner._load_from or last or ''
+        kept = kept_state(runner)
         result = StateAudit(kept).check(kept)
         bad: Dict[Tuple[str, str], None] = {}
         # With sharded parameters, a rank sees only a part of the state.
         for names in all_gather_object(result.names):
-            bad.update(dict.fromkeys(names))
+            for where, name in names:
+                is_new = where == 'optimizer' or name not in self._by_design
+                if has_loaded and is_new:
+                    bad[where, name] = None
+                else:
+                    self._initial.add(name)
         self.bad = tuple(bad)
         if self.bad:
             story = escape(self._story(runner))
             runner.logger.error(f'mmnanguard: {story}')
 
     def origin(self, names: Collection[str]) -> str:
-        """Return the words on bad tensors that were loaded, or ''.
+        """Return the words on tensors that were bad at the start, or ''.
 
         Args:
             names: The names of tensors that are bad now.
         """
         loaded = {name for _, name in self.bad}
-        if loaded.isdisjoint(names):
-            return ''
-        return f'as the loaded checkpoint {self.path} already had it'
+        if not loaded.isdisjoint(names):
+            return f'as the loaded checkpoint {self.path} already had it'
+        if not self._initial.isdisjoint(names):
+            return INITIAL_ORIGIN
+        return ''
 
     def _story(self, runner: Runner) -> str:
         """Return the text about bad tensors; collective."""

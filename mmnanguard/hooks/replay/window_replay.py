@@ -352,6 +352,7 @@ def describe(event_id: str, first: Pass, is_cured: Optional[bool]) -> Autopsy:
         dtype_max=torch.finfo(getattr(torch, origin.dtype)).max,
         is_pole=origin.is_pole,
         operands=origin.operands,
+        mask=origin.mask,
     )
 
 

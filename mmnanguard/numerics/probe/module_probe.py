@@ -71,6 +71,8 @@ class Origin:
             :func:`is_undefined`; None if that is not known.
         operands: The numbers of which the first bad element was made; empty
             if the operation does not work element by element.
+        mask: The operation and the line that wrote the first bad number on
+            request, if it is known that nothing else is bad; else ''.
     """
 
     phase: str
@@ -86,6 +88,7 @@ class Origin:
     is_fill: bool = False
     is_pole: Optional[bool] = None
     operands: Tuple[float, ...] = ()
+    mask: str = ''
 
 
 class ModuleProbe(TorchDispatchMode):
@@ -176,6 +179,12 @@ class ModuleProbe(TorchDispatchMode):
                         origin,
                         is_pole=is_undefined(call),
                         operands=operands_of(call, output),
+                        mask=self._mask_among(bad_inputs, name),
+                    )
+                elif absmax <= torch.finfo(output.dtype).max:
+                    # A larger number overflows in the mask's dtype.
+                    origin = replace(
+                        origin, mask=f'{origin.op} at {origin.source}'
                     )
             self._hold(output)
             self._origins[key_of(output)] = origin
@@ -195,6 +204,19 @@ class ModuleProbe(TorchDispatchMode):
         if origins and not has_nan(output):
             return origins[0]
         return None
+
+    def _mask_among(self, bad_inputs: List[Tensor], name: str) -> str:
+        """Return the mask of which an operation made NaN; '' if none.
+
+        A softmax is meant for masks: it is bad only if all is masked.
+        """
+        if name.endswith('softmax'):
+            return ''
+        for tensor in bad_inputs:
+            mask = self._origins[key_of(tensor)].mask
+            if mask:
+                return mask
+        return ''
 
     def _known(self, bad: Tensor, place: Place) -> Origin:
         """Return the origin of an operation's non-finite input."""
