@@ -114,7 +114,7 @@ def describe_healthy_run(summary: Summary) -> str:
     if num_committed:
         clauses.append(
             f'{count_of(num_committed, "update")} committed with spikes '
-            'clipped, micro-batches left out or a loss that is not finite'
+            'clipped or micro-batches left out'
         )
     if not clauses:
         return f'healthy: {summary.last_iter:,} iterations, none rejected'
