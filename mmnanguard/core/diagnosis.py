@@ -187,6 +187,18 @@ def of_growth(growth: Growth) -> Diagnosis:
         )
     if growth.clip_coef < 1:
         clip = 'optim_wrapper.clip_grad to a lower norm than now'
+    if growth.is_uphill:
+        return Diagnosis(
+            f'{reason}{rate}, which is negative',
+            Advice(
+                'look at param_scheduler: the learning rate is negative',
+                f'The learning rate is negative ({growth.lr:.3g}), so that '
+                f'each step goes uphill. {evidence}. Look at param_scheduler, '
+                'such as a schedule that goes on past its end, and at hooks '
+                'that set the learning rate.',
+            ),
+            growth=growth,
+        )
     return Diagnosis(
         f'{reason}{rate}',
         Advice(
