@@ -61,9 +61,9 @@ FAULTS = [
     dict(iter=37, site='grad', value='inf', where='head'),
     dict(iter=44, site='grad', value='1e38'),
 ]
-# By which an interrupted run's rows may differ; the beginning of a streak is
-# as the process has seen it.
-OWN_KEYS = ('id', 'run', 'attempt', 'time')
+# By which an interrupted run's rows may differ; iterations are counted since
+# the process started.
+OWN_KEYS = ('id', 'run', 'attempt', 'time', 'num_iters')
 
 
 @MODELS.register_module()
@@ -299,11 +299,15 @@ def end_of(work_dir):
 
 
 def rows_of(work_dir):
-    return [
-        {key: value for key, value in row.items() if key not in OWN_KEYS}
-        for row in read_events(str(work_dir / 'run'))
-        if row['kind'] != 'start'
-    ]
+    rows = []
+    for row in read_events(str(work_dir / 'run')):
+        if row['kind'] == 'start':
+            continue
+        row = {key: row[key] for key in row if key not in OWN_KEYS}
+        # The counts are those of a process, the names are not.
+        row['bad_losses'] = sorted(row.get('bad_losses', ()))
+        rows.append(row)
+    return rows
 
 
 def differences(left, right, where=''):

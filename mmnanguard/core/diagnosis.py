@@ -79,6 +79,9 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     if facts.ends_run or not (facts.is_replayable or growth):
         return Diagnosis('', general)
     finding, samples = evidence.finding, evidence.samples()
+    masked = evidence.masked_keys()
+    if masked:
+        return of_masked(masked)
     if evidence.is_of_inputs and (samples or evidence.bad_keys()):
         return of_inputs(evidence, samples)
     if growth is not None and exceeds(growth, finding):
@@ -128,6 +131,20 @@ def of_inputs(evidence: Evidence, samples: Sequence[str]) -> Diagnosis:
     )
 
 
+def of_masked(keys: Sequence[str]) -> Diagnosis:
+    """Return the diagnosis of inputs without which nothing went bad."""
+    names = ', '.join(map(repr, keys))
+    return Diagnosis(
+        f'{names} is not finite, but loss and gradients were when replayed',
+        Advice(
+            f'leave {names} out of InputGuardHook',
+            f'The model seems to mask {names} on purpose, for loss and '
+            'gradients were finite when replayed. List the other parts in '
+            "InputGuardHook(keys=...), or set action='explain'.",
+        ),
+    )
+
+
 def of_likely_inputs(evidence: Evidence) -> Diagnosis:
     """Return the diagnosis of bad parts of batches that nothing has tried."""
     keys = ', '.join(map(repr, evidence.bad_keys()))
@@ -170,6 +187,18 @@ def of_growth(growth: Growth) -> Diagnosis:
         )
     if growth.clip_coef < 1:
         clip = 'optim_wrapper.clip_grad to a lower norm than now'
+    if growth.is_uphill:
+        return Diagnosis(
+            f'{reason}{rate}, which is negative',
+            Advice(
+                'look at param_scheduler: the learning rate is negative',
+                f'The learning rate is negative ({growth.lr:.3g}), so that '
+                f'each step goes uphill. {evidence}. Look at param_scheduler, '
+                'such as a schedule that goes on past its end, and at hooks '
+                'that set the learning rate.',
+            ),
+            growth=growth,
+        )
     return Diagnosis(
         f'{reason}{rate}',
         Advice(

@@ -1,7 +1,7 @@
 """All that is known about a group of rejected updates."""
 
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from .causes import facts_of_cause
 from .culprit import samples_at_fault, suspects_among
@@ -66,6 +66,15 @@ class Evidence:
         if facts_of_cause(self.cause).is_of_inputs:
             return True
         return self.finding is not None and self.finding.phase == 'input'
+
+    def masked_keys(self) -> Tuple[str, ...]:
+        """Return the bad parts of batches that did no harm in a replay."""
+        if not self.autopsies or any(row.repeats for row in self.autopsies):
+            return ()
+        keys: Dict[str, None] = {}  # an ordered set
+        for row in self.autopsies:
+            keys.update(dict.fromkeys(row.keys))
+        return tuple(keys)
 
     def samples(self) -> Tuple[str, ...]:
         """Return the samples at fault."""

@@ -22,6 +22,16 @@ SAFE_OPS: Mapping[str, str] = {
     '_softmax': 'masked_softmax',
 }
 DERIVATIVES = 'safe_sqrt or safe_norm'
+POSITIVE = 'Make its input positive (softplus, exp, clamp)'
+# By operation: what is outside of its domain, and what helps.
+DOMAINS: Mapping[str, str] = {
+    'log': POSITIVE,
+    'log2': POSITIVE,
+    'log10': POSITIVE,
+    'sqrt': POSITIVE,
+    'rsqrt': POSITIVE,
+    'pow': 'Make its base positive (softplus, exp, clamp)',
+}
 
 
 def advise_on(finding: Autopsy) -> Advice:
@@ -104,6 +114,13 @@ def pole_of(finding: Autopsy) -> Optional[Advice]:
     if finding.phase == 'backward':
         safe = DERIVATIVES
         derivative = ', the derivative of that line,'
+    if finding.phase != 'backward' and is_outside_domain(name, finding):
+        return Advice(
+            f'keep the input of {finding.op} at {where} in its domain',
+            f'{finding.op} at {where} {finding.pole()}, which is outside '
+            'of its domain: no epsilon, no dtype, no loss scale and no '
+            f'clipping changes that. {DOMAINS[name]}.',
+        )
     return Advice(
         f'keep the input of {finding.op} at {where} away from its pole',
         f'{finding.op} at {where}{derivative} is not defined for this input, '
@@ -111,6 +128,13 @@ def pole_of(finding: Autopsy) -> Optional[Advice]:
         f'that. Add an epsilon, clamp, or use {safe} of '
         'mmnanguard.numerics.',
     )
+
+
+def is_outside_domain(name: str, finding: Autopsy) -> bool:
+    """Whether the operation met a negative number, and not its pole at 0."""
+    is_nan = math.isnan(finding.output_absmax)
+    operands = finding.operands
+    return is_nan and name in DOMAINS and bool(operands) and operands[0] < 0
 
 
 def overflow_of(finding: Autopsy) -> Advice:
@@ -124,9 +148,19 @@ def overflow_of(finding: Autopsy) -> Advice:
             'bfloat16 helps was not tried: mmnanguard.AutopsyHook('
             'try_cures=True) tries it.',
         )
+    if finding.is_near_pole:
+        return Advice(
+            f'keep the divisor of {finding.op} at {where} away from 0',
+            f'{finding.op} at {where} {finding.overflow()}. Clamp what is '
+            'divided by from below or add an epsilon; in a backward pass it '
+            'is the input of that line, such as the probability of a log, '
+            'which is safer computed in the log domain (logsumexp).',
+        )
+    numbers = f'got numbers of up to {finding.input_absmax:.3g}'
+    if finding.call():
+        numbers = f'computes {finding.call()}'
     return Advice(
         f'look at the numbers that reach {finding.op} at {where}',
-        f'{finding.op} at {where} got numbers of up to '
-        f'{finding.input_absmax:.3g} and is beyond the {limit}: normalize '
-        'or clamp its input, or look for weights that have grown.',
+        f'{finding.op} at {where} {numbers} and is beyond the {limit}: '
+        'normalize or clamp its input, or look for weights that have grown.',
     )

@@ -32,7 +32,14 @@ def advise_on_step(events: Sequence[GuardEvent], general: Advice) -> Advice:
     long = f'The optimizer is at fault, not the data: {cure}'
     if CAUSES[event.cause].was_committed:
         long += CHECK_ALWAYS
-    return replace(general, long=long, detail='')
+    short = general.short
+    if event.step.get('nonfinite'):
+        short = (
+            f'look at param_scheduler: {", ".join(event.step["nonfinite"])}'
+        )
+        if CAUSES[event.cause].was_committed:
+            short += ', and resume from the last clean checkpoint'
+    return replace(general, short=short, long=long, detail='')
 
 
 def find_cure(event: GuardEvent) -> str:

@@ -12,6 +12,7 @@ from typing import (
     Any,
     Callable,
     Dict,
+    Iterable,
     Iterator,
     List,
     Optional,
@@ -51,6 +52,14 @@ class ParamsProtocol(Protocol):
     optimizer: Optimizer
 
     def __iter__(self) -> Iterator[Tensor]: ...
+
+    def find_spoiler(
+        self, weights: Iterable[Tensor]
+    ) -> Optional['ParamsProtocol']:
+        """Return the optimizer whose last step spoiled weights; syncs."""
+
+    def describe_step(self) -> Dict[str, Any]:
+        """Return the value of ``step`` in an event."""
 
 
 class AccumulationProtocol(Protocol):
@@ -132,6 +141,9 @@ class GuardProtocol(Protocol):
         count_steps: Callable[[], int] = int,
     ) -> None:
         """Prepare for a forward pass that may enter no ``optim_context``."""
+
+    def note_replaced_state(self) -> None:
+        """Forget the steps so far: weights and optimizer are others now."""
 
     def add_fact(self, name: str, flag: Tensor) -> None:
         """Raise a flag for the present window; no sync."""

@@ -361,6 +361,13 @@ class Guard(Passes):
         if not self._has_trained:
             self.attempt = saved.get('attempt', 0) + 1
         self._streak.start = saved.get('since', 0)
+        self.note_replaced_state()
+
+    def note_replaced_state(self) -> None:
+        """Forget the steps so far: weights and optimizer are others now.
+
+        The next commits count as the first ones for ``check_step``.
+        """
         self.params.forget_steps()
         self.num_steps = 0
 

@@ -19,6 +19,9 @@ def describe(group: Dict[str, Any]) -> Dict[str, Any]:
     """Return the settings of a parameter group that an event shows."""
     settings: Dict[str, Any] = {}
     for key in SHOWN:
+        if group.get(key) is True:
+            settings[key] = True
+            continue
         values = list(map(float, as_list(group.get(key))))
         # Zero switches most settings off; an eps of 0 is suspicious.
         if any(values) or (values and key in ('lr', 'eps')):

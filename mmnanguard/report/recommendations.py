@@ -73,8 +73,11 @@ def next_steps(
     ]
     advice = diagnosis.advice
     code = ''
-    if diagnosis.growth is not None:
-        code = summary.launch.train_slower(LESS)
+    growth = diagnosis.growth
+    if growth is not None:
+        # A negative rate that is smaller goes uphill as well.
+        if not growth.is_uphill:
+            code = summary.launch.train_slower(LESS)
     elif advice is ADVICE_ON_INITIAL:
         code = ''  # any checkpoint of the run has the same weights
     elif facts_of_cause(finding.cause).blames == 'weight':
@@ -84,10 +87,13 @@ def next_steps(
     # causes, such as bad weights, and after an explosion, the general advice
     # helps more.
     is_local = 'sample' in facts_of_cause(finding.cause).culprits
-    if is_local and diagnosis.growth is None:
+    if is_local and growth is None:
         steps = [*local_steps, general_step]
     else:
         steps = [general_step, *local_steps]
+    # Neither a replay nor an autopsy runs the optimizer's step.
+    if facts_of_cause(finding.cause).is_of_step:
+        return tuple(steps)
     return (*steps, *diagnose_further(summary, finding.since))
 
 
@@ -295,17 +301,13 @@ def describe_samples(summary: Summary, names: Sequence[str]) -> str:
 def describe_module(autopsy: Autopsy) -> str:
     """Return the clause on the module that an autopsy found."""
     effect = 'overflows'
+    if autopsy.call():
+        effect = f'overflows at {autopsy.call()}'
     if autopsy.is_certain:
         effect = autopsy.pole()
     elif math.isnan(autopsy.output_absmax):
         effect = 'gives NaN'
-    parts = (autopsy.module_type, autopsy.op, autopsy.source)
-    place = ', '.join(filter(None, parts))
-    # The root module has the name ''.
-    return (
-        f"'{autopsy.module or 'the model itself'}' ({place}) "
-        f'{effect} in {autopsy.dtype} in {autopsy.phase}'
-    )
+    return f'{autopsy.place()} {effect} in {autopsy.dtype} in {autopsy.phase}'
 
 
 def describe_parameter(summary: Summary, finding: Finding) -> str:

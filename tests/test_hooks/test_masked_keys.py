@@ -7,6 +7,9 @@ from mmengine.structures import BaseDataElement, InstanceData
 from torch import nn
 from toys import guard_hooks, loader, make_runner, read_rows, wrapper
 
+from mmnanguard.core.diagnosis import diagnose
+from mmnanguard.core.evidence import Evidence
+from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.datasets.checks import Finite
 from mmnanguard.hooks.inputs.input_check import InputCheck, bad_samples
 from mmnanguard.hooks.inputs.input_policy import InputPolicy
@@ -57,8 +60,9 @@ def make_data(size, bad_weights=()):
     return data
 
 
-def run(work_dir, bad_weights=(), **keys):
+def run(work_dir, bad_weights=(), more_hooks=(), **keys):
     hooks = guard_hooks()
+    hooks.update(more_hooks)
     hooks['inputs'] = dict(type='mmnanguard.InputGuardHook', **keys)
     runner = make_runner(
         work_dir,
@@ -82,6 +86,27 @@ def test_rejects_until_the_model_is_seen_to_mask(tmp_path):
     assert iters == [1, 2, 3]
     assert log.count('THE MODEL MASKS') == 1
     assert KEY in log[log.index('THE MODEL MASKS') :]
+
+
+HOOKS = dict(autopsy=dict(type='mmnanguard.AutopsyHook'))
+
+
+def test_an_autopsy_and_the_report_see_the_mask(tmp_path):
+    runner, log = run(tmp_path, more_hooks=HOOKS)
+    (row,) = read_rows(runner, 'autopsy')
+    assert not row['repeats']
+    assert row['keys'] == [KEY]
+    assert f"finite although '{KEY}' is not: the model may mask it" in log
+    assert 'transient' not in log
+    evidence = Evidence(
+        'input_nonfinite',
+        list(map(record_of, read_rows(runner))),
+        [record_of(row)],
+        list(map(record_of, read_rows(runner, 'input'))),
+    )
+    diagnosis = diagnose(evidence)
+    assert 'mask' in diagnosis.advice.long
+    assert diagnosis.samples == ()
 
 
 def test_goes_on_rejecting_a_key_that_is_asked_for(tmp_path):

@@ -695,3 +695,11 @@ def test_a_restore_that_fails_changes_nothing(tmp_path, monkeypatch):
     # the state after iteration 9, which the three bad updates have not changed
     plain = train(tmp_path / 'plain', faults=(), max_iters=9)
     assert_equal(seen, plain.remembered.states[9])
+
+
+def test_the_first_steps_after_a_rollback_are_checked(tmp_path):
+    """The steps before it are forgotten, and blamed for nothing."""
+    runner = train(tmp_path, [], custom=[SpoilWeights([6])], max_iters=8)
+    guard = runner.optim_wrapper.guard
+    (rollback,) = read_rows(runner, 'rollback')
+    assert guard.num_steps == 8 - rollback['iter']

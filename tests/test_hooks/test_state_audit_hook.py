@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
-from mmengine.registry import METRICS
+from mmengine.registry import METRICS, OPTIMIZERS
 from toys import (
     BATCH_SIZE,
     assert_same,
@@ -393,6 +393,30 @@ def test_no_iteration_is_looked_at_twice(
     # NanGuardHook looks once before the first iteration.
     assert len(seen[1:]) == looks
     assert len(set(map(id, seen[1:]))) == 1
+
+
+@OPTIMIZERS.register_module()
+class ThirdStepIsNan(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step()
+        self.num_calls = getattr(self, 'num_calls', 0) + 1
+        if self.num_calls == 3:
+            self.param_groups[0]['params'][0].data.fill_(math.nan)
+
+
+def test_the_step_that_made_it_is_named(tmp_path):
+    runner = build(
+        tmp_path,
+        dict(interval=1),
+        optim_wrapper=wrapper(
+            optimizer='ThirdStepIsNan', guard=dict(check_step='never')
+        ),
+    )
+    with pytest.raises(TrainingHalted) as error:
+        runner.train()
+    story = str(error.value)
+    assert 'the step of iteration 3 (ThirdStepIsNan with lr=' in story
+    assert 'outside any guarded update' not in story
 
 
 def test_a_clean_audit_reads_once(tmp_path, monkeypatch):

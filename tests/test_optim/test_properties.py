@@ -113,7 +113,7 @@ def check_state(state, verdicts, policy):
     assert state.commits_since_growth == len(steps)
     last = verdicts[-1]
     if last.action is Action.HALT:
-        is_lost = last.cause is Cause.WEIGHT_NONFINITE
+        is_lost = last.cause in (Cause.WEIGHT_NONFINITE, Cause.STEP_SPOILED)
         assert is_lost or is_exhausted(state, policy)
     elif last.action is Action.SKIP and last.counts and last not in routine:
         assert not is_exhausted(state, policy)

@@ -11,7 +11,7 @@ from torch import nn
 from mmnanguard.core import Cause, GuardConfigError, TrainingHalted
 from mmnanguard.numerics.update.agree import ranks_that
 from mmnanguard.optim import NanGuardOptimWrapper, step_check
-from mmnanguard.optim.step_settings import can_spoil
+from mmnanguard.optim.step_settings import can_spoil, describe
 
 NAN, INF = math.nan, math.inf
 
@@ -362,3 +362,10 @@ def test_the_value_of_the_option_is_checked():
 def test_one_rank_alone():
     assert ranks_that(True) == (0,)
     assert ranks_that(False) == ()
+
+
+def test_settings_are_told_as_a_user_writes_them():
+    optimizer = torch.optim.RMSprop(
+        [nn.Parameter(torch.ones(1))], centered=True
+    )
+    assert describe(optimizer.param_groups[0])['centered'] is True

@@ -167,7 +167,8 @@ def test_an_overflow_lowers_the_scale(tmp_path, proven_after):
         wrapper(
             'NanGuardAmpOptimWrapper',
             dtype='float16',
-            loss_scale=1024.0,
+            # Dynamic: a static scale comes back after clean updates.
+            loss_scale=dict(init_scale=1024.0),
             accumulative_counts=LENGTH,
             guard=dict(accumulation='microbatch', proven_after=proven_after),
         ),

@@ -157,7 +157,7 @@ def test_a_dump_without_weights(tool, halted, name, capsys):
     assert tool.main([str(halted), '--text']) == 1
     output = capsys.readouterr().out
     assert f'rank0.pt --checkpoint {checkpoint}' in output
-    assert 'the last checkpoint before that iteration' in output
+    assert 'the checkpoint is older than the dump' in output
 
 
 def test_watch(halted):

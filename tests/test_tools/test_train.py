@@ -64,9 +64,10 @@ def test_guard_and_options(config, tmp_path):
         [config, '--work-dir', str(work_dir), '--guard', 'fp16', *options]
     )
     assert code == 0
-    start, update = read_events(work_dir)
+    start, update, end = read_events(work_dir)
     assert start['guards']['default']['loss_scale']['value'] == 512
     assert (update['iter'], update['action']) == (3, 'skip')
+    assert (end['kind'], end['how']) == ('end', 'finished')
 
 
 def test_resume(config, tmp_path):

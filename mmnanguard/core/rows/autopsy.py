@@ -24,6 +24,8 @@ CURES: Mapping[str, str] = MappingProxyType(
     }
 )
 
+DIVISIONS = ('.div', '.div_', '.reciprocal', '.reciprocal_')
+
 
 @dataclass(frozen=True)
 class Autopsy(RowRecord):
@@ -62,7 +64,8 @@ class Autopsy(RowRecord):
         operands: The numbers of which the operation made its first bad
             element; empty if they are not known.
         num_samples: Number of samples in the window; 0 if it is not known.
-        keys: The parts of the batch that were not finite.
+        keys: The parts of the batch that were not finite. If the replay was
+            finite all the same, the model may mask them.
         tried: The cures that another replay has tried, and whether it was
             finite, see :data:`CURES`.
         mask: The operation and the line that wrote Inf or NaN on request,
@@ -128,6 +131,13 @@ class Autopsy(RowRecord):
                 'torch.compile, the update is finite; either the fault is '
                 'transient or the compiled code makes it'
             )
+        if not self.repeats and self.keys:
+            keys = ', '.join(map(repr, self.keys))
+            return (
+                f'run again, loss and gradients are finite although {keys} '
+                'is not: the model may mask it on purpose; then leave it out '
+                'of InputGuardHook(keys=...)'
+            )
         if not self.repeats:
             return (
                 'run again, the update is finite: the fault is '
@@ -158,13 +168,11 @@ class Autopsy(RowRecord):
         return f'tried: {", ".join(outcomes)}'
 
     def place(self) -> str:
-        """Return module, operation and source line, such as they are known.
-
-        The root module has no name.
-        """
+        """Return module, operation and source line, such as they are known."""
         parts = filter(None, (self.module_type, self.op, self.source))
-        name = f"'{self.module}' " if self.module else ''
-        return f'{name}({", ".join(parts)})'
+        # The root module has the name ''.
+        name = f"'{self.module}'" if self.module else 'the model itself'
+        return f'{name} ({", ".join(parts)})'
 
     def finding(self) -> str:
         """Describe where the fault begins; '' if that is not known."""
@@ -178,16 +186,41 @@ class Autopsy(RowRecord):
         if self.is_certain:
             return f'{self.place()} {self.pole()} {where}{self._of_samples()}'
         who = 'the batch'
-        if self.samples:
+        # Without them, the rest of the batch may be bad as well.
+        if self.samples and self.tried.get('without_samples', True):
             who = self._named_samples()
         verb = 'overflow'
         # Finite inputs give NaN by an invalid operation, such as sqrt(-1).
         if math.isnan(self.output_absmax):
             verb = 'give NaN'
-        return (
-            f'{who} made {self.place()} {verb} {where}: its input was up to '
-            f'{self.input_absmax:.3g}, the limit is {self.dtype_max:.3g}'
-        )
+        return f'{who} made {self.place()} {verb} {where}: {self.overflow()}'
+
+    def overflow(self) -> str:
+        """Describe the numbers of an overflow."""
+        if not self.call():
+            return (
+                f'its input was up to {self.input_absmax:.3g}, the limit is '
+                f'{self.dtype_max:.3g}'
+            )
+        words = f'{self.call()} is beyond {self.dtype_max:.3g}'
+        if self.is_near_pole:
+            words += f', as {self.operands[-1]:.3g} is next to its pole at 0'
+        return words
+
+    @property
+    def is_near_pole(self) -> bool:
+        """Whether the operation divided by a number that is almost 0."""
+        if not self.op.endswith(DIVISIONS) or not self.call():
+            return False
+        return abs(self.operands[-1]) * math.sqrt(self.dtype_max) < 1
+
+    def call(self) -> str:
+        """Return the call that overflowed, as 'exp(200)'; '' if unknown."""
+        is_known = self.operands and all(map(math.isfinite, self.operands))
+        if not is_known or math.isnan(self.output_absmax):
+            return ''
+        numbers = ', '.join(map('{:.3g}'.format, self.operands))
+        return f'{self.op.split(".")[-1]}({numbers})'
 
     def _bad_input(self) -> str:
         who = 'the batch'

@@ -36,7 +36,9 @@ def build_event(
     is_streak = verdict.action is Action.SKIP and state.consecutive_skips > 1
     if ends_run or (is_streak and not verdict.cause.is_routine):
         commits = state.recent_commits
-        growth = find_growth(commits, seen.loss, seen.grad_norm)
+        # A spike that was rejected is no growth before itself.
+        numbers = () if verdict.spike else (seen.loss, seen.grad_norm)
+        growth = find_growth(commits, *numbers)
         growth = growth or find_early_end(
             commits, state.num_steps, state.consecutive_skips
         )

@@ -13,7 +13,7 @@ from .json_numbers import JsonObject, to_jsonable
 from .phrases import and_more, plural
 from .row_record import NewRow, RowRecord
 
-__all__ = ['GuardEvent']
+__all__ = ['INITIAL_ORIGIN', 'GuardEvent', 'stepper_in_words']
 
 # The keys that come first in a row, in this order.
 FIRST_KEYS = (
@@ -274,12 +274,6 @@ class GuardEvent(RowRecord):
     def _step_words(self) -> Dict[str, str]:
         """Return the words about the step of an optimizer."""
         step = self.step or {}
-        settings = []
-        for key, value in step.get('settings', {}).items():
-            settings.append(f'{key}={shorten(value)}')
-        stepper = str(step.get('optimizer', 'the optimizer'))
-        if settings:
-            stepper += f' with {", ".join(settings)}'
         fault = 'made NaN or Inf of finite gradients and was undone'
         if step.get('nonfinite'):
             fault = f'is refused: {", ".join(step["nonfinite"])}'
@@ -291,7 +285,7 @@ class GuardEvent(RowRecord):
                 f'{and_more(len(self.params) - 1)} and was undone'
             )
         return {
-            'stepper': stepper,
+            'stepper': stepper_in_words(step),
             'step_fault': fault,
             'step_iter': str(step.get('iter', 'before')),
         }
@@ -341,6 +335,17 @@ class GuardEvent(RowRecord):
             )
         skips = plural('skip', self.consecutive_skips)
         return f'{self.consecutive_skips} {skips} in a row'
+
+
+def stepper_in_words(step: JsonObject) -> str:
+    """Return the optimizer of a step and some of its settings."""
+    settings = []
+    for key, value in step.get('settings', {}).items():
+        settings.append(f'{key}={shorten(value)}')
+    stepper = str(step.get('optimizer', 'the optimizer'))
+    if settings:
+        stepper += f' with {", ".join(settings)}'
+    return stepper
 
 
 def shorten(value: object) -> str:

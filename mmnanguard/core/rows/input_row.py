@@ -17,7 +17,7 @@ OUTCOMES = {
     'reject': 'the update was rejected',
     'sanitize': 'mended and trained on',
     'halt': 'training halts',
-    'explain': 'the update was rejected for another fault',
+    'explain': 'the check of inputs itself rejects nothing',
 }
 
 

@@ -103,6 +103,11 @@ class Growth(NamedTuple):
     usual_norm: float = math.nan
     clip_coef: float = 1.0
 
+    @property
+    def is_uphill(self) -> bool:
+        """Whether the learning rate is negative, so that the loss rises."""
+        return self.lr < 0
+
     def words(self) -> str:
         """Return the numbers, such as 'loss 1 -> 20, gradient norm 3 -> 90'.
 

@@ -105,6 +105,8 @@ class EarlierState(NamedTuple):
         )
         for state in self.hook_states:
             state.restore()
+        for guard in find_guards(runner).values():
+            guard.note_replaced_state()
 
 
 def present_state(runner: Runner, iteration: int) -> EarlierState:

@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 
 from mmnanguard.core import BadTensor, TrainingHalted
 from mmnanguard.core.checks import check_value, is_count
+from mmnanguard.core.rows.guard_event import stepper_in_words
 from mmnanguard.numerics.checkpoints.state_audit import AuditResult, StateAudit
 from mmnanguard.registry import HOOKS
 
@@ -154,8 +155,11 @@ class StateAuditHook(PatchingHook):
         if self._action == 'halt' and not audit.is_handled:
             last_clean = read_pointer(runner.work_dir, LAST_CLEAN)
             names = [name for _, name in audit.names]
+            origin = origin_of(runner, names)
+            if not origin and 'weights' in audit.where:
+                origin = step_at_fault(runner)
             story = audit.halt_story(
-                last_clean, bool(find_guards(runner)), origin_of(runner, names)
+                last_clean, bool(find_guards(runner)), origin
             )
             halt(runner, TrainingHalted(audit.to_event(), story))
         return False
@@ -196,3 +200,16 @@ class StateAuditHook(PatchingHook):
 def is_within_window(runner: Runner) -> bool:
     """Whether a window of gradient accumulation is open."""
     return any(guard.is_open for guard in find_guards(runner).values())
+
+
+def step_at_fault(runner: Runner) -> str:
+    """Return the words on the last step, if it spoiled weights; syncs."""
+    for guard in find_guards(runner).values():
+        spoiler = guard.params.find_spoiler(guard.params)
+        if spoiler is not None:
+            step = spoiler.describe_step()
+            return (
+                f'what the step of iteration {step["iter"]} '
+                f'({stepper_in_words(step)}) made of finite gradients'
+            )
+    return ''

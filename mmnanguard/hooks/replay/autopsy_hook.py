@@ -19,6 +19,7 @@ from mmnanguard._support.escape import escape
 from mmnanguard.core import Autopsy, GuardEvent
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.checks import check_value, is_count
+from mmnanguard.core.rows.input_row import InputRow
 from mmnanguard.core.rows.remedy_row import RemedyRow
 from mmnanguard.registry import HOOKS
 
@@ -87,6 +88,8 @@ class AutopsyHook(WindowHook):
         self._culprits: Set[Tuple[str, ...]] = set()
         # The number of autopsies by similarity_key() of their events.
         self._num_similar: Dict[Tuple[str, ...], int] = {}
+        # Of the last event with bad inputs.
+        self._bad_keys: Dict[str, Tuple[str, ...]] = {}
 
     @property
     def is_spent(self) -> bool:
@@ -166,12 +169,14 @@ class AutopsyHook(WindowHook):
         )
 
     def after_guard_row(self, runner: Runner, row: Row) -> None:
-        """Forget similar rejections after a remedy.
+        """Forget similar rejections after a remedy; note the bad inputs.
 
         A rejection after a remedy has another culprit, however similar it is.
         """
         if row['kind'] == RemedyRow.KIND:
             self._num_similar = {}
+        if row['kind'] == InputRow.KIND:
+            self._bad_keys = {row['id']: tuple(row['keys'])}
 
     def before_save_checkpoint(
         self, runner: Runner, checkpoint: Checkpoint
@@ -221,8 +226,8 @@ class AutopsyHook(WindowHook):
         # does not help has '', the smallest string.
         confirmed = all_gather_object(replay.confirm(autopsy))
         keys: Tuple[str, ...] = ()
-        if autopsy.phase == 'input':
-            keys = event.bad_keys
+        if autopsy.phase == 'input' or CAUSES[event.cause].is_of_inputs:
+            keys = self._bad_keys.get(event.id, event.bad_keys)
         autopsy = autopsy.replace(
             keys=keys,
             remedy=min(result.remedy for result in confirmed),

@@ -1,0 +1,85 @@
+"""The words on a fault say what the numbers say, and no more."""
+
+import math
+
+import pytest
+
+from mmnanguard.core import Action, Autopsy, Cause, GuardEvent
+from mmnanguard.core.causes import facts_of_cause
+from mmnanguard.core.diagnosis import of_growth
+from mmnanguard.core.operation_advice import advise_on
+from mmnanguard.core.rules.recent_commits import Growth
+from mmnanguard.core.step_advice import advise_on_step
+
+FLOAT32_MAX = 3.4028e38
+
+
+def autopsy(op, *operands, output_absmax=math.inf, **keys):
+    keys = {'phase': 'forward', **keys}
+    return Autopsy(
+        op=f'aten.{op}',
+        operands=operands,
+        output_absmax=output_absmax,
+        dtype='float32',
+        dtype_max=FLOAT32_MAX,
+        module_type='Head',
+        repeats=True,
+        **keys,
+    )
+
+
+def event(cause=Cause.LOSS_NONFINITE, iter_=1, **keys):
+    return GuardEvent(iter=iter_, cause=cause, action=Action.SKIP, **keys)
+
+
+def test_a_negative_learning_rate_goes_uphill():
+    rising = Growth((1.0, 9.0, 90.0), (1.0, 9.0, 90.0), -0.1, 90.0)
+    diagnosis = of_growth(rising)
+    assert 'param_scheduler' in diagnosis.advice.short
+    assert 'uphill' in diagnosis.advice.long
+    assert 'clip_grad' not in diagnosis.advice.long
+    assert 'clip_grad' in of_growth(rising._replace(lr=0.1)).advice.long
+
+
+@pytest.mark.parametrize(
+    ('cause', 'resumes'),
+    [(Cause.STEP_NONFINITE, False), (Cause.STEP_SPOILED, True)],
+)
+def test_a_bad_learning_rate_leads_to_the_schedule(cause, resumes):
+    step = dict(nonfinite=['lr of group 0 is nan'])
+    general = facts_of_cause(cause.value).advice
+    short = advise_on_step([event(cause, step=step)], general).short
+    assert short.startswith('look at param_scheduler: lr of group 0 is nan')
+    assert ('clean checkpoint' in short) is resumes
+
+
+@pytest.mark.parametrize('name', ['log', 'sqrt', 'pow'])
+def test_a_negative_number_is_no_pole(name):
+    finding = autopsy(name, -0.3, output_absmax=math.nan, is_pole=True)
+    advice = advise_on(finding)
+    assert 'domain' in advice.short
+    assert 'positive' in advice.long
+    assert 'Add an epsilon' not in advice.long
+    at_pole = autopsy('log', 0.0, is_pole=True)
+    assert 'Add an epsilon' in advise_on(at_pole).long
+
+
+def test_an_overflow_of_small_numbers_says_what_it_computes():
+    finding = autopsy('exp', 200.0, is_pole=False)
+    assert 'exp(200) is beyond 3.4e+38' in finding.finding()
+    assert 'computes exp(200)' in advise_on(finding).long
+    division = autopsy('div', 0.4, 1e-40, is_pole=False, phase='backward')
+    assert 'next to its pole at 0' in division.finding()
+    assert 'divisor' in advise_on(division).short
+    unknown = autopsy('mm', input_absmax=1e30, is_pole=False)
+    assert 'its input was up to 1e+30' in unknown.finding()
+    # Large numbers overflow by themselves.
+    large = autopsy('div', 1e30, 1e-10, is_pole=False)
+    assert 'pole' not in large.finding()
+
+
+def test_samples_are_cleared_if_the_rest_is_bad_as_well():
+    finding = autopsy('mm', samples=('a',), tried={'without_samples': False})
+    assert finding.finding().startswith('the batch made the model itself (')
+    finding = autopsy('mm', samples=('a',), tried={'without_samples': True})
+    assert finding.finding().startswith("sample 'a' made")
