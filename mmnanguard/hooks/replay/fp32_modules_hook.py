@@ -53,7 +53,9 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
             ``loss`` and not ``forward``.
         auto: Whether to add, from the next iteration on, each module that an
             autopsy found to overflow, if the autopsy has tried float32 and
-            it helped. Checkpoints keep these modules. Needs AutopsyHook.
+            it helped. If it overflowed for at most half of the samples, it
+            waits until other samples make it overflow, too. Checkpoints keep
+            these modules. Needs AutopsyHook.
         max_auto_modules: Largest number of modules that ``auto`` adds.
 
     Raises:
