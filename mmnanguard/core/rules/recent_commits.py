@@ -26,6 +26,7 @@ __all__ = [
     'commits_to_dict',
     'find_early_end',
     'find_growth',
+    'find_growth_of_norms',
     'largest_scaled_norm',
 ]
 
@@ -201,6 +202,21 @@ def before_trouble(commits: Sequence[Commit]) -> Sequence[Commit]:
         if num_skips > num_commits or is_dead:
             end = start
     return commits[:end]
+
+
+def find_growth_of_norms(
+    commits: Sequence[Commit], grad_norm: float
+) -> Optional[Growth]:
+    """Return the growth of the gradient norms, whatever the losses do.
+
+    Args:
+        commits: The commits, oldest first.
+        grad_norm: The norm of the present update; counted if finite.
+    """
+    norms = []
+    for commit in commits:
+        norms.append(commit._replace(loss=math.nan))
+    return find_growth(norms, grad_norm=grad_norm)
 
 
 def find_early_end(
