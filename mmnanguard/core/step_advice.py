@@ -33,10 +33,9 @@ def advise_on_step(events: Sequence[GuardEvent], general: Advice) -> Advice:
     if CAUSES[event.cause].was_committed:
         long += CHECK_ALWAYS
     short = general.short
-    if event.step.get('nonfinite'):
-        short = (
-            f'look at param_scheduler: {", ".join(event.step["nonfinite"])}'
-        )
+    nonfinite = (event.step or {}).get('nonfinite')
+    if nonfinite:
+        short = f'look at param_scheduler: {", ".join(nonfinite)}'
         if CAUSES[event.cause].was_committed:
             short += ', and resume from the last clean checkpoint'
     return replace(general, short=short, long=long, detail='')

@@ -73,6 +73,8 @@ class Origin:
             if the operation does not work element by element.
         mask: The operation and the line that wrote the first bad number on
             request, if it is known that nothing else is bad; else ''.
+        tensor: The name of the parameter or buffer that was non-finite
+            before the replay; else ''.
     """
 
     phase: str
@@ -89,6 +91,7 @@ class Origin:
     is_pole: Optional[bool] = None
     operands: Tuple[float, ...] = ()
     mask: str = ''
+    tensor: str = ''
 
 
 class ModuleProbe(TorchDispatchMode):
@@ -127,8 +130,11 @@ class ModuleProbe(TorchDispatchMode):
                 self._tracker.add(tensor, samples)
         for tensor, _ in inputs:
             self._add_leaf(tensor, 'input')
-        for tensor in [*model.parameters(), *model.buffers()]:
-            self._add_leaf(tensor, 'weight')
+        for name, tensor in [
+            *model.named_parameters(),
+            *model.named_buffers(),
+        ]:
+            self._add_leaf(tensor, 'weight', plain_name(name))
         self._buffers = set(map(key_of, model.buffers()))
 
     def origin_of(self, tensor: Tensor) -> Optional[Origin]:
@@ -245,7 +251,7 @@ class ModuleProbe(TorchDispatchMode):
                 tensor.untyped_storage()
             )
 
-    def _add_leaf(self, tensor: Tensor, phase: str) -> None:
+    def _add_leaf(self, tensor: Tensor, phase: str, name: str = '') -> None:
         """Note a tensor that is non-finite before the replay begins."""
         if is_finite(tensor):
             return
@@ -258,6 +264,7 @@ class ModuleProbe(TorchDispatchMode):
         origin = self._make_origin(
             (phase, '', '', '', ''), '', tensor, 0.0, is_mask
         )
+        origin = replace(origin, tensor=name)
         self._bad_inputs.update(origin.samples)
         for values in floats(tensor):
             self._hold(values)
