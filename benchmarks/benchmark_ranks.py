@@ -131,6 +131,9 @@ def measure_way(way, args):
     )
     counts = dict(ranks=dist.get_world_size(), sharing=way)
     for name, side in sides.items():
+        # The guard's first updates also send whether a step made NaN.
+        for _ in range(NUM_WARM_UPS):
+            side.iterate(batch)
         spy = Collectives()
         side.iterate(batch, spy)
         counts[f'{name}_messages'] = len(spy.sizes)

@@ -215,14 +215,19 @@ def everything(model, wrapper):
 
 
 @functools.lru_cache(maxsize=None)
+def run_without(kind, leave_out):
+    return run(kind, leave_out=leave_out)[:2]
+
+
+@functools.lru_cache(maxsize=None)
 def oracle(kind):
     """Run the same training with the struck windows left out."""
-    return everything(*run(kind, leave_out=STRUCK)[:2])
+    return everything(*run_without(kind, STRUCK))
 
 
 @functools.lru_cache(maxsize=None)
 def unfaulted(kind):
-    return everything(*run(kind)[:2])
+    return everything(*run_without(kind, ()))
 
 
 def differing(left, right):

@@ -219,12 +219,14 @@ def test_scalars_in_every_backend(tmp_path):
         wrapper(
             'NanGuardAmpOptimWrapper',
             dtype='float16',
-            loss_scale=1024,
+            # A number alone would come back, and NaN would not lower it.
+            loss_scale=dict(init_scale=1024),
             guard=dict(proven_after=5),
             clip_grad=dict(max_norm=0.1),
         ),
         default_hooks=guard_hooks(
-            dict(iter=2, site='grad'), dict(iter=8, site='grad')
+            dict(iter=2, site='grad', value=math.inf),
+            dict(iter=8, site='grad', value=math.inf),
         ),
         visualizer=dict(
             type='Visualizer',

@@ -20,17 +20,21 @@ PAGE = ROOT / 'docs' / 'en' / 'patches.md'
 NAME = re.compile(r'`(\w+)\.(\w+)`')
 # Of this package, or made by the function that changes them.
 OWN = {
+    'SampleKey',
     'audit',
     'backup',
     'cfg',
     'ctx',
     'guard',
     'guarded',
+    'other',
+    'scaler',
     'self',
     'self._batches',
     'self._guard',
     'self._streak',
     'self.others',
+    'self.params',
     'self.tensor',
     'stub',
     'tracked',

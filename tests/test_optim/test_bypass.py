@@ -98,7 +98,7 @@ class EveryThird(NanGuardOptimWrapper):
 
 
 @MODELS.register_module()
-class Faulty(ToyNet):
+class FaultyLoss(ToyNet):
     """A model with a fault in how it computes or applies its loss."""
 
     def __init__(self, kind='', data_preprocessor=None):
@@ -143,7 +143,7 @@ def log_of(tmp_path, optim_wrapper, kind='', has_hook=True, **changes):
     runner = make_runner(
         tmp_path,
         optim_wrapper,
-        model=changes.pop('model', dict(type='Faulty', kind=kind)),
+        model=changes.pop('model', dict(type='FaultyLoss', kind=kind)),
         default_hooks=guard_hooks() if has_hook else {},
         **changes,
     )

@@ -10,6 +10,8 @@ from pathlib import Path
 import matrix
 from torch import distributed as dist
 
+MEMORY = ('recent_commits', 'scale_trial')
+
 
 def all_cells():
     """Yield the kind, the fault and the struck rank of each cell."""
@@ -27,21 +29,42 @@ def half_of_the_cells():
             yield kind, fault, (number + number // 2 + turn) % 2
 
 
+def differing_memory(kind, is_harmful, memory):
+    """Return the parts of a guard's memory that are not the oracle's."""
+    left_out = matrix.STRUCK if is_harmful else ()
+    _, wrapper = matrix.run_without(kind, left_out)
+    due = wrapper.guard.state.to_dict()
+    commits = due['recent_commits']
+    if is_harmful:
+        windows = range(1, matrix.NUM_WINDOWS + 1)
+        commits['update'] = [n for n in windows if n not in left_out]
+    else:
+        for window in matrix.STRUCK:
+            # A loss of another number is all that the fault does.
+            loss = memory['recent_commits']['loss'][window - 1]
+            commits['loss'][window - 1] = loss
+    return [key for key in memory if memory[key] != due[key]]
+
+
 def see(kind, fault, struck):
     is_mine = struck == dist.get_rank()
     model, wrapper, events = matrix.run(kind, fault if is_mine else None)
     left = matrix.everything(model, wrapper)
     is_harmful = fault.expected_cause(kind.precision) is not None
     oracle = matrix.oracle if is_harmful else matrix.unfaulted
+    state = wrapper.guard.state.to_dict()
+    # All else in the state are counters, which tell of the fault.
+    memory = {key: state.pop(key) for key in MEMORY}
     shared = hashlib.sha256()
     for name, tensor in left.items():
         if 'running' not in name:  # each rank's own
             shared.update(tensor.numpy().tobytes())
     return dict(
         told=[[e.iter, e.cause.value, list(e.ranks)] for e in events],
-        state=wrapper.guard.state.to_dict(),
+        state=state,
         scale=wrapper.guard.scaler.get_scale(),
         differing=matrix.differing(left, oracle(kind)),
+        memory=differing_memory(kind, is_harmful, memory),
         shared=shared.hexdigest(),
     )
 

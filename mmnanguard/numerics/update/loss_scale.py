@@ -63,8 +63,6 @@ class GuardedGradScaler(GradScaler):
         min_scale: The lowest scale, inclusive.
         max_scale: The highest scale, inclusive; None means that of float32.
         enabled: Whether to scale; if not, the scale is always 1.
-        is_static: Whether the scale is to come back to ``max_scale``, as a
-            user expects who gave a number.
 
     Raises:
         GuardConfigError: If a value is out of range.
@@ -81,7 +79,6 @@ class GuardedGradScaler(GradScaler):
         min_scale: float = 1.0,
         max_scale: Optional[float] = None,
         enabled: bool = True,
-        is_static: bool = False,
     ) -> None:
         _check('growth_factor', growth_factor, lambda v: v > 1, 'above 1')
         _check(
@@ -112,8 +109,6 @@ class GuardedGradScaler(GradScaler):
         self.max_scale = float(max_scale)
         self.hysteresis = hysteresis
         self.home: Optional[float] = None
-        if is_static:
-            self.home = self.max_scale
         self._first_value = float(init_scale)
         # PyTorch disables the scaler of a device that does not exist.
         self._value = float(init_scale) if self.is_enabled() else 1.0
@@ -144,13 +139,15 @@ class GuardedGradScaler(GradScaler):
         ):
             _check('a number', loss_scale, lambda v: v > 0, POSITIVE)
             # The user may ask for a scale below 1, which then is the floor.
-            return cls(
+            scaler = cls(
                 device,
                 init_scale=loss_scale,
                 min_scale=min(1.0, loss_scale),
                 max_scale=loss_scale,
-                is_static=True,
             )
+            # A user who gave a number expects the scale to come back to it.
+            scaler.home = scaler.max_scale
+            return scaler
         raise GuardConfigError(
             f"{WHERE} is {loss_scale!r}: it must be a number, 'dynamic', or "
             f'a dict with keys of {", ".join(KEYS)}.'
