@@ -70,7 +70,7 @@ POLICY_KEYS = {
     ),
     'SpikePolicy': 'threshold window warmup action',
     'LrBackoff': 'above factor floor recovery',
-    'Divergence': 'window share',
+    'Divergence': 'window share needs_norms',
 }
 
 # Fields of the rows of events.jsonl, by kind, in the order of the file.

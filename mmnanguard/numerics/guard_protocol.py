@@ -90,20 +90,18 @@ class GuardProtocol(Protocol):
         attempt: The number of this process start of the run, from 1.
         state: The counters and statistics.
         clip_rule: The clip rule of numbers, with its statistics.
+        policy: The rules of the verdicts.
     """
 
     name: str
     run: str
     attempt: int
-    # Both are immutable: commits and rollbacks replace the objects.
+    # All are immutable: commits, rollbacks and hooks replace the objects.
     state: GuardState
     clip_rule: ClipRule
+    policy: GuardPolicy
 
     # The parts of a guard
-
-    @property
-    def policy(self) -> GuardPolicy:
-        """The rules of the guard's verdicts."""
 
     @property
     def params(self) -> ParamsProtocol:

@@ -21,6 +21,7 @@ from toys import (
     wrapper,
 )
 
+from mmnanguard.core import TrainingHalted
 from mmnanguard.optim import NanGuardOptimWrapper
 
 
@@ -64,12 +65,16 @@ class ToyGan(BaseModel):
                     loss = (self.generator(images) - real).square().mean()
             if self.bad.get(self.num_iters) == name:
                 loss = loss * math.nan
+            loss = self.played(name, loss)
             optim_wrapper[name].update_params(loss)
             losses[f'loss_{name}'] = loss.detach()
         return losses
 
+    def played(self, name, loss):
+        return loss
 
-def run_gan(work_dir, **model):
+
+def run_gan(work_dir, guard=None, max_iters=6, **model):
     runner = make_runner(
         work_dir,
         None,
@@ -80,13 +85,18 @@ def run_gan(work_dir, **model):
     wrappers = OptimWrapperDict(
         **{
             name: NanGuardOptimWrapper(
-                AdamW(getattr(runner.model, name).parameters(), lr=0.01)
+                AdamW(getattr(runner.model, name).parameters(), lr=0.01),
+                guard=guard,
             )
             for name in ('generator', 'discriminator')
         }
     )
     runner = make_runner(
-        work_dir, wrappers, model=runner.model, default_hooks=guard_hooks()
+        work_dir,
+        wrappers,
+        model=runner.model,
+        default_hooks=guard_hooks(),
+        max_iters=max_iters,
     )
     runner.train()
     return runner
@@ -109,6 +119,32 @@ def test_a_rejection_does_not_undo_what_the_other_committed(
     scalar = faulty.message_hub.get_scalar
     assert scalar('train/guard/generator/skipped').current() == 2
     assert scalar('train/guard/discriminator/skipped').current() == 1
+
+
+@MODELS.register_module()
+class Outplayed(ToyGan):
+    """A generator that first wins, and then loses to its adversary."""
+
+    def __init__(self, has_exploded=False):
+        super().__init__()
+        self.has_exploded = has_exploded
+
+    def played(self, name, loss):
+        if name != 'generator' or 6 < self.num_iters <= 20:
+            return loss
+        if self.has_exploded and self.num_iters > 20:
+            return loss * 1e4
+        return loss + 10.0
+
+
+def test_a_loss_that_an_adversary_raised_is_no_divergence(tmp_path):
+    keys = dict(guard=dict(divergence=dict(window=4)), max_iters=30)
+    healthy = run_gan(tmp_path / 'healthy', type='Outplayed', **keys)
+    assert read_rows(healthy) == []
+    with pytest.raises(TrainingHalted, match='diverge'):
+        run_gan(
+            tmp_path / 'exploded', type='Outplayed', has_exploded=True, **keys
+        )
 
 
 @MODELS.register_module()

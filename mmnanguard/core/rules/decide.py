@@ -59,7 +59,9 @@ def judge_finite(
     """
     # Divergence first: it ends the run, whatever becomes of this update.
     if policy.divergence is not None:
-        rise = policy.divergence.find(state.loss_level, seen.loss)
+        rise = policy.divergence.find(
+            state.loss_level, seen.loss, state.recent_commits, seen.grad_norm
+        )
         if rise is not None:
             action = choose_action(Cause.DIVERGENCE, state, policy)
             return Verdict(action, Cause.DIVERGENCE, spike=rise)

@@ -1,10 +1,12 @@
 """Divergence: the loss climbs back with numbers that are all finite."""
 
+import math
 from dataclasses import dataclass, replace
 from statistics import median_low
-from typing import Any, Mapping, Optional, Tuple
+from typing import Any, Mapping, Optional, Sequence, Tuple
 
 from ..checks import check_value, is_count, is_finite_number
+from .recent_commits import Commit, find_growth_of_norms
 from .spike import Spike
 
 __all__ = ['Divergence', 'LossLevel']
@@ -105,6 +107,9 @@ class Divergence:
         window: Number of committed updates in a window.
         share: The limit, exclusive, as a share of the way from the lowest
             median back to the first median.
+        needs_norms: Whether the gradient norms must have exploded as well.
+            With several optimizers they must in any case, because the losses
+            of adversaries rise and fall against each other.
 
     Raises:
         GuardConfigError: For a value out of range.
@@ -112,6 +117,7 @@ class Divergence:
 
     window: int = 32
     share: float = 0.7
+    needs_norms: bool = False
 
     def __post_init__(self) -> None:
         where = 'optim_wrapper.guard.divergence'
@@ -127,13 +133,27 @@ class Divergence:
             self.share,
             'a number above 0',
         )
+        check_value(
+            isinstance(self.needs_norms, bool),
+            f'{where}.needs_norms',
+            self.needs_norms,
+            'True or False',
+        )
 
-    def find(self, level: LossLevel, loss: float) -> Optional[Spike]:
+    def find(
+        self,
+        level: LossLevel,
+        loss: float,
+        commits: Sequence[Commit] = (),
+        grad_norm: float = math.nan,
+    ) -> Optional[Spike]:
         """Return the rise of the median, if the run diverges with this loss.
 
         Args:
             level: The level before this update.
             loss: The loss of this clean update.
+            commits: The last commits, oldest first.
+            grad_norm: The gradient norm of this update.
         """
         # The first window is not full yet.
         if level.start is None:
@@ -144,6 +164,8 @@ class Divergence:
         # median, so 2 sigma are 3 times this spread.
         noise = max(3 * level.spread, 2 * level.swing)
         # A NaN makes the comparison False; a loss of NaN has its own cause.
-        if level.best + noise < limit < now:
-            return Spike('median_loss', now, limit, level.best)
-        return None
+        if not level.best + noise < limit < now:
+            return None
+        if self.needs_norms and not find_growth_of_norms(commits, grad_norm):
+            return None
+        return Spike('median_loss', now, limit, level.best)

@@ -1,6 +1,6 @@
 """The rules that a user sets in ``optim_wrapper.guard``."""
 
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Type, Union
 
 from ..checks import check_keys, check_value, is_count, is_number
@@ -133,6 +133,13 @@ class GuardPolicy:
         if self.divergence is not None:
             windows['loss_window'] = self.divergence.window
         return windows
+
+    def for_several(self) -> 'GuardPolicy':
+        """Return the policy of one of several optimizers."""
+        if self.divergence is None:
+            return self
+        rule = replace(self.divergence, needs_norms=True)
+        return replace(self, divergence=rule)
 
     def to_dict(self) -> Dict[str, Any]:
         """Return the policy as a config dict."""

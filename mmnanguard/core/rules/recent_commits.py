@@ -26,6 +26,7 @@ __all__ = [
     'commits_to_dict',
     'find_early_end',
     'find_growth',
+    'find_growth_of_norms',
     'largest_scaled_norm',
 ]
 
@@ -164,6 +165,21 @@ def find_growth(
         median_low(norms[: 1 - NUM_SHOWN] or norms[:1] or [math.nan]),
         min([commit.clip_coef for commit in commits]),
     )
+
+
+def find_growth_of_norms(
+    commits: Sequence[Commit], grad_norm: float
+) -> Optional[Growth]:
+    """Return the growth of the gradient norms, whatever the losses do.
+
+    Args:
+        commits: The commits, oldest first.
+        grad_norm: The norm of the present update; counted if finite.
+    """
+    norms = []
+    for commit in commits:
+        norms.append(commit._replace(loss=math.nan))
+    return find_growth(norms, grad_norm=grad_norm)
 
 
 def find_early_end(

@@ -151,6 +151,9 @@ class NanGuardHook(PatchingHook, EventSource):
         new_run = uuid4().hex[:8]
         for name, guard in self._guards.items():
             guard.name = name
+            # Before the guard is described, with its rules.
+            if len(wrappers) > 1:
+                guard.policy = guard.policy.for_several()
             # A resumed guard continues the run that its checkpoint names.
             guard.run = guard.run or new_run
             self._attach(runner, guard)
