@@ -25,7 +25,7 @@ def advise_on_step(events: Sequence[GuardEvent], general: Advice) -> Advice:
     """
     if not events or events[-1].step is None:
         return general
-    event = events[-1]
+    event, step = events[-1], events[-1].step
     cure = find_cure(event)
     if not cure:
         return general
@@ -33,10 +33,8 @@ def advise_on_step(events: Sequence[GuardEvent], general: Advice) -> Advice:
     if CAUSES[event.cause].was_committed:
         long += CHECK_ALWAYS
     short = general.short
-    if event.step.get('nonfinite'):
-        short = (
-            f'look at param_scheduler: {", ".join(event.step["nonfinite"])}'
-        )
+    if step.get('nonfinite'):
+        short = f'look at param_scheduler: {", ".join(step["nonfinite"])}'
         if CAUSES[event.cause].was_committed:
             short += ', and resume from the last clean checkpoint'
     return replace(general, short=short, long=long, detail='')
