@@ -91,7 +91,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     if evidence.is_of_inputs and (samples or evidence.bad_keys()):
         return of_inputs(evidence, samples)
     if growth is not None and exceeds(growth, finding):
-        return of_growth(growth)
+        return of_growth(growth, evidence.since)
     if finding is not None and finding.phase == 'weight' and finding.keys:
         return of_weights(finding)
     if finding is not None and finding.phase != 'weight':
@@ -105,7 +105,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     if evidence.bad_keys():
         return of_likely_inputs(evidence)
     if growth is not None:
-        return of_growth(growth)
+        return of_growth(growth, evidence.since)
     return of_unknown(evidence, general)
 
 
@@ -187,9 +187,15 @@ def of_likely_inputs(evidence: Evidence) -> Diagnosis:
     )
 
 
-def of_growth(growth: Growth) -> Diagnosis:
-    """Return the diagnosis of a run that exploded, or ended early."""
+def of_growth(growth: Growth, since: Optional[int] = None) -> Diagnosis:
+    """Return the diagnosis of a run that exploded, or ended early.
+
+    Args:
+        growth: The numbers before the first rejected update.
+        since: The iteration of that update, if it is known.
+    """
     words = growth.words()
+    first = f' (iteration {since})' if since else ''
     num = len(growth.losses)
     reason = f'the run exploded before it: {words}'
     evidence = f'Before the first rejected update the numbers grew: {words}'
@@ -219,6 +225,21 @@ def of_growth(growth: Growth) -> Diagnosis:
                 f'each step goes uphill. {evidence}. Look at param_scheduler, '
                 'such as a schedule that goes on past its end, and at hooks '
                 'that set the learning rate.',
+            ),
+            growth=growth,
+        )
+    if growth.jump > 0:
+        usual = growth.usual_norm
+        return Diagnosis(
+            f'one batch jumped before it: {words}',
+            Advice(
+                'look at the batch right before it, and clip gradients',
+                f'The gradient norm of one batch jumped to {growth.jump:.3g}, '
+                f'{growth.jump / usual:.1g} times the usual norm ({words}), '
+                'and its update spoiled the weights. Look at the samples of '
+                'that batch, which came right before the first rejected '
+                f'update{first}, and set {clip}. Nothing had grown until '
+                'then, so that a lower learning rate helps little.',
             ),
             growth=growth,
         )

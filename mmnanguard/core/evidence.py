@@ -57,6 +57,11 @@ class Evidence:
         return growth
 
     @property
+    def since(self) -> Optional[int]:
+        """The iteration at which the last streak began, if it is known."""
+        return self.events[-1].since if self.events else None
+
+    @property
     def finding(self) -> Optional[Autopsy]:
         """The first autopsy that saw where the fault begins."""
         for autopsy in self.autopsies:

@@ -79,8 +79,9 @@ def next_steps(
     code = ''
     growth = diagnosis.growth
     if growth is not None:
-        # A negative rate that is smaller goes uphill as well.
-        if not growth.is_uphill:
+        # A negative rate that is smaller goes uphill as well, and a batch
+        # that jumped does so at any rate.
+        if not growth.is_uphill and growth.jump == 0:
             code = summary.launch.train_slower(LESS)
     elif advice is ADVICE_ON_INITIAL:
         code = ''  # any checkpoint of the run has the same weights

@@ -296,3 +296,22 @@ class MaskAndCorruptImage(FrozenMaskParameter):
 
     def is_good(self, index):
         return index != 15
+
+
+class OutlierInHalf(Classify):
+    """One sample overflows float16, where float32 would commit it."""
+
+    source = 'pytorch/pytorch#40497'
+    precision = 'float16'
+    causes = ('grad_nonfinite', 'loss_nonfinite', 'scale_overflow')
+    culprit = r'020\.jpg'
+    never_says = ('lower the learning rate',)
+
+    def sample(self, index, generator):
+        sample = super().sample(index, generator)
+        if index == 20:
+            sample['inputs'] = sample['inputs'] * 4e5
+        return sample
+
+    def is_good(self, index):
+        return index != 20

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from mmnanguard._support.escape import escape
-from mmnanguard.core import Autopsy, GuardConfigError
+from mmnanguard.core import Autopsy, GuardConfigError, GuardEvent
 from mmnanguard.core.rows.remedy_row import FP32, RemedyRow
 from mmnanguard.numerics.update.blame import plain_name
 from mmnanguard.registry import HOOKS
@@ -35,6 +35,7 @@ from .._shared.roles import ModelChanger
 __all__ = ['Fp32ModulesHook', 'in_fp32']
 
 KEY = 'nanguard_fp32_modules'
+LEAST_STREAK = 2  # rejections in a row, of different batches
 
 
 @HOOKS.register_module()
@@ -52,7 +53,9 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
             ``loss`` and not ``forward``.
         auto: Whether to add, from the next iteration on, each module that an
             autopsy found to overflow, if the autopsy has tried float32 and
-            it helped. Checkpoints keep these modules. Needs AutopsyHook.
+            it helped. If it overflowed for at most half of the samples, it
+            waits until other samples make it overflow, too. Checkpoints keep
+            these modules. Needs AutopsyHook.
         max_auto_modules: Largest number of modules that ``auto`` adds.
 
     Raises:
@@ -80,6 +83,8 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
         self._max_auto_modules = max_auto_modules
         self._added: List[str] = []
         self._due: List[Autopsy] = []
+        # The last autopsy of each module that blames few samples as well.
+        self._waiting: Dict[str, Autopsy] = {}
         self._in_fp32: Set[str] = set()
 
     @property
@@ -109,8 +114,23 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
         if not self._auto or row['kind'] != Autopsy.KIND:
             return
         autopsy = Autopsy.from_row(row)
-        if autopsy.remedy == FP32 and autopsy.module:
+        if autopsy.remedy != FP32 or not autopsy.module:
+            return
+        # An outlier that float16 rejects would be committed in float32, with
+        # its huge gradients. So the module has to overflow for others, too.
+        before = self._waiting.get(autopsy.module)
+        if is_of_few(autopsy) and (
+            before is None or set(before.samples) & set(autopsy.samples)
+        ):
+            self._waiting[autopsy.module] = autopsy
+        else:
             self._due.append(autopsy)
+
+    def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
+        """Add a module after all, if the next batch is rejected, too."""
+        if event.consecutive_skips >= LEAST_STREAK:
+            self._due.extend(self._waiting.values())
+            self._waiting = {}
 
     def after_train_iter(
         self,
@@ -231,6 +251,12 @@ def in_fp32(model: nn.Module, pattern: str) -> Iterator[None]:
         yield
     finally:
         patches.undo()
+
+
+def is_of_few(autopsy: Autopsy) -> bool:
+    """Whether an autopsy blames samples, and at most half of the window's."""
+    num_blamed = len(autopsy.samples)
+    return 0 < 2 * num_blamed <= (autopsy.num_samples or 2 * num_blamed)
 
 
 def target_of(autopsy: Autopsy) -> str:
