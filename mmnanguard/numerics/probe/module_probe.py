@@ -73,8 +73,7 @@ class Origin:
             if the operation does not work element by element.
         mask: The operation and the line that wrote the first bad number on
             request, if it is known that nothing else is bad; else ''.
-        tensor: The name of the parameter or buffer that was non-finite
-            before the replay; else ''.
+        tensor: The name of a weight that was bad before the replay; else ''.
     """
 
     phase: str
@@ -130,11 +129,10 @@ class ModuleProbe(TorchDispatchMode):
                 self._tracker.add(tensor, samples)
         for tensor, _ in inputs:
             self._add_leaf(tensor, 'input')
-        for name, tensor in [
-            *model.named_parameters(),
-            *model.named_buffers(),
-        ]:
-            self._add_leaf(tensor, 'weight', plain_name(name))
+        for name, param in model.named_parameters():
+            self._add_leaf(param, 'weight', plain_name(name))
+        for name, buffer in model.named_buffers():
+            self._add_leaf(buffer, 'weight', plain_name(name))
         self._buffers = set(map(key_of, model.buffers()))
 
     def origin_of(self, tensor: Tensor) -> Optional[Origin]:
