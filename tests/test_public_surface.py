@@ -157,7 +157,7 @@ def test_files(run):
 
 def test_keys_of_files(run):
     allow_mmengine_checkpoints()
-    checkpoint = load_plain(Path(run.work_dir, 'iter_12.pth'))
+    checkpoint = load_plain(Path(run.work_dir, 'iter_24.pth'))
     ours = set(checkpoint) - set(MMENGINE_KEYS)
     assert_listed(ours, expected.CHECKPOINT_KEYS)
     assert_listed(checkpoint['optimizer'], expected.OPTIMIZER_KEYS)

@@ -5,6 +5,7 @@ contradict each other.
 """
 
 import math
+from dataclasses import replace
 from typing import NamedTuple, Optional, Sequence, Tuple
 
 from .causes import Advice, facts_of_cause
@@ -36,6 +37,8 @@ class Diagnosis(NamedTuple):
         samples: The samples at fault.
         operation: The autopsy that found the operation at fault, if any.
         growth: The explosion before it, if that is the reason.
+        suspects: Samples that the operation may have met: each rejected
+            batch holds some of them.
     """
 
     reason: str
@@ -43,6 +46,7 @@ class Diagnosis(NamedTuple):
     samples: Tuple[str, ...] = ()
     operation: Optional[Autopsy] = None
     growth: Optional[Growth] = None
+    suspects: Tuple[str, ...] = ()
 
 
 ADVICE_ON_LOADED = Advice(
@@ -82,22 +86,26 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     masked = evidence.masked_keys()
     if masked:
         return of_masked(masked)
+    if evidence.is_of_most_samples:
+        return of_all_inputs(evidence)
     if evidence.is_of_inputs and (samples or evidence.bad_keys()):
         return of_inputs(evidence, samples)
     if growth is not None and exceeds(growth, finding):
-        return of_growth(growth)
+        return of_growth(growth, evidence.since)
+    if finding is not None and finding.phase == 'weight' and finding.keys:
+        return of_weights(finding)
     if finding is not None and finding.phase != 'weight':
         if samples:
             return of_samples(finding, samples)
         is_explained = finding.is_certain or cure_of(finding)
         if growth is None or is_explained:
-            return of_operation(finding)
+            return with_suspects(of_operation(finding), evidence)
     if samples:
         return of_inputs(evidence, samples)
     if evidence.bad_keys():
         return of_likely_inputs(evidence)
     if growth is not None:
-        return of_growth(growth)
+        return of_growth(growth, evidence.since)
     return of_unknown(evidence, general)
 
 
@@ -145,6 +153,21 @@ def of_masked(keys: Sequence[str]) -> Diagnosis:
     )
 
 
+def of_all_inputs(evidence: Evidence) -> Diagnosis:
+    """Return the diagnosis of inputs that are bad in most samples."""
+    keys = ', '.join(map(repr, evidence.bad_keys())) or 'the batch'
+    return Diagnosis(
+        f'{keys} is not finite to begin with in most samples',
+        Advice(
+            f'look at the code that makes {keys}, such as a normalization',
+            f'{keys} is not finite to begin with in most of the samples seen, '
+            'so that no few samples are at fault: look at the code that '
+            'makes it, such as a normalization by a standard deviation of 0 '
+            'or the loading of files.',
+        ),
+    )
+
+
 def of_likely_inputs(evidence: Evidence) -> Diagnosis:
     """Return the diagnosis of bad parts of batches that nothing has tried."""
     keys = ', '.join(map(repr, evidence.bad_keys()))
@@ -164,9 +187,15 @@ def of_likely_inputs(evidence: Evidence) -> Diagnosis:
     )
 
 
-def of_growth(growth: Growth) -> Diagnosis:
-    """Return the diagnosis of a run that exploded, or ended early."""
+def of_growth(growth: Growth, since: Optional[int] = None) -> Diagnosis:
+    """Return the diagnosis of a run that exploded, or ended early.
+
+    Args:
+        growth: The numbers before the first rejected update.
+        since: The iteration of that update, if it is known.
+    """
     words = growth.words()
+    first = f' (iteration {since})' if since else ''
     num = len(growth.losses)
     reason = f'the run exploded before it: {words}'
     evidence = f'Before the first rejected update the numbers grew: {words}'
@@ -196,6 +225,21 @@ def of_growth(growth: Growth) -> Diagnosis:
                 f'each step goes uphill. {evidence}. Look at param_scheduler, '
                 'such as a schedule that goes on past its end, and at hooks '
                 'that set the learning rate.',
+            ),
+            growth=growth,
+        )
+    if growth.jump > 0:
+        usual = growth.usual_norm
+        return Diagnosis(
+            f'one batch jumped before it: {words}',
+            Advice(
+                'look at the batch right before it, and clip gradients',
+                f'The gradient norm of one batch jumped to {growth.jump:.3g}, '
+                f'{growth.jump / usual:.1g} times the usual norm ({words}), '
+                'and its update spoiled the weights. Look at the samples of '
+                'that batch, which came right before the first rejected '
+                f'update{first}, and set {clip}. Nothing had grown until '
+                'then, so that a lower learning rate helps little.',
             ),
             growth=growth,
         )
@@ -230,6 +274,40 @@ def of_samples(finding: Autopsy, samples: Sequence[str]) -> Diagnosis:
 def of_operation(finding: Autopsy) -> Diagnosis:
     """Return the diagnosis of an operation that an autopsy found."""
     return Diagnosis(finding.finding(), advise_on(finding), operation=finding)
+
+
+def with_suspects(diagnosis: Diagnosis, evidence: Evidence) -> Diagnosis:
+    """Return the diagnosis of an operation, with the samples it may meet."""
+    suspects = evidence.suspects()
+    finding = diagnosis.operation
+    # A cure that was tried says more than the presence of samples.
+    if not suspects or finding is None or cure_of(finding):
+        return diagnosis
+    some = 'some of ' * (len(suspects) > 1)
+    advice = diagnosis.advice
+    long = (
+        f'{advice.long} Each rejected batch holds {some}'
+        f'{samples_in_words(suspects)}: look there as well.'
+    )
+    return diagnosis._replace(
+        advice=replace(advice, long=long), suspects=suspects
+    )
+
+
+def of_weights(finding: Autopsy) -> Diagnosis:
+    """Return the diagnosis of a tensor that is bad before the update."""
+    names = ', '.join(map(repr, finding.keys))
+    return Diagnosis(
+        f'{names} is not finite to begin with',
+        Advice(
+            f'mend {names}, which is not finite before the update',
+            f'{names} of the model is not finite before the update, so that '
+            'neither the data nor the learning rate make it so. Look where '
+            'it is set: __init__, a pretrained file, or code that writes it '
+            'outside of the optimizer.',
+        ),
+        operation=finding,
+    )
 
 
 def of_unknown(evidence: Evidence, general: Advice) -> Diagnosis:

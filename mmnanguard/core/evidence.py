@@ -1,6 +1,7 @@
 """All that is known about a group of rejected updates."""
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Dict, List, Optional, Sequence, Tuple
 
 from .causes import facts_of_cause
@@ -12,6 +13,9 @@ from .rows.json_numbers import JsonObject
 from .rules.recent_commits import Growth
 
 __all__ = ['Evidence']
+
+LEAST_BATCHES = 3
+MOST_OF = 0.5
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,11 @@ class Evidence:
         return growth
 
     @property
+    def since(self) -> Optional[int]:
+        """The iteration at which the last streak began, if it is known."""
+        return self.events[-1].since if self.events else None
+
+    @property
     def finding(self) -> Optional[Autopsy]:
         """The first autopsy that saw where the fault begins."""
         for autopsy in self.autopsies:
@@ -87,6 +96,26 @@ class Evidence:
         batches = self.batches()
         names += samples_at_fault(self.autopsies, batches, self.share)
         return tuple(dict.fromkeys(names))
+
+    @property
+    def is_of_most_samples(self) -> bool:
+        """Whether most samples of a run, as far as seen, are bad inputs.
+
+        The code that makes them is at fault then. A few batches do not tell,
+        and after many good ones, it is the data that changed.
+        """
+        batches = self.batches()
+        if not self.is_of_inputs or len(batches) < LEAST_BATCHES:
+            return False
+        first, last = self.events[0].iter, self.events[-1].iter
+        is_early = first <= MOST_OF * last and self.share > MOST_OF
+        seen = set(chain.from_iterable(batches))
+        bad = seen.intersection(self.samples())
+        return (
+            is_early
+            and len(bad) > MOST_OF * len(seen)
+            and not self.masked_keys()
+        )
 
     def batches(self) -> List[Tuple[str, ...]]:
         """Return the names of the samples of each rejected update."""

@@ -64,7 +64,11 @@ def next_steps(
             finding there is at least one step.
     """
     if finding is None:
-        names = collect_evidence(summary).samples()
+        evidence = collect_evidence(summary)
+        names = evidence.samples()
+        # Without most of its samples, a run could not go on.
+        if evidence.is_of_most_samples:
+            names = ()
         return (*exclude_samples(summary, names), *run_in_fp32(summary))
     diagnosis = diagnose(collect_evidence(summary, finding))
     local_steps = [
@@ -75,8 +79,9 @@ def next_steps(
     code = ''
     growth = diagnosis.growth
     if growth is not None:
-        # A negative rate that is smaller goes uphill as well.
-        if not growth.is_uphill:
+        # A negative rate that is smaller goes uphill as well, and a batch
+        # that jumped does so at any rate.
+        if not growth.is_uphill and growth.jump == 0:
             code = summary.launch.train_slower(LESS)
     elif advice is ADVICE_ON_INITIAL:
         code = ''  # any checkpoint of the run has the same weights
@@ -269,11 +274,18 @@ def describe_culprit(summary: Summary, finding: Finding) -> str:
         clauses.append(describe_samples(summary, diagnosis.samples))
     if 'module' in kinds and diagnosis.operation is not None:
         clauses.append(describe_module(diagnosis.operation))
+    if evidence.is_of_most_samples:
+        clauses = [diagnosis.reason]
+    num_batches = len(evidence.batches())
     if clauses:
-        return f'culprit: {", ".join(clauses)}'
-    suspects = evidence.suspects()
-    if 'sample' in kinds and suspects:
-        return describe_suspects(suspects, len(evidence.batches()))
+        clause = f'culprit: {", ".join(clauses)}'
+        if diagnosis.suspects:
+            suspects = describe_suspects(diagnosis.suspects, num_batches)
+            clause += f'; {suspects}'
+        return clause
+    names = evidence.suspects()
+    if 'sample' in kinds and names:
+        return describe_suspects(names, num_batches)
     return describe_parameter(summary, finding)
 
 
@@ -300,6 +312,8 @@ def describe_samples(summary: Summary, names: Sequence[str]) -> str:
 
 def describe_module(autopsy: Autopsy) -> str:
     """Return the clause on the module that an autopsy found."""
+    if autopsy.phase == 'weight':
+        return autopsy.finding()
     effect = 'overflows'
     if autopsy.call():
         effect = f'overflows at {autopsy.call()}'

@@ -6,8 +6,10 @@ import pytest
 
 from mmnanguard.core import Action, Autopsy, Cause, GuardEvent
 from mmnanguard.core.causes import facts_of_cause
-from mmnanguard.core.diagnosis import of_growth
+from mmnanguard.core.diagnosis import diagnose, of_growth
+from mmnanguard.core.evidence import Evidence
 from mmnanguard.core.operation_advice import advise_on
+from mmnanguard.core.rows.input_row import InputRow
 from mmnanguard.core.rules.recent_commits import Growth
 from mmnanguard.core.step_advice import advise_on_step
 
@@ -83,3 +85,51 @@ def test_samples_are_cleared_if_the_rest_is_bad_as_well():
     assert finding.finding().startswith('the batch made the model itself (')
     finding = autopsy('mm', samples=('a',), tried={'without_samples': True})
     assert finding.finding().startswith("sample 'a' made")
+
+
+@pytest.mark.parametrize(('num_bad', 'is_code'), [(4, True), (1, False)])
+def test_inputs_that_are_bad_in_most_samples_are_no_bad_samples(
+    num_bad, is_code
+):
+    events, rows = [], []
+    for number in range(4):
+        names = tuple(f'{number}-{index}' for index in range(4))
+        events.append(event(iter_=number + 1, samples=names))
+        bad = names[:num_bad]
+        rows.append(InputRow(samples=bad, keys={'inputs': bad}))
+    seen = Autopsy(phase='input', repeats=True, keys=('inputs',))
+    cause = Cause.LOSS_NONFINITE.value
+    diagnosis = diagnose(Evidence(cause, events, [seen], rows))
+    assert ('code that makes' in diagnosis.advice.short) is is_code
+    assert bool(diagnosis.samples) is not is_code
+    # Where most updates are good, most samples are.
+    rare = Evidence(cause, events, [seen], rows, share=0.1)
+    assert diagnose(rare).samples
+    late = [row.replace(iter=row.iter + 1000) for row in events]
+    assert diagnose(Evidence(cause, late, [seen], rows)).samples
+
+
+def test_a_tensor_that_is_bad_from_the_start_is_named():
+    finding = Autopsy(phase='weight', repeats=True, keys=('net.weights',))
+    cause = Cause.LOSS_NONFINITE.value
+    diagnosis = diagnose(Evidence(cause, [event()], [finding]))
+    assert "'net.weights' is not finite" in diagnosis.reason
+    assert "mend 'net.weights'" in diagnosis.advice.short
+    # A row of an earlier version does not name it.
+    unnamed = diagnose(Evidence(cause, [event()], [finding.replace(keys=())]))
+    assert 'AutopsyHook' in unnamed.advice.short
+
+
+def test_samples_in_each_rejected_batch_are_suspects_of_an_overflow():
+    events = []
+    for number in range(4):
+        names = ('a', f'{number}-1', f'{number}-2')
+        events.append(event(iter_=1 + 20 * number, samples=names))
+    finding = autopsy('mse_loss', input_absmax=1e21, is_pole=False)
+    cause = Cause.LOSS_NONFINITE.value
+    diagnosis = diagnose(Evidence(cause, events, [finding], share=0.1))
+    assert diagnosis.suspects == ('a',)
+    assert "Each rejected batch holds sample 'a'" in diagnosis.advice.long
+    cured = finding.replace(tried={'fp32': True})
+    diagnosis = diagnose(Evidence(cause, events, [cured], share=0.1))
+    assert not diagnosis.suspects

@@ -10,11 +10,13 @@ from mmnanguard.core import (
     ScaleReading,
     Verdict,
 )
+from mmnanguard.core.diagnosis import of_growth
 from mmnanguard.core.rules.recent_commits import (
     Commit,
     find_growth,
     largest_scaled_norm,
 )
+from mmnanguard.hooks.recovery.lower_rate import RateEvidence
 
 NOISE = [1.0, 1.2, 0.9, 1.1, 1.3, 0.8, 1.0, 1.1]
 
@@ -84,6 +86,27 @@ def test_a_run_that_went_on_had_not_exploded():
     assert find_growth(record) is None
     calm = commits(NOISE)
     assert find_growth(now_and_then(calm, 90, 16, 5, 1.0)) is None
+
+
+@pytest.mark.parametrize(
+    ('norms', 'is_jump'),
+    [
+        ([*NOISE, 5e11], True),
+        ([*NOISE, 5e11, 8e14], True),  # its consequence
+        ([*NOISE, 3.0, 40.0, 3e12], False),  # the run explodes
+        ([*NOISE, 9.0, 80.0, 900.0], False),
+        ([1.0, 5e6], False),  # too early to know a usual norm
+    ],
+)
+def test_one_batch_that_jumps_does_not_blame_the_rate(norms, is_jump):
+    growth = find_growth(commits(norms, norms))
+    assert (growth.jump > 0) == is_jump
+    assert RateEvidence(growth, has_diverged=False).blames_rate != is_jump
+    advice = of_growth(growth, since=12).advice
+    assert ('lower the learning rate' in advice.short) != is_jump
+    assert ('(iteration 12)' in advice.long) == is_jump
+    assert 'clip' in advice.short
+    assert 'clip_grad' in advice.long
 
 
 def test_the_update_at_fault_counts_if_it_is_finite():

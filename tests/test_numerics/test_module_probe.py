@@ -159,7 +159,8 @@ def test_numbers():
 def test_weights(value):
     net = Net(lambda net, x: net.first(x - x))  # Inf times 0 is NaN
     net.first.weight.data[0, 0] = value
-    assert probe(None, net=net).phase == 'weight'
+    origin = probe(None, net=net)
+    assert (origin.phase, origin.tensor) == ('weight', 'first.weight')
 
 
 def test_a_mask_in_a_buffer_is_no_bad_weight():

@@ -65,7 +65,8 @@ class Autopsy(RowRecord):
             element; empty if they are not known.
         num_samples: Number of samples in the window; 0 if it is not known.
         keys: The parts of the batch that were not finite. If the replay was
-            finite all the same, the model may mask them.
+            finite all the same, the model may mask them. For the phase
+            'weight', the parameter or buffer that the fault begins with.
         tried: The cures that another replay has tried, and whether it was
             finite, see :data:`CURES`.
         mask: The operation and the line that wrote Inf or NaN on request,
@@ -179,7 +180,10 @@ class Autopsy(RowRecord):
         if self.phase == 'input':
             return self._bad_input()
         if self.phase == 'weight':
-            return 'weights or buffers are not finite to begin with'
+            names = ''
+            if self.keys:
+                names = f': {", ".join(map(repr, self.keys))}'
+            return f'weights or buffers are not finite to begin with{names}'
         if not self.phase:
             return ''
         where = f'in {self.dtype} in {self.phase}'

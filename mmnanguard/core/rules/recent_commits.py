@@ -36,6 +36,10 @@ NUM_RECENT_COMMITS = 64
 LEAST_GROWTH = 10.0
 LEAST_GROWTH_OF_STEP = 100.0
 LEAST_BEFORE = 3  # values that make a usual value
+# A jump out of norms that swing a little is no explosion of the run.
+LEAST_BEFORE_JUMP = 2
+LEAST_JUMP = 1e4
+MOST_SWING = 4.0
 NUM_SHOWN = 4  # commits in the words on a growth
 MOST_EARLY = 3  # commits of a run that ended early
 LEAST_SKIPS = 3  # rejected updates that follow them
@@ -107,6 +111,21 @@ class Growth(NamedTuple):
     def is_uphill(self) -> bool:
         """Whether the learning rate is negative, so that the loss rises."""
         return self.lr < 0
+
+    @property
+    def jump(self) -> float:
+        """The gradient norm of one batch that is far out of line, or 0.
+
+        Until then nothing had grown, which a learning rate that is too high
+        would have caused.
+        """
+        norms = finite_sizes(self.grad_norms)
+        for position in range(LEAST_BEFORE_JUMP, len(norms)):
+            highest = max(norms[:position])
+            is_even = highest <= MOST_SWING * self.usual_norm
+            if is_even and norms[position] >= LEAST_JUMP * highest > 0:
+                return norms[position]
+        return 0.0
 
     def words(self) -> str:
         """Return the numbers, such as 'loss 1 -> 20, gradient norm 3 -> 90'.

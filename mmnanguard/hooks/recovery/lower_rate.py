@@ -34,6 +34,12 @@ class RateEvidence(NamedTuple):
     def __bool__(self) -> bool:
         return self.has_diverged or self.growth is not None
 
+    @property
+    def blames_rate(self) -> bool:
+        """Whether a lower rate can help; not against one odd batch."""
+        is_jump = self.growth is not None and self.growth.jump > 0
+        return bool(self) and not is_jump
+
     def words(self, recovery: Optional[int]) -> str:
         """Return the reason why the rate was lowered or kept.
 
@@ -43,6 +49,8 @@ class RateEvidence(NamedTuple):
         """
         if not self:
             return 'neither losses nor gradient norms had exploded before'
+        if self.growth is not None and not self.blames_rate:
+            return f'one batch jumped: {self.growth.words()} before'
         reason = 'the loss has risen'
         if self.growth is not None:
             reason = f'{self.growth.words()} before'

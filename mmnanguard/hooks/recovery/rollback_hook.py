@@ -256,7 +256,7 @@ class RollbackHook(GuardListener):
         for name, other in guards.items():
             state, other.clip_rule = kept.rules[name]
             lr = other.state.lr_factor, other.state.lr_return
-            if other is guard and evidence:
+            if other is guard and evidence.blames_rate:
                 lr = lowered(lr[0], self._lr_factor, self._lr_recovery)
             # Only statistics are restored. Counters go on, because the
             # rejected updates did happen and max_rollbacks has to be reached.

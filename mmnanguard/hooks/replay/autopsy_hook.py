@@ -225,8 +225,9 @@ class AutopsyHook(WindowHook):
         # Each rank tries the remedy on its own batch. A rank on which it
         # does not help has '', the smallest string.
         confirmed = all_gather_object(replay.confirm(autopsy))
-        keys: Tuple[str, ...] = ()
-        if autopsy.phase == 'input' or CAUSES[event.cause].is_of_inputs:
+        keys = autopsy.keys
+        is_of_inputs = CAUSES[event.cause].is_of_inputs and not keys
+        if autopsy.phase == 'input' or is_of_inputs:
             keys = self._bad_keys.get(event.id, event.bad_keys)
         autopsy = autopsy.replace(
             keys=keys,

@@ -73,6 +73,7 @@ class Origin:
             if the operation does not work element by element.
         mask: The operation and the line that wrote the first bad number on
             request, if it is known that nothing else is bad; else ''.
+        tensor: The name of a weight that was bad before the replay; else ''.
     """
 
     phase: str
@@ -89,6 +90,7 @@ class Origin:
     is_pole: Optional[bool] = None
     operands: Tuple[float, ...] = ()
     mask: str = ''
+    tensor: str = ''
 
 
 class ModuleProbe(TorchDispatchMode):
@@ -127,8 +129,10 @@ class ModuleProbe(TorchDispatchMode):
                 self._tracker.add(tensor, samples)
         for tensor, _ in inputs:
             self._add_leaf(tensor, 'input')
-        for tensor in [*model.parameters(), *model.buffers()]:
-            self._add_leaf(tensor, 'weight')
+        for name, param in model.named_parameters():
+            self._add_leaf(param, 'weight', plain_name(name))
+        for name, buffer in model.named_buffers():
+            self._add_leaf(buffer, 'weight', plain_name(name))
         self._buffers = set(map(key_of, model.buffers()))
 
     def origin_of(self, tensor: Tensor) -> Optional[Origin]:
@@ -245,7 +249,7 @@ class ModuleProbe(TorchDispatchMode):
                 tensor.untyped_storage()
             )
 
-    def _add_leaf(self, tensor: Tensor, phase: str) -> None:
+    def _add_leaf(self, tensor: Tensor, phase: str, name: str = '') -> None:
         """Note a tensor that is non-finite before the replay begins."""
         if is_finite(tensor):
             return
@@ -258,6 +262,7 @@ class ModuleProbe(TorchDispatchMode):
         origin = self._make_origin(
             (phase, '', '', '', ''), '', tensor, 0.0, is_mask
         )
+        origin = replace(origin, tensor=name)
         self._bad_inputs.update(origin.samples)
         for values in floats(tensor):
             self._hold(values)
