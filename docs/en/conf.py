@@ -64,6 +64,9 @@ nitpick_ignore_regex = [
     (r'py:.*', r'unscale_|draws_anew|.*\.InputPolicy'),
     (r'py:exc', r'MissingKey|UnreadableField'),
     (r'py:class', r'mmnanguard\.core\.clipping\.(window|moments)\..*'),
+    (r'py:class', r'mmnanguard\.optim\.window\..*'),
+    (r'py:class', r'mmnanguard\.core\.rules\.recent_commits\..*'),
+    (r'py:class', r'mmnanguard\.core\.rules\.scale_trial\..*'),
 ]
 linkcheck_timeout = 10
 linkcheck_retries = 1

@@ -68,7 +68,7 @@ class Autopsy(RowRecord):
             finite all the same, the model may mask them. For the phase
             'weight', the parameter or buffer that the fault begins with.
         tried: The cures that another replay has tried, and whether it was
-            finite, see :data:`CURES`.
+            finite, see ``CURES``.
         mask: The operation and the line that wrote Inf or NaN on request,
             such as a mask of -inf, which then met the operation or the loss;
             '' if no mask is involved.

@@ -92,7 +92,7 @@ class GuardEvent(RowRecord):
             ..., 'iter': ...}]}`` with the micro-batches of the window on all
             ranks, numbered from 1. The rest of the event is then about the
             micro-batches that were left out. None if all were used.
-        growth: The fields of :class:`Growth`, if losses or norms exploded
+        growth: The fields of ``Growth``, if losses or norms exploded
             right before this update; else None.
         origin: How bad weights became bad, as a clause; '' if that is not
             known.

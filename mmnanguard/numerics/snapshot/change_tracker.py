@@ -8,6 +8,7 @@ from typing import (
     Dict,
     Iterable,
     List,
+    MutableSet,
     Optional,
     Sequence,
     Set,
@@ -231,7 +232,7 @@ class ChangeTracker:
         self._backups: WeakKeyDictionary[nn.Module, Backups] = (
             WeakKeyDictionary()
         )
-        self._reported: WeakSet[TensorBackup] = WeakSet()
+        self._reported: MutableSet[TensorBackup] = WeakSet()
         self._num_commits = 0
 
     @property
