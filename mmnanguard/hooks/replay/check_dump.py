@@ -4,9 +4,9 @@ A file may be damaged, made by hand, or of another program. What is missing or
 of another type is reported in one sentence, not by a traceback.
 """
 
-from collections.abc import Mapping
+from collections import abc
 from pathlib import Path
-from typing import Any, Dict, Tuple, Union
+from typing import Any, Dict, Mapping, Tuple, Union
 
 from mmnanguard.core import GuardEvent, NanGuardError
 
@@ -15,7 +15,7 @@ __all__ = ['check_dump']
 TypeOrTypes = Union[type, Tuple[type, ...]]
 # The keys that a dump has, and the types of their values.
 NEEDED: Dict[str, TypeOrTypes] = {
-    'event': Mapping,
+    'event': abc.Mapping,
     'rank': int,
     'world_size': int,
     'batches': list,
@@ -23,15 +23,15 @@ NEEDED: Dict[str, TypeOrTypes] = {
     'rng': list,
     'is_exact': bool,
     'iter': list,
-    'settings': Mapping,
+    'settings': abc.Mapping,
     'fp32_modules': list,
     'config': str,
-    'versions': Mapping,
+    'versions': abc.Mapping,
 }
 # Keys that only some dumps have.
 OPTIONAL: Dict[str, TypeOrTypes] = {
-    'runtime_info': Mapping,
-    'weights': Mapping,
+    'runtime_info': abc.Mapping,
+    'weights': abc.Mapping,
 }
 # The types of the items of lists.
 ITEMS = {'iter': int, 'fp32_modules': str}
