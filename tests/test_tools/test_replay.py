@@ -246,12 +246,13 @@ def test_modules_in_float32_are_so_here(tool, tmp_path):
         fp32=dict(type='mmnanguard.Fp32ModulesHook', auto=True),
         fire_drill=guard_hooks(fault)['fire_drill'],
     )
-    # The same sample in iterations 4 and 5; only the first is a surprise.
+    # In iterations 3 to 5. The second one shows that the module overflows for
+    # more than one sample, and the third one is no surprise.
     _, path = train(
-        *(tmp_path, (ILL, ILL + 4), 'float16'),
+        *(tmp_path, (ILL - 4, ILL, ILL + 4), 'float16'),
         hooks=hooks,
         dump=dict(save_weights=True),
-        num_dumps=2,
+        num_dumps=3,
     )
     assert path.name == 'iter_5_rank0.pt'
     assert torch.load(path)['fp32_modules'] == ['conv']

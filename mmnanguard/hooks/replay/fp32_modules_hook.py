@@ -18,12 +18,13 @@ from typing import (
 )
 
 import torch
+from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from mmnanguard._support.escape import escape
-from mmnanguard.core import Autopsy, GuardConfigError, GuardEvent
+from mmnanguard.core import Action, Autopsy, GuardConfigError, GuardEvent
 from mmnanguard.core.rows.remedy_row import FP32, RemedyRow
 from mmnanguard.numerics.update.blame import plain_name
 from mmnanguard.registry import HOOKS
@@ -53,9 +54,10 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
             ``loss`` and not ``forward``.
         auto: Whether to add, from the next iteration on, each module that an
             autopsy found to overflow, if the autopsy has tried float32 and
-            it helped. If it overflowed for at most half of the samples, it
-            waits until other samples make it overflow, too. Checkpoints keep
-            these modules. Needs AutopsyHook.
+            it helped. If it overflowed for at most half of the samples, the
+            hook waits until a batch without them is rejected, or, with
+            several ranks, the next batch. Checkpoints keep these modules.
+            Needs AutopsyHook.
         max_auto_modules: Largest number of modules that ``auto`` adds.
 
     Raises:
@@ -127,10 +129,17 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
             self._due.append(autopsy)
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
-        """Add a module after all, if the next batch is rejected, too."""
-        if event.consecutive_skips >= LEAST_STREAK:
-            self._due.extend(self._waiting.values())
-            self._waiting = {}
+        """Add the modules that wait, if other samples are rejected, too."""
+        is_streak = event.consecutive_skips >= LEAST_STREAK
+        is_rejected = event.action is not Action.STEP
+        for module, autopsy in list(self._waiting.items()):
+            # The samples of an event are those of its ranks, and all ranks
+            # must agree on the module.
+            is_other = get_world_size() == 1 and not (
+                set(autopsy.samples) & set(event.samples)
+            )
+            if is_rejected and (is_streak or is_other):
+                self._due.append(self._waiting.pop(module))
 
     def after_train_iter(
         self,
