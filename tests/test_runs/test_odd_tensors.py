@@ -3,11 +3,10 @@
 Each run is a process: some kernels end the interpreter.
 """
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from ranks import finish, start
 
 JOB = Path(__file__).with_name('odd_tensors_job.py')
 
@@ -26,14 +25,10 @@ JOB = Path(__file__).with_name('odd_tensors_job.py')
     ],
 )
 def test_equals_the_plain_run(role, change, tmp_path):
-    done = subprocess.run(
-        [sys.executable, JOB, role, change, tmp_path],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.endswith('equal\n')
+    process = start([JOB, role, change, tmp_path])
+    output = finish(process)
+    assert process.returncode == 0, output[-3000:]
+    assert output.endswith('equal\n')
     log = next(tmp_path.glob('*/*.log')).read_text()
     assert 'Traceback' not in log
     assert 'cannot write' not in log
