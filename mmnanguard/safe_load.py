@@ -15,7 +15,11 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
-from mmnanguard.numerics.checkpoints.load_plain import ALLOWED, HAS_ALLOW_LIST
+from mmnanguard.numerics.checkpoints.load_plain import (
+    ALLOWED,
+    HAS_ALLOW_LIST,
+    SAFE_GLOBALS,
+)
 
 __all__ = ['allow_mmengine_checkpoints']
 
@@ -79,6 +83,7 @@ def allow_mmengine_checkpoints() -> None:
         for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):
             allowed.append((function, f'{module}.{name}'))
     if HAS_ALLOW_LIST:
+        SAFE_GLOBALS[:] = allowed
         torch.serialization.add_safe_globals(allowed)
     else:
         for entry in allowed:

@@ -71,6 +71,16 @@ def test_what_comes_back(checkpoint):
     assert content['optimizer']['guard']['state']['num_steps'] == 3
 
 
+@pytest.mark.skipif(
+    not HAS_ALLOW_LIST, reason='torch before 2.6 loads without a list'
+)
+def test_what_is_allowed_stays_so_whoever_uses_the_list_as_well(checkpoint):
+    allow_mmengine_checkpoints()
+    with torch.serialization.safe_globals([HistoryBuffer, np.ndarray]):
+        pass
+    assert load_plain(checkpoint)['meta']['iter'] == 3
+
+
 SCHEDULES = dict(
     CosineAnnealing=dict(T_max=9),
     CosineRestart=dict(periods=[4, 5], restart_weights=[1, 0.5], eta_min=0),

@@ -92,8 +92,6 @@ def find_clean_beside(
             the last one that was clean when it was written.
         by_design: The names of the model's tensors that may hold NaN or Inf.
     """
-    # Again: a load by onedl-mmengine takes the list of allowed types with it.
-    allow_mmengine_checkpoints()
     last_clean = read_pointer(work_dir, LAST_CLEAN)
     paths = set(Path(work_dir).glob('*.pth'))
     run: Optional[Lineage] = None

@@ -27,7 +27,6 @@ from mmnanguard.numerics.checkpoints.state_copy import (
     Place,
     StateMismatchError,
 )
-from mmnanguard.safe_load import allow_mmengine_checkpoints
 
 from .._shared.find_guards import find_guards
 from .._shared.hook_arguments import Checkpoint
@@ -188,8 +187,6 @@ def find_checkpoint(runner: Runner, before: int) -> Optional[Tuple[str, int]]:
 
     Only checkpoints of iterations before ``before`` count.
     """
-    # Again: a load by onedl-mmengine takes the list of allowed types with it.
-    allow_mmengine_checkpoints()
     paths = set(Path(runner.work_dir).glob('*.pth'))
     last_clean = read_pointer(runner.work_dir, LAST_CLEAN)
     # CheckpointHook(out_dir=...) writes outside of the work dir.

@@ -11,12 +11,12 @@ import pickle
 import sys
 from collections import Counter
 from os import PathLike
-from typing import IO, Any, Callable, ClassVar, Dict, Union
+from typing import IO, Any, Callable, ClassVar, Dict, List, Union
 
 import torch
 from torch import _weights_only_unpickler
 
-__all__ = ['ALLOWED', 'HAS_ALLOW_LIST', 'load_plain']
+__all__ = ['ALLOWED', 'HAS_ALLOW_LIST', 'SAFE_GLOBALS', 'load_plain']
 
 # Whether PyTorch is 2.6 or newer, by a function that came with it.
 HAS_ALLOW_LIST = hasattr(
@@ -33,6 +33,9 @@ ALLOWED: Dict[str, object] = {
     'builtins.set': set,
     **{str(d): d for d in vars(torch).values() if isinstance(d, torch.dtype)},
 }
+# The arguments of torch.serialization.add_safe_globals, which takes the place
+# of the table from PyTorch 2.6 on; ``mmnanguard.safe_load`` fills it, too.
+SAFE_GLOBALS: List[Any] = []
 
 
 def load_plain(path: Union[str, 'PathLike[str]'], **keys: Any) -> Any:
@@ -49,6 +52,9 @@ def load_plain(path: Union[str, 'PathLike[str]'], **keys: Any) -> Any:
         pickle.UnpicklingError: If the file holds anything else.
     """
     if HAS_ALLOW_LIST:
+        # Each time: the end of torch.serialization.safe_globals, which
+        # onedl-mmengine uses, forgets what others have allowed as well.
+        torch.serialization.add_safe_globals(SAFE_GLOBALS)
         keys.update(weights_only=True)
     else:
         # torch.load takes Unpickler and load from the module that it is given.
