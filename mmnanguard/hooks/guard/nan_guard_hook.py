@@ -282,9 +282,9 @@ class NanGuardHook(PatchingHook, EventSource):
             about = message[0]
         # No update has made what was bad at the start.
         names = [tensor.name for tensor in event.params]
-        is_of_weights = CAUSES[event.cause].blames == 'weight'
-        if is_of_weights and self.origin_of(names):
-            about['origin'] = self.origin_of(names)
+        origin = self.origin_of(names)
+        if origin and CAUSES[event.cause].blames == 'weight':
+            about['origin'] = origin
         return event.replace(**about, id=self._new_id(runner, event))
 
     def origin_of(self, names: Collection[str]) -> str:
