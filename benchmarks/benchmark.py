@@ -272,7 +272,7 @@ def main(argv=None):
     add('--optimizers', nargs='+', choices=OPTIMIZERS, default=[*OPTIMIZERS])
     add('--clips', nargs='+', choices=CLIPS, default=['none', 'above'])
     add('--repeat', type=int, default=30)
-    add('--threads', type=int, default=torch.get_num_threads())
+    add('--threads', type=int, default=1)
     add('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     add('--seed', type=int, default=0)
     add('--markdown', action='store_true')

@@ -269,7 +269,7 @@ def main(argv=None):
     add('--batch-size', type=int, default=8)
     add('--image-size', type=int, default=32)
     add('--repeat', type=int, default=30)
-    add('--threads', type=int, default=torch.get_num_threads())
+    add('--threads', type=int, default=1)
     add('--markdown', action='store_true')
     add('--json', type=Path, metavar='FILE')
     args = parser.parse_args(argv)

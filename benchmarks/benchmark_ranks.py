@@ -231,7 +231,7 @@ def main(argv=None):
     add('--model', choices=[*MODELS][:2], default='resnet18')
     add('--batch-size', type=int, default=4)
     add('--repeat', type=int, default=30)
-    add('--threads', type=int, default=torch.get_num_threads())
+    add('--threads', type=int, default=1)
     powers = [2**power for power in range(1, 15)]
     add('--simulate', choices=powers, default=[8, 256, 4096], **several)
     link = dict(type=float, nargs=2, metavar=('MICROSECONDS', 'GB_PER_S'))

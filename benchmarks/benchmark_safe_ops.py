@@ -162,7 +162,7 @@ def main(argv=None):
     add('--dims', type=int, default=256)
     add('--repeat', type=int, default=30)
     add('--compile', action='store_true', help='both, with torch.compile')
-    add('--threads', type=int, default=torch.get_num_threads())
+    add('--threads', type=int, default=1)
     add('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     add('--markdown', action='store_true')
     add('--json', type=Path, metavar='FILE')

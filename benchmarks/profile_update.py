@@ -97,7 +97,7 @@ def main(argv=None):
     add('--clip', choices=CLIPS, default='above')
     add('--precision', choices=['fp32', 'fp16'], default='fp16')
     add('--repeat', type=int, default=30)
-    add('--threads', type=int, default=torch.get_num_threads())
+    add('--threads', type=int, default=1)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     model = PARAMETER_SETS[args.params]()
