@@ -10,7 +10,7 @@ from typing import NamedTuple, Optional, Sequence, Tuple
 
 from .causes import Advice, facts_of_cause
 from .evidence import Evidence
-from .operation_advice import advise_on, cure_of
+from .operation_advice import advise_on, advise_without_cures, cure_of
 from .rows.autopsy import Autopsy
 from .rows.guard_event import INITIAL_ORIGIN
 from .rows.phrases import and_more, plural, samples_in_words
@@ -257,14 +257,15 @@ def of_growth(growth: Growth, since: Optional[int] = None) -> Diagnosis:
 def of_samples(finding: Autopsy, samples: Sequence[str]) -> Diagnosis:
     """Return the diagnosis of samples for which an operation goes bad."""
     who = f"sample '{samples[0]}'{and_more(len(samples) - 1)}"
-    operation = of_operation(finding)
+    # Not a cure: in float32, the huge gradients of an outlier would count.
+    advice = advise_without_cures(finding)
     return Diagnosis(
-        operation.reason,
+        finding.finding(),
         Advice(
-            f'look at {who}, or leave it out',
+            advice.short,
             f'Nearly all rejected batches hold {who}: look at it, mend it or '
-            f'leave it out (mmnanguard.ExcludeSamples). '
-            f'{operation.advice.long}',
+            f'leave it out (mmnanguard.ExcludeSamples). {advice.long}',
+            advice.long,
         ),
         tuple(samples),
         finding,

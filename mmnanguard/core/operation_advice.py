@@ -6,7 +6,7 @@ from typing import Mapping, Optional
 from .causes import Advice
 from .rows.autopsy import Autopsy
 
-__all__ = ['advise_on', 'cure_of']
+__all__ = ['advise_on', 'advise_without_cures', 'cure_of']
 
 HALF_PRECISION = ('float16', 'bfloat16')
 # Operations with a pole, and what to use in their place.
@@ -39,12 +39,12 @@ def advise_on(finding: Autopsy) -> Advice:
 
     What was tried and helped comes before what is known in general.
     """
-    return (
-        cure_of(finding)
-        or mask_of(finding)
-        or pole_of(finding)
-        or overflow_of(finding)
-    )
+    return cure_of(finding) or advise_without_cures(finding)
+
+
+def advise_without_cures(finding: Autopsy) -> Advice:
+    """Return the advice on the operation at fault, whatever has helped."""
+    return mask_of(finding) or pole_of(finding) or overflow_of(finding)
 
 
 def cure_of(finding: Autopsy) -> Optional[Advice]:

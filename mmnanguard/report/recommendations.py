@@ -69,11 +69,11 @@ def next_steps(
         # Without most of its samples, a run could not go on.
         if evidence.is_of_most_samples:
             names = ()
-        return (*exclude_samples(summary, names), *run_in_fp32(summary))
+        return (*exclude_samples(summary, names), *run_in_fp32(summary, names))
     diagnosis = diagnose(collect_evidence(summary, finding))
     local_steps = [
         *exclude_samples(summary, diagnosis.samples),
-        *run_in_fp32(summary),
+        *run_in_fp32(summary, diagnosis.samples),
     ]
     advice = diagnosis.advice
     code = ''
@@ -159,8 +159,12 @@ def exclude_samples(summary: Summary, names: Sequence[str]) -> List[Step]:
     return [Step(text, detail, f'{write} && {train}')]
 
 
-def run_in_fp32(summary: Summary) -> List[Step]:
-    """Return the step that runs modules in float32, if autopsies advise it."""
+def run_in_fp32(summary: Summary, samples: Sequence[str]) -> List[Step]:
+    """Return the step that runs modules in float32, if autopsies advise it.
+
+    Not for samples at fault: in float32, the huge gradients of an outlier
+    would be committed.
+    """
     remedies = summary.others.get('remedy')
     # The guard has already applied the cure, but only in this process: a new
     # run needs it in its config.
@@ -177,7 +181,8 @@ def run_in_fp32(summary: Summary) -> List[Step]:
     for autopsy in summary.records(Autopsy):
         # Several autopsies may name the same module, and some name none.
         is_new = autopsy.module and autopsy.module not in modules
-        if is_new and autopsy.remedy == FP32:
+        is_outlier = not set(autopsy.samples).isdisjoint(samples)
+        if is_new and autopsy.remedy == FP32 and not is_outlier:
             modules.append(autopsy.module)
     if not modules:
         return []

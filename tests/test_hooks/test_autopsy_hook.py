@@ -117,8 +117,8 @@ def test_the_culprit_is_named(tmp_path, ill, phase, module, op):
     assert event['iter'] == 4
     assert row['id'] == event['id']
     assert (row['phase'], row['module'], row['op']) == (phase, module, op)
-    # A BatchNorm's statistics are of all samples.
-    assert row['samples'] == ([] if ill == 'norm' else [POISON])
+    # Also where an operation mixes all samples, as a BatchNorm's statistics.
+    assert row['samples'] == [POISON]
     assert row['repeats']
     assert row['source'].startswith('test_autopsy_hook.py:')
 

@@ -4,6 +4,7 @@
 decides which events get a replay, and makes all ranks agree on the result.
 """
 
+from contextlib import suppress
 from typing import Dict, Iterable, List, Mapping, Set, Tuple
 
 from mmengine.dist import (
@@ -25,6 +26,7 @@ from mmnanguard.registry import HOOKS
 
 from .._shared.find_guards import find_guards, find_wrappers
 from .._shared.hook_arguments import Checkpoint, Row
+from .narrow_down import samples_that_spoil
 from .try_cures import try_cures
 from .window import Window, WindowHook
 from .window_replay import WindowReplay, settings_of
@@ -63,7 +65,10 @@ class AutopsyHook(WindowHook):
             too.
         try_cures: Whether the window is run again with each cure that a user
             could apply: bfloat16, a lower loss scale, without the samples at
-            fault. Each costs a forward and a backward pass.
+            fault. Each costs a forward and a backward pass. If the operation
+            mixes the samples of a batch, one process also looks for the
+            sample without which the window is finite, in at most
+            2 * log2(samples) + 1 passes.
 
     Raises:
         GuardConfigError: If ``max_autopsies`` is negative.
@@ -236,6 +241,11 @@ class AutopsyHook(WindowHook):
         )
         if not self._try_cures:
             return autopsy
+        is_of_batch = autopsy.repeats and autopsy.phase != 'weight'
+        if is_of_batch and not autopsy.samples:
+            # A part of a batch may be more than the model's code can run.
+            with suppress(Exception):
+                autopsy = replay.blame(autopsy, samples_that_spoil(replay))
         can_leave_out = any(all_gather_object(replay.can_leave_out(autopsy)))
         tried = try_cures(replay, autopsy, event.optimizer, can_leave_out)
         on_all = finite_on_all(all_gather_object(tried))
