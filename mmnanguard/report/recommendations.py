@@ -84,7 +84,9 @@ def next_steps(
         if not growth.is_uphill and growth.jump == 0:
             code = summary.launch.train_slower(LESS)
     elif advice is ADVICE_ON_INITIAL:
-        code = ''  # any checkpoint of the run has the same weights
+        # Any checkpoint of the run has the same weights, and no operation
+        # is to be found.
+        return (Step(advice.short, advice.long),)
     elif facts_of_cause(finding.cause).blames == 'weight':
         code = summary.launch.train('--resume')
     general_step = Step(advice.short, advice.detail or advice.long, code)

@@ -36,9 +36,13 @@ class RateEvidence(NamedTuple):
 
     @property
     def blames_rate(self) -> bool:
-        """Whether a lower rate can help; not against one odd batch."""
-        is_jump = self.growth is not None and self.growth.jump > 0
-        return bool(self) and not is_jump
+        """Whether a lower rate can help; not against one odd batch.
+
+        A negative rate that is smaller goes uphill as well.
+        """
+        growth = self.growth
+        is_other = growth and (growth.is_uphill or growth.jump > 0)
+        return bool(self) and not is_other
 
     def words(self, recovery: Optional[int]) -> str:
         """Return the reason why the rate was lowered or kept.
@@ -49,6 +53,8 @@ class RateEvidence(NamedTuple):
         """
         if not self:
             return 'neither losses nor gradient norms had exploded before'
+        if self.growth is not None and self.growth.is_uphill:
+            return f'it is negative: {self.growth.words()} before'
         if self.growth is not None and not self.blames_rate:
             return f'one batch jumped: {self.growth.words()} before'
         reason = 'the loss has risen'

@@ -22,6 +22,7 @@ from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.core.rows.input_row import InputRow
 from mmnanguard.core.rows.remedy_row import RemedyRow
+from mmnanguard.core.rules.recent_commits import find_growth
 from mmnanguard.registry import HOOKS
 
 from .._shared.find_guards import find_guards, find_wrappers
@@ -241,7 +242,13 @@ class AutopsyHook(WindowHook):
         )
         if not self._try_cures:
             return autopsy
-        is_of_batch = autopsy.repeats and autopsy.phase != 'weight'
+        # In a run that exploded, any sample may be the first to overflow.
+        state = find_guards(runner)[event.optimizer].state
+        is_of_batch = (
+            autopsy.repeats
+            and autopsy.phase != 'weight'
+            and find_growth(state.recent_commits) is None
+        )
         if is_of_batch and not autopsy.samples:
             # A part of a batch may be more than the model's code can run.
             with suppress(Exception):
