@@ -161,6 +161,8 @@ def guarded_step(
         step = None
         if CAUSES[verdict.cause].is_of_step:
             step = (spoiler or guard.params).describe_step(bad_settings)
+        elif verdict.action is not Action.STEP:
+            step = guard.params.describe_uphill()
         guard.report(seen, verdict, bad, before, after, step)
     elif verdict.scale_move is ScaleMove.RETURN:
         log_return(guard, before, after)

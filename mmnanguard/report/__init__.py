@@ -6,9 +6,9 @@ and for text in the terminal, which needs rich.
 Reading order: ``run_report`` (the report of a run, from its files),
 ``read_events`` and ``read_scalars`` (rows and curves), ``summarize`` and
 ``summary`` (counts and rankings), ``assessment`` (healthy or sick), with
-``findings`` and ``recommendations``; then the output: ``page`` with
-``figure``, ``panels``, ``traces`` and ``downsample``; ``terminal``;
-``row_text`` (commands to paste).
+``findings``, ``collect_evidence``, ``culprit_clause`` and
+``recommendations``; then the output: ``page`` with ``figure``, ``panels``,
+``traces`` and ``downsample``; ``terminal``; ``row_text`` (commands to paste).
 """
 
 from .assessment import Assessment

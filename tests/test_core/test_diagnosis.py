@@ -6,8 +6,9 @@ import pytest
 
 from mmnanguard.core import Action, Autopsy, Cause, GuardEvent
 from mmnanguard.core.causes import facts_of_cause
-from mmnanguard.core.diagnosis import diagnose, of_growth
+from mmnanguard.core.diagnosis import diagnose
 from mmnanguard.core.evidence import Evidence
+from mmnanguard.core.growth_advice import explain_growth
 from mmnanguard.core.operation_advice import advise_on
 from mmnanguard.core.rows.input_row import InputRow
 from mmnanguard.core.rules.recent_commits import Growth
@@ -36,11 +37,12 @@ def event(cause=Cause.LOSS_NONFINITE, iter_=1, **keys):
 
 def test_a_negative_learning_rate_goes_uphill():
     rising = Growth((1.0, 9.0, 90.0), (1.0, 9.0, 90.0), -0.1, 90.0)
-    diagnosis = of_growth(rising)
-    assert 'param_scheduler' in diagnosis.advice.short
-    assert 'uphill' in diagnosis.advice.long
-    assert 'clip_grad' not in diagnosis.advice.long
-    assert 'clip_grad' in of_growth(rising._replace(lr=0.1)).advice.long
+    _, advice = explain_growth(rising, Evidence(''))
+    assert 'param_scheduler' in advice.short
+    assert 'uphill' in advice.long
+    assert 'clip_grad' not in advice.long
+    _, advice = explain_growth(rising._replace(lr=0.1), Evidence(''))
+    assert 'clip_grad' in advice.long
 
 
 @pytest.mark.parametrize(

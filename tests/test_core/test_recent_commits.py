@@ -5,12 +5,15 @@ import pytest
 
 from mmnanguard.core import (
     Action,
+    Cause,
+    GuardEvent,
     GuardState,
     Observation,
     ScaleReading,
     Verdict,
 )
-from mmnanguard.core.diagnosis import of_growth
+from mmnanguard.core.evidence import Evidence
+from mmnanguard.core.growth_advice import explain_growth
 from mmnanguard.core.rules.recent_commits import (
     Commit,
     find_growth,
@@ -102,7 +105,8 @@ def test_one_batch_that_jumps_does_not_blame_the_rate(norms, is_jump):
     growth = find_growth(commits(norms, norms))
     assert (growth.jump > 0) == is_jump
     assert RateEvidence(growth, has_diverged=False).blames_rate != is_jump
-    advice = of_growth(growth, since=12).advice
+    event = GuardEvent(12, Action.SKIP, Cause.LOSS_NONFINITE, since=12)
+    _, advice = explain_growth(growth, Evidence('', [event]))
     assert ('lower the learning rate' in advice.short) != is_jump
     assert ('(iteration 12)' in advice.long) == is_jump
     assert 'clip' in advice.short

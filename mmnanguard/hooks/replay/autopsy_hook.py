@@ -137,7 +137,8 @@ class AutopsyHook(WindowHook):
         find_guards(runner)[event.optimizer].explain(event, autopsy)
         culprit: Tuple[str, ...] = autopsy.phase, autopsy.module, autopsy.op
         # Bad inputs have no operation, so their samples tell them apart.
-        if autopsy.phase == 'input':
+        is_of_samples = autopsy.tried.get('without_samples', False)
+        if autopsy.phase == 'input' or is_of_samples:
             culprit += autopsy.samples
         is_compiled = any(map(is_compiled_module, runner.model.modules()))
         line = autopsy.line(event.iter, is_compiled)
@@ -147,6 +148,10 @@ class AutopsyHook(WindowHook):
             )
             return
         self._culprits.add(culprit)
+        # Further samples may be at fault as well.
+        if is_of_samples:
+            key = similarity_key(event)
+            self._num_similar[key] = max(self._num_similar[key] - 1, 1)
         if not autopsy.exact:
             runner.logger.warning(
                 f'mmnanguard: the replay of {event.id} is not exact: another '
