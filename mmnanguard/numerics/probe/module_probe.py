@@ -17,11 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from ..base.dtype_name import dtype_name
-from ..base.tensor_kinds import is_ordinary, real_values, stored_values
+from ..base.tensor_kinds import is_ordinary
 from ..update.blame import plain_name
+from .element_facts import (
+    finite_absmax,
+    floats,
+    has_nan,
+    has_nan_or_posinf,
+    is_finite,
+    nonfinite_mask,
+)
 from .pole import OperationCall, is_undefined, operands_of
 from .sample_tracker import Args, Kwargs, Operation, SampleTracker
 from .storage_views import key_of
@@ -347,54 +354,3 @@ def method_of(owner: nn.Module, code: CodeType) -> str:
         return code.co_name
     # PyTorch's own modules run helpers of other names below forward.
     return 'forward'
-
-
-def floats(tree: object) -> List[Tensor]:
-    """Return the elements of a tree's tensors that can be NaN or Inf.
-
-    They share memory with the tensors. Of a complex tensor, they are pairs.
-    """
-    leaves = []
-    for leaf in tree_flatten(tree)[0]:
-        values = stored_values(leaf) if isinstance(leaf, Tensor) else None
-        if values is not None and real_values(values) is not None:
-            leaves.append(values)
-    return leaves
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether all elements that can be read are finite. Syncs the device."""
-    values = real_values(tensor)
-    return values is None or bool(torch.isfinite(values).all())
-
-
-def has_nan(tensor: Tensor) -> bool:
-    """Whether any element is NaN. Syncs the device."""
-    values = real_values(tensor)
-    return values is not None and bool(values.isnan().any())
-
-
-def has_nan_or_posinf(tensor: Tensor) -> bool:
-    """Whether any element is NaN or positive infinity. Syncs the device."""
-    values = real_values(tensor)
-    if values is None:
-        return False
-    return bool((values.isnan() | values.isposinf()).any())
-
-
-def nonfinite_mask(tensor: Tensor) -> Tensor:
-    """Return booleans in the shape of a tensor; True is NaN or Inf."""
-    values = real_values(tensor)
-    if values is None:
-        return torch.zeros(tensor.shape, dtype=torch.bool)
-    mask = ~torch.isfinite(values)
-    # A complex element is a pair of numbers.
-    return mask.any(-1) if tensor.is_complex() else mask
-
-
-def finite_absmax(tensor: Tensor) -> float:
-    """Return the largest finite absolute value. Syncs the device."""
-    values = real_values(tensor)
-    if values is None:
-        return 0.0
-    return float(values.abs().nan_to_num(0.0, 0.0, 0.0).max())
