@@ -70,17 +70,15 @@ def ranks_that(*flags: bool) -> Tuple[Tuple[int, ...], ...]:
     Raises:
         NanGuardError: If another rank does not answer.
     """
-    num_ranks, rank = 1, 0
-    if dist.is_available() and dist.is_initialized():
-        num_ranks, rank = dist.get_world_size(), dist.get_rank()
-    answers = torch.zeros(len(flags), num_ranks)
-    answers[:, rank] = torch.tensor(flags).float()
-    if num_ranks > 1:
-        answers = answers.to(exchange_device())
-        add_up(answers)
+    if not (dist.is_available() and dist.is_initialized()):
+        return tuple([(0,) * flag for flag in flags])
+    answers = torch.zeros(len(flags), dist.get_world_size())
+    answers[:, dist.get_rank()] = torch.tensor(flags).float()
+    answers = answers.to(exchange_device())
+    add_up(answers)
     ranks = []
-    for row in answers.cpu():
-        ranks.append(tuple(row.nonzero().flatten().tolist()))
+    for row in answers.tolist():
+        ranks.append(tuple([rank for rank, flag in enumerate(row) if flag]))
     return tuple(ranks)
 
 
