@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..base.dtype_name import dtype_name
 from ..base.tensor_kinds import is_ordinary
 from ..update.blame import plain_name
-from .elements import (
+from .element_facts import (
     finite_absmax,
     floats,
     has_nan,

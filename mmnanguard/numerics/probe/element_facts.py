@@ -1,7 +1,4 @@
-"""Questions about the elements of tensors that a replay meets.
-
-The functions answer for the elements that can be NaN or Inf and can be read.
-"""
+"""Facts about the elements of any tensor, for operations under observation."""
 
 from typing import List
 
