@@ -14,7 +14,11 @@ from mmnanguard.core import (
 )
 from mmnanguard.core.evidence import Evidence
 from mmnanguard.core.growth_advice import explain_growth
-from mmnanguard.core.rules.recent_commits import Commit, find_growth
+from mmnanguard.core.rules.recent_commits import (
+    Commit,
+    find_early_end,
+    find_growth,
+)
 from mmnanguard.hooks.recovery.lower_rate import RateEvidence
 
 NOISE = [1.0, 1.2, 0.9, 1.1, 1.3, 0.8, 1.0, 1.1]
@@ -148,3 +152,12 @@ def test_the_record_is_saved_in_builtins():
     assert loaded.to_dict()['recent_commits']['lr'] == [0.1, None, 0.1]
     del saved['recent_commits']
     assert GuardState.from_dict(saved, 200).recent_commits == ()
+
+
+def test_first_steps_are_no_suspects_after_rejections_before_them():
+    first = [Commit(1, 1.0, 1.0)]
+    assert find_early_end(first, 1, 20).factor == 0
+    late = [first[0]._replace(update=11)]
+    assert find_early_end(late, 1, 20) is None
+    # Overflows of a new loss scale are no reason.
+    assert find_early_end(late, 1, 20, num_routine=10) is not None
