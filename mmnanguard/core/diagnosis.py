@@ -9,7 +9,7 @@ from typing import NamedTuple, Optional, Sequence, Tuple
 
 from .causes import Advice, facts_of_cause
 from .evidence import Evidence
-from .growth_advice import OR_FLOAT16, explain_growth
+from .growth_advice import explain_growth
 from .operation_advice import advise_on, advise_without_cures, cure_of
 from .rows.autopsy import Autopsy
 from .rows.guard_event import INITIAL_ORIGIN
@@ -293,8 +293,4 @@ def of_unknown(evidence: Evidence, general: Advice) -> Diagnosis:
                 f'{general.long}',
             ),
         )
-    facts = facts_of_cause(evidence.cause)
-    # The advice on a cause that the loss scale changes says it already.
-    if evidence.has_float16 and not facts.is_scaled:
-        general = replace(general, long=general.long + OR_FLOAT16)
     return Diagnosis('where it begins is not known', general)

@@ -8,12 +8,7 @@ from .evidence import Evidence
 from .rows.phrases import plural
 from .rules.recent_commits import Growth
 
-__all__ = ['OR_FLOAT16', 'explain_growth']
-
-OR_FLOAT16 = (
-    ' Or numbers above the 65504 of float16 came up, which '
-    "optim_wrapper.dtype='bfloat16' would show."
-)
+__all__ = ['explain_growth']
 
 
 def explain_growth(growth: Growth, evidence: Evidence) -> Tuple[str, Advice]:
@@ -84,7 +79,12 @@ def explain_early_end(
 ) -> Tuple[str, Advice]:
     """Return the reason and the advice for a run with its first steps only."""
     words, num = growth.words(), len(growth.losses)
-    or_float16 = OR_FLOAT16 if evidence.has_float16 else ''
+    or_float16 = ''
+    if evidence.has_float16:
+        or_float16 = (
+            ' Or numbers above the 65504 of float16 came up, which '
+            "optim_wrapper.dtype='bfloat16' would show."
+        )
     return (
         f'no update followed the first {num}: {words}{rate_of(growth)}',
         Advice(
