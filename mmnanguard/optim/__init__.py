@@ -6,9 +6,9 @@
 2. ``guarded_step``: the end of a window, from observation to report.
 3. ``window``: the state of one window; ``micro_batches`` judges its parts.
 4. ``guard``: the state that is kept as long as the optimizer.
-5. ``guarded_params``, ``streak``, ``coverage_warnings``, ``clip_grad``,
-   ``resolve_clip_names``, ``autocast_dtype``: parts of the guard and of the
-   wrappers.
+5. ``guarded_params``, ``streak``, ``empty_buffers``, ``coverage_warnings``,
+   ``clip_grad``, ``resolve_clip_names``, ``autocast_dtype``: parts of the
+   guard and of the wrappers.
 6. ``apply_guard``: puts the wrappers into a config.
 """
 

@@ -14,6 +14,7 @@ from mmnanguard.numerics.update.apply import apply_update, scaled_lr
 from mmnanguard.numerics.update.blame import blame
 from mmnanguard.numerics.update.observe import diagnose, find_suspects, observe
 
+from .empty_buffers import find_empty_buffers
 from .guard import Guard
 from .guarded_params import GuardedParams
 from .micro_batches import judge_micro_batches
@@ -136,7 +137,10 @@ def guarded_step(
         window.snapshot.commit()
         guard.num_steps += 1
     else:
-        window.snapshot.restore(reading.changes)
+        kept = find_empty_buffers(
+            guard, window.snapshot, seen, verdict.cause, reading.changes
+        )
+        window.snapshot.restore(reading.changes, kept)
     guard.close()
 
     # Move the scale

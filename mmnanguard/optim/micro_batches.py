@@ -33,6 +33,7 @@ from mmnanguard.numerics.update.grad_sum import (
 )
 from mmnanguard.numerics.update.observe import diagnose, find_suspects, observe
 
+from .empty_buffers import find_empty_buffers
 from .guarded_params import GuardedParams
 from .window import Window, Windows
 
@@ -253,8 +254,9 @@ class MicroBatchWindow(Window):
             self._batch_snapshot.commit()
             self.losses += losses
         else:
+            cause = find_cause(seen, guard.state, guard.policy)
             bad = blame(
-                find_cause(seen, guard.state, guard.policy),
+                cause,
                 params,
                 grads,
                 weights,
@@ -266,7 +268,9 @@ class MicroBatchWindow(Window):
                 BadBatch(self.num_batches, guard.iter, seen, bad)
             )
             self._batches.num_left_out += 1
-            self._batch_snapshot.restore(reading.changes)
+            snapshot, changes = self._batch_snapshot, reading.changes
+            kept = find_empty_buffers(guard, snapshot, seen, cause, changes)
+            snapshot.restore(changes, kept)
             for param in params:
                 param.grad = None
         self._sum.take(guard.params)
