@@ -9,6 +9,8 @@ from torch.optim import Optimizer
 
 from mmnanguard.core import Action, BadTensor, Cause, ScaleMove, decide
 from mmnanguard.core.causes import CAUSES
+from mmnanguard.core.rules.decide import fails_again
+from mmnanguard.numerics.snapshot.tensor_backup import TensorBackup
 from mmnanguard.numerics.update.agree import agree, ranks_that
 from mmnanguard.numerics.update.apply import apply_update, scaled_lr
 from mmnanguard.numerics.update.blame import blame
@@ -137,10 +139,11 @@ def guarded_step(
         window.snapshot.commit()
         guard.num_steps += 1
     else:
-        kept = find_empty_buffers(
-            guard, window.snapshot, seen, verdict.cause, reading.changes
-        )
-        window.snapshot.restore(reading.changes, kept)
+        snapshot, changes = window.snapshot, reading.changes
+        kept: List[TensorBackup] = []
+        if fails_again(seen, verdict.cause, guard.state):
+            kept = find_empty_buffers(guard, snapshot, changes)
+        snapshot.restore(changes, kept)
     guard.close()
 
     # Move the scale

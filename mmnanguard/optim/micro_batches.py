@@ -19,11 +19,12 @@ from mmnanguard.core import (
     Observation,
     find_cause,
 )
-from mmnanguard.core.rules.decide import starves_without
+from mmnanguard.core.rules.decide import fails_again, starves_without
 from mmnanguard.numerics.base.comm_hooks import name_hooks
 from mmnanguard.numerics.base.shards import is_sharded
 from mmnanguard.numerics.snapshot.change_tracker import ChangeTracker
 from mmnanguard.numerics.snapshot.snapshot import Snapshot
+from mmnanguard.numerics.snapshot.tensor_backup import TensorBackup
 from mmnanguard.numerics.update.agree import merge
 from mmnanguard.numerics.update.blame import blame
 from mmnanguard.numerics.update.grad_sum import (
@@ -269,7 +270,9 @@ class MicroBatchWindow(Window):
             )
             self._batches.num_left_out += 1
             snapshot, changes = self._batch_snapshot, reading.changes
-            kept = find_empty_buffers(guard, snapshot, seen, cause, changes)
+            kept: List[TensorBackup] = []
+            if fails_again(seen, cause, guard.state):
+                kept = find_empty_buffers(guard, snapshot, changes)
             snapshot.restore(changes, kept)
             for param in params:
                 param.grad = None

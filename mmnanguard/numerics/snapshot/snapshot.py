@@ -274,14 +274,14 @@ class Snapshot:
         for backup in changes.backups:
             if not (backup.is_param or writes_uncounted(backup.owner)):
                 by_owner.setdefault(backup.owner, []).append(backup)
-        found: List[TensorBackup] = []
+        empty: List[TensorBackup] = []
         for owner, backups in by_owner.items():
-            if owner in self.tracker.filled or any(
-                backup.was_filled() for backup in backups
-            ):
-                if all(backup.is_finite() for backup in backups):
-                    found += backups
-        return found
+            if not all(backup.is_finite() for backup in backups):
+                continue
+            was_empty = owner in self.tracker.filled
+            if was_empty or any(backup.was_filled() for backup in backups):
+                empty += backups
+        return empty
 
     @torch.no_grad()
     def restore(
