@@ -11,7 +11,7 @@ from mmnanguard.core import Action, BadTensor, Cause, ScaleMove, decide
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.rules.decide import fails_again
 from mmnanguard.numerics.snapshot.tensor_backup import TensorBackup
-from mmnanguard.numerics.update.agree import agree, ranks_that
+from mmnanguard.numerics.update.agree import agree
 from mmnanguard.numerics.update.apply import apply_update, scaled_lr
 from mmnanguard.numerics.update.blame import blame
 from mmnanguard.numerics.update.observe import diagnose, find_suspects, observe
@@ -21,7 +21,7 @@ from .guard import Guard
 from .guarded_params import GuardedParams
 from .micro_batches import judge_micro_batches
 from .resolve_clip_names import resolve_clip_names
-from .step_check import StepTrial, describe_bad, try_step
+from .step_check import StepTrial, begin_trial, end_trial
 
 __all__ = ['guarded_step']
 
@@ -113,8 +113,9 @@ def guarded_step(
     lr = guard.params.highest_lr()
     if verdict.action is Action.STEP:
         trial: Optional[StepTrial] = None
-        if is_checked(guard, seen.grad_norm * verdict.clip_coef):
-            trial = try_step(guard, optimizer)
+        is_trial = is_checked(guard, seen.grad_norm * verdict.clip_coef)
+        if is_trial:
+            trial = begin_trial(optimizer)
         with guard.coverage_warnings.stepping(seen, guard.models), scaled_lr(
             optimizer, verdict.lr_factor
         ):
@@ -127,12 +128,10 @@ def guarded_step(
                 guard.grad_rule,
                 **step_kwargs,
             )
-        if trial is not None:
-            spoiled = trial.find_bad()
-            ranks = ranks_that(bool(spoiled))
+        if is_trial:
+            ranks, spoiled = end_trial(guard, optimizer, trial)
             if ranks:
-                bad = describe_bad(spoiled, guard.names())
-                trial.undo()
+                bad = spoiled
                 seen = replace(seen, step_is_finite=False, bad_ranks=ranks)
                 verdict = decide(seen, guard.state, guard.policy, clip)
     if verdict.action is Action.STEP:

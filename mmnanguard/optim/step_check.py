@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mmnanguard.core import BadTensor
+from mmnanguard.core import BadTensor, NanGuardError
 from mmnanguard.numerics.base.host_read import read_once
 from mmnanguard.numerics.base.norms import tensor_norms
 from mmnanguard.numerics.base.tensor_kinds import real_values
@@ -20,7 +20,7 @@ from mmnanguard.numerics.update.blame import MAX_BLAMED, TensorNames, describe
 
 from .guard import Guard
 
-__all__ = ['StepTrial', 'describe_bad', 'try_step']
+__all__ = ['StepTrial', 'begin_trial', 'end_trial']
 
 
 class Kept(NamedTuple):
@@ -113,22 +113,43 @@ class StepTrial:
                 copy.restore(param)
 
 
-def try_step(guard: Guard, optimizer: Optimizer) -> Optional[StepTrial]:
-    """Copy all that a step changes. Collective.
-
-    Returns:
-        The trial, or None if a rank cannot copy the optimizer.
-    """
-    trial: Optional[StepTrial] = None
+def begin_trial(optimizer: Optimizer) -> Optional[StepTrial]:
+    """Copy all that a step changes; None if that cannot be copied."""
     # An optimizer may hold anything, and must not end the run by that.
     with suppress(Exception):
-        trial = StepTrial(optimizer)
-    if ranks_that(trial is None):
+        return StepTrial(optimizer)
+    return None
+
+
+def end_trial(
+    guard: Guard, optimizer: Optimizer, trial: Optional[StepTrial]
+) -> Tuple[Tuple[int, ...], Tuple[BadTensor, ...]]:
+    """Undo a step that has made NaN or Inf on any rank. Collective.
+
+    The step stays if any rank could not copy what it changes.
+
+    Returns:
+        The ranks on which the step was bad, if it was undone, and a few of
+        the tensors that it had spoiled on this rank.
+    """
+    bad = [] if trial is None else trial.find_bad()
+    try:
+        without_copy, ranks = ranks_that(trial is None, bool(bad))
+    except NanGuardError:
+        # The error promises that nothing of the update was applied.
+        if trial is not None:
+            trial.undo()
+        raise
+    if trial is None or without_copy:
         guard.coverage_warnings.warn_once(
             'copy', optimizer=type(optimizer).__name__
         )
-        return None
-    return trial
+        return (), ()
+    if not ranks:
+        return (), ()
+    described = describe_bad(bad, guard.names())
+    trial.undo()
+    return ranks, described
 
 
 def identity(kept: Kept) -> Tuple[int, str]:

@@ -360,8 +360,7 @@ def test_the_value_of_the_option_is_checked():
 
 
 def test_one_rank_alone():
-    assert ranks_that(True) == (0,)
-    assert ranks_that(False) == ()
+    assert ranks_that(True, False) == ((0,), ())
 
 
 def test_settings_are_told_as_a_user_writes_them():

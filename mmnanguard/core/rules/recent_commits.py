@@ -5,7 +5,7 @@ commits, oldest first, and run only when there is something to explain.
 """
 
 import math
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from statistics import median_low
 from typing import (
     Any,
@@ -27,7 +27,6 @@ __all__ = [
     'find_early_end',
     'find_growth',
     'find_growth_of_norms',
-    'largest_scaled_norm',
 ]
 
 NUM_RECENT_COMMITS = 64
@@ -43,7 +42,6 @@ MOST_SWING = 4.0
 NUM_SHOWN = 4  # commits in the words on a growth
 MOST_EARLY = 3  # commits of a run that ended early
 LEAST_SKIPS = 3  # rejected updates that follow them
-SCALED_NORM = attrgetter('scaled_norm')
 
 
 class Commit(NamedTuple):
@@ -66,24 +64,6 @@ class Commit(NamedTuple):
     lr: float = math.nan
     loss_scale: float = 1.0
     clip_coef: float = 1.0
-
-    @property
-    def scaled_norm(self) -> float:
-        """The norm of the scaled gradients.
-
-        No element was larger, so this norm fitted the gradients' dtype if
-        it is below the dtype's largest number.
-        """
-        return self.grad_norm * self.loss_scale
-
-    @property
-    def step_size(self) -> float:
-        """The L2 norm of the change that plain SGD would have made.
-
-        Momentum and adaptive optimizers make another change, whose norm only
-        a read of all weights would tell.
-        """
-        return self.lr * self.clip_coef * self.grad_norm
 
 
 class Growth(NamedTuple):
@@ -318,12 +298,6 @@ def growth_of_level(values: Sequence[float]) -> float:
     if base == 0 or level < LEAST_GROWTH * base:
         return 0.0
     return level / base
-
-
-def largest_scaled_norm(commits: Sequence[Commit]) -> Optional[float]:
-    """Return the largest scaled norm of the commits; None without any."""
-    norms = list(filter(math.isfinite, map(SCALED_NORM, commits)))
-    return max(norms, default=None)
 
 
 def commits_to_dict(
