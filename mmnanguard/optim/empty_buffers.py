@@ -34,8 +34,10 @@ def find_empty_buffers(
     """
     kept = snapshot.find_empty(changes)
     # A rank without them divides by 0 again, and all ranks reject with it.
-    if not guard.accumulation.is_local and ranks_that(not kept):
-        return []
+    if not guard.accumulation.is_local:
+        (ranks,) = ranks_that(not kept)
+        if ranks:
+            return []
     filled = snapshot.tracker.filled
     names = []
     for backup in kept:
