@@ -1,7 +1,7 @@
 """The end of a window: observe, agree, decide, apply or restore, report."""
 
 from dataclasses import replace
-from typing import Any, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from mmengine.logging import print_log
 from torch import Tensor
@@ -100,6 +100,7 @@ def guarded_step(
 
     # Apply, or restore
     bad: Tuple[BadTensor, ...] = ()
+    evidence: Dict[str, List[str]] = {}
     if verdict.cause is not Cause.NONE:
         bad = blame(
             verdict.cause,
@@ -129,7 +130,7 @@ def guarded_step(
                 **step_kwargs,
             )
         if is_trial:
-            ranks, spoiled = end_trial(guard, optimizer, trial)
+            ranks, spoiled, evidence = end_trial(guard, optimizer, trial)
             if ranks:
                 bad = spoiled
                 seen = replace(seen, step_is_finite=False, bad_ranks=ranks)
@@ -167,6 +168,9 @@ def guarded_step(
         step = None
         if CAUSES[verdict.cause].is_of_step:
             step = (spoiler or guard.params).describe_step(bad_settings)
+            step.update(evidence)
+            if CAUSES[verdict.cause].was_committed:
+                guard.params.check_steps()
         guard.report(seen, verdict, bad, before, after, step)
     elif verdict.scale_move is ScaleMove.RETURN:
         log_return(guard, before, after)
@@ -191,7 +195,7 @@ def is_checked(guard: Guard, norm: float) -> bool:
         norm: The norm of the clipped gradients.
     """
     mode = guard.policy.check_step
-    is_early = guard.num_steps < NUM_CHECKED
+    is_early = guard.num_steps < NUM_CHECKED or guard.params.has_spoiled
     return mode == 'always' or (
         mode == 'start' and (is_early or norm > ABSURD_NORM)
     )
