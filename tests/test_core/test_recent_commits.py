@@ -62,9 +62,13 @@ def test_no_explosions(losses, norms):
 
 
 def test_the_usual_norm_is_that_before_a_long_explosion():
-    norms = [2.0**i for i in range(64)]
+    norms = [*[2.0] * 20, *[2.0**i for i in range(44)]]
     growth = find_growth(commits([1.0] * 64, norms))
-    assert growth.usual_norm < 1e4
+    assert growth.usual_norm == 2.0
+    # Nothing usual is left.
+    growth = find_growth(commits([1.0] * 64, [2.0**i for i in range(64)]))
+    assert math.isnan(growth.usual_norm)
+    assert 'max_norm=...' in of_growth(growth).advice.long
 
 
 def now_and_then(history, first, every, num, value):

@@ -78,7 +78,7 @@ class Growth(NamedTuple):
         factor: The growth of the series that grew most; 0 if the run ended
             with its first commits, which is too early to see any growth.
         usual_norm: The median norm of the record without its last commits,
-            or of its first quarter if that is lower.
+            or of its first quarter if that is lower; NaN if all of it grows.
         clip_coef: The lowest factor of the clip rule in the record; 1 if
             nothing was clipped.
     """
@@ -205,15 +205,19 @@ def show_growth(
 ) -> Growth:
     """Return the growth of a record, shown by some of its commits."""
     norms = finite_sizes([commit.grad_norm for commit in commits])
-    # An explosion that fills most of the record leaves its first quarter.
+    # An explosion that fills most of the record leaves its first quarter, or
+    # not even that.
     early = norms[: max(len(norms) // NUM_SHOWN, 1)] or [math.nan]
     before = norms[: 1 - NUM_SHOWN] or early
+    usual = min(median_low(before), median_low(early))
+    if early[-1] > LEAST_GROWTH * early[0]:
+        usual = math.nan
     return Growth(
         tuple([commit.loss for commit in shown]),
         tuple([commit.grad_norm for commit in shown]),
         commits[-1].lr,
         factor,
-        min(median_low(before), median_low(early)),
+        usual,
         min([commit.clip_coef for commit in commits]),
     )
 
