@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from mmnanguard.core import BadTensor, NanGuardError
 from mmnanguard.numerics.base.host_read import read_once
 from mmnanguard.numerics.base.norms import tensor_norms
+from mmnanguard.numerics.base.shards import local
 from mmnanguard.numerics.base.tensor_kinds import real_values
 from mmnanguard.numerics.checkpoints.host_tensor import keep_tensor
 from mmnanguard.numerics.checkpoints.optimizer_copy import OptimizerCopy
@@ -45,10 +46,15 @@ class StepTrial:
 
     Args:
         optimizer: The optimizer.
+
+    Attributes:
+        bad_before: What was not finite before the step already, once
+            ``find_bad`` has run.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
+        self.bad_before: List[Kept] = []
         self._params: List[Tensor] = []
         for group in optimizer.param_groups:
             self._params += group['params']
@@ -96,7 +102,10 @@ class StepTrial:
             was_finite[key] = math.isfinite(low) and math.isfinite(high)
         bad = []
         for kept, norm in zip(after, read['after']):
-            if math.isfinite(norm) or not was_finite.get(identity(kept), True):
+            if not was_finite.get(identity(kept), True):
+                self.bad_before.append(kept)
+                continue
+            if math.isfinite(norm):
                 continue
             # Finite elements can have a norm of inf, and an optimizer may
             # begin a state with inf.
@@ -123,14 +132,14 @@ def begin_trial(optimizer: Optimizer) -> Optional[StepTrial]:
 
 def end_trial(
     guard: Guard, optimizer: Optimizer, trial: Optional[StepTrial]
-) -> Tuple[Tuple[int, ...], Tuple[BadTensor, ...]]:
+) -> Tuple[Tuple[int, ...], Tuple[BadTensor, ...], Dict[str, List[str]]]:
     """Undo a step that has made NaN or Inf on any rank. Collective.
 
     The step stays if any rank could not copy what it changes.
 
     Returns:
-        The ranks on which the step was bad, if it was undone, and a few of
-        the tensors that it had spoiled on this rank.
+        The ranks on which the step was bad, if it was undone; a few of the
+        tensors that it had spoiled on this rank; and the evidence on why.
     """
     bad = [] if trial is None else trial.find_bad()
     try:
@@ -144,12 +153,31 @@ def end_trial(
         guard.coverage_warnings.warn_once(
             'copy', optimizer=type(optimizer).__name__
         )
-        return (), ()
+        return (), (), {}
     if not ranks:
-        return (), ()
-    described = describe_bad(bad, guard.names())
+        return (), (), {}
+    names = guard.names()
+    described = describe_bad(bad, names)
+    evidence = {
+        'bad_state': [
+            name_of(kept, names)
+            for kept in trial.bad_before
+            if kept.key and not is_design(kept.values, is_new=True)
+        ],
+        'zero_gradients': [
+            name_of(kept, names) for kept in bad if has_zeros(kept)
+        ],
+    }
     trial.undo()
-    return ranks, described
+    return ranks, described, evidence
+
+
+def has_zeros(kept: Kept) -> bool:
+    """Whether the gradient of a weight has elements of 0. Syncs."""
+    grad = kept.param.grad
+    if kept.key or grad is None or grad.layout is not torch.strided:
+        return False
+    return bool((local(grad) == 0).any())
 
 
 def identity(kept: Kept) -> Tuple[int, str]:
@@ -176,11 +204,14 @@ def describe_bad(bad: List[Kept], names: TensorNames) -> Tuple[BadTensor, ...]:
     """
     described = []
     for kept in sorted(bad, key=is_state)[:MAX_BLAMED]:
-        name, kind = names.of_param(kept.param), 'weight'
-        if kept.key:
-            name, kind = f'{name} {kept.key}', 'optimizer'
-        described.append(describe(name, kind, kept.values))
+        kind = 'optimizer' if kept.key else 'weight'
+        described.append(describe(name_of(kept, names), kind, kept.values))
     return tuple(described)
+
+
+def name_of(kept: Kept, names: TensorNames) -> str:
+    """Return the name of a weight, or of a tensor of the state."""
+    return f'{names.of_param(kept.param)} {kept.key}'.rstrip()
 
 
 def is_state(kept: Kept) -> bool:

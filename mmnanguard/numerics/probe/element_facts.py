@@ -14,6 +14,7 @@ __all__ = [
     'has_nan',
     'has_nan_or_posinf',
     'is_finite',
+    'is_mask_of_inf',
     'nonfinite_mask',
 ]
 
@@ -49,6 +50,14 @@ def has_nan_or_posinf(tensor: Tensor) -> bool:
     if values is None:
         return False
     return bool((values.isnan() | values.isposinf()).any())
+
+
+def is_mask_of_inf(tensor: Tensor) -> bool:
+    """Whether a tensor that a model keeps may be a mask of -inf.
+
+    Syncs the device.
+    """
+    return not tensor.requires_grad and not has_nan_or_posinf(tensor)
 
 
 def nonfinite_mask(tensor: Tensor) -> Tensor:

@@ -26,10 +26,11 @@ from .element_facts import (
     finite_absmax,
     floats,
     has_nan,
-    has_nan_or_posinf,
     is_finite,
+    is_mask_of_inf,
     nonfinite_mask,
 )
+from .plain_attributes import name_attributes
 from .pole import OperationCall, is_undefined, operands_of
 from .sample_tracker import Args, Kwargs, Operation, SampleTracker
 from .storage_views import key_of
@@ -48,8 +49,6 @@ FILLS = (
     *('fill', 'full', 'full_like', 'new_full', 'masked_fill', 'where'),
     *('scalar_tensor', 'lift', 'lift_fresh', 'constant_pad_nd'),
 )
-# What torch.nn.Module itself keeps in a module, such as its parameters.
-OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 # The phase, the module's name and type, its method, and the source line.
 Place = Tuple[str, str, str, str, str]
 
@@ -367,26 +366,3 @@ def method_of(owner: nn.Module, code: CodeType) -> str:
         return code.co_name
     # PyTorch's own modules run helpers of other names below forward.
     return 'forward'
-
-
-def is_mask_of_inf(tensor: Tensor) -> bool:
-    """Whether a tensor that a model keeps may be a mask of -inf.
-
-    Syncs the device.
-    """
-    return not tensor.requires_grad and not has_nan_or_posinf(tensor)
-
-
-def name_attributes(model: nn.Module) -> Dict[int, str]:
-    """Return the names of tensors in plain attributes of modules, by storage.
-
-    Attributes may also be lists, tuples and dicts of tensors.
-    """
-    names: Dict[int, str] = {}
-    for module_name, module in model.named_modules():
-        for key, value in vars(module).items():
-            if key not in OWN_ATTRIBUTES:
-                name = plain_name(f'{module_name}.{key}'.lstrip('.'))
-                for tensor in floats(value):
-                    names.setdefault(key_of(tensor), name)
-    return names
