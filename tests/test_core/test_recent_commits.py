@@ -75,7 +75,8 @@ def test_the_usual_norm_is_that_before_a_long_explosion():
     # Nothing usual is left.
     growth = find_growth(commits([1.0] * 64, [2.0**i for i in range(64)]))
     assert math.isnan(growth.usual_norm)
-    assert 'max_norm=...' in of_growth(growth).advice.long
+    _, advice = explain_growth(growth, Evidence(''))
+    assert 'max_norm=...' in advice.long
 
 
 def now_and_then(history, first, every, num, value):
