@@ -6,7 +6,7 @@ never raise and never run a kernel that is missing: some kernels end the
 process on a quantized tensor.
 """
 
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from .shards import local
 __all__ = [
     'copy_of',
     'distinct_memory',
+    'has_plain_kernels',
     'is_ordinary',
     'real_values',
     'stored_values',
@@ -202,8 +203,20 @@ def write(target: Tensor, source: Tensor) -> None:
         Exception: If the tensor cannot be written to; a subclass may raise
             anything.
     """
+    if has_plain_kernels(target) and not target.is_nested:
+        target, source = once(target, source)
     if target.is_inference():
         with torch.inference_mode():
             target.copy_(source)
     else:
         target.copy_(source)
+
+
+def once(target: Tensor, source: Tensor) -> Tuple[Tensor, Tensor]:
+    """Return the part of two equal tensors that fills an expanded target."""
+    if target.layout is torch.strided:
+        for dim, step in enumerate(target.stride()):
+            if step == 0 and target.shape[dim] > 1:
+                target = target.narrow(dim, 0, 1)
+                source = source.narrow(dim, 0, 1)
+    return target, source
