@@ -98,12 +98,12 @@ def is_sharded_alike(value: object, param: Tensor) -> bool:
     # element.
     if not isinstance(value, Tensor):
         return False
-    part, own = local(value), local(param)
+    part, weights = local(value), local(param)
     # Tensors of other kinds may have no shape.
     return (
         is_ordinary(part)
-        and is_ordinary(own)
-        and part.shape == own.shape
+        and is_ordinary(weights)
+        and part.shape == weights.shape
         and value.dim() > 0
     )
 
