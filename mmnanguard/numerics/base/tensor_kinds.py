@@ -8,6 +8,7 @@ process on a quantized tensor.
 
 from typing import Any, Optional, Tuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -21,6 +22,7 @@ __all__ = [
     'is_ordinary',
     'real_values',
     'stored_values',
+    'tensor_of',
     'write',
 ]
 
@@ -34,6 +36,8 @@ COMPRESSED = (
 )
 # Two numbers in a byte, none of which can be NaN. PyTorch before 2.8 has none.
 FLOAT4 = getattr(torch, 'float4_e2m1fn_x2', None)
+# The types of numbers of an array that a tensor can share.
+ARRAY_FLOATS = ('float16', 'float32', 'float64', 'complex64', 'complex128')
 # The types that are most frequent, for which no attribute is looked up.
 PLAIN_TYPES = (Tensor, nn.Parameter)
 PLAIN_FUNCTIONS = (
@@ -150,6 +154,27 @@ def real_values(tensor: Tensor) -> Optional[Tensor]:
     if values.element_size() == 1:
         return values.float()
     return values
+
+
+def tensor_of(value: object) -> Optional[Tensor]:
+    """Return a tensor, or an array's floating-point numbers as a tensor.
+
+    The result shares memory with the array where that is possible.
+
+    Returns:
+        None for any other value. NaN in a masked array is masked.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if not isinstance(value, np.ndarray) or isinstance(
+        value, np.ma.MaskedArray
+    ):
+        return None
+    if value.dtype.name not in ARRAY_FLOATS:
+        return None
+    # Tensors have no other byte order, and cannot be read-only.
+    dtype = value.dtype.newbyteorder('=')
+    return torch.from_numpy(np.require(value, dtype, ['C', 'W']))
 
 
 def distinct_memory(tensor: Tensor) -> Tensor:
