@@ -292,7 +292,8 @@ def test_a_proven_dynamic_scale_with_room_is_kept():
     run = train('dynamic', [b._replace(norm=1.0) for b in batches])
     assert run.scales[-1] < 65536.0
     # A short record of commits is no evidence against MMEngine's own move.
-    run = train('dynamic', batches[:20] + batches[150:], GuardPolicy(10))
+    policy = GuardPolicy(proven_after=10)
+    run = train('dynamic', batches[:20] + batches[150:], policy)
     assert run.scales[21] == 32768.0
 
 
