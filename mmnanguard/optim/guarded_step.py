@@ -9,11 +9,14 @@ from torch.optim import Optimizer
 
 from mmnanguard.core import Action, BadTensor, Cause, ScaleMove, decide
 from mmnanguard.core.causes import CAUSES
+from mmnanguard.core.rules.decide import fails_again
+from mmnanguard.numerics.snapshot.tensor_backup import TensorBackup
 from mmnanguard.numerics.update.agree import agree
 from mmnanguard.numerics.update.apply import apply_update, scaled_lr
 from mmnanguard.numerics.update.blame import blame
 from mmnanguard.numerics.update.observe import diagnose, find_suspects, observe
 
+from .empty_buffers import find_empty_buffers
 from .guard import Guard
 from .guarded_params import GuardedParams
 from .micro_batches import judge_micro_batches
@@ -136,7 +139,11 @@ def guarded_step(
         window.snapshot.commit()
         guard.num_steps += 1
     else:
-        window.snapshot.restore(reading.changes)
+        snapshot, changes = window.snapshot, reading.changes
+        kept: List[TensorBackup] = []
+        if fails_again(seen, verdict.cause, guard.state):
+            kept = find_empty_buffers(guard, snapshot, changes)
+        snapshot.restore(changes, kept)
     guard.close()
 
     # Move the scale

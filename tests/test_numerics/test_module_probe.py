@@ -138,6 +138,12 @@ def test_a_fill_that_overflows_is_no_mask():
 
     origin = probe(run)
     assert (origin.op, origin.mask) == ('aten._to_copy', '')
+    # The operation that writes the mask makes a smaller number of it.
+    lowest = torch.tensor(-1e9)
+    origin = probe(
+        lambda net, x: torch.where(x > 0, net.first(x).half(), lowest)
+    )
+    assert (origin.op, origin.mask) == ('aten.where', '')
 
 
 def test_a_log_that_where_leaves_out():
