@@ -19,6 +19,8 @@ SAFE_OPS: Mapping[str, str] = {
     'sqrt': 'safe_sqrt',
     'rsqrt': 'safe_sqrt',
     'pow': 'safe_sqrt',
+    'norm': 'safe_norm',
+    'linalg_vector_norm': 'safe_norm',
 }
 DERIVATIVES = 'safe_sqrt or safe_norm'
 POSITIVE = 'Make its input positive (softplus, exp, clamp)'
@@ -184,18 +186,22 @@ def pole_of(finding: Autopsy) -> Optional[Advice]:
         )
     name = finding.op.split('.')[-1].rstrip('_')
     safe = SAFE_OPS.get(name, 'the safe operations')
-    derivative = ''
+    operation, what = finding.op, f'{finding.op} at {where}'
     if finding.phase == 'backward':
-        safe = DERIVATIVES
-        derivative = ', the derivative of that line,'
-    if name in NOT_DEFINED:
+        safe = SAFE_OPS.get(finding.derivative, DERIVATIVES)
+        what += ', the derivative of that line,'
+    if finding.derivative:
+        operation = finding.derivative
+        what = f'The derivative of {operation} at {where}'
+    is_forward = finding.phase != 'backward'
+    if is_forward and name in NOT_DEFINED:
         short, why, cure = NOT_DEFINED[name]
         return Advice(
             f'{short} at {where}',
             f'{finding.op} at {where} {why}. {cure}. No dtype, no loss scale '
             'and no clipping changes that.',
         )
-    if finding.phase != 'backward' and is_outside_domain(name, finding):
+    if is_forward and is_outside_domain(name, finding):
         return Advice(
             f'keep the input of {finding.op} at {where} in its domain',
             f'{finding.op} at {where} {finding.pole()}, which is outside '
@@ -203,11 +209,10 @@ def pole_of(finding: Autopsy) -> Optional[Advice]:
             f'clipping changes that. {DOMAINS[name][2]}.',
         )
     return Advice(
-        f'keep the input of {finding.op} at {where} away from its pole',
-        f'{finding.op} at {where}{derivative} is not defined for this input, '
-        'a pole: no dtype, no loss scale and no clipping changes '
-        f'that. Add an epsilon, clamp, or use {safe} of '
-        'mmnanguard.numerics.',
+        f'keep the input of {operation} at {where} away from its pole',
+        f'{what} is not defined for this input, a pole: no dtype, no loss '
+        f'scale and no clipping changes that. Add an epsilon, clamp, or use '
+        f'{safe} of mmnanguard.numerics.',
     )
 
 

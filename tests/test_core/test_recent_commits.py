@@ -127,6 +127,14 @@ def test_one_batch_that_jumps_does_not_blame_the_rate(norms, is_jump):
     assert 'clip_grad' in advice.long
 
 
+def test_first_steps_that_nothing_follows_are_suspects():
+    history = commits([1.0, 2.0])
+    assert find_early_end(history, num_commits=2, num_skips=3).factor == 0
+    # Two bad batches may be chance, and later steps follow many good ones.
+    assert find_early_end(history, num_commits=2, num_skips=2) is None
+    assert find_early_end(history, num_commits=20, num_skips=3) is None
+
+
 def test_the_update_at_fault_counts_if_it_is_finite():
     history = commits([1.0, 8.0])
     assert find_growth(history) is None
