@@ -170,7 +170,7 @@ def test_samples_in_each_rejected_batch_are_suspects_of_an_overflow():
 
 
 def test_an_outlier_in_float16_is_not_put_into_float32():
-    """Its huge gradients would be committed."""
+    """Float32 would commit its huge gradients."""
     batches = [('a', f'{number}') for number in range(3)]
     events = [event(samples=names) for names in batches]
     finding = autopsy(

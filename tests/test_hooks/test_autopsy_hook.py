@@ -127,7 +127,7 @@ def test_the_culprit_is_named(tmp_path, ill, phase, module, op):
 
 
 def test_a_sum_over_the_batch_blames_nobody(tmp_path):
-    """Without any half of the batch, the sum is small enough."""
+    """The sum is small enough without any half of the batch."""
     runner = train(tmp_path, 'sum', value=0.0, max_iters=2)
     row = read_rows(runner, 'autopsy')[0]
     assert row['op'] == 'aten.sum'
