@@ -79,9 +79,9 @@ class LossParts:
         kind = 'NAN' if math.isnan(event.loss) else 'INF'
         runner.logger.error(
             f"mmnanguard: optimizer '{event.optimizer}': THE LOSS IS {kind} "
-            f'IN {MOST_HARMLESS} UPDATES IN A ROW, BUT ITS GRADIENTS ARE '
-            'FINITE: such updates are committed from here on, as without a '
-            'guard, until a loss is finite. Look at '
+            f'IN {MOST_HARMLESS} UPDATES, MORE THAN ONE IN TEN, BUT ITS '
+            'GRADIENTS ARE FINITE: such updates are committed from here on, '
+            'as without a guard, while they are so many. Look at '
             f'{event.bad_losses_in_words() or "the parts of the loss"}: '
             'compute it in float32, or leave out of it what has no gradient.'
         )
