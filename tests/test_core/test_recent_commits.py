@@ -11,7 +11,11 @@ from mmnanguard.core import (
     Verdict,
 )
 from mmnanguard.core.diagnosis import of_growth
-from mmnanguard.core.rules.recent_commits import Commit, find_growth
+from mmnanguard.core.rules.recent_commits import (
+    Commit,
+    find_early_end,
+    find_growth,
+)
 from mmnanguard.hooks.recovery.lower_rate import RateEvidence
 
 NOISE = [1.0, 1.2, 0.9, 1.1, 1.3, 0.8, 1.0, 1.1]
@@ -116,6 +120,14 @@ def test_one_batch_that_jumps_does_not_blame_the_rate(norms, is_jump):
     assert ('(iteration 12)' in advice.long) == is_jump
     assert 'clip' in advice.short
     assert 'clip_grad' in advice.long
+
+
+def test_first_steps_that_nothing_follows_are_suspects():
+    history = commits([1.0, 2.0])
+    assert find_early_end(history, num_commits=2, num_skips=3).factor == 0
+    # Two bad batches may be chance, and later steps follow many good ones.
+    assert find_early_end(history, num_commits=2, num_skips=2) is None
+    assert find_early_end(history, num_commits=20, num_skips=3) is None
 
 
 def test_the_update_at_fault_counts_if_it_is_finite():
