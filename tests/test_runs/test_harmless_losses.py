@@ -113,7 +113,7 @@ def test_the_user_learns_which_part_and_how_often(tmp_path):
 
 
 def test_finite_gradients_are_no_harm_either(tmp_path):
-    """Without a guard, the model learns from them."""
+    """The model learns from them, as it does without a guard."""
     runner = train(
         tmp_path,
         sgd('NanGuardOptimWrapper', guard=LIMITS),
