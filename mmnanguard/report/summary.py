@@ -3,7 +3,7 @@
 from array import array
 from dataclasses import dataclass, field
 from itertools import filterfalse
-from typing import Dict, List, Optional, Tuple, Type, TypeVar
+from typing import Dict, List, NamedTuple, Optional, Tuple, Type, TypeVar
 
 from mmnanguard.core.causes import facts_of_cause
 from mmnanguard.core.launch import Launch
@@ -11,7 +11,7 @@ from mmnanguard.core.rows.end_row import EndRow
 from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rows.row_record import NewRow, Row, RowRecord
 
-__all__ = ['Culprit', 'Episode', 'Row', 'Summary', 'is_routine']
+__all__ = ['Culprit', 'Episode', 'Rise', 'Row', 'Summary', 'is_routine']
 
 R = TypeVar('R', bound=RowRecord)
 
@@ -80,6 +80,20 @@ class Episode:
     count: int = 0
 
 
+class Rise(NamedTuple):
+    """The rise of a loss that never came down again.
+
+    Attributes:
+        begin: The first logged value.
+        end: The last logged value.
+        since: The iteration since which the values are that high.
+    """
+
+    begin: float
+    end: float
+    since: int
+
+
 @dataclass
 class Summary:
     """The summary of a run's rows, in little memory.
@@ -106,6 +120,7 @@ class Summary:
             attempt does not guard, by name.
         log_nonfinite_since: The iteration since which the logged loss has not
             been finite, up to its end; None if it is finite there.
+        log_rise: The rise of the logged loss, if it exploded and stayed so.
         launch: What the commands to paste need.
         parameters: The parameters that were blamed first in their update,
             the most blamed one first.
@@ -143,6 +158,7 @@ class Summary:
     is_alive: Optional[bool] = None
     unguarded: Dict[str, str] = field(default_factory=dict)
     log_nonfinite_since: Optional[int] = None
+    log_rise: Optional[Rise] = None
     launch: Launch = field(default_factory=Launch)
     parameters: Tuple[Culprit, ...] = ()
     blameless: Tuple[Culprit, ...] = ()
