@@ -105,6 +105,7 @@ ROW_FIELDS = {
         'schema kind id run attempt iter epoch ranks where num_bad tensors '
         'checkpoint'
     ),
+    'bypass': 'schema kind iter optimizer is_guarded message',
     'halt': 'schema kind id iter story',
     'end': 'schema kind how iter error',
 }

@@ -19,6 +19,7 @@ from mmnanguard.numerics.base.comm_hooks import (
     name_unknown_hooks,
 )
 from mmnanguard.numerics.base.shards import local
+from mmnanguard.numerics.snapshot.change_tracker import ignore
 
 from .guarded_params import GuardedParams
 
@@ -115,6 +116,12 @@ MESSAGES = {
 }
 
 
+# The warnings of updates that are not guarded, and of those that are, but
+# train nothing. Both have a row.
+NOT_GUARDED = ('step', 'other_step', 'unended', 'hook_step')
+IDLE = ('no_gradient', 'zeros')
+
+
 REASONS = {
     'frozen': (
         'All of its parameters have requires_grad=False. Thaw those that are '
@@ -139,12 +146,19 @@ class CoverageWarnings:
     Args:
         params: The parameters that the guard watches.
         read_name: Returns the name of the optimizer in messages.
+
+    Attributes:
+        report: Receives the message of each warning that has a row, and
+            whether the updates are guarded.
     """
+
+    report: Callable[[str, bool], None]
 
     def __init__(
         self, params: GuardedParams, read_name: Callable[[], str]
     ) -> None:
         self._read_name = read_name
+        self.report = ignore
         self._length = 1
         self._params = params
         self._said: Set[str] = set()
@@ -319,11 +333,14 @@ class CoverageWarnings:
         if kind in self._said:
             return
         self._said.add(kind)
+        message = MESSAGES[kind].format(**names)
         print_log(
-            f'mmnanguard: {MESSAGES[kind].format(**names)} (said once)',
+            f'mmnanguard: {message} (said once)',
             logger='current',
             level=logging.WARNING,
         )
+        if kind in NOT_GUARDED + IDLE:
+            self.report(message, kind in IDLE)
 
 
 class AnyStep:

@@ -56,8 +56,8 @@ def judge(summary: Summary) -> Assessment:
       count by cause instead, except spikes;
     - it rejected 10 updates or more, and at least one in 100 since the first;
     - the logged loss has exploded and stayed so, although it is finite;
-    - not all of its optimizers were guarded, so that nothing says whether
-      their updates were good.
+    - not all of its updates were guarded, so that nothing says whether they
+      were good.
 
     Routine overflows of the loss scale do not count, and neither do updates
     that were committed: clipped spikes, windows without some micro-batches.
@@ -119,7 +119,9 @@ def describe_healthy_run(summary: Summary) -> str:
             'clipped or micro-batches left out'
         )
     if not clauses:
-        return f'healthy: {summary.last_iter:,} iterations, none rejected'
+        clauses.append(f'{summary.last_iter:,} iterations, none rejected')
+    for row in summary.bypasses:
+        clauses.append(f'but at iteration {row.iter or 0:,} {row.finding}')
     return f'healthy: {"; ".join(clauses)}'
 
 

@@ -230,13 +230,16 @@ def find_explosion(summary: Summary) -> Optional[Finding]:
 
 def find_unguarded(summary: Summary) -> Optional[Finding]:
     """Return the finding on a run of which not all updates are guarded."""
-    if not summary.unguarded:
-        return None
+    since = summary.log_nonfinite_since
     names = []
     for name, kind in summary.unguarded.items():
         names.append(f"optimizer '{name}' is run by {kind}")
+    for row in summary.bypasses:
+        if not row.is_guarded:
+            names.append(row.finding.partition(': ')[2] or row.finding)
+    if not names:
+        return None
     clause = f'not guarded: {", ".join(names)}'
-    since = summary.log_nonfinite_since
     if since is not None:
         clause += (
             f'; the logged loss is not finite from iteration {since:,} to '

@@ -24,6 +24,10 @@ def steps_for_end(summary: Summary) -> Tuple[Step, ...]:
         steps.append(explosion_step(summary.log_rise))
     if summary.unguarded:
         steps.append(guard_step(summary))
+    for row in summary.bypasses:
+        if not row.is_guarded:
+            text = 'let the guarded wrapper make each step'
+            steps.append(Step(text, row.advice))
     return (*steps, *next_steps(summary))
 
 

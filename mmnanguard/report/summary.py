@@ -7,6 +7,7 @@ from typing import Dict, List, NamedTuple, Optional, Tuple, Type, TypeVar
 
 from mmnanguard.core.causes import facts_of_cause
 from mmnanguard.core.launch import Launch
+from mmnanguard.core.rows.bypass_row import BypassRow
 from mmnanguard.core.rows.end_row import EndRow
 from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rows.row_record import NewRow, Row, RowRecord
@@ -118,6 +119,7 @@ class Summary:
             that is not known.
         unguarded: The type of the wrapper of each optimizer that the last
             attempt does not guard, by name.
+        bypasses: The warnings of the last attempt in capitals.
         log_nonfinite_since: The iteration since which the logged loss has not
             been finite, up to its end; None if it is finite there.
         log_rise: The rise of the logged loss, if it exploded and stayed so.
@@ -157,6 +159,7 @@ class Summary:
     end: Optional[EndRow] = None
     is_alive: Optional[bool] = None
     unguarded: Dict[str, str] = field(default_factory=dict)
+    bypasses: Tuple[BypassRow, ...] = ()
     log_nonfinite_since: Optional[int] = None
     log_rise: Optional[Rise] = None
     launch: Launch = field(default_factory=Launch)
