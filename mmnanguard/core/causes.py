@@ -213,6 +213,14 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             line='loss is {loss_kind}{gradients}{parts}',
             advice=Advice(
                 'find the operation with mmnanguard.AutopsyHook',
+                'The forward pass makes it, which no lower loss scale '
+                'changes; whether a number above the 65504 of float16 or an '
+                f'operation does is not known. {FIND_OUT} Or try '
+                "optim_wrapper.dtype='bfloat16' to find out.",
+            ),
+            # Without a loss scale, nothing runs in float16.
+            unscaled_advice=Advice(
+                'find the operation with mmnanguard.AutopsyHook',
                 'The forward pass makes it, and no loss scale is involved; '
                 f'in which operation is not known. {FIND_OUT}',
             ),

@@ -5,14 +5,9 @@ from typing import List, Optional, Sequence, Tuple
 
 from mmnanguard._support.escape import escape
 
+from .culprit_clause import describe_culprit
 from .findings import collect_findings
-from .recommendations import (
-    Step,
-    describe_culprit,
-    join_quoted,
-    next_steps,
-    remedied_modules,
-)
+from .recommendations import Step, join_quoted, next_steps, remedied_modules
 from .steps_for_end import steps_for_end
 from .summary import Summary
 

@@ -281,7 +281,7 @@ class Autopsy(RowRecord):
         """Describe an operation that no dtype can make finite."""
         call = 'its input'
         if self.operands:
-            numbers = ', '.join(map('{:.3g}'.format, self.operands))
+            numbers = ', '.join(map(in_words, self.operands))
             call = f'{self.op.split(".")[-1]}({numbers})'
         if self.mask and not self.is_pole:
             return 'writes Inf or NaN as a mask, which reaches the loss,'
@@ -305,3 +305,11 @@ class Autopsy(RowRecord):
     def _named_samples(self) -> str:
         others = and_more(len(self.samples) - 1)
         return f"sample '{self.samples[0]}'{others}"
+
+
+def in_words(operand: float) -> str:
+    """Return a number in three digits, or in more if it is almost 1 or -1."""
+    words = f'{operand:.3g}'
+    if words in ('1', '-1'):
+        return f'{operand:.9g}'
+    return words
