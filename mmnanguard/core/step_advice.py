@@ -55,6 +55,8 @@ def find_cure(event: GuardEvent) -> str:
             f'eps={settings["eps"]:g} divides 0 by 0 where a gradient was '
             'always 0: set optim_wrapper.optimizer.eps=1e-8.'
         )
+    if settings.get('dtype') == 'float16':
+        return cure_float16(settings.get('eps', 1.0))
     if settings.get('centered'):
         return (
             'centered=True takes the root of a difference that rounding makes '
@@ -68,3 +70,17 @@ def find_cure(event: GuardEvent) -> str:
             'optim_wrapper.clip_grad=dict(max_norm=...).'
         )
     return ''
+
+
+def cure_float16(eps: float) -> str:
+    """Return sentences about a step of weights in float16."""
+    # Half of the smallest number above 0 rounds to 0.
+    if eps <= 2.0**-25:
+        return (
+            f'eps={eps:g} is 0 in float16, so that the step divides 0 by 0: '
+            'set optim_wrapper.optimizer.eps=1e-4, or train in bfloat16.'
+        )
+    return (
+        'its weights or state are in float16, which ends at 65504: keep them '
+        'in float32 or bfloat16.'
+    )

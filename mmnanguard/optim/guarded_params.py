@@ -41,6 +41,8 @@ __all__ = ['GuardedParams']
 GRAD, DTYPE, LAYOUT = map(attrgetter, ('grad', 'dtype', 'layout'))
 PARAMS = itemgetter('params')
 NUMBERS = {float, int}
+# Types with the range of float32, whose steps are safe.
+PLAIN = {torch.float32, torch.bfloat16}
 
 # All live instances, to find the parameters of other optimizers. Instances of
 # deleted wrappers drop out of a weak set.
@@ -52,6 +54,7 @@ class GuardedParams:
 
     Args:
         optimizer: The optimizer.
+        is_checked: Whether the result of each step is checked.
 
     Attributes:
         can_spoil: Whether a step may make NaN or Inf of finite gradients.
@@ -66,8 +69,9 @@ class GuardedParams:
             run in this process are none of this run's business.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, is_checked: bool = False) -> None:
         check_groups(optimizer)
+        self.is_checked = is_checked
         self.use(optimizer)
         self.run: Optional[nn.Module] = None
         # MMEngine makes a hub for each runner.
@@ -77,7 +81,7 @@ class GuardedParams:
             refuse_closure(type(optimizer).__name__)
         for param in self:
             if param.requires_grad:
-                check_dtype(param)
+                check_dtype(param, is_checked)
                 if param.is_nested:
                     refuse_kind('a nested parameter')
 
@@ -233,8 +237,8 @@ class GuardedParams:
         # Any other gradient is brought into a form that can be judged.
         candidates, params, grads = zip(params, grads), [], []
         for param, grad in candidates:
-            if grad.dtype is not torch.float32:
-                check_dtype(param)
+            if grad.dtype not in PLAIN:
+                check_dtype(param, self.is_checked)
             if grad.is_sparse:
                 # Duplicate indices must be summed before they are judged.
                 grad = param.grad = grad.coalesce()
@@ -310,8 +314,8 @@ def check_groups(optimizer: Optimizer) -> None:
 
 
 def are_plain(grads: List[Tensor]) -> bool:
-    """Whether all gradients are dense and in float32."""
-    return set(map(DTYPE, grads)) <= {torch.float32} and (
+    """Whether all gradients are dense, in float32 or bfloat16."""
+    return set(map(DTYPE, grads)) <= PLAIN and (
         set(map(LAYOUT, grads)) <= {torch.strided}
     )
 
@@ -325,21 +329,40 @@ def is_part(param: Tensor) -> bool:
     )
 
 
-def check_dtype(param: Tensor) -> None:
+def check_dtype(param: Tensor, is_checked: bool) -> None:
     """Refuse a parameter whose step can overflow with a finite gradient.
 
-    A float32 parameter is safe: if the float32 norm of the gradients is
-    finite, moments and weights stay finite. Frozen parameters may have any
-    type.
+    A parameter in float32 or bfloat16 is safe: a clean norm bounds the square
+    of each element (``NORM_LIMIT``), so that moments and weights stay finite.
+    The step of a float16 parameter overflows at 65504, and is undone only
+    where it is checked. Frozen parameters may have any type.
+
+    Args:
+        param: The parameter.
+        is_checked: Whether the result of each step is checked.
+
+    Raises:
+        GuardConfigError: If the type cannot be guarded.
     """
-    if param.is_floating_point() and param.dtype.itemsize < 4:
-        raise GuardConfigError(
-            f'a parameter of shape {tuple(param.shape)} that is to be trained '
-            f'is {param.dtype}: its step can overflow although its gradient '
-            'is finite, which nothing could undo. Keep parameters in float32 '
-            'and train with NanGuardAmpOptimWrapper('
-            "dtype='bfloat16' or 'float16'), or set requires_grad=False."
+    if not param.is_floating_point() or param.dtype.itemsize >= 4:
+        return
+    if param.dtype is torch.bfloat16:
+        return
+    if param.dtype is torch.float16 and is_checked:
+        return
+    cure = ''
+    if param.dtype is torch.float16:
+        cure = (
+            " Or set optim_wrapper.guard.check_step='always', which checks "
+            'each step and undoes it if it made NaN or Inf.'
         )
+    raise GuardConfigError(
+        f'a parameter of shape {tuple(param.shape)} that is to be trained '
+        f'is {param.dtype}: its step can overflow although its gradient is '
+        'finite. Keep parameters in float32 and train with '
+        "NanGuardAmpOptimWrapper(dtype='bfloat16' or 'float16'), train them "
+        f'in bfloat16, or set requires_grad=False.{cure}'
+    )
 
 
 def refuse_kind(what: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mmnanguard.core import BadTensor
+from mmnanguard.core import BadTensor, GuardConfigError
 from mmnanguard.numerics.base.host_read import read_once
 from mmnanguard.numerics.base.norms import tensor_norms
 from mmnanguard.numerics.base.tensor_kinds import real_values
@@ -118,12 +118,22 @@ def try_step(guard: Guard, optimizer: Optimizer) -> Optional[StepTrial]:
 
     Returns:
         The trial, or None if a rank cannot copy the optimizer.
+
+    Raises:
+        GuardConfigError: If it cannot, and weights are in float16.
     """
     trial: Optional[StepTrial] = None
     # An optimizer may hold anything, and must not end the run by that.
     with suppress(Exception):
         trial = StepTrial(optimizer)
     if ranks_that(trial is None):
+        dtypes = {param.dtype for param in guard.params}
+        if torch.float16 in dtypes:
+            raise GuardConfigError(
+                f'{type(optimizer).__name__} cannot be copied, so that a step '
+                'of weights in float16 cannot be undone. Train them in '
+                'float32 or bfloat16.'
+            )
         guard.coverage_warnings.warn_once(
             'copy', optimizer=type(optimizer).__name__
         )
