@@ -60,6 +60,8 @@ class GuardedParams:
         can_spoil: Whether a step may make NaN or Inf of finite gradients.
         last_iter: The iteration of the last commit whose step may have
             spoiled weights.
+        has_spoiled: Whether a step of this run has spoiled weights, so that
+            each further one is checked.
 
     Raises:
         GuardConfigError: If its updates cannot be guarded.
@@ -91,6 +93,7 @@ class GuardedParams:
         self._has_parts = any(map(is_part, self))
         self._shards: Optional[Shards] = None
         self.can_spoil = can_spoil(optimizer)
+        self.has_spoiled = False
         self.forget_steps()
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -180,6 +183,16 @@ class GuardedParams:
                 if id(param) in bad and not math.isfinite(norm):
                     return params
         return None
+
+    def check_steps(self) -> None:
+        """Let each step of the run be checked from now on.
+
+        Which optimizer has spoiled the weights may be known on some ranks
+        only, so that this is for all of them.
+        """
+        for params in list(_ALIVE):
+            if params is self or self._is_of_same_run(params):
+                params.has_spoiled = True
 
     def describe_step(
         self, nonfinite: Sequence[str] = (), param: Optional[Tensor] = None

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ['SCHEDULED', 'as_list', 'can_spoil', 'describe', 'is_on_device']
+__all__ = [
+    'DTYPE',
+    'SCHEDULED',
+    'as_list',
+    'can_spoil',
+    'describe',
+    'is_on_device',
+]
 
 # Settings that schedules change, and that spoil weights if they are NaN or
 # Inf. Other settings, such as Prodigy's growth_rate, may be Inf by design.

@@ -65,6 +65,17 @@ def batches(*names):
             0.01,
             ('a',),
         ),
+        # An epsilon that float16 rounds to 0 is a fault of the operation.
+        (
+            [
+                autopsy(
+                    'a', is_pole=True, dtype='float16', tried={'fp32': True}
+                )
+            ],
+            batches('a', 'a', 'a'),
+            0.01,
+            (),
+        ),
         # Its input is not finite: nothing else matters.
         (
             [autopsy('a', phase='input')],

@@ -120,6 +120,26 @@ def test_a_tensor_that_is_bad_from_the_start_is_named():
     assert 'AutopsyHook' in unnamed.advice.short
 
 
+def test_a_tensor_that_the_model_keeps_leads_to_a_buffer():
+    finding = autopsy('').replace(op='', input_absmax=0.0, keys=('net.mem',))
+    cause = Cause.LOSS_NONFINITE.value
+    diagnosis = diagnose(Evidence(cause, [event()], [finding]))
+    assert "uses 'net.mem'" in diagnosis.reason
+    assert "make 'net.mem' a buffer" in diagnosis.advice.short
+    # A tensor outside of the model has no name.
+    other = diagnose(Evidence(cause, [event()], [finding.replace(keys=())]))
+    assert 'did not compute' in other.reason
+    assert 'NumPy' in other.advice.long
+
+
+def test_a_rounding_to_a_pole_says_what_helps():
+    finding = autopsy('log', 0.0, is_pole=True).replace(
+        dtype='float16', tried={'fp32': True}
+    )
+    assert 'float32' in advise_on(finding).short
+    assert 'epsilon' in advise_on(finding).long
+
+
 def test_samples_in_each_rejected_batch_are_suspects_of_an_overflow():
     events = []
     for number in range(4):

@@ -169,6 +169,24 @@ def test_a_mask_in_a_buffer_is_no_bad_weight():
     assert probe(None, net=net).op == 'aten.div'
 
 
+def test_a_tensor_that_the_model_keeps_is_named():
+    net = Net(lambda net, x: net.first(x) + net.first.memory['last'][0])
+    net.first.memory = {'last': [torch.full((4,), math.nan)]}
+    origin = probe(None, net=net)
+    assert (origin.phase, origin.op) == ('forward', '')
+    assert origin.tensor == 'first.memory'
+    # This window may have spoiled it.
+    bad = net.first.memory['last'][0]
+    net.run = lambda net, x: bad + net.first(x) / (1 - marked(x))
+    assert probe(None, net=net).op == 'aten.div'
+
+
+def test_a_mask_that_the_model_keeps_is_no_bad_tensor():
+    net = Net(lambda net, x: (net.first(x) + net.mask).softmax(1))
+    net.mask = torch.full((4,), -math.inf)
+    assert probe(None, net=net).op == 'aten._softmax'
+
+
 # The module is that whose forward the gradient belongs to, wherever
 # operations without a gradient come in between, or a checkpoint.
 def plain(net, x):

@@ -77,7 +77,7 @@ def largest_clean_gradient():
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_no_committed_step_overflows(name):
-    """At the edge of the range, with moments kept in bfloat16."""
+    """Gradients are at the edge, and moments are kept in bfloat16."""
     model, wrapper = build(OPTIMIZERS[name], check_step='never')
     edge = largest_clean_gradient()
     for turn in range(60):

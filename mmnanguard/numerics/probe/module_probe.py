@@ -9,6 +9,7 @@ import math
 import sys
 from dataclasses import dataclass, replace
 from itertools import filterfalse
+from operator import attrgetter
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Dict, Iterable, List, Optional, Set, Tuple
@@ -17,11 +18,19 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from ..base.dtype_name import dtype_name
-from ..base.tensor_kinds import is_ordinary, real_values, stored_values
+from ..base.tensor_kinds import is_ordinary
 from ..update.blame import plain_name
+from .element_facts import (
+    finite_absmax,
+    floats,
+    has_nan,
+    is_finite,
+    is_mask_of_inf,
+    nonfinite_mask,
+)
+from .plain_attributes import name_attributes
 from .pole import OperationCall, is_undefined, operands_of
 from .sample_tracker import Args, Kwargs, Operation, SampleTracker
 from .storage_views import key_of
@@ -73,7 +82,8 @@ class Origin:
             if the operation does not work element by element.
         mask: The operation and the line that wrote the first bad number on
             request, if it is known that nothing else is bad; else ''.
-        tensor: The name of a weight that was bad before the replay; else ''.
+        tensor: The name of a weight, or of a tensor in a plain attribute of
+            a module, that was bad before the replay; else ''.
     """
 
     phase: str
@@ -91,6 +101,11 @@ class Origin:
     operands: Tuple[float, ...] = ()
     mask: str = ''
     tensor: str = ''
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the numbers are in a tensor that nothing computed now."""
+        return not self.op and self.phase not in ('input', 'weight')
 
 
 class ModuleProbe(TorchDispatchMode):
@@ -134,6 +149,8 @@ class ModuleProbe(TorchDispatchMode):
         for name, buffer in model.named_buffers():
             self._add_leaf(buffer, 'weight', plain_name(name))
         self._buffers = set(map(key_of, model.buffers()))
+        # The names of tensors in plain attributes, by storage.
+        self._attributes = name_attributes(model)
 
     def origin_of(self, tensor: Tensor) -> Optional[Origin]:
         """Return the origin of a tensor's non-finite elements, if any."""
@@ -202,7 +219,9 @@ class ModuleProbe(TorchDispatchMode):
         NaN made of masks alone (-inf minus -inf) has no earlier origin.
         """
         origins = [self._known(tensor, place) for tensor in bad_inputs]
-        for origin in origins:
+        # Stable: a tensor from an earlier batch comes last, for this window
+        # may have spoiled it.
+        for origin in sorted(origins, key=attrgetter('is_kept')):
             if not origin.is_fill:
                 return origin
         if origins and not has_nan(output):
@@ -226,10 +245,15 @@ class ModuleProbe(TorchDispatchMode):
         """Return the origin of an operation's non-finite input."""
         key = key_of(bad)
         if key not in self._origins:
-            # No operation of this rank made it: another rank or NumPy did.
+            # No operation of this rank made it: another rank or NumPy did, or
+            # the model keeps it from an earlier batch.
             place, op = self._senders.get(key, (place, ''))
             self._hold(bad)
-            self._origins[key] = self._make_origin(place, op, bad, 0.0, False)
+            is_mask = not op and is_mask_of_inf(bad)
+            origin = self._make_origin(place, op, bad, 0.0, is_mask)
+            self._origins[key] = replace(
+                origin, tensor=self._attributes.get(key, '')
+            )
         return self._origins[key]
 
     def _clear(self, tensor: Tensor) -> None:
@@ -253,12 +277,7 @@ class ModuleProbe(TorchDispatchMode):
         """Note a tensor that is non-finite before the replay begins."""
         if is_finite(tensor):
             return
-        # A model may keep a mask of -inf in a tensor that is not trained.
-        is_mask = (
-            phase == 'weight'
-            and not tensor.requires_grad
-            and not has_nan_or_posinf(tensor)
-        )
+        is_mask = phase == 'weight' and is_mask_of_inf(tensor)
         origin = self._make_origin(
             (phase, '', '', '', ''), '', tensor, 0.0, is_mask
         )
@@ -347,54 +366,3 @@ def method_of(owner: nn.Module, code: CodeType) -> str:
         return code.co_name
     # PyTorch's own modules run helpers of other names below forward.
     return 'forward'
-
-
-def floats(tree: object) -> List[Tensor]:
-    """Return the elements of a tree's tensors that can be NaN or Inf.
-
-    They share memory with the tensors. Of a complex tensor, they are pairs.
-    """
-    leaves = []
-    for leaf in tree_flatten(tree)[0]:
-        values = stored_values(leaf) if isinstance(leaf, Tensor) else None
-        if values is not None and real_values(values) is not None:
-            leaves.append(values)
-    return leaves
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether all elements that can be read are finite. Syncs the device."""
-    values = real_values(tensor)
-    return values is None or bool(torch.isfinite(values).all())
-
-
-def has_nan(tensor: Tensor) -> bool:
-    """Whether any element is NaN. Syncs the device."""
-    values = real_values(tensor)
-    return values is not None and bool(values.isnan().any())
-
-
-def has_nan_or_posinf(tensor: Tensor) -> bool:
-    """Whether any element is NaN or positive infinity. Syncs the device."""
-    values = real_values(tensor)
-    if values is None:
-        return False
-    return bool((values.isnan() | values.isposinf()).any())
-
-
-def nonfinite_mask(tensor: Tensor) -> Tensor:
-    """Return booleans in the shape of a tensor; True is NaN or Inf."""
-    values = real_values(tensor)
-    if values is None:
-        return torch.zeros(tensor.shape, dtype=torch.bool)
-    mask = ~torch.isfinite(values)
-    # A complex element is a pair of numbers.
-    return mask.any(-1) if tensor.is_complex() else mask
-
-
-def finite_absmax(tensor: Tensor) -> float:
-    """Return the largest finite absolute value. Syncs the device."""
-    values = real_values(tensor)
-    if values is None:
-        return 0.0
-    return float(values.abs().nan_to_num(0.0, 0.0, 0.0).max())
