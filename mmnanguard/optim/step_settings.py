@@ -21,7 +21,7 @@ __all__ = [
 SCHEDULED = ('lr', 'weight_decay', 'momentum', 'betas')
 DTYPE = attrgetter('dtype')
 # Settings that an event shows.
-SHOWN = ('eps', 'centered', *SCHEDULED, 'alpha', 'rho')
+SHOWN = ('eps', 'centered', *SCHEDULED, 'alpha', 'rho', 'maximize')
 
 
 def describe(group: Dict[str, Any]) -> Dict[str, Any]:
