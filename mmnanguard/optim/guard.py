@@ -38,8 +38,9 @@ from mmnanguard.numerics.snapshot.change_tracker import OtherOptimizers, ignore
 from mmnanguard.numerics.update.blame import TensorNames
 
 from .clip_grad import UserClip, build_clip, load_clip
-from .guarded_params import GuardedParams, refuse_closure
+from .guarded_params import GuardedParams
 from .micro_batches import MicroBatches
+from .refusals import refuse_closure
 from .streak import Streak
 from .window import Passes, Windows
 
