@@ -234,9 +234,10 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
         Cause.BUFFER_NONFINITE: CauseFacts(
             line='forward made buffer {name} {kind}; the loss is finite',
             advice=Advice(
-                'look at the layer that feeds the buffer',
-                'An activation of the layer that feeds the buffer is too '
-                f'large or not finite; why is not known. {FIND_OUT}',
+                'look at what forward writes into the buffer',
+                'What forward writes into the buffer is not finite: an '
+                'activation that is too large, or the code that computes it, '
+                f'such as a mean over none. Which is not known. {FIND_OUT}',
             ),
             color='#17a2a2',
             # One sample of 3e38 makes running_var Inf and leaves the loss

@@ -91,6 +91,7 @@ def advise_without_cures(finding: Autopsy) -> Advice:
         kept_of(finding)
         or mask_of(finding)
         or pole_of(finding)
+        or huge_weight_of(finding)
         or overflow_of(finding)
     )
 
@@ -251,4 +252,19 @@ def overflow_of(finding: Autopsy) -> Advice:
         f'look at the numbers that reach {finding.op} at {where}',
         f'{finding.op} at {where} {numbers} and is beyond the {limit}: '
         'normalize or clamp its input, or look for weights that have grown.',
+    )
+
+
+def huge_weight_of(finding: Autopsy) -> Optional[Advice]:
+    """Return the advice on a weight without which nothing overflowed."""
+    name = finding.huge_weight
+    if not name or finding.is_pole:
+        return None
+    return Advice(
+        f"look at '{name}', which holds numbers above 1e6",
+        f"The parameter '{name}' holds numbers above 1e6, which reach "
+        f'{finding.op} at {finding.source or finding.module_type}. If it did '
+        'so from the start, look at its initialization (torch.empty and '
+        'torch.Tensor leave whatever the memory held) and at the file that '
+        'it was loaded from; if it has grown, at the learning rate.',
     )

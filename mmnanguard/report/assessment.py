@@ -50,6 +50,7 @@ def judge(summary: Summary) -> Assessment:
       after the last blame. If no parameter can be blamed, rejected updates
       count by cause instead, except spikes;
     - it rejected 10 updates or more, and at least one in 100 since the first;
+    - the logged loss has exploded and stayed so, although it is finite;
     - not all of its updates were guarded, so that nothing says whether they
       were good.
 
@@ -73,7 +74,8 @@ def judge(summary: Summary) -> Assessment:
         culprit = describe_culprit(summary, gravest)
         steps = next_steps(summary, gravest)
     else:
-        # No update made the run sick: it ended, or was not guarded.
+        # No bad update made the run sick: it ended, exploded, or was not
+        # guarded.
         opening = gravest.clause
         steps = steps_for_end(summary)
     clauses = (opening, culprit, f'next: {steps[0].text}')

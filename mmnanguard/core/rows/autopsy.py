@@ -76,6 +76,8 @@ class Autopsy(RowRecord):
             '' if no mask is involved.
         derivative: In a backward pass, the operation of the forward pass
             whose derivative the operation computes, such as 'sqrt'; else ''.
+        huge_weight: A parameter that holds numbers above 1e6, if the
+            operation got such numbers; else ''.
     """
 
     KIND: ClassVar[str] = 'autopsy'
@@ -106,6 +108,7 @@ class Autopsy(RowRecord):
     tried: Mapping[str, bool] = field(default_factory=dict)
     mask: str = ''
     derivative: str = ''
+    huge_weight: str = ''
 
     @property
     def is_certain(self) -> bool:

@@ -365,6 +365,7 @@ def describe(event_id: str, first: Pass, is_cured: Optional[bool]) -> Autopsy:
         operands=origin.operands,
         mask=origin.mask,
         derivative=origin.derivative,
+        huge_weight=first.huge_weight,
         keys=tuple(filter(None, [origin.tensor])),
     )
 
