@@ -184,8 +184,12 @@ def test_unguarded(tmp_path):
 
 def test_one_of_two_optimizers_is_not_guarded():
     rows = [start(unguarded={'disc': 'OptimWrapper'})]
-    sentence = judge(summarize(rows, 9)).sentence
-    assert "optimizer 'disc' is run by OptimWrapper" in sentence
+    verdict = judge(summarize(rows, 9))
+    assert "optimizer 'disc' is run by OptimWrapper" in verdict.sentence
+    # It may still run: nothing says that it is to be resumed.
+    assert [step.text for step in verdict.steps] == [
+        'guard it, and go on from a clean checkpoint'
+    ]
 
 
 def test_unguarded_run(tmp_path):
