@@ -166,7 +166,7 @@ def test_resume_alone_takes_the_clean_one(work_dir):
 
 
 def test_a_halt_names_no_file_that_has_gone_bad(tmp_path):
-    """Its audit found it clean; somebody has damaged it since."""
+    """An audit found it clean; somebody has damaged it since."""
     keys = dict(is_guarded=True, hooks=dict(audit=dict(type='StateAuditHook')))
     train(tmp_path, max_iters=2, **keys)
     spoil(tmp_path / 'iter_2.pth', 'optimizer')
