@@ -71,10 +71,11 @@ MESSAGES = {
         '{name!r} have trained nothing. {reason}'
     ),
     'zeros': (
-        'EVERY GRADIENT IS EXACTLY 0: {count} updates in a row of optimizer '
-        '{name!r} have trained nothing. Look for a loss that is multiplied by '
-        '0, a ReLU or clamp that passes nothing on, a loss scale that is too '
-        'small for float16, or labels that are all ignored.'
+        'THE GRADIENT NORM IS 0: in {count} updates in a row of optimizer '
+        '{name!r}, gradients are 0 or too small for a norm (below 1e-22). '
+        'Look for a loss that is multiplied by a tiny number or 0, a ReLU or '
+        'clamp that passes nothing on, a loss scale that is too small for '
+        'float16, or labels that are all ignored.'
     ),
     'hook_step': (
         'THESE UPDATES ARE NOT GUARDED: the communication hook {hooks} lets '

@@ -57,6 +57,7 @@ def collect_findings(summary: Summary) -> List[Finding]:
         find_bad_end(summary),
         find_repeats(summary),
         find_high_rate(summary),
+        find_explosion(summary),
         find_unguarded(summary),
     )
     return list(filter(None, checked))
@@ -213,6 +214,18 @@ def find_high_rate(summary: Summary) -> Optional[Finding]:
         return None
     clause = f'{num:,} updates were rejected, {rate:.1%} of all since then'
     return Finding(first, summary.anomalies[0], clause)
+
+
+def find_explosion(summary: Summary) -> Optional[Finding]:
+    """Return the finding on a loss that exploded, but stayed finite."""
+    rise = summary.log_rise
+    if rise is None:
+        return None
+    clause = (
+        f'the loss has exploded: logged as {rise.begin:.3g} at first and as '
+        f'{rise.end:.3g} at the end'
+    )
+    return Finding(rise.since, '', clause)
 
 
 def find_unguarded(summary: Summary) -> Optional[Finding]:

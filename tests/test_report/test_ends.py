@@ -182,6 +182,36 @@ def test_unguarded(tmp_path):
     assert 'healthy' not in sentence
 
 
+@pytest.mark.parametrize(
+    ('losses', 'since'),
+    [
+        ([87.0, 2e3, 9e6, 4e7, 1e34], 3),
+        ([87.0, 9e6, 90.0, 4e7, 1e12], 4),
+        # It came down again.
+        ([87.0, 9e6, 4e7, 90.0, 80.0], None),
+        # A value that an agent learns, and a loss that began at almost 0.
+        ([1.0, 10.0, 1e2, 1e3, 1e4], None),
+        ([1e-9, 0.1, 0.5, 1.0, 2.0], None),
+        ([-3.0, -9e6, -4e7, -1e9, -1e12], None),
+    ],
+)
+def test_a_loss_that_exploded_and_stayed_finite(tmp_path, losses, since):
+    folder = tmp_path / '20260101_000000'
+    write_events(folder, [start(), end(64, 'finished', '')])
+    write_scalars(
+        folder, [dict(iter=i, loss=x) for i, x in enumerate(losses, 1)]
+    )
+    verdict = load_run(str(tmp_path)).verdict
+    assert verdict.is_healthy == (since is None)
+    assert verdict.since == since
+    if since is not None:
+        assert 'the loss has exploded: logged as 87 at first' in (
+            verdict.sentence
+        )
+        assert f'before iteration {since}' in verdict.steps[0].text
+        assert not verdict.steps[0].code
+
+
 def test_one_of_two_optimizers_is_not_guarded():
     rows = [start(unguarded={'disc': 'OptimWrapper'})]
     sentence = judge(summarize(rows, 9)).sentence
