@@ -60,6 +60,8 @@ class Faulty(BaseModel):
         self.body = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
         self.head = nn.Linear(8, 2)
         self.fault = fault
+        if fault == 'huge weight':
+            self.head.bias.data[1] = 2e25
 
     def forward(self, inputs, data_samples=None, mode='loss'):
         inputs = torch.stack(list(inputs))
@@ -135,7 +137,7 @@ RATE = dict(max_skip_rate=0.05, skip_rate_window=20)
     ('fault', 'op', 'call', 'safe'),
     [
         ('1/0', 'aten.reciprocal', 'reciprocal(0)', 'safe_divide'),
-        ('sqrt(0)', 'aten.div', 'div(', 'safe_sqrt or safe_norm'),
+        ('sqrt(0)', 'derivative of sqrt', 'div(', 'safe_sqrt'),
         ('log(0)', 'aten.log', 'log(0)', 'safe_log'),
     ],
 )
@@ -148,10 +150,22 @@ def test_a_pole_is_called_a_pole(tmp_path, fault, op, call, safe):
         assert 'overflow' not in text
     assert safe in advice
     assert 'no loss scale and no clipping changes that' in advice
-    assert verdict.steps[0].text.startswith(f'keep the input of {op}')
+    assert verdict.steps[0].text.startswith(
+        f'keep the input of {op.split()[-1]}'
+    )
     # Other samples in each batch are innocent.
     assert 'ExcludeSamples' not in story
     assert not any('leave out' in step.text for step in verdict.steps)
+
+
+def test_a_huge_weight_is_named(tmp_path):
+    """Memory that was never initialized may hold finite numbers."""
+    _, story, verdict = story_of(tmp_path, 'huge weight')
+    _, advice = parts(story)
+    assert "'head.bias' holds numbers above 1e6" in advice
+    assert 'initialization' in advice
+    assert 'normalize or clamp' not in advice
+    assert "look at 'head.bias'" in verdict.sentence
 
 
 def test_a_number_of_the_code_is_not_finite(tmp_path):

@@ -165,6 +165,17 @@ def test_resume_alone_takes_the_clean_one(work_dir):
     assert 'resuming from the last clean one' in log_of(runner)
 
 
+def test_a_halt_names_no_file_that_has_gone_bad(tmp_path):
+    """An audit found it clean; somebody has damaged it since."""
+    keys = dict(is_guarded=True, hooks=dict(audit=dict(type='StateAuditHook')))
+    train(tmp_path, max_iters=2, **keys)
+    spoil(tmp_path / 'iter_2.pth', 'optimizer')
+    with pytest.raises(TrainingHalted) as error:
+        train(tmp_path, max_iters=8, resume=True, **keys)
+    assert 'already had it' in str(error.value)
+    assert '--resume' not in str(error.value)
+
+
 def test_a_bad_file_that_the_user_names(work_dir):
     """The file is loaded, and warning and halt say that it was bad."""
     last = str(work_dir / 'iter_8.pth')
@@ -207,9 +218,27 @@ def test_weights_that_were_never_initialized(tmp_path, is_loaded):
     assert 'Fill them in __init__ or init_weights' in story
     assert 'outside any guarded update' not in story
     assert 'IS BAD' not in log_of(runner)
-    step = load_run(tmp_path).verdict.steps[0]
+    # Nothing else is to be found, and no checkpoint is better.
+    (step,) = load_run(tmp_path).verdict.steps
     assert step.text.startswith('initialize')
     assert step.code == ''
+
+
+def test_no_rollback_to_weights_that_were_bad_from_the_start(tmp_path):
+    runner = make_runner(
+        tmp_path,
+        wrapper(guard=dict(when_exhausted='rollback')),
+        default_hooks=dict(
+            guard_hooks(), rollback=dict(type='mmnanguard.RollbackHook')
+        ),
+        max_iters=4,
+    )
+    runner.model.head.weight.data[0] = math.nan
+    with pytest.raises(TrainingHalted) as error:
+        runner.train()
+    assert runner.iter == 0
+    assert 'No rollback: the weights were bad before' in str(error.value)
+    assert read_rows(runner, 'rollback') == []
 
 
 def test_bad_optimizer_state_is_named_once(work_dir):

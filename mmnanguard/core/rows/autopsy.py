@@ -74,6 +74,10 @@ class Autopsy(RowRecord):
         mask: The operation and the line that wrote Inf or NaN on request,
             such as a mask of -inf, which then met the operation or the loss;
             '' if no mask is involved.
+        derivative: In a backward pass, the operation of the forward pass
+            whose derivative the operation computes, such as 'sqrt'; else ''.
+        huge_weight: A parameter that holds numbers above 1e6, if the
+            operation got such numbers; else ''.
     """
 
     KIND: ClassVar[str] = 'autopsy'
@@ -103,6 +107,8 @@ class Autopsy(RowRecord):
     keys: Tuple[str, ...] = ()
     tried: Mapping[str, bool] = field(default_factory=dict)
     mask: str = ''
+    derivative: str = ''
+    huge_weight: str = ''
 
     @property
     def is_certain(self) -> bool:
@@ -192,7 +198,11 @@ class Autopsy(RowRecord):
 
     def place(self) -> str:
         """Return module, operation and source line, such as they are known."""
-        parts = filter(None, (self.module_type, self.op, self.source))
+        op = self.op
+        # A division of 0 by 0 is in the derivative of a root.
+        if self.is_pole and self.derivative:
+            op = f'derivative of {self.derivative}'
+        parts = filter(None, (self.module_type, op, self.source))
         # The root module has the name ''.
         name = f"'{self.module}'" if self.module else 'the model itself'
         return f'{name} ({", ".join(parts)})'
@@ -271,7 +281,7 @@ class Autopsy(RowRecord):
         """Describe an operation that no dtype can make finite."""
         call = 'its input'
         if self.operands:
-            numbers = ', '.join(map('{:.3g}'.format, self.operands))
+            numbers = ', '.join(map(in_words, self.operands))
             call = f'{self.op.split(".")[-1]}({numbers})'
         if self.mask and not self.is_pole:
             return 'writes Inf or NaN as a mask, which reaches the loss,'
@@ -295,3 +305,11 @@ class Autopsy(RowRecord):
     def _named_samples(self) -> str:
         others = and_more(len(self.samples) - 1)
         return f"sample '{self.samples[0]}'{others}"
+
+
+def in_words(operand: float) -> str:
+    """Return a number in three digits, or in more if it is almost 1 or -1."""
+    words = f'{operand:.3g}'
+    if words in ('1', '-1'):
+        return f'{operand:.9g}'
+    return words

@@ -1,6 +1,6 @@
 """All tensors that a run keeps from update to update, with their names."""
 
-from typing import Iterator, List, Mapping, Tuple
+from typing import Any, Iterator, List, Mapping, Tuple
 
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from mmnanguard.numerics.base.shards import local
+from mmnanguard.numerics.base.tensor_kinds import is_ordinary
 from mmnanguard.numerics.checkpoints.saved_optimizer import running_stats, walk
 from mmnanguard.numerics.checkpoints.state_audit import KeptTensor
 from mmnanguard.numerics.update.blame import TensorNames, plain_name
@@ -72,9 +73,11 @@ def of_optimizer(
     """Yield the tensors and floats in the state of an optimizer."""
     for group in optimizer.param_groups:
         for param in group['params']:
-            # optimizer.state is a defaultdict: state[param] would add an
-            # empty entry, which would then get into checkpoints.
-            for key, value in walk(optimizer.state.get(param, {})):
+            # The state is a defaultdict: state[param] would add an empty
+            # entry, which would then get into checkpoints. An optimizer
+            # that is not PyTorch's may have none.
+            state: Mapping[Any, object] = getattr(optimizer, 'state', {})
+            for key, value in walk(state.get(param, {})):
                 parts = [(names.of_param(param), value)]
                 # FSDP1 joins several parameters in a flat one. Their names
                 # apply to the state only where it is cut in the same way.
@@ -95,9 +98,14 @@ def is_sharded_alike(value: object, param: Tensor) -> bool:
     """Whether the value has one element per element of the parameter."""
     # AdamW's step has the shape of a scalar parameter, but is no value of its
     # element.
+    if not isinstance(value, Tensor):
+        return False
+    part, weights = local(value), local(param)
+    # Tensors of other kinds may have no shape.
     return (
-        isinstance(value, Tensor)
-        and local(value).shape == local(param).shape
+        is_ordinary(part)
+        and is_ordinary(weights)
+        and part.shape == weights.shape
         and value.dim() > 0
     )
 
