@@ -154,6 +154,13 @@ def test_a_rounding_to_a_pole_says_what_helps():
     assert 'epsilon' in advise_on(finding).long
 
 
+def test_equal_eigenvalues_need_no_epsilon():
+    finding = autopsy('div_', 0.0, 0.0, phase='backward', is_pole=True)
+    advice = advise_on(finding.replace(derivative='linalg_svd'))
+    assert 'eigenvalues' in advice.short
+    assert 'epsilon' not in advice.long
+
+
 def test_samples_in_each_rejected_batch_are_suspects_of_an_overflow():
     events = []
     for number in range(4):
@@ -278,3 +285,31 @@ def test_float16_is_a_suspect_where_nothing_is_known():
     assert 'bfloat16' not in diagnose(Evidence(cause, [event()])).advice.long
     scaled = Evidence(cause, [event(loss_scale=scale)])
     assert "dtype='bfloat16'" in diagnose(scaled).advice.long
+
+
+@pytest.mark.parametrize(
+    ('facts', 'words'),
+    [
+        (
+            dict(op='aten.pow', is_pole=True, operands=(0.0, -6.0)),
+            'use safe_divide of',
+        ),
+        (
+            dict(op='aten.pow', is_pole=True, operands=(-1.0, 0.5)),
+            'Make its base positive',
+        ),
+        (
+            dict(
+                op='aten.mul',
+                dtype='float16',
+                dtype_max=65504.0,
+                operands=(6e4, 2.0),
+                tried=dict(without_samples=True),
+            ),
+            'compute it in float32 or bfloat16',
+        ),
+    ],
+)
+def test_the_advice_fits_the_operation(facts, words):
+    facts = dict(phase='forward', output_absmax=math.nan, **facts)
+    assert words in advise_on(Autopsy(repeats=True, **facts)).long
