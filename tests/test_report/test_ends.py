@@ -42,12 +42,18 @@ class Raise(Hook):
             raise self.error
 
 
+class Speechless(Exception):
+    def __str__(self):
+        raise RuntimeError('no words')
+
+
 @pytest.mark.parametrize('stage', ['before', 'after'])
 @pytest.mark.parametrize(
     ('error', 'story'),
     [
         (RuntimeError('CUDA out of memory\nTried to'), 'crashed'),
         (KeyboardInterrupt(), 'interrupted'),
+        (Speechless(), 'crashed'),
     ],
 )
 def test_an_exception(tmp_path, stage, error, story):
