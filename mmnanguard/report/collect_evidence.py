@@ -46,7 +46,8 @@ def collect_evidence(
     if finding is not None:
         inputs = joined(inputs, events)
     num_iters = 1
-    num_bad = len(events) + len([row for row in committed if row.iter >= since])
+    committed = [event for event in committed if event.iter >= since]
+    num_bad = len(events) + len(committed)
     if events:
         num_iters = max(summary.last_iter - events[0].iter + 1, num_bad)
     share = num_bad / num_iters
