@@ -6,7 +6,17 @@ from typing import Dict, Optional, Tuple
 
 from ..bad_tensor import BadTensor
 
-__all__ = ['NORM_LIMIT', 'LeftOut', 'Observation', 'ScaleReading', 'Shard']
+__all__ = [
+    'NORM_LIMIT',
+    'USUAL_FLOOR',
+    'LeftOut',
+    'Observation',
+    'ScaleReading',
+    'Shard',
+]
+
+# Only a loss that is a large sum needs a lower loss scale than this.
+USUAL_FLOOR = 1.0
 
 # The largest float32 whose square is a float32, too. A gradient norm within
 # this limit bounds the square of each element, so no second moment overflows.
