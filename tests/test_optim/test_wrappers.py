@@ -255,11 +255,9 @@ def test_300_overflows_then_a_clean_batch(model):
     # Only a loss that is a large sum would need it below 1.
     assert wrapper.loss_scaler.get_scale() == 2.0**-16
     assert wrapper.guard.state.routine_overflows == 16
-    train(wrapper, model)
-    assert wrapper.loss_scaler.get_scale() == 1.0
     before = weights(model)
     train(wrapper, model)
-    assert wrapper.guard.state.num_steps == 2
+    assert wrapper.guard.state.num_steps == 1
     assert all(torch.isfinite(t).all() for t in model.state_dict().values())
     assert not torch.equal(before['0.weight'], model.state_dict()['0.weight'])
 

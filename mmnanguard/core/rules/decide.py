@@ -96,10 +96,10 @@ def judge_finite(
     if seen.scale.growth_is_due:
         move = ScaleMove.GROW
     home = seen.scale.home
-    if seen.scale.value < (home or USUAL_FLOOR):
+    if home is not None and seen.scale.value < home:
         scale_to = returned_scale(seen, state, policy)
         if scale_to is not None:
-            move = ScaleMove.RETURN if home else ScaleMove.GROW
+            move = ScaleMove.RETURN
     return Verdict(
         Action.STEP,
         cause,

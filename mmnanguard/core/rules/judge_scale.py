@@ -148,19 +148,13 @@ def room_for_inf(seen: Observation, trial: ScaleTrial) -> float:
 def returned_scale(
     seen: Observation, state: 'GuardState', policy: 'GuardPolicy'
 ) -> Optional[float]:
-    """Return the scale to which a commit lets a scale come back.
-
-    A static scale comes back to its home. A dynamic scale has none, but a
-    scale below 1 comes back to 1 once gradients have room there.
+    """Return the scale to which a commit lets a static scale come back.
 
     Returns:
         The scale, or None if it stays.
     """
     trial, scale = state.scale_trial, seen.scale
-    if scale.home is None:
-        has_room = room_of(USUAL_FLOOR, seen, state) >= ROOM_FOR_NAN
-        return USUAL_FLOOR if has_room else None
-    if scale.value >= scale.home:
+    if scale.home is None or scale.value >= scale.home:
         return None
     if trial.num_bad > trial.num_kept and not trial.has_inf:
         # A streak of NaN alone has lowered the scale, and this commit shows
