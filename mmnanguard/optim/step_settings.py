@@ -6,13 +6,23 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ['SCHEDULED', 'as_list', 'can_spoil', 'describe', 'is_on_device']
+__all__ = [
+    'CHECKED',
+    'SPOILING',
+    'as_list',
+    'can_spoil',
+    'describe',
+    'is_on_device',
+]
 
-# Settings that schedules change, and that spoil weights if they are NaN or
-# Inf. Other settings, such as Prodigy's growth_rate, may be Inf by design.
-SCHEDULED = ('lr', 'weight_decay', 'momentum', 'betas')
+# Settings that spoil weights if they are NaN or Inf. Other settings, such as
+# Prodigy's growth_rate, may be Inf by design.
+CHECKED = ('lr', 'weight_decay', 'momentum', 'betas', 'eps', 'alpha', 'rho')
+# Settings that decide whether a step can spoil weights.
+SPOILING = ('eps', 'betas', 'alpha', 'rho', 'centered')
 # Settings that an event shows.
-SHOWN = ('eps', 'centered', *SCHEDULED, 'alpha', 'rho')
+SHOWN = ('eps', 'centered', *CHECKED[:4], 'alpha', 'rho')
+SMALLEST = torch.finfo(torch.float32).tiny
 
 
 def describe(group: Dict[str, Any]) -> Dict[str, Any]:
@@ -36,20 +46,22 @@ def can_spoil(optimizer: Optimizer) -> bool:
     divide by 0 or take the root of a negative number.
     """
     is_known = type(optimizer).__module__.startswith('torch.optim.')
-    hooks = getattr(optimizer, '_optimizer_step_pre_hooks', None)
-    if not is_known or hooks:
-        return True
-    smallest = torch.finfo(torch.float32).tiny
-    for group in optimizer.param_groups:
-        for eps in as_list(group.get('eps')):
-            if eps < smallest:
-                return True
-        for beta in as_list(group.get('betas')):
-            if beta >= 1:
-                return True
-        if group.get('centered'):
+    return not is_known or any(map(is_spoiling, optimizer.param_groups))
+
+
+def is_spoiling(group: Dict[str, Any]) -> bool:
+    """Whether the arguments in a group may make NaN of finite gradients."""
+    for eps in as_list(group.get('eps')):
+        if eps < SMALLEST:
             return True
-    return False
+    for beta in as_list(group.get('betas')):
+        if beta >= 1:
+            return True
+    for key in ('alpha', 'rho'):
+        for share in as_list(group.get(key)):
+            if share > 1:
+                return True
+    return bool(group.get('centered'))
 
 
 def as_list(setting: Any) -> List[Any]:
