@@ -13,7 +13,7 @@ from mmnanguard.core.evidence import Evidence
 from mmnanguard.core.rows.input_row import InputRow
 from mmnanguard.core.rows.phrases import samples_in_words
 from mmnanguard.core.rows.read_row import record_of
-from mmnanguard.core.rows.remedy_row import FP32, RemedyRow
+from mmnanguard.core.rows.remedy_row import FP32, RemedyRow, line_of_fp32
 from mmnanguard.core.rows.row_record import RowRecord
 
 from .findings import Finding, count_of_blames
@@ -162,15 +162,16 @@ def exclude_samples(summary: Summary, names: Sequence[str]) -> List[Step]:
 def run_in_fp32(summary: Summary) -> List[Step]:
     """Return the step that runs modules in float32, if autopsies advise it."""
     remedies = summary.others.get('remedy')
-    # The guard has already applied the cure, but only in this process: a new
-    # run needs it in its config.
+    # The guard has already applied the cure, and its checkpoints know it, but
+    # a new run needs it in its config.
     if remedies:
         names = join_quoted(remedied_modules(summary))
+        line = command_of(remedies[-1])
         return [
             Step(
                 f'make the remedy permanent: {names} in float32',
                 'Autopsies found that this is a cure; it runs so since.',
-                command_of(remedies[-1]),
+                line and summary.launch.train('--cfg-options', line),
             )
         ]
     modules: List[str] = []
@@ -185,8 +186,9 @@ def run_in_fp32(summary: Summary) -> List[Step]:
         Step(
             f'run {join_quoted(modules)} in float32',
             'Autopsies found that this is a cure.',
-            "default_hooks=dict(fp32=dict(type='mmnanguard.Fp32ModulesHook', "
-            f'modules={modules!r}))',
+            summary.launch.train(
+                '--resume', '--cfg-options', line_of_fp32(modules)
+            ),
         )
     ]
 
