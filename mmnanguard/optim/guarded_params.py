@@ -105,11 +105,11 @@ class GuardedParams:
         if not all(map(is_, settings, self._settings)):
             self._settings = settings
             self._can_spoil = can_spoil(self.optimizer)
-        own = vars(self.optimizer).get
+        attributes = vars(self.optimizer)
         return bool(
             self._can_spoil
-            or own('_optimizer_step_pre_hooks')
-            or own('_optimizer_step_post_hooks')
+            or attributes.get('_optimizer_step_pre_hooks')
+            or attributes.get('_optimizer_step_post_hooks')
         )
 
     def lrs(self) -> Tuple[float, ...]:

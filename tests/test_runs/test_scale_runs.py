@@ -130,7 +130,7 @@ def test_an_overflow_is_cured_as_by_pytorchs_scaler(tmp_path, model):
 
 
 def test_a_loss_that_is_a_sum_trains_as_with_pytorchs_scaler(tmp_path):
-    """Its gradients overflow float16 at a scale of 1 as well."""
+    """Such gradients overflow float16 at a scale of 1 as well."""
     keys = dict(gain=1e7, num_iters=80)
     left = plain(tmp_path / 'plain', 'dynamic', **keys)
     right = guarded(tmp_path / 'guarded', 'dynamic', **keys)
