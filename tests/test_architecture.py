@@ -129,3 +129,12 @@ def test_files_have_names_that_say_what_they_hold():
 @pytest.mark.parametrize('path', FILES, ids=str)
 def test_a_file_is_no_longer_than_its_concept(path):
     assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize('ring', ALLOWED_RINGS)
+def test_each_folder_lists_its_modules(ring):
+    for path in files_of_ring(ring):
+        text = path.with_name('__init__.py').read_text()
+        docstring = ast.get_docstring(ast.parse(text))
+        is_listed = f'``{path.stem}``' in docstring
+        assert path.stem == '__init__' or is_listed, path

@@ -3,6 +3,8 @@
 Nothing here knows about guards, tensors or MMEngine:
 
 - ``atomic_write``: write a file so that readers see all of it or nothing.
+- ``escape``: text that is safe to show, and words that are safe to paste.
+- ``process_identity``: whether a process that wrote a file still runs.
 - ``parts``: the parts of containers and of objects, for walks over a batch.
 - ``sample_name``: the name of a sample from its metadata.
 - ``dataset_parts``: the datasets that a wrapped dataset consists of.

@@ -7,9 +7,11 @@ Everything here is a frozen record or a pure function. Read in this order:
 3. ``rules``: the judgement of one update.
 4. ``clipping``: rules that turn a gradient norm into a coefficient.
 5. ``bad_tensor``, ``rows``: the rows of ``events.jsonl``.
-6. ``evidence``, ``culprit``, ``operation_advice``, ``diagnosis``: what
-   rejected updates have in common, and what to do about it.
-7. ``halted``: the exceptions that end a run.
+6. ``evidence``, ``culprit``, ``operation_advice``, ``step_advice``,
+   ``diagnosis``: what rejected updates have in common, and what to do about
+   it.
+7. ``launch``, ``older_checkpoint``: the commands that a message hands out.
+8. ``halted``: the exceptions that end a run.
 """
 
 from .bad_tensor import BadTensor

@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Union
+from typing import List, Union
 
 from mmnanguard._support.escape import shell_word
 
 __all__ = ['Launch', 'dumped_config', 'tool_command']
 
-# The placeholder for a config that is not known. It is written in capitals, so
-# that a reader sees that the command is not complete.
+# Placeholders for what is not known. They are written in capitals, so that a
+# reader sees that the command is not complete, and they fail when pasted.
 CONFIG = 'CONFIG'
+HOSTS, MASTER_ADDR, NODE_RANK = 'HOSTS', 'MASTER_ADDR', 'NODE_RANK'
+SRUN_OPTIONS = 'SRUN_OPTIONS'  # the partition and GPUs, by cluster
 MAX_CONFIGS = 1  # with more files, nothing says which is the run's
 
 
@@ -37,23 +39,44 @@ class Launch:
     def train(self, *options: str) -> str:
         """Return a command to paste that trains with these options.
 
+        On several nodes, torchrun is to be started on each of them.
+
         Args:
             options: Words of the command line, which are quoted.
         """
-        words = ['python', '-m']
-        if self.launcher == 'pytorch':
-            words = ['torchrun', f'--nproc_per_node={self.ranks_per_node}']
-            # The addresses of the other nodes are not known here.
-            if self.ranks > self.ranks_per_node > 0:
-                num_nodes = -(-self.ranks // self.ranks_per_node)
-                words.append(f'--nnodes={num_nodes}')
-            words.append('-m')
+        words = [*self._starter(), '-m']
         words += ['mmnanguard', 'train', self.config]
         if self.work_dir:
             words += ['--work-dir', self.work_dir]
         if self.launcher != 'none':
             words += ['--launcher', self.launcher]
         return ' '.join(map(shell_word, [*words, *options]))
+
+    def _starter(self) -> List[str]:
+        """Return the words that start all processes of the run."""
+        ranks, local = self.ranks, self.ranks_per_node
+        has_nodes = ranks > local > 0
+        if self.launcher == 'pytorch':
+            words = ['torchrun', f'--nproc_per_node={local}']
+            if has_nodes:
+                words += [
+                    f'--nnodes={-(-ranks // local)}',
+                    f'--node_rank={NODE_RANK}',
+                    f'--master_addr={MASTER_ADDR}',
+                ]
+            return words
+        words = ['python']
+        if self.launcher == 'slurm':
+            words = ['srun', SRUN_OPTIONS, f'--ntasks={ranks}']
+            words += [f'--ntasks-per-node={local}', 'python']
+        elif self.launcher == 'mpi':
+            # MMEngine reads the variable.
+            address, hosts = '127.0.0.1', []
+            if has_nodes:
+                address, hosts = MASTER_ADDR, ['-H', HOSTS]
+            words = ['mpirun', '-np', str(ranks), *hosts]
+            words += ['-x', f'MASTER_ADDR={address}', 'python']
+        return words
 
     def train_slower(self, factor: float, *options: str) -> str:
         """Return a command that resumes at lower learning rates.

@@ -21,6 +21,8 @@ SAFE_OPS: Mapping[str, str] = {
     'rsqrt': 'safe_sqrt',
     'pow': 'safe_sqrt',
     '_softmax': 'masked_softmax',
+    'norm': 'safe_norm',
+    'linalg_vector_norm': 'safe_norm',
 }
 DERIVATIVES = 'safe_sqrt or safe_norm'
 POSITIVE = 'Make its input positive (softplus, exp, clamp)'
@@ -42,6 +44,7 @@ def advise_on(finding: Autopsy) -> Advice:
     """
     return (
         cure_of(finding)
+        or kept_of(finding)
         or mask_of(finding)
         or pole_of(finding)
         or overflow_of(finding)
@@ -54,6 +57,12 @@ def cure_of(finding: Autopsy) -> Optional[Advice]:
     if finding.remedy and finding.module:
         helped.add('module_fp32')
     where = finding.module
+    epsilon = ''
+    if finding.is_rounding:
+        epsilon = (
+            f' A larger epsilon may help as well: in {finding.dtype}, 1e-12 '
+            'or 1 - 1e-4 may be rounded to 0 or 1.'
+        )
     if 'lower_scale' in helped:
         return Advice(
             'lower optim_wrapper.loss_scale',
@@ -65,22 +74,44 @@ def cure_of(finding: Autopsy) -> Optional[Advice]:
         return Advice(
             f"run '{where}' in float32",
             f"Run '{where}' in float32, which was tried and is finite: "
-            f'{line_of_fp32([finding.module])}.',
+            f'{line_of_fp32([finding.module])}.{epsilon}',
         )
     if 'bfloat16' in helped:
         return Advice(
             "set optim_wrapper.dtype='bfloat16'",
             "Set optim_wrapper.dtype='bfloat16', which was tried and is "
-            'finite.',
+            f'finite.{epsilon}',
         )
     if 'fp32' in helped or finding.fp32_is_finite:
         return Advice(
             'train in float32',
             'In float32 the update is finite, which was tried: train with '
             'mmnanguard.NanGuardOptimWrapper, or find the modules to run in '
-            'float32 (mmnanguard.Fp32ModulesHook).',
+            f'float32 (mmnanguard.Fp32ModulesHook).{epsilon}',
         )
     return None
+
+
+def kept_of(finding: Autopsy) -> Optional[Advice]:
+    """Return the advice on a bad tensor that the model keeps, if any."""
+    if not finding.is_kept:
+        return None
+    where = finding.source or finding.module_type
+    if not finding.keys:
+        return Advice(
+            f'look at the tensors that the code at {where} uses',
+            f'The code at {where} {finding.kept()}: look where it comes from, '
+            'such as NumPy, another process, or a variable outside of the '
+            'model.',
+        )
+    names = ', '.join(map(repr, finding.keys))
+    return Advice(
+        f'make {names} a buffer of the model',
+        f'The code at {where} {finding.kept()}. A rejected update puts '
+        'parameters and buffers back, but no plain attributes, so that one '
+        'bad batch stays in them for good: use register_buffer, or reset '
+        f'{names} when it is not finite.',
+    )
 
 
 def mask_of(finding: Autopsy) -> Optional[Advice]:
@@ -110,10 +141,13 @@ def pole_of(finding: Autopsy) -> Optional[Advice]:
         )
     name = finding.op.split('.')[-1].rstrip('_')
     safe = SAFE_OPS.get(name, 'the safe operations')
-    derivative = ''
+    operation, what = finding.op, f'{finding.op} at {where}'
     if finding.phase == 'backward':
-        safe = DERIVATIVES
-        derivative = ', the derivative of that line,'
+        safe = SAFE_OPS.get(finding.derivative, DERIVATIVES)
+        what += ', the derivative of that line,'
+    if finding.derivative:
+        operation = finding.derivative
+        what = f'The derivative of {operation} at {where}'
     if finding.phase != 'backward' and is_outside_domain(name, finding):
         return Advice(
             f'keep the input of {finding.op} at {where} in its domain',
@@ -122,11 +156,10 @@ def pole_of(finding: Autopsy) -> Optional[Advice]:
             f'clipping changes that. {DOMAINS[name]}.',
         )
     return Advice(
-        f'keep the input of {finding.op} at {where} away from its pole',
-        f'{finding.op} at {where}{derivative} is not defined for this input, '
-        'a pole: no dtype, no loss scale and no clipping changes '
-        f'that. Add an epsilon, clamp, or use {safe} of '
-        'mmnanguard.numerics.',
+        f'keep the input of {operation} at {where} away from its pole',
+        f'{what} is not defined for this input, a pole: no dtype, no loss '
+        f'scale and no clipping changes that. Add an epsilon, clamp, or use '
+        f'{safe} of mmnanguard.numerics.',
     )
 
 

@@ -1,10 +1,10 @@
 """The advice on an optimizer whose step makes NaN of finite gradients."""
 
-from dataclasses import replace
-from typing import Sequence
+from typing import Any, Dict, NamedTuple, Sequence
 
 from .causes import CAUSES, Advice
 from .rows.guard_event import GuardEvent
+from .rows.phrases import and_more
 
 __all__ = ['advise_on_step']
 
@@ -14,57 +14,102 @@ CHECK_ALWAYS = (
     ' Then resume from a checkpoint written before; '
     "optim_wrapper.guard.check_step='always' undoes such a step."
 )
+CHANGE = "change the optimizer's arguments"
+
+
+class Cure(NamedTuple):
+    """A cure for the steps of an optimizer.
+
+    Attributes:
+        short: The recommendation in a few words.
+        long: The sentence with its reason, from its second clause on.
+    """
+
+    short: str
+    long: str
 
 
 def advise_on_step(events: Sequence[GuardEvent], general: Advice) -> Advice:
-    """Return the advice that the arguments of an optimizer suggest.
+    """Return the advice that the evidence about a step suggests.
 
     Args:
         events: The updates of a streak, oldest first.
-        general: The advice for an optimizer with ordinary arguments.
+        general: The advice for an optimizer without any evidence.
     """
-    if not events or events[-1].step is None:
+    if not events or not isinstance(events[-1].step, dict):
         return general
     event, step = events[-1], events[-1].step
-    cure = find_cure(event)
-    if not cure:
-        return general
-    long = f'The optimizer is at fault, not the data: {cure}'
+    cure = find_cure(step, event.grad_norm)
+    short = cure.short
+    long = f'The optimizer is at fault, not the data: {cure.long}'
     if CAUSES[event.cause].was_committed:
         long += CHECK_ALWAYS
-    short = general.short
-    if step.get('nonfinite'):
-        short = f'look at param_scheduler: {", ".join(step["nonfinite"])}'
-        if CAUSES[event.cause].was_committed:
-            short += ', and resume from the last clean checkpoint'
-    return replace(general, short=short, long=long, detail='')
+        short += ', and resume from the last clean checkpoint'
+    return Advice(short, long)
 
 
-def find_cure(event: GuardEvent) -> str:
-    """Return sentences about the suspicious argument; '' if there is none."""
-    step = event.step or {}
+def find_cure(step: Dict[str, Any], grad_norm: float) -> Cure:
+    """Return the cure for what a step is known to suffer from.
+
+    Args:
+        step: The value of ``step`` in an event.
+        grad_norm: The norm of the gradients of that event.
+    """
     settings = step.get('settings', {})
+    stepper = step.get('optimizer', 'the optimizer')
     if step.get('nonfinite'):
-        return (
-            'its learning rate or another setting is not finite ('
-            f'{", ".join(step["nonfinite"])}): look at param_scheduler, and '
-            'at hooks that set it.'
+        names = ', '.join(step['nonfinite'])
+        return Cure(
+            f'look at param_scheduler: {names}',
+            f'its learning rate or another setting is not finite ({names}): '
+            'look at param_scheduler, and at hooks that set it.',
+        )
+    if step.get('bad_state'):
+        first, *others = step['bad_state']
+        return Cure(
+            "load the weights without the optimizer's state",
+            f"its state was not finite before the step ('{first}'"
+            f'{and_more(len(others))}), as in a checkpoint that was written '
+            'so, and no argument repairs that. Resume from a checkpoint whose '
+            'state is finite (python -m mmnanguard scan_checkpoints WORK_DIR '
+            'lists them), or begin with the weights alone: '
+            'load_from=CHECKPOINT, resume=False.',
         )
     if settings.get('eps', 1.0) < 1e-38:
-        return (
+        return Cure(
+            CHANGE,
             f'eps={settings["eps"]:g} divides 0 by 0 where a gradient was '
-            'always 0: set optim_wrapper.optimizer.eps=1e-8.'
+            'always 0: set optim_wrapper.optimizer.eps=1e-8.',
         )
     if settings.get('centered'):
-        return (
+        return Cure(
+            CHANGE,
             'centered=True takes the root of a difference that rounding makes '
             'negative: set optim_wrapper.optimizer.centered=False, or a '
-            'larger eps.'
+            'larger eps.',
         )
-    if event.grad_norm > LARGE_NORM:
-        return (
-            f'its sums overflow under a gradient norm of '
-            f'{event.grad_norm:.3g}: set '
-            'optim_wrapper.clip_grad=dict(max_norm=...).'
+    if grad_norm > LARGE_NORM:
+        return Cure(
+            'clip gradients',
+            f'its sums overflow under a gradient norm of {grad_norm:.3g}: set '
+            'optim_wrapper.clip_grad=dict(max_norm=...).',
         )
-    return ''
+    eps = ''
+    if 'eps' in settings:
+        eps = f', which its eps={settings["eps"]:g} does not reach'
+    if step.get('zero_gradients'):
+        first, *others = step['zero_gradients']
+        return Cure(
+            f'add an epsilon to the step of {stepper}',
+            f"gradients of '{first}'{and_more(len(others))} are exactly 0, in "
+            f'whole or in part, and {stepper} seems to divide by them or by '
+            f'their norm{eps}. Add an epsilon to that division.',
+        )
+    return Cure(
+        f'look at the step of {stepper}',
+        f'{stepper} made NaN or Inf of finite gradients, and its arguments '
+        f'are ordinary. Look in its step for a division by a norm or a mean '
+        f'that may be 0{eps}, for roots of differences, and for sums of '
+        'squares, which overflow under huge gradients; '
+        'optim_wrapper.clip_grad=dict(max_norm=...) helps against those.',
+    )

@@ -6,10 +6,13 @@
 2. ``guarded_step``: the end of a window, from observation to report.
 3. ``window``: the state of one window; ``micro_batches`` judges its parts.
 4. ``guard``: the state that is kept as long as the optimizer.
-5. ``guarded_params``, ``streak``, ``coverage_warnings``, ``clip_grad``,
+5. ``step_check``: undoes a step that has made NaN; ``step_settings`` tells
+   which settings of an optimizer can. ``empty_buffers``: buffers that rejected
+   updates may fill.
+6. ``guarded_params``, ``streak``, ``coverage_warnings``, ``clip_grad``,
    ``resolve_clip_names``, ``autocast_dtype``: parts of the guard and of the
    wrappers.
-6. ``apply_guard``: puts the wrappers into a config.
+7. ``apply_guard``: puts the wrappers into a config.
 """
 
 from .apply_guard import apply_guard

@@ -54,14 +54,16 @@ class GuardedParams:
     Args:
         optimizer: The optimizer.
 
-    Raises:
-        GuardConfigError: If its updates cannot be guarded.
-
     Attributes:
         last_iter: The iteration of the last commit whose step may have
             spoiled weights.
+        has_spoiled: Whether a step of this run has spoiled weights, so that
+            each further one is checked.
         run: The model of the run, once it is known. Optimizers of another
             run in this process are none of this run's business.
+
+    Raises:
+        GuardConfigError: If its updates cannot be guarded.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -86,6 +88,7 @@ class GuardedParams:
         self._shards: Optional[Shards] = None
         self._can_spoil = can_spoil(optimizer)
         self._settings = list(map(self.groups[0].get, SPOILING))
+        self.has_spoiled = False
         self.forget_steps()
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -191,6 +194,16 @@ class GuardedParams:
                 if id(param) in bad and not math.isfinite(norm):
                     return params
         return None
+
+    def check_steps(self) -> None:
+        """Let each step of the run be checked from now on.
+
+        Which optimizer has spoiled the weights may be known on some ranks
+        only, so that this is for all of them.
+        """
+        for params in list(_ALIVE):
+            if params is self or self._is_of_same_run(params):
+                params.has_spoiled = True
 
     def describe_step(
         self, nonfinite: Sequence[str] = (), param: Optional[Tensor] = None

@@ -1,7 +1,7 @@
 """The end of a window: observe, agree, decide, apply or restore, report."""
 
 from dataclasses import replace
-from typing import Any, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from mmengine.logging import print_log
 from torch import Tensor
@@ -9,16 +9,19 @@ from torch.optim import Optimizer
 
 from mmnanguard.core import Action, BadTensor, Cause, ScaleMove, decide
 from mmnanguard.core.causes import CAUSES
-from mmnanguard.numerics.update.agree import agree, ranks_that
+from mmnanguard.core.rules.decide import fails_again
+from mmnanguard.numerics.snapshot.tensor_backup import TensorBackup
+from mmnanguard.numerics.update.agree import agree
 from mmnanguard.numerics.update.apply import apply_update, scaled_lr
 from mmnanguard.numerics.update.blame import blame
 from mmnanguard.numerics.update.observe import diagnose, find_suspects, observe
 
+from .empty_buffers import find_empty_buffers
 from .guard import Guard
 from .guarded_params import GuardedParams
 from .micro_batches import judge_micro_batches
 from .resolve_clip_names import resolve_clip_names
-from .step_check import StepTrial, describe_bad, try_step
+from .step_check import StepTrial, begin_trial, end_trial
 
 __all__ = ['guarded_step']
 
@@ -97,6 +100,7 @@ def guarded_step(
 
     # Apply, or restore
     bad: Tuple[BadTensor, ...] = ()
+    evidence: Dict[str, List[str]] = {}
     if verdict.cause is not Cause.NONE:
         bad = blame(
             verdict.cause,
@@ -110,8 +114,9 @@ def guarded_step(
     lr = guard.params.highest_lr()
     if verdict.action is Action.STEP:
         trial: Optional[StepTrial] = None
-        if is_checked(guard, seen.grad_norm * verdict.clip_coef):
-            trial = try_step(guard, optimizer)
+        is_trial = is_checked(guard, seen.grad_norm * verdict.clip_coef)
+        if is_trial:
+            trial = begin_trial(optimizer)
         with guard.coverage_warnings.stepping(seen, guard.models), scaled_lr(
             optimizer, verdict.lr_factor
         ):
@@ -124,19 +129,21 @@ def guarded_step(
                 guard.grad_rule,
                 **step_kwargs,
             )
-        if trial is not None:
-            spoiled = trial.find_bad()
-            ranks = ranks_that(bool(spoiled))
+        if is_trial:
+            ranks, spoiled, evidence = end_trial(guard, optimizer, trial)
             if ranks:
-                bad = describe_bad(spoiled, guard.names())
-                trial.undo()
+                bad = spoiled
                 seen = replace(seen, step_is_finite=False, bad_ranks=ranks)
                 verdict = decide(seen, guard.state, guard.policy, clip)
     if verdict.action is Action.STEP:
         window.snapshot.commit()
         guard.num_steps += 1
     else:
-        window.snapshot.restore(reading.changes)
+        snapshot, changes = window.snapshot, reading.changes
+        kept: List[TensorBackup] = []
+        if fails_again(seen, verdict.cause, guard.state):
+            kept = find_empty_buffers(guard, snapshot, changes)
+        snapshot.restore(changes, kept)
     guard.close()
 
     # Move the scale
@@ -161,6 +168,9 @@ def guarded_step(
         step = None
         if CAUSES[verdict.cause].is_of_step:
             step = (spoiler or guard.params).describe_step(bad_settings)
+            step.update(evidence)
+            if CAUSES[verdict.cause].was_committed:
+                guard.params.check_steps()
         guard.report(seen, verdict, bad, before, after, step)
     elif verdict.scale_move is ScaleMove.RETURN:
         log_return(guard, before, after)
@@ -185,7 +195,7 @@ def is_checked(guard: Guard, norm: float) -> bool:
         norm: The norm of the clipped gradients.
     """
     mode = guard.policy.check_step
-    is_early = guard.num_steps < NUM_CHECKED
+    is_early = guard.num_steps < NUM_CHECKED or guard.params.has_spoiled
     return mode == 'always' or (
         mode == 'start' and (is_early or norm > ABSURD_NORM)
     )

@@ -19,11 +19,12 @@ from mmnanguard.core import (
     Observation,
     find_cause,
 )
-from mmnanguard.core.rules.decide import starves_without
+from mmnanguard.core.rules.decide import fails_again, starves_without
 from mmnanguard.numerics.base.comm_hooks import name_hooks
 from mmnanguard.numerics.base.shards import is_sharded
 from mmnanguard.numerics.snapshot.change_tracker import ChangeTracker
 from mmnanguard.numerics.snapshot.snapshot import Snapshot
+from mmnanguard.numerics.snapshot.tensor_backup import TensorBackup
 from mmnanguard.numerics.update.agree import merge
 from mmnanguard.numerics.update.blame import blame
 from mmnanguard.numerics.update.grad_sum import (
@@ -33,6 +34,7 @@ from mmnanguard.numerics.update.grad_sum import (
 )
 from mmnanguard.numerics.update.observe import diagnose, find_suspects, observe
 
+from .empty_buffers import find_empty_buffers
 from .guarded_params import GuardedParams
 from .window import Window, Windows
 
@@ -253,8 +255,9 @@ class MicroBatchWindow(Window):
             self._batch_snapshot.commit()
             self.losses += losses
         else:
+            cause = find_cause(seen, guard.state, guard.policy)
             bad = blame(
-                find_cause(seen, guard.state, guard.policy),
+                cause,
                 params,
                 grads,
                 weights,
@@ -266,7 +269,11 @@ class MicroBatchWindow(Window):
                 BadBatch(self.num_batches, guard.iter, seen, bad)
             )
             self._batches.num_left_out += 1
-            self._batch_snapshot.restore(reading.changes)
+            snapshot, changes = self._batch_snapshot, reading.changes
+            kept: List[TensorBackup] = []
+            if fails_again(seen, cause, guard.state):
+                kept = find_empty_buffers(guard, snapshot, changes)
+            snapshot.restore(changes, kept)
             for param in params:
                 param.grad = None
         self._sum.take(guard.params)

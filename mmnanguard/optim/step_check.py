@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mmnanguard.core import BadTensor
+from mmnanguard.core import BadTensor, NanGuardError
 from mmnanguard.numerics.base.host_read import read_once
 from mmnanguard.numerics.base.norms import tensor_norms
+from mmnanguard.numerics.base.shards import local
 from mmnanguard.numerics.base.tensor_kinds import real_values
 from mmnanguard.numerics.checkpoints.host_tensor import keep_tensor
 from mmnanguard.numerics.checkpoints.optimizer_copy import OptimizerCopy
@@ -20,7 +21,7 @@ from mmnanguard.numerics.update.blame import MAX_BLAMED, TensorNames, describe
 
 from .guard import Guard
 
-__all__ = ['StepTrial', 'describe_bad', 'try_step']
+__all__ = ['StepTrial', 'begin_trial', 'end_trial']
 
 
 class Kept(NamedTuple):
@@ -45,10 +46,15 @@ class StepTrial:
 
     Args:
         optimizer: The optimizer.
+
+    Attributes:
+        bad_before: What was not finite before the step already, once
+            ``find_bad`` has run.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
+        self.bad_before: List[Kept] = []
         self._params: List[Tensor] = []
         for group in optimizer.param_groups:
             self._params += group['params']
@@ -96,7 +102,10 @@ class StepTrial:
             was_finite[key] = math.isfinite(low) and math.isfinite(high)
         bad = []
         for kept, norm in zip(after, read['after']):
-            if math.isfinite(norm) or not was_finite.get(identity(kept), True):
+            if not was_finite.get(identity(kept), True):
+                self.bad_before.append(kept)
+                continue
+            if math.isfinite(norm):
                 continue
             # Finite elements can have a norm of inf, and an optimizer may
             # begin a state with inf.
@@ -113,22 +122,62 @@ class StepTrial:
                 copy.restore(param)
 
 
-def try_step(guard: Guard, optimizer: Optimizer) -> Optional[StepTrial]:
-    """Copy all that a step changes. Collective.
-
-    Returns:
-        The trial, or None if a rank cannot copy the optimizer.
-    """
-    trial: Optional[StepTrial] = None
+def begin_trial(optimizer: Optimizer) -> Optional[StepTrial]:
+    """Copy all that a step changes; None if that cannot be copied."""
     # An optimizer may hold anything, and must not end the run by that.
     with suppress(Exception):
-        trial = StepTrial(optimizer)
-    if ranks_that(trial is None):
+        return StepTrial(optimizer)
+    return None
+
+
+def end_trial(
+    guard: Guard, optimizer: Optimizer, trial: Optional[StepTrial]
+) -> Tuple[Tuple[int, ...], Tuple[BadTensor, ...], Dict[str, List[str]]]:
+    """Undo a step that has made NaN or Inf on any rank. Collective.
+
+    The step stays if any rank could not copy what it changes.
+
+    Returns:
+        The ranks on which the step was bad, if it was undone; a few of the
+        tensors that it had spoiled on this rank; and the evidence on why.
+    """
+    bad = [] if trial is None else trial.find_bad()
+    try:
+        without_copy, ranks = ranks_that(trial is None, bool(bad))
+    except NanGuardError:
+        # The error promises that nothing of the update was applied.
+        if trial is not None:
+            trial.undo()
+        raise
+    if trial is None or without_copy:
         guard.coverage_warnings.warn_once(
             'copy', optimizer=type(optimizer).__name__
         )
-        return None
-    return trial
+        return (), (), {}
+    if not ranks:
+        return (), (), {}
+    names = guard.names()
+    described = describe_bad(bad, names)
+    evidence = {
+        'bad_state': [
+            name_of(kept, names)
+            for kept in trial.bad_before
+            if kept.key and not is_design(kept.values, is_new=True)
+        ],
+        'zero_gradients': [
+            name_of(kept, names) for kept in bad if has_zeros(kept)
+        ],
+    }
+    trial.undo()
+    return ranks, described, evidence
+
+
+def has_zeros(kept: Kept) -> bool:
+    """Whether the gradient of a weight has elements of 0. Syncs."""
+    grad = kept.param.grad
+    if kept.key or grad is None or grad.layout is not torch.strided:
+        return False
+    return bool((local(grad) == 0).any())
 
 
 def identity(kept: Kept) -> Tuple[int, str]:
@@ -155,11 +204,14 @@ def describe_bad(bad: List[Kept], names: TensorNames) -> Tuple[BadTensor, ...]:
     """
     described = []
     for kept in sorted(bad, key=is_state)[:MAX_BLAMED]:
-        name, kind = names.of_param(kept.param), 'weight'
-        if kept.key:
-            name, kind = f'{name} {kept.key}', 'optimizer'
-        described.append(describe(name, kind, kept.values))
+        kind = 'optimizer' if kept.key else 'weight'
+        described.append(describe(name_of(kept, names), kind, kept.values))
     return tuple(described)
+
+
+def name_of(kept: Kept, names: TensorNames) -> str:
+    """Return the name of a weight, or of a tensor of the state."""
+    return f'{names.of_param(kept.param)} {kept.key}'.rstrip()
 
 
 def is_state(kept: Kept) -> bool:

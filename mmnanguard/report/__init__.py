@@ -4,9 +4,10 @@ Only the standard library is needed, except for the page, which needs plotly,
 and for text in the terminal, which needs rich.
 
 Reading order: ``run_report`` (the report of a run, from its files),
-``read_events`` and ``read_scalars`` (rows and curves), ``summarize`` and
-``summary`` (counts and rankings), ``assessment`` (healthy or sick), with
-``findings`` and ``recommendations``; then the output: ``page`` with
+``run_files``, ``read_events`` and ``read_scalars`` (files, rows and curves;
+``parse_row`` removes what is odd), ``summarize`` and ``summary`` (counts and
+rankings), ``assessment`` (healthy or sick), with ``findings``,
+``recommendations`` and ``steps_for_end``; then the output: ``page`` with
 ``figure``, ``panels``, ``traces`` and ``downsample``; ``terminal``;
 ``row_text`` (commands to paste).
 """

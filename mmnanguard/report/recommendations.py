@@ -314,7 +314,7 @@ def describe_samples(summary: Summary, names: Sequence[str]) -> str:
 
 def describe_module(autopsy: Autopsy) -> str:
     """Return the clause on the module that an autopsy found."""
-    if autopsy.phase == 'weight':
+    if autopsy.phase == 'weight' or autopsy.is_kept:
         return autopsy.finding()
     effect = 'overflows'
     if autopsy.call():

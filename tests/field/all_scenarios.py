@@ -9,6 +9,7 @@ from . import (  # noqa: F401
     segmentation,
     setups,
     three_d,
+    vision,
 )
 from .scenario import SCENARIOS
 

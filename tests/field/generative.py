@@ -217,3 +217,30 @@ class MinibatchDeviation(Regress):
             error = depth[:num] - target[:num]
             losses.append(error.abs().mean() + 0.1 * error.std())
         return torch.stack(losses).mean()
+
+
+class RunningNormalizer(Classify):
+    """A loss is divided by its running average, which begins at 0.
+
+    MMEngine loses one update, whose forward pass fills the average.
+    """
+
+    source = 'Unity-Technologies/ml-agents#4299'
+    precision = 'float16'
+    causes = ('loss_nonfinite',)
+    culprit = r'aten\.div'
+    says = ('average',)
+    never_says = ('lower the learning rate', 'leave out sample')
+
+    def network(self):
+        net = super().network()
+        net.register_buffer('average', torch.zeros(()))
+        return net
+
+    def loss(self, net, batch):
+        loss = super().loss(net, batch)
+        if not net.training:
+            return loss
+        normalized = loss / net.average.clone()
+        net.average.lerp_(loss.detach().float(), 0.1)
+        return normalized

@@ -1,6 +1,7 @@
 """The words on a fault say what the numbers say, and no more."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -87,6 +88,16 @@ def test_samples_are_cleared_if_the_rest_is_bad_as_well():
     assert finding.finding().startswith("sample 'a' made")
 
 
+def test_an_operation_that_went_bad_clears_the_inputs():
+    """The model may mask the NaN in them on purpose."""
+    rows = [InputRow(samples=('a',), keys={'inputs': ('a',)})]
+    cause = Cause.LOSS_NONFINITE.value
+    evidence = Evidence(cause, [event(samples=('a', 'b'))], [], rows)
+    assert evidence.samples() == ('a',)
+    evidence = replace(evidence, autopsies=[autopsy('log', 0.0)])
+    assert evidence.samples() == ()
+
+
 @pytest.mark.parametrize(('num_bad', 'is_code'), [(4, True), (1, False)])
 def test_inputs_that_are_bad_in_most_samples_are_no_bad_samples(
     num_bad, is_code
@@ -118,6 +129,26 @@ def test_a_tensor_that_is_bad_from_the_start_is_named():
     # A row of an earlier version does not name it.
     unnamed = diagnose(Evidence(cause, [event()], [finding.replace(keys=())]))
     assert 'AutopsyHook' in unnamed.advice.short
+
+
+def test_a_tensor_that_the_model_keeps_leads_to_a_buffer():
+    finding = autopsy('').replace(op='', input_absmax=0.0, keys=('net.mem',))
+    cause = Cause.LOSS_NONFINITE.value
+    diagnosis = diagnose(Evidence(cause, [event()], [finding]))
+    assert "uses 'net.mem'" in diagnosis.reason
+    assert "make 'net.mem' a buffer" in diagnosis.advice.short
+    # A tensor outside of the model has no name.
+    other = diagnose(Evidence(cause, [event()], [finding.replace(keys=())]))
+    assert 'did not compute' in other.reason
+    assert 'NumPy' in other.advice.long
+
+
+def test_a_rounding_to_a_pole_says_what_helps():
+    finding = autopsy('log', 0.0, is_pole=True).replace(
+        dtype='float16', tried={'fp32': True}
+    )
+    assert 'float32' in advise_on(finding).short
+    assert 'epsilon' in advise_on(finding).long
 
 
 def test_samples_in_each_rejected_batch_are_suspects_of_an_overflow():

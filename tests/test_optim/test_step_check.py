@@ -1,5 +1,6 @@
 """A step that makes NaN of finite gradients is undone, or told as such."""
 
+import copy
 import math
 
 import pytest
@@ -348,6 +349,52 @@ def test_healthy_steps_are_as_without_a_check(make_optimizer):
     assert differing(everything(*checked), everything(*plain)) == []
 
 
+def test_a_run_that_goes_on_checks_each_step():
+    """One step is not checked; the next bad ones are undone."""
+    model, wrapper = build(lambda p: Dividing(p, (5, 8, 10)))
+    clean = {}
+
+    def go_back(window, model, wrapper):
+        if window == 5:
+            clean.update(copy.deepcopy(model.state_dict()))
+        if window == 7:
+            model.load_state_dict(clean)
+
+    events = train(model, wrapper, num=11, change=go_back)
+    assert [(event.iter, event.cause) for event in events] == [
+        (6, Cause.STEP_SPOILED),
+        (9, Cause.STEP_NONFINITE),
+        (11, Cause.STEP_NONFINITE),
+    ]
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+class Normalized(torch.optim.SGD):
+    """An optimizer that divides by the norm of the gradient."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for param in self.param_groups[0]['params']:
+            param.sub_(param.grad / param.grad.norm(), alpha=0.1)
+
+
+def test_gradients_of_zero_are_the_evidence():
+    model, wrapper = build(lambda p: Normalized(p, lr=0.1))
+    _, story = halted(model, wrapper, num=30, factor=0.0)
+    assert "gradients of 'conv.weight' and 5 more are exactly 0" in story
+    assert 'eps=' not in story
+    assert 'centered' not in story
+
+
+def test_a_state_that_was_bad_before_is_the_evidence():
+    model, wrapper = build(torch.optim.Adam)
+    train(model, wrapper, num=1)
+    wrapper.optimizer.state[model.head.bias]['exp_avg'][0] = NAN
+    _, story = halted(model, wrapper, num=30)
+    assert "not finite before the step ('head.bias exp_avg')" in story
+    assert 'resume=False' in story
+
+
 class Minimum(torch.optim.SGD):
     """An optimizer whose state begins with inf by design."""
 
@@ -393,8 +440,7 @@ def test_the_value_of_the_option_is_checked():
 
 
 def test_one_rank_alone():
-    assert ranks_that(True) == (0,)
-    assert ranks_that(False) == ()
+    assert ranks_that(True, False) == ((0,), ())
 
 
 def test_settings_are_told_as_a_user_writes_them():

@@ -33,6 +33,9 @@ class Death(Hook):
             # The backbone is done, the head is not.
             net = runner.model.module
             net.backbone.register_forward_hook(die)
+        elif self.stage == 'check':
+            # The other rank has made its step, and asks how this one went.
+            runner.optim_wrapper.optimizer.register_step_post_hook(die)
         else:
             runner.optim_wrapper.step = die
 
@@ -46,7 +49,7 @@ def main(work_dir, stage, victim):
     death = Death(int(victim), stage)
     runner = make_runner(
         work_dir,
-        wrapper(optimizer='AdamW', lr=0.01),
+        wrapper(optimizer='AdamW', lr=0.01, guard=dict(check_step='always')),
         default_hooks=guard_hooks(),
         custom_hooks=[death],
         launcher='pytorch',

@@ -14,6 +14,7 @@ from ranks import DEADLINE, end_group, start_by_hand
         # Where the ranks' store lives.
         ('step', 0),
         ('forward', 1),
+        ('check', 1),
     ],
 )
 def test_the_survivor_ends(tmp_path, stage, victim):

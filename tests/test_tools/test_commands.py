@@ -18,6 +18,7 @@ from toys import ToyData, ToyNet
 from mmnanguard.core import Autopsy
 from mmnanguard.core.launch import Launch
 from mmnanguard.core.rows.remedy_row import FP32, RemedyRow, line_of_fp32
+from mmnanguard.hooks._shared import launch as run_start
 from mmnanguard.numerics import load_plain
 from mmnanguard.report import load_run
 from mmnanguard.safe_load import allow_mmengine_checkpoints
@@ -339,13 +340,83 @@ def test_in_a_real_shell(config, work_dir):
     assert load_run(str(work_dir)).state == 'finished'
 
 
-def test_ranks():
-    launch = Launch('c.py', 'w', 'pytorch', ranks=16, ranks_per_node=8)
-    assert launch.train('--resume') == (
-        'torchrun --nproc_per_node=8 --nnodes=2 -m mmnanguard train c.py '
-        '--work-dir w --launcher pytorch --resume'
+TRAIN = '-m mmnanguard train c.py --work-dir w'
+
+
+@pytest.mark.parametrize(
+    ('launcher', 'ranks', 'local', 'command'),
+    [
+        ('none', 1, 1, f'python {TRAIN}'),
+        ('pytorch', 8, 8, f'torchrun --nproc_per_node=8 {TRAIN}'),
+        # What is not known is in capitals, and fails when it is pasted.
+        (
+            'pytorch',
+            16,
+            8,
+            'torchrun --nproc_per_node=8 --nnodes=2 --node_rank=NODE_RANK '
+            f'--master_addr=MASTER_ADDR {TRAIN}',
+        ),
+        (
+            'slurm',
+            16,
+            8,
+            'srun SRUN_OPTIONS --ntasks=16 --ntasks-per-node=8 python '
+            f'{TRAIN}',
+        ),
+        ('mpi', 4, 4, f'mpirun -np 4 -x MASTER_ADDR=127.0.0.1 python {TRAIN}'),
+        (
+            'mpi',
+            16,
+            8,
+            'mpirun -np 16 -H HOSTS -x MASTER_ADDR=MASTER_ADDR python '
+            f'{TRAIN}',
+        ),
+    ],
+)
+def test_ranks(launcher, ranks, local, command):
+    run = Launch('c.py', 'w', launcher, ranks, local)
+    if launcher != 'none':
+        command += f' --launcher {launcher}'
+    assert run.train('--resume') == f'{command} --resume'
+
+
+@pytest.mark.parametrize(
+    ('variables', 'ranks', 'local'),
+    [
+        (dict(), 4, 4),
+        (dict(LOCAL_WORLD_SIZE='8'), 16, 8),
+        # torchrun in a job of slurm, which has a task for each node.
+        (dict(LOCAL_WORLD_SIZE='8', SLURM_TASKS_PER_NODE='1(x2)'), 16, 8),
+        (dict(SLURM_TASKS_PER_NODE='8(x2)'), 16, 8),
+        (
+            dict(SLURM_STEP_TASKS_PER_NODE='4', SLURM_TASKS_PER_NODE='8(x2)'),
+            4,
+            4,
+        ),
+        (dict(OMPI_COMM_WORLD_LOCAL_SIZE='2'), 4, 2),
+        (dict(SLURM_TASKS_PER_NODE='8(x2)'), 1, 1),
+        (dict(LOCAL_WORLD_SIZE='many'), 4, 4),
+    ],
+)
+def test_ranks_of_a_node(monkeypatch, variables, ranks, local):
+    for name in run_start.LOCAL_SIZES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(run_start, 'get_world_size', lambda: ranks)
+    assert run_start.local_world_size() == local
+
+
+def test_a_command_for_several_nodes_fails_until_it_is_completed():
+    """A command that waited for other nodes for ever would be worse."""
+    command = Launch('c.py', 'w', 'pytorch', 2, 1).train()
+    words = [sys.executable, '-m', 'torch.distributed.run']
+    ended = subprocess.run(
+        [*words, *command.split()[1:]],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
-    launch = Launch('c.py', 'w', 'slurm', ranks=16)
-    assert launch.train() == (
-        'python -m mmnanguard train c.py --work-dir w --launcher slurm'
-    )
+    assert ended.returncode != 0
+    assert 'NODE_RANK' in ended.stderr

@@ -66,12 +66,16 @@ class Autopsy(RowRecord):
         num_samples: Number of samples in the window; 0 if it is not known.
         keys: The parts of the batch that were not finite. If the replay was
             finite all the same, the model may mask them. For the phase
-            'weight', the parameter or buffer that the fault begins with.
+            'weight', the parameter or buffer that the fault begins with; for
+            later phases, the plain attribute of a module that holds a bad
+            tensor from an earlier batch.
         tried: The cures that another replay has tried, and whether it was
             finite, see ``CURES``.
         mask: The operation and the line that wrote Inf or NaN on request,
             such as a mask of -inf, which then met the operation or the loss;
             '' if no mask is involved.
+        derivative: In a backward pass, the operation of the forward pass
+            whose derivative the operation computes, such as 'sqrt'; else ''.
     """
 
     KIND: ClassVar[str] = 'autopsy'
@@ -101,11 +105,32 @@ class Autopsy(RowRecord):
     keys: Tuple[str, ...] = ()
     tried: Mapping[str, bool] = field(default_factory=dict)
     mask: str = ''
+    derivative: str = ''
 
     @property
     def is_certain(self) -> bool:
         """Whether the operation met a pole or a mask, which is no overflow."""
         return bool(self.is_pole or self.mask)
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether float16 or bfloat16 rounded a number onto a pole.
+
+        An epsilon of 1e-12 is 0 in float16, and 1 - 1e-4 is 1. In float32,
+        which was tried, the operation is finite.
+        """
+        is_half = self.dtype in ('float16', 'bfloat16')
+        is_finite = self.tried.get('fp32', self.fp32_is_finite)
+        return is_half and bool(self.is_pole and is_finite)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the bad numbers are in a tensor that nothing computed now.
+
+        Another autopsy names the operation that made them, if any.
+        """
+        is_of_model = self.phase in ('forward', 'loss', 'backward')
+        return is_of_model and not self.op and self.input_absmax == 0
 
     def line(self, iteration: int, is_compiled: bool = False) -> str:
         """Return the console line.
@@ -170,7 +195,11 @@ class Autopsy(RowRecord):
 
     def place(self) -> str:
         """Return module, operation and source line, such as they are known."""
-        parts = filter(None, (self.module_type, self.op, self.source))
+        op = self.op
+        # A division of 0 by 0 is in the derivative of a root.
+        if self.is_pole and self.derivative:
+            op = f'derivative of {self.derivative}'
+        parts = filter(None, (self.module_type, op, self.source))
         # The root module has the name ''.
         name = f"'{self.module}'" if self.module else 'the model itself'
         return f'{name} ({", ".join(parts)})'
@@ -186,6 +215,8 @@ class Autopsy(RowRecord):
             return f'weights or buffers are not finite to begin with{names}'
         if not self.phase:
             return ''
+        if self.is_kept:
+            return f'{self.place()} {self.kept()}'
         where = f'in {self.dtype} in {self.phase}'
         if self.is_certain:
             return f'{self.place()} {self.pole()} {where}{self._of_samples()}'
@@ -198,6 +229,14 @@ class Autopsy(RowRecord):
         if math.isnan(self.output_absmax):
             verb = 'give NaN'
         return f'{who} made {self.place()} {verb} {where}: {self.overflow()}'
+
+    def kept(self) -> str:
+        """Describe a tensor that was bad before anything was computed."""
+        tensor = 'a tensor that it did not compute'
+        if self.keys:
+            names = ', '.join(map(repr, self.keys))
+            tensor = f'{names}, a plain attribute of the model'
+        return f'uses {tensor}, which is not finite to begin with'
 
     def overflow(self) -> str:
         """Describe the numbers of an overflow."""

@@ -16,13 +16,22 @@ from .spike import Spike
 from .state import GuardState
 from .verdict import Action, ScaleMove, Verdict
 
-__all__ = ['MOST_HARMLESS', 'decide', 'find_cause', 'starves_without']
+__all__ = [
+    'MOST_HARMLESS',
+    'decide',
+    'fails_again',
+    'find_cause',
+    'starves_without',
+]
 
 # Number of harmless updates that are rejected without a commit between them.
 # Few, because a run without a guard learns from each of them; more than the
 # milder cures need, which judge micro-batches apart after 4 such windows and
 # let keys that a model masks pass after 3.
 MOST_HARMLESS = 6
+# Number of rejected updates in a row whose common reason may be a buffer that
+# each of them puts back. Fewer may just hold bad samples.
+NUM_FAILED = 4
 
 
 def decide(
@@ -244,6 +253,23 @@ def does_harm(cause: Cause, seen: Observation) -> bool:
         and seen.norm_is_bounded
         and seen.buffers_are_finite
         and seen.step_is_finite
+    )
+
+
+def fails_again(seen: Observation, cause: Cause, state: GuardState) -> bool:
+    """Whether update after update fails in the model, on sound inputs.
+
+    Args:
+        seen: The facts about an update, or micro-batch, that is rejected.
+        cause: The cause of its rejection.
+        state: The state of the guard before it.
+    """
+    return (
+        state.consecutive_skips + 1 >= NUM_FAILED
+        and seen.input_is_finite
+        and not (seen.loss_is_finite and seen.grad_is_finite)
+        and not cause.is_routine
+        and does_harm(cause, seen)
     )
 
 

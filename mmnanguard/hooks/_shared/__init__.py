@@ -10,5 +10,6 @@
 8. ``batch_facts``, ``batch_samples``: names, ranges and samples of a batch.
 9. ``hook_arguments``: types of the arguments of a hook's methods.
 10. ``halt``: the only way in which a hook ends training.
-11. ``versions``: the versions of the software that a run depends on.
+11. ``launch``: the start of a run, for commands that start it again.
+12. ``versions``: the versions of the software that a run depends on.
 """

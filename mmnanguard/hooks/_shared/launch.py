@@ -1,28 +1,23 @@
-"""The commands that start a run again, for the log of that run."""
+"""The start of a run, as far as a command needs it to start the run again."""
 
 import os
-from pathlib import Path
+import re
 
 from mmengine.dist import get_world_size
 from mmengine.runner import Runner
 
-from mmnanguard.core.launch import Launch, dumped_config
-
 from .roles import LrScaler
 
-__all__ = ['launch_of', 'launcher_of', 'local_world_size', 'lr_factor_of']
+__all__ = ['launcher_of', 'local_world_size', 'lr_factor_of']
 
-
-def launch_of(runner: Runner) -> Launch:
-    """Return what the commands in the log of a run need."""
-    return Launch(
-        config=dumped_config(runner.log_dir, Path(runner.work_dir)),
-        work_dir=runner.work_dir,
-        launcher=launcher_of(runner),
-        ranks=get_world_size(),
-        ranks_per_node=local_world_size(),
-        lr_factor=lr_factor_of(runner),
-    )
+# The number of processes of a node: torchrun, a step and a job of slurm (as in
+# '8(x2),4'), and Open MPI.
+LOCAL_SIZES = (
+    'LOCAL_WORLD_SIZE',
+    'SLURM_STEP_TASKS_PER_NODE',
+    'SLURM_TASKS_PER_NODE',
+    'OMPI_COMM_WORLD_LOCAL_SIZE',
+)
 
 
 def launcher_of(runner: Runner) -> str:
@@ -42,8 +37,12 @@ def lr_factor_of(runner: Runner) -> float:
 
 def local_world_size() -> int:
     """Return the number of processes of this node, as the launcher says."""
-    try:
-        # torchrun sets it, other launchers need not.
-        return int(os.environ['LOCAL_WORLD_SIZE'])
-    except (KeyError, ValueError):
-        return get_world_size()
+    num_ranks = get_world_size()
+    # A single process may run in a job of slurm that could hold many.
+    if num_ranks == 1:
+        return 1
+    for name in LOCAL_SIZES:
+        size = re.match(r'\d+', os.environ.get(name, ''))
+        if size:
+            return min(int(size[0]), num_ranks)
+    return num_ranks

@@ -2,8 +2,9 @@
 
 import logging
 import math
-from typing import Dict, List, Set
+from typing import Dict, List, Mapping, Set
 
+import torch
 from mmengine.logging import MessageHub
 from mmengine.runner import Runner
 
@@ -13,7 +14,7 @@ from mmnanguard.numerics.guard_protocol import GuardProtocol
 
 from .._shared.find_guards import find_wrappers
 
-__all__ = ['LossParts', 'level_of', 'warn_of_no_commit']
+__all__ = ['LossParts', 'level_of', 'logged_losses', 'warn_of_no_commit']
 
 # Number of updates without a commit after which the user is warned.
 LEAST_IDLE = 64
@@ -84,6 +85,16 @@ class LossParts:
             f'{event.bad_losses_in_words() or "the parts of the loss"}: '
             'compute it in float32, or leave out of it what has no gradient.'
         )
+
+
+def logged_losses(outputs: Mapping[str, object]) -> Dict[str, float]:
+    """Return the parts of the loss that the model logged; syncs."""
+    losses = {}
+    for key, value in outputs.items():
+        # MMEngine sums the parts under the key 'loss'; the event has the sum.
+        if 'loss' in key and key != 'loss':
+            losses[key] = float(torch.as_tensor(value).detach())
+    return losses
 
 
 def level_of(event: GuardEvent) -> int:

@@ -7,10 +7,9 @@ averages and add to checkpoints.
 
 from datetime import datetime, timezone
 from functools import partial
-from typing import Collection, Dict, List, Mapping, Optional, Set, Tuple
+from typing import Collection, Dict, List, Optional, Set, Tuple
 from uuid import uuid4
 
-import torch
 from mmengine.dist import (
     broadcast_object_list,
     get_world_size,
@@ -45,7 +44,7 @@ from .check_listeners import check_signatures
 from .check_rollback import check_rollback
 from .ema_freeze import EmaFreeze
 from .guard_checkpoint import GuardCheckpoint
-from .loss_parts import LossParts, level_of, warn_of_no_commit
+from .loss_parts import LossParts, level_of, logged_losses, warn_of_no_commit
 from .recent_samples import RecentSamples
 from .run_scalars import LoggedValues, note_rejected, update_scalars
 from .scale_replay import correct_scale
@@ -370,13 +369,3 @@ def window_length(wrapper: BaseOptimWrapper) -> int:
     # Wrappers that are not MMEngine's own, such as DeepSpeed's, count by
     # themselves, and are not guarded.
     return getattr(wrapper, '_accumulative_counts', 1)
-
-
-def logged_losses(outputs: Mapping[str, object]) -> Dict[str, float]:
-    """Return the parts of the loss that the model logged; syncs."""
-    losses = {}
-    for key, value in outputs.items():
-        # MMEngine sums the parts under the key 'loss'; the event has the sum.
-        if 'loss' in key and key != 'loss':
-            losses[key] = float(torch.as_tensor(value).detach())
-    return losses

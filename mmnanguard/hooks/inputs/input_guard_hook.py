@@ -28,7 +28,7 @@ from .._shared.roles import EventSource, ModelChanger, has_hook
 from .bad_inputs import gather_bad_inputs
 from .input_check import InputCheck, InputFlags, bad_samples
 from .input_policy import InputPolicy
-from .masked_keys import NUM_PROOFS, MaskedKeys
+from .masked_keys import MaskedKeys, masked_story
 
 __all__ = ['InputGuardHook']
 
@@ -241,7 +241,8 @@ class InputGuardHook(PatchingHook, ModelChanger):
             return
         new = self._masked.note_rejected(event, bad.keys)
         if new:
-            self._report_masked(runner, sorted(new))
+            is_asked = self._policy.keys is not None
+            runner.logger.warning(masked_story(sorted(new), is_asked))
         if self._policy.action == 'halt':
             self._halt = halted_by(event, record)
 
@@ -259,23 +260,6 @@ class InputGuardHook(PatchingHook, ModelChanger):
         for rank_keys in all_gather_object(self._masked.seen_in_commits()):
             usual |= rank_keys
         return tuple(key for key in keys if key in usual)
-
-    def _report_masked(self, runner: Runner, keys: List[str]) -> None:
-        """Say that the model masks keys, and what to change."""
-        future = (
-            'FROM NOW ON IT REJECTS NO UPDATE FOR THEM; to keep rejecting, '
-            f'set keys={keys} of InputGuardHook'
-        )
-        if self._policy.keys is not None:
-            future = (
-                'InputGuardHook goes on rejecting, because its keys ask for '
-                "it. Leave these parts out of keys, or set action='explain'"
-            )
-        runner.logger.warning(
-            'mmnanguard: THE MODEL MASKS NAN OR INF IN THE INPUT '
-            f'{", ".join(keys)}: loss and gradients of {NUM_PROOFS} rejected '
-            f'updates were finite beside it. {future} (said once)'
-        )
 
     def after_train_iter(
         self,

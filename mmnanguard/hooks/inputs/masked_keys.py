@@ -14,7 +14,7 @@ from mmnanguard.core import GuardEvent
 
 from .input_check import InputFlags, bad_keys
 
-__all__ = ['NUM_PROOFS', 'MaskedKeys']
+__all__ = ['MaskedKeys', 'masked_story']
 
 # A single update may be finite by chance, for example because the sample's
 # part of a loss had no weight.
@@ -69,3 +69,26 @@ class MaskedKeys:
         for window in self._committed:
             checks.extend(window)
         return bad_keys(checks)
+
+
+def masked_story(keys: List[str], is_asked: bool) -> str:
+    """Return the message that a model masks keys, and what to change.
+
+    Args:
+        keys: The keys.
+        is_asked: Whether the user has named the keys to check.
+    """
+    future = (
+        'FROM NOW ON IT REJECTS NO UPDATE FOR THEM; to keep rejecting, set '
+        f'keys={keys} of InputGuardHook'
+    )
+    if is_asked:
+        future = (
+            'InputGuardHook goes on rejecting, because its keys ask for it. '
+            "Leave these parts out of keys, or set action='explain'"
+        )
+    return (
+        'mmnanguard: THE MODEL MASKS NAN OR INF IN THE INPUT '
+        f'{", ".join(keys)}: loss and gradients of {NUM_PROOFS} rejected '
+        f'updates were finite beside it. {future} (said once)'
+    )

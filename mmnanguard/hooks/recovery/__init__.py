@@ -6,5 +6,11 @@ Reading order:
 2. ``kept_state``: all tensors that a run keeps, with their names.
 3. ``safe_checkpoints``: let only clean checkpoints through
    (``atomic_checkpoint_writes``, ``pointers``).
-4. ``rollback_hook``: go back to an earlier state (``earlier_state``).
+4. ``rollback_hook``: go back to an earlier state. ``kept_states`` chooses an
+   ``earlier_state`` in memory, or a ``saved_state`` in a checkpoint of the
+   same run (``lineage``). ``lower_rate`` decides on the learning rate, and
+   ``loss_trial`` on whether the rollback has helped.
+5. ``loaded_state``: look at the state with which a run starts;
+   ``choose_resume`` leaves out a bad checkpoint.
+6. ``lr_factor_hook``: resume at other learning rates.
 """

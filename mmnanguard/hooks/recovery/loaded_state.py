@@ -56,7 +56,7 @@ class LoadedState:
     def look(self, runner: Runner) -> None:
         """Find the bad tensors, and report those that were loaded; collective.
 
-        Syncs the device once if all is well.
+        Syncs the device twice if all is well.
         """
         has_loaded = runner._has_loaded
         if not (has_loaded or find_guards(runner)):

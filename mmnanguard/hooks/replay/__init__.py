@@ -9,6 +9,7 @@
 5. ``fp32_modules_hook``: runs modules in float32.
 6. ``batch_dump_hook``, ``batch_dump``: write a window to a file
    (``plain_batch``: as tensors and builtins only).
-7. ``dump_replay``, ``replay_config``: run a dump in another process
-   (``plain_config``: its config is read as data).
+7. ``dump_replay``, ``replay_config``, ``replay_weights``: run a dump in
+   another process (``plain_config``: its config is read as data;
+   ``check_dump``: a damaged one is refused).
 """

@@ -1,7 +1,9 @@
 """Batches as the data loader returned them, kept for a replay.
 
 A batch is walked as a tree: its inner nodes are the containers that collate
-functions make, and its leaves are tensors, arrays and other objects.
+functions make, and its leaves are tensors, arrays and other objects. Unlike
+in ``_support.parts``, which looks into objects, an object is copied as a
+whole: its parts may refer to it (such as the stores of a graph).
 """
 
 import copy

@@ -1,5 +1,6 @@
 """Tensor operations that the other rooms of this ring build on.
 
+- ``tensor_kinds``: what can be done with each kind of tensor.
 - ``host_read``: bring many 0-dim tensors to the host in one transfer.
 - ``norms``: the norm of each of many tensors.
 - ``foreach``: multi-tensor kernels, with a loop where one is missing.

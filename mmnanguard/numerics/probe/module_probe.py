@@ -6,9 +6,11 @@ elements, the operation in which they appeared.
 """
 
 import math
+import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import filterfalse
+from operator import attrgetter
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Dict, Iterable, List, Optional, Set, Tuple
@@ -17,16 +19,25 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from ..base.dtype_name import dtype_name
-from ..base.tensor_kinds import is_ordinary, real_values, stored_values
+from ..base.tensor_kinds import is_ordinary
 from ..update.blame import plain_name
+from .element_facts import (
+    finite_absmax,
+    floats,
+    has_nan,
+    is_finite,
+    is_mask_of_inf,
+    nonfinite_mask,
+)
+from .origin import Origin
+from .plain_attributes import name_attributes
 from .pole import OperationCall, is_undefined, operands_of
 from .sample_tracker import Args, Kwargs, Operation, SampleTracker
 from .storage_views import key_of
 
-__all__ = ['InputTensor', 'ModuleProbe', 'Origin']
+__all__ = ['InputTensor', 'ModuleProbe']
 
 # Frames to skip when looking for the user's source line.
 SKIPPED = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
@@ -40,57 +51,16 @@ FILLS = (
     *('fill', 'full', 'full_like', 'new_full', 'masked_fill', 'where'),
     *('scalar_tensor', 'lift', 'lift_fresh', 'constant_pad_nd'),
 )
-# The phase, the module's name and type, its method, and the source line.
-Place = Tuple[str, str, str, str, str]
+# The phase, the module's name and type, its method, the source line, and the
+# forward operation whose derivative runs.
+Place = Tuple[str, str, str, str, str, str]
+# The code of PyTorch that runs the backward pass, and that wraps a mode.
+ENGINE = torch.autograd.__file__, torch.autograd.graph.__file__
+WRAPPERS = '_fn', 'inner'
 
 # A tensor of the batch with the numbers of its samples: one number for the
 # whole tensor, one for each row, or none if the samples are not known.
 InputTensor = Tuple[Tensor, Tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The operation that made non-finite numbers.
-
-    Attributes:
-        phase: 'input', 'weight', 'forward', 'loss' or 'backward'.
-        module: The name of the module that ran; '' is the model itself.
-        module_type: The class name of that module.
-        method: The name of the module's method that ran.
-        op: The operation, such as ``aten.convolution``; '' for a tensor that
-            was non-finite before the replay.
-        source: The file and line of the innermost code outside PyTorch, such
-            as 'head.py:41'.
-        dtype: The dtype of the operation's output, such as 'float16'.
-        input_absmax: The largest finite absolute value among the inputs.
-        output_absmax: Inf or NaN; NaN if any element of the output is NaN.
-        samples: The numbers of the samples that the bad elements depend on;
-            empty if they are not known.
-        is_fill: Whether the operation wrote the number on request.
-        is_pole: Whether the operation is not finite in float64 either, see
-            :func:`is_undefined`; None if that is not known.
-        operands: The numbers of which the first bad element was made; empty
-            if the operation does not work element by element.
-        mask: The operation and the line that wrote the first bad number on
-            request, if it is known that nothing else is bad; else ''.
-        tensor: The name of a weight that was bad before the replay; else ''.
-    """
-
-    phase: str
-    module: str
-    module_type: str
-    method: str
-    op: str
-    source: str
-    dtype: str
-    input_absmax: float
-    output_absmax: float
-    samples: Tuple[int, ...] = ()
-    is_fill: bool = False
-    is_pole: Optional[bool] = None
-    operands: Tuple[float, ...] = ()
-    mask: str = ''
-    tensor: str = ''
 
 
 class ModuleProbe(TorchDispatchMode):
@@ -134,6 +104,8 @@ class ModuleProbe(TorchDispatchMode):
         for name, buffer in model.named_buffers():
             self._add_leaf(buffer, 'weight', plain_name(name))
         self._buffers = set(map(key_of, model.buffers()))
+        # The names of tensors in plain attributes, by storage.
+        self._attributes = name_attributes(model)
 
     def origin_of(self, tensor: Tensor) -> Optional[Origin]:
         """Return the origin of a tensor's non-finite elements, if any."""
@@ -202,7 +174,9 @@ class ModuleProbe(TorchDispatchMode):
         NaN made of masks alone (-inf minus -inf) has no earlier origin.
         """
         origins = [self._known(tensor, place) for tensor in bad_inputs]
-        for origin in origins:
+        # Stable: a tensor from an earlier batch comes last, for this window
+        # may have spoiled it.
+        for origin in sorted(origins, key=attrgetter('is_kept')):
             if not origin.is_fill:
                 return origin
         if origins and not has_nan(output):
@@ -226,10 +200,15 @@ class ModuleProbe(TorchDispatchMode):
         """Return the origin of an operation's non-finite input."""
         key = key_of(bad)
         if key not in self._origins:
-            # No operation of this rank made it: another rank or NumPy did.
+            # No operation of this rank made it: another rank or NumPy did, or
+            # the model keeps it from an earlier batch.
             place, op = self._senders.get(key, (place, ''))
             self._hold(bad)
-            self._origins[key] = self._make_origin(place, op, bad, 0.0, False)
+            is_mask = not op and is_mask_of_inf(bad)
+            origin = self._make_origin(place, op, bad, 0.0, is_mask)
+            self._origins[key] = replace(
+                origin, tensor=self._attributes.get(key, '')
+            )
         return self._origins[key]
 
     def _clear(self, tensor: Tensor) -> None:
@@ -253,14 +232,9 @@ class ModuleProbe(TorchDispatchMode):
         """Note a tensor that is non-finite before the replay begins."""
         if is_finite(tensor):
             return
-        # A model may keep a mask of -inf in a tensor that is not trained.
-        is_mask = (
-            phase == 'weight'
-            and not tensor.requires_grad
-            and not has_nan_or_posinf(tensor)
-        )
+        is_mask = phase == 'weight' and is_mask_of_inf(tensor)
         origin = self._make_origin(
-            (phase, '', '', '', ''), '', tensor, 0.0, is_mask
+            (phase, '', '', '', '', ''), '', tensor, 0.0, is_mask
         )
         origin = replace(origin, tensor=name)
         self._bad_inputs.update(origin.samples)
@@ -287,6 +261,7 @@ class ModuleProbe(TorchDispatchMode):
             *place[:4],
             op=op,
             source=place[4],
+            derivative=place[5],
             dtype=dtype_name(output.dtype),
             input_absmax=input_absmax,
             output_absmax=absmax,
@@ -299,17 +274,23 @@ class ModuleProbe(TorchDispatchMode):
         # None of the public functions of autograd tells which forward
         # operation a backward operation belongs to.
         node = torch._C._current_autograd_node()
-        place = self._walk(sys._getframe(2))
-        # Activation checkpointing runs forward again during backward.
-        if node is None or torch.is_grad_enabled():
+        frame = sys._getframe(2)
+        place = self._walk(frame)
+        # Activation checkpointing runs forward again during backward, in
+        # code of Python. Without that, it is a derivative of a derivative.
+        is_backward = node is not None and (
+            not torch.is_grad_enabled() or is_of_engine(frame)
+        )
+        if is_backward:
+            known = self._forward.get(node._sequence_nr(), place)
+            place = ('backward', *known[1:5], forward_name(node.name()))
+        if not is_backward or torch.is_grad_enabled():
             # Autograd made the node of the coming operation just before it.
             # An operation without a node (such as a step of a counter) gets
             # the number of the node before it.
             number = torch._C._autograd._get_sequence_nr() - 1
             self._forward.setdefault(number, place)
-            return place
-        known = self._forward.get(node._sequence_nr())
-        return ('backward', *(known or place)[1:])
+        return place
 
     def _walk(self, frame: Optional[FrameType]) -> Place:
         """Return the innermost module and the user's innermost line.
@@ -336,7 +317,20 @@ class ModuleProbe(TorchDispatchMode):
                         method_of(owner, code),
                     )
             frame = frame.f_back
-        return (*(module or ('loss', '', '', '')), source)
+        return (*(module or ('loss', '', '', '')), source, '')
+
+
+def is_of_engine(frame: FrameType) -> bool:
+    """Whether autograd's engine called a mode, and not code of Python."""
+    while frame.f_code.co_name in WRAPPERS and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_code.co_filename in ENGINE
+
+
+def forward_name(node: str) -> str:
+    """Return the forward operation of an autograd node, as 'sqrt'."""
+    name = re.sub(r'Backward\d*$', '', node.split('::')[-1])
+    return re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', name).lower()
 
 
 def method_of(owner: nn.Module, code: CodeType) -> str:
@@ -347,54 +341,3 @@ def method_of(owner: nn.Module, code: CodeType) -> str:
         return code.co_name
     # PyTorch's own modules run helpers of other names below forward.
     return 'forward'
-
-
-def floats(tree: object) -> List[Tensor]:
-    """Return the elements of a tree's tensors that can be NaN or Inf.
-
-    They share memory with the tensors. Of a complex tensor, they are pairs.
-    """
-    leaves = []
-    for leaf in tree_flatten(tree)[0]:
-        values = stored_values(leaf) if isinstance(leaf, Tensor) else None
-        if values is not None and real_values(values) is not None:
-            leaves.append(values)
-    return leaves
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether all elements that can be read are finite. Syncs the device."""
-    values = real_values(tensor)
-    return values is None or bool(torch.isfinite(values).all())
-
-
-def has_nan(tensor: Tensor) -> bool:
-    """Whether any element is NaN. Syncs the device."""
-    values = real_values(tensor)
-    return values is not None and bool(values.isnan().any())
-
-
-def has_nan_or_posinf(tensor: Tensor) -> bool:
-    """Whether any element is NaN or positive infinity. Syncs the device."""
-    values = real_values(tensor)
-    if values is None:
-        return False
-    return bool((values.isnan() | values.isposinf()).any())
-
-
-def nonfinite_mask(tensor: Tensor) -> Tensor:
-    """Return booleans in the shape of a tensor; True is NaN or Inf."""
-    values = real_values(tensor)
-    if values is None:
-        return torch.zeros(tensor.shape, dtype=torch.bool)
-    mask = ~torch.isfinite(values)
-    # A complex element is a pair of numbers.
-    return mask.any(-1) if tensor.is_complex() else mask
-
-
-def finite_absmax(tensor: Tensor) -> float:
-    """Return the largest finite absolute value. Syncs the device."""
-    values = real_values(tensor)
-    if values is None:
-        return 0.0
-    return float(values.abs().nan_to_num(0.0, 0.0, 0.0).max())

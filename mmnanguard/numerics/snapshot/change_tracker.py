@@ -221,11 +221,14 @@ class ChangeTracker:
 
     Attributes:
         masks: The parameters that were non-finite before the first window.
+        filled: The modules whose buffers stay as rejected windows left them,
+            until the next commit.
     """
 
     def __init__(self, others: Optional[OtherOptimizers] = None) -> None:
         self.others = others or OtherOptimizers()
         self.masks = KnownMasks()
+        self.filled: WeakSet[nn.Module] = WeakSet()
         self._models: Dict[nn.Module, TrackedModel] = {}
         # By module, and then by registry and name. A module that forward
         # makes anew is not kept alive.
@@ -274,6 +277,7 @@ class ChangeTracker:
     def count_commit(self) -> None:
         """Note that a window was committed; the first windows are probed."""
         self._num_commits += 1
+        self.filled.clear()
         if self._num_commits == NUM_PROBED_WINDOWS:
             self._divide()
             for backups in self._backups.values():

@@ -9,7 +9,16 @@ device scalars, ``learn`` gets their values and returns the ``Changes``, and
 import math
 import warnings
 from operator import attrgetter
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    Collection,
+    Dict,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +27,7 @@ from ..base.comm_hooks import HookState, copy_hook_states
 from ..base.norms import tensor_norms
 from .change_tracker import ChangeTracker, ModuleStructure, TrackedModel
 from .tensor_backup import TensorBackup
+from .uncounted import writes_uncounted
 
 __all__ = ['Changes', 'Comparison', 'Snapshot']
 
@@ -249,12 +259,42 @@ class Snapshot:
                 lost.append((backup.owner, backup.key))
         return lost
 
+    def find_empty(self, changes: Changes) -> List[TensorBackup]:
+        """Return the buffers that were 0 throughout and that forward filled.
+
+        With each of them come the other buffers that forward changed in its
+        module, because a queue and its pointer belong together. Norm layers
+        and modules with a buffer that became non-finite are left out. Syncs
+        the device.
+
+        Args:
+            changes: The changes of this window.
+        """
+        by_owner: Dict[nn.Module, List[TensorBackup]] = {}
+        for backup in changes.backups:
+            if not (backup.is_param or writes_uncounted(backup.owner)):
+                by_owner.setdefault(backup.owner, []).append(backup)
+        empty: List[TensorBackup] = []
+        for owner, backups in by_owner.items():
+            if not all(backup.is_finite() for backup in backups):
+                continue
+            was_empty = owner in self.tracker.filled
+            if was_empty or any(backup.was_filled() for backup in backups):
+                empty += backups
+        return empty
+
     @torch.no_grad()
-    def restore(self, changes: Changes) -> None:
+    def restore(
+        self, changes: Changes, kept: Collection[TensorBackup] = ()
+    ) -> None:
         """Undo the changes of this window, bit for bit.
 
         If another optimizer has committed meanwhile, tensors of the shared
         model stay as they are, unless they became non-finite.
+
+        Args:
+            changes: The changes of this window.
+            kept: The backups of tensors that stay as forward left them.
         """
         others = self.tracker.others
         others_committed = others.model is not None and (
@@ -269,6 +309,8 @@ class Snapshot:
                     state.restore()
         pairs = []
         for backup in changes.backups:
+            if backup in kept:
+                continue
             # The old content would undo the other optimizer's commit.
             is_kept = others_committed and self._taken[backup]
             if is_kept and not backup.is_bad():

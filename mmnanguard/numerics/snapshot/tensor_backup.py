@@ -309,6 +309,17 @@ class TensorBackup:
         """
         return not self.is_finite() and not self.went_bad_before()
 
+    def was_filled(self) -> bool:
+        """Whether a tensor of nothing but 0 now has other numbers.
+
+        Integers do not count: they are pointers and counters. Syncs the
+        device.
+        """
+        before, values = self.baseline, self.current_values
+        if before is None or values is None:
+            return False
+        return bool(values.any()) and not bool(before.any())
+
     def went_bad_before(self) -> bool:
         """Whether the tensor was bad when it was copied. Syncs the device."""
         values = self.baseline

@@ -62,18 +62,24 @@ def agree(seen: Observation, norm_type: float = 2.0) -> Observation:
     return merge([seen], seen, norm_type) if seen.shards else seen
 
 
-def ranks_that(flag: bool) -> Tuple[int, ...]:
-    """Return the ranks that call this with True. Collective.
+def ranks_that(*flags: bool) -> Tuple[Tuple[int, ...], ...]:
+    """Return for each flag the ranks that call this with True. Collective.
+
+    All flags travel in one message.
 
     Raises:
         NanGuardError: If another rank does not answer.
     """
     if not (dist.is_available() and dist.is_initialized()):
-        return (0,) if flag else ()
-    flags = torch.zeros(dist.get_world_size(), device=exchange_device())
-    flags[dist.get_rank()] = float(flag)
-    add_up(flags)
-    return tuple(flags.nonzero().flatten().tolist())
+        return tuple([(0,) * flag for flag in flags])
+    answers = torch.zeros(len(flags), dist.get_world_size())
+    answers[:, dist.get_rank()] = torch.tensor(flags).float()
+    answers = answers.to(exchange_device())
+    add_up(answers)
+    ranks = []
+    for row in answers.tolist():
+        ranks.append(tuple([rank for rank, flag in enumerate(row) if flag]))
+    return tuple(ranks)
 
 
 def exchange_device() -> torch.device:
