@@ -102,8 +102,11 @@ class ScaleTrial:
         home = scale.home
         if home is None or scale.value < home:
             return self
-        fits = [c.scaled_norm for c in commits if c.loss_scale >= home]
-        return replace(self, largest_fit=max([self.largest_fit, *fits]))
+        largest = self.largest_fit
+        for commit in commits:
+            if commit.loss_scale >= home:
+                largest = max(largest, commit.grad_norm * commit.loss_scale)
+        return replace(self, largest_fit=largest)
 
     def _after_bad(self, seen: Observation, verdict: Verdict) -> 'ScaleTrial':
         has_inf = seen.num_inf_params > 0
