@@ -1,18 +1,16 @@
 """The reader of configs: files, and configs that a project ships."""
 
-import ast
-from argparse import ArgumentError
 from pathlib import Path
-from typing import Any, Dict, Union
+from typing import Any, Union
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hub import get_config
 from mmengine.utils import is_installed
 
 from mmnanguard.core import GuardConfigError
 
-__all__ = ['OptionAction', 'read_config']
+__all__ = ['read_config']
 
 
 def read_config(path: Union[str, Path], **keys: Any) -> Config:
@@ -49,40 +47,3 @@ def read_config(path: Union[str, Path], **keys: Any) -> Config:
         return get_config(str(path))
     except FileNotFoundError as error:
         raise GuardConfigError(f'{path}: {error}') from error
-
-
-class OptionAction(DictAction):
-    """MMEngine's ``--cfg-options``, with values such as ``dict(max_norm=35)``.
-
-    Messages and reports of this package name config lines of this form.
-    MMEngine's own action makes strings of them.
-    """
-
-    @staticmethod
-    def _parse_iterable(val: str) -> Any:
-        if not val.startswith('dict('):
-            return DictAction._parse_iterable(val)
-        try:
-            return read_dict(ast.parse(val, mode='eval').body)
-        except (SyntaxError, ValueError) as error:
-            # The parser ends with this message.
-            message = f'--cfg-options: {val} is no dict of constants'
-            raise ArgumentError(None, message) from error
-
-
-def read_dict(node: ast.AST) -> Any:
-    """Return the value of an expression of constants and ``dict(...)``.
-
-    Raises:
-        ValueError: If there is anything else in it.
-    """
-    if not isinstance(node, ast.Call):
-        return ast.literal_eval(node)
-    if getattr(node.func, 'id', '') != 'dict' or node.args:
-        raise ValueError('a call of another function')
-    values: Dict[str, Any] = {}
-    for keyword in node.keywords:
-        if keyword.arg is None:
-            raise ValueError('a **dict')
-        values[keyword.arg] = read_dict(keyword.value)
-    return values
