@@ -10,8 +10,8 @@
    which settings of an optimizer can. ``empty_buffers``: buffers that rejected
    updates may fill.
 6. ``guarded_params``, ``streak``, ``coverage_warnings``, ``clip_grad``,
-   ``resolve_clip_names``, ``autocast_dtype``: parts of the guard and of the
-   wrappers.
+   ``resolve_clip_names``, ``autocast_dtype``, ``refusals``: parts of the guard
+   and of the wrappers.
 7. ``apply_guard``: puts the wrappers into a config.
 """
 

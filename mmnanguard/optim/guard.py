@@ -34,12 +34,13 @@ from mmnanguard.core.rows.row_record import RowRecord
 from mmnanguard.numerics import GuardedGradScaler
 from mmnanguard.numerics.base.shards import Placement
 from mmnanguard.numerics.guard_protocol import GuardProtocol
-from mmnanguard.numerics.snapshot.change_tracker import OtherOptimizers
+from mmnanguard.numerics.snapshot.change_tracker import OtherOptimizers, ignore
 from mmnanguard.numerics.update.blame import TensorNames
 
 from .clip_grad import UserClip, build_clip, load_clip
-from .guarded_params import GuardedParams, refuse_closure
+from .guarded_params import GuardedParams
 from .micro_batches import MicroBatches
+from .refusals import refuse_closure
 from .streak import Streak
 from .window import Passes, Windows
 
@@ -88,11 +89,12 @@ class Guard(Passes):
         clip_grad: Optional[Dict[str, Any]] = None,
         scaler: Optional[GuardedGradScaler] = None,
     ) -> None:
-        # First, because it refuses optimizers that cannot be guarded.
-        super().__init__(GuardedParams(optimizer))
+        self.policy = GuardPolicy.from_config(config)
+        # Early, because it refuses optimizers that cannot be guarded.
+        is_checked = self.policy.check_step == 'always'
+        super().__init__(GuardedParams(optimizer, is_checked))
         self.others = OtherOptimizers(self.params.foreign)
         self.others.report_left_alone = self.coverage_warnings.warn_left_alone
-        self.policy = GuardPolicy.from_config(config)
         self.clip_rule, self.grad_rule = build_clip(clip_grad)
         self.state = GuardState.from_dict({}, **self.policy.windows())
         self.scaler = scaler or GuardedGradScaler(enabled=False)
@@ -241,9 +243,17 @@ class Guard(Passes):
         if not isinstance(self.grad_rule, UserClip):
             self._message_hub.update_scalar('train/grad_norm', norm)
 
-    def attach(self, listener: object) -> None:
-        """Let ``listener`` fetch the events, report them, and halt."""
+    def attach(
+        self,
+        listener: object,
+        note_bypass: Callable[[str, bool], None] = ignore,
+    ) -> None:
+        """Let ``listener`` fetch the events, report them, and halt.
+
+        Warnings in capitals also go to ``note_bypass``.
+        """
         self._listener = listener
+        self.coverage_warnings.report = note_bypass
 
     def detach(self) -> None:
         """Let the guard log its events and halt by itself again."""

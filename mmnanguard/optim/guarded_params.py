@@ -21,12 +21,13 @@ from mmengine.logging import MessageHub
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from mmnanguard.core import GuardConfigError
+from mmnanguard.core.step_advice import uphill_settings
 from mmnanguard.numerics.base.host_read import read_once
 from mmnanguard.numerics.base.norms import tensor_norms
 from mmnanguard.numerics.base.shards import Placement, Shards, local
 from mmnanguard.numerics.base.tensor_kinds import stored_values
 
+from .refusals import check_dtype, check_groups, refuse_closure, refuse_kind
 from .step_settings import (
     CHECKED,
     SPOILING,
@@ -42,6 +43,8 @@ __all__ = ['GuardedParams']
 GRAD, DTYPE, LAYOUT = map(attrgetter, ('grad', 'dtype', 'layout'))
 PARAMS = itemgetter('params')
 NUMBERS = {float, int}
+# Types with the range of float32, whose steps are safe.
+PLAIN = {torch.float32, torch.bfloat16}
 
 # All live instances, to find the parameters of other optimizers. Instances of
 # deleted wrappers drop out of a weak set.
@@ -53,6 +56,7 @@ class GuardedParams:
 
     Args:
         optimizer: The optimizer.
+        is_checked: Whether the result of each step is checked.
 
     Attributes:
         last_iter: The iteration of the last commit whose step may have
@@ -66,8 +70,9 @@ class GuardedParams:
         GuardConfigError: If its updates cannot be guarded.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, is_checked: bool = False) -> None:
         check_groups(optimizer)
+        self.is_checked = is_checked
         self.use(optimizer)
         self.run: Optional[nn.Module] = None
         # MMEngine makes a hub for each runner.
@@ -77,7 +82,7 @@ class GuardedParams:
             refuse_closure(type(optimizer).__name__)
         for param in self:
             if param.requires_grad:
-                check_dtype(param)
+                check_dtype(param, is_checked)
                 if param.is_nested:
                     refuse_kind('a nested parameter')
 
@@ -225,6 +230,13 @@ class GuardedParams:
             'iter': self.last_iter,
         }
 
+    def describe_uphill(self) -> Optional[Dict[str, Any]]:
+        """Return the value of ``step`` if settings make weights grow."""
+        for group in self.groups:
+            if group['params'] and uphill_settings(describe(group)):
+                return self.describe_step(param=group['params'][0])
+        return None
+
     def foreign(self) -> Set[int]:
         """Return the ids of the parameters of other guarded optimizers."""
         others: Set[int] = set()
@@ -261,8 +273,8 @@ class GuardedParams:
         # Any other gradient is brought into a form that can be judged.
         candidates, params, grads = zip(params, grads), [], []
         for param, grad in candidates:
-            if grad.dtype is not torch.float32:
-                check_dtype(param)
+            if grad.dtype not in PLAIN:
+                check_dtype(param, self.is_checked)
             if grad.is_sparse:
                 # Duplicate indices must be summed before they are judged.
                 grad = param.grad = grad.coalesce()
@@ -323,23 +335,9 @@ class GuardedParams:
         return list(weights.values())
 
 
-def check_groups(optimizer: Optimizer) -> None:
-    """Refuse an optimizer that has no parameter groups."""
-    groups = getattr(optimizer, 'param_groups', None)
-    for group in groups or [{}]:
-        if not (isinstance(group, dict) and 'params' in group):
-            name = type(optimizer).__name__
-            raise GuardConfigError(
-                f'{name}.param_groups is {groups!r}: the guard finds the '
-                'parameters there, in a list of dicts with the key '
-                "'params'. Call super().__init__(params, defaults) in "
-                f'{name}.__init__, or set {name}.param_groups.'
-            )
-
-
 def are_plain(grads: List[Tensor]) -> bool:
-    """Whether all gradients are dense and in float32."""
-    return set(map(DTYPE, grads)) <= {torch.float32} and (
+    """Whether all gradients are dense, in float32 or bfloat16."""
+    return set(map(DTYPE, grads)) <= PLAIN and (
         set(map(LAYOUT, grads)) <= {torch.strided}
     )
 
@@ -350,40 +348,4 @@ def is_part(param: Tensor) -> bool:
         hasattr(param, 'to_local')
         or hasattr(param, '_fsdp_flattened')
         or param.numel() == 0
-    )
-
-
-def check_dtype(param: Tensor) -> None:
-    """Refuse a parameter whose step can overflow with a finite gradient.
-
-    A float32 parameter is safe: if the float32 norm of the gradients is
-    finite, moments and weights stay finite. Frozen parameters may have any
-    type.
-    """
-    if param.is_floating_point() and param.dtype.itemsize < 4:
-        raise GuardConfigError(
-            f'a parameter of shape {tuple(param.shape)} that is to be trained '
-            f'is {param.dtype}: its step can overflow although its gradient '
-            'is finite, which nothing could undo. Keep parameters in float32 '
-            'and train with NanGuardAmpOptimWrapper('
-            "dtype='bfloat16' or 'float16'), or set requires_grad=False."
-        )
-
-
-def refuse_kind(what: str) -> None:
-    """Raise the GuardConfigError about tensors that cannot be judged."""
-    raise GuardConfigError(
-        f'{what} cannot be judged: PyTorch has no operation that reads its '
-        'numbers. Freeze the parameter (requires_grad=False), or use '
-        "MMEngine's own wrapper for this model."
-    )
-
-
-def refuse_closure(what: str) -> None:
-    """Raise the GuardConfigError about a closure."""
-    raise GuardConfigError(
-        f'{what} evaluates the loss inside of its step, several times over: '
-        'there is no moment between backward and update at which the guard '
-        "could judge. Use an optimizer without a closure, or MMEngine's own "
-        'wrapper for this one.'
     )

@@ -1,5 +1,6 @@
 """The settings of an optimizer that decide whether its step can make NaN."""
 
+from operator import attrgetter
 from typing import Any, Dict, List
 
 import torch
@@ -8,6 +9,7 @@ from torch.optim import Optimizer
 
 __all__ = [
     'CHECKED',
+    'DTYPE',
     'SPOILING',
     'as_list',
     'can_spoil',
@@ -21,8 +23,9 @@ CHECKED = ('lr', 'weight_decay', 'momentum', 'betas', 'eps', 'alpha', 'rho')
 # Settings that decide whether a step can spoil weights.
 SPOILING = ('eps', 'betas', 'alpha', 'rho', 'centered')
 # Settings that an event shows.
-SHOWN = ('eps', 'centered', *CHECKED[:4], 'alpha', 'rho')
+SHOWN = ('eps', 'centered', *CHECKED[:4], 'alpha', 'rho', 'maximize')
 SMALLEST = torch.finfo(torch.float32).tiny
+DTYPE = attrgetter('dtype')
 
 
 def describe(group: Dict[str, Any]) -> Dict[str, Any]:
@@ -36,6 +39,8 @@ def describe(group: Dict[str, Any]) -> Dict[str, Any]:
         # Zero switches most settings off; an eps of 0 is suspicious.
         if any(values) or (values and key in ('lr', 'eps')):
             settings[key] = values if len(values) > 1 else values[0]
+    if torch.float16 in map(DTYPE, group['params']):
+        settings['dtype'] = 'float16'
     return settings
 
 
@@ -43,7 +48,8 @@ def can_spoil(optimizer: Optimizer) -> bool:
     """Whether a step may make NaN or Inf of finite gradients.
 
     A step of PyTorch's optimizers does not, unless an argument makes it
-    divide by 0 or take the root of a negative number.
+    divide by 0 or take the root of a negative number, or weights are in
+    float16.
     """
     is_known = type(optimizer).__module__.startswith('torch.optim.')
     return not is_known or any(map(is_spoiling, optimizer.param_groups))
@@ -51,6 +57,8 @@ def can_spoil(optimizer: Optimizer) -> bool:
 
 def is_spoiling(group: Dict[str, Any]) -> bool:
     """Whether the arguments in a group may make NaN of finite gradients."""
+    if torch.float16 in map(DTYPE, group['params']):
+        return True
     for eps in as_list(group.get('eps')):
         if eps < SMALLEST:
             return True

@@ -260,7 +260,9 @@ def test_nothing_to_go_back_to(tmp_path, monkeypatch):
 
         priority = 'VERY_HIGH'
 
-    with pytest.raises(RollbackUnavailable, match='No state is kept'):
+    with pytest.raises(
+        RollbackUnavailable, match='bad before the first update'
+    ):
         train(tmp_path, faults=(), custom=[SpoilAll([])])
 
 

@@ -215,26 +215,6 @@ def test_an_optimizer_that_needs_a_closure_is_refused(model):
         NanGuardOptimWrapper(LBFGS(model.parameters()))
 
 
-# Half precision
-
-
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_trained_parameters_in_half_precision_are_refused(model, dtype):
-    with pytest.raises(GuardConfigError, match=f'to be trained is {dtype}'):
-        fp32(model.to(dtype))
-
-
-def test_frozen_ones_are_fine_and_thawing_them_is_refused(model):
-    model[0].bfloat16().requires_grad_(False)
-    wrapper = fp32(model)
-    head = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
-    train(wrapper, head)
-    model[0].requires_grad_(True)
-    model[0](BATCH.bfloat16()).sum().backward()
-    with pytest.raises(GuardConfigError, match='in float32'):
-        wrapper.step()
-
-
 # Bound by NanGuardHook, no context entered
 
 
