@@ -10,6 +10,7 @@ from .rows.remedy_row import line_of_fp32
 __all__ = ['advise_on', 'advise_without_cures', 'cure_of']
 
 HALF_PRECISION = ('float16', 'bfloat16')
+PRECISIONS = {'fp32', 'module_fp32', 'bfloat16'}
 # Operations with a pole, and what to use in their place.
 SAFE_OPS: Mapping[str, str] = {
     'log': 'safe_log',
@@ -188,6 +189,9 @@ def pole_of(finding: Autopsy) -> Optional[Advice]:
         )
     name = finding.op.split('.')[-1].rstrip('_')
     safe = SAFE_OPS.get(name, 'the safe operations')
+    # x ** -6 is a division.
+    if name == 'pow' and finding.operands[-1:] < (0.0,):
+        safe = 'safe_divide'
     operation, what = finding.op, f'{finding.op} at {where}'
     if finding.phase == 'backward':
         safe = SAFE_OPS.get(finding.derivative, DERIVATIVES)
@@ -239,12 +243,12 @@ def overflow_of(finding: Autopsy) -> Advice:
     """Return the advice on an overflow that no cure has helped against."""
     where = finding.source or finding.module_type
     limit = f'{finding.dtype_max:.3g} of {finding.dtype}'
-    if finding.dtype in HALF_PRECISION and not finding.tried:
+    if finding.dtype in HALF_PRECISION and not PRECISIONS & set(finding.tried):
         return Advice(
             'try float32 for the module at fault',
-            f'{finding.op} at {where} is beyond {limit}; whether float32 or '
-            'bfloat16 helps was not tried: mmnanguard.AutopsyHook('
-            'try_cures=True) tries it.',
+            f'{finding.op} at {where} is beyond {limit}: compute it in '
+            'float32 or bfloat16. Whether that helps was not tried; under '
+            'autocast, mmnanguard.AutopsyHook(try_cures=True) tries it.',
         )
     if finding.is_near_pole:
         return Advice(

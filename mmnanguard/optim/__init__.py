@@ -4,7 +4,8 @@
    ``nan_guard_optim_wrapper`` and ``nan_guard_amp_optim_wrapper`` are the
    registered forms.
 2. ``guarded_step``: the end of a window, from observation to report.
-3. ``window``: the state of one window; ``micro_batches`` judges its parts.
+3. ``window``: the state of one window; ``micro_batches`` judges its parts,
+   as soon as ``lost_windows`` finds that worthwhile.
 4. ``guard``: the state that is kept as long as the optimizer.
 5. ``step_check``: undoes a step that has made NaN; ``step_settings`` tells
    which settings of an optimizer can. ``empty_buffers``: buffers that rejected

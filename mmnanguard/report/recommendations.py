@@ -7,7 +7,11 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple
 from mmnanguard._support.escape import shell_word
 from mmnanguard.core import Autopsy
 from mmnanguard.core.causes import facts_of_cause
-from mmnanguard.core.diagnosis import ADVICE_ON_INITIAL, diagnose
+from mmnanguard.core.diagnosis import (
+    ADVICE_ON_INITIAL,
+    ADVICE_ON_PRETRAINED,
+    diagnose,
+)
 from mmnanguard.core.evidence import Evidence
 from mmnanguard.core.rows.remedy_row import FP32, RemedyRow, line_of_fp32
 from mmnanguard.core.step_advice import advise_on_step
@@ -78,7 +82,7 @@ def next_steps(
         is_of_rate = not (growth.is_uphill or growth.jump or evidence.uphill)
         if is_of_rate:
             code = summary.launch.train_slower(LESS)
-    elif advice is ADVICE_ON_INITIAL:
+    elif advice in (ADVICE_ON_INITIAL, ADVICE_ON_PRETRAINED):
         # Any checkpoint of the run has the same weights, and no operation
         # is to be found.
         return (Step(advice.short, advice.long),)

@@ -165,6 +165,17 @@ def test_resume_alone_takes_the_clean_one(work_dir):
     assert 'resuming from the last clean one' in log_of(runner)
 
 
+def test_a_halt_names_no_file_that_has_gone_bad(tmp_path):
+    """An audit found it clean; somebody has damaged it since."""
+    keys = dict(is_guarded=True, hooks=dict(audit=dict(type='StateAuditHook')))
+    train(tmp_path, max_iters=2, **keys)
+    spoil(tmp_path / 'iter_2.pth', 'optimizer')
+    with pytest.raises(TrainingHalted) as error:
+        train(tmp_path, max_iters=8, resume=True, **keys)
+    assert 'already had it' in str(error.value)
+    assert '--resume' not in str(error.value)
+
+
 def test_a_bad_file_that_the_user_names(work_dir):
     """The file is loaded, and warning and halt say that it was bad."""
     last = str(work_dir / 'iter_8.pth')
@@ -252,5 +263,11 @@ def test_weights_to_start_from(work_dir):
     """Nothing is resumed with load_from alone, and nothing offered."""
     last = str(work_dir / 'iter_8.pth')
     spoil(last)
-    with pytest.raises(TrainingHalted, match='the loaded checkpoint'):
+    with pytest.raises(TrainingHalted) as error:
         train(work_dir, is_guarded=True, load_from=last)
+    story = str(error.value)
+    assert f'as the file of load_from already had it: {last}' in story
+    assert 'Resume from a checkpoint' not in story
+    (step,) = load_run(work_dir).verdict.steps
+    assert step.text.startswith('mend the file of load_from')
+    assert step.code == ''

@@ -314,3 +314,21 @@ def test_a_cause_of_another_version():
 def test_rows_that_lack_things(kind, rest):
     """Rows of another version or written by hand cause no traceback."""
     assert judged([dict(kind=kind, run='a', attempt=1, **rest)]).sentence
+
+
+def test_commits_with_a_bad_loss_clear_the_samples():
+    rows = []
+    for iteration in range(10, 1000, 100):
+        name = f'{iteration}.jpg'
+        rows += [
+            update(iteration, 'loss_nonfinite', samples=(name, 'a.jpg')),
+            autopsy(iteration, samples=(name,), num_samples=2, is_pole=True),
+        ]
+    sentence = judged(rows).sentence
+    assert 'leave out sample' in sentence
+    # The operation is bad for other samples as well.
+    for iteration in range(20, 1000, 4):
+        row = update(iteration, 'loss_nonfinite', action='step', counts=False)
+        rows.append(row)
+    rows.sort(key=lambda row: row['id'].rpartition('-')[2].zfill(5))
+    assert 'leave out sample' not in judged(rows).sentence

@@ -42,6 +42,11 @@ class Raise(Hook):
             raise self.error
 
 
+class Speechless(Exception):
+    def __str__(self):
+        raise RuntimeError('no words')
+
+
 @pytest.mark.parametrize('stage', ['before', 'after'])
 @pytest.mark.parametrize(
     ('error', 'story'),
@@ -69,6 +74,19 @@ def test_an_exception(tmp_path, stage, error, story):
     assert row['error'] == ': '.join(
         filter(None, [type(error).__name__, str(error).split('\n')[0]])
     )
+
+
+def test_an_error_whose_text_cannot_be_made(tmp_path):
+    runner = make_runner(
+        tmp_path,
+        wrapper(),
+        default_hooks=guard_hooks(),
+        custom_hooks=[Raise('after', Speechless())],
+    )
+    with pytest.raises(Speechless):
+        runner.train()
+    (row,) = read_rows(runner, 'end')
+    assert (row['how'], row['error']) == ('crashed', 'Speechless')
 
 
 def test_an_error_that_was_handled_before_is_no_crash(tmp_path):
@@ -214,8 +232,12 @@ def test_a_loss_that_exploded_and_stayed_finite(tmp_path, losses, since):
 
 def test_one_of_two_optimizers_is_not_guarded():
     rows = [start(unguarded={'disc': 'OptimWrapper'})]
-    sentence = judge(summarize(rows, 9)).sentence
-    assert "optimizer 'disc' is run by OptimWrapper" in sentence
+    verdict = judge(summarize(rows, 9))
+    assert "optimizer 'disc' is run by OptimWrapper" in verdict.sentence
+    # It may still run: nothing says that it is to be resumed.
+    assert [step.text for step in verdict.steps] == [
+        'guard it, and go on from a clean checkpoint'
+    ]
 
 
 class PastTheWrapper(ToyNet):
