@@ -5,6 +5,7 @@ from typing import Mapping, Optional, Tuple
 
 from .causes import Advice
 from .rows.autopsy import Autopsy
+from .rows.remedy_row import line_of_fp32
 
 __all__ = ['advise_on', 'advise_without_cures', 'cure_of']
 
@@ -123,8 +124,7 @@ def cure_of(finding: Autopsy) -> Optional[Advice]:
         return Advice(
             f"run '{where}' in float32",
             f"Run '{where}' in float32, which was tried and is finite: "
-            "default_hooks=dict(fp32=dict(type='mmnanguard.Fp32ModulesHook', "
-            f'modules=[{finding.module!r}])).{epsilon}',
+            f'{line_of_fp32([finding.module])}.{epsilon}',
         )
     if 'bfloat16' in helped:
         return Advice(
