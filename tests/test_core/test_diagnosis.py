@@ -308,6 +308,20 @@ def test_float16_is_a_suspect_where_nothing_is_known():
             ),
             'compute it in float32 or bfloat16',
         ),
+        (
+            dict(
+                op='aten._to_copy',
+                dtype='float16',
+                input_absmax=1e10,
+                dtype_max=65504.0,
+                tried=dict(fp32=False, bfloat16=False),
+            ),
+            'mask with torch.finfo(dtype).min',
+        ),
+        (
+            dict(op='aten.rsqrt', is_pole=True, derivative='acos'),
+            'Clamp its input to [-1 + 1e-6, 1 - 1e-6]',
+        ),
     ],
 )
 def test_the_advice_fits_the_operation(facts, words):

@@ -14,6 +14,7 @@ from event_rows import (
     update,
 )
 
+from mmnanguard.core.launch import Launch
 from mmnanguard.report.assessment import judge
 from mmnanguard.report.summarize import summarize
 
@@ -270,7 +271,8 @@ def test_what_to_do_next():
     *_, closer = judged([rows[0], halt(9)], 9).steps
     assert '--guard full' in closer.code
     (permanent,) = judged([update(9), autopsy(9), remedy(9)]).steps
-    assert permanent.code == remedy(9)['config']
+    line = remedy(9)['config']
+    assert permanent.code == Launch().train('--cfg-options', line)
     (leave_out,) = judged([bad_input(9, "it's.jpg")]).steps
     assert leave_out.code == (
         """printf '%s\\n' 'it'"'"'s.jpg' > excluded_samples.txt && """
