@@ -208,7 +208,8 @@ class NanGuardHook(PatchingHook, EventSource):
         if not any(guard.is_open for guard in self._guards.values()):
             forget_watched()
         self._ema.begin_iter()
-        self._freeze.begin_iter(runner)
+        if self._counts_updates:
+            self._freeze.begin_iter(runner)
         # With several optimizers, an optimizer's loss runs through modules
         # that another optimizer trains, such as a discriminator.
         whole_model = None
