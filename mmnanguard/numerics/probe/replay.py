@@ -17,6 +17,7 @@ from typing import (
     Mapping,
     NamedTuple,
     Optional,
+    Tuple,
 )
 
 import torch
@@ -195,6 +196,7 @@ def leave_no_trace(model: nn.Module) -> Iterator[None]:
     for param in model.parameters():
         grads.append((param, param.grad))
         param.grad = None
+    counters = plain_values(model)
     snapshot = Snapshot()
     snapshot.take(model)
     # PyTorch before 2.6 has no stances; compiled code then stays compiled.
@@ -208,7 +210,27 @@ def leave_no_trace(model: nn.Module) -> Iterator[None]:
         snapshot.restore(snapshot.learn(comparison, read))
         for param, grad in grads:
             param.grad = grad
+        for module, values in counters:
+            vars(module).update(values)
         set_rng(rng)
+
+
+def plain_values(model: nn.Module) -> List[Tuple[nn.Module, Dict[str, Any]]]:
+    """Return the numbers and strings that the user's modules keep.
+
+    A model may count its forward passes, for a schedule of its own. What
+    PyTorch's modules keep belongs to their C++ parts, too.
+    """
+    kept = []
+    for module in model.modules():
+        if type(module).__module__.split('.')[0] == 'torch':
+            continue
+        values = {}
+        for key, value in vars(module).items():
+            if isinstance(value, (bool, int, float, str)):
+                values[key] = value
+        kept.append((module, values))
+    return kept
 
 
 def run_pass(
