@@ -20,6 +20,8 @@ SAFE_OPS: Mapping[str, str] = {
     'rsqrt': 'safe_sqrt',
     'pow': 'safe_sqrt',
     '_softmax': 'masked_softmax',
+    'norm': 'safe_norm',
+    'linalg_vector_norm': 'safe_norm',
 }
 DERIVATIVES = 'safe_sqrt or safe_norm'
 POSITIVE = 'Make its input positive (softplus, exp, clamp)'
@@ -139,10 +141,13 @@ def pole_of(finding: Autopsy) -> Optional[Advice]:
         )
     name = finding.op.split('.')[-1].rstrip('_')
     safe = SAFE_OPS.get(name, 'the safe operations')
-    derivative = ''
+    operation, what = finding.op, f'{finding.op} at {where}'
     if finding.phase == 'backward':
-        safe = DERIVATIVES
-        derivative = ', the derivative of that line,'
+        safe = SAFE_OPS.get(finding.derivative, DERIVATIVES)
+        what += ', the derivative of that line,'
+    if finding.derivative:
+        operation = finding.derivative
+        what = f'The derivative of {operation} at {where}'
     if finding.phase != 'backward' and is_outside_domain(name, finding):
         return Advice(
             f'keep the input of {finding.op} at {where} in its domain',
@@ -151,11 +156,10 @@ def pole_of(finding: Autopsy) -> Optional[Advice]:
             f'clipping changes that. {DOMAINS[name]}.',
         )
     return Advice(
-        f'keep the input of {finding.op} at {where} away from its pole',
-        f'{finding.op} at {where}{derivative} is not defined for this input, '
-        'a pole: no dtype, no loss scale and no clipping changes '
-        f'that. Add an epsilon, clamp, or use {safe} of '
-        'mmnanguard.numerics.',
+        f'keep the input of {operation} at {where} away from its pole',
+        f'{what} is not defined for this input, a pole: no dtype, no loss '
+        f'scale and no clipping changes that. Add an epsilon, clamp, or use '
+        f'{safe} of mmnanguard.numerics.',
     )
 
 

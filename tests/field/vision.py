@@ -204,7 +204,7 @@ class SigmaOfZero(Scenario):
     source = 'ultralytics/ultralytics#25656'
     must_train = False
     causes = ('grad_nonfinite',)
-    culprit = r'aten\.div'
+    culprit = r'derivative of div'
     says_in_full = ('has a pole at div',)
     never_says = ('lower the learning rate', 'leave out sample')
 

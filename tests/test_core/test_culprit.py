@@ -102,6 +102,8 @@ def test_samples_at_fault(autopsies, rejected, share, expected):
         ([(), (), ()], ()),
         # Always together: nothing tells which of them it is.
         ([('a', 'b', 'x'), ('b', 'y', 'a'), ('a', 'b')], ('a', 'b')),
+        # 's' is in each batch of 'c', and beside 'a' as well.
+        ([('a', 's'), *3 * [('a',)], *3 * [('c', 's')]], ('a', 'c')),
     ],
 )
 def test_suspects_are_in_each_rejected_batch(rejected, expected):

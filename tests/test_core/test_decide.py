@@ -1,6 +1,7 @@
 """A table of decisions: observation, state and policy give a verdict."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -272,6 +273,20 @@ def test_nothing_else_may_be_bad(fault):
     state = GuardState(harmless_skips=MOST_HARMLESS)
     seen = Observation(**{**LOSS_ALONE, **fault})
     assert decide(seen, state, GuardPolicy()).action is not STEP
+
+
+def test_a_loss_that_is_not_finite_is_no_spike():
+    policy = GuardPolicy.from_config(dict(spike=dict(action='skip')))
+    state = GuardState.from_dict({}, **policy.windows())
+    for _ in range(130):
+        clean = Observation(**CLEAN)
+        state = state.after(clean, decide(clean, state, policy))
+    state = replace(state, harmless_skips=MOST_HARMLESS)
+    large = {**LOSS_ALONE, 'grad_norm': 1e6}
+    verdict = decide(Observation(**large), state, policy)
+    assert (verdict.action, verdict.spike) == (STEP, None)
+    finite = {**large, 'loss': 1.0, 'loss_is_finite': True}
+    assert decide(Observation(**finite), state, policy).action is SKIP
 
 
 def test_a_loss_that_is_not_finite_enters_no_statistics():

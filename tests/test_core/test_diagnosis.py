@@ -1,6 +1,7 @@
 """The words on a fault say what the numbers say, and no more."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -85,6 +86,16 @@ def test_samples_are_cleared_if_the_rest_is_bad_as_well():
     assert finding.finding().startswith('the batch made the model itself (')
     finding = autopsy('mm', samples=('a',), tried={'without_samples': True})
     assert finding.finding().startswith("sample 'a' made")
+
+
+def test_an_operation_that_went_bad_clears_the_inputs():
+    """The model may mask the NaN in them on purpose."""
+    rows = [InputRow(samples=('a',), keys={'inputs': ('a',)})]
+    cause = Cause.LOSS_NONFINITE.value
+    evidence = Evidence(cause, [event(samples=('a', 'b'))], [], rows)
+    assert evidence.samples() == ('a',)
+    evidence = replace(evidence, autopsies=[autopsy('log', 0.0)])
+    assert evidence.samples() == ()
 
 
 @pytest.mark.parametrize(('num_bad', 'is_code'), [(4, True), (1, False)])

@@ -11,7 +11,11 @@ from mmnanguard.core import (
     Verdict,
 )
 from mmnanguard.core.diagnosis import of_growth
-from mmnanguard.core.rules.recent_commits import Commit, find_growth
+from mmnanguard.core.rules.recent_commits import (
+    Commit,
+    find_early_end,
+    find_growth,
+)
 from mmnanguard.hooks.recovery.lower_rate import RateEvidence
 
 NOISE = [1.0, 1.2, 0.9, 1.1, 1.3, 0.8, 1.0, 1.1]
@@ -34,6 +38,8 @@ def commits(losses, norms=None):
         ([*NOISE, 40.0, 25.0, 300.0, 200.0], None),  # momentum swings
         ([-1.0, -30.0, -5e3], None),  # a critic's loss has no lower bound
         ([2.3, 2.3, 2.3, 2.3], [1.0, 9.0, 80.0, 900.0]),  # norms alone
+        # Slowly, and the net is dead for the last batches.
+        ([*[3.0**i for i in range(40)], 0.0, 5.0, 0.0], None),
     ],
 )
 def test_explosions(losses, norms):
@@ -50,12 +56,23 @@ def test_explosions(losses, norms):
         ([*NOISE, 30.0, 1.0], None),  # it was
         ([2.3, 2.2, 2.0, 1.5], [0.01, 0.1, 1.0, 10.0]),  # a head warms up
         ([1.0, 4.0, 20.0], [9.0, 4.0, 1.0]),  # an adversary learns
+        ([*NOISE, *[20.0] * 30, 1.0, 20.0, 1.0], None),  # a loss was added
         ([0.0, 0.0, 1.0], [0.0, 0.0, 1.0]),  # nothing to compare with
         ([math.nan] * 5, [math.nan] * 5),  # no loss was seen
     ],
 )
 def test_no_explosions(losses, norms):
     assert find_growth(commits(losses, norms)) is None
+
+
+def test_the_usual_norm_is_that_before_a_long_explosion():
+    norms = [*[2.0] * 20, *[2.0**i for i in range(44)]]
+    growth = find_growth(commits([1.0] * 64, norms))
+    assert growth.usual_norm == 2.0
+    # Nothing usual is left.
+    growth = find_growth(commits([1.0] * 64, [2.0**i for i in range(64)]))
+    assert math.isnan(growth.usual_norm)
+    assert 'max_norm=...' in of_growth(growth).advice.long
 
 
 def now_and_then(history, first, every, num, value):
@@ -103,6 +120,14 @@ def test_one_batch_that_jumps_does_not_blame_the_rate(norms, is_jump):
     assert ('(iteration 12)' in advice.long) == is_jump
     assert 'clip' in advice.short
     assert 'clip_grad' in advice.long
+
+
+def test_first_steps_that_nothing_follows_are_suspects():
+    history = commits([1.0, 2.0])
+    assert find_early_end(history, num_commits=2, num_skips=3).factor == 0
+    # Two bad batches may be chance, and later steps follow many good ones.
+    assert find_early_end(history, num_commits=2, num_skips=2) is None
+    assert find_early_end(history, num_commits=20, num_skips=3) is None
 
 
 def test_the_update_at_fault_counts_if_it_is_finite():

@@ -128,7 +128,7 @@ KEYS = {
     'autopsy': 'id phase module module_type method op source dtype '
     'input_absmax output_absmax dtype_max batch_rows samples rank repeats '
     'exact fp32_is_finite remedy outputs is_pole operands '
-    'num_samples keys tried mask',
+    'num_samples keys tried mask derivative',
     'dump': 'id rank path bytes needs checkpoint',
     'remedy': 'id remedy module config',
     'input': 'id action iter since ranks num_samples samples keys',

@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict, defaultdict, namedtuple
 
+import numpy as np
 import pytest
 import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
@@ -235,6 +236,26 @@ OUTPUTS = {
             name='nan',
         ),
         {},
+    ),
+    'arrays': (
+        dict(
+            inputs=clean(3, 2),
+            masks=[clean(1).numpy(), bad(4).numpy(), clean(4).numpy()],
+            polygons=[[bad(6).numpy().astype('>f4')], [], []],
+            reversed=bad(3, 2, at=2).numpy()[::-1],
+            read_only=np.broadcast_to(bad(1).numpy(), (3, 2)),
+            number=[np.float32(1), np.float32(math.nan), np.float16(1)],
+            counts=np.ones((3, 2), np.uint8),
+            masked=np.ma.masked_invalid(bad(3, 2).numpy()),
+            data_samples=three(),
+        ),
+        {
+            'masks': ['1.jpg'],
+            'polygons': ['0.jpg'],
+            'reversed': ['0.jpg'],
+            'read_only': ['0.jpg', '1.jpg', '2.jpg'],
+            'number': ['1.jpg'],
+        },
     ),
     'empty tensors': (
         dict(inputs=clean(3, 0), boxes=clean(0, 4), data_samples=three()),

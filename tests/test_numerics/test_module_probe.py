@@ -1,6 +1,7 @@
 """The probe names the first operation that makes bad numbers of good ones."""
 
 import gc
+import inspect
 import math
 
 import numpy as np
@@ -137,6 +138,12 @@ def test_a_fill_that_overflows_is_no_mask():
 
     origin = probe(run)
     assert (origin.op, origin.mask) == ('aten._to_copy', '')
+    # The operation that writes the mask makes a smaller number of it.
+    lowest = torch.tensor(-1e9)
+    origin = probe(
+        lambda net, x: torch.where(x > 0, net.first(x).half(), lowest)
+    )
+    assert (origin.op, origin.mask) == ('aten.where', '')
 
 
 def test_a_log_that_where_leaves_out():
@@ -216,6 +223,30 @@ def test_backward(run):
     origin = probe(None, net=net)
     assert origin.phase == 'backward'
     assert (origin.module, origin.op) == ('root', 'aten.pow')
+    assert origin.derivative == 'pow'
+
+
+def root_of_zero(net, x):
+    return (net.first(x) * 0).square().sum().sqrt()
+
+
+def slope_of_root(net, x):
+    """A force, or a gradient penalty: a derivative is part of the output."""
+    points = net.first(x).detach().requires_grad_()
+    size = net.second(points * 0).mul(0).square().sum().sqrt()
+    (slope,) = torch.autograd.grad(size, points, create_graph=True)
+    return 0 * slope.sum() + net.first(x).sum()
+
+
+@pytest.mark.parametrize('run', [root_of_zero, slope_of_root])
+def test_the_operation_whose_derivative_is_bad(run):
+    origin = probe(run)
+    assert (origin.phase, origin.op) == ('backward', 'aten.div')
+    assert origin.derivative == 'sqrt'
+    # The line of the root, not that of autograd.grad.
+    lines, first = inspect.getsourcelines(run)
+    offset = int(origin.source.split(':')[1]) - first
+    assert '.sqrt()' in lines[offset]
 
 
 def test_a_replay_keeps_no_activations():

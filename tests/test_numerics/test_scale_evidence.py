@@ -221,8 +221,9 @@ def test_a_scale_that_still_overflows_is_tried_ever_later():
     assert set(run.scales[25:]) == {4096.0, 128.0}
 
 
-def test_a_norm_near_the_limit_keeps_the_scale_low():
-    batches = [Batch()] * 20 + [Batch(40.0, 40.0)] * 400
+@pytest.mark.parametrize('has_inf', [True, False])
+def test_a_norm_near_the_limit_keeps_the_scale_low(has_inf):
+    batches = [Batch()] * 20 + [Batch(40.0, 40.0, has_inf=has_inf)] * 400
     run = train(4096.0, batches)
     assert run.num_lost == 2
     assert run.scales[-1] == 1024.0
@@ -238,6 +239,21 @@ def test_lowering_that_did_not_help_is_undone():
     assert run.scales[-1] == 4096.0
     assert run.moves.count(ScaleMove.RETURN) == 1
     assert run.state.scale_trial.nan_is_overflow is False
+
+
+def test_a_pole_does_not_bring_back_a_scale_that_never_worked():
+    batch = Batch(0.1, 1.0, has_inf=False)
+    run = train(2.0**20, [batch] * 40 + [Batch(pole='nan')] + [batch] * 20)
+    assert set(run.scales[20:]) == {2.0**15}
+
+
+def test_inf_that_three_lowerings_have_not_cured():
+    """The gradients have room for a factor of 16,000."""
+    batches = ([Batch(1e-3, 1e-3)] * 20 + [Batch(pole='inf')]) * 12
+    run = train(4096.0, batches)
+    assert min(run.scales) == 512.0
+    assert run.scales[-1] == 4096.0
+    assert run.state.scale_trial.inf_is_overflow is False
 
 
 @pytest.mark.parametrize('chance', [0.5, 0.7])
@@ -275,6 +291,10 @@ def test_a_proven_dynamic_scale_with_room_is_kept():
     # Without room it is lowered, as MMEngine's own.
     run = train('dynamic', [b._replace(norm=1.0) for b in batches])
     assert run.scales[-1] < 65536.0
+    # A short record of commits is no evidence against MMEngine's own move.
+    policy = GuardPolicy(proven_after=10)
+    run = train('dynamic', batches[:20] + batches[150:], policy)
+    assert run.scales[21] == 32768.0
 
 
 # Checkpoints, ranks, micro-batches
@@ -305,3 +325,4 @@ def test_a_micro_batch_that_was_left_out_moves_the_scale_by_the_same_rule():
         scaler.move(verdict)
         state = state.after(seen, verdict, 0.1)
         assert scaler.get_scale() == expected
+    assert state.scale_trial.tries_of_inf == 1

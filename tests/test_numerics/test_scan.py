@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from odd_tensors import KINDS, UNSAVABLE
 from torch import nn
 from torch.optim import SGD, AdamW
 
@@ -295,6 +296,14 @@ def test_values_that_are_no_tensors(checkpoint):
         ('optimizer', 'group 0 lr', 'inf'),
         ('optimizer', 'conv.weight inner.0.d', 'nan'),
     ]
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('kind', [*set(KINDS).difference(UNSAVABLE)])
+def test_states_of_all_kinds(checkpoint, kind):
+    state = checkpoint['optimizer']['state'][0]
+    state.update(odd=KINDS[kind](), deep=[KINDS[kind]()])
+    assert findings_of(scan_checkpoint(checkpoint)) == []
 
 
 def test_an_optimizer_of_another_format(checkpoint):

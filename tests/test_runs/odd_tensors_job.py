@@ -8,6 +8,7 @@ import tempfile
 
 import torch
 from mmengine.model import BaseModel
+from mmengine.registry import OPTIMIZERS
 from mmengine.structures import BaseDataElement
 from odd_tensors import CONSTANT, KINDS, LAZY, UNSAVABLE
 from torch import nn
@@ -66,6 +67,21 @@ class Net(BaseModel):
             tensor.copy_(new)
 
 
+@OPTIMIZERS.register_module()
+class OddSGD(torch.optim.SGD):
+    """Keeps tensors of all kinds in its state, groups and attributes."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        group = self.param_groups[0]
+        state = self.state[group['params'][0]]
+        self.odd = {}
+        for kind, make in {**KINDS, **LAZY}.items():
+            state[kind] = self.odd[kind] = make()
+            state[f'{kind}, deeper'] = [make(), {'': make()}]
+            group[kind] = make()
+
+
 class Data(Dataset):
     """Samples that are made when they are asked for.
 
@@ -91,10 +107,14 @@ class Data(Dataset):
 
 def run(role, change, work_dir, is_guarded):
     torch.manual_seed(0)
-    hooks = dict(
-        checkpoint=dict(type='CheckpointHook', interval=3, by_epoch=False)
-    )
-    optim_wrapper = wrapper('OptimWrapper')
+    # No file can hold all kinds.
+    hooks = dict(checkpoint=None)
+    if role != 'optimizer':
+        hooks['checkpoint'] = dict(
+            type='CheckpointHook', interval=3, by_epoch=False
+        )
+    optimizer = 'OddSGD' if role == 'optimizer' else 'SGD'
+    optim_wrapper = wrapper('OptimWrapper', optimizer=optimizer)
     if is_guarded:
         hooks.update(guard_hooks())
         for name in ('Autopsy', 'InputGuard', 'StateAudit', 'Rollback'):
@@ -103,7 +123,8 @@ def run(role, change, work_dir, is_guarded):
             type='mmnanguard.BatchDumpHook', save_weights=True
         )
         optim_wrapper = wrapper(
-            guard=dict(when_exhausted='rollback', max_consecutive_skips=5)
+            optimizer=optimizer,
+            guard=dict(when_exhausted='rollback', max_consecutive_skips=5),
         )
     runner = make_runner(
         work_dir,
@@ -131,7 +152,13 @@ def main(role, change, work_dir):
     plain = run(role, change, tempfile.mkdtemp(), False)
     assert torch.equal(guarded.model.fc.weight, plain.model.fc.weight)
     # A rollback keeps such a copy, and a scan reads the checkpoints.
-    present_state(guarded, MAX_ITERS)
+    kept = present_state(guarded, MAX_ITERS)
+    guarded.optim_wrapper.optimizer.step()
+    kept.restore(guarded)
+    assert torch.equal(guarded.model.fc.weight, plain.model.fc.weight)
+    if role == 'optimizer':
+        print('equal')
+        return
     for path in guarded.work_dir, plain.work_dir:
         scan_file(f'{path}/iter_3.pth')
     print('equal')

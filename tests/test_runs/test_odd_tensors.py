@@ -22,6 +22,7 @@ JOB = Path(__file__).with_name('odd_tensors_job.py')
         ('parameters', 'none'),
         ('parameters', 'write'),
         ('batch', 'none'),
+        ('optimizer', 'none'),
     ],
 )
 def test_equals_the_plain_run(role, change, tmp_path):

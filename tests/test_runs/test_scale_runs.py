@@ -182,12 +182,13 @@ def test_the_scale_comes_back_over_a_resume(tmp_path):
 class Replay(GuardListener):
     """A stub of the autopsy that has tried the lowest scale."""
 
-    def __init__(self, is_finite):
+    def __init__(self, is_finite, repeats=True):
         self.is_finite = is_finite
+        self.repeats = repeats
 
     def after_guard_event(self, runner, event):
         tried = {'lower_scale': self.is_finite}
-        row = Autopsy(id=event.id, repeats=True).to_row()
+        row = Autopsy(id=event.id, repeats=self.repeats).to_row()
         runner.call_hook('after_guard_row', row={**row, 'tried': tried})
 
 
@@ -217,6 +218,14 @@ def test_a_replay_decides(tmp_path, gain, is_finite, first, later):
         finding = 'is not finite either, so the scale is not the cause'
     line = f'Iter 6: a replay at a lower loss scale {finding}; loss scale'
     assert line in log.read_text()
+
+
+def test_a_fault_that_did_not_repeat_decides_nothing(tmp_path):
+    hooks = {**guard_hooks(), 'replay': Replay(False, repeats=False)}
+    runner = guarded(tmp_path, 4096.0, hooks, poles=(5,), gain=20.0)
+    (row,) = read_rows(runner)
+    assert row['loss_scale'] == {'before': 4096.0, 'after': 2048.0}
+    assert runner.optim_wrapper.loss_scaler.get_scale() == 2048.0
 
 
 def test_a_real_autopsy_clears_the_scale(tmp_path):

@@ -243,3 +243,23 @@ def test_a_damaged_dump_is_one_line(tool, dump, capsys, key):
     status, _ = replay(tool, dump)
     errors = capsys.readouterr().err.splitlines()
     assert (status, len(errors)) in ((0, 0), (1, 1))
+
+
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [
+        (b'', 'it is empty'),
+        (b'hello', 'it is neither a zip file nor a pickle'),
+        (None, 'it is truncated'),
+        # PyTorch warns of the protocol.
+        (b'\x80\x04K\x01.', 'Invalid magic number'),
+    ],
+)
+def test_a_file_that_is_no_dump_is_one_line(tool, dump, capfd, content, words):
+    if content is None:
+        content = dump.read_bytes()[:-400]
+    dump.write_bytes(content)
+    outcome = replay(tool, dump)
+    output = capfd.readouterr().err
+    assert_one_message(*outcome, output, words)
+    assert len(output.splitlines()) == 1

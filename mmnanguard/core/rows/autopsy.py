@@ -74,6 +74,8 @@ class Autopsy(RowRecord):
         mask: The operation and the line that wrote Inf or NaN on request,
             such as a mask of -inf, which then met the operation or the loss;
             '' if no mask is involved.
+        derivative: In a backward pass, the operation of the forward pass
+            whose derivative the operation computes, such as 'sqrt'; else ''.
     """
 
     KIND: ClassVar[str] = 'autopsy'
@@ -103,6 +105,7 @@ class Autopsy(RowRecord):
     keys: Tuple[str, ...] = ()
     tried: Mapping[str, bool] = field(default_factory=dict)
     mask: str = ''
+    derivative: str = ''
 
     @property
     def is_certain(self) -> bool:
@@ -192,7 +195,11 @@ class Autopsy(RowRecord):
 
     def place(self) -> str:
         """Return module, operation and source line, such as they are known."""
-        parts = filter(None, (self.module_type, self.op, self.source))
+        op = self.op
+        # A division of 0 by 0 is in the derivative of a root.
+        if self.is_pole and self.derivative:
+            op = f'derivative of {self.derivative}'
+        parts = filter(None, (self.module_type, op, self.source))
         # The root module has the name ''.
         name = f"'{self.module}'" if self.module else 'the model itself'
         return f'{name} ({", ".join(parts)})'

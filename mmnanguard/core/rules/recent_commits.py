@@ -35,6 +35,8 @@ NUM_RECENT_COMMITS = 64
 LEAST_GROWTH = 10.0
 LEAST_GROWTH_OF_STEP = 100.0
 LEAST_BEFORE = 3  # values that make a usual value
+# Of the last quarter of a record over its first quarter.
+LEAST_GROWTH_OF_RECORD = 1e4
 # A jump out of norms that swing a little is no explosion of the run.
 LEAST_BEFORE_JUMP = 2
 LEAST_JUMP = 1e4
@@ -75,7 +77,8 @@ class Growth(NamedTuple):
         lr: The learning rate of the last commit; NaN if it is not known.
         factor: The growth of the series that grew most; 0 if the run ended
             with its first commits, which is too early to see any growth.
-        usual_norm: The median norm of the record without its last commits.
+        usual_norm: The median norm of the record without its last commits,
+            or of its first quarter if that is lower; NaN if all of it grows.
         clip_coef: The lowest factor of the clip rule in the record; 1 if
             nothing was clipped.
     """
@@ -137,7 +140,8 @@ def find_growth(
     is known, and None is returned.
 
     An exploded run may commit now and then between many rejections. If the
-    record does not end with a growth, it is searched up to the trouble.
+    record does not end with a growth, it is searched up to the trouble. A
+    slow explosion shows in the record as a whole.
 
     Args:
         commits: The commits, oldest first.
@@ -148,7 +152,11 @@ def find_growth(
     if math.isfinite(loss) or math.isfinite(grad_norm):
         rows.append(Commit(0, loss, grad_norm))
     sound = before_trouble(commits)
-    return growth_at_end(rows, commits) or growth_at_end(sound, sound)
+    return (
+        growth_at_end(rows, commits)
+        or growth_at_end(sound, sound)
+        or growth_of_record(commits)
+    )
 
 
 def growth_at_end(
@@ -171,13 +179,45 @@ def growth_at_end(
         factor = max(factor, growth_of(norms))
     if factor == 0:
         return None
-    last = rows[-NUM_SHOWN:]
+    return show_growth(rows[-NUM_SHOWN:], commits, factor)
+
+
+def growth_of_record(commits: Sequence[Commit]) -> Optional[Growth]:
+    """Return the growth from the first to the last quarter of a record.
+
+    Single batches may have any loss in a run that has exploded, such as 0 if
+    the net is dead for them.
+    """
+    num = len(commits) // NUM_SHOWN
+    losses = finite_sizes([commit.loss for commit in commits])
+    if num < LEAST_BEFORE or len(losses) < len(commits):
+        return None
+    base, level = median_low(losses[:num]), median_low(losses[-num:])
+    if base == 0 or level < LEAST_GROWTH_OF_RECORD * base:
+        return None
+    # One of each quarter.
+    shown = commits[num - 1 :: num][:NUM_SHOWN]
+    return show_growth(shown, commits, level / base)
+
+
+def show_growth(
+    shown: Sequence[Commit], commits: Sequence[Commit], factor: float
+) -> Growth:
+    """Return the growth of a record, shown by some of its commits."""
+    norms = finite_sizes([commit.grad_norm for commit in commits])
+    # An explosion that fills most of the record leaves its first quarter, or
+    # not even that.
+    early = norms[: max(len(norms) // NUM_SHOWN, 1)] or [math.nan]
+    before = norms[: 1 - NUM_SHOWN] or early
+    usual = min(median_low(before), median_low(early))
+    if early[-1] > LEAST_GROWTH * early[0]:
+        usual = math.nan
     return Growth(
-        tuple([commit.loss for commit in last]),
-        tuple([commit.grad_norm for commit in last]),
+        tuple([commit.loss for commit in shown]),
+        tuple([commit.grad_norm for commit in shown]),
         commits[-1].lr,
         factor,
-        median_low(norms[: 1 - NUM_SHOWN] or norms[:1] or [math.nan]),
+        usual,
         min([commit.clip_coef for commit in commits]),
     )
 

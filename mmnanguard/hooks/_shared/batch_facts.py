@@ -9,7 +9,7 @@ from torch import Tensor
 from mmnanguard._support.parts import Trail, parts_of
 from mmnanguard._support.sample_name import SampleKey, sample_name
 from mmnanguard.core.checks import check_value
-from mmnanguard.numerics.base.tensor_kinds import real_values
+from mmnanguard.numerics.base.tensor_kinds import real_values, tensor_of
 
 from .hook_arguments import DataBatch
 
@@ -96,9 +96,10 @@ def _metainfos(
 
 
 def filter_numbers(value: object, trail: Trail = ()) -> Iterator[Tensor]:
-    """Yield the real numbers of all tensors in a value, as tensors."""
-    if isinstance(value, Tensor):
-        numbers = real_values(value)
+    """Yield the real numbers of all tensors and arrays in a value."""
+    tensor = tensor_of(value)
+    if tensor is not None:
+        numbers = real_values(tensor)
         if numbers is not None:
             yield numbers
     for _, item in parts_of(value, trail):

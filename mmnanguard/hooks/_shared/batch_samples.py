@@ -22,6 +22,7 @@ import numpy as np
 from torch import Tensor
 
 from mmnanguard._support.parts import Trail, parts_of
+from mmnanguard.numerics.base.tensor_kinds import tensor_of
 
 from .batch_facts import metainfo_names, sample_ids
 from .hook_arguments import DataBatch
@@ -64,7 +65,7 @@ def tensors_of_samples(
     owner: Optional[int] = None,
     trail: Trail = (),
 ) -> Iterator[Tuple[Tensor, Tuple[int, ...]]]:
-    """Yield each tensor of a batch and the samples to which it belongs.
+    """Yield each tensor or array of a batch, and the samples that have it.
 
     A tensor belongs to one sample as a whole, or each of its rows belongs to
     a sample. Without samples, it is not clear to which the tensor belongs.
@@ -76,13 +77,14 @@ def tensors_of_samples(
             yet known.
         trail: The ids of the values around ``value``.
     """
-    if isinstance(value, Tensor):
+    tensor = tensor_of(value)
+    if tensor is not None:
         if owner is not None:
-            yield value, (owner,)
-        elif value.dim() > 0 and len(value) == num_samples:
-            yield value, tuple(range(num_samples))
+            yield tensor, (owner,)
+        elif tensor.dim() > 0 and len(tensor) == num_samples:
+            yield tensor, tuple(range(num_samples))
         else:
-            yield value, ()
+            yield tensor, ()
         return
     parts = parts_of(value, trail)
     is_list = (

@@ -23,11 +23,16 @@ from typing import (
     Union,
 )
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmnanguard._support.parts import Trail, parts_of, with_parts
-from mmnanguard.numerics.base.tensor_kinds import is_ordinary, real_values
+from mmnanguard.numerics.base.tensor_kinds import (
+    is_ordinary,
+    real_values,
+    tensor_of,
+)
 
 from .._shared.batch_facts import metainfo_names
 from .._shared.batch_samples import count_samples, is_batch
@@ -56,12 +61,13 @@ class InputFlags(NamedTuple):
 class InputCheck:
     """The check of the output of a data preprocessor; no sync.
 
-    Checks tensors of float16, bfloat16, float32 and float64 and Python
-    floats, in dicts, lists, tuples, data fields of data elements (not their
-    metainfo) and attributes of other objects, such as mmdet's boxes. The key
-    of a part is its path, without the positions in lists: 'inputs',
-    'data_samples.gt_instances.bboxes'. Arguments by position are '0', '1'
-    and so on; an output that is a single tensor is 'inputs'.
+    Checks tensors and NumPy's arrays of float16, bfloat16, float32 and
+    float64 and single floats, in dicts, lists, tuples, data fields of data
+    elements (not their metainfo) and attributes of other objects, such as
+    mmdet's boxes and masks. The key of a part is its path, without the
+    positions in lists: 'inputs', 'data_samples.gt_instances.bboxes'.
+    Arguments by position are '0', '1' and so on; an output that is a single
+    tensor is 'inputs'.
 
     A part belongs to a sample if it is in a list that has one item for each
     sample. Otherwise the rows of a tensor belong to the samples if there are
@@ -140,8 +146,15 @@ class InputCheck:
                 belongs to several samples.
             trail: The ids of the values around it.
         """
-        if isinstance(value, (Tensor, float)):
-            return self._check(value, key or 'inputs', owner)
+        plain: Union[Tensor, float, None] = tensor_of(value)
+        if isinstance(value, (float, np.floating)):
+            plain = float(value)
+        if plain is not None:
+            checked = self._check(plain, key or 'inputs', owner)
+            if checked is plain:
+                return value
+            is_array = isinstance(value, np.ndarray)
+            return np.asarray(checked) if is_array else checked
         parts = parts_of(value, trail)
         is_list = isinstance(value, (list, tuple)) and not hasattr(
             value, '_fields'

@@ -8,6 +8,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from mmnanguard.numerics.base.shards import local
+from mmnanguard.numerics.base.tensor_kinds import is_ordinary
 from mmnanguard.numerics.checkpoints.saved_optimizer import running_stats, walk
 from mmnanguard.numerics.checkpoints.state_audit import KeptTensor
 from mmnanguard.numerics.update.blame import TensorNames, plain_name
@@ -95,9 +96,14 @@ def is_sharded_alike(value: object, param: Tensor) -> bool:
     """Whether the value has one element per element of the parameter."""
     # AdamW's step has the shape of a scalar parameter, but is no value of its
     # element.
+    if not isinstance(value, Tensor):
+        return False
+    part, weights = local(value), local(param)
+    # Tensors of other kinds may have no shape.
     return (
-        isinstance(value, Tensor)
-        and local(value).shape == local(param).shape
+        is_ordinary(part)
+        and is_ordinary(weights)
+        and part.shape == weights.shape
         and value.dim() > 0
     )
 

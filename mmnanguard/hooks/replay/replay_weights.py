@@ -8,6 +8,7 @@ from torch import nn
 
 from mmnanguard.core import NanGuardError
 from mmnanguard.numerics import load_plain
+from mmnanguard.numerics.checkpoints.checkpoint_file import reason_of
 from mmnanguard.numerics.checkpoints.saved_averages import (
     EMA_KEY,
     trained_and_averaged,
@@ -116,7 +117,7 @@ def load_file(path: Union[str, Path], kind: str) -> Any:
         # OSError, UnpicklingError, RuntimeError and others: the error that
         # torch.load raises depends on how the file is broken.
         raise NanGuardError(
-            f'{path} cannot be read as a {kind}: {one_line(error)}'
+            f'{path} cannot be read as a {kind}: {reason_of(error)}'
         ) from error
 
 

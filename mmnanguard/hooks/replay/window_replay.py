@@ -353,6 +353,7 @@ def describe(event_id: str, first: Pass, is_cured: Optional[bool]) -> Autopsy:
         is_pole=origin.is_pole,
         operands=origin.operands,
         mask=origin.mask,
+        derivative=origin.derivative,
         keys=tuple(filter(None, [origin.tensor])),
     )
 

@@ -6,8 +6,9 @@ never raise and never run a kernel that is missing: some kernels end the
 process on a quantized tensor.
 """
 
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -17,9 +18,11 @@ from .shards import local
 __all__ = [
     'copy_of',
     'distinct_memory',
+    'has_plain_kernels',
     'is_ordinary',
     'real_values',
     'stored_values',
+    'tensor_of',
     'write',
 ]
 
@@ -33,6 +36,8 @@ COMPRESSED = (
 )
 # Two numbers in a byte, none of which can be NaN. PyTorch before 2.8 has none.
 FLOAT4 = getattr(torch, 'float4_e2m1fn_x2', None)
+# The types of numbers of an array that a tensor can share.
+ARRAY_FLOATS = ('float16', 'float32', 'float64', 'complex64', 'complex128')
 # The types that are most frequent, for which no attribute is looked up.
 PLAIN_TYPES = (Tensor, nn.Parameter)
 PLAIN_FUNCTIONS = (
@@ -151,6 +156,27 @@ def real_values(tensor: Tensor) -> Optional[Tensor]:
     return values
 
 
+def tensor_of(value: object) -> Optional[Tensor]:
+    """Return a tensor, or an array's floating-point numbers as a tensor.
+
+    The result shares memory with the array where that is possible.
+
+    Returns:
+        None for any other value. NaN in a masked array is masked.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if not isinstance(value, np.ndarray) or isinstance(
+        value, np.ma.MaskedArray
+    ):
+        return None
+    if value.dtype.name not in ARRAY_FLOATS:
+        return None
+    # Tensors have no other byte order, and cannot be read-only.
+    dtype = value.dtype.newbyteorder('=')
+    return torch.from_numpy(np.require(value, dtype, ['C', 'W']))
+
+
 def distinct_memory(tensor: Tensor) -> Tensor:
     """Return a view of an ordinary tensor in which no memory occurs twice.
 
@@ -202,8 +228,20 @@ def write(target: Tensor, source: Tensor) -> None:
         Exception: If the tensor cannot be written to; a subclass may raise
             anything.
     """
+    if has_plain_kernels(target) and not target.is_nested:
+        target, source = once(target, source)
     if target.is_inference():
         with torch.inference_mode():
             target.copy_(source)
     else:
         target.copy_(source)
+
+
+def once(target: Tensor, source: Tensor) -> Tuple[Tensor, Tensor]:
+    """Return the part of two equal tensors that fills an expanded target."""
+    if target.layout is torch.strided:
+        for dim, step in enumerate(target.stride()):
+            if step == 0 and target.shape[dim] > 1:
+                target = target.narrow(dim, 0, 1)
+                source = source.narrow(dim, 0, 1)
+    return target, source

@@ -5,14 +5,13 @@ compares all files of a run and calls each clean or bad.
 """
 
 import re
-import zipfile
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
-from .load_plain import load_plain
+from .load_plain import check_form, load_plain
 from .saved_optimizer import StateDict
 from .scan import (
     ABSURD,
@@ -123,19 +122,7 @@ def load(file: Path, is_sharded: bool = False) -> StateDict:
         ValueError: If the file is empty, truncated or no pickle.
         ForeignFileError: If the file has no ``state_dict``.
     """
-    # torch.load's own errors on such files do not say what is wrong.
-    with file.open('rb') as stream:
-        head = stream.read(4)
-    # True only if the end of the file is there, where a zip file has its
-    # directory. Its first bytes alone do not show that it was cut off.
-    is_zip = zipfile.is_zipfile(file)
-    if not head:
-        raise ValueError('it is empty')
-    if head == b'PK\3\4' and not is_zip:
-        raise ValueError('it is truncated: its end is not that of a zip file')
-    # A pickle of protocol 2 (torch.save's) or above begins with this byte.
-    if not is_zip and head[:1] != b'\x80':
-        raise ValueError('it is neither a zip file nor a pickle')
+    is_zip = check_form(file)
     with ExitStack() as stubs:
         # stub_missing_shards reads the names of classes from a zip file.
         if is_sharded and is_zip:

@@ -4,9 +4,10 @@ from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..base.shards import local
-from ..base.tensor_kinds import copy_of, is_ordinary, write
+from ..base.tensor_kinds import copy_of, has_plain_kernels, is_ordinary, write
 
 __all__ = ['HostTensor', 'keep_tensor']
 
@@ -21,6 +22,7 @@ class HostTensor:
 
     def __init__(self, tensor: Tensor, values: Tensor) -> None:
         self._values = values
+        self._kind = kind_of(local(tensor))
         self._device = tensor.device
         self._is_param = isinstance(tensor, nn.Parameter)
         # A part alone does not say how the whole tensor is sharded.
@@ -31,14 +33,10 @@ class HostTensor:
 
     def fits(self, tensor: object) -> bool:
         """Whether the copy can be written into the memory of a tensor."""
-        if not isinstance(tensor, Tensor):
+        # A lazy tensor has no values yet.
+        if not isinstance(tensor, Tensor) or is_lazy(tensor):
             return False
-        part = local(tensor)
-        return (
-            part.shape == self._values.shape
-            and part.dtype == self._values.dtype
-            and part.layout == self._values.layout
-        )
+        return kind_of(local(tensor)) == self._kind
 
     @torch.no_grad()
     def restore(self, now: object) -> Tensor:
@@ -51,13 +49,9 @@ class HostTensor:
         # In place where possible: optimizers, DDP's buckets and captured
         # graphs refer to the memory.
         if isinstance(now, Tensor) and self.fits(now):
-            part = local(now)
-            if part.is_inference():
-                write(part, self._values)
-            else:
-                part.copy_(self._values)
+            write(local(now), self._values)
             return now
-        new = self._values.to(self._device, copy=True)
+        new = self._new_values()
         if self._placement is not None:
             from torch.distributed.tensor import DTensor
 
@@ -65,6 +59,25 @@ class HostTensor:
         if self._is_param:
             new = nn.Parameter(new, requires_grad=False)
         return new
+
+    def _new_values(self) -> Tensor:
+        """Return the content of the copy in new memory."""
+        if is_ordinary(self._values):
+            return self._values.to(self._device, copy=True)
+        # Such a copy is on its device already.
+        copy = copy_of(self._values)
+        return self._values if copy is None else copy
+
+
+def kind_of(part: Tensor) -> Tuple[Any, ...]:
+    """Return what two tensors have in common if one can be written into."""
+    own_type = None if has_plain_kernels(part) else type(part)
+    shape: Any
+    if part.is_nested and part.layout is torch.strided:
+        shape = [item.shape for item in part.unbind()]
+    else:
+        shape = part.shape
+    return own_type, part.layout, part.dtype, part.is_meta, shape
 
 
 @torch.no_grad()

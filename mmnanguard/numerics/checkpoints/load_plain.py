@@ -9,14 +9,23 @@ allows, and those of :data:`ALLOWED`.
 import codecs
 import pickle
 import sys
+import warnings
+import zipfile
 from collections import Counter
 from os import PathLike
+from pathlib import Path
 from typing import IO, Any, Callable, ClassVar, Dict, List, Union
 
 import torch
 from torch import _weights_only_unpickler
 
-__all__ = ['ALLOWED', 'HAS_ALLOW_LIST', 'SAFE_GLOBALS', 'load_plain']
+__all__ = [
+    'ALLOWED',
+    'HAS_ALLOW_LIST',
+    'SAFE_GLOBALS',
+    'check_form',
+    'load_plain',
+]
 
 # Whether PyTorch is 2.6 or newer, by a function that came with it.
 HAS_ALLOW_LIST = hasattr(
@@ -49,8 +58,10 @@ def load_plain(path: Union[str, 'PathLike[str]'], **keys: Any) -> Any:
         **keys: More arguments of ``torch.load``.
 
     Raises:
+        ValueError: If the file is empty, truncated or no pickle.
         pickle.UnpicklingError: If the file holds anything else.
     """
+    check_form(Path(path))
     if HAS_ALLOW_LIST:
         # Each time: the end of torch.serialization.safe_globals, which
         # onedl-mmengine uses, forgets what others have allowed as well.
@@ -59,7 +70,32 @@ def load_plain(path: Union[str, 'PathLike[str]'], **keys: Any) -> Any:
     else:
         # torch.load takes Unpickler and load from the module that it is given.
         keys.update(weights_only=False, pickle_module=sys.modules[__name__])
-    return torch.load(str(path), map_location='cpu', **keys)
+    with warnings.catch_warnings():
+        # PyTorch warns of files that it did not write, before it fails.
+        warnings.simplefilter('ignore')
+        return torch.load(str(path), map_location='cpu', **keys)
+
+
+def check_form(path: Path) -> bool:
+    """Return whether a file is a zip file; otherwise it is a pickle.
+
+    Raises:
+        ValueError: If the file is empty, truncated or neither.
+    """
+    # torch.load's own errors on such files do not say what is wrong.
+    with path.open('rb') as stream:
+        head = stream.read(4)
+    # True only if the end of the file is there, where a zip file has its
+    # directory. Its first bytes alone do not show that it was cut off.
+    is_zip = zipfile.is_zipfile(path)
+    if not head:
+        raise ValueError('it is empty')
+    if head == b'PK\3\4' and not is_zip:
+        raise ValueError('it is truncated: its end is not that of a zip file')
+    # A pickle of protocol 2 (torch.save's) or above begins with this byte.
+    if not is_zip and head[:1] != b'\x80':
+        raise ValueError('it is neither a zip file nor a pickle')
+    return is_zip
 
 
 # Pickle's unpickler in Python, because the unpickler in C has no methods for

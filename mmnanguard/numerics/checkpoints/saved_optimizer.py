@@ -182,7 +182,8 @@ def shape_of(state: object) -> Optional[Shape]:
         return None
     shapes: Set[Shape] = set()
     for value in state.values():
-        if isinstance(value, Tensor):
+        # A nested tensor has no shape.
+        if isinstance(value, Tensor) and not value.is_nested:
             shapes.add(tuple(local(value).shape))
     # Step counters have no dimensions, whatever the parameter's shape is.
     if len(shapes) > 1:

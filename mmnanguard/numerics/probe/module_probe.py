@@ -6,8 +6,9 @@ elements, the operation in which they appeared.
 """
 
 import math
+import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import filterfalse
 from operator import attrgetter
 from pathlib import Path
@@ -30,12 +31,13 @@ from .element_facts import (
     is_mask_of_inf,
     nonfinite_mask,
 )
+from .origin import Origin
 from .plain_attributes import name_attributes
 from .pole import OperationCall, is_undefined, operands_of
 from .sample_tracker import Args, Kwargs, Operation, SampleTracker
 from .storage_views import key_of
 
-__all__ = ['InputTensor', 'ModuleProbe', 'Origin']
+__all__ = ['InputTensor', 'ModuleProbe']
 
 # Frames to skip when looking for the user's source line.
 SKIPPED = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
@@ -49,63 +51,16 @@ FILLS = (
     *('fill', 'full', 'full_like', 'new_full', 'masked_fill', 'where'),
     *('scalar_tensor', 'lift', 'lift_fresh', 'constant_pad_nd'),
 )
-# The phase, the module's name and type, its method, and the source line.
-Place = Tuple[str, str, str, str, str]
+# The phase, the module's name and type, its method, the source line, and the
+# forward operation whose derivative runs.
+Place = Tuple[str, str, str, str, str, str]
+# The code of PyTorch that runs the backward pass, and that wraps a mode.
+ENGINE = torch.autograd.__file__, torch.autograd.graph.__file__
+WRAPPERS = '_fn', 'inner'
 
 # A tensor of the batch with the numbers of its samples: one number for the
 # whole tensor, one for each row, or none if the samples are not known.
 InputTensor = Tuple[Tensor, Tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The operation that made non-finite numbers.
-
-    Attributes:
-        phase: 'input', 'weight', 'forward', 'loss' or 'backward'.
-        module: The name of the module that ran; '' is the model itself.
-        module_type: The class name of that module.
-        method: The name of the module's method that ran.
-        op: The operation, such as ``aten.convolution``; '' for a tensor that
-            was non-finite before the replay.
-        source: The file and line of the innermost code outside PyTorch, such
-            as 'head.py:41'.
-        dtype: The dtype of the operation's output, such as 'float16'.
-        input_absmax: The largest finite absolute value among the inputs.
-        output_absmax: Inf or NaN; NaN if any element of the output is NaN.
-        samples: The numbers of the samples that the bad elements depend on;
-            empty if they are not known.
-        is_fill: Whether the operation wrote the number on request.
-        is_pole: Whether the operation is not finite in float64 either, see
-            :func:`is_undefined`; None if that is not known.
-        operands: The numbers of which the first bad element was made; empty
-            if the operation does not work element by element.
-        mask: The operation and the line that wrote the first bad number on
-            request, if it is known that nothing else is bad; else ''.
-        tensor: The name of a weight, or of a tensor in a plain attribute of
-            a module, that was bad before the replay; else ''.
-    """
-
-    phase: str
-    module: str
-    module_type: str
-    method: str
-    op: str
-    source: str
-    dtype: str
-    input_absmax: float
-    output_absmax: float
-    samples: Tuple[int, ...] = ()
-    is_fill: bool = False
-    is_pole: Optional[bool] = None
-    operands: Tuple[float, ...] = ()
-    mask: str = ''
-    tensor: str = ''
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether the numbers are in a tensor that nothing computed now."""
-        return not self.op and self.phase not in ('input', 'weight')
 
 
 class ModuleProbe(TorchDispatchMode):
@@ -279,7 +234,7 @@ class ModuleProbe(TorchDispatchMode):
             return
         is_mask = phase == 'weight' and is_mask_of_inf(tensor)
         origin = self._make_origin(
-            (phase, '', '', '', ''), '', tensor, 0.0, is_mask
+            (phase, '', '', '', '', ''), '', tensor, 0.0, is_mask
         )
         origin = replace(origin, tensor=name)
         self._bad_inputs.update(origin.samples)
@@ -306,6 +261,7 @@ class ModuleProbe(TorchDispatchMode):
             *place[:4],
             op=op,
             source=place[4],
+            derivative=place[5],
             dtype=dtype_name(output.dtype),
             input_absmax=input_absmax,
             output_absmax=absmax,
@@ -318,17 +274,23 @@ class ModuleProbe(TorchDispatchMode):
         # None of the public functions of autograd tells which forward
         # operation a backward operation belongs to.
         node = torch._C._current_autograd_node()
-        place = self._walk(sys._getframe(2))
-        # Activation checkpointing runs forward again during backward.
-        if node is None or torch.is_grad_enabled():
+        frame = sys._getframe(2)
+        place = self._walk(frame)
+        # Activation checkpointing runs forward again during backward, in
+        # code of Python. Without that, it is a derivative of a derivative.
+        is_backward = node is not None and (
+            not torch.is_grad_enabled() or is_of_engine(frame)
+        )
+        if is_backward:
+            known = self._forward.get(node._sequence_nr(), place)
+            place = ('backward', *known[1:5], forward_name(node.name()))
+        if not is_backward or torch.is_grad_enabled():
             # Autograd made the node of the coming operation just before it.
             # An operation without a node (such as a step of a counter) gets
             # the number of the node before it.
             number = torch._C._autograd._get_sequence_nr() - 1
             self._forward.setdefault(number, place)
-            return place
-        known = self._forward.get(node._sequence_nr())
-        return ('backward', *(known or place)[1:])
+        return place
 
     def _walk(self, frame: Optional[FrameType]) -> Place:
         """Return the innermost module and the user's innermost line.
@@ -355,7 +317,20 @@ class ModuleProbe(TorchDispatchMode):
                         method_of(owner, code),
                     )
             frame = frame.f_back
-        return (*(module or ('loss', '', '', '')), source)
+        return (*(module or ('loss', '', '', '')), source, '')
+
+
+def is_of_engine(frame: FrameType) -> bool:
+    """Whether autograd's engine called a mode, and not code of Python."""
+    while frame.f_code.co_name in WRAPPERS and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_code.co_filename in ENGINE
+
+
+def forward_name(node: str) -> str:
+    """Return the forward operation of an autograd node, as 'sqrt'."""
+    name = re.sub(r'Backward\d*$', '', node.split('::')[-1])
+    return re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', name).lower()
 
 
 def method_of(owner: nn.Module, code: CodeType) -> str:

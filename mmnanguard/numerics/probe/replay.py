@@ -28,7 +28,8 @@ from ..base.host_read import read_once
 from ..base.rng_state import read_rng, set_rng
 from ..snapshot.snapshot import Snapshot
 from ..update.observe import nonfinite_indices
-from .module_probe import InputTensor, ModuleProbe, Origin
+from .module_probe import InputTensor, ModuleProbe
+from .origin import Origin
 from .output_ranges import Range, record_outputs
 
 __all__ = ['Pass', 'ReplayWrapper', 'Setting', 'leave_no_trace', 'run_pass']
