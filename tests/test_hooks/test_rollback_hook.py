@@ -512,12 +512,12 @@ class Shrinking(ToyNet):
 class Inflate(Hook):
     """A hook that makes weights large after an iteration."""
 
-    def __init__(self, iteration):
-        self.iteration = iteration
+    def __init__(self, iteration, value=50):
+        self.iteration, self.value = iteration, value
 
     def after_train_iter(self, runner, **kwargs):
         if runner.iter + 1 == self.iteration:
-            runner.model.head.weight.data.fill_(50)
+            runner.model.head.weight.data.fill_(self.value)
 
 
 # The median is high after two or three of four updates; three batches are
@@ -553,6 +553,24 @@ def test_a_divergence_goes_back_behind_its_window(
     assert_equal(
         runner.remembered.states[judged], runner.remembered.states[to]
     )
+    assert runner.message_hub.get_scalar('train/loss').current() < 0.1
+
+
+def test_losses_that_come_down_by_themselves_are_left_alone(tmp_path):
+    runner = train(
+        tmp_path,
+        faults=(),
+        model=dict(type='Shrinking'),
+        optim_wrapper=wrapper(
+            optimizer='Adam',
+            lr=0.05,
+            guard=dict(POLICY, divergence=dict(window=4)),
+        ),
+        rollback=dict(num_kept=10, lr_factor=0.1),
+        custom=[Inflate(40, value=0.5)],
+        max_iters=60,
+    )
+    assert read_rows(runner, 'rollback') == read_rows(runner) == []
     assert runner.message_hub.get_scalar('train/loss').current() < 0.1
 
 

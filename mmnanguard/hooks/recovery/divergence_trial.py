@@ -128,9 +128,32 @@ class DivergenceTrial:
             # is beyond their noise.
             limit = level.start + learnt / 2
         earlier, present = zip(*self._losses)
-        # What the present weights still know, of what is asked now.
-        known = (math.fsum(earlier) - math.fsum(present)) / NUM_BATCHES
-        return min(earlier) <= limit and known < (1 - rule.share) * learnt
+        mean = math.fsum(earlier) / NUM_BATCHES
+        # The most that training since then can have won on these batches, and
+        # what the present weights still have of it.
+        most = mean - level.best
+        known = mean - math.fsum(present) / NUM_BATCHES
+        return min(earlier) <= limit and known < most / 2
+
+    def is_recovering(self, guard: GuardProtocol) -> bool:
+        """Whether the losses come down by themselves.
+
+        So they do after a head was initialized anew, for example. They have
+        lost half of their rise already.
+
+        Args:
+            guard: The guard of the optimizer.
+        """
+        level = guard.state.loss_level
+        now = median_low(level.recent)
+        height = median_low([x for x in level.recent if x >= now])
+        _, present = zip(*self._losses)
+        mean = math.fsum(present) / NUM_BATCHES
+        return mean < level.best + (height - level.best) / 2
+
+    def restart(self) -> None:
+        """Forget the batches so far, to try the next ones."""
+        self._losses = []
 
     def words(self) -> str:
         """Return the reason for not going back."""

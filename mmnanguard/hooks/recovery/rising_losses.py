@@ -63,10 +63,12 @@ class RisingLosses:
             return  # the update of this window rolls back
         elif not trial.run(runner, batch_idx, data_batch):
             self._accept(runner, guard, 'earlier weights cannot be tried')
-        elif trial.is_over and trial.blames_weights(guard):
-            set_trial(guard, False)
-        elif trial.is_over:
+        elif trial.is_over and not trial.blames_weights(guard):
             self._accept(runner, guard, trial.words())
+        elif trial.is_over and trial.is_recovering(guard):
+            trial.restart()
+        elif trial.is_over:
+            set_trial(guard, False)
 
     def first_bad(self, runner: Runner, optimizer: str) -> int:
         """Return the iteration at which losses began to rise.

@@ -35,6 +35,10 @@ from .output_ranges import Range, record_outputs
 __all__ = ['Pass', 'ReplayWrapper', 'Setting', 'leave_no_trace', 'run_pass']
 
 
+# The modules of PyTorch that wrap a model for several devices.
+PARALLEL = ('torch.nn.parallel', 'torch.distributed')
+
+
 class Setting(NamedTuple):
     """The way in which the losses of an optimizer are made and scaled.
 
@@ -217,14 +221,14 @@ def leave_no_trace(model: nn.Module) -> Iterator[None]:
 
 
 def plain_values(model: nn.Module) -> List[Tuple[nn.Module, Dict[str, Any]]]:
-    """Return the numbers and strings that the user's modules keep.
+    """Return the numbers and strings that modules keep as attributes.
 
-    A model may count its forward passes, for a schedule of its own. What
-    PyTorch's modules keep belongs to their C++ parts, too.
+    A model may count its forward passes, for a schedule of its own. What DDP
+    and FSDP keep belongs to their C++ parts, too.
     """
     kept = []
     for module in model.modules():
-        if type(module).__module__.split('.')[0] == 'torch':
+        if type(module).__module__.startswith(PARALLEL):
             continue
         values = {}
         for key, value in vars(module).items():
