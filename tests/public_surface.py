@@ -92,7 +92,7 @@ ROW_FIELDS = {
         'schema kind id phase module module_type method op source dtype '
         'input_absmax output_absmax dtype_max batch_rows samples rank repeats '
         'exact fp32_is_finite remedy outputs is_pole operands '
-        'num_samples keys tried mask derivative'
+        'num_samples keys tried mask derivative huge_weight'
     ),
     'input': 'schema kind id action iter ranks num_samples samples keys',
     'dump': 'schema kind id rank path bytes needs checkpoint',
@@ -105,6 +105,7 @@ ROW_FIELDS = {
         'schema kind id run attempt iter epoch ranks where num_bad tensors '
         'checkpoint'
     ),
+    'bypass': 'schema kind iter optimizer is_guarded message',
     'halt': 'schema kind id iter story',
     'end': 'schema kind how iter error',
 }

@@ -21,6 +21,7 @@ import mmnanguard
 from mmnanguard import core, registry
 from mmnanguard.__main__ import TOOLS
 from mmnanguard.core import GuardEvent
+from mmnanguard.core.rows.bypass_row import BypassRow
 from mmnanguard.core.rows.end_row import EndRow
 from mmnanguard.numerics.checkpoints.load_plain import load_plain
 from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
@@ -133,8 +134,10 @@ def test_row_fields(run):
     rows = [json.loads(line) for line in text.splitlines()]
     kinds = {row['kind'] for row in rows}
     # The run is halted, and then there is no other end.
-    assert kinds == expected.ROW_FIELDS.keys() - {'end'}
-    assert list(EndRow().to_row()) == expected.ROW_FIELDS['end'].split()
+    assert kinds == expected.ROW_FIELDS.keys() - {'bypass', 'end'}
+    for record in BypassRow(), EndRow():
+        names = expected.ROW_FIELDS[record.KIND].split()
+        assert list(record.to_row()) == names
     for row in rows:
         assert list(row) == expected.ROW_FIELDS[row['kind']].split()
 

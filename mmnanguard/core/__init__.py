@@ -7,9 +7,9 @@ Everything here is a frozen record or a pure function. Read in this order:
 3. ``rules``: the judgement of one update.
 4. ``clipping``: rules that turn a gradient norm into a coefficient.
 5. ``bad_tensor``, ``rows``: the rows of ``events.jsonl``.
-6. ``evidence``, ``culprit``, ``operation_advice``, ``step_advice``,
-   ``diagnosis``: what rejected updates have in common, and what to do about
-   it.
+6. ``evidence``, ``culprit``, ``diagnosis``: what rejected updates have in
+   common, and what to do about it. ``operation_advice``, ``growth_advice``
+   and ``step_advice`` know what helps.
 7. ``launch``, ``older_checkpoint``: the commands that a message hands out.
 8. ``halted``: the exceptions that end a run.
 """

@@ -213,6 +213,14 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             line='loss is {loss_kind}{gradients}{parts}',
             advice=Advice(
                 'find the operation with mmnanguard.AutopsyHook',
+                'The forward pass makes it, which no lower loss scale '
+                'changes; whether a number above the 65504 of float16 or an '
+                f'operation does is not known. {FIND_OUT} Or try '
+                "optim_wrapper.dtype='bfloat16' to find out.",
+            ),
+            # Without a loss scale, nothing runs in float16.
+            unscaled_advice=Advice(
+                'find the operation with mmnanguard.AutopsyHook',
                 'The forward pass makes it, and no loss scale is involved; '
                 f'in which operation is not known. {FIND_OUT}',
             ),
@@ -226,9 +234,10 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
         Cause.BUFFER_NONFINITE: CauseFacts(
             line='forward made buffer {name} {kind}; the loss is finite',
             advice=Advice(
-                'look at the layer that feeds the buffer',
-                'An activation of the layer that feeds the buffer is too '
-                f'large or not finite; why is not known. {FIND_OUT}',
+                'look at what forward writes into the buffer',
+                'What forward writes into the buffer is not finite: an '
+                'activation that is too large, or the code that computes it, '
+                f'such as a mean over none. Which is not known. {FIND_OUT}',
             ),
             color='#17a2a2',
             # One sample of 3e38 makes running_var Inf and leaves the loss

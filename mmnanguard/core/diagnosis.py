@@ -4,16 +4,16 @@ The story of a halt and the report both call :func:`diagnose`, so they never
 contradict each other.
 """
 
-import math
 from dataclasses import replace
 from typing import NamedTuple, Optional, Sequence, Tuple
 
 from .causes import Advice, facts_of_cause
 from .evidence import Evidence
-from .operation_advice import advise_on, cure_of
+from .growth_advice import explain_growth
+from .operation_advice import advise_on, advise_without_cures, cure_of
 from .rows.autopsy import Autopsy
 from .rows.guard_event import INITIAL_ORIGIN
-from .rows.phrases import and_more, plural, samples_in_words
+from .rows.phrases import and_more, samples_in_words
 from .rules.recent_commits import Growth
 from .step_advice import advise_on_step
 
@@ -39,6 +39,8 @@ class Diagnosis(NamedTuple):
         growth: The explosion before it, if that is the reason.
         suspects: Samples that the operation may have met: each rejected
             batch holds some of them.
+        other: The autopsy of another operation, which went bad in batches
+            without the samples at fault.
     """
 
     reason: str
@@ -47,6 +49,7 @@ class Diagnosis(NamedTuple):
     operation: Optional[Autopsy] = None
     growth: Optional[Growth] = None
     suspects: Tuple[str, ...] = ()
+    other: Optional[Autopsy] = None
 
 
 ADVICE_ON_LOADED = Advice(
@@ -64,6 +67,27 @@ ADVICE_ON_INITIAL = Advice(
 
 def diagnose(evidence: Evidence) -> Diagnosis:
     """Return the diagnosis that explains the evidence best."""
+    diagnosis = first_diagnosis(evidence)
+    other = evidence.finding_without(diagnosis.samples)
+    if not diagnosis.samples or other is None:
+        return diagnosis
+    advice = diagnosis.advice
+    besides = (
+        f'Other rejected batches do not hold {who_of(diagnosis.samples)}: '
+        f'there {other.finding()}. {advise_on(other).long}'
+    )
+    return diagnosis._replace(
+        advice=replace(
+            advice,
+            long=f'{advice.long} {besides}',
+            detail=f'{advice.detail or advice.long} {besides}',
+        ),
+        other=other,
+    )
+
+
+def first_diagnosis(evidence: Evidence) -> Diagnosis:
+    """Return the diagnosis that explains most of the evidence."""
     facts = facts_of_cause(evidence.cause)
     general = facts.advice_for(evidence.has_scale)
     growth = evidence.growth
@@ -91,7 +115,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     if evidence.is_of_inputs and (samples or evidence.bad_keys()):
         return of_inputs(evidence, samples)
     if growth is not None and exceeds(growth, finding):
-        return of_growth(growth, evidence.since)
+        return Diagnosis(*explain_growth(growth, evidence), growth=growth)
     if finding is not None and finding.phase == 'weight' and finding.keys:
         return of_weights(finding)
     if finding is not None and finding.phase != 'weight':
@@ -105,7 +129,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     if evidence.bad_keys():
         return of_likely_inputs(evidence)
     if growth is not None:
-        return of_growth(growth, evidence.since)
+        return Diagnosis(*explain_growth(growth, evidence), growth=growth)
     return of_unknown(evidence, general)
 
 
@@ -129,8 +153,8 @@ def of_inputs(evidence: Evidence, samples: Sequence[str]) -> Diagnosis:
         f'{keys}{whose} is not finite to begin with',
         Advice(
             f'mend {keys}{whose}, or leave it out',
-            f'The data are at fault, not the model: {keys}{whose} is not '
-            'finite to begin with. Mend these samples or leave them out '
+            f'The data are at fault, not the model, where {keys}{whose} is '
+            'not finite to begin with. Mend these samples or leave them out '
             '(mmnanguard.ExcludeSamples); mmnanguard.InputGuardHook names '
             'all of them. No loss scale, no clipping and no smaller learning '
             'rate can help.',
@@ -187,88 +211,27 @@ def of_likely_inputs(evidence: Evidence) -> Diagnosis:
     )
 
 
-def of_growth(growth: Growth, since: Optional[int] = None) -> Diagnosis:
-    """Return the diagnosis of a run that exploded, or ended early.
-
-    Args:
-        growth: The numbers before the first rejected update.
-        since: The iteration of that update, if it is known.
-    """
-    words = growth.words()
-    first = f' (iteration {since})' if since else ''
-    num = len(growth.losses)
-    reason = f'the run exploded before it: {words}'
-    evidence = f'Before the first rejected update the numbers grew: {words}'
-    if growth.factor == 0:
-        reason = f'no update followed the first {num}: {words}'
-        evidence = (
-            f'No batch is finite since the first {plural("step", num)} '
-            f'({words}), so that they are the first suspects'
-        )
-    rate = ''
-    if math.isfinite(growth.lr):
-        rate = f' at a learning rate of {growth.lr:.3g}'
-    clip = 'optim_wrapper.clip_grad=dict(max_norm=...)'
-    if math.isfinite(growth.usual_norm) and growth.usual_norm > 0:
-        clip = (
-            'optim_wrapper.clip_grad=dict('
-            f'max_norm={growth.usual_norm:.2g}), the usual norm before'
-        )
-    if growth.clip_coef < 1:
-        clip = 'optim_wrapper.clip_grad to a lower norm than now'
-    if growth.is_uphill:
-        return Diagnosis(
-            f'{reason}{rate}, which is negative',
-            Advice(
-                'look at param_scheduler: the learning rate is negative',
-                f'The learning rate is negative ({growth.lr:.3g}), so that '
-                f'each step goes uphill. {evidence}. Look at param_scheduler, '
-                'such as a schedule that goes on past its end, and at hooks '
-                'that set the learning rate.',
-            ),
-            growth=growth,
-        )
-    if growth.jump > 0:
-        usual = growth.usual_norm
-        return Diagnosis(
-            f'one batch jumped before it: {words}',
-            Advice(
-                'look at the batch right before it, and clip gradients',
-                f'The gradient norm of one batch jumped to {growth.jump:.3g}, '
-                f'{growth.jump / usual:.1g} times the usual norm ({words}), '
-                'and its update spoiled the weights. Look at the samples of '
-                'that batch, which came right before the first rejected '
-                f'update{first}, and set {clip}. Nothing had grown until '
-                'then, so that a lower learning rate helps little.',
-            ),
-            growth=growth,
-        )
-    return Diagnosis(
-        f'{reason}{rate}',
-        Advice(
-            'lower the learning rate, lengthen warm-up, or clip',
-            f'{evidence}{rate}. Lower the learning rate, lengthen warm-up, '
-            f'or set {clip}.',
-        ),
-        growth=growth,
-    )
-
-
 def of_samples(finding: Autopsy, samples: Sequence[str]) -> Diagnosis:
     """Return the diagnosis of samples for which an operation goes bad."""
-    who = f"sample '{samples[0]}'{and_more(len(samples) - 1)}"
-    operation = of_operation(finding)
+    who = who_of(samples)
+    # Not a cure: in float32, the huge gradients of an outlier would count.
+    advice = advise_without_cures(finding)
     return Diagnosis(
-        operation.reason,
+        finding.finding(),
         Advice(
-            f'look at {who}, or leave it out',
+            advice.short,
             f'Nearly all rejected batches hold {who}: look at it, mend it or '
-            f'leave it out (mmnanguard.ExcludeSamples). '
-            f'{operation.advice.long}',
+            f'leave it out (mmnanguard.ExcludeSamples). {advice.long}',
+            advice.long,
         ),
         tuple(samples),
         finding,
     )
+
+
+def who_of(samples: Sequence[str]) -> str:
+    """Return the words for samples at fault."""
+    return f"sample '{samples[0]}'{and_more(len(samples) - 1)}"
 
 
 def of_operation(finding: Autopsy) -> Diagnosis:

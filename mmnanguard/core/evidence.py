@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import chain
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Collection, Dict, List, Optional, Sequence, Tuple
 
 from .causes import facts_of_cause
 from .culprit import samples_at_fault, suspects_among
@@ -11,6 +11,7 @@ from .rows.guard_event import GuardEvent
 from .rows.input_row import InputRow
 from .rows.json_numbers import JsonObject
 from .rules.recent_commits import Growth
+from .step_advice import uphill_settings
 
 __all__ = ['Evidence']
 
@@ -43,6 +44,17 @@ class Evidence:
         return not self.events or self.events[-1].loss_scale is not None
 
     @property
+    def has_float16(self) -> bool:
+        """Whether the last update is known to have had a loss scale."""
+        return bool(self.events) and self.events[-1].loss_scale is not None
+
+    @property
+    def uphill(self) -> Sequence[str]:
+        """The settings of the optimizer that make weights grow, in words."""
+        step = self.events[-1].step if self.events else None
+        return uphill_settings((step or {}).get('settings', {}))
+
+    @property
     def growth(self) -> Optional[Growth]:
         """The explosion before the last streak, if there was one.
 
@@ -66,6 +78,22 @@ class Evidence:
         """The first autopsy that saw where the fault begins."""
         for autopsy in self.autopsies:
             if autopsy.repeats and autopsy.phase:
+                return autopsy
+        return None
+
+    def finding_without(self, samples: Collection[str]) -> Optional[Autopsy]:
+        """Return the first autopsy of an operation in other batches, if any.
+
+        Args:
+            samples: The samples that none of these batches holds.
+        """
+        others = []
+        for event in self.events:
+            if event.samples and set(samples).isdisjoint(event.samples):
+                others.append(event.id)
+        for autopsy in self.autopsies:
+            # Bad inputs and weights have no operation.
+            if autopsy.repeats and autopsy.op and autopsy.id in others:
                 return autopsy
         return None
 

@@ -1,12 +1,12 @@
 """The advice on an operation that an autopsy found."""
 
 import math
-from typing import Mapping, Optional
+from typing import Mapping, Optional, Tuple
 
 from .causes import Advice
 from .rows.autopsy import Autopsy
 
-__all__ = ['advise_on', 'cure_of']
+__all__ = ['advise_on', 'advise_without_cures', 'cure_of']
 
 HALF_PRECISION = ('float16', 'bfloat16')
 # Operations with a pole, and what to use in their place.
@@ -19,20 +19,61 @@ SAFE_OPS: Mapping[str, str] = {
     'sqrt': 'safe_sqrt',
     'rsqrt': 'safe_sqrt',
     'pow': 'safe_sqrt',
-    '_softmax': 'masked_softmax',
     'norm': 'safe_norm',
     'linalg_vector_norm': 'safe_norm',
 }
 DERIVATIVES = 'safe_sqrt or safe_norm'
 POSITIVE = 'Make its input positive (softplus, exp, clamp)'
-# By operation: what is outside of its domain, and what helps.
-DOMAINS: Mapping[str, str] = {
-    'log': POSITIVE,
-    'log2': POSITIVE,
-    'log10': POSITIVE,
-    'sqrt': POSITIVE,
-    'rsqrt': POSITIVE,
-    'pow': 'Make its base positive (softplus, exp, clamp)',
+WITHIN_1 = (
+    'Rounding makes the cosine of equal directions more than 1, as in '
+    '1.0000001: clamp its input to [-1 + 1e-6, 1 - 1e-6], where its '
+    'derivative is finite as well'
+)
+# By operation: the interval of its first operand, and what helps outside.
+DOMAINS: Mapping[str, Tuple[float, float, str]] = {
+    'log': (0.0, math.inf, POSITIVE),
+    'log2': (0.0, math.inf, POSITIVE),
+    'log10': (0.0, math.inf, POSITIVE),
+    'log1p': (-1.0, math.inf, 'Make its input larger than -1 (clamp)'),
+    'sqrt': (0.0, math.inf, POSITIVE),
+    'rsqrt': (0.0, math.inf, POSITIVE),
+    'acos': (-1.0, 1.0, WITHIN_1),
+    'asin': (-1.0, 1.0, WITHIN_1),
+    'atanh': (-1.0, 1.0, WITHIN_1),
+    'pow': (0.0, math.inf, 'Make its base positive (softplus, exp, clamp)'),
+}
+NO_LABEL = (
+    'leave batches without labels out of the loss',
+    'averages over no label: all labels are ignored (ignore_index), or their '
+    'classes have a weight of 0',
+    'Sum the losses of all labels (reduction="sum") and divide by their '
+    'number, which is at least 1 (clamp), or mend the labels',
+)
+TOO_FEW = (
+    'leave out averages over too few elements',
+    'averages over too few elements: a selection is empty, or one element '
+    'has no standard deviation',
+    'Leave such batches out of this term, or divide a sum by a number that '
+    'is at least 1 (clamp)',
+)
+ALL_MASKED = (
+    'keep an element of each masked row',
+    'got a row that is masked as a whole, with nothing but -inf',
+    'Keep an element of each row, or use masked_softmax of '
+    'mmnanguard.numerics',
+)
+# By operation that gives NaN of finite numbers or masks: the advice in short,
+# the reason, and what helps.
+NOT_DEFINED: Mapping[str, Tuple[str, str, str]] = {
+    'nll_loss_forward': NO_LABEL,
+    'nll_loss2d_forward': NO_LABEL,
+    'mean': TOO_FEW,
+    'var': TOO_FEW,
+    'std': TOO_FEW,
+    'var_mean': TOO_FEW,
+    'std_mean': TOO_FEW,
+    '_softmax': ALL_MASKED,
+    '_log_softmax': ALL_MASKED,
 }
 
 
@@ -41,11 +82,16 @@ def advise_on(finding: Autopsy) -> Advice:
 
     What was tried and helped comes before what is known in general.
     """
+    return cure_of(finding) or advise_without_cures(finding)
+
+
+def advise_without_cures(finding: Autopsy) -> Advice:
+    """Return the advice on the operation at fault, whatever has helped."""
     return (
-        cure_of(finding)
-        or kept_of(finding)
+        kept_of(finding)
         or mask_of(finding)
         or pole_of(finding)
+        or huge_weight_of(finding)
         or overflow_of(finding)
     )
 
@@ -148,12 +194,20 @@ def pole_of(finding: Autopsy) -> Optional[Advice]:
     if finding.derivative:
         operation = finding.derivative
         what = f'The derivative of {operation} at {where}'
-    if finding.phase != 'backward' and is_outside_domain(name, finding):
+    is_forward = finding.phase != 'backward'
+    if is_forward and name in NOT_DEFINED:
+        short, why, cure = NOT_DEFINED[name]
+        return Advice(
+            f'{short} at {where}',
+            f'{finding.op} at {where} {why}. {cure}. No dtype, no loss scale '
+            'and no clipping changes that.',
+        )
+    if is_forward and is_outside_domain(name, finding):
         return Advice(
             f'keep the input of {finding.op} at {where} in its domain',
             f'{finding.op} at {where} {finding.pole()}, which is outside '
             'of its domain: no epsilon, no dtype, no loss scale and no '
-            f'clipping changes that. {DOMAINS[name]}.',
+            f'clipping changes that. {DOMAINS[name][2]}.',
         )
     return Advice(
         f'keep the input of {operation} at {where} away from its pole',
@@ -164,10 +218,12 @@ def pole_of(finding: Autopsy) -> Optional[Advice]:
 
 
 def is_outside_domain(name: str, finding: Autopsy) -> bool:
-    """Whether the operation met a negative number, and not its pole at 0."""
+    """Whether the operation met a number outside, and not a pole."""
     is_nan = math.isnan(finding.output_absmax)
-    operands = finding.operands
-    return is_nan and name in DOMAINS and bool(operands) and operands[0] < 0
+    if not is_nan or name not in DOMAINS or not finding.operands:
+        return False
+    low, high, _ = DOMAINS[name]
+    return not low <= finding.operands[0] <= high
 
 
 def overflow_of(finding: Autopsy) -> Advice:
@@ -196,4 +252,19 @@ def overflow_of(finding: Autopsy) -> Advice:
         f'look at the numbers that reach {finding.op} at {where}',
         f'{finding.op} at {where} {numbers} and is beyond the {limit}: '
         'normalize or clamp its input, or look for weights that have grown.',
+    )
+
+
+def huge_weight_of(finding: Autopsy) -> Optional[Advice]:
+    """Return the advice on a weight without which nothing overflowed."""
+    name = finding.huge_weight
+    if not name or finding.is_pole:
+        return None
+    return Advice(
+        f"look at '{name}', which holds numbers above 1e6",
+        f"The parameter '{name}' holds numbers above 1e6, which reach "
+        f'{finding.op} at {finding.source or finding.module_type}. If it did '
+        'so from the start, look at its initialization (torch.empty and '
+        'torch.Tensor leave whatever the memory held) and at the file that '
+        'it was loaded from; if it has grown, at the learning rate.',
     )

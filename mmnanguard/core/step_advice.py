@@ -1,12 +1,12 @@
 """The advice on an optimizer whose step makes NaN of finite gradients."""
 
-from typing import Any, Dict, NamedTuple, Sequence
+from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
 
 from .causes import CAUSES, Advice
 from .rows.guard_event import GuardEvent
 from .rows.phrases import and_more
 
-__all__ = ['advise_on_step']
+__all__ = ['advise_on_step', 'uphill_settings']
 
 # A sum of squares of gradients with such a norm may overflow float32.
 LARGE_NORM = 1e9
@@ -48,6 +48,36 @@ def advise_on_step(events: Sequence[GuardEvent], general: Advice) -> Advice:
     return Advice(short, long)
 
 
+def uphill_settings(settings: Mapping[str, Any]) -> List[str]:
+    """Return the settings that make weights grow whatever the gradients are.
+
+    Args:
+        settings: Settings of an optimizer by name, as in
+            ``GuardEvent.step``.
+    """
+    words = []
+    for decay in numbers_of(settings.get('weight_decay')):
+        if decay < 0:
+            words.append(
+                f'weight_decay={decay:g}, which makes all weights grow'
+            )
+    for momentum in numbers_of(settings.get('momentum')):
+        if momentum >= 1:
+            words.append(
+                f'momentum={momentum:g}, with which past gradients never fade'
+            )
+    if settings.get('maximize'):
+        words.append('maximize=True, which makes the loss rise')
+    return words
+
+
+def numbers_of(setting: Any) -> Sequence[float]:
+    """Return the numbers of a setting that may be missing or a pair."""
+    if setting is None:
+        return ()
+    return setting if isinstance(setting, (list, tuple)) else (setting,)
+
+
 def find_cure(step: Dict[str, Any], grad_norm: float) -> Cure:
     """Return the cure for what a step is known to suffer from.
 
@@ -80,6 +110,12 @@ def find_cure(step: Dict[str, Any], grad_norm: float) -> Cure:
             CHANGE,
             f'eps={settings["eps"]:g} divides 0 by 0 where a gradient was '
             'always 0: set optim_wrapper.optimizer.eps=1e-8.',
+        )
+    if max(numbers_of(settings.get('betas')), default=0.0) >= 1:
+        return Cure(
+            CHANGE,
+            f'betas={tuple(settings["betas"])}: with a beta of 1 the '
+            'correction of the bias divides by 0. Set it below 1.',
         )
     if settings.get('centered'):
         return Cure(

@@ -166,7 +166,9 @@ class GuardProtocol(Protocol):
     def last_clip_coef(self) -> float:
         """The clip coefficient of the last committed update."""
 
-    def attach(self, listener: object) -> None:
+    def attach(
+        self, listener: object, note_bypass: Callable[[str, bool], None] = ...
+    ) -> None:
         """Let ``listener`` fetch the events, report them, and halt."""
 
     def detach(self) -> None:

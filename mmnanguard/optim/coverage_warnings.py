@@ -19,6 +19,7 @@ from mmnanguard.numerics.base.comm_hooks import (
     name_unknown_hooks,
 )
 from mmnanguard.numerics.base.shards import local
+from mmnanguard.numerics.snapshot.change_tracker import ignore
 
 from .guarded_params import GuardedParams
 
@@ -70,10 +71,11 @@ MESSAGES = {
         '{name!r} have trained nothing. {reason}'
     ),
     'zeros': (
-        'EVERY GRADIENT IS EXACTLY 0: {count} updates in a row of optimizer '
-        '{name!r} have trained nothing. Look for a loss that is multiplied by '
-        '0, a ReLU or clamp that passes nothing on, a loss scale that is too '
-        'small for float16, or labels that are all ignored.'
+        'THE GRADIENT NORM IS 0: in {count} updates in a row of optimizer '
+        '{name!r}, gradients are 0 or too small for a norm (below 1e-22). '
+        'Look for a loss that is multiplied by a tiny number or 0, a ReLU or '
+        'clamp that passes nothing on, a loss scale that is too small for '
+        'float16, or labels that are all ignored.'
     ),
     'hook_step': (
         'THESE UPDATES ARE NOT GUARDED: the communication hook {hooks} lets '
@@ -115,6 +117,12 @@ MESSAGES = {
 }
 
 
+# The warnings of updates that are not guarded, and of those that are, but
+# train nothing. Both have a row.
+NOT_GUARDED = ('step', 'other_step', 'unended', 'hook_step')
+IDLE = ('no_gradient', 'zeros')
+
+
 REASONS = {
     'frozen': (
         'All of its parameters have requires_grad=False. Thaw those that are '
@@ -139,12 +147,19 @@ class CoverageWarnings:
     Args:
         params: The parameters that the guard watches.
         read_name: Returns the name of the optimizer in messages.
+
+    Attributes:
+        report: Receives the message of each warning that has a row, and
+            whether the updates are guarded.
     """
+
+    report: Callable[[str, bool], None]
 
     def __init__(
         self, params: GuardedParams, read_name: Callable[[], str]
     ) -> None:
         self._read_name = read_name
+        self.report = ignore
         self._length = 1
         self._params = params
         self._said: Set[str] = set()
@@ -319,11 +334,14 @@ class CoverageWarnings:
         if kind in self._said:
             return
         self._said.add(kind)
+        message = MESSAGES[kind].format(**names)
         print_log(
-            f'mmnanguard: {MESSAGES[kind].format(**names)} (said once)',
+            f'mmnanguard: {message} (said once)',
             logger='current',
             level=logging.WARNING,
         )
+        if kind in NOT_GUARDED + IDLE:
+            self.report(message, kind in IDLE)
 
 
 class AnyStep:

@@ -34,7 +34,7 @@ from mmnanguard.core.rows.row_record import RowRecord
 from mmnanguard.numerics import GuardedGradScaler
 from mmnanguard.numerics.base.shards import Placement
 from mmnanguard.numerics.guard_protocol import GuardProtocol
-from mmnanguard.numerics.snapshot.change_tracker import OtherOptimizers
+from mmnanguard.numerics.snapshot.change_tracker import OtherOptimizers, ignore
 from mmnanguard.numerics.update.blame import TensorNames
 
 from .clip_grad import UserClip, build_clip, load_clip
@@ -241,9 +241,17 @@ class Guard(Passes):
         if not isinstance(self.grad_rule, UserClip):
             self._message_hub.update_scalar('train/grad_norm', norm)
 
-    def attach(self, listener: object) -> None:
-        """Let ``listener`` fetch the events, report them, and halt."""
+    def attach(
+        self,
+        listener: object,
+        note_bypass: Callable[[str, bool], None] = ignore,
+    ) -> None:
+        """Let ``listener`` fetch the events, report them, and halt.
+
+        Warnings in capitals also go to ``note_bypass``.
+        """
         self._listener = listener
+        self.coverage_warnings.report = note_bypass
 
     def detach(self) -> None:
         """Let the guard log its events and halt by itself again."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from mmnanguard.core import GuardConfigError
+from mmnanguard.core.step_advice import uphill_settings
 from mmnanguard.numerics.base.host_read import read_once
 from mmnanguard.numerics.base.norms import tensor_norms
 from mmnanguard.numerics.base.shards import Placement, Shards, local
@@ -209,6 +210,13 @@ class GuardedParams:
             'nonfinite': list(nonfinite),
             'iter': self.last_iter,
         }
+
+    def describe_uphill(self) -> Optional[Dict[str, Any]]:
+        """Return the value of ``step`` if settings make weights grow."""
+        for group in self.groups:
+            if group['params'] and uphill_settings(describe(group)):
+                return self.describe_step(param=group['params'][0])
+        return None
 
     def foreign(self) -> Set[int]:
         """Return the ids of the parameters of other guarded optimizers."""

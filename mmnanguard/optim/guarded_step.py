@@ -171,6 +171,8 @@ def guarded_step(
             step.update(evidence)
             if CAUSES[verdict.cause].was_committed:
                 guard.params.check_steps()
+        elif verdict.action is not Action.STEP:
+            step = guard.params.describe_uphill()
         guard.report(seen, verdict, bad, before, after, step)
     elif verdict.scale_move is ScaleMove.RETURN:
         log_return(guard, before, after)

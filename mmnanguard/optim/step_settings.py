@@ -12,7 +12,7 @@ __all__ = ['SCHEDULED', 'as_list', 'can_spoil', 'describe', 'is_on_device']
 # Inf. Other settings, such as Prodigy's growth_rate, may be Inf by design.
 SCHEDULED = ('lr', 'weight_decay', 'momentum', 'betas')
 # Settings that an event shows.
-SHOWN = ('eps', 'centered', *SCHEDULED, 'alpha', 'rho')
+SHOWN = ('eps', 'centered', *SCHEDULED, 'alpha', 'rho', 'maximize')
 
 
 def describe(group: Dict[str, Any]) -> Dict[str, Any]:

@@ -5,14 +5,9 @@ from typing import List, Optional, Sequence, Tuple
 
 from mmnanguard._support.escape import escape
 
+from .culprit_clause import describe_culprit
 from .findings import collect_findings
-from .recommendations import (
-    Step,
-    describe_culprit,
-    join_quoted,
-    next_steps,
-    remedied_modules,
-)
+from .recommendations import Step, join_quoted, next_steps, remedied_modules
 from .steps_for_end import steps_for_end
 from .summary import Summary
 
@@ -55,8 +50,9 @@ def judge(summary: Summary) -> Assessment:
       after the last blame. If no parameter can be blamed, rejected updates
       count by cause instead, except spikes;
     - it rejected 10 updates or more, and at least one in 100 since the first;
-    - not all of its optimizers were guarded, so that nothing says whether
-      their updates were good.
+    - the logged loss has exploded and stayed so, although it is finite;
+    - not all of its updates were guarded, so that nothing says whether they
+      were good.
 
     Routine overflows of the loss scale do not count, and neither do updates
     that were committed: clipped spikes, windows without some micro-batches.
@@ -78,7 +74,8 @@ def judge(summary: Summary) -> Assessment:
         culprit = describe_culprit(summary, gravest)
         steps = next_steps(summary, gravest)
     else:
-        # No update made the run sick: it ended, or was not guarded.
+        # No bad update made the run sick: it ended, exploded, or was not
+        # guarded.
         opening = gravest.clause
         steps = steps_for_end(summary)
     clauses = (opening, culprit, f'next: {steps[0].text}')
@@ -117,7 +114,9 @@ def describe_healthy_run(summary: Summary) -> str:
             'clipped or micro-batches left out'
         )
     if not clauses:
-        return f'healthy: {summary.last_iter:,} iterations, none rejected'
+        clauses.append(f'{summary.last_iter:,} iterations, none rejected')
+    for row in summary.bypasses:
+        clauses.append(f'but at iteration {row.iter or 0:,} {row.finding}')
     return f'healthy: {"; ".join(clauses)}'
 
 

@@ -57,6 +57,7 @@ def collect_findings(summary: Summary) -> List[Finding]:
         find_bad_end(summary),
         find_repeats(summary),
         find_high_rate(summary),
+        find_explosion(summary),
         find_unguarded(summary),
     )
     return list(filter(None, checked))
@@ -207,15 +208,30 @@ def find_high_rate(summary: Summary) -> Optional[Finding]:
     return Finding(first, summary.anomalies[0], clause)
 
 
+def find_explosion(summary: Summary) -> Optional[Finding]:
+    """Return the finding on a loss that exploded, but stayed finite."""
+    rise = summary.log_rise
+    if rise is None:
+        return None
+    clause = (
+        f'the loss has exploded: logged as {rise.begin:.3g} at first and as '
+        f'{rise.end:.3g} at the end'
+    )
+    return Finding(rise.since, '', clause)
+
+
 def find_unguarded(summary: Summary) -> Optional[Finding]:
     """Return the finding on a run of which not all updates are guarded."""
-    if not summary.unguarded:
-        return None
+    since = summary.log_nonfinite_since
     names = []
     for name, kind in summary.unguarded.items():
         names.append(f"optimizer '{name}' is run by {kind}")
+    for row in summary.bypasses:
+        if not row.is_guarded:
+            names.append(row.finding.partition(': ')[2] or row.finding)
+    if not names:
+        return None
     clause = f'not guarded: {", ".join(names)}'
-    since = summary.log_nonfinite_since
     if since is not None:
         clause += (
             f'; the logged loss is not finite from iteration {since:,} to '

@@ -1,34 +1,24 @@
-"""The recommended steps for a run, and the culprit that they are about."""
+"""The recommended steps for a run."""
 
-import math
 import re
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence, Tuple, TypeVar
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 from mmnanguard._support.escape import shell_word
-from mmnanguard.core import Action, Autopsy, GuardEvent
+from mmnanguard.core import Autopsy
 from mmnanguard.core.causes import facts_of_cause
 from mmnanguard.core.diagnosis import ADVICE_ON_INITIAL, diagnose
 from mmnanguard.core.evidence import Evidence
-from mmnanguard.core.rows.input_row import InputRow
-from mmnanguard.core.rows.phrases import samples_in_words
-from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rows.remedy_row import FP32, RemedyRow
-from mmnanguard.core.rows.row_record import RowRecord
+from mmnanguard.core.step_advice import advise_on_step
 
-from .findings import Finding, count_of_blames
+from .collect_evidence import collect_evidence
+from .culprit_clause import and_others, count_batches
+from .findings import Finding
 from .row_text import command_of
-from .summary import Culprit, Row, Summary
+from .summary import Row, Summary
 
-R = TypeVar('R', bound=RowRecord)
-
-__all__ = [
-    'Step',
-    'describe_culprit',
-    'join_quoted',
-    'next_steps',
-    'remedied_modules',
-]
+__all__ = ['Step', 'join_quoted', 'next_steps', 'remedied_modules']
 
 
 class Step(NamedTuple):
@@ -50,7 +40,6 @@ LIST_NAME = 'excluded_samples.txt'
 # The name of a sample without a name, which is none in the dataset.
 NO_NAME = re.compile(r'batch \d+, row \d+')
 LESS = 0.1  # factor on a learning rate that was too high
-MIN_SHARE = 0.25  # share of all blames at which a parameter stands out
 
 
 def next_steps(
@@ -69,11 +58,16 @@ def next_steps(
         # Without most of its samples, a run could not go on.
         if evidence.is_of_most_samples:
             names = ()
-        return (*exclude_samples(summary, names), *run_in_fp32(summary))
-    diagnosis = diagnose(collect_evidence(summary, finding))
+        return (
+            *advise_on_steps(evidence),
+            *exclude_samples(summary, names, evidence),
+            *run_in_fp32(summary, names),
+        )
+    evidence = collect_evidence(summary, finding)
+    diagnosis = diagnose(evidence)
     local_steps = [
-        *exclude_samples(summary, diagnosis.samples),
-        *run_in_fp32(summary),
+        *exclude_samples(summary, diagnosis.samples, evidence),
+        *run_in_fp32(summary, diagnosis.samples),
     ]
     advice = diagnosis.advice
     code = ''
@@ -81,10 +75,13 @@ def next_steps(
     if growth is not None:
         # A negative rate that is smaller goes uphill as well, and a batch
         # that jumped does so at any rate.
-        if not growth.is_uphill and growth.jump == 0:
+        is_of_rate = not (growth.is_uphill or growth.jump or evidence.uphill)
+        if is_of_rate:
             code = summary.launch.train_slower(LESS)
     elif advice is ADVICE_ON_INITIAL:
-        code = ''  # any checkpoint of the run has the same weights
+        # Any checkpoint of the run has the same weights, and no operation
+        # is to be found.
+        return (Step(advice.short, advice.long),)
     elif facts_of_cause(finding.cause).blames == 'weight':
         code = summary.launch.train('--resume')
     general_step = Step(advice.short, advice.detail or advice.long, code)
@@ -102,50 +99,32 @@ def next_steps(
     return (*steps, *diagnose_further(summary, finding.since))
 
 
-def collect_evidence(
-    summary: Summary, finding: Optional[Finding] = None
-) -> Evidence:
-    """Return the evidence on a finding, or on all that a run rejected."""
-    alike: List[GuardEvent] = []
-    for row in summary.events:
-        record = record_of(row)
-        if not isinstance(record, GuardEvent):
-            continue
-        is_alike = not record.is_routine
-        if finding is not None:
-            is_alike = record.cause.value == finding.cause
-        if is_alike and record.action is not Action.STEP:
-            alike.append(record)
-    cause, since = '', 0
-    if finding is not None:
-        cause, since = finding.cause, finding.since
-    events = [event for event in alike if event.iter >= since]
-    # The run has a limited number of autopsies, and similar updates share
-    # one: those of the trouble, or else those of earlier updates like it.
-    autopsies = joined(summary.records(Autopsy), events)
-    autopsies = autopsies or joined(summary.records(Autopsy), alike)
-    inputs = summary.records(InputRow)
-    if finding is not None:
-        inputs = joined(inputs, events)
-    num_iters = 1
-    if events:
-        num_iters = max(summary.last_iter - events[0].iter + 1, len(events))
-    share = len(events) / num_iters
-    return Evidence(cause, events, autopsies, inputs, share)
+def advise_on_steps(evidence: Evidence) -> List[Step]:
+    """Return the step on an optimizer whose own steps were rejected."""
+    events = []
+    for event in evidence.events:
+        if facts_of_cause(event.cause.value).is_of_step:
+            events.append(event)
+    if not events:
+        return []
+    cause = events[-1].cause.value
+    advice = advise_on_step(events, facts_of_cause(cause).advice)
+    return [Step(advice.short, advice.detail or advice.long)]
 
 
-def joined(records: Sequence[R], events: Sequence[GuardEvent]) -> List[R]:
-    """Return the records whose ids are those of the events."""
-    ids = {event.id for event in events}
-    return [record for record in records if getattr(record, 'id', '') in ids]
-
-
-def exclude_samples(summary: Summary, names: Sequence[str]) -> List[Step]:
+def exclude_samples(
+    summary: Summary, names: Sequence[str], evidence: Evidence
+) -> List[Step]:
     """Return the step that leaves out the samples at fault, if any."""
     if not names:
         return []
-    text = f"leave out sample '{names[0]}'{and_more(names)}, or mend it"
-    detail = 'It explains the rejected batches better than the model does.'
+    text = f"leave out sample '{names[0]}'{and_others(names)}, or mend it"
+    batches = evidence.batches()
+    what = 'one of them' if names[1:] else 'it'
+    detail = (
+        f'{count_batches(names, batches)} of {len(batches)} rejected batches '
+        f'hold {what}.'
+    )
     # A list has a line for each sample.
     listed = [name for name in names if not set(name) & {*'\r\n'}]
     if listed != list(names) or any(map(NO_NAME.fullmatch, names)):
@@ -159,8 +138,12 @@ def exclude_samples(summary: Summary, names: Sequence[str]) -> List[Step]:
     return [Step(text, detail, f'{write} && {train}')]
 
 
-def run_in_fp32(summary: Summary) -> List[Step]:
-    """Return the step that runs modules in float32, if autopsies advise it."""
+def run_in_fp32(summary: Summary, samples: Sequence[str]) -> List[Step]:
+    """Return the step that runs modules in float32, if autopsies advise it.
+
+    Not for samples at fault: in float32, the huge gradients of an outlier
+    would be committed.
+    """
     remedies = summary.others.get('remedy')
     # The guard has already applied the cure, but only in this process: a new
     # run needs it in its config.
@@ -177,7 +160,8 @@ def run_in_fp32(summary: Summary) -> List[Step]:
     for autopsy in summary.records(Autopsy):
         # Several autopsies may name the same module, and some name none.
         is_new = autopsy.module and autopsy.module not in modules
-        if is_new and autopsy.remedy == FP32:
+        is_outlier = not set(autopsy.samples).isdisjoint(samples)
+        if is_new and autopsy.remedy == FP32 and not is_outlier:
             modules.append(autopsy.module)
     if not modules:
         return []
@@ -204,20 +188,6 @@ def remedied_modules(summary: Summary) -> List[str]:
 def join_quoted(names: Sequence[str]) -> str:
     """Return the names in quotes, with commas between them."""
     return ', '.join(map("'{}'".format, names))
-
-
-def and_more(items: Sequence[object]) -> str:
-    """Return how many items follow the first; '' if none does."""
-    return f' and {len(items) - 1} more' * (len(items) > 1)
-
-
-def blamed_among(culprits: Sequence[Culprit]) -> List[Culprit]:
-    """Return the culprits that were blamed at least once.
-
-    All other culprits had only routine overflows, or were only part of a bad
-    batch.
-    """
-    return [culprit for culprit in culprits if culprit.count]
 
 
 def diagnose_further(summary: Summary, since: int) -> List[Step]:
@@ -256,84 +226,3 @@ def replay_step(dumps: Sequence[Row], since: int) -> Step:
             )
     text = f'replay the dump of iteration {dump.get("iter")}'
     return Step(text, detail, command_of(dump))
-
-
-def describe_culprit(summary: Summary, finding: Finding) -> str:
-    """Return the clause on the culprit; '' if no culprit is known."""
-    kinds = facts_of_cause(finding.cause).culprits
-    if not kinds:
-        return ''
-    evidence = collect_evidence(summary, finding)
-    diagnosis = diagnose(evidence)
-    if diagnosis.growth is not None:
-        return diagnosis.reason
-    # The most certain evidence comes first: a sample or module that was named
-    # by a check, then counts.
-    clauses = []
-    if 'sample' in kinds and diagnosis.samples:
-        clauses.append(describe_samples(summary, diagnosis.samples))
-    if 'module' in kinds and diagnosis.operation is not None:
-        clauses.append(describe_module(diagnosis.operation))
-    if evidence.is_of_most_samples:
-        clauses = [diagnosis.reason]
-    num_batches = len(evidence.batches())
-    if clauses:
-        clause = f'culprit: {", ".join(clauses)}'
-        if diagnosis.suspects:
-            suspects = describe_suspects(diagnosis.suspects, num_batches)
-            clause += f'; {suspects}'
-        return clause
-    names = evidence.suspects()
-    if 'sample' in kinds and names:
-        return describe_suspects(names, num_batches)
-    return describe_parameter(summary, finding)
-
-
-def describe_suspects(names: Sequence[str], num_batches: int) -> str:
-    """Return the clause on samples that are in all rejected batches."""
-    who = samples_in_words(names)
-    if len(names) == 1:
-        return (
-            f'suspect: {who}, in {num_batches} of {num_batches} rejected '
-            'batches'
-        )
-    return f'suspects: {who}, some of them in each rejected batch'
-
-
-def describe_samples(summary: Summary, names: Sequence[str]) -> str:
-    """Return the clause on the samples at fault, most often named first."""
-    counts = {sample.name: sample.count for sample in summary.samples}
-    first = max(names, key=lambda name: counts.get(name, 0))
-    times = ''
-    if counts.get(first, 0) > 1:
-        times = f', {counts[first]} times'
-    return f"sample '{first}'{and_more(names)}{times}"
-
-
-def describe_module(autopsy: Autopsy) -> str:
-    """Return the clause on the module that an autopsy found."""
-    if autopsy.phase == 'weight' or autopsy.is_kept:
-        return autopsy.finding()
-    effect = 'overflows'
-    if autopsy.call():
-        effect = f'overflows at {autopsy.call()}'
-    if autopsy.is_certain:
-        effect = autopsy.pole()
-    elif math.isnan(autopsy.output_absmax):
-        effect = 'gives NaN'
-    return f'{autopsy.place()} {effect} in {autopsy.dtype} in {autopsy.phase}'
-
-
-def describe_parameter(summary: Summary, finding: Finding) -> str:
-    """Return the clause on the parameter that stands out, or ''."""
-    blamed = blamed_among(summary.parameters)
-    # The clause of the finding may already name the parameter.
-    if not blamed or f"'{blamed[0].name}'" in finding.clause:
-        return ''
-    first, num = blamed[0], sum(map(count_of_blames, blamed))
-    # If many parameters are blamed equally often, the first one leads by
-    # chance.
-    if first.count < MIN_SHARE * num or first.count == 1 < num:
-        return ''
-    times = f', {first.count:,} times' * (first.count > 1)
-    return f"blamed: '{first.name}'{times}"

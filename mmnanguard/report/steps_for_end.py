@@ -1,6 +1,7 @@
 """The recommended steps for a run that no bad update has made sick.
 
-Such a run crashed, was killed or interrupted, or was not guarded.
+Such a run crashed, was killed or interrupted, was not guarded, or exploded
+while all its numbers stayed finite.
 """
 
 from typing import Tuple
@@ -8,7 +9,7 @@ from typing import Tuple
 from mmnanguard.core.rows.end_row import FINISHED
 
 from .recommendations import Step, next_steps
-from .summary import Summary
+from .summary import Rise, Summary
 
 __all__ = ['steps_for_end']
 
@@ -19,8 +20,14 @@ def steps_for_end(summary: Summary) -> Tuple[Step, ...]:
     is_over = summary.end is not None and summary.end.how == FINISHED
     if not is_over and (summary.end or summary.is_lost):
         steps.append(resume_step(summary))
+    if summary.log_rise is not None:
+        steps.append(explosion_step(summary.log_rise))
     if summary.unguarded:
         steps.append(guard_step(summary))
+    for row in summary.bypasses:
+        if not row.is_guarded:
+            text = 'let the guarded wrapper make each step'
+            steps.append(Step(text, row.advice))
     return (*steps, *next_steps(summary))
 
 
@@ -38,6 +45,20 @@ def resume_step(summary: Summary) -> Step:
         'resume it once the reason is repaired',
         'The traceback is on the console of the run, not in its events.',
         resume,
+    )
+
+
+def explosion_step(rise: Rise) -> Step:
+    """Return the step for a loss that exploded and stayed finite."""
+    return Step(
+        f'look at the curves before iteration {rise.since:,}',
+        'All numbers are finite, so that no update was rejected. If the '
+        'gradient norm grew with the loss, lower the learning rate or the '
+        'weight of the loss that grew (weight decay is one), lengthen '
+        'warm-up, or set optim_wrapper.clip_grad=dict(max_norm=...). If one '
+        'norm jumped, look at the samples of that batch, and clip. If both '
+        'were huge from the start, normalize the inputs. Then begin anew, or '
+        'from a checkpoint written before.',
     )
 
 

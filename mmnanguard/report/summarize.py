@@ -21,6 +21,7 @@ from typing import (
 
 from mmnanguard.core import Autopsy, Cause
 from mmnanguard.core.causes import facts_of_cause
+from mmnanguard.core.rows.bypass_row import BypassRow
 from mmnanguard.core.rows.end_row import EndRow
 from mmnanguard.core.rows.halt_row import HaltRow
 from mmnanguard.core.rows.input_row import InputRow
@@ -122,6 +123,10 @@ class Reader:
             # A row of another version may be no such record.
             if isinstance(record, EndRow):
                 summary.end = record
+        elif kind == BypassRow.KIND:
+            record = record_of(row)
+            if isinstance(record, BypassRow):
+                summary.bypasses += (record,)
         else:
             self._name_culprits(row)
         self._keep(row, (kind, str(row.get('cause', '')), param))
@@ -189,6 +194,7 @@ class Reader:
             summary.max_iters = start.max_iters
         # The run was resumed after the halt or the end.
         summary.halt = summary.end = None
+        summary.bypasses = ()
         summary.unguarded = dict(start.unguarded)
         # Version 0.1 names the guards only.
         if row.get('guards') == {} and not start.unguarded:

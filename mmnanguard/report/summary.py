@@ -3,15 +3,16 @@
 from array import array
 from dataclasses import dataclass, field
 from itertools import filterfalse
-from typing import Dict, List, Optional, Tuple, Type, TypeVar
+from typing import Dict, List, NamedTuple, Optional, Tuple, Type, TypeVar
 
 from mmnanguard.core.causes import facts_of_cause
 from mmnanguard.core.launch import Launch
+from mmnanguard.core.rows.bypass_row import BypassRow
 from mmnanguard.core.rows.end_row import EndRow
 from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rows.row_record import NewRow, Row, RowRecord
 
-__all__ = ['Culprit', 'Episode', 'Row', 'Summary', 'is_routine']
+__all__ = ['Culprit', 'Episode', 'Rise', 'Row', 'Summary', 'is_routine']
 
 R = TypeVar('R', bound=RowRecord)
 
@@ -80,6 +81,20 @@ class Episode:
     count: int = 0
 
 
+class Rise(NamedTuple):
+    """The rise of a loss that never came down again.
+
+    Attributes:
+        begin: The first logged value.
+        end: The last logged value.
+        since: The iteration since which the values are that high.
+    """
+
+    begin: float
+    end: float
+    since: int
+
+
 @dataclass
 class Summary:
     """The summary of a run's rows, in little memory.
@@ -104,8 +119,10 @@ class Summary:
             that is not known.
         unguarded: The type of the wrapper of each optimizer that the last
             attempt does not guard, by name.
+        bypasses: The warnings of the last attempt in capitals.
         log_nonfinite_since: The iteration since which the logged loss has not
             been finite, up to its end; None if it is finite there.
+        log_rise: The rise of the logged loss, if it exploded and stayed so.
         launch: What the commands to paste need.
         parameters: The parameters that were blamed first in their update,
             the most blamed one first.
@@ -142,7 +159,9 @@ class Summary:
     end: Optional[EndRow] = None
     is_alive: Optional[bool] = None
     unguarded: Dict[str, str] = field(default_factory=dict)
+    bypasses: Tuple[BypassRow, ...] = ()
     log_nonfinite_since: Optional[int] = None
+    log_rise: Optional[Rise] = None
     launch: Launch = field(default_factory=Launch)
     parameters: Tuple[Culprit, ...] = ()
     blameless: Tuple[Culprit, ...] = ()

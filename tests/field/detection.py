@@ -272,6 +272,8 @@ class NoMasksInBatch(Regress):
 
     source = 'open-mmlab/mmdetection#5911'
     iters = 300
+    # At a higher rate, the noise of the last batches decides on the end.
+    optimizer = dict(type='SGD', lr=0.02)
     causes = ('loss_nonfinite',)
     never_says = ('lower the learning rate', 'rolled back')
 

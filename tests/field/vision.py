@@ -268,3 +268,26 @@ class ClipWeights(Hook):
     def after_train_iter(self, runner, *args, **kwargs):
         for param in runner.model.parameters():
             param.data.clamp_(-0.1, 0.1)
+
+
+class ProposalOfNoWidth(Regress):
+    """A second stage divides by the width of a proposal, which may be 0.
+
+    Its target is Inf, but gradients are finite, in a fifth of the batches.
+    """
+
+    source = 'Thinklab-SJTU/R3Det_Tensorflow#20'
+    iters = 300
+    causes = ('loss_nonfinite',)
+    culprit = r'aten\.reciprocal'
+    says = ('more than one in ten',)
+    never_says = ('lower the learning rate', 'leave out sample')
+
+    def loss(self, net, batch):
+        output = net(batch.inputs)
+        loss = F.smooth_l1_loss(output, batch.target)
+        if not net.training:
+            return loss
+        width = (output[:, 0] + 0.3).relu().detach()
+        refined = F.smooth_l1_loss(output[:, 3], (1 / width).log())
+        return dict(loss=loss, loss_refined=0.05 * refined)

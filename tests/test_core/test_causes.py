@@ -90,7 +90,8 @@ def test_the_facts_make_sense(cause):
     # Each of these would contradict itself.
     assert not (facts.is_routine and facts.ends_run)
     assert facts.is_scaled or not facts.is_routine
-    assert facts.is_scaled or facts.unscaled_advice is None
+    # A loss scale also says that float16 is at work.
+    assert facts.is_replayable or facts.unscaled_advice is None
     assert not (facts.is_gradual and facts.is_of_batch)
     assert facts.is_replayable or 'module' not in facts.culprits
     assert facts.is_of_batch or facts.blames != 'largest gradient'

@@ -251,9 +251,32 @@ def test_a_loss_that_is_never_finite_does_not_stop_learning():
     verdict = decide(seen, state, GuardPolicy(), NormClip(1.0))
     assert (verdict.cause, verdict.counts) == (Cause.LOSS_NONFINITE, False)
     assert verdict.clip_coef == NormClip(1.0).coefficient(2.0)
-    # After a clean update such updates are rejected again.
-    clean = Observation(**CLEAN)
-    state = state.after(clean, decide(clean, state, GuardPolicy()))
+
+
+def share_committed(every, num=300):
+    """Return the share of committed updates if some losses are not finite."""
+    state, num_steps, num_bad = GuardState(), 0, 0
+    for number in range(1, num + 1):
+        is_bad = number % every == 0
+        seen = Observation(**(LOSS_ALONE if is_bad else CLEAN))
+        verdict = decide(seen, state, GuardPolicy())
+        state = state.after(seen, verdict)
+        num_bad += is_bad
+        num_steps += is_bad and verdict.action is STEP
+    return num_steps / num_bad
+
+
+def test_frequent_losses_that_are_not_finite_do_not_slow_learning():
+    assert share_committed(every=4) > 0.8
+    # One odd sample in an epoch is left out for good.
+    assert share_committed(every=16) == 0
+
+
+def test_good_losses_are_trusted_again():
+    _, state = fates(LOSS_ALONE, 100)
+    clean, seen = Observation(**CLEAN), Observation(**LOSS_ALONE)
+    for _ in range(120):
+        state = state.after(clean, decide(clean, state, GuardPolicy()))
     assert decide(seen, state, GuardPolicy()).action is SKIP
 
 

@@ -5,14 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from mmnanguard.core import Action, Autopsy, Cause, GuardEvent
+from mmnanguard.core import Action, Autopsy, Cause, GuardEvent, GuardState
 from mmnanguard.core.causes import facts_of_cause
-from mmnanguard.core.diagnosis import diagnose, of_growth
+from mmnanguard.core.diagnosis import diagnose
 from mmnanguard.core.evidence import Evidence
+from mmnanguard.core.growth_advice import explain_growth
 from mmnanguard.core.operation_advice import advise_on
 from mmnanguard.core.rows.input_row import InputRow
-from mmnanguard.core.rules.recent_commits import Growth
+from mmnanguard.core.rules.recent_commits import Commit, Growth
 from mmnanguard.core.step_advice import advise_on_step
+from mmnanguard.hooks.recovery.lower_rate import RateEvidence
 
 FLOAT32_MAX = 3.4028e38
 
@@ -37,11 +39,12 @@ def event(cause=Cause.LOSS_NONFINITE, iter_=1, **keys):
 
 def test_a_negative_learning_rate_goes_uphill():
     rising = Growth((1.0, 9.0, 90.0), (1.0, 9.0, 90.0), -0.1, 90.0)
-    diagnosis = of_growth(rising)
-    assert 'param_scheduler' in diagnosis.advice.short
-    assert 'uphill' in diagnosis.advice.long
-    assert 'clip_grad' not in diagnosis.advice.long
-    assert 'clip_grad' in of_growth(rising._replace(lr=0.1)).advice.long
+    _, advice = explain_growth(rising, Evidence(''))
+    assert 'param_scheduler' in advice.short
+    assert 'uphill' in advice.long
+    assert 'clip_grad' not in advice.long
+    _, advice = explain_growth(rising._replace(lr=0.1), Evidence(''))
+    assert 'clip_grad' in advice.long
 
 
 @pytest.mark.parametrize(
@@ -164,3 +167,114 @@ def test_samples_in_each_rejected_batch_are_suspects_of_an_overflow():
     cured = finding.replace(tried={'fp32': True})
     diagnosis = diagnose(Evidence(cause, events, [cured], share=0.1))
     assert not diagnosis.suspects
+
+
+def test_an_outlier_in_float16_is_not_put_into_float32():
+    """Float32 would commit its huge gradients."""
+    batches = [('a', f'{number}') for number in range(3)]
+    events = [event(samples=names) for names in batches]
+    finding = autopsy(
+        'mm',
+        input_absmax=1e5,
+        is_pole=False,
+        samples=('a',),
+        tried={'module_fp32': True, 'without_samples': True},
+    )
+    cause = Cause.LOSS_NONFINITE.value
+    diagnosis = diagnose(Evidence(cause, events, [finding], share=0.1))
+    assert diagnosis.samples == ('a',)
+    assert 'leave it out' in diagnosis.advice.long
+    assert 'float32, which was tried' not in diagnosis.advice.long
+
+
+def test_a_second_culprit_in_other_batches_is_named():
+    events = []
+    for number in range(4):
+        names = ('a', 'b') if number % 2 else ('c', 'd')
+        events.append(event(iter_=1 + number, id=f'{number}', samples=names))
+    bad = Autopsy(id='1', phase='input', samples=('a',), repeats=True)
+    pole = autopsy('reciprocal', 0.0, is_pole=True, id='2')
+    cause = Cause.LOSS_NONFINITE.value
+    diagnosis = diagnose(Evidence(cause, events, [bad, pole]))
+    assert diagnosis.samples == ('a',)
+    assert diagnosis.other is pole
+    assert 'has a pole at reciprocal(0)' in diagnosis.advice.long
+    assert 'Add an epsilon' in diagnosis.advice.long
+    same = pole.replace(id='3')  # a batch with the sample
+    assert diagnose(Evidence(cause, events, [bad, same])).other is None
+
+
+@pytest.mark.parametrize(
+    ('name', 'words'),
+    [
+        ('nll_loss_forward', 'labels are ignored'),
+        ('mean', 'too few elements'),
+        ('_softmax', 'masked as a whole'),
+    ],
+)
+def test_an_operation_on_nothing_says_what_is_missing(name, words):
+    finding = autopsy(name, output_absmax=math.nan, is_pole=True)
+    advice = advise_on(finding)
+    assert words in advice.long
+    assert 'epsilon' not in advice.long
+    assert 'pole' not in advice.short
+
+
+def test_a_rounded_cosine_is_shown_in_full():
+    finding = autopsy('acos', 1.0000001, output_absmax=math.nan, is_pole=True)
+    assert 'not defined at acos(1.0000001)' in finding.finding()
+    assert 'clamp its input to [-1' in advise_on(finding).long
+    inside = autopsy('acos', 0.3, output_absmax=math.nan, is_pole=True)
+    assert '[-1' not in advise_on(inside).long
+
+
+@pytest.mark.parametrize(
+    ('settings', 'word'),
+    [
+        (dict(weight_decay=-10.0), 'weight_decay=-10'),
+        (dict(momentum=1.2), 'momentum=1.2'),
+        (dict(maximize=True), 'maximize=True'),
+        (dict(weight_decay=0.1, momentum=0.9), ''),
+    ],
+)
+def test_settings_that_make_weights_grow_are_named(settings, word):
+    rising = Growth((1.0, 9.0, 90.0), (1.0, 9.0, 90.0), 0.1, 90.0)
+    step = dict(optimizer='SGD', settings=settings)
+    struck = event(step=step, growth=rising._asdict(), consecutive_skips=20)
+    diagnosis = diagnose(Evidence(struck.cause.value, [struck]))
+    assert ('ower the learning rate' in diagnosis.advice.long) is not bool(
+        word
+    )
+    assert word in diagnosis.reason
+    assert word in diagnosis.advice.short
+    evidence = RateEvidence.of(struck.replace(loss=9000.0), state_of(rising))
+    assert evidence.blames_rate is not bool(word)
+    assert word in evidence.words(None)
+
+
+def state_of(growth):
+    """Return the state of a guard after the commits of a growth."""
+    numbers = zip(growth.losses, growth.grad_norms)
+    record = [Commit(i, *pair, lr=growth.lr) for i, pair in enumerate(numbers)]
+    return GuardState(recent_commits=tuple(record))
+
+
+def test_a_smaller_negative_rate_goes_uphill_as_well():
+    rising = Growth((1.0, 9.0, 90.0), (1.0, 9.0, 90.0), -0.1, 90.0)
+    assert not RateEvidence(rising, has_diverged=False).blames_rate
+    assert RateEvidence(rising._replace(lr=0.1), False).blames_rate
+
+
+def test_a_beta_of_1_is_named():
+    step = dict(optimizer='Adam', settings=dict(betas=[0.9, 1.0]))
+    events = [event(Cause.STEP_NONFINITE, step=step)]
+    general = facts_of_cause(events[0].cause.value).advice
+    assert 'betas=(0.9, 1.0)' in advise_on_step(events, general).long
+
+
+def test_float16_is_a_suspect_where_nothing_is_known():
+    cause = Cause.LOSS_NONFINITE.value
+    scale = dict(before=64.0, after=64.0)
+    assert 'bfloat16' not in diagnose(Evidence(cause, [event()])).advice.long
+    scaled = Evidence(cause, [event(loss_scale=scale)])
+    assert "dtype='bfloat16'" in diagnose(scaled).advice.long

@@ -5,12 +5,15 @@ import pytest
 
 from mmnanguard.core import (
     Action,
+    Cause,
+    GuardEvent,
     GuardState,
     Observation,
     ScaleReading,
     Verdict,
 )
-from mmnanguard.core.diagnosis import of_growth
+from mmnanguard.core.evidence import Evidence
+from mmnanguard.core.growth_advice import explain_growth
 from mmnanguard.core.rules.recent_commits import (
     Commit,
     find_early_end,
@@ -72,7 +75,8 @@ def test_the_usual_norm_is_that_before_a_long_explosion():
     # Nothing usual is left.
     growth = find_growth(commits([1.0] * 64, [2.0**i for i in range(64)]))
     assert math.isnan(growth.usual_norm)
-    assert 'max_norm=...' in of_growth(growth).advice.long
+    _, advice = explain_growth(growth, Evidence(''))
+    assert 'max_norm=...' in advice.long
 
 
 def now_and_then(history, first, every, num, value):
@@ -115,7 +119,8 @@ def test_one_batch_that_jumps_does_not_blame_the_rate(norms, is_jump):
     growth = find_growth(commits(norms, norms))
     assert (growth.jump > 0) == is_jump
     assert RateEvidence(growth, has_diverged=False).blames_rate != is_jump
-    advice = of_growth(growth, since=12).advice
+    event = GuardEvent(12, Action.SKIP, Cause.LOSS_NONFINITE, since=12)
+    _, advice = explain_growth(growth, Evidence('', [event]))
     assert ('lower the learning rate' in advice.short) != is_jump
     assert ('(iteration 12)' in advice.long) == is_jump
     assert 'clip' in advice.short
@@ -169,3 +174,12 @@ def test_the_record_is_saved_in_builtins():
     assert loaded.to_dict()['recent_commits']['lr'] == [0.1, None, 0.1]
     del saved['recent_commits']
     assert GuardState.from_dict(saved, 200).recent_commits == ()
+
+
+def test_first_steps_are_no_suspects_after_rejections_before_them():
+    first = [Commit(1, 1.0, 1.0)]
+    assert find_early_end(first, 1, 20).factor == 0
+    late = [first[0]._replace(update=11)]
+    assert find_early_end(late, 1, 20) is None
+    # Overflows of a new loss scale are no reason.
+    assert find_early_end(late, 1, 20, num_routine=10) is not None

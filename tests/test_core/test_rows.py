@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mmnanguard.core import Action, Autopsy, BadTensor, Cause, GuardEvent
 from mmnanguard.core.rows.audit_row import AuditRow
+from mmnanguard.core.rows.bypass_row import BypassRow
 from mmnanguard.core.rows.dump_row import DumpRow
 from mmnanguard.core.rows.end_row import EndRow
 from mmnanguard.core.rows.halt_row import HaltRow
@@ -115,6 +116,7 @@ RECORDS_OF_KIND = {
         *(TEXTS, TEXTS, COUNTS, COUNTS, COUNTS, RANKS, NAMES, COUNTS),
         *(TENSORS, maybe(TEXTS)),
     ),
+    'bypass': st.builds(BypassRow, maybe(COUNTS), TEXTS, st.booleans(), TEXTS),
     'halt': st.builds(HaltRow, TEXTS, COUNTS, TEXTS),
     'end': st.builds(EndRow, TEXTS, maybe(COUNTS), TEXTS),
 }
@@ -128,13 +130,14 @@ KEYS = {
     'autopsy': 'id phase module module_type method op source dtype '
     'input_absmax output_absmax dtype_max batch_rows samples rank repeats '
     'exact fp32_is_finite remedy outputs is_pole operands '
-    'num_samples keys tried mask derivative',
+    'num_samples keys tried mask derivative huge_weight',
     'dump': 'id rank path bytes needs checkpoint',
     'remedy': 'id remedy module config',
     'input': 'id action iter since ranks num_samples samples keys',
     'rollback': 'id iter to path num_rollbacks lr_factor loss_scale evidence',
     'audit': 'id run attempt iter epoch ranks where num_bad tensors '
     'checkpoint',
+    'bypass': 'iter optimizer is_guarded message',
     'halt': 'id iter story',
     'end': 'how iter error',
 }
@@ -174,6 +177,7 @@ def test_unknown_keys_and_kinds_of_values_do_no_harm(kind):
         'rollback': {'to': 3},
         'audit': {'num_bad': 1},
         'input': {'action': 'reject'},
+        'bypass': {'message': 'NO'},
         'halt': {'story': 'over'},
         'end': {'how': 'finished'},
     }.get(kind, {})

@@ -8,6 +8,7 @@ import pytest
 from docs_shell import FOLDER, ROOT, all_blocks, blocks, commands, run
 
 from mmnanguard.core import Cause
+from mmnanguard.core.rows.bypass_row import BypassRow
 from mmnanguard.core.rows.end_row import EndRow
 
 PAGE = ROOT / 'docs' / 'en' / 'events.md'
@@ -21,6 +22,7 @@ KINDS = {
     'input',
     'rollback',
     'audit',
+    'bypass',
     'halt',
     'end',
 }
@@ -47,6 +49,7 @@ def rows():
             for row in map(read, file.read_text().splitlines()):
                 first_rows.setdefault(row['kind'], row)
     # Both runs are halted, and then there is no other end.
+    first_rows['bypass'] = BypassRow(9, 'default', False, 'THESE').to_row()
     first_rows['end'] = EndRow('crashed', 61, 'RuntimeError: ...').to_row()
     return first_rows
 

@@ -60,6 +60,8 @@ class Faulty(BaseModel):
         self.body = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
         self.head = nn.Linear(8, 2)
         self.fault = fault
+        if fault == 'huge weight':
+            self.head.bias.data[1] = 2e25
 
     def forward(self, inputs, data_samples=None, mode='loss'):
         inputs = torch.stack(list(inputs))
@@ -154,6 +156,16 @@ def test_a_pole_is_called_a_pole(tmp_path, fault, op, call, safe):
     # Other samples in each batch are innocent.
     assert 'ExcludeSamples' not in story
     assert not any('leave out' in step.text for step in verdict.steps)
+
+
+def test_a_huge_weight_is_named(tmp_path):
+    """Memory that was never initialized may hold finite numbers."""
+    _, story, verdict = story_of(tmp_path, 'huge weight')
+    _, advice = parts(story)
+    assert "'head.bias' holds numbers above 1e6" in advice
+    assert 'initialization' in advice
+    assert 'normalize or clamp' not in advice
+    assert "look at 'head.bias'" in verdict.sentence
 
 
 def test_a_number_of_the_code_is_not_finite(tmp_path):

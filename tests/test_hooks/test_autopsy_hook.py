@@ -61,6 +61,8 @@ class Patient(BaseModel):
         if self.ill == 'backward':
             tokens = tokens + (tokens * (signal < 100)[:, None]).abs().sqrt()
         logits = self.head(tokens)
+        if self.ill == 'sum':
+            logits = logits + (logits * 0 + 1e38).sum() * 0
         return self.head.loss(logits, signal, self.ill == 'loss')
 
 
@@ -80,8 +82,9 @@ class Head(nn.Module):
 
 
 def train(work_dir, ill='nowhere', value=1e3, hooks=(), **keys):
-    data = make_data(24)
-    for index in (13, 15)[: keys.pop('num_ill', 1)]:
+    data = make_data(keys.pop('num_data', 24))
+    num_ill = keys.pop('num_ill', 1)
+    for index in keys.pop('bad', (13, 15)[:num_ill]):
         data[index]['inputs'] += value
     runner = make_runner(
         work_dir,
@@ -117,10 +120,28 @@ def test_the_culprit_is_named(tmp_path, ill, phase, module, op):
     assert event['iter'] == 4
     assert row['id'] == event['id']
     assert (row['phase'], row['module'], row['op']) == (phase, module, op)
-    # A BatchNorm's statistics are of all samples.
-    assert row['samples'] == ([] if ill == 'norm' else [POISON])
+    # Also where an operation mixes all samples, as a BatchNorm's statistics.
+    assert row['samples'] == [POISON]
     assert row['repeats']
     assert row['source'].startswith('test_autopsy_hook.py:')
+
+
+def test_a_sum_over_the_batch_blames_nobody(tmp_path):
+    """The sum is small enough without any half of the batch."""
+    runner = train(tmp_path, 'sum', value=0.0, max_iters=2)
+    row = read_rows(runner, 'autopsy')[0]
+    assert row['op'] == 'aten.sum'
+    assert row['samples'] == []
+
+
+def test_samples_of_several_batches_are_named(tmp_path):
+    """More of them than the replays of similar updates."""
+    bad = tuple(range(1, 40, 8))  # in every other batch
+    runner = train(tmp_path, 'norm', bad=bad, num_data=40, max_iters=10)
+    rows = read_rows(runner, 'autopsy')
+    assert len(read_rows(runner)) == len(bad)
+    names = [[f'train/{index:06d}.jpg'] for index in bad]
+    assert [row['samples'] for row in rows] == names
 
 
 def test_a_bad_input(tmp_path):

@@ -207,9 +207,27 @@ def test_weights_that_were_never_initialized(tmp_path, is_loaded):
     assert 'Fill them in __init__ or init_weights' in story
     assert 'outside any guarded update' not in story
     assert 'IS BAD' not in log_of(runner)
-    step = load_run(tmp_path).verdict.steps[0]
+    # Nothing else is to be found, and no checkpoint is better.
+    (step,) = load_run(tmp_path).verdict.steps
     assert step.text.startswith('initialize')
     assert step.code == ''
+
+
+def test_no_rollback_to_weights_that_were_bad_from_the_start(tmp_path):
+    runner = make_runner(
+        tmp_path,
+        wrapper(guard=dict(when_exhausted='rollback')),
+        default_hooks=dict(
+            guard_hooks(), rollback=dict(type='mmnanguard.RollbackHook')
+        ),
+        max_iters=4,
+    )
+    runner.model.head.weight.data[0] = math.nan
+    with pytest.raises(TrainingHalted) as error:
+        runner.train()
+    assert runner.iter == 0
+    assert 'No rollback: the weights were bad before' in str(error.value)
+    assert read_rows(runner, 'rollback') == []
 
 
 def test_bad_optimizer_state_is_named_once(work_dir):

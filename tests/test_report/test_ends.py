@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from event_rows import dump, halt, start, update, write_events, write_scalars
 from mmengine.hooks import Hook
-from toys import guard_hooks, make_runner, read_rows, wrapper
+from toys import ToyNet, guard_hooks, make_runner, read_rows, wrapper
 
 from mmnanguard._support.process_identity import is_alive, this_process
 from mmnanguard.report import load_run
@@ -86,7 +86,7 @@ def test_a_killed_process_and_one_that_runs(tmp_path):
 import sys, time
 sys.path[:0] = [{str(TESTS)!r}, {str(TESTS.parent)!r}]
 from mmengine.hooks import Hook
-from toys import guard_hooks, make_runner, wrapper
+from toys import ToyNet, guard_hooks, make_runner, wrapper
 
 class Wait(Hook):
     priority = 'LOWEST'
@@ -182,10 +182,93 @@ def test_unguarded(tmp_path):
     assert 'healthy' not in sentence
 
 
+@pytest.mark.parametrize(
+    ('losses', 'since'),
+    [
+        ([87.0, 2e3, 9e6, 4e7, 1e34], 3),
+        ([87.0, 9e6, 90.0, 4e7, 1e12], 4),
+        # It came down again.
+        ([87.0, 9e6, 4e7, 90.0, 80.0], None),
+        # A value that an agent learns, and a loss that began at almost 0.
+        ([1.0, 10.0, 1e2, 1e3, 1e4], None),
+        ([1e-9, 0.1, 0.5, 1.0, 2.0], None),
+        ([-3.0, -9e6, -4e7, -1e9, -1e12], None),
+    ],
+)
+def test_a_loss_that_exploded_and_stayed_finite(tmp_path, losses, since):
+    folder = tmp_path / '20260101_000000'
+    write_events(folder, [start(), end(64, 'finished', '')])
+    write_scalars(
+        folder, [dict(iter=i, loss=x) for i, x in enumerate(losses, 1)]
+    )
+    verdict = load_run(str(tmp_path)).verdict
+    assert verdict.is_healthy == (since is None)
+    assert verdict.since == since
+    if since is not None:
+        assert 'the loss has exploded: logged as 87 at first' in (
+            verdict.sentence
+        )
+        assert f'before iteration {since}' in verdict.steps[0].text
+        assert not verdict.steps[0].code
+
+
 def test_one_of_two_optimizers_is_not_guarded():
     rows = [start(unguarded={'disc': 'OptimWrapper'})]
     sentence = judge(summarize(rows, 9)).sentence
     assert "optimizer 'disc' is run by OptimWrapper" in sentence
+
+
+class PastTheWrapper(ToyNet):
+    """Steps the optimizer itself."""
+
+    def train_step(self, data, optim_wrapper):
+        with optim_wrapper.optim_context(self):
+            data = self.data_preprocessor(data, True)
+            losses = self(**data, mode='loss')
+        sum(losses.values()).backward()
+        optim_wrapper.optimizer.step()
+        optim_wrapper.optimizer.zero_grad()
+        return losses
+
+
+class Frozen(ToyNet):
+    """Lets no gradient through."""
+
+    def forward(self, *args, **kwargs):
+        losses = super().forward(*args, **kwargs)
+        return {
+            name: loss.detach().requires_grad_()
+            for name, loss in losses.items()
+        }
+
+
+def report_of(model, work_dir):
+    runner = make_runner(
+        work_dir, wrapper(), model=model, default_hooks=guard_hooks()
+    )
+    runner.train()
+    return load_run(str(work_dir)).verdict
+
+
+def test_a_run_that_bypasses_the_guard_is_not_healthy(tmp_path):
+    verdict = report_of(PastTheWrapper(), tmp_path)
+    assert not verdict.is_healthy
+    assert verdict.sentence.startswith(
+        'not guarded: SGD.step() was called past the guard; next: '
+    )
+    assert "Call the wrapper's update_params" in verdict.steps[0].detail
+
+
+def test_a_run_that_trains_nothing_says_so(tmp_path):
+    sentence = report_of(Frozen(), tmp_path).sentence
+    assert 'but at iteration 4 NO PARAMETER HAS A GRADIENT: 4' in sentence
+
+
+def test_a_bypass_ends_with_its_attempt():
+    row = dict(schema=1, kind='bypass', iter=3, message='NO. Do it.')
+    rows = [start(), row, end(9, 'finished', '')]
+    assert judge(summarize(rows, 9)).sentence.startswith('not guarded: NO;')
+    assert judge(summarize([*rows, start(attempt=2)], 9)).is_healthy
 
 
 def test_unguarded_run(tmp_path):

@@ -76,6 +76,8 @@ class Autopsy(RowRecord):
             '' if no mask is involved.
         derivative: In a backward pass, the operation of the forward pass
             whose derivative the operation computes, such as 'sqrt'; else ''.
+        huge_weight: A parameter that holds numbers above 1e6, if the
+            operation got such numbers; else ''.
     """
 
     KIND: ClassVar[str] = 'autopsy'
@@ -106,6 +108,7 @@ class Autopsy(RowRecord):
     tried: Mapping[str, bool] = field(default_factory=dict)
     mask: str = ''
     derivative: str = ''
+    huge_weight: str = ''
 
     @property
     def is_certain(self) -> bool:
@@ -278,7 +281,7 @@ class Autopsy(RowRecord):
         """Describe an operation that no dtype can make finite."""
         call = 'its input'
         if self.operands:
-            numbers = ', '.join(map('{:.3g}'.format, self.operands))
+            numbers = ', '.join(map(in_words, self.operands))
             call = f'{self.op.split(".")[-1]}({numbers})'
         if self.mask and not self.is_pole:
             return 'writes Inf or NaN as a mask, which reaches the loss,'
@@ -302,3 +305,11 @@ class Autopsy(RowRecord):
     def _named_samples(self) -> str:
         others = and_more(len(self.samples) - 1)
         return f"sample '{self.samples[0]}'{others}"
+
+
+def in_words(operand: float) -> str:
+    """Return a number in three digits, or in more if it is almost 1 or -1."""
+    words = f'{operand:.3g}'
+    if words in ('1', '-1'):
+        return f'{operand:.9g}'
+    return words

@@ -40,7 +40,10 @@ def build_event(
         numbers = () if verdict.spike else (seen.loss, seen.grad_norm)
         growth = find_growth(commits, *numbers)
         growth = growth or find_early_end(
-            commits, state.num_steps, state.consecutive_skips
+            commits,
+            state.num_steps,
+            state.consecutive_skips,
+            state.routine_overflows,
         )
     return GuardEvent(
         action=verdict.action,

@@ -85,7 +85,8 @@ class GuardEvent(RowRecord):
         clip_coef: Factor in (0, 1] on the gradients of a spike that was
             committed.
         lr_factor: Factor on the learning rates of this update.
-        step: The optimizer whose step is to blame: ``{'optimizer': its class,
+        step: The optimizer whose step is to blame, or whose settings make
+            weights grow (a negative weight decay): ``{'optimizer': its class,
             'settings': some arguments, 'nonfinite': the names of non-finite
             settings, 'iter': the iteration of the step}``; None otherwise.
         micro_batches: ``{'total': ..., 'left_out': [{'rank': ..., 'number':

@@ -5,6 +5,7 @@ from typing import ClassVar, Dict, Type
 
 from .audit_row import AuditRow
 from .autopsy import Autopsy
+from .bypass_row import BypassRow
 from .dump_row import DumpRow
 from .end_row import EndRow
 from .guard_event import GuardEvent
@@ -54,6 +55,7 @@ KNOWN = (
     InputRow,
     RollbackRow,
     AuditRow,
+    BypassRow,
     HaltRow,
     EndRow,
 )

@@ -24,7 +24,7 @@ __all__ = [
     'starves_without',
 ]
 
-# Number of harmless updates that are rejected without a commit between them.
+# Number of harmless updates that are rejected, less one for each ten commits.
 # Few, because a run without a guard learns from each of them; more than the
 # milder cures need, which judge micro-batches apart after 4 such windows and
 # let keys that a model masks pass after 3.
@@ -127,8 +127,9 @@ def judge_finite(
 def starves_without(seen: Observation, state: GuardState) -> bool:
     """Whether an update with a bad loss is committed all the same.
 
-    Its loss is never finite, but its gradients are, and they teach something:
-    rejecting more such updates would stop all learning.
+    Its loss is not finite, and those of many other updates are not, but its
+    gradients are, and they teach something: a run without a guard learns from
+    them.
 
     Args:
         seen: The facts about an update that is not clean.

@@ -259,7 +259,10 @@ def find_growth_of_norms(
 
 
 def find_early_end(
-    commits: Sequence[Commit], num_commits: int, num_skips: int
+    commits: Sequence[Commit],
+    num_commits: int,
+    num_skips: int,
+    num_routine: int = 0,
 ) -> Optional[Growth]:
     """Return the first commits of a run, if nothing could follow them.
 
@@ -270,9 +273,13 @@ def find_early_end(
         commits: The commits, oldest first.
         num_commits: Number of commits of the whole run.
         num_skips: Number of rejected updates since the last commit.
+        num_routine: Number of routine overflows of the run.
     """
     is_early = 0 < num_commits <= MOST_EARLY and len(commits) == num_commits
     if not is_early or num_skips < LEAST_SKIPS:
+        return None
+    # Batches that went bad before any step had another reason.
+    if commits[0].update - 1 > num_routine:
         return None
     return Growth(
         tuple([commit.loss for commit in commits]),

@@ -19,6 +19,11 @@ from .verdict import Action, ScaleMove, Verdict
 
 __all__ = ['GuardState']
 
+# While more than one update in so many has a loss that is not finite, and
+# finite gradients, such updates are committed.
+COMMITS_TO_FORGET = 10
+MOST_REMEMBERED = 12  # twice MOST_HARMLESS
+
 
 @dataclass(frozen=True)
 class GuardState:
@@ -57,8 +62,8 @@ class GuardState:
         recent_commits: The last 64 committed updates, oldest first, as they
             were observed.
         scale_trial: What lowering the loss scale has shown.
-        harmless_skips: Number of rejected updates that did no harm, since
-            the last commit with a finite loss.
+        harmless_skips: Number of updates that did no harm although their
+            loss or input was not finite, less one for each ten commits.
     """
 
     # Names and types are in checkpoints (test_written_by_0_1.py).
@@ -172,8 +177,15 @@ class GuardState:
             lr_factor=verdict.lr_factor,
             lr_return=verdict.lr_return,
             recent_commits=commits,
-            harmless_skips=0 if seen.loss_is_finite else self.harmless_skips,
+            harmless_skips=self._harmless_skips_after(seen.loss_is_finite),
         )
+
+    def _harmless_skips_after(self, loss_is_finite: bool) -> int:
+        """Return ``harmless_skips`` after a commit."""
+        if not loss_is_finite:
+            return min(self.harmless_skips + 1, MOST_REMEMBERED)
+        is_tenth = self.num_steps % COMMITS_TO_FORGET == 0
+        return max(self.harmless_skips - is_tenth, 0)
 
     def rolled_back(
         self, to: 'GuardState', lr_factor: float, lr_return: float

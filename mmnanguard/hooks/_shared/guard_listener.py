@@ -54,10 +54,10 @@ class GuardListener(Hook):
     def after_guard_row(self, runner: Runner, row: Row) -> None:
         """Take note of any other row of ``events.jsonl``.
 
-        Called for autopsies, dumps, remedies, inputs, rollbacks, audits and
-        halts; ``after_guard_event`` has the updates. docs/en/events.md has
-        the fields of each kind. Some audits concern one rank only, so do
-        nothing collective here.
+        Called for autopsies, dumps, remedies, inputs, rollbacks, audits,
+        bypasses and halts; ``after_guard_event`` has the updates.
+        docs/en/events.md has the fields of each kind. Some audits concern one
+        rank only, so do nothing collective here.
 
         Args:
             runner: Runner of the training.

@@ -12,6 +12,7 @@ Reading order:
 6. ``loss_parts``: losses that are not finite: which parts, how often.
 7. ``scale_replay``: the loss scale, corrected by a replay.
 8. ``start_warnings``: optimizers without a guard, and keys that nothing reads;
-   ``check_listeners``: misspelt listener methods of other hooks.
+   ``check_listeners``: misspelt listener methods of other hooks;
+   ``bypasses``: the rows of warnings that updates are not guarded.
 9. ``check_rollback``: refuse guards that cannot roll back.
 """

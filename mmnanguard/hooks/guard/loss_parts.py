@@ -6,6 +6,7 @@ from typing import Dict, List, Mapping, Set
 
 import torch
 from mmengine.logging import MessageHub
+from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 
 from mmnanguard.core import GuardEvent
@@ -77,13 +78,16 @@ class LossParts:
             return
         self._warned_optimizers.add(event.optimizer)
         kind = 'NAN' if math.isnan(event.loss) else 'INF'
+        cure = 'mend the operation, which an autopsy (--guard full) names'
+        if isinstance(find_wrappers(runner)[event.optimizer], AmpOptimWrapper):
+            cure = 'compute it in float32'
         runner.logger.error(
             f"mmnanguard: optimizer '{event.optimizer}': THE LOSS IS {kind} "
-            f'IN {MOST_HARMLESS} UPDATES IN A ROW, BUT ITS GRADIENTS ARE '
-            'FINITE: such updates are committed from here on, as without a '
-            'guard, until a loss is finite. Look at '
+            f'IN {MOST_HARMLESS} UPDATES, MORE THAN ONE IN TEN, BUT ITS '
+            'GRADIENTS ARE FINITE: such updates are committed from here on, '
+            'as without a guard, while they are so many. Look at '
             f'{event.bad_losses_in_words() or "the parts of the loss"}: '
-            'compute it in float32, or leave out of it what has no gradient.'
+            f'{cure}, or leave out of it what has no gradient.'
         )
 
 

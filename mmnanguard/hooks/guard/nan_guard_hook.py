@@ -21,6 +21,7 @@ from torch import nn
 
 from mmnanguard.core import Action, Autopsy, GuardEvent
 from mmnanguard.core.causes import CAUSES
+from mmnanguard.core.rows.bypass_row import BypassRow
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.update.watch import forget_watched, read_watched
 from mmnanguard.registry import HOOKS
@@ -40,6 +41,7 @@ from .._shared.roles import EventSource, has_hook
 from ..events.event_log_hook import last_attempt
 from ..recovery.loaded_state import LoadedState
 from ..recovery.rollback_hook import RollbackHook
+from .bypasses import hand_out, note_bypass
 from .check_listeners import check_signatures
 from .check_rollback import check_rollback
 from .ema_freeze import EmaFreeze
@@ -118,6 +120,7 @@ class NanGuardHook(PatchingHook, EventSource):
         self._ids: Set[str] = set()
         self._last: Optional[Tuple[GuardProtocol, GuardEvent]] = None
         self._loaded = LoadedState()
+        self._bypasses: List[BypassRow] = []
 
     def before_run(self, runner: Runner) -> None:
         super().before_run(runner)
@@ -167,7 +170,8 @@ class NanGuardHook(PatchingHook, EventSource):
             message = [(guard.run, max(guard.attempt, last + 1))]
         broadcast_object_list(message)
         guard.run, guard.attempt = message[0]
-        guard.attach(self)
+        note = partial(note_bypass, self._bypasses, guard.name)
+        guard.attach(self, note)
         self.patches.remember(guard.detach)
         wrapper = find_wrappers(runner)[guard.name]
         runner.logger.info(describe(guard.name, wrapper, guard))
@@ -219,6 +223,8 @@ class NanGuardHook(PatchingHook, EventSource):
             runner.message_hub, outputs or {}, runner.logger, bool(events)
         )
         update_scalars(runner.message_hub, self._guards)
+        if self._bypasses:
+            hand_out(runner, self._bypasses)
         # Most iterations have no event, and the context costs host reads.
         if events:
             context = self._context(runner, batch_idx, data_batch, outputs)

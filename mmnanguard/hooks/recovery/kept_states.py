@@ -7,7 +7,7 @@ from mmengine.runner import Runner
 from .earlier_state import EarlierState, count_steps
 from .saved_state import newest_clean_state
 
-__all__ = ['KeptStates']
+__all__ = ['BAD_FROM_THE_START', 'CANNOT_RESTORE', 'KeptStates']
 
 NOTHING_OLDER = (
     'No state is kept that is older than the trouble (see '
@@ -17,6 +17,14 @@ NOTHING_OLDER = (
 NOTHING_COMMITTED = (
     'No rollback: nothing was committed since {}, so that going back would '
     'change nothing, and neither losses nor gradient norms had exploded.'
+)
+CANNOT_RESTORE = (
+    'No rollback: the state of iteration {} cannot be restored (see the error '
+    'above). The run is as it was.'
+)
+BAD_FROM_THE_START = (
+    'No rollback: the weights were bad before the first update, so that each '
+    'earlier state has them as well.'
 )
 
 

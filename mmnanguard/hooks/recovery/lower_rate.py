@@ -1,10 +1,11 @@
 """The decision whether a rollback lowers the learning rate."""
 
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional, Sequence, Tuple
 
 from mmnanguard.core import GuardEvent, GuardState
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.rules.recent_commits import Growth, find_growth
+from mmnanguard.core.step_advice import uphill_settings
 
 __all__ = ['RateEvidence', 'lowered']
 
@@ -15,10 +16,12 @@ class RateEvidence(NamedTuple):
     Attributes:
         growth: The explosion of losses and gradient norms before the trouble.
         has_diverged: Whether the loss has lost what was learnt.
+        uphill: Settings of the optimizer that make weights grow, in words.
     """
 
     growth: Optional[Growth]
     has_diverged: bool
+    uphill: Sequence[str] = ()
 
     @classmethod
     def of(cls, event: GuardEvent, state: GuardState) -> 'RateEvidence':
@@ -29,16 +32,23 @@ class RateEvidence(NamedTuple):
             state: The state of the guard before the rollback.
         """
         growth = find_growth(state.recent_commits, event.loss, event.grad_norm)
-        return cls(growth, CAUSES[event.cause].is_gradual)
+        settings = (event.step or {}).get('settings', {})
+        return cls(
+            growth, CAUSES[event.cause].is_gradual, uphill_settings(settings)
+        )
 
     def __bool__(self) -> bool:
         return self.has_diverged or self.growth is not None
 
     @property
     def blames_rate(self) -> bool:
-        """Whether a lower rate can help; not against one odd batch."""
-        is_jump = self.growth is not None and self.growth.jump > 0
-        return bool(self) and not is_jump
+        """Whether a lower rate can help; not against one odd batch.
+
+        A negative rate that is smaller goes uphill as well.
+        """
+        growth = self.growth
+        is_other = growth and (growth.is_uphill or growth.jump > 0)
+        return bool(self) and not (is_other or self.uphill)
 
     def words(self, recovery: Optional[int]) -> str:
         """Return the reason why the rate was lowered or kept.
@@ -49,6 +59,10 @@ class RateEvidence(NamedTuple):
         """
         if not self:
             return 'neither losses nor gradient norms had exploded before'
+        if self.uphill:
+            return f'the optimizer has {", and ".join(self.uphill)}'
+        if self.growth is not None and self.growth.is_uphill:
+            return f'it is negative: {self.growth.words()} before'
         if self.growth is not None and not self.blames_rate:
             return f'one batch jumped: {self.growth.words()} before'
         reason = 'the loss has risen'

@@ -13,6 +13,7 @@ from mmnanguard.core import (
 )
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.checks import check_value, is_count, is_finite_number
+from mmnanguard.core.rows.guard_event import INITIAL_ORIGIN
 from mmnanguard.core.rows.rollback_row import RollbackRow
 from mmnanguard.numerics.base.rng_state import set_rng
 from mmnanguard.numerics.checkpoints.state_audit import StateAudit
@@ -27,16 +28,11 @@ from .._shared.halt import halt
 from .._shared.hook_arguments import DataBatch, Outputs
 from .earlier_state import present_state, restore_together
 from .kept_state import kept_state
-from .kept_states import KeptStates
+from .kept_states import BAD_FROM_THE_START, CANNOT_RESTORE, KeptStates
 from .lower_rate import RateEvidence, lowered
 from .rising_losses import RisingLosses
 
 __all__ = ['RollbackHook']
-
-CANNOT_RESTORE = (
-    'No rollback: the state of iteration {} cannot be restored (see the error '
-    'above). The run is as it was.'
-)
 
 
 @HOOKS.register_module()
@@ -230,6 +226,10 @@ class RollbackHook(GuardListener):
                 'max_rollbacks.'
             )
             raise TrainingHalted(*describe_halt(guard, event, why))
+        if event.origin == INITIAL_ORIGIN:
+            raise RollbackUnavailable(
+                *describe_halt(guard, event, BAD_FROM_THE_START)
+            )
         facts = CAUSES[event.cause]
         evidence = RateEvidence.of(event, guard.state)
         if not evidence and is_of_rate(guard, event):

@@ -5,7 +5,8 @@
 3. ``window_replay``: runs the kept window again, in several settings;
    ``isolated_message_hub`` keeps a replay out of the logs.
 4. ``autopsy_hook``: finds the module and the samples at fault;
-   ``try_cures`` tries what the user could change.
+   ``try_cures`` tries what the user could change, and ``narrow_down``
+   looks for the sample without which a batch is finite.
 5. ``fp32_modules_hook``: runs modules in float32.
 6. ``batch_dump_hook``, ``batch_dump``: write a window to a file
    (``plain_batch``: as tensors and builtins only).

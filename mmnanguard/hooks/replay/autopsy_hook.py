@@ -4,6 +4,7 @@
 decides which events get a replay, and makes all ranks agree on the result.
 """
 
+from contextlib import suppress
 from typing import Dict, Iterable, List, Mapping, Set, Tuple
 
 from mmengine.dist import (
@@ -21,10 +22,12 @@ from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.core.rows.input_row import InputRow
 from mmnanguard.core.rows.remedy_row import RemedyRow
+from mmnanguard.core.rules.recent_commits import find_growth
 from mmnanguard.registry import HOOKS
 
 from .._shared.find_guards import find_guards, find_wrappers
 from .._shared.hook_arguments import Checkpoint, Row
+from .narrow_down import samples_that_spoil
 from .try_cures import try_cures
 from .window import Window, WindowHook
 from .window_replay import WindowReplay, settings_of
@@ -63,7 +66,10 @@ class AutopsyHook(WindowHook):
             too.
         try_cures: Whether the window is run again with each cure that a user
             could apply: bfloat16, a lower loss scale, without the samples at
-            fault. Each costs a forward and a backward pass.
+            fault. Each costs a forward and a backward pass. If the operation
+            mixes the samples of a batch, one process also looks for the
+            sample without which the window is finite, in at most
+            2 * log2(samples) + 1 passes.
 
     Raises:
         GuardConfigError: If ``max_autopsies`` is negative.
@@ -131,7 +137,8 @@ class AutopsyHook(WindowHook):
         find_guards(runner)[event.optimizer].explain(event, autopsy)
         culprit: Tuple[str, ...] = autopsy.phase, autopsy.module, autopsy.op
         # Bad inputs have no operation, so their samples tell them apart.
-        if autopsy.phase == 'input':
+        is_of_samples = autopsy.tried.get('without_samples', False)
+        if autopsy.phase == 'input' or is_of_samples:
             culprit += autopsy.samples
         is_compiled = any(map(is_compiled_module, runner.model.modules()))
         line = autopsy.line(event.iter, is_compiled)
@@ -141,6 +148,10 @@ class AutopsyHook(WindowHook):
             )
             return
         self._culprits.add(culprit)
+        # Further samples may be at fault as well.
+        if is_of_samples:
+            key = similarity_key(event)
+            self._num_similar[key] = max(self._num_similar[key] - 1, 1)
         if not autopsy.exact:
             runner.logger.warning(
                 f'mmnanguard: the replay of {event.id} is not exact: another '
@@ -236,6 +247,17 @@ class AutopsyHook(WindowHook):
         )
         if not self._try_cures:
             return autopsy
+        # In a run that exploded, any sample may be the first to overflow.
+        state = find_guards(runner)[event.optimizer].state
+        is_of_batch = (
+            autopsy.repeats
+            and autopsy.phase != 'weight'
+            and find_growth(state.recent_commits) is None
+        )
+        if is_of_batch and not autopsy.samples:
+            # A part of a batch may be more than the model's code can run.
+            with suppress(Exception):
+                autopsy = replay.blame(autopsy, samples_that_spoil(replay))
         can_leave_out = any(all_gather_object(replay.can_leave_out(autopsy)))
         tried = try_cures(replay, autopsy, event.optimizer, can_leave_out)
         on_all = finite_on_all(all_gather_object(tried))

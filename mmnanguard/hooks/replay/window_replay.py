@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mmnanguard.core import Autopsy, GuardEvent
 from mmnanguard.core.rows.remedy_row import FP32
-from mmnanguard.numerics.base.rng_state import set_rng
+from mmnanguard.numerics.base.rng_state import RngState, set_rng
 from mmnanguard.numerics.probe.module_probe import InputTensor
 from mmnanguard.numerics.probe.replay import (
     Pass,
@@ -87,17 +87,21 @@ class WindowReplay:
                 is_cured = self.run_in(optimizer, dtype=None).is_finite
         autopsy = describe(event_id, first, is_cured)
         if first.origin is not None:
-            rows, samples = self._name(first.origin.samples)
-            autopsy = autopsy.replace(
-                batch_rows=rows, samples=samples, num_samples=len(self.samples)
-            )
-            if samples:
-                self._blamed = first.origin.samples
+            autopsy = self.blame(autopsy, first.origin.samples)
         is_exact = all(batch.kept.is_exact for batch in self._batches)
         if loss is not None:
             replayed = first.losses[optimizer]
             is_exact = is_exact and is_same_loss(loss, replayed)
         return autopsy.replace(exact=is_exact)
+
+    def blame(self, autopsy: Autopsy, samples: Sequence[int]) -> Autopsy:
+        """Return the autopsy with samples at fault, given by their numbers."""
+        rows, names = self._name(samples)
+        if names:
+            self._blamed = tuple(samples)
+        return autopsy.replace(
+            batch_rows=rows, samples=names, num_samples=len(self.samples)
+        )
 
     def confirm(self, autopsy: Autopsy) -> Autopsy:
         """Try the remedy: replay with the blamed module in float32.
@@ -241,6 +245,13 @@ class WindowReplay:
             self._model, self._wrappers, self._settings, batches
         )
 
+    def with_rng(self, rng: RngState) -> 'WindowReplay':
+        """Return a replay with another random state in each micro-batch."""
+        batches = [batch._replace(rng=rng) for batch in self._batches]
+        return WindowReplay(
+            self._model, self._wrappers, self._settings, batches
+        )
+
     def _names(self) -> Iterator[Tuple[int, List[str]]]:
         """Yield first sample number and all names of each micro-batch."""
         start = 0
@@ -250,7 +261,7 @@ class WindowReplay:
             start += len(names)
 
     def _name(
-        self, samples: Tuple[int, ...]
+        self, samples: Sequence[int]
     ) -> Tuple[Tuple[int, ...], Tuple[str, ...]]:
         """Return rows and names of the samples that went bad.
 
@@ -354,6 +365,7 @@ def describe(event_id: str, first: Pass, is_cured: Optional[bool]) -> Autopsy:
         operands=origin.operands,
         mask=origin.mask,
         derivative=origin.derivative,
+        huge_weight=first.huge_weight,
         keys=tuple(filter(None, [origin.tensor])),
     )
 

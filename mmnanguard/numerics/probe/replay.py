@@ -27,10 +27,14 @@ from torch.optim import Optimizer
 from ..base.host_read import read_once
 from ..base.rng_state import read_rng, set_rng
 from ..snapshot.snapshot import Snapshot
+from ..update.blame import plain_name
 from ..update.observe import nonfinite_indices
+from .element_facts import finite_absmax
 from .module_probe import InputTensor, ModuleProbe
 from .origin import Origin
 from .output_ranges import Range, record_outputs
+
+HUGE = 1e6
 
 __all__ = ['Pass', 'ReplayWrapper', 'Setting', 'leave_no_trace', 'run_pass']
 
@@ -64,12 +68,15 @@ class Pass(NamedTuple):
             there was none, or if the replay ran without a probe.
         outputs: The range of the outputs of each top-level child of the
             model; empty if the replay ran without a probe.
+        huge_weight: The name of a parameter that holds numbers above 1e6, if
+            the origin got such numbers; else ''.
     """
 
     is_finite: bool
     losses: Mapping[str, float]
     origin: Optional[Origin] = None
     outputs: Mapping[str, Range] = {}
+    huge_weight: str = ''
 
 
 class ReplayWrapper:
@@ -268,7 +275,23 @@ def run_pass(
         bad = find_bad(model, losses, sound)
         # The earliest bad tensor that the probe knows about.
         origin = next(filter(None, map(probe.origin_of, bad)), None)
-    return Pass(not bad, sums(losses), origin, outputs)
+    huge_weight = ''
+    if origin is not None and origin.input_absmax > HUGE:
+        huge_weight = find_huge_weight(model)
+    return Pass(not bad, sums(losses), origin, outputs, huge_weight)
+
+
+def find_huge_weight(model: nn.Module) -> str:
+    """Return the name of the parameter with the largest number.
+
+    Returns '' if no number is above 1e6, which weights never need. Syncs.
+    """
+    largest, huge_name = HUGE, ''
+    for name, param in model.named_parameters():
+        absmax = finite_absmax(param.detach())
+        if absmax > largest:
+            largest, huge_name = absmax, plain_name(name)
+    return huge_name
 
 
 def find_bad(

@@ -1,0 +1,121 @@
+"""The advice on a run whose losses and gradient norms exploded."""
+
+import math
+from typing import Tuple
+
+from .causes import Advice
+from .evidence import Evidence
+from .rows.phrases import plural
+from .rules.recent_commits import Growth
+
+__all__ = ['explain_growth']
+
+
+def explain_growth(growth: Growth, evidence: Evidence) -> Tuple[str, Advice]:
+    """Return the reason and the advice for a run that exploded.
+
+    Args:
+        growth: The numbers before the first rejected update.
+        evidence: All that is known about the rejected updates.
+    """
+    words = growth.words()
+    if evidence.uphill:
+        settings = ', and '.join(evidence.uphill)
+        return (
+            f'the run exploded before it: {words}, with {settings}',
+            Advice(
+                f'change the optimizer: it has {settings}',
+                f'{numbers_grew(words)}. The optimizer has {settings}: change '
+                'that in optim_wrapper.optimizer, or where a schedule or hook '
+                'sets it. A lower learning rate only delays it.',
+            ),
+        )
+    if growth.is_uphill:
+        return (
+            f'the run exploded before it: {words}{rate_of(growth)}, which is '
+            'negative',
+            Advice(
+                'look at param_scheduler: the learning rate is negative',
+                f'The learning rate is negative ({growth.lr:.3g}), so that '
+                f'each step goes uphill. {numbers_grew(words)}. Look at '
+                'param_scheduler, such as a schedule that goes on past its '
+                'end, and at hooks that set the learning rate.',
+            ),
+        )
+    if growth.jump > 0:
+        return explain_jump(growth, evidence)
+    if growth.factor == 0:
+        return explain_early_end(growth, evidence)
+    return (
+        f'the run exploded before it: {words}{rate_of(growth)}',
+        Advice(
+            'lower the learning rate, lengthen warm-up, or clip',
+            f'{numbers_grew(words)}{rate_of(growth)}. Lower the learning '
+            f'rate, lengthen warm-up, or set {clip_to(growth)}.',
+        ),
+    )
+
+
+def explain_jump(growth: Growth, evidence: Evidence) -> Tuple[str, Advice]:
+    """Return the reason and the advice for one batch out of line."""
+    words, usual = growth.words(), growth.usual_norm
+    first = f' (iteration {evidence.since})' if evidence.since else ''
+    return (
+        f'one batch jumped before it: {words}',
+        Advice(
+            'look at the batch right before it, and clip gradients',
+            f'The gradient norm of one batch jumped to {growth.jump:.3g}, '
+            f'{growth.jump / usual:.1g} times the usual norm ({words}), and '
+            'its update spoiled the weights. Look at the samples of that '
+            f'batch, which came right before the first rejected update{first},'
+            f' and set {clip_to(growth)}. Nothing had grown until then, so '
+            'that a lower learning rate helps little.',
+        ),
+    )
+
+
+def explain_early_end(
+    growth: Growth, evidence: Evidence
+) -> Tuple[str, Advice]:
+    """Return the reason and the advice for a run with its first steps only."""
+    words, num = growth.words(), len(growth.losses)
+    or_float16 = ''
+    if evidence.has_float16:
+        or_float16 = (
+            ' Or numbers above the 65504 of float16 came up, which '
+            "optim_wrapper.dtype='bfloat16' would show."
+        )
+    return (
+        f'no update followed the first {num}: {words}{rate_of(growth)}',
+        Advice(
+            'lower the learning rate, lengthen warm-up, or clip',
+            f'No batch is finite since the first {plural("step", num)} '
+            f'({words}), so that they are the first suspects'
+            f'{rate_of(growth)}. Lower the learning rate, lengthen warm-up, '
+            f'or set {clip_to(growth)}.{or_float16}',
+        ),
+    )
+
+
+def numbers_grew(words: str) -> str:
+    """Return the sentence on the numbers of a growth, without a full stop."""
+    return f'Before the first rejected update the numbers grew: {words}'
+
+
+def rate_of(growth: Growth) -> str:
+    """Return the words on the learning rate; '' if it is not known."""
+    if not math.isfinite(growth.lr):
+        return ''
+    return f' at a learning rate of {growth.lr:.3g}'
+
+
+def clip_to(growth: Growth) -> str:
+    """Return the setting that would clip gradients to their usual norm."""
+    if growth.clip_coef < 1:
+        return 'optim_wrapper.clip_grad to a lower norm than now'
+    if math.isfinite(growth.usual_norm) and growth.usual_norm > 0:
+        return (
+            'optim_wrapper.clip_grad=dict('
+            f'max_norm={growth.usual_norm:.2g}), the usual norm before'
+        )
+    return 'optim_wrapper.clip_grad=dict(max_norm=...)'
