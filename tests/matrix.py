@@ -44,6 +44,8 @@ ADAPTIVE = {
     ),
     'unit': dict(type='AdaptiveGradClip', exclude=['head']),
 }
+# The last one has its weights in bfloat16, and the first three in float32.
+PRECISIONS = ('fp32', 'bf16', 'fp16', 'bf16 weights')
 SITES = ('input', 'activation', 'loss', 'grad', 'buffer')
 VALUES = ('nan', 'inf', '1e38')
 
@@ -79,9 +81,7 @@ class Fault(NamedTuple):
 
 KINDS = [
     Kind(*parts)
-    for parts in itertools.product(
-        ('fp32', 'bf16', 'fp16'), OPTIMIZERS, CLIPS, (1, 3)
-    )
+    for parts in itertools.product(PRECISIONS, OPTIMIZERS, CLIPS, (1, 3))
 ]
 FAULTS = [
     Fault(*parts)
@@ -117,6 +117,8 @@ class Net(nn.Module):
 def build(kind, is_guarded, **policy):
     torch.manual_seed(0)
     model = Net()
+    if kind.precision == 'bf16 weights':
+        model.bfloat16()
     clip = {**CLIPS, **ADAPTIVE}[kind.clip]
     keys = dict(
         optimizer=OPTIMIZERS[kind.optimizer](model.parameters()),
@@ -127,7 +129,7 @@ def build(kind, is_guarded, **policy):
         # Each overflow an anomaly, and a scale that does not move: float16
         # gradients at another scale round otherwise.
         keys['guard'] = dict(proven_after=0, **policy)
-    if kind.precision == 'fp32':
+    if kind.precision in ('fp32', 'bf16 weights'):
         type_ = NanGuardOptimWrapper if is_guarded else OptimWrapper
         return model, type_(**keys)
     dtype = dict(bf16='bfloat16', fp16='float16')[kind.precision]
@@ -188,6 +190,7 @@ def train_step(model, wrapper, images, fault):
 
     if site == 'input':
         images = strike(images)
+    images = images.to(net.conv.weight.dtype)
     with wrapper.optim_context(model):
         logits = model(images, strike if site == 'activation' else None)
         loss = nn.functional.cross_entropy(logits, torch.tensor([0, 1, 0, 1]))
@@ -243,7 +246,7 @@ def differing(left, right):
 
 
 def main():
-    outcomes = {'fp32': Counter(), 'bf16': Counter(), 'fp16': Counter()}
+    outcomes = {precision: Counter() for precision in PRECISIONS}
     for kind, fault in itertools.product(KINDS, FAULTS):
         if fault.expected_cause(kind.precision) is None:
             continue

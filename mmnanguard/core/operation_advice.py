@@ -23,6 +23,7 @@ SAFE_OPS: Mapping[str, str] = {
     'linalg_vector_norm': 'safe_norm',
 }
 DERIVATIVES = 'safe_sqrt or safe_norm'
+DECOMPOSITIONS = ('linalg_eigh', 'linalg_eig', 'linalg_svd')
 POSITIVE = 'Make its input positive (softplus, exp, clamp)'
 WITHIN_1 = (
     'Rounding makes the cosine of equal directions more than 1, as in '
@@ -194,6 +195,14 @@ def pole_of(finding: Autopsy) -> Optional[Advice]:
     if finding.derivative:
         operation = finding.derivative
         what = f'The derivative of {operation} at {where}'
+    if finding.derivative in DECOMPOSITIONS:
+        return Advice(
+            f'keep the eigenvalues of {operation} at {where} apart',
+            f'{what} divides by the differences of eigenvalues or singular '
+            'values, of which two are equal: their vectors are not unique. '
+            'Use the values alone (eigvalsh, svdvals), or add small numbers '
+            'that differ to the diagonal.',
+        )
     is_forward = finding.phase != 'backward'
     if is_forward and name in NOT_DEFINED:
         short, why, cure = NOT_DEFINED[name]

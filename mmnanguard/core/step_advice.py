@@ -111,6 +111,8 @@ def find_cure(step: Dict[str, Any], grad_norm: float) -> Cure:
             f'eps={settings["eps"]:g} divides 0 by 0 where a gradient was '
             'always 0: set optim_wrapper.optimizer.eps=1e-8.',
         )
+    if settings.get('dtype') == 'float16':
+        return cure_float16(settings.get('eps', 1.0))
     if max(numbers_of(settings.get('betas')), default=0.0) >= 1:
         return Cure(
             CHANGE,
@@ -148,4 +150,20 @@ def find_cure(step: Dict[str, Any], grad_norm: float) -> Cure:
         f'that may be 0{eps}, for roots of differences, and for sums of '
         'squares, which overflow under huge gradients; '
         'optim_wrapper.clip_grad=dict(max_norm=...) helps against those.',
+    )
+
+
+def cure_float16(eps: float) -> Cure:
+    """Return the cure for a step of weights in float16."""
+    # Half of the smallest number above 0 rounds to 0.
+    if eps <= 2.0**-25:
+        return Cure(
+            CHANGE,
+            f'eps={eps:g} is 0 in float16, so that the step divides 0 by 0: '
+            'set optim_wrapper.optimizer.eps=1e-4, or train in bfloat16.',
+        )
+    return Cure(
+        'keep weights in float32 or bfloat16',
+        'its weights or state are in float16, which ends at 65504: keep them '
+        'in float32 or bfloat16.',
     )

@@ -4,14 +4,15 @@
    ``nan_guard_optim_wrapper`` and ``nan_guard_amp_optim_wrapper`` are the
    registered forms.
 2. ``guarded_step``: the end of a window, from observation to report.
-3. ``window``: the state of one window; ``micro_batches`` judges its parts.
+3. ``window``: the state of one window; ``micro_batches`` judges its parts,
+   as soon as ``lost_windows`` finds that worthwhile.
 4. ``guard``: the state that is kept as long as the optimizer.
 5. ``step_check``: undoes a step that has made NaN; ``step_settings`` tells
    which settings of an optimizer can. ``empty_buffers``: buffers that rejected
    updates may fill.
 6. ``guarded_params``, ``streak``, ``coverage_warnings``, ``clip_grad``,
-   ``resolve_clip_names``, ``autocast_dtype``: parts of the guard and of the
-   wrappers.
+   ``resolve_clip_names``, ``autocast_dtype``, ``refusals``: parts of the guard
+   and of the wrappers.
 7. ``apply_guard``: puts the wrappers into a config.
 """
 

@@ -14,20 +14,27 @@ VALID = ('float16', 'bfloat16', 'float32', 'float64')
 
 
 def choose_dtype(
-    dtype: Union[str, torch.dtype, None], device: str
+    dtype: Union[str, torch.dtype, None],
+    device: str,
+    weights: torch.dtype = torch.float32,
 ) -> torch.dtype:
     """Return the type that autocast is to use.
 
     Args:
         dtype: The value of the key. 'auto' means bfloat16 where the hardware
             has it, or where PyTorch has no float16, else float16. None means
-            MMEngine's choice: bfloat16 on a CPU, else float16.
+            MMEngine's choice: bfloat16 on a CPU, else float16. Both mean
+            bfloat16 if the weights are in bfloat16, which float16 would only
+            narrow.
         device: The type of the device that holds the parameters.
+        weights: The type of the parameters.
 
     Raises:
         GuardConfigError: If the value is not valid, or if it is float16 on a
             CPU with a PyTorch before 2.3.
     """
+    if dtype in ('auto', None) and weights is torch.bfloat16:
+        return torch.bfloat16
     has_float16 = device != 'cpu' or HAS_CPU_SCALER
     if dtype == 'auto':
         # bfloat16 needs no loss scale, so it comes first where it is fast.

@@ -38,8 +38,9 @@ from mmnanguard.numerics.snapshot.change_tracker import OtherOptimizers, ignore
 from mmnanguard.numerics.update.blame import TensorNames
 
 from .clip_grad import UserClip, build_clip, load_clip
-from .guarded_params import GuardedParams, refuse_closure
+from .guarded_params import GuardedParams
 from .micro_batches import MicroBatches
+from .refusals import refuse_closure
 from .streak import Streak
 from .window import Passes, Windows
 
@@ -88,11 +89,12 @@ class Guard(Passes):
         clip_grad: Optional[Dict[str, Any]] = None,
         scaler: Optional[GuardedGradScaler] = None,
     ) -> None:
-        # First, because it refuses optimizers that cannot be guarded.
-        super().__init__(GuardedParams(optimizer))
+        self.policy = GuardPolicy.from_config(config)
+        # Early, because it refuses optimizers that cannot be guarded.
+        is_checked = self.policy.check_step == 'always'
+        super().__init__(GuardedParams(optimizer, is_checked))
         self.others = OtherOptimizers(self.params.foreign)
         self.others.report_left_alone = self.coverage_warnings.warn_left_alone
-        self.policy = GuardPolicy.from_config(config)
         self.clip_rule, self.grad_rule = build_clip(clip_grad)
         self.state = GuardState.from_dict({}, **self.policy.windows())
         self.scaler = scaler or GuardedGradScaler(enabled=False)

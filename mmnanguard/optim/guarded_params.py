@@ -21,13 +21,13 @@ from mmengine.logging import MessageHub
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from mmnanguard.core import GuardConfigError
 from mmnanguard.core.step_advice import uphill_settings
 from mmnanguard.numerics.base.host_read import read_once
 from mmnanguard.numerics.base.norms import tensor_norms
 from mmnanguard.numerics.base.shards import Placement, Shards, local
 from mmnanguard.numerics.base.tensor_kinds import stored_values
 
+from .refusals import check_dtype, check_groups, refuse_closure, refuse_kind
 from .step_settings import (
     SCHEDULED,
     as_list,
@@ -42,6 +42,8 @@ __all__ = ['GuardedParams']
 GRAD, DTYPE, LAYOUT = map(attrgetter, ('grad', 'dtype', 'layout'))
 PARAMS = itemgetter('params')
 NUMBERS = {float, int}
+# Types with the range of float32, whose steps are safe.
+PLAIN = {torch.float32, torch.bfloat16}
 
 # All live instances, to find the parameters of other optimizers. Instances of
 # deleted wrappers drop out of a weak set.
@@ -53,6 +55,7 @@ class GuardedParams:
 
     Args:
         optimizer: The optimizer.
+        is_checked: Whether the result of each step is checked.
 
     Attributes:
         can_spoil: Whether a step may make NaN or Inf of finite gradients.
@@ -69,8 +72,9 @@ class GuardedParams:
             run in this process are none of this run's business.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, is_checked: bool = False) -> None:
         check_groups(optimizer)
+        self.is_checked = is_checked
         self.use(optimizer)
         self.run: Optional[nn.Module] = None
         # MMEngine makes a hub for each runner.
@@ -80,7 +84,7 @@ class GuardedParams:
             refuse_closure(type(optimizer).__name__)
         for param in self:
             if param.requires_grad:
-                check_dtype(param)
+                check_dtype(param, is_checked)
                 if param.is_nested:
                     refuse_kind('a nested parameter')
 
@@ -254,8 +258,8 @@ class GuardedParams:
         # Any other gradient is brought into a form that can be judged.
         candidates, params, grads = zip(params, grads), [], []
         for param, grad in candidates:
-            if grad.dtype is not torch.float32:
-                check_dtype(param)
+            if grad.dtype not in PLAIN:
+                check_dtype(param, self.is_checked)
             if grad.is_sparse:
                 # Duplicate indices must be summed before they are judged.
                 grad = param.grad = grad.coalesce()
@@ -316,23 +320,9 @@ class GuardedParams:
         return list(weights.values())
 
 
-def check_groups(optimizer: Optimizer) -> None:
-    """Refuse an optimizer that has no parameter groups."""
-    groups = getattr(optimizer, 'param_groups', None)
-    for group in groups or [{}]:
-        if not (isinstance(group, dict) and 'params' in group):
-            name = type(optimizer).__name__
-            raise GuardConfigError(
-                f'{name}.param_groups is {groups!r}: the guard finds the '
-                'parameters there, in a list of dicts with the key '
-                "'params'. Call super().__init__(params, defaults) in "
-                f'{name}.__init__, or set {name}.param_groups.'
-            )
-
-
 def are_plain(grads: List[Tensor]) -> bool:
-    """Whether all gradients are dense and in float32."""
-    return set(map(DTYPE, grads)) <= {torch.float32} and (
+    """Whether all gradients are dense, in float32 or bfloat16."""
+    return set(map(DTYPE, grads)) <= PLAIN and (
         set(map(LAYOUT, grads)) <= {torch.strided}
     )
 
@@ -343,40 +333,4 @@ def is_part(param: Tensor) -> bool:
         hasattr(param, 'to_local')
         or hasattr(param, '_fsdp_flattened')
         or param.numel() == 0
-    )
-
-
-def check_dtype(param: Tensor) -> None:
-    """Refuse a parameter whose step can overflow with a finite gradient.
-
-    A float32 parameter is safe: if the float32 norm of the gradients is
-    finite, moments and weights stay finite. Frozen parameters may have any
-    type.
-    """
-    if param.is_floating_point() and param.dtype.itemsize < 4:
-        raise GuardConfigError(
-            f'a parameter of shape {tuple(param.shape)} that is to be trained '
-            f'is {param.dtype}: its step can overflow although its gradient '
-            'is finite, which nothing could undo. Keep parameters in float32 '
-            'and train with NanGuardAmpOptimWrapper('
-            "dtype='bfloat16' or 'float16'), or set requires_grad=False."
-        )
-
-
-def refuse_kind(what: str) -> None:
-    """Raise the GuardConfigError about tensors that cannot be judged."""
-    raise GuardConfigError(
-        f'{what} cannot be judged: PyTorch has no operation that reads its '
-        'numbers. Freeze the parameter (requires_grad=False), or use '
-        "MMEngine's own wrapper for this model."
-    )
-
-
-def refuse_closure(what: str) -> None:
-    """Raise the GuardConfigError about a closure."""
-    raise GuardConfigError(
-        f'{what} evaluates the loss inside of its step, several times over: '
-        'there is no moment between backward and update at which the guard '
-        "could judge. Use an optimizer without a closure, or MMEngine's own "
-        'wrapper for this one.'
     )

@@ -19,7 +19,7 @@ from mmnanguard.numerics.update.observe import diagnose, find_suspects, observe
 from .empty_buffers import find_empty_buffers
 from .guard import Guard
 from .guarded_params import GuardedParams
-from .micro_batches import judge_micro_batches
+from .lost_windows import judge_micro_batches
 from .resolve_clip_names import resolve_clip_names
 from .step_check import StepTrial, begin_trial, end_trial
 

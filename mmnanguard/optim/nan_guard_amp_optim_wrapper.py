@@ -71,8 +71,9 @@ class NanGuardAmpOptimWrapper(GuardedWrapper, AmpOptimWrapper):
         # All parameters of an optimizer are on devices of one type. A group
         # may be empty.
         groups = (group['params'] for group in optimizer.param_groups)
-        self._device = next(chain.from_iterable(groups)).device.type
-        self.cast_dtype = choose_dtype(dtype, self._device)
+        first = next(chain.from_iterable(groups))
+        self._device = first.device.type
+        self.cast_dtype = choose_dtype(dtype, self._device, first.dtype)
         is_scaled = self.cast_dtype is torch.float16
         if dtype == 'auto':
             if is_scaled and loss_scale == 'dynamic':

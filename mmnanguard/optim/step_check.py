@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mmnanguard.core import BadTensor, NanGuardError
+from mmnanguard.core import BadTensor, GuardConfigError, NanGuardError
 from mmnanguard.numerics.base.host_read import read_once
 from mmnanguard.numerics.base.norms import tensor_norms
 from mmnanguard.numerics.base.shards import local
@@ -20,6 +20,7 @@ from mmnanguard.numerics.update.agree import ranks_that
 from mmnanguard.numerics.update.blame import MAX_BLAMED, TensorNames, describe
 
 from .guard import Guard
+from .step_settings import DTYPE
 
 __all__ = ['StepTrial', 'begin_trial', 'end_trial']
 
@@ -123,10 +124,21 @@ class StepTrial:
 
 
 def begin_trial(optimizer: Optimizer) -> Optional[StepTrial]:
-    """Copy all that a step changes; None if that cannot be copied."""
+    """Copy all that a step changes; None if that cannot be copied.
+
+    Raises:
+        GuardConfigError: If it cannot, and weights are in float16.
+    """
     # An optimizer may hold anything, and must not end the run by that.
     with suppress(Exception):
         return StepTrial(optimizer)
+    for group in optimizer.param_groups:
+        if torch.float16 in map(DTYPE, group['params']):
+            raise GuardConfigError(
+                f'{type(optimizer).__name__} cannot be copied, so that a step '
+                'of weights in float16 cannot be undone. Train them in '
+                'float32 or bfloat16.'
+            )
     return None
 
 

@@ -1,16 +1,25 @@
 """The settings of an optimizer that decide whether its step can make NaN."""
 
+from operator import attrgetter
 from typing import Any, Dict, List
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ['SCHEDULED', 'as_list', 'can_spoil', 'describe', 'is_on_device']
+__all__ = [
+    'DTYPE',
+    'SCHEDULED',
+    'as_list',
+    'can_spoil',
+    'describe',
+    'is_on_device',
+]
 
 # Settings that schedules change, and that spoil weights if they are NaN or
 # Inf. Other settings, such as Prodigy's growth_rate, may be Inf by design.
 SCHEDULED = ('lr', 'weight_decay', 'momentum', 'betas')
+DTYPE = attrgetter('dtype')
 # Settings that an event shows.
 SHOWN = ('eps', 'centered', *SCHEDULED, 'alpha', 'rho', 'maximize')
 
@@ -26,6 +35,8 @@ def describe(group: Dict[str, Any]) -> Dict[str, Any]:
         # Zero switches most settings off; an eps of 0 is suspicious.
         if any(values) or (values and key in ('lr', 'eps')):
             settings[key] = values if len(values) > 1 else values[0]
+    if torch.float16 in map(DTYPE, group['params']):
+        settings['dtype'] = 'float16'
     return settings
 
 
@@ -33,7 +44,8 @@ def can_spoil(optimizer: Optimizer) -> bool:
     """Whether a step may make NaN or Inf of finite gradients.
 
     A step of PyTorch's optimizers does not, unless an argument makes it
-    divide by 0 or take the root of a negative number.
+    divide by 0 or take the root of a negative number, or weights are in
+    float16.
     """
     is_known = type(optimizer).__module__.startswith('torch.optim.')
     hooks = getattr(optimizer, '_optimizer_step_pre_hooks', None)
@@ -41,6 +53,8 @@ def can_spoil(optimizer: Optimizer) -> bool:
         return True
     smallest = torch.finfo(torch.float32).tiny
     for group in optimizer.param_groups:
+        if torch.float16 in map(DTYPE, group['params']):
+            return True
         for eps in as_list(group.get('eps')):
             if eps < smallest:
                 return True

@@ -154,6 +154,13 @@ def test_a_rounding_to_a_pole_says_what_helps():
     assert 'epsilon' in advise_on(finding).long
 
 
+def test_equal_eigenvalues_need_no_epsilon():
+    finding = autopsy('div_', 0.0, 0.0, phase='backward', is_pole=True)
+    advice = advise_on(finding.replace(derivative='linalg_svd'))
+    assert 'eigenvalues' in advice.short
+    assert 'epsilon' not in advice.long
+
+
 def test_samples_in_each_rejected_batch_are_suspects_of_an_overflow():
     events = []
     for number in range(4):

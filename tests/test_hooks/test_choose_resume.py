@@ -165,6 +165,17 @@ def test_resume_alone_takes_the_clean_one(work_dir):
     assert 'resuming from the last clean one' in log_of(runner)
 
 
+def test_a_halt_names_no_file_that_has_gone_bad(tmp_path):
+    """An audit found it clean; somebody has damaged it since."""
+    keys = dict(is_guarded=True, hooks=dict(audit=dict(type='StateAuditHook')))
+    train(tmp_path, max_iters=2, **keys)
+    spoil(tmp_path / 'iter_2.pth', 'optimizer')
+    with pytest.raises(TrainingHalted) as error:
+        train(tmp_path, max_iters=8, resume=True, **keys)
+    assert 'already had it' in str(error.value)
+    assert '--resume' not in str(error.value)
+
+
 def test_a_bad_file_that_the_user_names(work_dir):
     """The file is loaded, and warning and halt say that it was bad."""
     last = str(work_dir / 'iter_8.pth')

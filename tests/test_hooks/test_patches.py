@@ -33,6 +33,7 @@ OWN = {
     'self._batches',
     'self._guard',
     'self._streak',
+    'self.coverage_warnings',
     'self.others',
     'self.params',
     'self.tensor',

@@ -10,6 +10,7 @@ from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.registry import METRICS, OPTIMIZERS
 from toys import (
     BATCH_SIZE,
+    ToyNet,
     assert_same,
     guard_hooks,
     loader,
@@ -300,6 +301,30 @@ def test_what_a_window_may_yet_undo_halts_nothing(tmp_path, interval):
     (row,) = read_rows(runner, 'audit')
     assert (row['iter'], row['checkpoint']) == (4, 'iter_4.pth')
     assert files(tmp_path) == ['iter_12.pth', 'iter_8.pth']
+
+
+class NeverSteps(ToyNet):
+    """Runs backward passes, and lets no step follow."""
+
+    def train_step(self, data, optim_wrapper):
+        with optim_wrapper.optim_context(self):
+            data = self.data_preprocessor(data, True)
+            losses = self(**data, mode='loss')
+        optim_wrapper.backward(sum(losses.values()))
+        return losses
+
+
+def test_a_window_that_never_ends_is_looked_at(tmp_path):
+    runner = build(
+        tmp_path,
+        dict(interval=2),
+        [Spoil('weights', at=3)],
+        dict(interval=100),
+        model=NeverSteps(),
+    )
+    runner.train()
+    rows = read_rows(runner, 'audit')
+    assert [row['iter'] for row in rows] == [5, 9, 12]
 
 
 def test_another_hook_can_mend_it(tmp_path):

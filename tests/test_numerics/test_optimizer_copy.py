@@ -16,8 +16,10 @@ Pair = namedtuple('Pair', 'low high')
 class Helper:
     """An object of the optimizer's own, like a preconditioner."""
 
-    def __init__(self, param):
-        self.param, self.sums = param, [torch.zeros_like(param)]
+    def __init__(self, param=None):
+        self.param, self.sums = param, [torch.zeros(1)]
+        if param is not None:
+            self.sums = [torch.zeros_like(param)]
 
 
 class KeepsEverywhere(Optimizer):
@@ -31,11 +33,13 @@ class KeepsEverywhere(Optimizer):
         self.history = []
         self.alias = self.base.state
         self.function = print
+        self.meter = Helper()
 
     @torch.no_grad()
     def step(self, closure=None):
         self.base.step()
         self.count += 1
+        self.meter.sums[0].add_(1)
         self.pair = Pair(self.pair.low + 1, self.count)
         self.history.append(float(self.count))
         for group in self.param_groups:
@@ -81,7 +85,7 @@ def everything(optimizer):
     for group in optimizer.param_groups:
         params += map(id, group['params'])
     kept = [optimizer.state, optimizer.param_groups]
-    for name in ('count', 'pair', 'history', 'alias'):
+    for name in ('count', 'pair', 'history', 'alias', 'meter'):
         kept.append(getattr(optimizer, name))
     kept += [optimizer.base.state, optimizer.base.param_groups]
     return digest(kept, params)

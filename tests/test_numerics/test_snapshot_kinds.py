@@ -10,6 +10,7 @@ from test_snapshot import Holder, nothing, reject, window
 from torch import nn
 from torch.ao.quantization import (
     FakeQuantize,
+    FusedMovingAvgObsFakeQuantize,
     MovingAverageMinMaxObserver,
     disable_observer,
     enable_observer,
@@ -67,8 +68,9 @@ def test_an_expanded_buffer_whose_memory_changes_is_put_back():
     assert torch.equal(model.row, torch.ones(2, 3))
 
 
-def test_an_observer_that_is_enabled_late_is_put_back():
-    layer = FakeQuantize(MovingAverageMinMaxObserver)
+@pytest.mark.parametrize('kind', [FakeQuantize, FusedMovingAvgObsFakeQuantize])
+def test_an_observer_that_is_enabled_late_is_put_back(kind):
+    layer = kind(MovingAverageMinMaxObserver)
     tracker = ChangeTracker()
     layer.apply(disable_observer)
     inputs = torch.randn(8)

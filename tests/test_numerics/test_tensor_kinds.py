@@ -50,6 +50,12 @@ def test_memory_of_an_expanded_tensor_can_be_written():
     assert tensor.tolist() == [[2.0] * 3] * 2
 
 
+def test_memory_beside_an_expanded_tensor_is_left_alone():
+    memory = torch.zeros(2, 3)
+    distinct_memory(memory[:, :1].expand(2, 4)).fill_(1.0)
+    assert memory.tolist() == [[1.0, 0.0, 0.0]] * 2
+
+
 def test_memory_of_overlapping_rows_is_taken_once():
     memory = torch.arange(6.0)
     assert torch.equal(distinct_memory(memory.unfold(0, 3, 1)), memory)

@@ -155,6 +155,23 @@ def test_flags_of_an_abandoned_forward_are_dropped(hub_iter):
     assert guarded.guard.state.num_steps == 2
 
 
+def test_flags_beside_an_earlier_micro_batch_are_dropped(hub_iter):
+    model = torch.nn.Linear(3, 1)
+    guarded = NanGuardOptimWrapper(
+        torch.optim.SGD(model.parameters(), lr=0.1), accumulative_counts=2
+    )
+    for iteration in range(3):
+        hub_iter(iteration)
+        # Iteration 1 is abandoned, in the window of iterations 0 and 2.
+        guarded.add_fact('input', torch.tensor(float(iteration == 1)))
+        with guarded.optim_context(model):
+            loss = model(torch.ones(3)).sum()
+        if iteration != 1:
+            guarded.update_params(loss)
+    assert guarded.guard.state.total_skips == 0
+    assert guarded.guard.state.num_steps == 1
+
+
 @pytest.fixture
 def hub_iter(monkeypatch):
     """Set the iteration that MMEngine's hub names, without a Runner."""

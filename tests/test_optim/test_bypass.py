@@ -104,6 +104,7 @@ class FaultyLoss(ToyNet):
     def __init__(self, kind='', data_preprocessor=None):
         super().__init__(data_preprocessor)
         self.kind = kind
+        self.iteration = 0
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         losses = super().forward(inputs, data_samples, mode)
@@ -119,6 +120,16 @@ class FaultyLoss(ToyNet):
     def train_step(self, data, optim_wrapper):
         if self.kind == 'frozen_backbone':
             self.backbone.requires_grad_(False)
+        self.iteration += 1
+        changed = []
+        # A part of the model that it changes itself.
+        if self.kind == 'own_weight':
+            changed = [self.head.weight]
+        # A rollback, or a checkpoint that is loaded.
+        if self.kind == 'restored' and self.iteration == 8:
+            changed = self.parameters()
+        for param in changed:
+            param.data.add_(0.01)
         if self.kind not in ('own_step', 'own_optimizer', 'no_context'):
             return super().train_step(data, optim_wrapper)
         data = self.data_preprocessor(data, True)
@@ -186,9 +197,17 @@ def test_a_step_of_the_own_optimizer_past_the_guard(tmp_path, type_, kind):
     assert BYPASS not in log
 
 
-@pytest.mark.parametrize('type_', ['NeverSteps', 'ForwardOnly'])
-def test_a_window_that_never_ends(tmp_path, type_):
-    log = log_of(tmp_path, guarded(type_), max_iters=40)
+@pytest.mark.parametrize(
+    ('type_', 'kind'),
+    [
+        ('NeverSteps', ''),
+        ('ForwardOnly', ''),
+        ('NeverSteps', 'own_weight'),
+        ('NeverSteps', 'restored'),
+    ],
+)
+def test_a_window_that_never_ends(tmp_path, type_, kind):
+    log = log_of(tmp_path, guarded(type_), kind, max_iters=40)
     assert log.count('NO UPDATE FOR 16 ITERATIONS') == 1
     assert BYPASS not in log
 

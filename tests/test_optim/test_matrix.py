@@ -25,4 +25,4 @@ def test_leaves_no_trace(kind, fault):
 
 
 def test_the_matrix_is_whole():
-    assert len(matrix.KINDS) * len(matrix.FAULTS) == 756
+    assert len(matrix.KINDS) * len(matrix.FAULTS) == 1008

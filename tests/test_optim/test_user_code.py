@@ -6,11 +6,14 @@ import math
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIMIZERS
 from test_wrappers import FP16, amp, assert_equal, fp32, nan_grads, train
 from test_wrappers import messages as messages
 from test_wrappers import model as model  # a fixture
 from torch import nn
 from torch.optim import LBFGS, SGD, AdamW
+from toys import guard_hooks, make_runner
+from toys import wrapper as wrapper_config
 
 from mmnanguard.core import GuardConfigError, TrainingHalted
 from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
@@ -215,26 +218,6 @@ def test_an_optimizer_that_needs_a_closure_is_refused(model):
         NanGuardOptimWrapper(LBFGS(model.parameters()))
 
 
-# Half precision
-
-
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_trained_parameters_in_half_precision_are_refused(model, dtype):
-    with pytest.raises(GuardConfigError, match=f'to be trained is {dtype}'):
-        fp32(model.to(dtype))
-
-
-def test_frozen_ones_are_fine_and_thawing_them_is_refused(model):
-    model[0].bfloat16().requires_grad_(False)
-    wrapper = fp32(model)
-    head = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
-    train(wrapper, head)
-    model[0].requires_grad_(True)
-    model[0](BATCH.bfloat16()).sum().backward()
-    with pytest.raises(GuardConfigError, match='in float32'):
-        wrapper.step()
-
-
 # Bound by NanGuardHook, no context entered
 
 
@@ -350,6 +333,32 @@ def test_an_optimizer_that_did_not_call_init_works(model):
     assert_equal(model.state_dict(), before)
     train(wrapper, model)
     assert wrapper.guard.state.num_steps == 1
+
+
+@OPTIMIZERS.register_module()
+class NoTorchOptimizer:
+    """An optimizer with what MMEngine calls, and nothing else."""
+
+    def __init__(self, params, lr):
+        self.param_groups = [dict(params=list(params), lr=lr)]
+
+    step, zero_grad = Bare.step, Bare.zero_grad
+
+
+def test_an_optimizer_that_is_not_pytorchs_works_with_all_hooks(tmp_path):
+    hooks = guard_hooks(dict(iter=3, site='grad', value='nan'))
+    for name in ('Autopsy', 'StateAudit', 'Rollback'):
+        hooks[name] = dict(type=f'mmnanguard.{name}Hook')
+    runner = make_runner(
+        tmp_path,
+        wrapper_config(
+            optimizer='NoTorchOptimizer', guard=dict(when_exhausted='rollback')
+        ),
+        default_hooks=dict(hooks, checkpoint=None),
+        max_iters=6,
+    )
+    runner.train()
+    assert runner.optim_wrapper.guard.state.num_steps == 5
 
 
 def test_an_optimizer_without_groups_is_refused(model):

@@ -9,6 +9,7 @@ import torch
 from baseline import CpuAmpOptimWrapper
 from mmengine.logging import MMLogger
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from odd_tensors import Opaque, values
 from torch import nn
 from torch.optim import SGD, AdamW
 
@@ -557,3 +558,17 @@ def test_commits_are_recorded_and_survive_a_checkpoint(model):
     resumed = amp(model, dtype='bfloat16')
     resumed.load_state_dict(saved)
     assert resumed.guard.state.recent_commits == (first, last)
+
+
+@pytest.mark.parametrize('accumulation', ['window', 'microbatch'])
+def test_a_tensor_that_is_left_alone_is_named_once(messages, accumulation):
+    """Micro-batches look at the model anew."""
+    model = nn.Linear(3, 2)
+    model.register_buffer('odd', Opaque(values()))
+    wrapper = fp32(model, guard=dict(accumulation=accumulation))
+    for _ in range(3):
+        with wrapper.optim_context(model):
+            loss = model(torch.ones(1, 3)).sum()
+        wrapper.update_params(loss)
+    named = [text for _, text in messages if 'odd (Opaque)' in text]
+    assert len(named) == 1

@@ -214,8 +214,12 @@ def test_a_loss_that_exploded_and_stayed_finite(tmp_path, losses, since):
 
 def test_one_of_two_optimizers_is_not_guarded():
     rows = [start(unguarded={'disc': 'OptimWrapper'})]
-    sentence = judge(summarize(rows, 9)).sentence
-    assert "optimizer 'disc' is run by OptimWrapper" in sentence
+    verdict = judge(summarize(rows, 9))
+    assert "optimizer 'disc' is run by OptimWrapper" in verdict.sentence
+    # It may still run: nothing says that it is to be resumed.
+    assert [step.text for step in verdict.steps] == [
+        'guard it, and go on from a clean checkpoint'
+    ]
 
 
 class PastTheWrapper(ToyNet):

@@ -22,6 +22,7 @@ from event_rows import (
 
 from mmnanguard.core.rows.json_numbers import to_json
 from mmnanguard.report import load_run, print_reports, write_page
+from mmnanguard.report.parse_row import parse
 
 SPIKE = dict(what='loss', value=1.0, limit=2.0, mean=1.0)
 ROWS = [
@@ -91,6 +92,13 @@ LINES = {
     'the run is null': '{"kind": "start", "run": null, "attempt": null}',
     'the attempt is a text': '{"kind": "start", "run": "a", "attempt": "2"}',
 }
+
+
+@pytest.mark.parametrize(('depth', 'is_row'), [(40, True), (200, False)])
+def test_a_deep_row_is_left_out(depth, is_row):
+    """Functions that call themselves could not follow it."""
+    line = f'{{"kind": "x", "a": {"[" * depth}{"]" * depth}}}'
+    assert (parse(line.encode()) is not None) == is_row
 
 
 @pytest.mark.parametrize('line', LINES.values(), ids=LINES)

@@ -15,7 +15,11 @@ import torch
 from matrix import CLIPS, OPTIMIZERS
 from torch import distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    MixedPrecision,
+    ShardingStrategy,
+)
 from toys import total_norm
 
 from mmnanguard.numerics.base.shards import local
@@ -23,7 +27,7 @@ from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
 
 try:
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     HAS_FSDP2 = True
 except ImportError:  # before PyTorch 2.6
@@ -35,11 +39,12 @@ SCALE = 64.0
 CLIPS = {**CLIPS, 'inf': dict(max_norm=0.05, norm_type='inf')}
 
 
-def build():
+def build(precision='fp32'):
     torch.manual_seed(0)
-    return nn.Sequential(
+    model = nn.Sequential(
         nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 1)
     )
+    return model.bfloat16() if precision == 'bf16 weights' else model
 
 
 def flat(model, **keys):
@@ -48,37 +53,40 @@ def flat(model, **keys):
     )
 
 
-def flat_in_parts(model):
+def flat_in_parts(model, **keys):
     """Shard the last layer as a unit and the first one with the root."""
-    model[3] = flat(model[3])
-    return flat(model)
+    model[3] = flat(model[3], **keys)
+    return flat(model, **keys)
 
 
-def hybrid(model):
+def hybrid(model, **keys):
     """Shard the model over pairs of ranks; the pairs are replicas."""
     mesh = init_device_mesh('cpu', (2, dist.get_world_size() // 2))
     return flat(
         model,
         device_mesh=mesh,
         sharding_strategy=ShardingStrategy.HYBRID_SHARD,
+        **keys,
     )
 
 
-def dtensors(model, dims=1):
+def dtensors(model, dims=1, **keys):
     world_size = dist.get_world_size()
     shape = (world_size,) if dims == 1 else (2, world_size // 2)
     names = ('replicas', 'shards')[-dims:]
     mesh = init_device_mesh('cpu', shape, mesh_dim_names=names)
-    fully_shard(model[0], mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    fully_shard(model[0], mesh=mesh, **keys)
+    return fully_shard(model, mesh=mesh, **keys)
 
 
 WAYS = {
     'flat': flat,
-    'flat, original parameters': lambda m: flat(m, use_orig_params=True),
+    'flat, original parameters': lambda m, **keys: flat(
+        m, use_orig_params=True, **keys
+    ),
     'flat, in parts': flat_in_parts,
-    'flat, not sharded': lambda m: flat(
-        m, sharding_strategy=ShardingStrategy.NO_SHARD
+    'flat, not sharded': lambda m, **keys: flat(
+        m, sharding_strategy=ShardingStrategy.NO_SHARD, **keys
     ),
 }
 if HAS_FSDP2:
@@ -86,10 +94,33 @@ if HAS_FSDP2:
         {
             'dtensors': dtensors,
             'hybrid': hybrid,
-            'hybrid dtensors': lambda m: dtensors(m, dims=2),
+            'hybrid dtensors': lambda m, **keys: dtensors(m, 2, **keys),
         }
     )
 SITES = ('loss', 'grad', 'activation', 'buffer')
+BFLOAT16 = torch.bfloat16
+
+
+def policy(way):
+    """Return the arguments for weights in float32 that compute in bfloat16."""
+    if 'dtensors' in way:
+        return dict(mp_policy=MixedPrecisionPolicy(param_dtype=BFLOAT16))
+    return dict(
+        mixed_precision=MixedPrecision(
+            param_dtype=BFLOAT16, buffer_dtype=BFLOAT16
+        )
+    )
+
+
+def shard(way, precision):
+    model, keys = build(precision), {}
+    if precision == 'bf16 policy':
+        keys = policy(way)
+        # fully_shard leaves buffers alone, and batch norm takes one type.
+        for buffer in model.buffers():
+            if buffer.is_floating_point() and 'dtensors' in way:
+                buffer.data = buffer.bfloat16()
+    return WAYS[way](model, **keys)
 
 
 def make_wrapper(model, precision, optimizer, clip, accumulation=1):
@@ -99,14 +130,14 @@ def make_wrapper(model, precision, optimizer, clip, accumulation=1):
         accumulative_counts=accumulation,
         guard=dict(proven_after=0),
     )
-    if precision == 'fp32':
+    if precision != 'fp16':
         return NanGuardOptimWrapper(**keys)
     keys['loss_scale'] = dict(init_scale=SCALE, min_scale=SCALE)
     return NanGuardAmpOptimWrapper(dtype='float16', use_fsdp=True, **keys)
 
 
 def train(way, site=None, struck=0, leave_out=(), accumulation=1, **keys):
-    model = WAYS[way](build())
+    model = shard(way, keys['precision'])
     wrapper = make_wrapper(model, accumulation=accumulation, **keys)
     events = []
     wrapper.guard.attach(events)
@@ -115,6 +146,8 @@ def train(way, site=None, struck=0, leave_out=(), accumulation=1, **keys):
     for window in range(1, NUM_WINDOWS + 1):
         for part in range(accumulation):
             images = torch.randn(4, 3, generator=generator)
+            if keys['precision'] == 'bf16 weights':
+                images = images.bfloat16()
             if window in leave_out:
                 continue
             # There is no gradient here before the window's reduction.
@@ -238,7 +271,12 @@ def cells(world_size):
     ways = [way for way in WAYS if way.startswith('hybrid') == is_hybrid]
     clips = ('norm', 'inf') if is_hybrid else CLIPS
     optimizers = ('sgd', 'fused') if is_hybrid else OPTIMIZERS
-    kinds = itertools.product(('fp32', 'fp16'), optimizers, clips)
+    kinds = [
+        *itertools.product(('fp32', 'fp16'), optimizers, clips),
+        *itertools.product(
+            ('bf16 weights', 'bf16 policy'), ('sgd', 'fused'), ('norm',)
+        ),
+    ]
     for number, (precision, optimizer, clip) in enumerate(kinds):
         for turn, way in enumerate(ways):
             yield dict(

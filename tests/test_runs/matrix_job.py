@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import matrix
+import torch
 from torch import distributed as dist
 
 MEMORY = ('recent_commits', 'scale_trial')
@@ -58,7 +59,8 @@ def see(kind, fault, struck):
     shared = hashlib.sha256()
     for name, tensor in left.items():
         if 'running' not in name:  # each rank's own
-            shared.update(tensor.numpy().tobytes())
+            bits = tensor.flatten().contiguous().view(torch.uint8)
+            shared.update(bits.numpy())
     return dict(
         told=[[e.iter, e.cause.value, list(e.ranks)] for e in events],
         state=state,

@@ -97,7 +97,7 @@ def expected(kind, fault, struck):
     reason='float16 and fused optimizers on a CPU need torch>=2.4',
 )
 def test_the_matrix_is_whole(cells):
-    assert len(cells) == (1512 if IS_WHOLE else 756)
+    assert len(cells) == (2016 if IS_WHOLE else 1008)
     assert {len(seen) for seen in cells.values()} == {2}
     for about in (
         lambda kind: (),

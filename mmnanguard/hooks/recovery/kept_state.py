@@ -1,6 +1,6 @@
 """All tensors that a run keeps from update to update, with their names."""
 
-from typing import Iterator, List, Mapping, Tuple
+from typing import Any, Iterator, List, Mapping, Tuple
 
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -73,9 +73,11 @@ def of_optimizer(
     """Yield the tensors and floats in the state of an optimizer."""
     for group in optimizer.param_groups:
         for param in group['params']:
-            # optimizer.state is a defaultdict: state[param] would add an
-            # empty entry, which would then get into checkpoints.
-            for key, value in walk(optimizer.state.get(param, {})):
+            # The state is a defaultdict: state[param] would add an empty
+            # entry, which would then get into checkpoints. An optimizer
+            # that is not PyTorch's may have none.
+            state: Mapping[Any, object] = getattr(optimizer, 'state', {})
+            for key, value in walk(state.get(param, {})):
                 parts = [(names.of_param(param), value)]
                 # FSDP1 joins several parameters in a flat one. Their names
                 # apply to the state only where it is cut in the same way.

@@ -13,7 +13,7 @@ from mmnanguard.numerics.checkpoints.state_audit import AuditResult, StateAudit
 from mmnanguard.registry import HOOKS
 
 from .._shared.audit import Audit
-from .._shared.find_guards import find_guards
+from .._shared.find_guards import find_guards, find_wrappers
 from .._shared.halt import halt
 from .._shared.hook_arguments import DataBatch, Outputs
 from .._shared.patches import PatchingHook
@@ -79,7 +79,7 @@ class StateAuditHook(PatchingHook):
         self._iter = self._epoch = 0
         self._last_iter: Optional[int] = None
         self._num_reported = 0
-        self._is_due = False
+        self._due: Optional[int] = None
 
     def before_train(self, runner: Runner) -> None:
         # NaN in a model that was built just now is there by design. After a
@@ -104,9 +104,13 @@ class StateAuditHook(PatchingHook):
         outputs: Outputs = None,
     ) -> None:
         if self._interval and self.every_n_train_iters(runner, self._interval):
-            self._is_due = True
-        if self._is_due and not is_within_window(runner):
-            self._is_due = False
+            self._due = self._due or self._iter
+        if self._due is None:
+            return
+        # A window that is bypassed never ends.
+        is_late = self._iter > self._due + 2 * longest_window(runner)
+        if is_late or not is_within_window(runner):
+            self._due = None
             # A checkpoint of this iteration may have been audited already.
             if self._last_iter != self._iter:
                 self._is_clean(runner)
@@ -156,6 +160,9 @@ class StateAuditHook(PatchingHook):
             last_clean = read_pointer(runner.work_dir, LAST_CLEAN)
             names = [name for _, name in audit.names]
             origin = origin_of(runner, names)
+            # The file was clean when it was written, and is bad now.
+            if last_clean and last_clean in origin:
+                last_clean = None
             if not origin and 'weights' in audit.where:
                 origin = step_at_fault(runner)
             story = audit.halt_story(
@@ -200,6 +207,15 @@ class StateAuditHook(PatchingHook):
 def is_within_window(runner: Runner) -> bool:
     """Whether a window of gradient accumulation is open."""
     return any(guard.is_open for guard in find_guards(runner).values())
+
+
+def longest_window(runner: Runner) -> int:
+    """Return the number of iterations of the longest window."""
+    # Wrappers that are not MMEngine's own count by themselves.
+    return max(
+        getattr(wrapper, '_accumulative_counts', 1)
+        for wrapper in find_wrappers(runner).values()
+    )
 
 
 def step_at_fault(runner: Runner) -> str:

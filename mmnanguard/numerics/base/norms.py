@@ -1,12 +1,17 @@
 """Norms of many tensors at a time."""
 
 import math
+from operator import attrgetter
 from typing import Sequence
 
 import torch
 from torch import Tensor
 
 __all__ = ['tensor_norms']
+
+DTYPE = attrgetter('dtype')
+# The argument dtype of _foreach_norm is newer than PyTorch 2.1.
+HAS_NORM_DTYPE = 'dtype' in str(torch.ops.aten._foreach_norm.Scalar._schema)
 
 
 def tensor_norms(
@@ -27,13 +32,16 @@ def tensor_norms(
     dtype = torch.float32
     if norm_type not in (1.0, 2.0, math.inf):
         dtype = torch.float64
-    plain = [tensor for tensor in tensors if tensor.dtype is dtype]
-    # _foreach_norm refuses an empty list. It accumulates in the tensors' own
-    # dtype, so that it serves only tensors that have the right dtype already.
-    norms = iter(torch._foreach_norm(plain, norm_type) if plain else ())
+    dtypes = set(map(DTYPE, tensors))
     # The usual case, a model in float32, takes no loop over its tensors.
-    if len(plain) == len(tensors):
-        return list(norms)
+    # _foreach_norm refuses an empty list.
+    if dtypes == {dtype}:
+        return list(torch._foreach_norm(list(tensors), norm_type))
+    if HAS_NORM_DTYPE and dtypes == {torch.bfloat16}:
+        return list(torch._foreach_norm(list(tensors), norm_type, dtype=dtype))
+    # Without dtype, _foreach_norm accumulates in the tensors' own type.
+    plain = [tensor for tensor in tensors if tensor.dtype is dtype]
+    norms = iter(torch._foreach_norm(plain, norm_type) if plain else ())
     result = []
     for tensor in tensors:
         if tensor.dtype is dtype:

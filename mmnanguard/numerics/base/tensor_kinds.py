@@ -59,8 +59,7 @@ def is_ordinary(tensor: Tensor) -> bool:
         and tensor.layout is torch.strided
         and is_whole_bytes(tensor.dtype)
         and not (
-            tensor.is_quantized
-            or tensor.is_nested
+            tensor.is_nested
             or tensor.is_meta
             or tensor.is_inference()
             # Kernels for many tensors refuse negated and conjugated views.

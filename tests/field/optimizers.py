@@ -1,0 +1,141 @@
+"""Reports about optimizers that are not PyTorch's own."""
+
+import torch
+from mmengine.registry import OPTIMIZERS
+from torch import nn
+from torch.nn import functional as F
+
+from .tasks import Classify
+
+INNOCENT = (
+    'outside any guarded update',
+    'hooks, EMA',
+    'lower the learning rate',
+    'leave out sample',
+    r'eps=0\b',
+    'centered',
+)
+
+
+class OwnOptimizer(torch.optim.Optimizer):
+    """An optimizer that calls ``update`` for each parameter."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for param in group['params']:
+                if param.grad is not None:
+                    self.update(param, self.state[param], group)
+
+    def update(self, param, state, group):
+        raise NotImplementedError
+
+
+@OPTIMIZERS.register_module()
+class FactoredRoots(OwnOptimizer):
+    """Roots of factored means of squares, without an epsilon."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, dict(lr=lr))
+
+    def update(self, param, state, group):
+        if param.dim() < 2:
+            param.sub_(param.grad.sign(), alpha=group['lr'])
+            return
+        squares = param.grad.square()
+        rows, columns = squares.mean(1), squares.mean(0) + 1e-30
+        factor = (rows / rows.mean()).add(1e-30).rsqrt()
+        step = param.grad * factor[:, None] * columns.rsqrt()
+        param.sub_(step.clamp(-1, 1), alpha=group['lr'])
+
+
+class FactoredWithoutEpsilon(Classify):
+    """Adafactor divides by the mean of squares of a gradient that is 0.
+
+    A head that takes no part in the loss has such a gradient.
+    """
+
+    source = 'microsoft/LLM2CLIP#64'
+    optimizer = dict(type='FactoredRoots', lr=1e-2)
+    must_train = False
+    causes = ('step_nonfinite',)
+    culprit = r'net\.unused\.weight'
+    says = ('add an epsilon to the step of FactoredRoots',)
+    never_says = INNOCENT
+
+    def network(self):
+        net = super().network()
+        net.add_module('unused', nn.Linear(3, 3))
+        return net
+
+    def loss(self, net, batch):
+        unused = 0 * net.unused(batch.inputs[:, :3])
+        return F.cross_entropy(net[:3](batch.inputs) + unused, batch.label)
+
+
+@OPTIMIZERS.register_module()
+class VanishingEpsilon(OwnOptimizer):
+    """An epsilon that shrinks with the gradient, down to 0."""
+
+    def __init__(self, params, lr, eps=1e-8):
+        super().__init__(params, dict(lr=lr, eps=eps))
+
+    def update(self, param, state, group):
+        mean = state.setdefault('mean', torch.zeros_like(param))
+        mean.lerp_(param.grad.square(), 0.1)
+        size = param.grad.square().mean().sqrt().clamp(max=1)
+        root = mean.sqrt() + group['eps'] * size
+        param.sub_(param.grad / root, alpha=group['lr'])
+
+
+class FirstGradientOfLora(Classify):
+    """FAdam: the first gradient of one LoRA factor is exactly 0."""
+
+    source = 'lessw2020/FAdam_PyTorch#1'
+    optimizer = dict(type='VanishingEpsilon', lr=1e-2)
+    must_train = False
+    causes = ('step_nonfinite',)
+    culprit = r'net\.down\.weight'
+    says = ('which its eps=1e-08 does not reach',)
+    never_says = INNOCENT
+
+    def network(self):
+        net = nn.ModuleDict(
+            dict(
+                base=nn.Linear(8, 3),
+                down=nn.Linear(8, 2, bias=False),
+                up=nn.Linear(2, 3, bias=False),
+            )
+        )
+        nn.init.zeros_(net.up.weight)
+        return net
+
+    def loss(self, net, batch):
+        outputs = net.base(batch.inputs) + net.up(net.down(batch.inputs))
+        return F.cross_entropy(outputs, batch.label)
+
+
+@OPTIMIZERS.register_module()
+class TrustRatio(OwnOptimizer):
+    """Each step is as long as the weights."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, dict(lr=lr))
+
+    def update(self, param, state, group):
+        ratio = float(param.norm() / (param.grad.norm() + 1e-12))
+        param.sub_(param.grad, alpha=group['lr'] * ratio)
+
+
+class TrustOfZero(Classify):
+    """LAMB: parameters that begin at 0 never move, which is no fault."""
+
+    source = 'cybertronai/pytorch-lamb#6'
+    optimizer = dict(type='TrustRatio', lr=5e-2)
+    is_healthy = True
+
+    def network(self):
+        net = super().network()
+        nn.init.zeros_(net[0].bias)
+        nn.init.zeros_(net[2].bias)
+        return net
