@@ -76,6 +76,8 @@ class LeaveOut:
     but neither the model nor its averaged copy ever sees it.
     """
 
+    never_told = (EMAHook,)
+
     def __init__(self, *args, leave_out=(), **kwargs):
         super().__init__(*args, **kwargs)
         self.leave_out = leave_out
@@ -91,7 +93,7 @@ class LeaveOut:
         if isinstance(self.runner.optim_wrapper, OptimWrapper):
             self.runner.optim_wrapper._inner_count += 1
         for hook in self.runner.hooks:
-            if not isinstance(hook, EMAHook):
+            if not isinstance(hook, self.never_told):
                 hook.after_train_iter(self.runner, **kwargs, outputs={})
         self._iter += 1
         return None

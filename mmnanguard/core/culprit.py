@@ -16,6 +16,7 @@ RARE_SHARE = 0.1
 LEAST_BATCHES = 3
 MOST_NAMED = 8
 MOST_REJECTED = 0.5  # share of updates above which no sample is a suspect
+MOST_RARE = 3  # blamed samples that were rejected once each
 NUM_PER_SAMPLE = 2  # rejected batches that one blamed sample should explain
 
 
@@ -39,14 +40,18 @@ def samples_at_fault(
     certain: List[str] = []
     suspects: List[str] = []
     must_repeat = False
+    most_rare = MOST_RARE
     for autopsy in autopsies:
         if autopsy.phase == 'input':
             certain.extend(autopsy.samples)
         elif names_a_minority(autopsy):
             suspects.extend(autopsy.samples)
             must_repeat |= autopsy.tried.get('module_fp32', False)
+            # A pole now and then, of other samples each time, is in the code.
+            if autopsy.is_certain:
+                most_rare = 1
     if suspects and not explain_batches(
-        set(suspects), batches, share, must_repeat
+        set(suspects), batches, share, must_repeat, most_rare
     ):
         suspects = []
     # In the order in which they were named, each once.
@@ -73,11 +78,12 @@ def explain_batches(
     batches: Sequence[Collection[str]],
     share: float,
     must_repeat: bool = False,
+    most_rare: int = MOST_RARE,
 ) -> bool:
     """Whether some samples explain why these batches were rejected.
 
-    Most of the batches have to hold one of them. If rejections are frequent,
-    the samples also have to be few: an operation that is always bad has
+    Most of the batches have to hold one of them. Unless rejections are rare,
+    the samples also have to be few: an operation that goes bad by itself has
     other samples in each batch.
 
     Args:
@@ -86,15 +92,18 @@ def explain_batches(
         share: The share of updates that were rejected in the trouble.
         must_repeat: Whether the samples have to be few in any case, because
             another cure is known.
+        most_rare: The largest number of samples that may have been rejected
+            once each.
     """
     rejected = [set(batch) & names for batch in batches if batch]
     covered = [batch for batch in rejected if batch]
     if len(covered) < LEAST_COVERED * len(rejected):
         return False
     is_rare = share <= RARE_SHARE or len(covered) <= NUM_PER_SAMPLE
-    if is_rare and not must_repeat:
+    num = len(covering(covered))
+    if is_rare and num <= most_rare and not must_repeat:
         return True
-    return NUM_PER_SAMPLE * len(covering(covered)) <= len(covered)
+    return NUM_PER_SAMPLE * num <= len(covered)
 
 
 def suspects_among(

@@ -12,12 +12,17 @@ from .evidence import Evidence
 from .growth_advice import explain_growth
 from .operation_advice import advise_on, advise_without_cures, cure_of
 from .rows.autopsy import Autopsy
-from .rows.guard_event import INITIAL_ORIGIN
+from .rows.guard_event import INITIAL_ORIGIN, PRETRAINED
 from .rows.phrases import and_more, samples_in_words
 from .rules.recent_commits import Growth
 from .step_advice import advise_on_step
 
-__all__ = ['ADVICE_ON_INITIAL', 'Diagnosis', 'diagnose']
+__all__ = [
+    'ADVICE_ON_INITIAL',
+    'ADVICE_ON_PRETRAINED',
+    'Diagnosis',
+    'diagnose',
+]
 
 TRANSIENT = 'the fault did not happen again when the update was replayed'
 ADVICE_ON_TRANSIENT = Advice(
@@ -63,6 +68,13 @@ ADVICE_ON_INITIAL = Advice(
     'did not make them so. Fill them in __init__ or init_weights: torch.empty '
     'leaves whatever the memory held, and a pretrained file may lack them.',
 )
+ADVICE_ON_PRETRAINED = Advice(
+    'mend the file of load_from, or load another one',
+    'Bad weights were NaN or Inf in the file of load_from, so that training '
+    'did not make them so: python -m mmnanguard scan_checkpoints FILE lists '
+    'them. Load another file, or leave them out of it so that the model '
+    'initializes them.',
+)
 
 
 def diagnose(evidence: Evidence) -> Diagnosis:
@@ -99,6 +111,8 @@ def first_diagnosis(evidence: Evidence) -> Diagnosis:
             advice = ADVICE_ON_LOADED
             if event.origin == INITIAL_ORIGIN:
                 advice = ADVICE_ON_INITIAL
+            elif event.origin.startswith(PRETRAINED):
+                advice = ADVICE_ON_PRETRAINED
             return Diagnosis(reason, advice)
     # Weights that are bad already, a divergence and a spike say by themselves
     # what they are.

@@ -5,10 +5,12 @@ from typing import Mapping, Optional, Tuple
 
 from .causes import Advice
 from .rows.autopsy import Autopsy
+from .rows.remedy_row import line_of_fp32
 
 __all__ = ['advise_on', 'advise_without_cures', 'cure_of']
 
 HALF_PRECISION = ('float16', 'bfloat16')
+PRECISIONS = {'fp32', 'module_fp32', 'bfloat16'}
 # Operations with a pole, and what to use in their place.
 SAFE_OPS: Mapping[str, str] = {
     'log': 'safe_log',
@@ -23,6 +25,8 @@ SAFE_OPS: Mapping[str, str] = {
     'linalg_vector_norm': 'safe_norm',
 }
 DERIVATIVES = 'safe_sqrt or safe_norm'
+BOUNDED = ('acos', 'asin', 'atanh')
+CAST = 'aten._to_copy'
 DECOMPOSITIONS = ('linalg_eigh', 'linalg_eig', 'linalg_svd')
 POSITIVE = 'Make its input positive (softplus, exp, clamp)'
 WITHIN_1 = (
@@ -120,8 +124,7 @@ def cure_of(finding: Autopsy) -> Optional[Advice]:
         return Advice(
             f"run '{where}' in float32",
             f"Run '{where}' in float32, which was tried and is finite: "
-            "default_hooks=dict(fp32=dict(type='mmnanguard.Fp32ModulesHook', "
-            f'modules=[{finding.module!r}])).{epsilon}',
+            f'{line_of_fp32([finding.module])}.{epsilon}',
         )
     if 'bfloat16' in helped:
         return Advice(
@@ -188,6 +191,9 @@ def pole_of(finding: Autopsy) -> Optional[Advice]:
         )
     name = finding.op.split('.')[-1].rstrip('_')
     safe = SAFE_OPS.get(name, 'the safe operations')
+    # x ** -6 is a division.
+    if name == 'pow' and finding.operands[-1:] < (0.0,):
+        safe = 'safe_divide'
     operation, what = finding.op, f'{finding.op} at {where}'
     if finding.phase == 'backward':
         safe = SAFE_OPS.get(finding.derivative, DERIVATIVES)
@@ -218,11 +224,13 @@ def pole_of(finding: Autopsy) -> Optional[Advice]:
             'of its domain: no epsilon, no dtype, no loss scale and no '
             f'clipping changes that. {DOMAINS[name][2]}.',
         )
+    cure = f'Add an epsilon, clamp, or use {safe} of mmnanguard.numerics'
+    if finding.derivative in BOUNDED:
+        cure = 'Clamp its input to [-1 + 1e-6, 1 - 1e-6]'
     return Advice(
         f'keep the input of {operation} at {where} away from its pole',
         f'{what} is not defined for this input, a pole: no dtype, no loss '
-        f'scale and no clipping changes that. Add an epsilon, clamp, or use '
-        f'{safe} of mmnanguard.numerics.',
+        f'scale and no clipping changes that. {cure}.',
     )
 
 
@@ -239,20 +247,29 @@ def overflow_of(finding: Autopsy) -> Advice:
     """Return the advice on an overflow that no cure has helped against."""
     where = finding.source or finding.module_type
     limit = f'{finding.dtype_max:.3g} of {finding.dtype}'
-    if finding.dtype in HALF_PRECISION and not finding.tried:
+    if finding.dtype in HALF_PRECISION and not PRECISIONS & set(finding.tried):
         return Advice(
             'try float32 for the module at fault',
-            f'{finding.op} at {where} is beyond {limit}; whether float32 or '
-            'bfloat16 helps was not tried: mmnanguard.AutopsyHook('
-            'try_cures=True) tries it.',
+            f'{finding.op} at {where} is beyond {limit}: compute it in '
+            'float32 or bfloat16. Whether that helps was not tried; under '
+            'autocast, mmnanguard.AutopsyHook(try_cures=True) tries it.',
         )
     if finding.is_near_pole:
         return Advice(
             f'keep the divisor of {finding.op} at {where} away from 0',
-            f'{finding.op} at {where} {finding.overflow()}. Clamp what is '
+            f'At {where}, {finding.overflow()}. Clamp what is '
             'divided by from below or add an epsilon; in a backward pass it '
             'is the input of that line, such as the probability of a log, '
             'which is safer computed in the log domain (logsumexp).',
+        )
+    if finding.op == CAST:
+        return Advice(
+            f'look at the numbers that {where} casts to {finding.dtype}',
+            f'The code at {where} casts numbers of up to '
+            f'{finding.input_absmax:.3g} to {finding.dtype}, beyond the '
+            f'{limit}: clamp them, mask with torch.finfo(dtype).min in place '
+            'of a constant such as -1e10, or keep this part in float32 or '
+            'bfloat16.',
         )
     numbers = f'got numbers of up to {finding.input_absmax:.3g}'
     if finding.call():

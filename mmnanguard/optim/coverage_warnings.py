@@ -31,6 +31,8 @@ MAX_NAMED = 5
 # which this is no accident. Zeros are common for a while (a dead ReLU).
 NUM_WITHOUT_GRADIENTS = 4
 NUM_ZEROS = 20
+# Number of updates without any other, whose loss is 0 as well.
+NUM_NAUGHTS = 50
 # Number of iterations without a step, beside those of two windows, after
 # which the weights are looked at; and how often, and after how many more
 # iterations again.
@@ -75,7 +77,8 @@ MESSAGES = {
         '{name!r}, gradients are 0 or too small for a norm (below 1e-22). '
         'Look for a loss that is multiplied by a tiny number or 0, a ReLU or '
         'clamp that passes nothing on, a loss scale that is too small for '
-        'float16, or labels that are all ignored.'
+        'float16, labels that are all ignored, or a loss that is 0 for a '
+        'batch of one.'
     ),
     'hook_step': (
         'THESE UPDATES ARE NOT GUARDED: the communication hook {hooks} lets '
@@ -163,6 +166,7 @@ class CoverageWarnings:
         self._length = 1
         self._params = params
         self._said: Set[str] = set()
+        self._has_learnt = False
         self._num_idle = 0
         self._sums: List[int] = []
         self._num_changes = 0
@@ -218,7 +222,7 @@ class CoverageWarnings:
             models: The models that the guard knows.
         """
         if seen.num_params and seen.grad_norm:
-            self._num_idle = 0
+            self._num_idle, self._has_learnt = 0, True
         else:
             self._note_idle(seen, models)
         AnyStep.is_guarded = True
@@ -234,8 +238,10 @@ class CoverageWarnings:
         self._num_idle += 1
         names = dict(count=str(self._num_idle), name=self._read_name())
         if seen.num_params:
-            # A loss of 0 has nothing left to learn (a triplet loss).
-            if self._num_idle >= NUM_ZEROS and seen.loss:
+            # A loss of 0 has nothing left to learn (a triplet loss), unless
+            # it was 0 from the start.
+            has_learnt = self._has_learnt or self._num_idle < NUM_NAUGHTS
+            if self._num_idle >= NUM_ZEROS and (seen.loss or not has_learnt):
                 self.warn_once('zeros', **names)
         elif self._num_idle >= NUM_WITHOUT_GRADIENTS:
             reason = REASONS[self._find_reason(models)]

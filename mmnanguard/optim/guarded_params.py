@@ -2,7 +2,7 @@
 
 import math
 from itertools import chain
-from operator import attrgetter, itemgetter
+from operator import attrgetter, is_, itemgetter
 from typing import (
     Any,
     Dict,
@@ -29,7 +29,8 @@ from mmnanguard.numerics.base.tensor_kinds import stored_values
 
 from .refusals import check_dtype, check_groups, refuse_closure, refuse_kind
 from .step_settings import (
-    SCHEDULED,
+    CHECKED,
+    SPOILING,
     as_list,
     can_spoil,
     describe,
@@ -58,18 +59,15 @@ class GuardedParams:
         is_checked: Whether the result of each step is checked.
 
     Attributes:
-        can_spoil: Whether a step may make NaN or Inf of finite gradients.
         last_iter: The iteration of the last commit whose step may have
             spoiled weights.
         has_spoiled: Whether a step of this run has spoiled weights, so that
             each further one is checked.
+        run: The model of the run, once it is known. Optimizers of another
+            run in this process are none of this run's business.
 
     Raises:
         GuardConfigError: If its updates cannot be guarded.
-
-    Attributes:
-        run: The model of the run, once it is known. Optimizers of another
-            run in this process are none of this run's business.
     """
 
     def __init__(self, optimizer: Optimizer, is_checked: bool = False) -> None:
@@ -93,7 +91,8 @@ class GuardedParams:
         self.optimizer = optimizer
         self._has_parts = any(map(is_part, self))
         self._shards: Optional[Shards] = None
-        self.can_spoil = can_spoil(optimizer)
+        self._can_spoil = can_spoil(optimizer)
+        self._settings = list(map(self.groups[0].get, SPOILING))
         self.has_spoiled = False
         self.forget_steps()
 
@@ -104,6 +103,22 @@ class GuardedParams:
     def groups(self) -> List[Dict[str, Any]]:
         """The optimizer's parameter groups."""
         return self.optimizer.param_groups
+
+    @property
+    def can_spoil(self) -> bool:
+        """Whether a step may make NaN or Inf of finite gradients."""
+        # A schedule or hook that changes an argument changes it in all groups.
+        settings = list(map(self.groups[0].get, SPOILING))
+        # Not by value, because comparing tensors may sync a device.
+        if not all(map(is_, settings, self._settings)):
+            self._settings = settings
+            self._can_spoil = can_spoil(self.optimizer)
+        attributes = vars(self.optimizer)
+        return bool(
+            self._can_spoil
+            or attributes.get('_optimizer_step_pre_hooks')
+            or attributes.get('_optimizer_step_post_hooks')
+        )
 
     def lrs(self) -> Tuple[float, ...]:
         """Return the learning rate of each parameter group."""
@@ -137,7 +152,7 @@ class GuardedParams:
         # This runs in each update, over up to one group per parameter: no
         # loop in Python as long as all settings are finite numbers.
         values: List[Any] = []
-        for key in SCHEDULED:
+        for key in CHECKED:
             if key in self.groups[0]:
                 settings = list(map(itemgetter(key), self.groups))
                 is_pair = isinstance(settings[0], tuple)
@@ -147,7 +162,7 @@ class GuardedParams:
         bad: List[str] = []
         on_device: List[Tensor] = []
         for index, group in enumerate(self.groups):
-            for key in SCHEDULED:
+            for key in CHECKED:
                 for value in as_list(group.get(key)):
                     if is_on_device(value):
                         on_device.append(value)

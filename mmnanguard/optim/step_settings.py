@@ -8,20 +8,24 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 __all__ = [
+    'CHECKED',
     'DTYPE',
-    'SCHEDULED',
+    'SPOILING',
     'as_list',
     'can_spoil',
     'describe',
     'is_on_device',
 ]
 
-# Settings that schedules change, and that spoil weights if they are NaN or
-# Inf. Other settings, such as Prodigy's growth_rate, may be Inf by design.
-SCHEDULED = ('lr', 'weight_decay', 'momentum', 'betas')
-DTYPE = attrgetter('dtype')
+# Settings that spoil weights if they are NaN or Inf. Other settings, such as
+# Prodigy's growth_rate, may be Inf by design.
+CHECKED = ('lr', 'weight_decay', 'momentum', 'betas', 'eps', 'alpha', 'rho')
+# Settings that decide whether a step can spoil weights.
+SPOILING = ('eps', 'betas', 'alpha', 'rho', 'centered')
 # Settings that an event shows.
-SHOWN = ('eps', 'centered', *SCHEDULED, 'alpha', 'rho', 'maximize')
+SHOWN = ('eps', 'centered', *CHECKED[:4], 'alpha', 'rho', 'maximize')
+SMALLEST = torch.finfo(torch.float32).tiny
+DTYPE = attrgetter('dtype')
 
 
 def describe(group: Dict[str, Any]) -> Dict[str, Any]:
@@ -48,22 +52,24 @@ def can_spoil(optimizer: Optimizer) -> bool:
     float16.
     """
     is_known = type(optimizer).__module__.startswith('torch.optim.')
-    hooks = getattr(optimizer, '_optimizer_step_pre_hooks', None)
-    if not is_known or hooks:
+    return not is_known or any(map(is_spoiling, optimizer.param_groups))
+
+
+def is_spoiling(group: Dict[str, Any]) -> bool:
+    """Whether the arguments in a group may make NaN of finite gradients."""
+    if torch.float16 in map(DTYPE, group['params']):
         return True
-    smallest = torch.finfo(torch.float32).tiny
-    for group in optimizer.param_groups:
-        if torch.float16 in map(DTYPE, group['params']):
+    for eps in as_list(group.get('eps')):
+        if eps < SMALLEST:
             return True
-        for eps in as_list(group.get('eps')):
-            if eps < smallest:
-                return True
-        for beta in as_list(group.get('betas')):
-            if beta >= 1:
-                return True
-        if group.get('centered'):
+    for beta in as_list(group.get('betas')):
+        if beta >= 1:
             return True
-    return False
+    for key in ('alpha', 'rho'):
+        for share in as_list(group.get(key)):
+            if share > 1:
+                return True
+    return bool(group.get('centered'))
 
 
 def as_list(setting: Any) -> List[Any]:

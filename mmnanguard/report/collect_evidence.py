@@ -21,6 +21,8 @@ def collect_evidence(
 ) -> Evidence:
     """Return the evidence on a finding, or on all that a run rejected."""
     alike: List[GuardEvent] = []
+    # Commits with a bad loss and finite gradients are frequent.
+    committed: List[GuardEvent] = []
     for row in summary.events:
         record = record_of(row)
         if not isinstance(record, GuardEvent):
@@ -30,6 +32,8 @@ def collect_evidence(
             is_alike = record.cause.value == finding.cause
         if is_alike and record.action is not Action.STEP:
             alike.append(record)
+        elif is_alike and record.is_harmless_commit:
+            committed.append(record)
     cause, since = '', 0
     if finding is not None:
         cause, since = finding.cause, finding.since
@@ -42,9 +46,11 @@ def collect_evidence(
     if finding is not None:
         inputs = joined(inputs, events)
     num_iters = 1
+    committed = [event for event in committed if event.iter >= since]
+    num_bad = len(events) + len(committed)
     if events:
-        num_iters = max(summary.last_iter - events[0].iter + 1, len(events))
-    share = len(events) / num_iters
+        num_iters = max(summary.last_iter - events[0].iter + 1, num_bad)
+    share = num_bad / num_iters
     return Evidence(cause, events, autopsies, inputs, share)
 
 

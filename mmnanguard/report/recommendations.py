@@ -7,9 +7,13 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple
 from mmnanguard._support.escape import shell_word
 from mmnanguard.core import Autopsy
 from mmnanguard.core.causes import facts_of_cause
-from mmnanguard.core.diagnosis import ADVICE_ON_INITIAL, diagnose
+from mmnanguard.core.diagnosis import (
+    ADVICE_ON_INITIAL,
+    ADVICE_ON_PRETRAINED,
+    diagnose,
+)
 from mmnanguard.core.evidence import Evidence
-from mmnanguard.core.rows.remedy_row import FP32, RemedyRow
+from mmnanguard.core.rows.remedy_row import FP32, RemedyRow, line_of_fp32
 from mmnanguard.core.step_advice import advise_on_step
 
 from .collect_evidence import collect_evidence
@@ -78,7 +82,7 @@ def next_steps(
         is_of_rate = not (growth.is_uphill or growth.jump or evidence.uphill)
         if is_of_rate:
             code = summary.launch.train_slower(LESS)
-    elif advice is ADVICE_ON_INITIAL:
+    elif advice in (ADVICE_ON_INITIAL, ADVICE_ON_PRETRAINED):
         # Any checkpoint of the run has the same weights, and no operation
         # is to be found.
         return (Step(advice.short, advice.long),)
@@ -145,15 +149,16 @@ def run_in_fp32(summary: Summary, samples: Sequence[str]) -> List[Step]:
     would be committed.
     """
     remedies = summary.others.get('remedy')
-    # The guard has already applied the cure, but only in this process: a new
-    # run needs it in its config.
+    # The guard has already applied the cure, and its checkpoints know it, but
+    # a new run needs it in its config.
     if remedies:
         names = join_quoted(remedied_modules(summary))
+        line = command_of(remedies[-1])
         return [
             Step(
                 f'make the remedy permanent: {names} in float32',
                 'Autopsies found that this is a cure; it runs so since.',
-                command_of(remedies[-1]),
+                line and summary.launch.train('--cfg-options', line),
             )
         ]
     modules: List[str] = []
@@ -169,8 +174,9 @@ def run_in_fp32(summary: Summary, samples: Sequence[str]) -> List[Step]:
         Step(
             f'run {join_quoted(modules)} in float32',
             'Autopsies found that this is a cure.',
-            "default_hooks=dict(fp32=dict(type='mmnanguard.Fp32ModulesHook', "
-            f'modules={modules!r}))',
+            summary.launch.train(
+                '--resume', '--cfg-options', line_of_fp32(modules)
+            ),
         )
     ]
 

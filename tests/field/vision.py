@@ -291,3 +291,70 @@ class ProposalOfNoWidth(Regress):
         width = (output[:, 0] + 0.3).relu().detach()
         refined = F.smooth_l1_loss(output[:, 3], (1 / width).log())
         return dict(loss=loss, loss_refined=0.05 * refined)
+
+
+class BurstInBatchNorm(Classify):
+    """One sample of 1e25: the batch's variance is Inf, the loss finite."""
+
+    source = 'wayveai/fiery#20'
+    causes = ('buffer_nonfinite',)
+    culprit = r"leave out sample '022\.jpg'"
+    never_says = ('lower the learning rate',)
+
+    def network(self):
+        return nn.Sequential(nn.BatchNorm1d(8), super().network())
+
+    def sample(self, index, generator):
+        sample = super().sample(index, generator)
+        if index == 22:
+            sample['inputs'] *= 1e25
+        return sample
+
+    def is_good(self, index):
+        return index != 22
+
+
+class EqualSingularValues(Regress):
+    """The rotation that an SVD finds has no derivative at the identity."""
+
+    source = 'tensorflow/tensorflow#17476'
+    causes = ('grad_nonfinite',)
+    culprit = r"leave out sample '020\.jpg'"
+    never_says = ('lower the learning rate', 'overflow')
+
+    def sample(self, index, generator):
+        sample = super().sample(index, generator)
+        sample['is_same'] = torch.tensor(float(index == 20))
+        return sample
+
+    def is_good(self, index):
+        return index != 20
+
+    def loss(self, net, batch):
+        output = net(batch.inputs)
+        loss = F.smooth_l1_loss(output, batch.target)
+        if not net.training:
+            return loss
+        is_same = batch.is_same[:, None, None]
+        matrix = output.reshape(-1, 2, 2) * (1 - is_same)
+        left, _, right = torch.linalg.svd(matrix + torch.eye(2) * is_same)
+        return loss + 1e-3 * (left @ right).sum((1, 2)).mean()
+
+
+class NothingLabelled(Classify):
+    """A batch whose labels are all ignored: the mean of nothing is NaN."""
+
+    source = 'pytorch/pytorch#70348'
+    causes = ('loss_nonfinite',)
+    culprit = 'nll_loss'
+    says_in_full = ('all labels are ignored',)
+    never_says = ('lower the learning rate', 'epsilon', 'overflow')
+
+    def sample(self, index, generator):
+        sample = super().sample(index, generator)
+        if index // 4 == 5:
+            sample['label'] = torch.tensor(-100)
+        return sample
+
+    def is_good(self, index):
+        return index // 4 != 5

@@ -38,6 +38,15 @@ def batches(*names):
             0.01,
             ('a', 'b', 'c'),
         ),
+        # A pole that other samples meet now and then.
+        (
+            [autopsy('a', is_pole=True), autopsy('b', is_pole=True)],
+            batches('a', 'b'),
+            0.01,
+            (),
+        ),
+        # Four samples in turn are too many.
+        (list(map(autopsy, 'abcd')), batches('a', 'b', 'c', 'd'), 0.01, ()),
         # Each batch is bad, with other samples every time.
         (
             [autopsy('a'), autopsy('b'), autopsy('c')],

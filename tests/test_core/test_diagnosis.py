@@ -285,3 +285,45 @@ def test_float16_is_a_suspect_where_nothing_is_known():
     assert 'bfloat16' not in diagnose(Evidence(cause, [event()])).advice.long
     scaled = Evidence(cause, [event(loss_scale=scale)])
     assert "dtype='bfloat16'" in diagnose(scaled).advice.long
+
+
+@pytest.mark.parametrize(
+    ('facts', 'words'),
+    [
+        (
+            dict(op='aten.pow', is_pole=True, operands=(0.0, -6.0)),
+            'use safe_divide of',
+        ),
+        (
+            dict(op='aten.pow', is_pole=True, operands=(-1.0, 0.5)),
+            'Make its base positive',
+        ),
+        (
+            dict(
+                op='aten.mul',
+                dtype='float16',
+                dtype_max=65504.0,
+                operands=(6e4, 2.0),
+                tried=dict(without_samples=True),
+            ),
+            'compute it in float32 or bfloat16',
+        ),
+        (
+            dict(
+                op='aten._to_copy',
+                dtype='float16',
+                input_absmax=1e10,
+                dtype_max=65504.0,
+                tried=dict(fp32=False, bfloat16=False),
+            ),
+            'mask with torch.finfo(dtype).min',
+        ),
+        (
+            dict(op='aten.rsqrt', is_pole=True, derivative='acos'),
+            'Clamp its input to [-1 + 1e-6, 1 - 1e-6]',
+        ),
+    ],
+)
+def test_the_advice_fits_the_operation(facts, words):
+    facts = dict(phase='forward', output_absmax=math.nan, **facts)
+    assert words in advise_on(Autopsy(repeats=True, **facts)).long

@@ -263,5 +263,11 @@ def test_weights_to_start_from(work_dir):
     """Nothing is resumed with load_from alone, and nothing offered."""
     last = str(work_dir / 'iter_8.pth')
     spoil(last)
-    with pytest.raises(TrainingHalted, match='the loaded checkpoint'):
+    with pytest.raises(TrainingHalted) as error:
         train(work_dir, is_guarded=True, load_from=last)
+    story = str(error.value)
+    assert f'as the file of load_from already had it: {last}' in story
+    assert 'Resume from a checkpoint' not in story
+    (step,) = load_run(work_dir).verdict.steps
+    assert step.text.startswith('mend the file of load_from')
+    assert step.code == ''

@@ -7,12 +7,14 @@ from mmengine.structures import BaseDataElement, InstanceData
 from torch import nn
 from toys import guard_hooks, loader, make_runner, read_rows, wrapper
 
+from mmnanguard.core import Action, Cause, GuardEvent
 from mmnanguard.core.diagnosis import diagnose
 from mmnanguard.core.evidence import Evidence
 from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.datasets.checks import Finite
 from mmnanguard.hooks.inputs.input_check import InputCheck, bad_samples
 from mmnanguard.hooks.inputs.input_policy import InputPolicy
+from mmnanguard.hooks.inputs.masked_keys import NUM_PROOFS, MaskedKeys
 
 NAN = float('nan')
 KEY = 'data_samples.gt.boxes.tensor'
@@ -86,6 +88,17 @@ def test_rejects_until_the_model_is_seen_to_mask(tmp_path):
     assert iters == [1, 2, 3]
     assert log.count('THE MODEL MASKS') == 1
     assert KEY in log[log.index('THE MODEL MASKS') :]
+
+
+@pytest.mark.parametrize(('norm', 'is_proof'), [(1.0, True), (NAN, False)])
+def test_only_finite_gradients_prove_a_mask(norm, is_proof):
+    masked = MaskedKeys()
+    event = GuardEvent(
+        iter=1, cause=Cause.INPUT_NONFINITE, action=Action.SKIP, grad_norm=norm
+    )
+    for _ in range(NUM_PROOFS):
+        masked.note_rejected(event, {KEY: ('a',)})
+    assert masked.proven == ({KEY} if is_proof else set())
 
 
 HOOKS = dict(autopsy=dict(type='mmnanguard.AutopsyHook'))

@@ -68,7 +68,9 @@ class Stop(Hook):
 def build(work_dir, faults, hooks=(), **guard):
     default_hooks = guard_hooks(*faults)
     default_hooks.update(
-        nan_guard=dict(type='mmnanguard.NanGuardHook', save_rng=True),
+        nan_guard=dict(
+            type='mmnanguard.NanGuardHook', save_rng=True, schedule='updates'
+        ),
         audit=dict(type='mmnanguard.StateAuditHook', interval=2),
         autopsy=dict(type='mmnanguard.AutopsyHook'),
         dump=dict(type='mmnanguard.BatchDumpHook'),

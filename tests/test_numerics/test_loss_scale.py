@@ -25,6 +25,7 @@ from mmnanguard.numerics import GuardedGradScaler
 from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER, GradScaler
 
 NAN, INF = math.nan, math.inf
+LOWEST = 2.0**-16  # the default of min_scale
 NO_LIMITS = GuardPolicy(max_consecutive_skips=None, max_skip_rate=None)
 BAD_LOSS = Verdict(Action.SKIP, Cause.LOSS_NONFINITE)
 # Without one, a GPU's scaler is driven on the host.
@@ -82,13 +83,13 @@ def on_device(scaler):
 @pytest.mark.parametrize(
     ('config', 'scale', 'floor', 'ceiling', 'interval', 'hysteresis'),
     [
-        ('dynamic', 65536.0, 1.0, 2.0**126, 2000, 1),
+        ('dynamic', 65536.0, LOWEST, 2.0**126, 2000, 1),
         (512, 512.0, 1.0, 512.0, 2000, 1),
         (512.0, 512.0, 1.0, 512.0, 2000, 1),
         # A scale below 1 is its own floor.
         (0.25, 0.25, 0.25, 0.25, 2000, 1),
-        ({}, 65536.0, 1.0, 2.0**126, 2000, 1),
-        (dict(init_scale=8), 8.0, 1.0, 2.0**126, 2000, 1),
+        ({}, 65536.0, LOWEST, 2.0**126, 2000, 1),
+        (dict(init_scale=8), 8.0, LOWEST, 2.0**126, 2000, 1),
         (
             dict(
                 init_scale=32.0,
@@ -107,7 +108,7 @@ def on_device(scaler):
             2,
         ),
         # A start above the default ceiling raises it.
-        (dict(init_scale=2.0**127), 2.0**127, 1.0, 2.0**127, 2000, 1),
+        (dict(init_scale=2.0**127), 2.0**127, LOWEST, 2.0**127, 2000, 1),
         # Both bounds are inclusive.
         (
             dict(init_scale=4.0, min_scale=4.0, max_scale=4.0),
@@ -158,7 +159,7 @@ def test_factors_reach_pytorch():
         (dict(hysteresis=0), ['hysteresis', '0', 'at least 1']),
         (dict(hysteresis='2'), ['hysteresis', "'2'", 'integer']),
         (dict(min_scale=0.0), ['min_scale', '0.0', 'above 0']),
-        (dict(init_scale=0.5), ['init_scale', '0.5', 'min_scale=1.0']),
+        (dict(init_scale=1e-6), ['init_scale', '1e-06', 'min_scale=1.5']),
         (
             dict(init_scale=9.0, max_scale=8.0),
             ['init_scale', '9.0', 'max_scale=8.0'],
@@ -216,19 +217,20 @@ def test_floor_and_ceiling_are_reached_and_not_passed():
     ('config', 'expected'),
     [
         # value, floor, lower_is_due, growth_is_due
-        (dict(init_scale=4.0), ScaleReading(4.0, 1.0, True, False)),
-        (dict(init_scale=1.0), ScaleReading(1.0, 1.0, False, False)),
+        (dict(init_scale=4.0), ScaleReading(4.0, LOWEST, True, False)),
+        (dict(init_scale=1.0), ScaleReading(1.0, LOWEST, True, False)),
+        (dict(init_scale=LOWEST), ScaleReading(LOWEST, LOWEST, False, False)),
         (
             dict(init_scale=4.0, min_scale=2.0, growth_interval=1),
             ScaleReading(4.0, 2.0, True, True),
         ),
         (
             dict(init_scale=4.0, max_scale=4.0, growth_interval=1),
-            ScaleReading(4.0, 1.0, True, False),
+            ScaleReading(4.0, LOWEST, True, False),
         ),
         (
             dict(init_scale=4.0, hysteresis=2),
-            ScaleReading(4.0, 1.0, False, False),
+            ScaleReading(4.0, LOWEST, False, False),
         ),
         (dict(init_scale=4.0, enabled=False), ScaleReading()),
     ],

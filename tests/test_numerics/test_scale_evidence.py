@@ -264,14 +264,58 @@ def test_streaks_of_poles(chance):
     assert sum(lowered) < 0.2 * len(lowered)
 
 
+@pytest.mark.parametrize('chance', [1 / 20, 1 / 3])
+@pytest.mark.parametrize('first', ['nan', 'inf'])
+def test_a_run_that_begins_with_a_pole(chance, first):
+    """Nothing has shown that the scale fits, but poles are no overflows."""
+    batches = with_poles([Batch()] * 600, chance)
+    bad = Batch(pole=first)
+    run = train(4096.0, [bad, bad, *batches])
+    assert run.scales[2] == 1024.0
+    assert run.scales[-1] == 4096.0
+    assert sum(scale < 4096.0 for scale in run.scales) < 120
+
+
+@pytest.mark.parametrize('norm', [14.0, 100.0])
+def test_norms_above_the_limit_whose_elements_fit(norm):
+    """A norm over many elements may be above the limit of each."""
+    usual = [Batch(norm, norm / 30)]
+    bad = [Batch(pole='nan')] * 12
+    run = train(4096.0, usual * 150 + bad + usual * 150)
+    assert min(run.scales) == 1.0
+    assert run.scales[-1] == 4096.0
+    # Bad updates that are no overflows do not make it wait longer.
+    usual = with_poles(usual * 600, 1 / 20)
+    run = train(4096.0, [*usual[:200], *bad, *usual[200:]])
+    assert run.scales[-1] == 4096.0
+
+
 # Dynamic scales
+
+
+@pytest.mark.parametrize('gain', [1e5, 1e7])
+def test_a_loss_that_is_a_large_sum_needs_a_scale_below_1(gain):
+    batches = [Batch(3 * gain, gain)] * 300
+    run = train('dynamic', batches)
+    assert run.num_lost == lost_by_pytorch(65536.0, batches)
+    assert LIMIT / 2 < run.scales[-1] * gain <= LIMIT
+    # Only down to 1 nothing is known yet.
+    assert run.causes.count(Cause.SCALE_OVERFLOW) == 16
+
+
+def test_poles_lower_no_dynamic_scale_below_1():
+    batches = with_poles([Batch()] * 600, 1 / 3)
+    run = train('dynamic', batches)
+    assert run.scales[-1] == min(run.scales) == 1.0
 
 
 @pytest.mark.parametrize('seed', range(6))
 def test_a_dynamic_scale_that_is_not_proven_moves_as_pytorchs(seed):
     draw = random.Random(seed)
-    keys = dict(init_scale=2.0 ** draw.randint(3, 16), growth_interval=9)
-    batches = with_poles([Batch()] * 300, 0.1, 'nan', seed)
+    keys = dict(init_scale=2.0 ** draw.randint(43, 56), growth_interval=9)
+    # So small that the scale never needs to be below 1.
+    batches = [Batch(norm=2.0**-40, peak=2.0**-40)] * 300
+    batches = with_poles(batches, 0.1, 'nan', seed)
     run = train(dict(keys, min_scale=2.0**-100), batches)
     scale, num_clean = keys['init_scale'], 0
     for batch, actual in zip(batches, run.scales):

@@ -246,6 +246,12 @@ def test_zeros_only(tmp_path):
     assert log.count('THE GRADIENT NORM IS 0: in 20 updates') == 1
 
 
+def test_a_loss_of_0_from_the_start(tmp_path):
+    """A Cox loss of a batch of one is 0, and so are its gradients."""
+    log = log_of(tmp_path, guarded(), 'converged', max_iters=60)
+    assert log.count('THE GRADIENT NORM IS 0: in 50 updates') == 1
+
+
 @pytest.mark.parametrize(
     ('optim_wrapper', 'kind'),
     [

@@ -269,6 +269,20 @@ def test_a_constant_buffer_that_went_bad_outside_is_found(change):
     assert event.total_skips <= 2
 
 
+class Scratch(Constants):
+    """A model that fills a buffer with the same numbers, past autograd."""
+
+    def features(self, inputs):
+        self.scale.data[:] = 1 + 0 * inputs.mean(0)
+        return super().features(inputs)
+
+
+def test_a_buffer_that_the_next_forward_fills_is_not_lost():
+    model, wrapper = build(Scratch)
+    (event,) = train(model, wrapper, struck=(6,))
+    assert event.cause is Cause.LOSS_NONFINITE
+
+
 def test_a_constant_buffer_that_nothing_depends_on_is_left_alone():
     model, wrapper = build(Constants)
     train(model, wrapper)

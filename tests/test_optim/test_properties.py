@@ -292,7 +292,8 @@ class Scale:
                 self.num_clean = 0
                 grown = self.value * config['growth_factor']
                 self.value = min(grown, config['max_scale'])
-        elif verdict.cause.is_scaled:
+        # Below 1, more evidence of an overflow is needed.
+        elif verdict.cause.is_scaled and verdict.blames_scale:
             self.num_clean = 0
             self.num_overflows += 1
             is_due = self.num_overflows >= config['hysteresis']

@@ -204,6 +204,9 @@ def set_group(**settings):
         (torch.optim.SGD, dict(weight_decay=INF), 'weight_decay of group 0'),
         (torch.optim.SGD, dict(momentum=NAN), 'momentum of group 0'),
         (torch.optim.AdamW, dict(betas=(0.9, NAN)), 'betas of group 0'),
+        (torch.optim.AdamW, dict(eps=NAN), 'eps of group 0'),
+        (torch.optim.RMSprop, dict(alpha=NAN), 'alpha of group 0'),
+        (torch.optim.Adadelta, dict(rho=NAN), 'rho of group 0'),
     ],
 )
 def test_settings_that_are_not_finite_are_refused(
@@ -277,6 +280,35 @@ def test_gradients_of_zero_under_an_eps_of_zero(make_optimizer):
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
+def test_an_argument_that_changes_after_the_start():
+    """Steps are watched from then on, although the optimizer is ordinary."""
+
+    def change(window, model, wrapper):
+        wrapper.optimizer.param_groups[0]['alpha'] = 0.9 if window < 6 else 1.5
+
+    model, wrapper = build(torch.optim.RMSprop)
+    _, story = halted(model, wrapper, num=20, change=change)
+    assert 'of finite gradients (RMSprop with' in story
+    assert 'outside any guarded update' not in story
+
+
+@pytest.mark.parametrize('register', ['pre', 'post'])
+def test_a_hook_of_the_optimizer_is_a_part_of_the_step(register):
+    def divide(optimizer, *_):
+        with torch.no_grad():
+            for param in optimizer.param_groups[0]['params']:
+                param.div_(0.0)
+
+    def change(window, model, wrapper):
+        if window == 5:
+            method = f'register_step_{register}_hook'
+            getattr(wrapper.optimizer, method)(divide)
+
+    model, wrapper = build(torch.optim.AdamW)
+    _, story = halted(model, wrapper, num=20, change=change)
+    assert 'of finite gradients (AdamW with' in story
+
+
 @pytest.mark.parametrize(
     ('make_optimizer', 'expected'),
     [
@@ -288,6 +320,7 @@ def test_gradients_of_zero_under_an_eps_of_zero(make_optimizer):
         (lambda p: torch.optim.Adam(p, eps=0.0), True),
         (lambda p: torch.optim.Adam(p, eps=1e-50), True),
         (lambda p: torch.optim.RMSprop(p, centered=True), True),
+        (lambda p: torch.optim.RMSprop(p, alpha=1.5), True),
         (Dividing, True),
         (type('Own', (torch.optim.AdamW,), {}), True),
     ],

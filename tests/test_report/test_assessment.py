@@ -14,6 +14,7 @@ from event_rows import (
     update,
 )
 
+from mmnanguard.core.launch import Launch
 from mmnanguard.report.assessment import judge
 from mmnanguard.report.summarize import summarize
 
@@ -261,7 +262,8 @@ def test_what_to_do_next():
     *_, closer = judged([rows[0], halt(9)], 9).steps
     assert '--guard full' in closer.code
     (permanent,) = judged([update(9), autopsy(9), remedy(9)]).steps
-    assert permanent.code == remedy(9)['config']
+    line = remedy(9)['config']
+    assert permanent.code == Launch().train('--cfg-options', line)
     (leave_out,) = judged([bad_input(9, "it's.jpg")]).steps
     assert leave_out.code == (
         """printf '%s\\n' 'it'"'"'s.jpg' > excluded_samples.txt && """
@@ -303,3 +305,21 @@ def test_a_cause_of_another_version():
 def test_rows_that_lack_things(kind, rest):
     """Rows of another version or written by hand cause no traceback."""
     assert judged([dict(kind=kind, run='a', attempt=1, **rest)]).sentence
+
+
+def test_commits_with_a_bad_loss_clear_the_samples():
+    rows = []
+    for iteration in range(10, 1000, 100):
+        name = f'{iteration}.jpg'
+        rows += [
+            update(iteration, 'loss_nonfinite', samples=(name, 'a.jpg')),
+            autopsy(iteration, samples=(name,), num_samples=2, is_pole=True),
+        ]
+    sentence = judged(rows).sentence
+    assert 'leave out sample' in sentence
+    # The operation is bad for other samples as well.
+    for iteration in range(20, 1000, 4):
+        row = update(iteration, 'loss_nonfinite', action='step', counts=False)
+        rows.append(row)
+    rows.sort(key=lambda row: row['id'].rpartition('-')[2].zfill(5))
+    assert 'leave out sample' not in judged(rows).sentence

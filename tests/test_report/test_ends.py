@@ -42,6 +42,11 @@ class Raise(Hook):
             raise self.error
 
 
+class Speechless(Exception):
+    def __str__(self):
+        raise RuntimeError('no words')
+
+
 @pytest.mark.parametrize('stage', ['before', 'after'])
 @pytest.mark.parametrize(
     ('error', 'story'),
@@ -69,6 +74,19 @@ def test_an_exception(tmp_path, stage, error, story):
     assert row['error'] == ': '.join(
         filter(None, [type(error).__name__, str(error).split('\n')[0]])
     )
+
+
+def test_an_error_whose_text_cannot_be_made(tmp_path):
+    runner = make_runner(
+        tmp_path,
+        wrapper(),
+        default_hooks=guard_hooks(),
+        custom_hooks=[Raise('after', Speechless())],
+    )
+    with pytest.raises(Speechless):
+        runner.train()
+    (row,) = read_rows(runner, 'end')
+    assert (row['how'], row['error']) == ('crashed', 'Speechless')
 
 
 def test_an_error_that_was_handled_before_is_no_crash(tmp_path):

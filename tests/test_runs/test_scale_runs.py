@@ -129,6 +129,15 @@ def test_an_overflow_is_cured_as_by_pytorchs_scaler(tmp_path, model):
     assert all(row['scale_blamed'] for row in read_rows(right))
 
 
+def test_a_loss_that_is_a_sum_trains_as_with_pytorchs_scaler(tmp_path):
+    """Such gradients overflow float16 at a scale of 1 as well."""
+    keys = dict(gain=1e7, num_iters=80)
+    left = plain(tmp_path / 'plain', 'dynamic', **keys)
+    right = guarded(tmp_path / 'guarded', 'dynamic', **keys)
+    assert scale_of(left) == scale_of(right) < 1.0
+    assert torch.equal(weights(left), weights(right))
+
+
 @pytest.mark.parametrize('accumulation', ['window', 'microbatch'])
 def test_accumulation(tmp_path, accumulation):
     right = guarded(

@@ -1,6 +1,7 @@
 """Each command that console and report hand out does what it promises."""
 
 import itertools
+import json
 import os
 import re
 import shutil
@@ -14,7 +15,9 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, HOOKS
 from toys import ToyData, ToyNet
 
+from mmnanguard.core import Autopsy
 from mmnanguard.core.launch import Launch
+from mmnanguard.core.rows.remedy_row import FP32, RemedyRow, line_of_fp32
 from mmnanguard.hooks._shared import launch as run_start
 from mmnanguard.numerics import load_plain
 from mmnanguard.report import load_run
@@ -49,12 +52,26 @@ class NamedData(ToyData):
         return item
 
 
+def in_fp32(runner):
+    """Return the names that a Fp32ModulesHook has in float32."""
+    names = []
+    for hook in runner.hooks:
+        names += getattr(hook, 'patterns', [])
+    return names
+
+
 @HOOKS.register_module()
 class CommandFault(Hook):
     """Crash in iteration 5 once, or poison the gradients there."""
 
     fault = ''
     names, rates = None, None
+    in_fp32, settings = None, None
+
+    def before_train(self, runner):
+        cls = type(self)
+        cls.in_fp32 = in_fp32(runner)
+        cls.settings = runner.cfg.optim_wrapper
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         cls = type(self)
@@ -76,6 +93,7 @@ def clean(monkeypatch):
     times = map('20260101_{:06}'.format, itertools.count())
     monkeypatch.setattr('time.strftime', lambda *_: next(times))
     CommandFault.fault, CommandFault.names, CommandFault.rates = '', [], []
+    CommandFault.in_fp32 = None
 
 
 @pytest.fixture
@@ -211,6 +229,79 @@ def test_exclude_what_the_report_names(config, work_dir):
     assert paste(f'{command} --cfg-options train_cfg.max_iters=8') == 0
     assert CommandFault.names
     assert '16 a\tb.jpg' not in CommandFault.names
+
+
+def add_row(work_dir, record):
+    """Add the row of a record before the last row of the run."""
+    (path,) = work_dir.glob('*/nanguard/events.jsonl')
+    *lines, last = path.read_text().splitlines()
+    row = json.dumps({**record.to_row(), 'iter': 5})
+    path.write_text('\n'.join([*lines, row, last, '']))
+
+
+REMEDY = RemedyRow('', FP32, 'head', line_of_fp32(['head']))
+AUTOPSY = Autopsy(phase='forward', module='head', remedy=FP32, repeats=True)
+
+
+@pytest.mark.parametrize(
+    ('record', 'text'),
+    [
+        (REMEDY, "make the remedy permanent: 'head' in float32"),
+        (AUTOPSY, "run 'head' in float32"),
+    ],
+)
+def test_run_a_module_in_float32(config, work_dir, record, text):
+    start(config, work_dir, '', '--guard', 'full')
+    assert CommandFault.in_fp32 == []
+    add_row(work_dir, record)
+    code = codes_of(work_dir)[text]
+    assert paste(f'{code} train_cfg.max_iters=8') == 0
+    assert CommandFault.in_fp32 == ['head']
+
+
+def test_the_line_of_a_remedy_in_a_config(config, work_dir, tmp_path):
+    """The file that a user writes beside a config keeps all other hooks."""
+    path = config.parent / 'child.py'
+    path.write_text(f"_base_ = ['{config.name}']\n{REMEDY.config}\n")
+    assert start(path, work_dir, '', '--guard', 'fp32') == 0
+    assert CommandFault.in_fp32 == ['head']
+    assert (work_dir / 'iter_2.pth').exists()
+
+
+@pytest.mark.parametrize(
+    ('line', 'key', 'value'),
+    [
+        (
+            'optim_wrapper.clip_grad=dict(max_norm=22)',
+            'clip_grad',
+            dict(max_norm=22),
+        ),
+        (
+            'optim_wrapper.guard=dict(max_consecutive_skips=50, spike=dict('
+            "action='clip'), max_skip_rate=None)",
+            'guard',
+            dict(
+                max_consecutive_skips=50,
+                spike=dict(action='clip'),
+                max_skip_rate=None,
+            ),
+        ),
+        ("optim_wrapper.guard.check_step='always'", 'guard', None),
+    ],
+)
+def test_lines_that_messages_name(config, work_dir, line, key, value):
+    launch = Launch(str(config), str(work_dir))
+    assert paste(launch.train('--guard', 'fp32', '--cfg-options', line)) == 0
+    assert CommandFault.settings[key] == (value or dict(check_step='always'))
+
+
+@pytest.mark.parametrize('value', ['dict(print(1))', 'dict(a=b)', 'dict(a='])
+def test_values_that_are_no_constants(config, work_dir, value, capsys):
+    option = f'optim_wrapper.clip_grad={value}'
+    with pytest.raises(SystemExit) as caught:
+        start(config, work_dir, '', '--cfg-options', option)
+    assert caught.value.code == 2
+    assert f'{value} is no dict of constants' in capsys.readouterr().err
 
 
 def test_exclude_without_a_list(config, work_dir, capsys):

@@ -11,6 +11,8 @@ import pytest
 import torch
 from test_replay import SickNet, replay, train
 
+from mmnanguard.hooks.replay.check_dump import ITEMS
+
 TOOL = 'replay'
 ROOT = Path(__file__).parents[2]
 
@@ -238,6 +240,8 @@ def test_a_damaged_dump_is_one_line(tool, dump, capsys, key):
         errors = capsys.readouterr().err.splitlines()
         # Some values are as good as the right one, such as other versions.
         assert (status, len(errors)) in ((0, 0), (1, 1))
+        if key in ITEMS and odd == [None]:
+            assert f'is damaged: its {key} holds a NoneType' in errors[0]
     del whole[key]
     torch.save(whole, dump)
     status, _ = replay(tool, dump)

@@ -1,13 +1,13 @@
 """The row of a remedy that was put into effect."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Tuple
+from typing import ClassVar, Sequence, Tuple
 
 from mmnanguard._support.escape import escape
 
 from .row_record import RowRecord
 
-__all__ = ['FP32', 'RemedyRow']
+__all__ = ['FP32', 'RemedyRow', 'line_of_fp32']
 
 # The only remedy so far: run a module in float32.
 FP32 = 'fp32'
@@ -44,3 +44,15 @@ class RemedyRow(RowRecord):
             f'mmnanguard: {self.sentence()}; to make that permanent: '
             f'{self.config}'
         )
+
+
+def line_of_fp32(modules: Sequence[str]) -> str:
+    """Return the config line that runs modules in float32.
+
+    It can be pasted into a config with a base, and given to
+    ``train --cfg-options``.
+    """
+    return (
+        "default_hooks=dict(fp32=dict(type='mmnanguard.Fp32ModulesHook', "
+        f'modules={list(modules)!r}))'
+    )

@@ -7,7 +7,8 @@ Everything is a frozen record or a pure function. Read in this order:
 3. ``state``, ``recent_commits``: the memory of a guard from update to update,
    and the trends that its last commits show.
 4. ``verdict``: the action, the cause, the move of the loss scale.
-5. ``scale_trial``: the evidence for and against the loss scale.
+5. ``scale_trial``, ``judge_scale``: the evidence for and against the loss
+   scale.
 6. ``decide``: observation, state and policy give a verdict.
 7. ``spike``, ``divergence``, ``lr_backoff``: the optional rules.
 """

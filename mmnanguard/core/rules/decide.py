@@ -9,9 +9,9 @@ from typing import Callable, Optional
 
 from ..causes import CAUSES, Cause
 from ..clipping.clip_rule import NoClip
-from .observation import LeftOut, Observation, ScaleReading
+from .judge_scale import judge_scale, returned_scale
+from .observation import USUAL_FLOOR, LeftOut, Observation, ScaleReading
 from .policy import GuardPolicy
-from .scale_trial import judge_scale, returned_scale
 from .spike import Spike
 from .state import GuardState
 from .verdict import Action, ScaleMove, Verdict
@@ -225,8 +225,10 @@ def find_cause(
     if not seen.buffers_are_finite:
         return Cause.BUFFER_NONFINITE
     if not seen.grad_is_finite:
-        # At the floor nothing can be lowered, so the overflow is not routine.
-        is_above_floor = seen.scale.value > seen.scale.floor
+        # At the floor nothing can be lowered, and below 1 hardly anything, so
+        # the overflow is not routine.
+        floor = max(seen.scale.floor, USUAL_FLOOR)
+        is_above_floor = seen.scale.value > floor
         # Gradients that have long fitted this scale go bad for another reason.
         is_proven = state.commits_since_growth >= policy.proven_after
         is_new = is_above_floor and not is_proven

@@ -6,7 +6,17 @@ from typing import Dict, Optional, Tuple
 
 from ..bad_tensor import BadTensor
 
-__all__ = ['NORM_LIMIT', 'LeftOut', 'Observation', 'ScaleReading', 'Shard']
+__all__ = [
+    'NORM_LIMIT',
+    'USUAL_FLOOR',
+    'LeftOut',
+    'Observation',
+    'ScaleReading',
+    'Shard',
+]
+
+# Only a loss that is a large sum needs a lower loss scale than this.
+USUAL_FLOOR = 1.0
 
 # A gradient norm within this limit bounds the square of each element, so that
 # no second moment overflows: in bfloat16 the limit itself has the largest

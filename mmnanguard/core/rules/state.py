@@ -109,7 +109,9 @@ class GuardState:
         # Nearly all updates are commits at the user's scale.
         is_bad = verdict.cause is not Cause.NONE and verdict.cause.is_scaled
         if trial.is_open or is_lowered or is_bad:
-            trial = trial.after(seen, verdict, proven_after)
+            trial = trial.after(
+                seen, verdict, proven_after, self.recent_commits
+            )
             state = replace(state, scale_trial=trial)
         if verdict.action is Action.STEP:
             return state._committed(seen, verdict, lr)

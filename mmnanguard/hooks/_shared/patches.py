@@ -6,7 +6,7 @@ its own changes and those of all other hooks when ``run`` is left. The table in
 docs/en/patches.md lists every change with its reason.
 """
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Callable, Iterator, List, Optional
 
 from mmengine.hooks import Hook
@@ -149,10 +149,11 @@ class RunAndUndo:
         try:
             return self._run()
         except BaseException as error:
-            first_line = str(error).partition('\n')[0][:MAX_ERROR]
-            self.error = ': '.join(
-                filter(None, [type(error).__name__, first_line])
-            )
+            self.error = type(error).__name__
+            # The text of an error is made by code that may fail as well.
+            with suppress(Exception):
+                first_line = str(error).partition('\n')[0][:MAX_ERROR]
+                self.error += f': {first_line}' * bool(first_line)
             raise
         finally:
             self.undo()

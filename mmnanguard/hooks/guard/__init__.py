@@ -6,7 +6,8 @@ Reading order:
 2. ``run_scalars``: counters for the log and for dashboards, and averages
    without non-finite values.
 3. ``recent_samples``: the sample names of the last iterations.
-4. ``ema_freeze``: averages that ignore rejected updates.
+4. ``ema_freeze``: averages that ignore rejected updates;
+   ``schedule_freeze``: schedules that do.
 5. ``guard_checkpoint``: guards and random states in checkpoints, for an exact
    resume.
 6. ``loss_parts``: losses that are not finite: which parts, how often.

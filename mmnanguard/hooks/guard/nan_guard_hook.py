@@ -21,6 +21,7 @@ from torch import nn
 
 from mmnanguard.core import Action, Autopsy, GuardEvent
 from mmnanguard.core.causes import CAUSES
+from mmnanguard.core.checks import check_value
 from mmnanguard.core.rows.bypass_row import BypassRow
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.update.watch import forget_watched, read_watched
@@ -50,6 +51,7 @@ from .loss_parts import LossParts, level_of, logged_losses, warn_of_no_commit
 from .recent_samples import RecentSamples
 from .run_scalars import LoggedValues, note_rejected, update_scalars
 from .scale_replay import correct_scale
+from .schedule_freeze import ScheduleFreeze
 from .start_warnings import warn_at_start
 
 __all__ = ['NanGuardHook']
@@ -95,6 +97,12 @@ class NanGuardHook(PatchingHook, EventSource):
             messages, such as 'token'. A sample without it is named by the
             first of img_path, img_id, sample_idx, lidar_path, filename,
             file_name and video_id that it has.
+        schedule: What schedules with ``by_epoch=False`` count: 'iterations',
+            as in MMEngine, or 'updates', so that a rejected window does not
+            advance them.
+
+    Raises:
+        GuardConfigError: If ``schedule`` is neither.
     """
 
     # After RuntimeInfoHook (VERY_HIGH), which writes the model's log values,
@@ -102,9 +110,20 @@ class NanGuardHook(PatchingHook, EventSource):
     priority = 'ABOVE_NORMAL'
 
     def __init__(
-        self, save_rng: bool = False, sample_key: Optional[str] = None
+        self,
+        save_rng: bool = False,
+        sample_key: Optional[str] = None,
+        schedule: str = 'iterations',
     ) -> None:
         super().__init__()
+        check_value(
+            schedule in ('iterations', 'updates'),
+            'NanGuardHook.schedule',
+            schedule,
+            "'iterations' or 'updates'",
+        )
+        self._counts_updates = schedule == 'updates'
+        self._freeze = ScheduleFreeze({})
         # Now, because datasets may look for samples by name before training.
         choose_sample_key(sample_key)
         self._sample_key = sample_key
@@ -148,6 +167,9 @@ class NanGuardHook(PatchingHook, EventSource):
             runner.hooks, self._guards.values(), longest > 1, runner.model
         )
         self._ema.attach(self.patches)
+        if self._counts_updates:
+            self._freeze = ScheduleFreeze(self._guards)
+            self._freeze.attach(runner, self.patches)
         warn_at_start(runner, self._guards)
         # uuid4 does not draw from the random generators that training uses.
         new_run = uuid4().hex[:8]
@@ -186,6 +208,7 @@ class NanGuardHook(PatchingHook, EventSource):
         if not any(guard.is_open for guard in self._guards.values()):
             forget_watched()
         self._ema.begin_iter()
+        self._freeze.begin_iter(runner)
         # With several optimizers, an optimizer's loss runs through modules
         # that another optimizer trains, such as a discriminator.
         whole_model = None

@@ -10,7 +10,7 @@ from mmengine.dist import (
 from mmengine.runner import Runner
 
 from mmnanguard._support.escape import escape
-from mmnanguard.core.rows.guard_event import INITIAL_ORIGIN
+from mmnanguard.core.rows.guard_event import INITIAL_ORIGIN, PRETRAINED
 from mmnanguard.numerics.checkpoints.state_audit import StateAudit
 
 from .._shared.find_guards import find_guards
@@ -41,6 +41,7 @@ class LoadedState:
         self.bad: Tuple[Tuple[str, str], ...] = ()
         self._by_design: Set[str] = set()
         self._initial: Set[str] = set()  # bad, but not loaded
+        self._is_resumed = False
 
     def before_load(self, runner: Runner) -> None:
         """Choose the checkpoint to resume from; collective.
@@ -59,6 +60,7 @@ class LoadedState:
         Syncs the device twice if all is well.
         """
         has_loaded = runner._has_loaded
+        self._is_resumed = runner._resume
         if not (has_loaded or find_guards(runner)):
             return
         if has_loaded:
@@ -88,6 +90,8 @@ class LoadedState:
         """
         loaded = {name for _, name in self.bad}
         if not loaded.isdisjoint(names):
+            if not self._is_resumed:
+                return f'{PRETRAINED}{self.path}'
             return f'as the loaded checkpoint {self.path} already had it'
         if not self._initial.isdisjoint(names):
             return INITIAL_ORIGIN

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map
 
 from mmnanguard._support.escape import escape
 from mmnanguard.core import Action, Autopsy, GuardConfigError, GuardEvent
-from mmnanguard.core.rows.remedy_row import FP32, RemedyRow
+from mmnanguard.core.rows.remedy_row import FP32, RemedyRow, line_of_fp32
 from mmnanguard.numerics.update.blame import plain_name
 from mmnanguard.registry import HOOKS
 
@@ -166,10 +166,7 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
         self._wrap(runner, name)
         self._added.append(name)
         # The line that makes the remedy permanent, to be pasted into a config.
-        config = (
-            "default_hooks=dict(fp32=dict(type='mmnanguard.Fp32ModulesHook', "
-            f'modules={self.patterns!r}))'
-        )
+        config = line_of_fp32(self.patterns)
         remedy = RemedyRow(event_id, FP32, name, config)
         runner.logger.warning(remedy.line())
         runner.call_hook('after_guard_row', row=remedy.to_row())

@@ -153,9 +153,9 @@ class WindowReplay:
         return self._settings[optimizer]
 
     def lowest_scale_of(self, optimizer: str) -> float:
-        """Return the lowest loss scale that an optimizer's scaler may have."""
+        """Return the lowest loss scale to try, which lets little underflow."""
         scaler = getattr(self._wrappers[optimizer], 'loss_scaler', None)
-        return float(getattr(scaler, 'min_scale', 1.0))
+        return max(float(getattr(scaler, 'min_scale', 1.0)), 1.0)
 
     def run_in(self, optimizer: str, **changes: Any) -> Pass:
         """Run the window with other values in the setting of an optimizer.

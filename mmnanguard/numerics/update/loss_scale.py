@@ -27,6 +27,8 @@ COUNT = 'an integer of at least 1'
 is_positive_count = partial(is_count, least=1)
 POSITIVE = 'above 0 and finite in float32'
 FLOAT32_MAX = torch.finfo(torch.float32).max
+# Enough for a loss that is the sum over a few million pixels.
+LOWEST = 2.0**-16
 KEYS = (
     'init_scale',
     'growth_factor',
@@ -76,7 +78,7 @@ class GuardedGradScaler(GradScaler):
         backoff_factor: float = 0.5,
         growth_interval: int = 2000,
         hysteresis: int = 1,
-        min_scale: float = 1.0,
+        min_scale: float = LOWEST,
         max_scale: Optional[float] = None,
         enabled: bool = True,
     ) -> None:
