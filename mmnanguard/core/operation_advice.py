@@ -257,7 +257,7 @@ def overflow_of(finding: Autopsy) -> Advice:
     if finding.is_near_pole:
         return Advice(
             f'keep the divisor of {finding.op} at {where} away from 0',
-            f'{finding.op} at {where} {finding.overflow()}. Clamp what is '
+            f'At {where}, {finding.overflow()}. Clamp what is '
             'divided by from below or add an epsilon; in a backward pass it '
             'is the input of that line, such as the probability of a log, '
             'which is safer computed in the log domain (logsumexp).',

@@ -1,8 +1,6 @@
 """The clause on the culprit in the report's first sentence."""
 
 import math
-from collections import Counter
-from itertools import chain
 from typing import List, Sequence
 
 from mmnanguard.core import Autopsy
@@ -67,19 +65,17 @@ def describe_suspects(names: Sequence[str], num_batches: int) -> str:
 def describe_samples(
     names: Sequence[str], batches: Sequence[Sequence[str]]
 ) -> str:
-    """Return the clause on the samples at fault, the most frequent first.
+    """Return the clause on the samples at fault.
 
     Args:
         names: The samples.
         batches: The names of the samples of each rejected update.
     """
-    counts = Counter(chain.from_iterable(batches))
-    first = max(names, key=counts.__getitem__)
     times = ''
     num = count_batches(names, batches)
     if num > 1:
         times = f', in {num} of {len(batches)} rejected batches'
-    return f"sample '{first}'{and_others(names)}{times}"
+    return f"sample '{names[0]}'{and_others(names)}{times}"
 
 
 def count_batches(
