@@ -32,7 +32,7 @@ MAX_NAMED = 5
 NUM_WITHOUT_GRADIENTS = 4
 NUM_ZEROS = 20
 # Number of updates without any other, whose loss is 0 as well.
-NUM_NAUGHTS = 50
+NUM_NAUGHTS = 200
 # Number of iterations without a step, beside those of two windows, after
 # which the weights are looked at; and how often, and after how many more
 # iterations again.
