@@ -99,7 +99,7 @@ ROW_FIELDS = {
     'remedy': 'schema kind id remedy module config',
     'rollback': (
         'schema kind id iter to path num_rollbacks lr_factor loss_scale '
-        'evidence is_undone'
+        'evidence'
     ),
     'audit': (
         'schema kind id run attempt iter epoch ranks where num_bad tensors '

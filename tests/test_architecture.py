@@ -58,7 +58,7 @@ ALLOWED_ROOMS = {
         'events': {'_shared'},
         'replay': {'_shared'},
         'inputs': {'_shared'},
-        'recovery': {'_shared'},
+        'recovery': {'_shared', 'replay'},
         'drill': {'_shared'},
         'guard': {'_shared', 'events', 'recovery'},
     },

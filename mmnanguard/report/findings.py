@@ -6,7 +6,7 @@ apply. :func:`mmnanguard.report.assessment.judge` documents the rules.
 
 from collections import Counter
 from itertools import filterfalse
-from typing import Any, List, Mapping, NamedTuple, Optional
+from typing import List, NamedTuple, Optional
 
 from mmnanguard.core import Cause
 from mmnanguard.core.rows.end_row import FINISHED
@@ -119,15 +119,7 @@ def find_audits(summary: Summary) -> Optional[Finding]:
 
 def find_rollbacks(summary: Summary) -> Optional[Finding]:
     """Return the finding on a run that went back to an earlier state."""
-    rows: List[Mapping[str, Any]] = []
-    num_undone = 0
-    for rollback in summary.others.get('rollback', ()):
-        if not rollback.get('is_undone'):
-            rows.append(rollback)
-        elif rows:
-            # The run has the state from before this rollback again.
-            rows.pop()
-            num_undone += 1
+    rows = summary.others.get('rollback')
     if not rows:
         return None
     first, last = rows[0].get('iter') or 0, rows[-1].get('iter') or 0
@@ -139,7 +131,7 @@ def find_rollbacks(summary: Summary) -> Optional[Finding]:
         if is_reason and row.get('kind') == 'update':
             cause = str(row.get('cause'))
     # `rows` may be only some of the rollbacks; `num_kinds` counts all.
-    num = summary.num_kinds['rollback'] - 2 * num_undone
+    num = summary.num_kinds['rollback']
     times = f' {num} times, the last time' * (num > 1)
     clause = f'went back to an earlier state{times} at iteration {last:,}'
     since = begin_of_trouble(summary, first)

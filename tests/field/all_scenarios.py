@@ -1,6 +1,7 @@
 """The modules that hold scenarios; an import registers what is in them."""
 
 from . import (  # noqa: F401
+    adversarial,
     detection,
     generative,
     healthy,

@@ -27,6 +27,9 @@ class Scenario:
         batch_size: Number of samples in a batch. Samples come in order.
         num_samples: Number of samples that the data set repeats.
         optimizer: Config of the optimizer.
+        parts: Names of the parts of the net that have an optimizer each, in
+            the order of their updates, such as the networks of a GAN. If
+            empty, one optimizer trains the net.
         precision: 'float32', 'float16' or 'bfloat16'.
         wrapper: Further keys of the wrapper, such as ``clip_grad``.
         schedule: Configs of the parameter schedulers.
@@ -56,6 +59,7 @@ class Scenario:
     batch_size = 4
     num_samples = 64
     optimizer: ClassVar[Dict[str, Any]] = dict(type='SGD', lr=0.1)
+    parts: Tuple[str, ...] = ()
     precision = 'float32'
     wrapper: ClassVar[Dict[str, Any]] = {}
     schedule: ClassVar[List[Dict[str, Any]]] = []
@@ -104,6 +108,12 @@ class Scenario:
         """
         raise NotImplementedError
 
+    def loss_of(
+        self, part: str, net: nn.Module, batch: SimpleNamespace
+    ) -> Tensor:
+        """Return the loss of one of ``parts``; ``loss`` measures the net."""
+        raise NotImplementedError
+
     def is_good(self, index: int) -> bool:
         """Whether the sample takes part in the measurement after the run."""
         return True
@@ -125,11 +135,16 @@ class Scenario:
         self, net: nn.Module, inputs: Any, data_samples: Any
     ) -> Dict[str, Tensor]:
         """Return the losses of a batch as MMEngine wants them."""
-        batch = {'inputs': stack(inputs)}
-        for key in data_samples[0].keys():  # noqa: SIM118
-            batch[key] = stack([getattr(data, key) for data in data_samples])
-        losses = self.loss(net, SimpleNamespace(**batch))
+        losses = self.loss(net, make_batch(inputs, data_samples))
         return losses if isinstance(losses, dict) else dict(loss=losses)
+
+
+def make_batch(inputs: Any, data_samples: Any) -> SimpleNamespace:
+    """Return the tensors of a batch by name."""
+    batch = {'inputs': stack(inputs)}
+    for key in data_samples[0].keys():  # noqa: SIM118
+        batch[key] = stack([getattr(data, key) for data in data_samples])
+    return SimpleNamespace(**batch)
 
 
 def stack(tensors: Sequence[Tensor]) -> Union[Tensor, List[Tensor]]:
@@ -149,10 +164,23 @@ class FieldModel(BaseModel):
         self.net = self.scenario.network()
 
     def train_step(self, data: Any, optim_wrapper: Any) -> Dict[str, Tensor]:
+        if self.scenario.parts:
+            return self.train_parts(data, optim_wrapper)
         try:
             return super().train_step(data, optim_wrapper)
         except self.scenario.catches:
             return {}
+
+    def train_parts(self, data: Any, wrappers: Any) -> Dict[str, Tensor]:
+        """Update each part of the net in turn, as a GAN does."""
+        batch = make_batch(**self.data_preprocessor(data, True))
+        losses = {}
+        for part in self.scenario.parts:
+            with wrappers[part].optim_context(self.net[part]):
+                loss = self.scenario.loss_of(part, self.net, batch)
+            wrappers[part].update_params(loss)
+            losses[f'loss_{part}'] = loss.detach()
+        return losses
 
     def forward(
         self, inputs: Any, data_samples: Any = None, mode: str = 'tensor'

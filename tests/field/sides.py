@@ -16,6 +16,8 @@ import baseline  # noqa: F401, registers CpuAmpOptimWrapper
 import torch
 from global_state import clear_globals
 from mmengine.config import Config
+from mmengine.optim import OptimWrapperDict, build_optim_wrapper
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.runner import Runner
 from torch import Tensor
 
@@ -124,6 +126,12 @@ def make_config(scenario: Scenario, side: str, work_dir: str) -> Config:
         wrapper['type'] = 'AmpOptimWrapper'
         wrapper['dtype'] = scenario.precision
     wrapper.update(scenario.wrapper)
+    if side == 'stock' and scenario.precision != 'float32':
+        wrapper['type'] = 'CpuAmpOptimWrapper'
+    wrappers = wrapper
+    if scenario.parts:
+        wrappers = {part: wrapper for part in scenario.parts}
+        wrappers['constructor'] = 'WrapperOfEachPart'
     config = Config(
         dict(
             model=dict(type='FieldModel', scenario=scenario.name),
@@ -138,7 +146,7 @@ def make_config(scenario: Scenario, side: str, work_dir: str) -> Config:
             train_cfg=dict(
                 type='IterBasedTrainLoop', max_iters=scenario.iters
             ),
-            optim_wrapper=wrapper,
+            optim_wrapper=wrappers,
             param_scheduler=list(scenario.schedule) or None,
             default_hooks=dict(
                 logger=dict(type='LoggerHook', interval=10**6), checkpoint=None
@@ -155,13 +163,27 @@ def make_config(scenario: Scenario, side: str, work_dir: str) -> Config:
         guard = 'fp32' if scenario.precision == 'float32' else 'fp16'
         dtype = scenario.precision
         config = apply_guard(config, guard)
-        if dtype != 'float32':
+        if dtype != 'float32' and not scenario.parts:
             config.optim_wrapper.dtype = dtype
         config.merge_from_dict(dict(default_hooks=HOOKS))
-        return config
-    if scenario.precision != 'float32':
-        config.optim_wrapper.type = 'CpuAmpOptimWrapper'
     return config
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class WrapperOfEachPart:
+    """Builds an optimizer wrapper for each part of a scenario's net."""
+
+    def __init__(
+        self, optim_wrapper_cfg: Dict[str, Any], paramwise_cfg: Any = None
+    ) -> None:
+        self.config = optim_wrapper_cfg
+
+    def __call__(self, model: torch.nn.Module) -> OptimWrapperDict:
+        wrappers = {}
+        for part in model.scenario.parts:
+            wrapper = build_optim_wrapper(model.net[part], self.config[part])
+            wrappers[part] = wrapper
+        return OptimWrapperDict(**wrappers)
 
 
 def train(runner: Runner) -> Optional[Exception]:
@@ -217,13 +239,17 @@ def total_loss(
 def everything(runner: Runner) -> Dict[str, Tensor]:
     """Return copies of all tensors that a run leaves behind, by name."""
     tensors = dict(runner.model.state_dict())
+    wrappers = {'': runner.optim_wrapper}
     if isinstance(runner.optim_wrapper, dict):
-        return {name: tensor.clone() for name, tensor in tensors.items()}
-    state = runner.optim_wrapper.optimizer.state_dict()['state']
-    for index, values in state.items():
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f'state {index} {key}'] = value
+        wrappers = {}  # a config, before training
+    if isinstance(runner.optim_wrapper, OptimWrapperDict):
+        wrappers = dict(runner.optim_wrapper.items())
+    for part, wrapper in wrappers.items():
+        state = wrapper.optimizer.state_dict()['state']
+        for index, values in state.items():
+            for key, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors[f'{part} state {index} {key}'] = value
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 

@@ -19,7 +19,7 @@ def hops(monkeypatch):
     [
         ('clean, wrapper alone', 20, 60),
         ('clean, both hooks', 26, 80),
-        ('rejected, both hooks', 32, 130),
+        ('rejected, both hooks', 34, 130),
     ],
 )
 def test_an_update_changes_file_seldom(hops, case, most_files, most_changes):

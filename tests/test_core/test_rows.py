@@ -134,8 +134,7 @@ KEYS = {
     'dump': 'id rank path bytes needs checkpoint',
     'remedy': 'id remedy module config',
     'input': 'id action iter since ranks num_samples samples keys',
-    'rollback': 'id iter to path num_rollbacks lr_factor loss_scale '
-    'evidence is_undone',
+    'rollback': 'id iter to path num_rollbacks lr_factor loss_scale evidence',
     'audit': 'id run attempt iter epoch ranks where num_bad tensors '
     'checkpoint',
     'bypass': 'iter optimizer is_guarded message',

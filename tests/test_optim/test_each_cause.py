@@ -9,6 +9,7 @@ from torch.optim import SGD
 
 from mmnanguard.core import Cause, Observation, TrainingHalted
 from mmnanguard.core.causes import CAUSES
+from mmnanguard.core.step_advice import advise_on_step
 from mmnanguard.numerics.update.agree import merge
 from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
@@ -161,7 +162,9 @@ def test_an_update_has_the_cause(cause):
     event = caught.value.event
     assert event.cause is cause
     assert event.line() in str(caught.value)
-    assert CAUSES[cause].advice_for(has_scale=False).long in str(caught.value)
+    general = CAUSES[cause].advice_for(has_scale=False)
+    # A step at fault brings its own evidence.
+    assert advise_on_step([event], general).long in str(caught.value)
 
 
 FLAGS = [

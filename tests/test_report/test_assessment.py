@@ -25,15 +25,6 @@ def judged(rows, last_iter=1000):
 
 HEALTHY = {
     'nothing': ([], 'healthy: 1,000 iterations, none rejected'),
-    'a rollback that was undone': (
-        [
-            update(610, 'divergence', action='rollback'),
-            rollback(610),
-            dict(rollback(613), id='', is_undone=True),
-        ],
-        'healthy: 1 update rejected at iteration 610 (divergence); training '
-        'went on',
-    ),
     'routine overflows': (
         [routine(i) for i in (1, 2, 3, 4, 5, 200, 400)],
         'healthy: 7 routine overflows in the first 400 iterations',

@@ -24,8 +24,6 @@ class RollbackRow(RowRecord):
         lr_factor: Factor on learning rates from now on.
         loss_scale: Loss scale from now on; 1.0 without a scaler.
         evidence: The reason why the learning rate was lowered or kept.
-        is_undone: Whether this row is about the return to the state from
-            before a rollback, which had not helped.
     """
 
     KIND: ClassVar[str] = 'rollback'
@@ -39,7 +37,6 @@ class RollbackRow(RowRecord):
     lr_factor: float = 1.0
     loss_scale: float = 1.0
     evidence: str = ''
-    is_undone: bool = False
 
     def sentence(self, max_rollbacks: Optional[int] = None) -> str:
         """Describe the rollback in a sentence, without the iteration.
@@ -47,11 +44,6 @@ class RollbackRow(RowRecord):
         Args:
             max_rollbacks: The limit of the run, if it is known.
         """
-        if self.is_undone:
-            return (
-                f'took the rollback back, to the state after iteration '
-                f'{self.to}: {self.evidence}'
-            )
         of_path, of_max, of_evidence = '', '', ''
         if self.evidence:
             of_evidence = f' ({self.evidence})'

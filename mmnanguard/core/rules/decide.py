@@ -81,7 +81,10 @@ def judge_finite(
         )
         if rise is not None:
             action = choose_action(Cause.DIVERGENCE, state, policy)
-            return Verdict(action, Cause.DIVERGENCE, spike=rise)
+            # A loss may rise by design: a rollback needs more evidence.
+            waits = state.loss_level.needs_trial
+            if action is not Action.ROLLBACK or not waits:
+                return Verdict(action, Cause.DIVERGENCE, spike=rise)
     spike = None
     if policy.spike is not None:
         spike = policy.spike.find(

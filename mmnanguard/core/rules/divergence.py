@@ -30,6 +30,8 @@ class LossLevel:
         peak: Highest median since the lowest one.
         swing: The largest rise above a lowest median that proved healthy,
             because a lower median came later.
+        needs_trial: Whether a rollback waits until a trial has shown that
+            earlier weights have lower losses. ``RollbackHook`` sets it.
     """
 
     window: int = 0
@@ -40,6 +42,7 @@ class LossLevel:
     age: int = 0
     peak: float = 0.0
     swing: float = 0.0
+    needs_trial: bool = False
 
     def after(self, loss: float) -> 'LossLevel':
         """Return the level after one more committed update."""
@@ -79,6 +82,18 @@ class LossLevel:
             peak=now,
             swing=swing,
         )
+
+    def accepted(self) -> 'LossLevel':
+        """Return the level after a rise that was no divergence.
+
+        The present median counts as the lowest one. If it is above the first
+        one, this becomes the first one as well.
+        """
+        now = median_low(self.recent)
+        start = self.start
+        if start is not None and now >= start:
+            start = None
+        return replace(self, start=start, best=now, age=0, peak=now)
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any], window: int) -> 'LossLevel':
@@ -155,11 +170,32 @@ class Divergence:
             commits: The last commits, oldest first.
             grad_norm: The gradient norm of this update.
         """
+        recent = (*level.recent[1:], loss)
+        return self._judge(level, recent, commits, grad_norm)
+
+    def find_risen(
+        self, level: LossLevel, commits: Sequence[Commit]
+    ) -> Optional[Spike]:
+        """Return the rise of the median that was committed, or None.
+
+        Args:
+            level: The level after the last commit.
+            commits: The commits, oldest first.
+        """
+        return self._judge(level, level.recent, commits, math.nan)
+
+    def _judge(
+        self,
+        level: LossLevel,
+        recent: Sequence[float],
+        commits: Sequence[Commit],
+        grad_norm: float,
+    ) -> Optional[Spike]:
         # The first window is not full yet.
         if level.start is None:
             return None
         limit = level.best + self.share * (level.start - level.best)
-        now = median_low((*level.recent[1:], loss))
+        now = median_low(recent)
         # The upper quartile of a normal distribution is 0.674 sigma above its
         # median, so 2 sigma are 3 times this spread.
         noise = max(3 * level.spread, 2 * level.swing)

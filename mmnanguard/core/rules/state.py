@@ -229,25 +229,6 @@ class GuardState:
             num_rollbacks=self.num_rollbacks + 1,
         )
 
-    def rollback_undone(self, before: 'GuardState') -> 'GuardState':
-        """Return the state after a rollback that did not help was undone.
-
-        The level of losses starts anew, and the rollback does not count.
-
-        Args:
-            before: The state before the rollback.
-        """
-        return replace(
-            self,
-            recent_norms=before.recent_norms,
-            recent_losses=before.recent_losses,
-            loss_level=LossLevel(before.loss_level.window),
-            lr_factor=before.lr_factor,
-            lr_return=before.lr_return,
-            num_rollbacks=self.num_rollbacks - 1,
-            recent_commits=before.recent_commits,
-        )
-
     def recovered_lr(self) -> Tuple[float, float]:
         """Return the next ``lr_factor`` and ``lr_return`` without back-off."""
         factor = min(1.0, self.lr_factor + self.lr_return)

@@ -2,7 +2,7 @@
 
 from typing import Any, Dict, Iterator, List, Set, cast
 
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import BaseOptimWrapper, OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 
@@ -15,6 +15,7 @@ __all__ = [
     'find_wrappers',
     'guard_facts',
     'own_modules',
+    'window_length',
 ]
 
 
@@ -123,3 +124,10 @@ def modules_within(model: nn.Module, params: Set[int]) -> Iterator[nn.Module]:
     elif model_params & params:
         for child in model.children():
             yield from modules_within(child, params)
+
+
+def window_length(wrapper: BaseOptimWrapper) -> int:
+    """Return the number of iterations of the wrapper's longest window."""
+    # Wrappers that are not MMEngine's own, such as DeepSpeed's, count by
+    # themselves, and are not guarded.
+    return getattr(wrapper, '_accumulative_counts', 1)

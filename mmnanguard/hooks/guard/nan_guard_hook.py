@@ -15,7 +15,6 @@ from mmengine.dist import (
     get_world_size,
     is_main_process,
 )
-from mmengine.optim import BaseOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
@@ -34,6 +33,7 @@ from .._shared.find_guards import (
     find_guards,
     find_wrappers,
     own_modules,
+    window_length,
 )
 from .._shared.halt import halt
 from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs, Row
@@ -208,7 +208,8 @@ class NanGuardHook(PatchingHook, EventSource):
         if not any(guard.is_open for guard in self._guards.values()):
             forget_watched()
         self._ema.begin_iter()
-        self._freeze.begin_iter(runner)
+        if self._counts_updates:
+            self._freeze.begin_iter(runner)
         # With several optimizers, an optimizer's loss runs through modules
         # that another optimizer trains, such as a discriminator.
         whole_model = None
@@ -391,10 +392,3 @@ class NanGuardHook(PatchingHook, EventSource):
         return sum(
             getattr(guard.state, counter) for guard in self._guards.values()
         )
-
-
-def window_length(wrapper: BaseOptimWrapper) -> int:
-    """Return the number of iterations of the wrapper's longest window."""
-    # Wrappers that are not MMEngine's own, such as DeepSpeed's, count by
-    # themselves, and are not guarded.
-    return getattr(wrapper, '_accumulative_counts', 1)

@@ -8,8 +8,9 @@ Reading order:
    (``atomic_checkpoint_writes``, ``pointers``).
 4. ``rollback_hook``: go back to an earlier state. ``kept_states`` chooses an
    ``earlier_state`` in memory, or a ``saved_state`` in a checkpoint of the
-   same run (``lineage``). ``lower_rate`` decides on the learning rate, and
-   ``loss_trial`` on whether the rollback has helped.
+   same run (``lineage``). ``lower_rate`` decides on the learning rate.
+   ``rising_losses`` waits for a ``divergence_trial``, which finds out whether
+   earlier weights do better.
 5. ``loaded_state``: look at the state with which a run starts;
    ``choose_resume`` leaves out a bad checkpoint.
 6. ``lr_factor_hook``: resume at other learning rates.

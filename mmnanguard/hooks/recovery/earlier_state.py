@@ -31,6 +31,7 @@ from .._shared.find_guards import find_guards, find_wrappers
 __all__ = [
     'AVERAGE',
     'EarlierState',
+    'buffer_places',
     'count_steps',
     'optimizers_of',
     'present_state',

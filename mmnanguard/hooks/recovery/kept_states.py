@@ -56,6 +56,15 @@ class KeptStates:
         self._kept.append(state)
         del self._kept[: -self._num_kept]
 
+    def peek(self, first_bad: int) -> Optional[EarlierState]:
+        """Return the newest state in memory from before the trouble.
+
+        Args:
+            first_bad: The iteration at which the trouble began.
+        """
+        older = [kept for kept in self._kept if kept.iter < first_bad]
+        return older[-1] if older else None
+
     def choose(
         self, runner: Runner, first_bad: int, is_bad: bool, is_suspect: bool
     ) -> Tuple[Optional[EarlierState], str]:
@@ -97,16 +106,11 @@ class KeptStates:
             return older[-1], ''
         return newest_clean_state(runner, first_bad), NOTHING_OLDER
 
-    def note_restored(
-        self, runner: Runner, state: Optional[EarlierState]
-    ) -> None:
-        """Note that a state was restored; None if a rollback was undone."""
+    def note_restored(self, runner: Runner, state: EarlierState) -> None:
+        """Note that a state was restored."""
         self._used = state
         self._num_steps = count_steps(runner)
-        if state is None:
-            self._num_steps = -1
-        else:
-            self._origin = f'training went back to iteration {state.iter}'
+        self._origin = f'training went back to iteration {state.iter}'
 
     def _is_present(self, runner: Runner, state: EarlierState) -> bool:
         """Whether nothing was committed since a state."""

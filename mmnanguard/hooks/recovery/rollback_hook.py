@@ -22,15 +22,15 @@ from mmnanguard.numerics.update.loss_scale import GuardedGradScaler
 from mmnanguard.registry import HOOKS
 
 from .._shared.audit import Audit
-from .._shared.find_guards import find_guards, find_wrappers
+from .._shared.find_guards import find_guards
 from .._shared.guard_listener import GuardListener
 from .._shared.halt import halt
 from .._shared.hook_arguments import DataBatch, Outputs
 from .earlier_state import present_state, restore_together
 from .kept_state import kept_state
 from .kept_states import BAD_FROM_THE_START, CANNOT_RESTORE, KeptStates
-from .loss_trial import LossTrial
 from .lower_rate import RateEvidence, lowered
+from .rising_losses import RisingLosses
 
 __all__ = ['RollbackHook']
 
@@ -60,8 +60,9 @@ class RollbackHook(GuardListener):
     this run has written to the work dir is used, but not under FSDP. The run
     halts if nothing was committed since the state to go back to.
 
-    A rollback out of a divergence is undone if the losses stay as high: then
-    the loss itself has risen.
+    Before it goes back from a divergence, the hook runs the next three batches
+    with the present and with earlier weights, without a trace. If the earlier
+    weights do no better, the loss itself has risen, and training goes on.
 
     Args:
         interval: Number of iterations between two kept states.
@@ -123,14 +124,14 @@ class RollbackHook(GuardListener):
         self._scale_factor = scale_factor
         self._restore_rng = restore_rng
         self._event: Optional[GuardEvent] = None
-        self._trial: Optional[LossTrial] = None
 
     def before_train(self, runner: Runner) -> None:
         self._audit = StateAudit(
             kept_state(runner), is_fresh=not runner._has_loaded
         )
         self._states = KeptStates(runner, self._num_kept)
-        self._event = self._trial = None
+        self._rises = RisingLosses(self._states)
+        self._event = None
         self._has_begun = self._is_told = False
 
     def before_train_iter(
@@ -142,6 +143,7 @@ class RollbackHook(GuardListener):
         if not self._has_begun:
             self._has_begun = True
             self._keep(runner, runner.iter)
+        self._rises.try_batch(runner, batch_idx, data_batch)
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
         if event.action is Action.ROLLBACK:
@@ -173,10 +175,6 @@ class RollbackHook(GuardListener):
         outputs: Outputs = None,
     ) -> None:
         event, self._event = self._event, None
-        # Before another rollback, because a loss that has risen for good
-        # looks like a divergence again and again.
-        if self._end_trial(runner, event):
-            return
         if event is not None:
             try:
                 self._roll_back(runner, event)
@@ -184,8 +182,11 @@ class RollbackHook(GuardListener):
                 halt(runner, error)
             return
         is_quiet = all(map(is_at_rest, find_guards(runner).values()))
+        # A state of the trouble would push out an older one.
+        is_quiet = is_quiet and self._rises.trial is None
         if is_quiet and self._states.is_due(runner, self._interval):
             self._keep(runner, runner.iter + 1)
+        self._rises.look(runner)
 
     def _keep(self, runner: Runner, iteration: int) -> None:
         """Keep the present state if it is finite; collective."""
@@ -241,9 +242,14 @@ class RollbackHook(GuardListener):
                 'data and schedule go on'
             )
             return
+        # A streak of skips began before its last event.
+        first_bad = event.since or event.iter
+        assert first_bad is not None
+        if facts.is_gradual:
+            first_bad = self._rises.first_bad(runner, event.optimizer)
         kept, why = self._states.choose(
             runner,
-            self._first_bad(runner, event),
+            first_bad,
             is_bad=facts.ends_run and not facts.is_gradual,
             is_suspect=bool(evidence),
         )
@@ -265,7 +271,7 @@ class RollbackHook(GuardListener):
         if self._restore_rng and kept.rng is not None:
             set_rng(kept.rng)
         self._states.note_restored(runner, kept)
-        self._trial = LossTrial.begin(event, before, kept)
+        self._rises.end_trial()
         words = ''
         # Nothing is to be explained if no lower rate is allowed.
         if self._lr_factor < 1:
@@ -281,59 +287,6 @@ class RollbackHook(GuardListener):
             evidence=words,
         )
         self._report(runner, row)
-
-    def _first_bad(self, runner: Runner, event: GuardEvent) -> int:
-        """Return the iteration at which the trouble began."""
-        # A streak of skips began before its last event.
-        first_bad = event.since or event.iter
-        assert first_bad is not None
-        if CAUSES[event.cause].is_gradual:
-            wrapper = find_wrappers(runner)[event.optimizer]
-            divergence = find_guards(runner)[event.optimizer].policy.divergence
-            # Only the rule on divergence has a gradual cause.
-            assert divergence is not None
-            window = divergence.window
-            # The median of the window is above the limit, so the run has
-            # diverged for about half of the window already.
-            first_bad -= window * wrapper._accumulative_counts
-        return first_bad
-
-    def _end_trial(self, runner: Runner, event: Optional[GuardEvent]) -> bool:
-        """Undo the last rollback if the losses show that it did not help.
-
-        Args:
-            runner: The runner of the training.
-            event: A reason for another rollback, if there is one.
-
-        Returns:
-            Whether the rollback was undone.
-        """
-        trial = self._trial
-        guards = find_guards(runner)
-        # An open window has run forward passes of the restored state.
-        if trial is None or any(guard.is_open for guard in guards.values()):
-            return False
-        guard = guards[trial.optimizer]
-        if event is None and not trial.is_over(guard.state):
-            return False
-        self._trial = None
-        is_other = event is not None and not CAUSES[event.cause].is_gradual
-        if is_other or not trial.has_failed(guard.state):
-            return False
-        trial.undo(runner)
-        self._states.note_restored(runner, None)
-        row = RollbackRow(
-            id=event.id if event else '',
-            iter=runner.iter + 1,
-            to=trial.before.iter,
-            num_rollbacks=guard.state.num_rollbacks,
-            lr_factor=guard.state.lr_factor,
-            loss_scale=guard.scaler.get_scale(),
-            evidence=trial.words(),
-            is_undone=True,
-        )
-        self._report(runner, row)
-        return True
 
     def _report(self, runner: Runner, row: RollbackRow) -> None:
         """Log a rollback, and hand its row to all hooks."""

@@ -119,6 +119,17 @@ class StateCopy:
             StateMismatchError: See :meth:`check`.
         """
         self.check(tensors, optimizers)
+        self.restore_tensors(tensors, places)
+        for name, kept in self._optimizers.items():
+            kept.restore(optimizers[name])
+
+    @torch.no_grad()
+    def restore_tensors(
+        self,
+        tensors: Mapping[str, Optional[Tensor]],
+        places: Optional[Mapping[str, Place]] = None,
+    ) -> None:
+        """Write the weights and buffers alone, unchecked; see restore()."""
         for name, copy in self._tensors.items():
             now = tensors[name]
             if copy is None or now is None:
@@ -131,5 +142,3 @@ class StateCopy:
             else:
                 # Through .data, because others may hold the tensor.
                 now.data = copy.restore(None)
-        for name, kept in self._optimizers.items():
-            kept.restore(optimizers[name])

@@ -17,6 +17,7 @@ from typing import (
     Mapping,
     NamedTuple,
     Optional,
+    Tuple,
 )
 
 import torch
@@ -36,6 +37,10 @@ from .output_ranges import Range, record_outputs
 HUGE = 1e6
 
 __all__ = ['Pass', 'ReplayWrapper', 'Setting', 'leave_no_trace', 'run_pass']
+
+
+# The modules of PyTorch that wrap a model for several devices.
+PARALLEL = ('torch.nn.parallel', 'torch.distributed')
 
 
 class Setting(NamedTuple):
@@ -203,6 +208,7 @@ def leave_no_trace(model: nn.Module) -> Iterator[None]:
     for param in model.parameters():
         grads.append((param, param.grad))
         param.grad = None
+    counters = plain_values(model)
     snapshot = Snapshot()
     snapshot.take(model)
     # PyTorch before 2.6 has no stances; compiled code then stays compiled.
@@ -216,7 +222,27 @@ def leave_no_trace(model: nn.Module) -> Iterator[None]:
         snapshot.restore(snapshot.learn(comparison, read))
         for param, grad in grads:
             param.grad = grad
+        for module, values in counters:
+            vars(module).update(values)
         set_rng(rng)
+
+
+def plain_values(model: nn.Module) -> List[Tuple[nn.Module, Dict[str, Any]]]:
+    """Return the numbers and strings that modules keep as attributes.
+
+    A model may count its forward passes, for a schedule of its own. What DDP
+    and FSDP keep belongs to their C++ parts, too.
+    """
+    kept = []
+    for module in model.modules():
+        if type(module).__module__.startswith(PARALLEL):
+            continue
+        values = {}
+        for key, value in vars(module).items():
+            if isinstance(value, (bool, int, float, str)):
+                values[key] = value
+        kept.append((module, values))
+    return kept
 
 
 def run_pass(
