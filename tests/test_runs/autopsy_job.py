@@ -457,12 +457,11 @@ def diagnose(patient, fault):
     if nothing or len(rows) != 1:
         return dict(wrong, rows=len(rows))
     (row,) = rows
-    is_batch_norm = row['op'] == 'aten.native_batch_norm'
     expected = dict(
         phase=phase,
         module=module,
-        samples=[] if is_batch_norm else [poison],
-        batch_rows=[] if is_batch_norm else [ILL],
+        samples=[poison],
+        batch_rows=[ILL],
         fp32_is_finite=in_fp32,
         remedy='fp32' if in_fp32 else '',
         repeats=True,

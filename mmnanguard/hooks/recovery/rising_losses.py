@@ -85,6 +85,10 @@ class RisingLosses:
         num_batches = find_wrappers(runner)[optimizer]._accumulative_counts
         return int(runner.iter) + 1 - divergence.window * int(num_batches)
 
+    def end_trial(self) -> None:
+        """Drop the trial, because training has gone back."""
+        self.trial = None
+
     def _accept(self, runner: Runner, guard: GuardProtocol, why: str) -> None:
         """Go on with losses that have risen."""
         self.trial = None

@@ -271,7 +271,7 @@ class RollbackHook(GuardListener):
         if self._restore_rng and kept.rng is not None:
             set_rng(kept.rng)
         self._states.note_restored(runner, kept)
-        self._rises.trial = None
+        self._rises.end_trial()
         words = ''
         # Nothing is to be explained if no lower rate is allowed.
         if self._lr_factor < 1:
