@@ -19,6 +19,7 @@ from mmnanguard.numerics.checkpoints.load_plain import (
     ALLOWED,
     HAS_ALLOW_LIST,
     SAFE_GLOBALS,
+    name_of,
 )
 
 __all__ = ['allow_mmengine_checkpoints']
@@ -48,11 +49,6 @@ def restricted_getattr(owner: object, name: str) -> object:
         f'this checkpoint asks for {name!r} of {owner!r}, which an MMEngine '
         'checkpoint has no need of; it was not loaded'
     )
-
-
-def name_of(kind: Named) -> str:
-    """Return the name under which a checkpoint refers to a type."""
-    return f'{kind.__module__}.{kind.__qualname__}'
 
 
 def allow_mmengine_checkpoints() -> None:

@@ -66,15 +66,17 @@ def expected(kind, fault, struck):
     num_steps = is_skip.count(False)
     # A loss of NaN beside gradients as before does no harm, and is no skip
     # that counts toward a limit.
-    recent_skips = is_skip
+    recent_skips, harmless_skips = is_skip, 0
     if fault.site == 'loss':
         recent_skips = [False] * num_steps
+        harmless_skips = is_skip.count(True)
     state = GuardState(
         num_updates=matrix.NUM_WINDOWS,
         num_steps=num_steps,
         total_skips=is_skip.count(True),
         commits_since_growth=num_steps,
         recent_skips=recent_skips,
+        harmless_skips=harmless_skips,
     )
     counters = state.to_dict()
     for key in MEMORY:

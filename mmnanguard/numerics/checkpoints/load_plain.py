@@ -25,6 +25,7 @@ __all__ = [
     'SAFE_GLOBALS',
     'check_form',
     'load_plain',
+    'name_of',
 ]
 
 # Whether PyTorch is 2.6 or newer, by a function that came with it.
@@ -65,7 +66,11 @@ def load_plain(path: Union[str, 'PathLike[str]'], **keys: Any) -> Any:
     if HAS_ALLOW_LIST:
         # Each time: the end of torch.serialization.safe_globals, which
         # onedl-mmengine uses, forgets what others have allowed as well.
-        torch.serialization.add_safe_globals(SAFE_GLOBALS)
+        # What stands for one of them already (see stubs) stays.
+        known = set(map(name_of, torch.serialization.get_safe_globals()))
+        torch.serialization.add_safe_globals(
+            [entry for entry in SAFE_GLOBALS if name_of(entry) not in known]
+        )
         keys.update(weights_only=True)
     else:
         # torch.load takes Unpickler and load from the module that it is given.
@@ -74,6 +79,13 @@ def load_plain(path: Union[str, 'PathLike[str]'], **keys: Any) -> Any:
         # PyTorch warns of files that it did not write, before it fails.
         warnings.simplefilter('ignore')
         return torch.load(str(path), map_location='cpu', **keys)
+
+
+def name_of(entry: Any) -> str:
+    """Return the name that files have for an entry of the allow-list."""
+    if isinstance(entry, tuple):
+        return str(entry[1])
+    return f'{entry.__module__}.{entry.__qualname__}'
 
 
 def check_form(path: Path) -> bool:
