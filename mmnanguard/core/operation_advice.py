@@ -183,6 +183,15 @@ def pole_of(finding: Autopsy) -> Optional[Advice]:
     if not finding.is_pole:
         return None
     where = finding.source or finding.module_type
+    if finding.is_all_masked:
+        return Advice(
+            f'mask with a large finite number at {where}',
+            f'The {finding.derivative} at {where} got nothing but -inf, so '
+            'that its derivative is NaN, even where its value is left out '
+            'later. Mask with a large finite number, such as -1e4, in place '
+            'of -inf, or leave such rows out before. No dtype, no loss scale '
+            'and no clipping changes that.',
+        )
     if not all(map(math.isfinite, finding.operands)):
         return Advice(
             f'look at the number that the code at {where} computes with',

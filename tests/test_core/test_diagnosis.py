@@ -327,3 +327,20 @@ def test_float16_is_a_suspect_where_nothing_is_known():
 def test_the_advice_fits_the_operation(facts, words):
     facts = dict(phase='forward', output_absmax=math.nan, **facts)
     assert words in advise_on(Autopsy(repeats=True, **facts)).long
+
+
+def test_a_sum_of_nothing_but_masks_is_no_bad_number():
+    finding = Autopsy(
+        repeats=True,
+        phase='backward',
+        op='aten.sub',
+        derivative='logsumexp',
+        source='crf.py:9',
+        dtype='float32',
+        is_pole=True,
+        operands=(-math.inf, -math.inf),
+    )
+    advice = advise_on(finding)
+    assert 'number that is not finite' not in finding.sentence() + advice.long
+    assert 'finite number' in advice.short
+    assert 'logsumexp at crf.py:9' in advice.long

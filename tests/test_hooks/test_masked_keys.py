@@ -1,5 +1,7 @@
 """Inputs that are not finite on purpose, and objects that hold tensors."""
 
+import math
+
 import pytest
 import torch
 from mmengine.model import BaseDataPreprocessor, BaseModel
@@ -62,18 +64,45 @@ def make_data(size, bad_weights=()):
     return data
 
 
-def run(work_dir, bad_weights=(), more_hooks=(), **keys):
+class Paths(BaseModel):
+    """A sum over paths, of which each sample rules some out with -inf."""
+
+    def __init__(self):
+        super().__init__(BaseDataPreprocessor())
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        inputs = torch.stack(list(inputs))
+        scores = self.head(inputs[:, :4]) + inputs[:, 4:]
+        total = torch.logsumexp(scores, 1)
+        # The gradient of what is left out here is NaN all the same.
+        return dict(loss=torch.where(total.isfinite(), total, 0.0).mean())
+
+
+def make_paths(size, impossible):
+    data = []
+    for index in range(size):
+        inputs = torch.ones(7)
+        inputs[6 if index != impossible else slice(4, 7)] = -math.inf
+        sample = BaseDataElement(metainfo=dict(img_path=f'{index}.jpg'))
+        data.append(dict(inputs=inputs, data_samples=sample))
+    return data
+
+
+def run(
+    work_dir, bad_weights=(), more_hooks=(), model=None, data=None, **keys
+):
     hooks = guard_hooks()
     hooks.update(more_hooks)
     hooks['inputs'] = dict(type='mmnanguard.InputGuardHook', **keys)
     runner = make_runner(
         work_dir,
         wrapper(lr=0.01),
-        model=Detector(),
+        model=model or Detector(),
         max_iters=8,
         default_hooks=hooks,
         train_dataloader=dict(
-            loader(make_data(32, bad_weights)),
+            loader(data or make_data(32, bad_weights)),
             collate_fn=dict(type='pseudo_collate'),
         ),
     )
@@ -138,6 +167,35 @@ def test_explains_what_went_bad(tmp_path):
     # Committed updates had NaN there as well.
     assert input_row['usual'] == [KEY]
     assert 'it is not the cause' in log
+
+
+def test_a_mask_in_each_sample_does_not_hide_the_derivative(tmp_path):
+    runner, log = run(
+        tmp_path,
+        more_hooks=HOOKS,
+        model=Paths(),
+        data=make_paths(32, impossible=17),
+        action='explain',
+    )
+    (row,) = read_rows(runner)
+    (input_row,) = read_rows(runner, 'input')
+    assert input_row['usual'] == ['inputs']
+    (autopsy,) = read_rows(runner, 'autopsy')
+    assert autopsy['phase'] == 'backward'
+    assert autopsy['derivative'] == 'logsumexp'
+    assert autopsy['samples'] == ['17.jpg']
+    assert 'derivative of logsumexp' in log
+    assert 'got nothing but -inf' in log
+    assert 'to begin with' not in log
+    diagnosis = diagnose(
+        Evidence(
+            row['cause'],
+            [record_of(row)],
+            [record_of(autopsy)],
+            [record_of(input_row)],
+        )
+    )
+    assert diagnosis.samples == ('17.jpg',)
 
 
 def test_checks_and_sanitizes_a_tensor_in_an_object():

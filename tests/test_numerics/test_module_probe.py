@@ -131,6 +131,19 @@ def test_a_mask_that_is_not_left_out(meet, op, is_pole):
     assert origin.mask.startswith('aten.masked_fill at test_module_probe.py:')
 
 
+@pytest.mark.parametrize('has_masks', [False, True])
+def test_a_mask_in_the_batch(has_masks):
+    x = torch.ones(3, 4)
+    x[:, 2] = -math.inf
+    net = Net(None)
+    probe = ModuleProbe(net, [(x, (0, 1, 2))], has_masks)
+    with probe:
+        loss = (net.first(torch.ones(4)) + x).log_softmax(-1) * 0
+    origin = probe.origin_of(loss)
+    assert (origin.phase != 'input') == has_masks
+    assert origin.mask == ('the batch' if has_masks else '')
+
+
 def test_a_fill_that_overflows_is_no_mask():
     def run(net, x):
         lowest = torch.tensor(-1e9)

@@ -254,6 +254,14 @@ class Autopsy(RowRecord):
         return words
 
     @property
+    def is_all_masked(self) -> bool:
+        """Whether a derivative subtracted -inf from -inf."""
+        is_inf = bool(self.operands) and not any(
+            map(math.isfinite, self.operands)
+        )
+        return self.derivative in ('logsumexp', 'logaddexp') and is_inf
+
+    @property
     def is_near_pole(self) -> bool:
         """Whether the operation divided by a number that is almost 0."""
         if not self.op.endswith(DIVISIONS) or not self.call():
@@ -287,6 +295,8 @@ class Autopsy(RowRecord):
             return 'writes Inf or NaN as a mask, which reaches the loss,'
         if self.mask:
             return f'meets a mask of Inf ({self.mask}) at {call}'
+        if self.is_all_masked:
+            return 'got nothing but -inf'
         if not all(map(math.isfinite, self.operands)):
             return f'got a Python number that is not finite, {call},'
         # 0/0 is a pole as well; log(-1) and a softmax of -inf alone are not.

@@ -96,6 +96,8 @@ class AutopsyHook(WindowHook):
         self._num_similar: Dict[Tuple[str, ...], int] = {}
         # Of the last event with bad inputs.
         self._bad_keys: Dict[str, Tuple[str, ...]] = {}
+        # The id of the last event whose bad inputs were all masks.
+        self._masked = ''
 
     @property
     def is_spent(self) -> bool:
@@ -188,6 +190,8 @@ class AutopsyHook(WindowHook):
             self._num_similar = {}
         if row['kind'] == InputRow.KIND:
             self._bad_keys = {row['id']: tuple(row['keys'])}
+            if set(row['keys']) <= set(row.get('usual', ())):
+                self._masked = row['id']
 
     def before_save_checkpoint(
         self, runner: Runner, checkpoint: Checkpoint
@@ -229,7 +233,9 @@ class AutopsyHook(WindowHook):
         # the losses of other ranks.
         has_loss = get_rank() == event.ranks[0]
         loss = event.loss if has_loss else None
-        autopsy = replay.autopsy(event.id, event.optimizer, loss)
+        autopsy = replay.autopsy(
+            event.id, event.optimizer, loss, event.id == self._masked
+        )
         exact = autopsy.exact and window.is_exact(runner)
         autopsies = all_gather_object(autopsy.replace(exact=exact))
         autopsy = choose(autopsies, event)

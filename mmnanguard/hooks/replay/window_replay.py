@@ -70,7 +70,11 @@ class WindowReplay:
         self._blamed: Tuple[int, ...] = ()
 
     def autopsy(
-        self, event_id: str, optimizer: str, loss: Optional[float]
+        self,
+        event_id: str,
+        optimizer: str,
+        loss: Optional[float],
+        has_masks: bool = False,
     ) -> Autopsy:
         """Run the window once or twice. Collective if the model is.
 
@@ -78,8 +82,9 @@ class WindowReplay:
             event_id: The id of the event that rejected the window.
             optimizer: The name of the wrapper whose update was rejected.
             loss: The loss in training on this rank; None if it is not known.
+            has_masks: Whether inputs of -inf are known to be masks.
         """
-        first = self.run(looks=True)
+        first = self.run(looks=True, has_masks=has_masks)
         is_cured = None
         if self._settings[optimizer].dtype is not None:
             # The model's code may insist on half precision, and fails then.
@@ -172,11 +177,12 @@ class WindowReplay:
             self._batches,
         ).run()
 
-    def run(self, looks: bool = False) -> Pass:
+    def run(self, looks: bool = False, has_masks: bool = False) -> Pass:
         """Run the window once, in the same way on every rank.
 
         Args:
             looks: Whether to find the operation at fault, which takes long.
+            has_masks: Whether inputs of -inf are known to be masks.
         """
         batches = [batch.kept.fresh() for batch in self._batches]
         stubs = self._stub_wrappers()
@@ -195,7 +201,7 @@ class WindowReplay:
             return {name: stub.losses for name, stub in stubs.items()}
 
         inputs = self._input_tensors(batches)
-        return run_pass(self._model, train, inputs, looks)
+        return run_pass(self._model, train, inputs, looks, has_masks)
 
     def _stub_wrappers(self) -> Dict[str, ReplayWrapper]:
         """Return a replacement of each wrapper that does not update."""

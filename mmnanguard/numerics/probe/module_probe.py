@@ -51,6 +51,8 @@ FILLS = (
     *('fill', 'full', 'full_like', 'new_full', 'masked_fill', 'where'),
     *('scalar_tensor', 'lift', 'lift_fresh', 'constant_pad_nd'),
 )
+# Their derivatives subtract -inf from -inf if they got nothing else.
+LOG_SUMS = ('logsumexp', 'logaddexp')
 # The phase, the module's name and type, its method, the source line, and the
 # forward operation whose derivative runs.
 Place = Tuple[str, str, str, str, str, str]
@@ -75,12 +77,18 @@ class ModuleProbe(TorchDispatchMode):
         model: The model whose modules are named.
         inputs: The tensors of the batch. A non-finite input gives the phase
             'input'.
+        has_masks: Whether inputs of -inf are masks, as other batches show
+            that trained well with them.
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Iterable[InputTensor] = ()
+        self,
+        model: nn.Module,
+        inputs: Iterable[InputTensor] = (),
+        has_masks: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._has_masks = has_masks
         self._names: Dict[int, str] = {}
         for name, module in model.named_modules():
             self._names[id(module)] = plain_name(name)
@@ -155,7 +163,7 @@ class ModuleProbe(TorchDispatchMode):
                         origin,
                         is_pole=is_undefined(call),
                         operands=operands_of(call, output),
-                        mask=self._mask_among(bad_inputs, name),
+                        mask=self._mask_among(bad_inputs, name, place[5]),
                     )
                 elif absmax <= torch.finfo(output.dtype).max:
                     # A larger number overflows in the mask's dtype.
@@ -183,12 +191,15 @@ class ModuleProbe(TorchDispatchMode):
             return origins[0]
         return None
 
-    def _mask_among(self, bad_inputs: List[Tensor], name: str) -> str:
+    def _mask_among(
+        self, bad_inputs: List[Tensor], name: str, derivative: str
+    ) -> str:
         """Return the mask of which an operation made NaN; '' if none.
 
-        A softmax is meant for masks: it is bad only if all is masked.
+        A softmax and the derivative of a logsumexp are meant for masks: they
+        are bad only if all is masked.
         """
-        if name.endswith('softmax'):
+        if name.endswith('softmax') or derivative in LOG_SUMS:
             return ''
         for tensor in bad_inputs:
             mask = self._origins[key_of(tensor)].mask
@@ -232,11 +243,13 @@ class ModuleProbe(TorchDispatchMode):
         """Note a tensor that is non-finite before the replay begins."""
         if is_finite(tensor):
             return
-        is_mask = phase == 'weight' and is_mask_of_inf(tensor)
+        may_mask = phase == 'weight' or self._has_masks
+        is_mask = may_mask and is_mask_of_inf(tensor)
         origin = self._make_origin(
             (phase, '', '', '', '', ''), '', tensor, 0.0, is_mask
         )
-        origin = replace(origin, tensor=name)
+        mask = 'the batch' if is_mask and phase == 'input' else ''
+        origin = replace(origin, tensor=name, mask=mask)
         self._bad_inputs.update(origin.samples)
         for values in floats(tensor):
             self._hold(values)

@@ -82,7 +82,7 @@ def in_float64(leaf: object) -> object:
 
 
 def operands_of(call: OperationCall, output: Tensor) -> Tuple[float, ...]:
-    """Return the numbers of which the first non-finite element was made.
+    """Return the numbers of which the first NaN, or else Inf, was made.
 
     Syncs. They are known only if the operation works element by element.
 
@@ -92,7 +92,11 @@ def operands_of(call: OperationCall, output: Tensor) -> Tuple[float, ...]:
     """
     if torch.Tag.pointwise not in call.func.tags:
         return ()
-    position = (~torch.isfinite(output)).flatten().nonzero()
+    # Inf beside NaN may be a mask.
+    bad = output.isnan()
+    if not bad.any():
+        bad = ~torch.isfinite(output)
+    position = bad.flatten().nonzero()
     if len(position) == 0:
         return ()
     numbers: List[float] = []

@@ -250,6 +250,7 @@ def run_pass(
     run: Callable[[], Dict[str, List[Tensor]]],
     inputs: List[InputTensor],
     with_probe: bool,
+    has_masks: bool = False,
 ) -> Pass:
     """Run a window again and leave no trace.
 
@@ -262,6 +263,7 @@ def run_pass(
         inputs: The tensors of the batches.
         with_probe: Whether to find the operation that made the first
             non-finite number. This takes many times as long.
+        has_masks: Whether inputs of -inf are masks, see ModuleProbe.
     """
     with leave_no_trace(model):
         # A buffer that was bad before (a mask of -inf) is not judged.
@@ -269,7 +271,7 @@ def run_pass(
         if not with_probe:
             losses = run()
             return Pass(not find_bad(model, losses, sound), sums(losses))
-        probe = ModuleProbe(model, inputs)
+        probe = ModuleProbe(model, inputs, has_masks)
         with record_outputs(model) as outputs, probe:
             losses = run()
         bad = find_bad(model, losses, sound)
