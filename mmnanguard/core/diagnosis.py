@@ -7,7 +7,7 @@ contradict each other.
 from dataclasses import replace
 from typing import NamedTuple, Optional, Sequence, Tuple
 
-from .causes import Advice, Cause, facts_of_cause
+from .causes import Advice, facts_of_cause
 from .evidence import Evidence
 from .growth_advice import explain_growth, explain_settings
 from .operation_advice import advise_on, advise_without_cures, cure_of
@@ -131,7 +131,7 @@ def first_diagnosis(evidence: Evidence) -> Diagnosis:
     if facts.blames == 'weight':
         return Diagnosis('', general)
     is_first = evidence.since == 1 and growth is None
-    if is_first and evidence.cause == Cause.NORM_OVERFLOW.value:
+    if is_first and facts.blames == 'largest gradient':
         reason = 'the gradients overflow before the first update'
         return Diagnosis(reason, ADVICE_ON_FIRST_OVERFLOW)
     if facts.ends_run or not (facts.is_replayable or growth):
