@@ -130,8 +130,9 @@ def first_diagnosis(evidence: Evidence) -> Diagnosis:
     # what they are.
     if facts.blames == 'weight':
         return Diagnosis('', general)
-    is_first = evidence.since == 1 and growth is None
-    if is_first and facts.blames == 'largest gradient':
+    # One batch may be an outlier.
+    is_first = evidence.since == 1 and len(evidence.events) > 1
+    if is_first and growth is None and facts.blames == 'largest gradient':
         reason = 'the gradients overflow before the first update'
         return Diagnosis(reason, ADVICE_ON_FIRST_OVERFLOW)
     if facts.ends_run or not (facts.is_replayable or growth):

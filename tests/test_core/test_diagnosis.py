@@ -388,9 +388,9 @@ def test_an_eps_after_the_root_is_no_cure():
 
 def test_an_overflow_before_the_first_update_is_not_of_the_rate():
     first = event(Cause.NORM_OVERFLOW, 20, since=1)
-    advice = diagnose(Evidence('norm_overflow', [first])).advice
+    advice = diagnose(Evidence('norm_overflow', [first] * 2)).advice
     assert 'ormalize the inputs' in advice.long
     assert 'learning rate' not in advice.long
     later = event(Cause.NORM_OVERFLOW, 20, since=5)
-    advice = diagnose(Evidence('norm_overflow', [later])).advice
+    advice = diagnose(Evidence('norm_overflow', [later] * 2)).advice
     assert 'learning rate' in advice.long
