@@ -43,7 +43,8 @@ def find_empty_buffers(
     for backup in kept:
         if backup.owner not in filled:
             names.append(guard.names().of_buffer(backup.owner, backup.key))
-    filled.update([backup.owner for backup in kept])
+    for backup in kept:
+        filled.add(backup.owner)
     if names:
         print_log(
             f'Iter {guard.iter}: update after update is rejected, and began '

@@ -197,6 +197,17 @@ def test_one_part_of_something_good_is_not_to_blame():
     assert tracker.samples_of(mixed, bad) == (0, 1, 2, 3)
 
 
+@pytest.mark.parametrize('shape', [(0, SIZE), (SIZE, 0), (0, 0)])
+def test_an_empty_selection_is_followed(shape):
+    def loss(x):
+        part = x[: shape[0], : shape[1]]
+        empty = (part[:, None] - 2 * part[None]).square()
+        return torch.stack([empty.sum(2).sum(0).mean(), x[1].sum()])
+
+    _, owners = follow(loss, torch.ones(SIZE, SIZE))
+    assert owners[1] == {1}
+
+
 def test_statistics_are_nobodys():
     x = torch.randn(SIZE, SIZE)
     _, owners = follow(lambda x: (x - x.mean(0)) / x.std(0), x)

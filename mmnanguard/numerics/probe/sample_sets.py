@@ -71,13 +71,17 @@ class SampleSets:
                 numbers.append(
                     self.number(self._sets[first] | self._sets[second])
                 )
-            result = torch.tensor(numbers)[places]
+            # Without the type, no numbers at all would be float32.
+            result = torch.tensor(numbers, dtype=torch.long)[places]
         return result
 
     def fold(self, codes: Optional[Tensor], dim: int) -> Optional[Tensor]:
         """Return the union along a dimension, which is kept with size 1."""
         if codes is None or codes.shape[dim] == 1:
             return codes
+        if not codes.numel():
+            # An empty selection depends on nobody.
+            return codes.sum(dim, keepdim=True)
         first = codes.narrow(dim, 0, 1)
         rows = codes.movedim(dim, -1)
         flat = rows.reshape(-1, rows.shape[-1])

@@ -228,7 +228,7 @@ class ChangeTracker:
     def __init__(self, others: Optional[OtherOptimizers] = None) -> None:
         self.others = others or OtherOptimizers()
         self.masks = KnownMasks()
-        self.filled: WeakSet[nn.Module] = WeakSet()
+        self.filled: MutableSet[nn.Module] = WeakSet()
         self._models: Dict[nn.Module, TrackedModel] = {}
         # By module, and then by registry and name. A module that forward
         # makes anew is not kept alive.
