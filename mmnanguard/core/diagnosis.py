@@ -9,7 +9,7 @@ from typing import NamedTuple, Optional, Sequence, Tuple
 
 from .causes import Advice, facts_of_cause
 from .evidence import Evidence
-from .growth_advice import explain_growth
+from .growth_advice import explain_growth, explain_settings
 from .operation_advice import advise_on, advise_without_cures, cure_of
 from .rows.autopsy import Autopsy
 from .rows.guard_event import INITIAL_ORIGIN, PRETRAINED
@@ -76,6 +76,13 @@ ADVICE_ON_PRETRAINED = Advice(
     'initializes them.',
 )
 
+ADVICE_ON_FIRST_OVERFLOW = Advice(
+    'normalize the inputs, and look for a division by a tiny number',
+    'The gradients overflow before the first update, so that training did '
+    'not make them so. Normalize the inputs, look in the loss for a division '
+    'by a tiny number, and look at the initialization.',
+)
+
 
 def diagnose(evidence: Evidence) -> Diagnosis:
     """Return the diagnosis that explains the evidence best."""
@@ -114,10 +121,20 @@ def first_diagnosis(evidence: Evidence) -> Diagnosis:
             elif event.origin.startswith(PRETRAINED):
                 advice = ADVICE_ON_PRETRAINED
             return Diagnosis(reason, advice)
+    if evidence.impossible and not evidence.is_of_inputs:
+        if growth is not None:
+            return Diagnosis(*explain_growth(growth, evidence), growth=growth)
+        words, advice = explain_settings(evidence.impossible)
+        return Diagnosis(f'the optimizer has {words}', advice)
     # Weights that are bad already, a divergence and a spike say by themselves
     # what they are.
     if facts.blames == 'weight':
         return Diagnosis('', general)
+    # One batch may be an outlier.
+    is_first = evidence.since == 1 and len(evidence.events) > 1
+    if is_first and growth is None and facts.blames == 'largest gradient':
+        reason = 'the gradients overflow before the first update'
+        return Diagnosis(reason, ADVICE_ON_FIRST_OVERFLOW)
     if facts.ends_run or not (facts.is_replayable or growth):
         return Diagnosis('', general)
     finding, samples = evidence.finding, evidence.samples()

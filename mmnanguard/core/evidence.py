@@ -11,7 +11,7 @@ from .rows.guard_event import GuardEvent
 from .rows.input_row import InputRow
 from .rows.json_numbers import JsonObject
 from .rules.recent_commits import Growth
-from .step_advice import uphill_settings
+from .step_advice import impossible_settings, uphill_settings
 
 __all__ = ['Evidence']
 
@@ -51,8 +51,13 @@ class Evidence:
     @property
     def uphill(self) -> Sequence[str]:
         """The settings of the optimizer that make weights grow, in words."""
+        return uphill_settings(self.events[-1].step if self.events else None)
+
+    @property
+    def impossible(self) -> Sequence[str]:
+        """The settings with which no training can go well, in words."""
         step = self.events[-1].step if self.events else None
-        return uphill_settings((step or {}).get('settings', {}))
+        return impossible_settings(step)
 
     @property
     def growth(self) -> Optional[Growth]:

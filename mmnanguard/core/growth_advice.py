@@ -1,14 +1,14 @@
 """The advice on a run whose losses and gradient norms exploded."""
 
 import math
-from typing import Tuple
+from typing import Sequence, Tuple
 
 from .causes import Advice
 from .evidence import Evidence
 from .rows.phrases import plural
 from .rules.recent_commits import Growth
 
-__all__ = ['explain_growth']
+__all__ = ['explain_growth', 'explain_settings']
 
 
 def explain_growth(growth: Growth, evidence: Evidence) -> Tuple[str, Advice]:
@@ -19,17 +19,6 @@ def explain_growth(growth: Growth, evidence: Evidence) -> Tuple[str, Advice]:
         evidence: All that is known about the rejected updates.
     """
     words = growth.words()
-    if evidence.uphill:
-        settings = ', and '.join(evidence.uphill)
-        return (
-            f'the run exploded before it: {words}, with {settings}',
-            Advice(
-                f'change the optimizer: it has {settings}',
-                f'{numbers_grew(words)}. The optimizer has {settings}: change '
-                'that in optim_wrapper.optimizer, or where a schedule or hook '
-                'sets it. A lower learning rate only delays it.',
-            ),
-        )
     if growth.is_uphill:
         return (
             f'the run exploded before it: {words}{rate_of(growth)}, which is '
@@ -42,6 +31,12 @@ def explain_growth(growth: Growth, evidence: Evidence) -> Tuple[str, Advice]:
                 'end, and at hooks that set the learning rate.',
             ),
         )
+    if evidence.uphill:
+        reason, advice = explain_settings(evidence.uphill)
+        return (
+            f'the run exploded before it: {words}, with {reason}',
+            Advice(advice.short, f'{numbers_grew(words)}. {advice.long}'),
+        )
     if growth.jump > 0:
         return explain_jump(growth, evidence)
     if growth.factor == 0:
@@ -52,6 +47,23 @@ def explain_growth(growth: Growth, evidence: Evidence) -> Tuple[str, Advice]:
             'lower the learning rate, lengthen warm-up, or clip',
             f'{numbers_grew(words)}{rate_of(growth)}. Lower the learning '
             f'rate, lengthen warm-up, or set {clip_to(growth)}.',
+        ),
+    )
+
+
+def explain_settings(settings: Sequence[str]) -> Tuple[str, Advice]:
+    """Return the settings in words, and the advice to change them."""
+    words = ', and '.join(settings)
+    smaller = ''
+    if 'weight_decay' in words:
+        smaller = ' A weight_decay is usually between 0 and 0.1.'
+    return (
+        words,
+        Advice(
+            f'change the optimizer: it has {words}',
+            f'The optimizer has {words}. Change that in '
+            'optim_wrapper.optimizer, or where a schedule or hook sets it.'
+            f'{smaller}',
         ),
     )
 

@@ -1,12 +1,18 @@
 """The advice on an optimizer whose step makes NaN of finite gradients."""
 
-from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
+import math
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from .causes import CAUSES, Advice
 from .rows.guard_event import GuardEvent
 from .rows.phrases import and_more
 
-__all__ = ['advise_on_step', 'uphill_settings']
+__all__ = [
+    'advise_on_step',
+    'excessive_decay',
+    'impossible_settings',
+    'uphill_settings',
+]
 
 # A sum of squares of gradients with such a norm may overflow float32.
 LARGE_NORM = 1e9
@@ -48,14 +54,59 @@ def advise_on_step(events: Sequence[GuardEvent], general: Advice) -> Advice:
     return Advice(short, long)
 
 
-def uphill_settings(settings: Mapping[str, Any]) -> List[str]:
-    """Return the settings that make weights grow whatever the gradients are.
+def uphill_settings(step: Optional[Mapping[str, Any]]) -> List[str]:
+    """Return the settings with which an optimizer may go uphill, in words.
 
     Args:
-        settings: Settings of an optimizer by name, as in
-            ``GuardEvent.step``.
+        step: The value of ``step`` in an event.
     """
-    words = []
+    words = impossible_settings(step)
+    if step and step.get('settings', {}).get('maximize'):
+        words.append('maximize=True, which makes the loss rise')
+    return words
+
+
+def impossible_settings(step: Optional[Mapping[str, Any]]) -> List[str]:
+    """Return the settings with which no training can go well, in words.
+
+    Args:
+        step: The value of ``step`` in an event.
+    """
+    return [*excessive_decay(step), *bad_at_any_rate(step)]
+
+
+def excessive_decay(step: Optional[Mapping[str, Any]]) -> List[str]:
+    """Return the weight decay that overshoots 0 ever further, in words.
+
+    A lower learning rate would help as well.
+
+    Args:
+        step: The value of ``step`` in an event.
+    """
+    words: List[str] = []
+    settings = (step or {}).get('settings', {})
+    limit = most_decay((step or {}).get('optimizer', ''), settings)
+    for rate in numbers_of(settings.get('lr')):
+        for decay in numbers_of(settings.get('weight_decay')):
+            if decay > 0 and rate * decay > limit:
+                words.append(
+                    f'weight_decay={decay:g}, which makes all weights grow, '
+                    f'for lr * weight_decay is above {limit:g}'
+                )
+    return words
+
+
+def bad_at_any_rate(step: Optional[Mapping[str, Any]]) -> List[str]:
+    """Return the settings that no lower learning rate can mend, in words.
+
+    Args:
+        step: The value of ``step`` in an event.
+    """
+    words: List[str] = []
+    settings = (step or {}).get('settings', {})
+    for rate in numbers_of(settings.get('lr')):
+        if rate < 0:
+            words.append(f'lr={rate:g}, a negative learning rate')
     for decay in numbers_of(settings.get('weight_decay')):
         if decay < 0:
             words.append(
@@ -66,9 +117,23 @@ def uphill_settings(settings: Mapping[str, Any]) -> List[str]:
             words.append(
                 f'momentum={momentum:g}, with which past gradients never fade'
             )
-    if settings.get('maximize'):
-        words.append('maximize=True, which makes the loss rise')
+    for beta in numbers_of(settings.get('betas')):
+        if beta >= 1:
+            words.append(f'a beta of {beta:g}, with which it never forgets')
     return words
+
+
+def most_decay(optimizer: str, settings: Mapping[str, Any]) -> float:
+    """Return the product of rate and decay above which weights grow.
+
+    It is not known for optimizers that normalize the decay, such as Adam.
+    """
+    if optimizer == 'AdamW':
+        return 2.0
+    if optimizer == 'SGD':
+        # The limit of gradient descent with a heavy ball.
+        return 2.0 * (1.0 + max(numbers_of(settings.get('momentum', 0.0))))
+    return math.inf
 
 
 def numbers_of(setting: Any) -> Sequence[float]:
@@ -119,12 +184,15 @@ def find_cure(step: Dict[str, Any], grad_norm: float) -> Cure:
             f'betas={tuple(settings["betas"])}: with a beta of 1 the '
             'correction of the bias divides by 0. Set it below 1.',
         )
+    impossible = impossible_settings(step)
+    if impossible:
+        return Cure(CHANGE, f'it has {", and ".join(impossible)}.')
     if settings.get('centered'):
         return Cure(
             CHANGE,
             'centered=True takes the root of a difference that rounding makes '
-            'negative: set optim_wrapper.optimizer.centered=False, or a '
-            'larger eps.',
+            'negative: set optim_wrapper.optimizer.centered=False. An eps '
+            'cannot help, for it is added after the root.',
         )
     if grad_norm > LARGE_NORM:
         return Cure(

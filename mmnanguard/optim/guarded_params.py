@@ -233,8 +233,11 @@ class GuardedParams:
     def describe_uphill(self) -> Optional[Dict[str, Any]]:
         """Return the value of ``step`` if settings make weights grow."""
         for group in self.groups:
-            if group['params'] and uphill_settings(describe(group)):
-                return self.describe_step(param=group['params'][0])
+            if not group['params']:
+                continue
+            step = self.describe_step(param=group['params'][0])
+            if uphill_settings(step):
+                return step
         return None
 
     def foreign(self) -> Set[int]:

@@ -93,7 +93,7 @@ def next_steps(
     # causes, such as bad weights, and after an explosion, the general advice
     # helps more.
     is_local = 'sample' in facts_of_cause(finding.cause).culprits
-    if is_local and growth is None:
+    if is_local and growth is None and not evidence.impossible:
         steps = [*local_steps, general_step]
     else:
         steps = [general_step, *local_steps]

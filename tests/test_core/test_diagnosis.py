@@ -344,3 +344,70 @@ def test_a_sum_of_nothing_but_masks_is_no_bad_number():
     assert 'number that is not finite' not in finding.sentence() + advice.long
     assert 'finite number' in advice.short
     assert 'logsumexp at crf.py:9' in advice.long
+
+
+def stepping(optimizer='SGD', cause=Cause.LOSS_NONFINITE, **settings):
+    step = dict(optimizer=optimizer, settings=settings)
+    return Evidence(cause.value, [event(cause, step=step)])
+
+
+@pytest.mark.parametrize(
+    ('optimizer', 'settings', 'blamed'),
+    [
+        ('SGD', dict(lr=0.1, weight_decay=1000.0), True),
+        ('AdamW', dict(lr=3e-3, weight_decay=1000.0), True),
+        # Adam normalizes the decay, and momentum damps it.
+        ('Adam', dict(lr=3e-3, weight_decay=1000.0), False),
+        ('SGD', dict(lr=0.1, weight_decay=30.0, momentum=0.9), False),
+        ('SGD', dict(lr=0.1, weight_decay=1e-4), False),
+    ],
+)
+def test_a_decay_that_makes_weights_grow_is_named(optimizer, settings, blamed):
+    evidence = stepping(optimizer, **settings)
+    rising = Growth((1.0, 9.0, 90.0), (1.0, 9.0, 90.0), 0.1, 90.0)
+    for advice in (
+        diagnose(evidence).advice,
+        explain_growth(rising, evidence)[1],
+    ):
+        assert ('weight_decay=1000' in advice.short) is blamed
+        assert not (blamed and 'ower the learning rate' in advice.long)
+    # A lower rate cures that, too.
+    rate = RateEvidence.of(evidence.events[0], GuardState())
+    assert not rate.uphill
+
+
+@pytest.mark.parametrize('cause', list(Cause)[1:])
+@pytest.mark.parametrize(
+    'settings', [dict(momentum=1.5), dict(lr=-0.1), dict(betas=[0.9, 1.0])]
+)
+def test_an_impossible_setting_is_named_without_any_growth(cause, settings):
+    if facts_of_cause(cause.value).is_of_inputs:
+        return
+    evidence = stepping(cause=cause, **settings)
+    advice = diagnose(evidence).advice
+    name = 'beta' if 'betas' in settings else next(iter(settings))
+    assert name in advice.short + advice.long
+    rate = RateEvidence.of(evidence.events[0], GuardState())
+    assert name in rate.words(None)
+    assert not rate.blames_rate
+    # A loss may rise on purpose.
+    usual = diagnose(stepping(cause=cause, maximize=True)).advice
+    assert 'maximize' not in usual.long
+
+
+def test_an_eps_after_the_root_is_no_cure():
+    step = dict(optimizer='RMSprop', settings=dict(eps=1e-8, centered=True))
+    general = facts_of_cause('step_nonfinite').advice
+    advice = advise_on_step([event(Cause.STEP_NONFINITE, step=step)], general)
+    assert 'centered=False' in advice.long
+    assert 'larger eps' not in advice.long
+
+
+def test_an_overflow_before_the_first_update_is_not_of_the_rate():
+    first = event(Cause.NORM_OVERFLOW, 20, since=1)
+    advice = diagnose(Evidence('norm_overflow', [first] * 2)).advice
+    assert 'ormalize the inputs' in advice.long
+    assert 'learning rate' not in advice.long
+    later = event(Cause.NORM_OVERFLOW, 20, since=5)
+    advice = diagnose(Evidence('norm_overflow', [later] * 2)).advice
+    assert 'learning rate' in advice.long

@@ -5,7 +5,11 @@ from typing import NamedTuple, Optional, Sequence, Tuple
 from mmnanguard.core import GuardEvent, GuardState
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.rules.recent_commits import Growth, find_growth
-from mmnanguard.core.step_advice import uphill_settings
+from mmnanguard.core.step_advice import (
+    excessive_decay,
+    impossible_settings,
+    uphill_settings,
+)
 
 __all__ = ['RateEvidence', 'lowered']
 
@@ -16,7 +20,8 @@ class RateEvidence(NamedTuple):
     Attributes:
         growth: The explosion of losses and gradient norms before the trouble.
         has_diverged: Whether the loss has lost what was learnt.
-        uphill: Settings of the optimizer that make weights grow, in words.
+        uphill: Settings of the optimizer that make weights grow at any
+            learning rate, in words.
     """
 
     growth: Optional[Growth]
@@ -32,10 +37,15 @@ class RateEvidence(NamedTuple):
             state: The state of the guard before the rollback.
         """
         growth = find_growth(state.recent_commits, event.loss, event.grad_norm)
-        settings = (event.step or {}).get('settings', {})
-        return cls(
-            growth, CAUSES[event.cause].is_gradual, uphill_settings(settings)
-        )
+        is_gradual = CAUSES[event.cause].is_gradual
+        settings = impossible_settings(event.step)
+        # A loss may rise on purpose, as long as it does not explode.
+        if growth or is_gradual:
+            settings = uphill_settings(event.step)
+        # A lower rate helps against too much decay.
+        decay = excessive_decay(event.step)
+        uphill = [words for words in settings if words not in decay]
+        return cls(growth, is_gradual, uphill)
 
     def __bool__(self) -> bool:
         return self.has_diverged or self.growth is not None
@@ -57,10 +67,10 @@ class RateEvidence(NamedTuple):
             recovery: The number of commits until the rate is back, if it
                 comes back.
         """
-        if not self:
-            return 'neither losses nor gradient norms had exploded before'
         if self.uphill:
             return f'the optimizer has {", and ".join(self.uphill)}'
+        if not self:
+            return 'neither losses nor gradient norms had exploded before'
         if self.growth is not None and self.growth.is_uphill:
             return f'it is negative: {self.growth.words()} before'
         if self.growth is not None and not self.blames_rate:
