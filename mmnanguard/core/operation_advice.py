@@ -77,6 +77,12 @@ NOT_DEFINED: Mapping[str, Tuple[str, str, str]] = {
     'std': TOO_FEW,
     'var_mean': TOO_FEW,
     'std_mean': TOO_FEW,
+    # Their mean of nothing is the only NaN that they make.
+    'binary_cross_entropy': TOO_FEW,
+    'binary_cross_entropy_with_logits': TOO_FEW,
+    'huber_loss': TOO_FEW,
+    'mse_loss': TOO_FEW,
+    'smooth_l1_loss': TOO_FEW,
     '_softmax': ALL_MASKED,
     '_log_softmax': ALL_MASKED,
 }

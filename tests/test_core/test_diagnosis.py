@@ -322,6 +322,8 @@ def test_float16_is_a_suspect_where_nothing_is_known():
             dict(op='aten.rsqrt', is_pole=True, derivative='acos'),
             'Clamp its input to [-1 + 1e-6, 1 - 1e-6]',
         ),
+        (dict(op='aten.smooth_l1_loss', is_pole=True), 'a selection is empty'),
+        (dict(op='aten.mse_loss', is_pole=True), 'a selection is empty'),
     ],
 )
 def test_the_advice_fits_the_operation(facts, words):
