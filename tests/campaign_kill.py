@@ -306,6 +306,10 @@ def rows_of(work_dir):
         row = {key: row[key] for key in row if key not in OWN_KEYS}
         # The counts are those of a process, the names are not.
         row['bad_losses'] = sorted(row.get('bad_losses', ()))
+        # A process that is killed after its last row is resumed, and ends
+        # once more.
+        if rows and rows[-1]['kind'] == row['kind'] == 'end':
+            rows.pop()
         rows.append(row)
     return rows
 
