@@ -210,35 +210,33 @@ class GuardedParams:
             if params is self or self._is_of_same_run(params):
                 params.has_spoiled = True
 
-    def describe_step(
-        self, nonfinite: Sequence[str] = (), param: Optional[Tensor] = None
-    ) -> Dict[str, Any]:
-        """Return the value of ``step`` in an event.
+    def describe_step(self, nonfinite: Sequence[str] = ()) -> Dict[str, Any]:
+        """Return the value of ``step`` in an event, with the first group.
 
         Args:
             nonfinite: The settings that are not finite, in words.
-            param: A parameter that the step spoiled; its group is shown.
         """
-        shown = self.groups[0]
-        for group in self.groups:
-            if any(member is param for member in group['params']):
-                shown = group
-        return {
-            'optimizer': type(self.optimizer).__name__,
-            'settings': describe(shown),
-            'nonfinite': list(nonfinite),
-            'iter': self.last_iter,
-        }
+        return self._describe_group(self.groups[0], nonfinite)
 
     def describe_uphill(self) -> Optional[Dict[str, Any]]:
         """Return the value of ``step`` if settings make weights grow."""
         for group in self.groups:
             if not group['params']:
                 continue
-            step = self.describe_step(param=group['params'][0])
+            step = self._describe_group(group)
             if uphill_settings(step):
                 return step
         return None
+
+    def _describe_group(
+        self, group: Dict[str, Any], nonfinite: Sequence[str] = ()
+    ) -> Dict[str, Any]:
+        return {
+            'optimizer': type(self.optimizer).__name__,
+            'settings': describe(group),
+            'nonfinite': list(nonfinite),
+            'iter': self.last_iter,
+        }
 
     def foreign(self) -> Set[int]:
         """Return the ids of the parameters of other guarded optimizers."""
