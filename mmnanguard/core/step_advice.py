@@ -9,8 +9,9 @@ from .rows.phrases import and_more
 
 __all__ = [
     'advise_on_step',
-    'excessive_decay',
+    'bad_at_any_rate',
     'impossible_settings',
+    'maximized',
     'uphill_settings',
 ]
 
@@ -60,10 +61,18 @@ def uphill_settings(step: Optional[Mapping[str, Any]]) -> List[str]:
     Args:
         step: The value of ``step`` in an event.
     """
-    words = impossible_settings(step)
+    return [*impossible_settings(step), *maximized(step)]
+
+
+def maximized(step: Optional[Mapping[str, Any]]) -> List[str]:
+    """Return the setting that makes the loss rise on purpose, in words.
+
+    Args:
+        step: The value of ``step`` in an event.
+    """
     if step and step.get('settings', {}).get('maximize'):
-        words.append('maximize=True, which makes the loss rise')
-    return words
+        return ['maximize=True, which makes the loss rise']
+    return []
 
 
 def impossible_settings(step: Optional[Mapping[str, Any]]) -> List[str]:

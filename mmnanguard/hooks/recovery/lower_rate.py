@@ -5,11 +5,7 @@ from typing import NamedTuple, Optional, Sequence, Tuple
 from mmnanguard.core import GuardEvent, GuardState
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.rules.recent_commits import Growth, find_growth
-from mmnanguard.core.step_advice import (
-    excessive_decay,
-    impossible_settings,
-    uphill_settings,
-)
+from mmnanguard.core.step_advice import bad_at_any_rate, maximized
 
 __all__ = ['RateEvidence', 'lowered']
 
@@ -38,13 +34,11 @@ class RateEvidence(NamedTuple):
         """
         growth = find_growth(state.recent_commits, event.loss, event.grad_norm)
         is_gradual = CAUSES[event.cause].is_gradual
-        settings = impossible_settings(event.step)
+        # A lower rate helps against too much decay, so that is left out.
+        uphill = bad_at_any_rate(event.step)
         # A loss may rise on purpose, as long as it does not explode.
         if growth or is_gradual:
-            settings = uphill_settings(event.step)
-        # A lower rate helps against too much decay.
-        decay = excessive_decay(event.step)
-        uphill = [words for words in settings if words not in decay]
+            uphill += maximized(event.step)
         return cls(growth, is_gradual, uphill)
 
     def __bool__(self) -> bool:
