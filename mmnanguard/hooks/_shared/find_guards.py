@@ -12,8 +12,10 @@ from mmnanguard.version import __version__
 __all__ = [
     'describe',
     'find_guards',
+    'find_schedulers',
     'find_wrappers',
     'guard_facts',
+    'longest_window',
     'own_modules',
     'window_length',
 ]
@@ -38,6 +40,19 @@ def find_guards(runner: Runner) -> Dict[str, GuardProtocol]:
         if isinstance(wrapper, GuardedProtocol):
             guards[name] = wrapper.guard
     return guards
+
+
+def find_schedulers(runner: Runner) -> Dict[str, List[Any]]:
+    """Return the schedulers of each optimizer, by the optimizer's name."""
+    schedulers: Any = runner.param_schedulers or []
+    by_name = {}
+    for name in find_wrappers(runner):
+        # MMEngine has a dict if there are several optimizers.
+        if isinstance(schedulers, dict):
+            by_name[name] = schedulers.get(name) or []
+        else:
+            by_name[name] = schedulers
+    return by_name
 
 
 def guard_facts(guard: GuardProtocol) -> Dict[str, Any]:
@@ -124,6 +139,11 @@ def modules_within(model: nn.Module, params: Set[int]) -> Iterator[nn.Module]:
     elif model_params & params:
         for child in model.children():
             yield from modules_within(child, params)
+
+
+def longest_window(runner: Runner) -> int:
+    """Return the number of iterations of the longest window."""
+    return max(map(window_length, find_wrappers(runner).values()))
 
 
 def window_length(wrapper: BaseOptimWrapper) -> int:

@@ -32,8 +32,8 @@ from .._shared.find_guards import (
     describe,
     find_guards,
     find_wrappers,
+    longest_window,
     own_modules,
-    window_length,
 )
 from .._shared.halt import halt
 from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs, Row
@@ -160,7 +160,7 @@ class NanGuardHook(PatchingHook, EventSource):
         unguarded = [name for name in wrappers if name not in self._guards]
         self._logged = LoggedValues(unguarded)
         self._logged.resume(runner.message_hub)
-        longest = max(map(window_length, wrappers.values()))
+        longest = longest_window(runner)
         self._samples = RecentSamples(longest, runner.iter)
         self._loss_parts = LossParts(runner.iter)
         self._ema = EmaFreeze(

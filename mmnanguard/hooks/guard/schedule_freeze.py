@@ -7,6 +7,7 @@ from mmengine.runner import Runner
 
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 
+from .._shared.find_guards import find_schedulers
 from .._shared.patches import Patches
 
 __all__ = ['ScheduleFreeze']
@@ -47,12 +48,13 @@ class ScheduleFreeze:
 
     def begin_iter(self, runner: Runner) -> None:
         """Copy the schedules of each optimizer whose window begins."""
+        schedulers = find_schedulers(runner)
         for name, guard in self._guards.items():
             self._before[name] = counters(guard)
             if guard.is_open:
                 continue
             self._copies[name] = []
-            for scheduler in schedulers_of(runner, name):
+            for scheduler in schedulers[name]:
                 if not scheduler.by_epoch:
                     self._copies[name].append(ScheduleCopy(scheduler))
 
@@ -93,11 +95,3 @@ class ScheduleCopy:
 def counters(guard: GuardProtocol) -> Tuple[int, int]:
     """Return the number of verdicts so far, and of commits among them."""
     return guard.state.num_updates, guard.state.num_steps
-
-
-def schedulers_of(runner: Runner, name: str) -> List[Any]:
-    """Return the schedulers of an optimizer."""
-    schedulers: Any = runner.param_schedulers
-    if isinstance(schedulers, dict):
-        schedulers = schedulers.get(name)
-    return schedulers or []

@@ -1,7 +1,6 @@
 """States of a run that training can go back to."""
 
 from typing import (
-    Any,
     Collection,
     Dict,
     Mapping,
@@ -26,7 +25,7 @@ from mmnanguard.numerics.checkpoints.state_copy import Place, StateCopy
 from mmnanguard.numerics.update.blame import plain_name
 
 from .._shared.averages import ema_models
-from .._shared.find_guards import find_guards, find_wrappers
+from .._shared.find_guards import find_guards, find_schedulers, find_wrappers
 
 __all__ = [
     'AVERAGE',
@@ -212,15 +211,10 @@ def scheduled_keys(runner: Runner) -> Dict[str, Collection[str]]:
 
     By the name of the optimizer.
     """
-    schedulers = runner.param_schedulers or []
     keys: Dict[str, Collection[str]] = {}
-    for name in find_wrappers(runner):
-        # MMEngine has a dict if there are several optimizers.
-        listed: Any = schedulers
-        if isinstance(schedulers, dict):
-            listed = schedulers.get(name, [])
+    for name, schedulers in find_schedulers(runner).items():
         owned: Set[str] = set()
-        for scheduler in listed:
+        for scheduler in schedulers:
             # A scheduler of another base class most likely changes the rate.
             key = getattr(scheduler, 'param_name', 'lr')
             owned |= {key, f'initial_{key}'}

@@ -1,6 +1,7 @@
 """The hook that trains on at other learning rates than a checkpoint has."""
 
-from typing import Any, Dict, Iterator, List
+from itertools import chain
+from typing import Any, Dict, Iterator
 
 from mmengine.runner import Runner
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from mmnanguard.core.checks import check_value, is_finite_number
 from mmnanguard.registry import HOOKS
 
-from .._shared.find_guards import find_wrappers
+from .._shared.find_guards import find_schedulers, find_wrappers
 from .._shared.hook_arguments import Checkpoint
 from .._shared.roles import LrScaler
 
@@ -89,15 +90,10 @@ class LrFactorHook(LrScaler):
 
 def schedulers_of(runner: Runner) -> Iterator[Any]:
     """Yield the schedulers of learning rates of all optimizers."""
-    schedulers = runner.param_schedulers
-    lists: List[Any] = [schedulers]
-    if isinstance(schedulers, dict):
-        lists = list(schedulers.values())
-    for schedulers in lists:
-        for scheduler in schedulers or ():
-            # Others schedule the momentum or a weight decay.
-            if getattr(scheduler, 'param_name', '') == 'lr':
-                yield scheduler
+    for scheduler in chain.from_iterable(find_schedulers(runner).values()):
+        # Others schedule the momentum or a weight decay.
+        if getattr(scheduler, 'param_name', '') == 'lr':
+            yield scheduler
 
 
 def scale_scheduler(scheduler: Any, factor: float) -> None:

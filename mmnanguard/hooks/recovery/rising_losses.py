@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 from mmnanguard.core import Spike
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 
-from .._shared.find_guards import find_guards, find_wrappers
+from .._shared.find_guards import find_guards, find_wrappers, window_length
 from .._shared.hook_arguments import DataBatch
 from .divergence_trial import DivergenceTrial
 from .kept_states import KeptStates
@@ -82,8 +82,8 @@ class RisingLosses:
         divergence = find_guards(runner)[optimizer].policy.divergence
         # Only the rule on divergence finds a rise.
         assert divergence is not None
-        num_batches = find_wrappers(runner)[optimizer]._accumulative_counts
-        return int(runner.iter) + 1 - divergence.window * int(num_batches)
+        length = window_length(find_wrappers(runner)[optimizer])
+        return int(runner.iter) + 1 - divergence.window * length
 
     def end_trial(self) -> None:
         """Drop the trial, because training has gone back."""

@@ -13,7 +13,7 @@ from mmnanguard.numerics.checkpoints.state_audit import AuditResult, StateAudit
 from mmnanguard.registry import HOOKS
 
 from .._shared.audit import Audit
-from .._shared.find_guards import find_guards, find_wrappers
+from .._shared.find_guards import find_guards, longest_window
 from .._shared.halt import halt
 from .._shared.hook_arguments import DataBatch, Outputs
 from .._shared.patches import PatchingHook
@@ -207,15 +207,6 @@ class StateAuditHook(PatchingHook):
 def is_within_window(runner: Runner) -> bool:
     """Whether a window of gradient accumulation is open."""
     return any(guard.is_open for guard in find_guards(runner).values())
-
-
-def longest_window(runner: Runner) -> int:
-    """Return the number of iterations of the longest window."""
-    # Wrappers that are not MMEngine's own count by themselves.
-    return max(
-        getattr(wrapper, '_accumulative_counts', 1)
-        for wrapper in find_wrappers(runner).values()
-    )
 
 
 def step_at_fault(runner: Runner) -> str:

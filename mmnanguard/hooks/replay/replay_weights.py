@@ -91,7 +91,7 @@ def load_state(
         # PyTorch's message has one line per tensor.
         raise NanGuardError(
             f'{source} does not fit the model '
-            f'({" ".join(str(error).split())}). Is it of this config?'
+            f'({one_line(error)}). Is it of this config?'
         ) from error
     if missing:
         raise NanGuardError(
