@@ -47,7 +47,7 @@ KEEP, LOWER, GROW = ScaleMove.KEEP, ScaleMove.LOWER, ScaleMove.GROW
             dict(loss=NAN, loss_is_finite=False),
             FP16,
             PROVEN,
-            Verdict(SKIP, Cause.LOSS_NONFINITE, KEEP),
+            Verdict(SKIP, Cause.LOSS_NONFINITE, KEEP, blames_scale=False),
         ),
         (
             dict(loss=1.0, buffers_are_finite=False),

@@ -11,8 +11,10 @@ from .json_numbers import JsonObject
 from .phrases import and_more
 from .row_record import RowRecord
 
-__all__ = ['CURES', 'Autopsy']
+__all__ = ['CURES', 'GRADS', 'Autopsy']
 
+# Not a cure, but it shows whether gradients overflowed beside a bad loss.
+GRADS = 'lower_scale_grads'
 # The cures that a replay tries, in words.
 CURES: Mapping[str, str] = MappingProxyType(
     {
@@ -20,6 +22,7 @@ CURES: Mapping[str, str] = MappingProxyType(
         'fp32': 'float32',
         'bfloat16': 'bfloat16',
         'lower_scale': 'the lowest loss scale',
+        GRADS: 'gradients at the lowest loss scale',
         'without_samples': 'without these samples',
     }
 )

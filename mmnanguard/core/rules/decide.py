@@ -57,7 +57,7 @@ def decide(
     if starves_without(seen, state):
         return committed_all_the_same(seen, state, policy, clip)
     if not does_harm(cause, seen):
-        return Verdict(Action.SKIP, cause, counts=False)
+        return Verdict(Action.SKIP, cause, counts=False, blames_scale=False)
     action = choose_action(cause, state, policy)
     verdict = Verdict(action, cause)
     return with_scale_move(verdict, seen, state, policy)
@@ -155,7 +155,9 @@ def committed_all_the_same(
     if seen.left_out is not None:
         return committed_without(seen.left_out, verdict, state, policy)
     cause = find_cause(seen, state, policy)
-    return replace(verdict, cause=cause, spike=None, counts=False)
+    return replace(
+        verdict, cause=cause, spike=None, counts=False, blames_scale=False
+    )
 
 
 def choose_clip_coef(
@@ -291,6 +293,11 @@ def with_scale_move(
     move = ScaleMove.KEEP
     if not verdict.cause.is_scaled:
         return replace(verdict, scale_move=move, scale_to=None)
+    # Beside a bad loss, gradients may be fine.
+    if seen.grad_is_finite and seen.norm_is_bounded:
+        return replace(
+            verdict, scale_move=move, scale_to=None, blames_scale=False
+        )
     # A norm that overflows float32 over finite elements carries the scale.
     if seen.grad_is_finite or seen.scale == ScaleReading():
         if seen.scale.lower_is_due:

@@ -63,7 +63,8 @@ class GuardState:
             were observed.
         scale_trial: What lowering the loss scale has shown.
         harmless_skips: Number of updates that did no harm although their
-            loss or input was not finite, less one for each ten commits.
+            loss or input was not finite, and of those with a bad loss that
+            lowered the scale, less one for each ten commits.
     """
 
     # Names and types are in checkpoints (test_written_by_0_1.py).
@@ -122,10 +123,14 @@ class GuardState:
         state = replace(state, total_skips=self.total_skips + 1)
         if not verdict.counts:
             return replace(state, harmless_skips=self.harmless_skips + 1)
+        harmless_skips = self.harmless_skips
+        if verdict.scale_move is ScaleMove.LOWER and not seen.loss_is_finite:
+            harmless_skips = min(harmless_skips + 1, MOST_REMEMBERED)
         return replace(
             state,
             consecutive_skips=self.consecutive_skips + 1,
             recent_skips=self.with_skip(True),
+            harmless_skips=harmless_skips,
         )
 
     def _committed(
@@ -134,11 +139,12 @@ class GuardState:
         """Return the state after a commit, see :meth:`after`."""
         spike, left_out = verdict.spike, seen.left_out
         num_commits = self.commits_since_growth
+        is_scaled = verdict.cause.is_scaled and verdict.counts
         # Nothing is known about the new, larger scale. A lower scale keeps the
         # count: what fitted the larger scale fits it, too.
         if verdict.scale_move in (ScaleMove.GROW, ScaleMove.RETURN):
             num_commits = 0
-        elif left_out is None or not verdict.cause.is_scaled:
+        elif left_out is None or not is_scaled:
             # An update that had to leave out an overflow proves no scale.
             num_commits += 1
         loss_level, recent_losses = self.loss_level, self.recent_losses

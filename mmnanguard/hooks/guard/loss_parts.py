@@ -84,8 +84,8 @@ class LossParts:
         runner.logger.error(
             f"mmnanguard: optimizer '{event.optimizer}': THE LOSS IS {kind} "
             f'IN {MOST_HARMLESS} UPDATES, MORE THAN ONE IN TEN, BUT ITS '
-            'GRADIENTS ARE FINITE: such updates are committed from here on, '
-            'as without a guard, while they are so many. Look at '
+            'GRADIENTS ARE FINITE NOW: such updates are committed from here '
+            'on, as without a guard, while they are so many. Look at '
             f'{event.bad_losses_in_words() or "the parts of the loss"}: '
             f'{cure}, or leave out of it what has no gradient.'
         )
