@@ -190,6 +190,9 @@ class Autopsy(RowRecord):
             tried.setdefault('fp32', self.fp32_is_finite)
         if self.remedy and self.module:
             tried.setdefault('module_fp32', True)
+        # That gradients are bad beside a bad loss is no news.
+        if not tried.get(GRADS, True):
+            del tried[GRADS]
         outcomes = []
         for cure, words in CURES.items():
             if cure in tried:

@@ -46,6 +46,9 @@ def correct_scale(
     )
     guard.state = replace(guard.state, scale_trial=trial)
     scaler.jump(value)
+    # That a bad loss is not of the scale is no news.
+    if kind == 'loss' and not is_overflow and value == reading.value:
+        return
     finding = 'is finite, so the gradients overflowed'
     if not is_overflow:
         finding = 'is not finite either, so the scale is not the cause'
