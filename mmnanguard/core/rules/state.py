@@ -139,12 +139,13 @@ class GuardState:
         """Return the state after a commit, see :meth:`after`."""
         spike, left_out = verdict.spike, seen.left_out
         num_commits = self.commits_since_growth
-        is_scaled = verdict.cause.is_scaled and verdict.counts
         # Nothing is known about the new, larger scale. A lower scale keeps the
         # count: what fitted the larger scale fits it, too.
         if verdict.scale_move in (ScaleMove.GROW, ScaleMove.RETURN):
             num_commits = 0
-        elif left_out is None or not is_scaled:
+        elif left_out is None or not (
+            verdict.counts and verdict.cause.is_scaled
+        ):
             # An update that had to leave out an overflow proves no scale.
             num_commits += 1
         loss_level, recent_losses = self.loss_level, self.recent_losses
