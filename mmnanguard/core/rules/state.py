@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from ..causes import Cause
 from .divergence import LossLevel
-from .observation import Observation
+from .observation import Observation, ScaleReading
 from .recent_commits import (
     NUM_RECENT_COMMITS,
     Commit,
@@ -108,7 +108,11 @@ class GuardState:
         trial, scale = self.scale_trial, seen.scale
         is_lowered = scale.home is not None and scale.value < scale.home
         # Nearly all updates are commits at the user's scale.
-        is_bad = verdict.cause is not Cause.NONE and verdict.cause.is_scaled
+        is_bad = (
+            verdict.cause is not Cause.NONE
+            and verdict.cause.is_scaled
+            and scale != ScaleReading()
+        )
         if trial.is_open or is_lowered or is_bad:
             trial = trial.after(
                 seen, verdict, proven_after, self.recent_commits
