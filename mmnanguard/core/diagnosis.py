@@ -7,7 +7,7 @@ contradict each other.
 from dataclasses import replace
 from typing import NamedTuple, Optional, Sequence, Tuple
 
-from .causes import Advice, facts_of_cause
+from .causes import Advice, Cause, facts_of_cause
 from .evidence import Evidence
 from .growth_advice import explain_growth, explain_settings
 from .operation_advice import advise_on, advise_without_cures, cure_of
@@ -141,6 +141,8 @@ def first_diagnosis(evidence: Evidence) -> Diagnosis:
     masked = evidence.masked_keys()
     if masked:
         return of_masked(masked)
+    if finding is not None and finding.is_left_out:
+        return of_operation(finding)
     if evidence.is_of_most_samples:
         return of_all_inputs(evidence)
     if evidence.is_of_inputs and (samples or evidence.bad_keys()):
@@ -230,6 +232,13 @@ def of_likely_inputs(evidence: Evidence) -> Diagnosis:
     who = ''
     if suspects:
         who = f' of {samples_in_words(suspects)}'
+    late = ''
+    if evidence.cause == Cause.GRAD_NONFINITE.value:
+        late = (
+            ' The loss is finite: if it leaves them out, do so before '
+            'anything is computed with them, for 0 times NaN in its '
+            'derivative is NaN.'
+        )
     return Diagnosis(
         f'{keys}{who} is not finite to begin with',
         Advice(
@@ -237,7 +246,8 @@ def of_likely_inputs(evidence: Evidence) -> Diagnosis:
             f'{keys}{who} is not finite in the rejected batches: look there '
             'first, unless the model masks such numbers on purpose. '
             'mmnanguard.InputGuardHook names the samples, and '
-            'mmnanguard.AutopsyHook tells whether they are the cause.',
+            'mmnanguard.AutopsyHook tells whether they are the cause.'
+            + late,
         ),
     )
 

@@ -99,7 +99,8 @@ def advise_on(finding: Autopsy) -> Advice:
 def advise_without_cures(finding: Autopsy) -> Advice:
     """Return the advice on the operation at fault, whatever has helped."""
     return (
-        kept_of(finding)
+        left_out_of(finding)
+        or kept_of(finding)
         or mask_of(finding)
         or pole_of(finding)
         or huge_weight_of(finding)
@@ -146,6 +147,24 @@ def cure_of(finding: Autopsy) -> Optional[Advice]:
             f'float32 (mmnanguard.Fp32ModulesHook).{epsilon}',
         )
     return None
+
+
+def left_out_of(finding: Autopsy) -> Optional[Advice]:
+    """Return the advice on bad inputs that the loss leaves out, if any."""
+    if not finding.is_left_out:
+        return None
+    keys = ', '.join(map(repr, finding.keys)) or 'the batch'
+    where = finding.source or finding.module_type
+    return Advice(
+        f'leave NaN of {keys} out before {where} computes with it',
+        f'The loss is finite although {keys} is not, but the derivative of '
+        f'{finding.derivative} at {where} is not, for 0 times NaN or Inf is '
+        'NaN. Leave such elements out before that line, as in '
+        'output[valid] - target[valid], or put a finite number in their place '
+        'before it (torch.where(valid, target, 0.0)) and leave them out of '
+        f'the loss as you do. If {keys} should hold no NaN or Inf, mend the '
+        'samples, which mmnanguard.InputGuardHook names.',
+    )
 
 
 def kept_of(finding: Autopsy) -> Optional[Advice]:

@@ -148,6 +148,53 @@ class MaskedMicroBatch(WeightsOfZero):
     says = ()
 
 
+class TargetsLeftOutLate(Regress):
+    """A column is missing now and then; nanmean comes after the squares.
+
+    The loss is finite, but 0 times NaN in its derivative is not.
+    """
+
+    source = 'BLAST-AI-ML/synapse#237'
+    causes = ('grad_nonfinite',)
+    culprit = r'derivative of pow at science\.py'
+    says = ('0 times NaN',)
+    says_in_full = (r"leave NaN of 'data_samples\.target' out before",)
+    never_says = (
+        'lower the learning rate',
+        'leave out sample',
+        'not the model',
+        'seems to mask',
+    )
+
+    def sample(self, index, generator):
+        sample = super().sample(index, generator)
+        if not self.is_good(index):
+            sample['target'][1] = torch.nan
+        return sample
+
+    def is_good(self, index):
+        return index % 16 != 3
+
+    def loss(self, net, batch):
+        return (net(batch.inputs) - batch.target).square().nanmean()
+
+
+class HalfOfItIsMissing(TargetsLeftOutLate):
+    """Too late in float16 as well, from the first overflow on."""
+
+    source = 'BLAST-AI-ML/synapse#237'
+    precision = 'float16'
+    wrapper = dict(loss_scale='dynamic')
+    iters = 160
+    culprit = r'derivative of smooth_l1_loss at science\.py'
+
+    def loss(self, net, batch):
+        losses = F.smooth_l1_loss(
+            net(batch.inputs).float(), batch.target, reduction='none'
+        )
+        return losses.nan_to_num().mean()
+
+
 class CodesNeverUsed(Regress):
     """VQ-VAE: sums of codes are divided by their uses, which may be 0."""
 

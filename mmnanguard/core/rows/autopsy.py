@@ -39,7 +39,9 @@ class Autopsy(RowRecord):
             numbers; '' is the model itself.
         module_type: Class of the module.
         method: Method of the module that ran; many heads run ``loss``.
-        op: The operation, such as ``aten.convolution``.
+        op: The operation, such as ``aten.convolution``. In the phase 'input',
+            the operation of the backward pass that made NaN or Inf of a bad
+            input although the loss is finite; '' if the loss is not.
         source: The innermost source line outside of PyTorch that ran the
             operation.
         dtype: The dtype of the operation's output.
@@ -125,6 +127,14 @@ class Autopsy(RowRecord):
         is_half = self.dtype in ('float16', 'bfloat16')
         is_finite = self.tried.get('fp32', self.fp32_is_finite)
         return is_half and bool(self.is_pole and is_finite)
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether the loss is finite although the inputs are not.
+
+        It leaves bad elements out, but its derivative is NaN all the same.
+        """
+        return self.phase == 'input' and bool(self.op)
 
     @property
     def is_kept(self) -> bool:
@@ -283,7 +293,13 @@ class Autopsy(RowRecord):
         keys = ''
         if self.keys:
             keys = f' in {", ".join(map(repr, self.keys))}'
-        return f'{who} is not finite to begin with{keys}'
+        finding = f'{who} is not finite to begin with{keys}'
+        if self.is_left_out:
+            finding += (
+                '; the loss is finite all the same, but the derivative of '
+                f'{self.derivative} at {self.source} is not'
+            )
+        return finding
 
     def pole(self) -> str:
         """Describe an operation that no dtype can make finite."""

@@ -140,12 +140,13 @@ class ModuleProbe(TorchDispatchMode):
         call = OperationCall.before(func, args, kwargs)
         outputs = func(*args, **kwargs)
         name = func._schema.name.split('::')[-1].rstrip('_')
+        op = without_overload(str(func))
         self._tracker.follow(func, args, kwargs, outputs)
         if func.namespace == 'c10d':
             # A collective is asynchronous: its result has not arrived yet.
             for tensor in floats((args, outputs)):
                 self._hold(tensor)
-                self._senders[key_of(tensor)] = place, str(func)
+                self._senders[key_of(tensor)] = place, op
             return outputs
         # BatchNorm also writes its running statistics.
         written = [t for t in inputs if key_of(t) in self._buffers]
@@ -153,10 +154,10 @@ class ModuleProbe(TorchDispatchMode):
             if name in UNFILLED or is_finite(output):
                 self._clear(output)
                 continue
-            origin = self._inherited(output, bad_inputs, place)
+            origin = self._inherited(output, bad_inputs, place, op)
             if origin is None:
                 origin = self._make_origin(
-                    place, str(func), output, absmax, name in FILLS
+                    place, op, output, absmax, name in FILLS
                 )
                 if not origin.is_fill:
                     origin = replace(
@@ -175,7 +176,11 @@ class ModuleProbe(TorchDispatchMode):
         return outputs
 
     def _inherited(
-        self, output: Tensor, bad_inputs: List[Tensor], place: Place
+        self,
+        output: Tensor,
+        bad_inputs: List[Tensor],
+        place: Place,
+        op: str,
     ) -> Optional[Origin]:
         """Return the origin that an output has from its inputs, if any.
 
@@ -186,7 +191,7 @@ class ModuleProbe(TorchDispatchMode):
         # may have spoiled it.
         for origin in sorted(origins, key=attrgetter('is_kept')):
             if not origin.is_fill:
-                return origin
+                return at_meeting(origin, op, place)
         if origins and not has_nan(output):
             return origins[0]
         return None
@@ -267,8 +272,6 @@ class ModuleProbe(TorchDispatchMode):
         absmax = math.inf
         if has_nan(output):
             absmax = math.nan
-        if op.count('.') > 1:
-            op = op.rsplit('.', 1)[0]  # without the overload's name
         samples = self._tracker.samples_of(output, nonfinite_mask(output))
         return Origin(
             *place[:4],
@@ -331,6 +334,28 @@ class ModuleProbe(TorchDispatchMode):
                     )
             frame = frame.f_back
         return (*(module or ('loss', '', '', '')), source, '')
+
+
+def without_overload(op: str) -> str:
+    """Return the name of an operation, as 'aten.pow' for 'aten.pow.Scalar'."""
+    return '.'.join(op.split('.')[:2])
+
+
+def at_meeting(origin: Origin, op: str, place: Place) -> Origin:
+    """Return an origin with the derivative that a bad input spoils first.
+
+    The loss may leave such an input out, and be finite. Its derivative still
+    multiplies it, by 0.
+
+    Args:
+        origin: The origin of the numbers that an operation got.
+        op: The operation.
+        place: Its place.
+    """
+    phase, *_, source, derivative = place
+    if origin.phase != 'input' or origin.op or phase != 'backward':
+        return origin
+    return replace(origin, op=op, source=source, derivative=derivative)
 
 
 def is_of_engine(frame: FrameType) -> bool:
