@@ -31,6 +31,11 @@ ADVICE_ON_TRANSIENT = Advice(
     'that change the batch, Python state, compiled code, the hardware.',
 )
 LEAST_GROWTH_AT_POLE = 1e3
+IF_MISSING = (
+    'If NaN or Inf marks a missing value there, take such elements out by '
+    'index, or with torch.where before anything is computed with them: a '
+    'weight of 0 does not, for 0 times NaN is NaN.'
+)
 
 
 class Diagnosis(NamedTuple):
@@ -189,8 +194,8 @@ def of_inputs(evidence: Evidence, samples: Sequence[str]) -> Diagnosis:
             f'The data are at fault, not the model, where {keys}{whose} is '
             'not finite to begin with. Mend these samples or leave them out '
             '(mmnanguard.ExcludeSamples); mmnanguard.InputGuardHook names '
-            'all of them. No loss scale, no clipping and no smaller learning '
-            'rate can help.',
+            f'all of them. {IF_MISSING} No loss scale, no clipping and no '
+            'smaller learning rate can help.',
         ),
         tuple(samples),
     )
@@ -220,7 +225,7 @@ def of_all_inputs(evidence: Evidence) -> Diagnosis:
             f'{keys} is not finite to begin with in most of the samples seen, '
             'so that no few samples are at fault: look at the code that '
             'makes it, such as a normalization by a standard deviation of 0 '
-            'or the loading of files.',
+            f'or the loading of files. {IF_MISSING}',
         ),
     )
 
@@ -246,8 +251,7 @@ def of_likely_inputs(evidence: Evidence) -> Diagnosis:
             f'{keys}{who} is not finite in the rejected batches: look there '
             'first, unless the model masks such numbers on purpose. '
             'mmnanguard.InputGuardHook names the samples, and '
-            'mmnanguard.AutopsyHook tells whether they are the cause.'
-            + late,
+            'mmnanguard.AutopsyHook tells whether they are the cause.' + late,
         ),
     )
 

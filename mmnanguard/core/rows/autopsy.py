@@ -7,6 +7,7 @@ from typing import ClassVar, Mapping, Optional, Tuple
 
 from mmnanguard._support.escape import escape
 
+from ..undefined_operations import known_fault
 from .json_numbers import JsonObject
 from .phrases import and_more
 from .row_record import RowRecord
@@ -24,6 +25,7 @@ CURES: Mapping[str, str] = MappingProxyType(
     }
 )
 
+LOG_SUMS = ('.logsumexp', '.logaddexp', '.logcumsumexp')
 DIVISIONS = ('.div', '.div_', '.reciprocal', '.reciprocal_')
 
 
@@ -130,11 +132,13 @@ class Autopsy(RowRecord):
 
     @property
     def is_left_out(self) -> bool:
-        """Whether the loss is finite although the inputs are not.
+        """Whether the loss leaves out what only its derivative meets.
 
-        It leaves bad elements out, but its derivative is NaN all the same.
+        Bad elements of the inputs, or a mask of Inf that the model makes.
         """
-        return self.phase == 'input' and bool(self.op)
+        if self.phase == 'input':
+            return bool(self.op)
+        return self.phase == 'backward' and bool(self.mask)
 
     @property
     def is_kept(self) -> bool:
@@ -265,7 +269,9 @@ class Autopsy(RowRecord):
 
     @property
     def is_all_masked(self) -> bool:
-        """Whether a derivative subtracted -inf from -inf."""
+        """Whether a logsumexp, or its derivative, got nothing but -inf."""
+        if self.mask:
+            return self.op.endswith(LOG_SUMS) and not self.derivative
         is_inf = bool(self.operands) and not any(
             map(math.isfinite, self.operands)
         )
@@ -294,7 +300,7 @@ class Autopsy(RowRecord):
         if self.keys:
             keys = f' in {", ".join(map(repr, self.keys))}'
         finding = f'{who} is not finite to begin with{keys}'
-        if self.is_left_out:
+        if self.op:
             finding += (
                 '; the loss is finite all the same, but the derivative of '
                 f'{self.derivative} at {self.source} is not'
@@ -307,14 +313,17 @@ class Autopsy(RowRecord):
         if self.operands:
             numbers = ', '.join(map(in_words, self.operands))
             call = f'{self.op.split(".")[-1]}({numbers})'
+        if self.is_all_masked:
+            return 'got nothing but -inf'
         if self.mask and not self.is_pole:
             return 'writes Inf or NaN as a mask, which reaches the loss,'
         if self.mask:
             return f'meets a mask of Inf ({self.mask}) at {call}'
-        if self.is_all_masked:
-            return 'got nothing but -inf'
         if not all(map(math.isfinite, self.operands)):
             return f'got a Python number that is not finite, {call},'
+        known = known_fault(self.op)
+        if known is not None and self.phase != 'backward':
+            return known.reason.partition(':')[0]
         # 0/0 is a pole as well; log(-1) and a softmax of -inf alone are not.
         if math.isnan(self.output_absmax) and 0.0 not in self.operands:
             return f'is not defined at {call}'
