@@ -50,7 +50,8 @@ def rows():
                 first_rows.setdefault(row['kind'], row)
     # Both runs are halted, and then there is no other end.
     first_rows['bypass'] = BypassRow(9, 'default', False, 'THESE').to_row()
-    first_rows['end'] = EndRow('crashed', 61, 'RuntimeError: ...').to_row()
+    end = EndRow('crashed', 61, 'RuntimeError: ...').to_row()
+    first_rows['end'] = read(json.dumps(end))
     return first_rows
 
 

@@ -39,12 +39,10 @@ def autopsy(loss, batch):
 
     result = run_pass(model, run, [(batch, (0, 1, 2, 3))], True)
     assert not result.is_finite
-    found = describe('1', result, None)
+    row = describe('1', result, None)
     # Autocast changes nothing about a loss that casts by itself.
-    found = found.replace(
-        batch_rows=result.origin.samples, tried={'fp32': False}
-    )
-    return found, advise_on(found)
+    row = row.replace(batch_rows=result.origin.samples, tried={'fp32': False})
+    return row, advise_on(row)
 
 
 def matrices(bad):
@@ -109,16 +107,16 @@ def matrices(bad):
     ],
 )
 def test_a_matrix(loss, bad, finding, cure):
-    found, advice = autopsy(loss, matrices(bad))
-    assert finding in found.finding()
+    row, advice = autopsy(loss, matrices(bad))
+    assert finding in row.finding()
     assert cure in advice.long
-    assert 'mask' not in found.finding() + advice.long
+    assert 'mask' not in row.finding() + advice.long
     assert 'epsilon' not in advice.long
 
 
 def test_a_determinant_that_is_0_is_not_called_negative():
-    found, _ = autopsy(lambda m: torch.logdet(m).sum(), matrices(0.0))
-    assert 'whose determinant is 0' in found.finding()
+    row, _ = autopsy(lambda m: torch.logdet(m).sum(), matrices(0.0))
+    assert 'whose determinant is 0' in row.finding()
 
 
 @pytest.mark.parametrize(
@@ -153,24 +151,24 @@ def test_a_determinant_that_is_0_is_not_called_negative():
     ],
 )
 def test_a_row_that_is_masked_as_a_whole(loss, finding, cure):
-    found, advice = autopsy(loss, torch.ones(4, 3))
-    assert finding in found.finding()
-    assert 'nothing but -inf' in found.finding()
-    assert found.batch_rows == (2,)
+    row, advice = autopsy(loss, torch.ones(4, 3))
+    assert finding in row.finding()
+    assert 'nothing but -inf' in row.finding()
+    assert row.batch_rows == (2,)
     assert cure in advice.long
     assert 'epsilon' not in advice.long
 
 
 def test_a_mask_that_only_the_derivative_meets():
-    found, advice = autopsy(
+    row, advice = autopsy(
         lambda x: F.cross_entropy(
             x.masked_fill(MASK[:1], -math.inf) / x.mean(),
             torch.tensor([0, 2, 0, 2]),
         ),
         torch.ones(4, 3),
     )
-    assert found.is_left_out
-    assert 'derivative of div' in found.finding()
+    assert row.is_left_out
+    assert 'derivative of div' in row.finding()
     assert 'Mask after that line' in advice.long
 
 
