@@ -25,6 +25,8 @@ class EndRow(RowRecord):
             Ctrl-C.
         iter: The iteration at which training ended, from 1.
         error: Type and first line of the exception; '' without one.
+        first_losses: The loss of the run's first updates, by optimizer.
+        last_losses: The loss of its last updates.
         bad_params: A few trained parameters that were not finite when an
             exception ended an iteration.
         bad_inputs: The parts of its batch that were not finite, and the
@@ -37,6 +39,8 @@ class EndRow(RowRecord):
     how: str = ''
     iter: Optional[int] = None
     error: str = ''
+    first_losses: Mapping[str, float] = field(default_factory=dict)
+    last_losses: Mapping[str, float] = field(default_factory=dict)
     bad_params: Tuple[str, ...] = ()
     bad_inputs: Mapping[str, Tuple[str, ...]] = field(default_factory=dict)
 
