@@ -107,7 +107,7 @@ ROW_FIELDS = {
     ),
     'bypass': 'schema kind iter optimizer is_guarded message',
     'halt': 'schema kind id iter story',
-    'end': 'schema kind how iter error',
+    'end': 'schema kind how iter error first_losses last_losses',
 }
 
 # Scalars that a run logs besides those of MMEngine and of its model.

@@ -211,13 +211,10 @@ def find_high_rate(summary: Summary) -> Optional[Finding]:
 def find_explosion(summary: Summary) -> Optional[Finding]:
     """Return the finding on a loss that exploded, but stayed finite."""
     rise = summary.log_rise
-    if rise is None:
+    if rise is None or not rise.is_explosion:
         return None
-    clause = (
-        f'the loss has exploded: logged as {rise.begin:.3g} at first and as '
-        f'{rise.end:.3g} at the end'
-    )
-    return Finding(rise.since, '', clause)
+    since = rise.since or summary.last_iter
+    return Finding(since, '', f'the loss has exploded: {rise.words}')
 
 
 def find_unguarded(summary: Summary) -> Optional[Finding]:

@@ -8,10 +8,11 @@ from typing import Tuple
 
 from mmnanguard.core.rows.end_row import FINISHED
 
+from .loss_rise import Rise
 from .recommendations import Step, next_steps
-from .summary import Rise, Summary
+from .summary import Summary
 
-__all__ = ['steps_for_end']
+__all__ = ['explosion_step', 'steps_for_end']
 
 
 def steps_for_end(summary: Summary) -> Tuple[Step, ...]:
@@ -50,12 +51,15 @@ def resume_step(summary: Summary) -> Step:
 
 def explosion_step(rise: Rise) -> Step:
     """Return the step for a loss that exploded and stayed finite."""
+    before = 'its rise'
+    if rise.since is not None:
+        before = f'iteration {rise.since:,}'
     return Step(
-        f'look at the curves before iteration {rise.since:,}',
-        'All numbers are finite, so that no update was rejected. If the '
-        'gradient norm grew with the loss, lower the learning rate or the '
+        f'look at the curves before {before}',
+        'The losses are finite, so that no update was rejected for them. If '
+        'the gradient norm grew with the loss, lower the learning rate or the '
         'weight of the loss that grew (weight decay is one), lengthen '
-        'warm-up, or set optim_wrapper.clip_grad=dict(max_norm=...). If one '
+        'warm-up, or set optim_wrapper.clip_grad=dict(max_norm=1). If one '
         'norm jumped, look at the samples of that batch, and clip. If both '
         'were huge from the start, normalize the inputs. Then begin anew, or '
         'from a checkpoint written before.',

@@ -1,7 +1,7 @@
 """The row that a process writes when its training ends."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Optional, Tuple
+from dataclasses import dataclass, field
+from typing import ClassVar, Mapping, Optional, Tuple
 
 from .row_record import RowRecord
 
@@ -23,6 +23,8 @@ class EndRow(RowRecord):
             Ctrl-C.
         iter: The iteration at which training ended, from 1.
         error: Type and first line of the exception; '' without one.
+        first_losses: The loss of the run's first updates, by optimizer.
+        last_losses: The loss of its last updates.
     """
 
     KIND: ClassVar[str] = 'end'
@@ -31,6 +33,8 @@ class EndRow(RowRecord):
     how: str = ''
     iter: Optional[int] = None
     error: str = ''
+    first_losses: Mapping[str, float] = field(default_factory=dict)
+    last_losses: Mapping[str, float] = field(default_factory=dict)
 
     def sentence(self) -> str:
         if self.iter is None:

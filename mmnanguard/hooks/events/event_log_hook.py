@@ -18,6 +18,7 @@ from mmnanguard.core.rows.halt_row import HaltRow
 from mmnanguard.core.rows.json_numbers import to_json
 from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rows.start_row import StartRow
+from mmnanguard.core.rules.loss_span import loss_span
 from mmnanguard.registry import HOOKS
 
 from .._shared.find_guards import find_guards, find_wrappers, guard_facts
@@ -122,7 +123,14 @@ class EventLogHook(PatchingHook, GuardListener):
             if error and not self._is_validating:
                 iteration += 1
             iteration = min(iteration, runner.max_iters)
-            self._write(runner, EndRow(how, iteration, error).to_row())
+            first_losses, last_losses = {}, {}
+            for name, guard in find_guards(runner).items():
+                state = guard.state
+                span = loss_span(state.first_losses, state.recent_commits)
+                if span is not None:
+                    first_losses[name], last_losses[name] = span
+            row = EndRow(how, iteration, error, first_losses, last_losses)
+            self._write(runner, row.to_row())
         if self._num_lost:
             runner.logger.error(
                 f'mmnanguard: {self._num_lost} rows of {self.path} are lost'
