@@ -359,7 +359,10 @@ def test_an_overflow_of_single_batches_that_leaves_nan_only(
     bad = Batch(1e-5, peak, '', False, loss_is_finite)
     batches = [*[Batch(1e-5, 1e-5)] * 150, bad] * 30
     run = train('dynamic', batches)
-    assert run.num_lost <= max(3, lost_by_pytorch(65536.0, batches))
+    num_spared = 1 if loss_is_finite else 4
+    lost = lost_by_pytorch(65536.0, batches)
+    assert lost in (4, 8)
+    assert run.num_lost <= num_spared + lost // 2
 
 
 def test_an_overflow_beside_a_bad_loss_is_cured_as_by_pytorchs_scaler():

@@ -87,7 +87,7 @@ def judge_scale(
         return ScaleJudgement(True, ScaleMove.KEEP)
     if trial.fitting > 0:
         return ScaleJudgement(True, ScaleMove.LOWER, trial.fitting)
-    if trial.num_bad == 0 and trial.num_kept + trial.tried_from > 0:
+    if trial.num_bad == 0 and trial.is_tried(seen.grad_fault):
         # An overflow, if any, is of single batches: find out soon.
         target = scale.value * scale.backoff**STEPS_OF_TRIAL
         return ScaleJudgement(True, ScaleMove.LOWER, max(target, scale.floor))
@@ -137,11 +137,11 @@ def is_innocent(
     ):
         return False
     room = room_of(scale.value, seen, state)
-    if scale.home is None and trial.tried_from > 0 and kind != 'inf':
+    if trial.tried_from > 0 and trial.is_tried(kind):
         lowest = trial.tried_from * scale.backoff**MOST_STEPS_OF_TRIAL
         return scale.value <= max(lowest, scale.floor, USUAL_FLOOR)
     if scale.home is None and is_usual:
-        if kind == 'inf' or trial.num_kept > 0:
+        if kind == 'inf' or trial.is_tried(kind):
             return False
         return kind == 'loss' or (
             room >= ROOM_FOR_NAN_OF_DYNAMIC

@@ -12,6 +12,9 @@ __all__ = ['NUM_COMMITS_TO_TRUST', 'ScaleTrial']
 
 # Number of commits that show that a return at once was right.
 NUM_COMMITS_TO_TRUST = 8
+# Number of bad updates, of each kind, that leave a dynamic scale as it is
+# before it is lowered on trial. A bad loss has mostly spoiled its gradients.
+SPARED = {'nan': 1, 'loss': 4}
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,7 @@ class ScaleTrial:
         largest_fit: The largest norm of scaled gradients that was committed
             at the home before the last bad update there.
         num_bad: Number of bad updates since the last commit.
-        num_kept: Number of these that left the scale as it was. For a
-            dynamic scale that is not yet cleared, also before that commit.
+        num_kept: Number of these that left the scale as it was.
         has_inf: Whether one of these was of another kind than NaN alone.
         num_clean: Number of commits since the last bad update that was
             blamed on the scale, or since the scale came back.
@@ -43,6 +45,9 @@ class ScaleTrial:
         fitting: A scale that fitted before the last return to the home; 0 if
             that return has proved right.
         patience: The factor on ``proven_after`` for the next return.
+        suspect: The kind of the last bad update that left a dynamic scale as
+            it was; '' if there was none.
+        num_spared: Number of such updates of this kind.
         tried_from: The dynamic scale before it was lowered on trial; 0 if
             there is no trial.
     """
@@ -62,6 +67,8 @@ class ScaleTrial:
     num_trusted: int = NUM_COMMITS_TO_TRUST
     fitting: float = 0.0
     patience: int = 1
+    suspect: str = ''
+    num_spared: int = 0
     tried_from: float = 0.0
 
     def is_overflow(self, kind: str) -> Optional[bool]:
@@ -72,6 +79,10 @@ class ScaleTrial:
             'nan': self.nan_is_overflow,
         }
         return findings[kind]
+
+    def is_tried(self, kind: str) -> bool:
+        """Whether a bad update of a kind lowers a dynamic scale on trial."""
+        return kind == self.suspect and self.num_spared >= SPARED[kind]
 
     def with_finding(
         self, kind: str, is_overflow: Optional[bool]
@@ -134,10 +145,18 @@ class ScaleTrial:
         if not verdict.blames_scale:
             trial = replace(trial, num_kept=self.num_kept + 1)
             if verdict.scale_move is ScaleMove.RETURN:
-                trial = replace(trial, steps_of_nan=0, tried_from=0.0)
+                trial = replace(
+                    trial, steps_of_nan=0, suspect='', tried_from=0.0
+                )
                 if has_inf:
                     trial = replace(trial, tries_of_inf=0)
-                trial = trial.with_finding(kind, False)
+                return trial.with_finding(kind, False)
+            is_new = is_dynamic and self.is_overflow(kind) is None
+            if is_new and self.tried_from == 0:
+                num_spared = 1
+                if kind == self.suspect:
+                    num_spared += self.num_spared
+                trial = replace(trial, suspect=kind, num_spared=num_spared)
             return trial
         trial = replace(trial, num_clean=0)
         if verdict.scale_move is not ScaleMove.LOWER:
@@ -148,7 +167,7 @@ class ScaleTrial:
         if self.is_overflow(kind) is False:
             # A fault elsewhere makes no such streak.
             trial = trial.with_finding(kind, None)
-        elif is_dynamic and self.num_kept > 0 and self.tried_from == 0:
+        elif self.is_tried(kind) and self.tried_from == 0:
             trial = replace(trial, tried_from=seen.scale.value)
         if not has_inf:
             steps = self.steps_of_nan + steps_to(verdict.scale_to, seen.scale)
@@ -163,16 +182,14 @@ class ScaleTrial:
     ) -> 'ScaleTrial':
         home, move = seen.scale.home, verdict.scale_move
         is_home = home is not None and seen.scale.value >= home
-        num_kept, tried_from = self.num_kept, self.tried_from
-        is_cleared = False in (self.nan_is_overflow, self.loss_is_overflow)
-        if home is not None or is_cleared or move is ScaleMove.GROW:
-            num_kept, tried_from = 0, 0.0
+        trial = self
+        if move is ScaleMove.GROW:
+            trial = replace(trial, suspect='', tried_from=0.0)
         trial = replace(
-            self,
+            trial,
             has_worked=self.has_worked or is_home,
             num_bad=0,
-            num_kept=num_kept,
-            tried_from=tried_from,
+            num_kept=0,
             has_inf=False,
             num_clean=self.num_clean + 1,
             num_trusted=min(self.num_trusted + 1, NUM_COMMITS_TO_TRUST),
@@ -191,7 +208,7 @@ class ScaleTrial:
             move is ScaleMove.KEEP
             and trial.fitting == 0
             and trial.num_trusted == NUM_COMMITS_TO_TRUST
-            and num_kept == tried_from == 0
+            and not trial.suspect
         )
         return replace(trial, is_open=not is_settled)
 
@@ -208,7 +225,7 @@ class ScaleTrial:
                 lower scale.
         """
         trial = self.with_finding(kind, is_overflow)
-        trial, value = replace(trial, tried_from=0.0), scale.value
+        trial, value = replace(trial, suspect='', tried_from=0.0), scale.value
         if is_overflow:
             value *= scale.backoff**self.num_kept
             return replace(trial, num_kept=0), max(value, scale.floor)
