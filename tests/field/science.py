@@ -158,7 +158,7 @@ class TargetsLeftOutLate(Regress):
     causes = ('grad_nonfinite',)
     culprit = r'derivative of pow at science\.py'
     says = ('0 times NaN',)
-    says_in_full = (r"leave NaN of 'data_samples\.target' out before",)
+    says_in_full = (r"leave NaN or Inf of 'data_samples\.target' out before",)
     never_says = (
         'lower the learning rate',
         'leave out sample',
