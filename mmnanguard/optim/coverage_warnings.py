@@ -13,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mmnanguard._support.escape import escape
 from mmnanguard.core import Observation
+from mmnanguard.core.rows.guard_event import PAST_GUARD
 from mmnanguard.core.rows.phrases import and_more
 from mmnanguard.numerics.base.comm_hooks import (
     name_stepping_hooks,
@@ -154,6 +155,8 @@ class CoverageWarnings:
     Attributes:
         report: Receives the message of each warning that has a row, and
             whether the updates are guarded.
+        stranger: The class of the optimizer that has stepped past the guard
+            since the guard's own last step; '' if none has.
     """
 
     report: Callable[[str, bool], None]
@@ -165,6 +168,7 @@ class CoverageWarnings:
         self.report = ignore
         self._length = 1
         self._params = params
+        self.stranger = ''
         self._said: Set[str] = set()
         self._has_learnt = False
         self._num_idle = 0
@@ -193,6 +197,7 @@ class CoverageWarnings:
         """Note a step of any optimizer that no guard has made."""
         kind = type(optimizer).__name__
         if optimizer is self._params.optimizer:
+            self.stranger = kind
             self.warn_once('step', optimizer=kind)
             return
         if optimizer not in self._is_shared:
@@ -203,6 +208,7 @@ class CoverageWarnings:
                 for group in groups
             )
         if self._is_shared[optimizer]:
+            self.stranger = kind
             own_kind = type(self._params.optimizer).__name__
             self.warn_once(
                 'other_step',
@@ -210,6 +216,12 @@ class CoverageWarnings:
                 name=self._read_name(),
                 own=own_kind,
             )
+
+    def origin(self) -> str:
+        """Return how weights may have become bad since, as a clause, or ''."""
+        if not self.stranger:
+            return ''
+        return f'after {self.stranger}.step() {PAST_GUARD}'
 
     @contextmanager
     def stepping(
@@ -230,6 +242,7 @@ class CoverageWarnings:
             yield
         finally:
             AnyStep.is_guarded = False
+            self.stranger = ''
 
     def _note_idle(
         self, seen: Observation, models: Iterable[nn.Module]

@@ -29,6 +29,7 @@ from mmnanguard.core import (
     TrainingHalted,
     Verdict,
 )
+from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.rows.build_event import build_event
 from mmnanguard.core.rows.row_record import RowRecord
 from mmnanguard.numerics import GuardedGradScaler
@@ -296,10 +297,14 @@ class Guard(Passes):
         if not self._events:
             self.reported_iterations = set()
         self.reported_iterations.update(self._ended_iterations)
+        origin = ''
+        if CAUSES[verdict.cause].blames == 'weight':
+            origin = self.coverage_warnings.origin()
         event = build_event(
             seen,
             verdict,
             self.state,
+            origin=origin,
             iter=self.iter,
             optimizer=self.name,
             lr=self.params.lrs(),
