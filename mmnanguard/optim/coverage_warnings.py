@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mmnanguard._support.escape import escape
-from mmnanguard.core import Observation
+from mmnanguard.core import Cause, Observation
 from mmnanguard.core.rows.guard_event import PAST_GUARD
 from mmnanguard.core.rows.phrases import and_more
 from mmnanguard.numerics.base.comm_hooks import (
@@ -217,9 +217,9 @@ class CoverageWarnings:
                 own=own_kind,
             )
 
-    def origin(self) -> str:
-        """Return how weights may have become bad since, as a clause, or ''."""
-        if not self.stranger:
+    def origin(self, cause: Cause) -> str:
+        """Return how weights may have become bad, as a clause, or ''."""
+        if not self.stranger or cause is not Cause.WEIGHT_NONFINITE:
             return ''
         return f'after {self.stranger}.step() {PAST_GUARD}'
 

@@ -29,7 +29,6 @@ from mmnanguard.core import (
     TrainingHalted,
     Verdict,
 )
-from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.rows.build_event import build_event
 from mmnanguard.core.rows.row_record import RowRecord
 from mmnanguard.numerics import GuardedGradScaler
@@ -285,8 +284,7 @@ class Guard(Passes):
             bad: A few of the bad tensors.
             scale_before: The loss scale of the update.
             scale_after: The loss scale of the next update.
-            step: The description of the optimizer's step, if that is at
-                fault.
+            step: Describes the optimizer's step, if that is at fault.
 
         Raises:
             TrainingHalted: On HALT and ROLLBACK, without a listener.
@@ -297,14 +295,11 @@ class Guard(Passes):
         if not self._events:
             self.reported_iterations = set()
         self.reported_iterations.update(self._ended_iterations)
-        origin = ''
-        if CAUSES[verdict.cause].blames == 'weight':
-            origin = self.coverage_warnings.origin()
         event = build_event(
             seen,
             verdict,
             self.state,
-            origin=origin,
+            origin=self.coverage_warnings.origin(verdict.cause),
             iter=self.iter,
             optimizer=self.name,
             lr=self.params.lrs(),

@@ -1,4 +1,4 @@
-"""What several rejected batches say together."""
+"""The evidence of several rejected batches together."""
 
 import pytest
 
