@@ -13,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mmnanguard._support.escape import escape
 from mmnanguard.core import Cause, Observation
+from mmnanguard.core.causes import facts_of_cause
 from mmnanguard.core.rows.guard_event import PAST_GUARD
 from mmnanguard.core.rows.phrases import and_more
 from mmnanguard.numerics.base.comm_hooks import (
@@ -219,7 +220,8 @@ class CoverageWarnings:
 
     def origin(self, cause: Cause) -> str:
         """Return how weights may have become bad, as a clause, or ''."""
-        if not self.stranger or cause is not Cause.WEIGHT_NONFINITE:
+        is_of_weights = facts_of_cause(cause.value).blames == 'weight'
+        if not (self.stranger and is_of_weights):
             return ''
         return f'after {self.stranger}.step() {PAST_GUARD}'
 
