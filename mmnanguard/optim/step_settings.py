@@ -1,5 +1,6 @@
 """The settings of an optimizer that decide whether its step can make NaN."""
 
+import math
 from operator import attrgetter
 from typing import Any, Dict, List
 
@@ -12,6 +13,7 @@ __all__ = [
     'DTYPE',
     'SPOILING',
     'as_list',
+    'bad_numbers',
     'can_spoil',
     'describe',
     'is_on_device',
@@ -70,6 +72,19 @@ def is_spoiling(group: Dict[str, Any]) -> bool:
             if share > 1:
                 return True
     return bool(group.get('centered'))
+
+
+def bad_numbers(optimizer: Optimizer) -> List[str]:
+    """Return the numbers in parameter groups that are NaN or Inf, in words.
+
+    Numbers in tensors are left out, since reading them may sync.
+    """
+    words: Dict[str, None] = {}
+    for group in optimizer.param_groups:
+        for key, value in group.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                words[f'{key}={value:g}'] = None
+    return list(words)
 
 
 def as_list(setting: Any) -> List[Any]:
