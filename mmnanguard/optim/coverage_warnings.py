@@ -12,9 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mmnanguard._support.escape import escape
-from mmnanguard.core import Cause, Observation
-from mmnanguard.core.causes import facts_of_cause
-from mmnanguard.core.rows.guard_event import PAST_GUARD
+from mmnanguard.core import Observation
 from mmnanguard.core.rows.phrases import and_more
 from mmnanguard.numerics.base.comm_hooks import (
     name_stepping_hooks,
@@ -217,13 +215,6 @@ class CoverageWarnings:
                 name=self._read_name(),
                 own=own_kind,
             )
-
-    def origin(self, cause: Cause) -> str:
-        """Return how weights may have become bad, as a clause, or ''."""
-        is_of_weights = facts_of_cause(cause.value).blames == 'weight'
-        if not (self.stranger and is_of_weights):
-            return ''
-        return f'after {self.stranger}.step() {PAST_GUARD}'
 
     @contextmanager
     def stepping(

@@ -299,7 +299,7 @@ class Guard(Passes):
             seen,
             verdict,
             self.state,
-            origin=self.coverage_warnings.origin(verdict.cause),
+            stranger=self.coverage_warnings.stranger,
             iter=self.iter,
             optimizer=self.name,
             lr=self.params.lrs(),
