@@ -65,3 +65,25 @@ class UnscaledSensors(Regress):
 
     def loss(self, net, batch):
         return F.mse_loss(net(batch.inputs), batch.target)
+
+
+class RawTimestamps(Scenario):
+    """A feature in seconds since 1970: the loss is huge, but never NaN."""
+
+    source = 'coreylynch/pyFM#44'
+    must_train = False
+    says = ('the loss has exploded', 'normalize the inputs')
+    never_says = ('healthy', 'leave out sample')
+
+    def network(self):
+        return nn.Linear(4, 1)
+
+    def sample(self, index, generator):
+        inputs = torch.randn(4, generator=generator)
+        label = (inputs[:1] > 0).float()
+        inputs[3] = 1.6e9 + 1e5 * inputs[3]
+        return dict(inputs=inputs, label=label)
+
+    def loss(self, net, batch):
+        logits = net(batch.inputs)
+        return F.binary_cross_entropy_with_logits(logits, batch.label)
