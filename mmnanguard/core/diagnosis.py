@@ -7,7 +7,7 @@ contradict each other.
 from dataclasses import replace
 from typing import NamedTuple, Optional, Sequence, Tuple
 
-from .causes import Advice, Cause, facts_of_cause
+from .causes import Advice, facts_of_cause
 from .evidence import Evidence
 from .growth_advice import explain_growth, explain_settings
 from .operation_advice import advise_on, advise_without_cures, cure_of
@@ -265,7 +265,8 @@ def of_likely_inputs(evidence: Evidence) -> Diagnosis:
     if suspects:
         who = f' of {samples_in_words(suspects)}'
     late = ''
-    if evidence.cause == Cause.GRAD_NONFINITE.value:
+    is_of_gradients = facts_of_cause(evidence.cause).blames == 'gradient'
+    if is_of_gradients and evidence.has_finite_loss:
         late = (
             ' The loss is finite: if it leaves them out, do so before '
             'anything is computed with them, for 0 times NaN in its '

@@ -1,5 +1,6 @@
 """All that is known about a group of rejected updates."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -48,6 +49,11 @@ class Evidence:
     def has_float16(self) -> bool:
         """Whether the last update is known to have had a loss scale."""
         return bool(self.events) and self.events[-1].loss_scale is not None
+
+    @property
+    def has_finite_loss(self) -> bool:
+        """Whether the loss of the last update was finite."""
+        return bool(self.events) and math.isfinite(self.events[-1].loss)
 
     @property
     def uphill(self) -> Sequence[str]:
@@ -173,14 +179,15 @@ class Evidence:
         if not self.is_of_inputs:
             return False
         rows = {row.id: row for row in self.inputs}
-        num_seen: Counter[str] = Counter()
-        num_bad: Counter[str] = Counter()
+        seen: List[str] = []
+        bad: List[str] = []
         for event in self.events:
             row = rows.get(event.id)
             # A row names samples up to a limit.
             if row is not None and row.num_samples <= len(row.samples):
-                num_seen.update(set(event.samples))
-                num_bad.update(set(row.samples))
+                seen += set(event.samples)
+                bad += set(row.samples)
+        num_seen, num_bad = Counter(seen), Counter(bad)
         again = [name for name in num_bad if num_seen[name] > 1]
         fine = [name for name in again if num_bad[name] < num_seen[name]]
         return len(fine) > MOST_OF * len(again)
