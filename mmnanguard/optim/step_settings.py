@@ -50,16 +50,21 @@ def describe(group: Dict[str, Any]) -> Dict[str, Any]:
 def can_spoil(optimizer: Optimizer) -> bool:
     """Whether a step may make NaN or Inf of finite gradients.
 
-    A step of PyTorch's optimizers does not, unless :func:`is_risky`.
+    A step of PyTorch's optimizers does not, unless :func:`is_risky` or
+    weights are in float16.
     """
-    return not is_known(optimizer) or is_risky(optimizer)
+    if not is_known(optimizer) or is_risky(optimizer):
+        return True
+    for group in optimizer.param_groups:
+        if torch.float16 in map(DTYPE, group['params']):
+            return True
+    return False
 
 
 def is_risky(optimizer: Optimizer) -> bool:
     """Whether an optimizer of PyTorch is known to make NaN now and then.
 
-    An argument makes it divide by 0 or take the root of a negative number, or
-    weights are in float16.
+    An argument makes it divide by 0 or take the root of a negative number.
     """
     groups = optimizer.param_groups
     return is_known(optimizer) and any(map(is_spoiling, groups))
@@ -72,8 +77,6 @@ def is_known(optimizer: Optimizer) -> bool:
 
 def is_spoiling(group: Dict[str, Any]) -> bool:
     """Whether the arguments in a group may make NaN of finite gradients."""
-    if torch.float16 in map(DTYPE, group['params']):
-        return True
     for eps in as_list(group.get('eps')):
         if eps < SMALLEST:
             return True
