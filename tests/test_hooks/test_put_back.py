@@ -21,7 +21,9 @@ class SpoilBeside(Hook):
 
     def before_train(self, runner):
         if self.where == 'buffers':
-            runner.model.register_buffer('shadow', torch.ones(3))
+            # The name is not that of an average.
+            runner.model.teacher = torch.nn.Module()
+            runner.model.teacher.register_buffer('shadow', torch.ones(3))
 
     def after_train_iter(self, runner, **kwargs):
         if runner.iter + 1 in self.iterations:
@@ -29,7 +31,7 @@ class SpoilBeside(Hook):
 
     def find(self, runner):
         if self.where == 'buffers':
-            return runner.model.shadow
+            return runner.model.teacher.shadow
         (ema,) = (hook for hook in runner.hooks if isinstance(hook, EMAHook))
         return next(ema.ema_model.parameters()).data
 
@@ -55,4 +57,4 @@ def test_bad_weights_beside_it_are_no_small_matter(tmp_path):
     runner = run(tmp_path, 'buffers', (9,), [SpoilWeights([9])])
     (row,) = read_rows(runner, 'rollback')
     assert (row['iter'], row['to']) == (9, 8)
-    assert runner.model.shadow.isfinite().all()
+    assert runner.model.teacher.shadow.isfinite().all()

@@ -1,7 +1,9 @@
 """The repair of buffers and averages alone, without a rollback."""
 
+from contextlib import suppress
 from typing import List, Optional
 
+from mmengine.dist import all_gather_object
 from mmengine.runner import Runner
 
 from mmnanguard.core.rows.phrases import and_more
@@ -38,23 +40,24 @@ def put_back(
         Whether they were restored. False if weights or optimizers are bad as
         well, or if the kept state has no such tensors.
     """
-    is_aside = set(audit.where) <= {'buffers', 'ema'}
-    if not is_aside or kept is None or not isinstance(kept.copy, StateCopy):
+    if not set(audit.where) <= {'buffers', 'ema'}:
         return False
     names = names_in_state(runner, audit)
-    if not names:
+    part = None
+    if kept is not None and isinstance(kept.copy, StateCopy) and names:
+        with suppress(StateMismatchError):
+            copy = kept.copy.of_names(names)
+            part = kept._replace(copy=copy, hook_states=())
+    # A rank that restored alone would wait for the other ranks.
+    if not all(all_gather_object(part is not None)):
         return False
-    try:
-        copy = kept.copy.of_names(names)
-    except StateMismatchError:
-        return False
-    part = kept._replace(copy=copy, hook_states=())
+    assert part is not None
     if not restore_together(runner, part, present_state(runner, audit.iter)):
         return False
     first, *others = names
     runner.logger.warning(
         f"Iter {audit.iter}: '{first}'{and_more(len(others))} put back as "
-        f'after iteration {kept.iter}; weights stay as they are, because no '
+        f'after iteration {part.iter}; weights stay as they are, because no '
         'update was rejected. Look for the code that spoils it (hooks, EMA '
         'swaps, .data)'
     )
@@ -66,11 +69,11 @@ def names_in_state(runner: Runner, audit: Audit) -> List[str]:
     wanted = set(audit.names)
     names = []
     for name in tensors_of(runner):
-        # An average has a prefix, which the teacher of a MeanTeacherHook, a
-        # part of the model, has not.
         average, _, source = name.rpartition(': ')
-        is_average = average or name.startswith('teacher.')
-        place = 'ema' if is_average else 'buffers'
-        if (place, plain_name(source)) in wanted:
+        places = ['ema' if average else 'buffers']
+        # The teacher of a MeanTeacherHook is a part of the model.
+        if name.startswith('teacher.'):
+            places.append('ema')
+        if any((place, plain_name(source)) in wanted for place in places):
             names.append(name)
     return names
