@@ -95,8 +95,8 @@ def left_out_of(finding: Autopsy) -> Optional[Advice]:
     return Advice(
         f'leave NaN or Inf of {keys} out before {where} computes with it',
         f'The loss is finite without NaN or Inf of {keys}, but the derivative '
-        f'of {finding.derivative} at {where} is not finite: 0 times NaN or Inf '
-        'is NaN. Leave such elements out before that line, as in '
+        f'of {finding.derivative} at {where} is not: 0 times NaN or Inf is '
+        'NaN. Leave such elements out before that line, as in '
         'output[valid] - target[valid], or put a finite number in their place '
         'before it (torch.where(valid, target, 0.0)) and leave them out of '
         f'the loss as you do. If {keys} should hold no NaN or Inf, mend the '
