@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, Optional, Sequence, Tuple
 
-from mmnanguard.core import GuardEvent, GuardState
+from mmnanguard.core import Cause, GuardEvent, GuardState
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.rules.recent_commits import Growth, find_growth
 from mmnanguard.core.step_advice import bad_at_any_rate, maximized
@@ -16,12 +16,14 @@ class RateEvidence(NamedTuple):
     Attributes:
         growth: The explosion of losses and gradient norms before the trouble.
         has_diverged: Whether the loss has lost what was learnt.
+        has_overflown: Whether gradients grew until their norm overflowed.
         uphill: Settings of the optimizer that make weights grow at any
             learning rate, in words.
     """
 
     growth: Optional[Growth]
     has_diverged: bool
+    has_overflown: bool = False
     uphill: Sequence[str] = ()
 
     @classmethod
@@ -39,10 +41,14 @@ class RateEvidence(NamedTuple):
         # A loss may rise on purpose, as long as it does not explode.
         if growth or is_gradual:
             uphill += maximized(event.step)
-        return cls(growth, is_gradual, uphill)
+        # Norms that overflow from the start are not due to any step.
+        is_norm = event.cause is Cause.NORM_OVERFLOW
+        has_overflown = is_norm and bool(state.recent_commits)
+        return cls(growth, is_gradual, has_overflown, uphill)
 
     def __bool__(self) -> bool:
-        return self.has_diverged or self.growth is not None
+        is_known = self.has_diverged or self.has_overflown
+        return is_known or self.growth is not None
 
     @property
     def blames_rate(self) -> bool:
@@ -70,6 +76,8 @@ class RateEvidence(NamedTuple):
         if self.growth is not None and not self.blames_rate:
             return f'one batch jumped: {self.growth.words()} before'
         reason = 'the loss has risen'
+        if self.has_overflown:
+            reason = 'finite gradients grew until their norm overflowed'
         if self.growth is not None:
             reason = f'{self.growth.words()} before'
         return f'{reason}; back in {recovery} commits' if recovery else reason
