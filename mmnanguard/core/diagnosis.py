@@ -7,7 +7,7 @@ contradict each other.
 from dataclasses import replace
 from typing import NamedTuple, Optional, Sequence, Tuple
 
-from .causes import Advice, facts_of_cause
+from .causes import Advice, Cause, facts_of_cause
 from .evidence import Evidence
 from .growth_advice import explain_growth, explain_settings
 from .operation_advice import advise_on, advise_without_cures, cure_of
@@ -31,6 +31,11 @@ ADVICE_ON_TRANSIENT = Advice(
     'that change the batch, Python state, compiled code, the hardware.',
 )
 LEAST_GROWTH_AT_POLE = 1e3
+IF_MISSING = (
+    'If NaN or Inf marks a missing value there, take such elements out by '
+    'index, or with torch.where before anything is computed with them: a '
+    'weight of 0 does not, for 0 times NaN is NaN.'
+)
 
 
 class Diagnosis(NamedTuple):
@@ -141,6 +146,8 @@ def first_diagnosis(evidence: Evidence) -> Diagnosis:
     masked = evidence.masked_keys()
     if masked:
         return of_masked(masked)
+    if finding is not None and finding.is_left_out:
+        return of_operation(finding)
     if evidence.is_of_most_samples:
         return of_all_inputs(evidence)
     if evidence.is_of_inputs and (samples or evidence.bad_keys()):
@@ -187,8 +194,8 @@ def of_inputs(evidence: Evidence, samples: Sequence[str]) -> Diagnosis:
             f'The data are at fault, not the model, where {keys}{whose} is '
             'not finite to begin with. Mend these samples or leave them out '
             '(mmnanguard.ExcludeSamples); mmnanguard.InputGuardHook names '
-            'all of them. No loss scale, no clipping and no smaller learning '
-            'rate can help.',
+            f'all of them. {IF_MISSING} No loss scale, no clipping and no '
+            'smaller learning rate can help.',
         ),
         tuple(samples),
     )
@@ -218,7 +225,7 @@ def of_all_inputs(evidence: Evidence) -> Diagnosis:
             f'{keys} is not finite to begin with in most of the samples seen, '
             'so that no few samples are at fault: look at the code that '
             'makes it, such as a normalization by a standard deviation of 0 '
-            'or the loading of files.',
+            f'or the loading of files. {IF_MISSING}',
         ),
     )
 
@@ -230,6 +237,13 @@ def of_likely_inputs(evidence: Evidence) -> Diagnosis:
     who = ''
     if suspects:
         who = f' of {samples_in_words(suspects)}'
+    late = ''
+    if evidence.cause == Cause.GRAD_NONFINITE.value:
+        late = (
+            ' The loss is finite: if it leaves them out, do so before '
+            'anything is computed with them, for 0 times NaN in its '
+            'derivative is NaN.'
+        )
     return Diagnosis(
         f'{keys}{who} is not finite to begin with',
         Advice(
@@ -237,7 +251,7 @@ def of_likely_inputs(evidence: Evidence) -> Diagnosis:
             f'{keys}{who} is not finite in the rejected batches: look there '
             'first, unless the model masks such numbers on purpose. '
             'mmnanguard.InputGuardHook names the samples, and '
-            'mmnanguard.AutopsyHook tells whether they are the cause.',
+            'mmnanguard.AutopsyHook tells whether they are the cause.' + late,
         ),
     )
 

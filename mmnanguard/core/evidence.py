@@ -121,6 +121,9 @@ class Evidence:
     def samples(self) -> Tuple[str, ...]:
         """Return the samples at fault."""
         names: List[str] = []
+        # The loss leaves their bad elements out, if too late.
+        if self.finding is not None and self.finding.is_left_out:
+            return ()
         # An operation that went bad by itself clears the inputs, which may
         # hold NaN that the model masks on purpose.
         if self.is_of_inputs or self.finding is None:

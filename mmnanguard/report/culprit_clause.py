@@ -87,7 +87,7 @@ def count_batches(
 
 def describe_module(autopsy: Autopsy) -> str:
     """Return the clause on the module that an autopsy found."""
-    if autopsy.phase == 'weight' or autopsy.is_kept:
+    if autopsy.phase in ('input', 'weight') or autopsy.is_kept:
         return autopsy.finding()
     effect = 'overflows'
     if autopsy.call():

@@ -108,6 +108,8 @@ class Summary:
         unguarded: The type of the wrapper of each optimizer that the last
             attempt does not guard, by name.
         bypasses: The warnings of the last attempt in capitals.
+        loaded: The checkpoint that the last attempt has loaded, or ''.
+        loaded_bad: A few tensors of it that are not finite, in words.
         log_nonfinite_since: The iteration since which the logged loss has not
             been finite, up to its end; None if it is finite there.
         log_rise: The rise of the loss, if it is higher at the end by far.
@@ -148,6 +150,8 @@ class Summary:
     is_alive: Optional[bool] = None
     unguarded: Dict[str, str] = field(default_factory=dict)
     bypasses: Tuple[BypassRow, ...] = ()
+    loaded: str = ''
+    loaded_bad: Tuple[str, ...] = ()
     log_nonfinite_since: Optional[int] = None
     log_rise: Optional[Rise] = None
     launch: Launch = field(default_factory=Launch)

@@ -127,7 +127,7 @@ RECORDS_OF_KIND = {
 # the keys of 'update' are pinned with the public surface.
 KEYS = {
     'start': 'run attempt iter max_iters versions guards unguarded launcher '
-    'ranks ranks_per_node lr_factor process',
+    'ranks ranks_per_node lr_factor process loaded loaded_bad',
     'autopsy': 'id phase module module_type method op source dtype '
     'input_absmax output_absmax dtype_max batch_rows samples rank repeats '
     'exact fp32_is_finite remedy outputs is_pole operands '
@@ -140,7 +140,7 @@ KEYS = {
     'checkpoint',
     'bypass': 'iter optimizer is_guarded message',
     'halt': 'id iter story',
-    'end': 'how iter error first_losses last_losses',
+    'end': 'how iter error first_losses last_losses bad_params bad_inputs',
 }
 
 

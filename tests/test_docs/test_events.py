@@ -52,7 +52,7 @@ def rows():
     first_rows['bypass'] = BypassRow(9, 'default', False, 'THESE').to_row()
     losses = dict(default=1.0)
     end = EndRow('crashed', 61, 'RuntimeError: ...', losses, losses)
-    first_rows['end'] = end.to_row()
+    first_rows['end'] = read(json.dumps(end.to_row()))
     return first_rows
 
 
