@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, Optional, Sequence, Tuple
 
-from mmnanguard.core import Cause, GuardEvent, GuardState
+from mmnanguard.core import GuardEvent, GuardState
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.rules.recent_commits import Growth, find_growth
 from mmnanguard.core.step_advice import bad_at_any_rate, maximized
@@ -35,15 +35,15 @@ class RateEvidence(NamedTuple):
             state: The state of the guard before the rollback.
         """
         growth = find_growth(state.recent_commits, event.loss, event.grad_norm)
-        is_gradual = CAUSES[event.cause].is_gradual
+        facts = CAUSES[event.cause]
+        is_gradual = facts.is_gradual
         # A lower rate helps against too much decay, so that is left out.
         uphill = bad_at_any_rate(event.step)
         # A loss may rise on purpose, as long as it does not explode.
         if growth or is_gradual:
             uphill += maximized(event.step)
         # Norms that overflow from the start are not due to any step.
-        is_norm = event.cause is Cause.NORM_OVERFLOW
-        has_overflown = is_norm and bool(state.recent_commits)
+        has_overflown = facts.is_explosion and bool(state.recent_commits)
         return cls(growth, is_gradual, has_overflown, uphill)
 
     def __bool__(self) -> bool:
