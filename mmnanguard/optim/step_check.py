@@ -20,7 +20,7 @@ from mmnanguard.numerics.update.agree import ranks_that
 from mmnanguard.numerics.update.blame import MAX_BLAMED, TensorNames, describe
 
 from .guard import Guard
-from .step_settings import DTYPE
+from .step_settings import DTYPE, bad_numbers
 
 __all__ = ['StepTrial', 'begin_trial', 'end_trial']
 
@@ -61,6 +61,7 @@ class StepTrial:
             self._params += group['params']
         self._weights = list(map(keep_tensor, self._params))
         self._copy = OptimizerCopy(optimizer)
+        self._bad_numbers = bad_numbers(optimizer)
         # What was not finite before is not the fault of this step.
         self._keys: List[Tuple[int, str]] = []
         self._extremes: List[Tensor] = []
@@ -114,6 +115,11 @@ class StepTrial:
             if not is_design(kept.values, is_new):
                 bad.append(kept)
         return bad
+
+    def made_settings(self) -> List[str]:
+        """Return the settings that the step has made non-finite, in words."""
+        now = bad_numbers(self._optimizer)
+        return [words for words in now if words not in self._bad_numbers]
 
     def undo(self) -> None:
         """Make weights and optimizer as they were, bit for bit."""
@@ -176,20 +182,30 @@ def end_trial(
             for kept in trial.bad_before
             if kept.key and not is_design(kept.values, is_new=True)
         ],
-        'zero_gradients': [
-            name_of(kept, names) for kept in bad if has_zeros(kept)
-        ],
+        'made_settings': trial.made_settings(),
+        'zero_gradients': [name_of(kept, names) for kept in explained(bad)],
     }
     trial.undo()
     return ranks, described, evidence
 
 
-def has_zeros(kept: Kept) -> bool:
-    """Whether the gradient of a weight has elements of 0. Syncs."""
-    grad = kept.param.grad
-    if kept.key or grad is None or grad.layout is not torch.strided:
-        return False
-    return bool((local(grad) == 0).any())
+def explained(bad: List[Kept]) -> List[Kept]:
+    """Return the weights that gradients of 0 explain; syncs.
+
+    They explain none if a weight went bad whose gradient has no zeros.
+
+    Args:
+        bad: What a step has made non-finite.
+    """
+    weights = []
+    for kept in bad:
+        grad = kept.param.grad
+        if kept.key or grad is None or grad.layout is not torch.strided:
+            continue
+        if not (local(grad) == 0).any():
+            return []
+        weights.append(kept)
+    return weights
 
 
 def identity(kept: Kept) -> Tuple[int, str]:

@@ -237,7 +237,7 @@ def test_an_explosion_names_the_learning_rate(tmp_path, keys, hooks):
     for text in (first, verdict.sentence):
         assert 'the run exploded before it: loss ' in text
         assert f'at a learning rate of {lr:.3g}' in text
-    assert 'Lower the learning rate, lengthen warm-up, or set' in advice
+    assert 'Lower the learning rate or lengthen warm-up, and set' in advice
     assert 'clip_grad=dict(max_norm=' in advice
     assert 'no clipping can help' not in story
     assert verdict.steps[0].text.startswith('lower the learning rate')

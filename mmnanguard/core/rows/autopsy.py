@@ -7,6 +7,7 @@ from typing import ClassVar, Mapping, Optional, Tuple
 
 from mmnanguard._support.escape import escape
 
+from ..undefined_operations import known_fault
 from .json_numbers import JsonObject
 from .phrases import and_more
 from .row_record import RowRecord
@@ -24,6 +25,7 @@ CURES: Mapping[str, str] = MappingProxyType(
     }
 )
 
+LOG_SUMS = ('.logsumexp', '.logaddexp', '.logcumsumexp')
 DIVISIONS = ('.div', '.div_', '.reciprocal', '.reciprocal_')
 
 
@@ -39,7 +41,9 @@ class Autopsy(RowRecord):
             numbers; '' is the model itself.
         module_type: Class of the module.
         method: Method of the module that ran; many heads run ``loss``.
-        op: The operation, such as ``aten.convolution``.
+        op: The operation, such as ``aten.convolution``. In the phase 'input',
+            the operation of the backward pass that made NaN or Inf of a bad
+            input although the loss is finite; '' if the loss is not.
         source: The innermost source line outside of PyTorch that ran the
             operation.
         dtype: The dtype of the operation's output.
@@ -125,6 +129,16 @@ class Autopsy(RowRecord):
         is_half = self.dtype in ('float16', 'bfloat16')
         is_finite = self.tried.get('fp32', self.fp32_is_finite)
         return is_half and bool(self.is_pole and is_finite)
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether the loss leaves out what only its derivative meets.
+
+        Bad elements of the inputs, or a mask of Inf that the model makes.
+        """
+        if self.phase == 'input':
+            return bool(self.op)
+        return self.phase == 'backward' and bool(self.mask)
 
     @property
     def is_kept(self) -> bool:
@@ -255,7 +269,9 @@ class Autopsy(RowRecord):
 
     @property
     def is_all_masked(self) -> bool:
-        """Whether a derivative subtracted -inf from -inf."""
+        """Whether a logsumexp, or its derivative, got nothing but -inf."""
+        if self.mask:
+            return self.op.endswith(LOG_SUMS) and not self.derivative
         is_inf = bool(self.operands) and not any(
             map(math.isfinite, self.operands)
         )
@@ -283,7 +299,13 @@ class Autopsy(RowRecord):
         keys = ''
         if self.keys:
             keys = f' in {", ".join(map(repr, self.keys))}'
-        return f'{who} is not finite to begin with{keys}'
+        finding = f'{who} is not finite to begin with{keys}'
+        if self.op:
+            finding += (
+                '; the loss is finite all the same, but the derivative of '
+                f'{self.derivative} at {self.source} is not'
+            )
+        return finding
 
     def pole(self) -> str:
         """Describe an operation that no dtype can make finite."""
@@ -291,14 +313,17 @@ class Autopsy(RowRecord):
         if self.operands:
             numbers = ', '.join(map(in_words, self.operands))
             call = f'{self.op.split(".")[-1]}({numbers})'
+        if self.is_all_masked:
+            return 'got nothing but -inf'
         if self.mask and not self.is_pole:
             return 'writes Inf or NaN as a mask, which reaches the loss,'
         if self.mask:
             return f'meets a mask of Inf ({self.mask}) at {call}'
-        if self.is_all_masked:
-            return 'got nothing but -inf'
         if not all(map(math.isfinite, self.operands)):
             return f'got a Python number that is not finite, {call},'
+        known = known_fault(self.op)
+        if known is not None and self.phase != 'backward':
+            return known.reason.partition(':')[0]
         # 0/0 is a pole as well; log(-1) and a softmax of -inf alone are not.
         if math.isnan(self.output_absmax) and 0.0 not in self.operands:
             return f'is not defined at {call}'

@@ -23,6 +23,7 @@ __all__ = ['GuardState']
 # finite gradients, such updates are committed.
 COMMITS_TO_FORGET = 10
 MOST_REMEMBERED = 12  # twice MOST_HARMLESS
+NUM_FIRST = 4  # losses of a run's first commits
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class GuardState:
         scale_trial: What lowering the loss scale has shown.
         harmless_skips: Number of updates that did no harm although their
             loss or input was not finite, less one for each ten commits.
+        first_losses: The finite losses among the run's first four commits.
     """
 
     # Names and types are in checkpoints (test_written_by_0_1.py).
@@ -86,6 +88,7 @@ class GuardState:
     recent_commits: Tuple[Commit, ...] = ()
     scale_trial: ScaleTrial = field(default_factory=ScaleTrial)
     harmless_skips: int = 0
+    first_losses: Tuple[float, ...] = ()
 
     def after(
         self,
@@ -147,6 +150,9 @@ class GuardState:
             recent_losses = self._with('loss', recent_losses, seen.loss, spike)
         if loss_level.window > 0 and seen.loss_is_finite:
             loss_level = loss_level.after(seen.loss)
+        first_losses = self.first_losses
+        if self.num_steps < NUM_FIRST and seen.loss_is_finite:
+            first_losses += (seen.loss,)
         recent_skips = self.recent_skips
         if left_out is None or not verdict.cause.is_routine:
             is_skip = left_out is not None and verdict.counts
@@ -180,6 +186,7 @@ class GuardState:
             lr_return=verdict.lr_return,
             recent_commits=commits,
             harmless_skips=self._harmless_skips_after(seen.loss_is_finite),
+            first_losses=first_losses,
         )
 
     def _harmless_skips_after(self, loss_is_finite: bool) -> int:
@@ -313,6 +320,9 @@ class GuardState:
                 past = tuple(map(float, known.get(name, ())))[-spike_window:]
             known[name] = past
         known['spike_window'] = spike_window
+        known['first_losses'] = tuple(
+            map(float, known.get('first_losses', ()))
+        )
         known['loss_level'] = LossLevel.from_dict(
             known.get('loss_level', {}), loss_window
         )

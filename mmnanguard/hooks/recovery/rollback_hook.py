@@ -30,6 +30,7 @@ from .earlier_state import present_state, restore_together
 from .kept_state import kept_state
 from .kept_states import BAD_FROM_THE_START, CANNOT_RESTORE, KeptStates
 from .lower_rate import RateEvidence, lowered
+from .put_back import put_back
 from .rising_losses import RisingLosses
 
 __all__ = ['RollbackHook']
@@ -156,6 +157,11 @@ class RollbackHook(GuardListener):
         guards = find_guards(runner)
         # A rollback changes the state of all optimizers, so all must allow it.
         if not guards or not all(map(rolls_back, guards.values())):
+            return
+        if all(map(is_at_rest, guards.values())) and put_back(
+            runner, audit, self._states.peek(audit.iter + 1)
+        ):
+            audit.is_handled = True
             return
         # An audit blames no optimizer, but a rollback is counted by one.
         event = audit.to_event().replace(optimizer=next(iter(guards)))
