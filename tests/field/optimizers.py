@@ -5,7 +5,7 @@ from mmengine.registry import OPTIMIZERS
 from torch import nn
 from torch.nn import functional as F
 
-from .tasks import Classify
+from .tasks import Classify, Regress
 
 INNOCENT = (
     'outside any guarded update',
@@ -202,3 +202,67 @@ class AnnealedOverNoSteps(Classify):
     culprit = 'AnnealedDecay'
     says = ('look where AnnealedDecay computes factor=nan',)
     never_says = (*INNOCENT, 'exactly 0', 'add an epsilon')
+
+
+@OPTIMIZERS.register_module()
+class UnitSteps(OwnOptimizer):
+    """Each step is as long as the learning rate."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, dict(lr=lr))
+
+    def update(self, param, state, group):
+        param.sub_(param.grad / param.grad.norm(), alpha=group['lr'])
+
+
+class UnitStepOfNothing(Classify):
+    """An optimizer divides by the norm of a gradient that is 0 in one batch.
+
+    All labels of that batch are masked.
+    """
+
+    source = 'microsoft/dion#24'
+    optimizer = dict(type='UnitSteps', lr=5e-2)
+    causes = ('step_nonfinite',)
+    culprit = 'UnitSteps'
+    says = ('exactly 0', 'was undone')
+    never_says = INNOCENT
+
+    def sample(self, index, generator):
+        sample = super().sample(index, generator)
+        sample['weight'] = torch.tensor(float(self.is_good(index)))
+        return sample
+
+    def is_good(self, index):
+        return not 48 <= index < 52
+
+    def loss(self, net, batch):
+        losses = F.cross_entropy(
+            net(batch.inputs), batch.label, reduction='none'
+        )
+        return (losses * batch.weight).sum() / (batch.weight.sum() + 1e-6)
+
+
+class RootOfRounding(Regress):
+    """Centered RMSprop takes the root of a variance that rounds below 0.
+
+    The gradients of some weights are constant.
+    """
+
+    source = 'CanReader/FastNN#12'
+    iters = 200
+    must_train = False
+    optimizer = dict(type='RMSprop', lr=1e-3, alpha=0.9, centered=True)
+    causes = ('step_nonfinite',)
+    culprit = 'RMSprop'
+    says = ('centered=False', 'was undone')
+    never_says = ('lower the learning rate', 'leave out sample')
+
+    def network(self):
+        net = super().network()
+        net.offsets = nn.Parameter(torch.zeros(64))
+        return net
+
+    def loss(self, net, batch):
+        slopes = torch.linspace(0.001, 0.03, 64)
+        return super().loss(net, batch) + (slopes * net.offsets).sum()
