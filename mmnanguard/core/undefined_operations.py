@@ -46,6 +46,12 @@ SAFE_OPS: Mapping[str, str] = MappingProxyType(
         'pow': 'safe_sqrt',
         'norm': 'safe_norm',
         'linalg_vector_norm': 'safe_norm',
+        # These have a pole in their derivative only.
+        'xlogy': 'safe_log',
+        'special_xlogy': 'safe_log',
+        'special_entr': 'safe_log',
+        'cdist': 'safe_norm',
+        'dist': 'safe_norm',
     }
 )
 BOUNDED = ('acos', 'asin', 'atanh')
@@ -121,6 +127,11 @@ NOT_DEFINED: Mapping[str, Undefined] = MappingProxyType(
         'huber_loss': TOO_FEW,
         'mse_loss': TOO_FEW,
         'smooth_l1_loss': TOO_FEW,
+        '_weight_norm_interface': Undefined(
+            'initialize the weight with other numbers than 0',
+            'divides by the norm of a row of the weight, which is 0',
+            'Initialize it with other numbers: rows of 0 have no direction',
+        ),
         '_softmax': ALL_MASKED,
         '_log_softmax': ALL_MASKED,
         '_ctc_loss': NO_PATH,
