@@ -210,9 +210,11 @@ def cure_at_pole(finding: Autopsy) -> str:
     is_at_end = name in BOUNDED and finding.operands[:1] in ((1.0,), (-1.0,))
     if finding.derivative in BOUNDED or is_at_end:
         return 'Clamp its input to [-1 + 1e-6, 1 - 1e-6]'
+    if finding.derivative == 'acosh':
+        return 'Clamp its input to 1 + 1e-6 or more'
     safe = SAFE_OPS.get(name, '')
     if finding.phase == 'backward':
-        safe = SAFE_OPS.get(finding.derivative, 'safe_sqrt or safe_norm')
+        safe = SAFE_OPS.get(finding.derivative, '')
     # x ** -6 is a division.
     elif name == 'pow' and finding.operands[-1:] < (0.0,):
         safe = 'safe_divide'
