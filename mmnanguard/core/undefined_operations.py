@@ -149,7 +149,7 @@ NOT_DEFINED: Mapping[str, Undefined] = MappingProxyType(
         # PyTorch fills in NaN for it, see ModuleProbe.
         'logdet': Undefined(
             'keep the determinant positive',
-            'got a matrix whose determinant is negative, which has no log',
+            'got a matrix whose determinant is negative: it has no log',
             'Use torch.linalg.slogdet(matrix)[1], the log of its absolute '
             'value, or start and stay with a positive one, such as by '
             'triangular factors with exp on the diagonal',
@@ -169,7 +169,7 @@ MATRICES: Mapping[str, Undefined] = MappingProxyType(
     {
         '_linalg_slogdet': Undefined(
             'keep the determinant away from 0',
-            'got a matrix whose determinant is 0, so that its log is -Inf',
+            'got a matrix whose determinant is 0: its log is -Inf',
             'Add a small number to the diagonal (matrix + 1e-6 * '
             'torch.eye(n)), or use triangular factors with exp on the '
             'diagonal',
