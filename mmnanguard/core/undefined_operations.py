@@ -110,6 +110,18 @@ NO_PATH = Undefined(
     'Leave such samples out, make their inputs longer (less downsampling), '
     'or set zero_infinity=True',
 )
+BELOW_0 = Undefined(
+    'look at the running variance',
+    'takes the root of a variance plus eps that is 0 or less: the running '
+    'variance is negative, or it is 0 without an eps',
+    'Look where the running variance was written, such as the file that it '
+    'was loaded from, and set an eps above 0',
+)
+NO_EPS = Undefined(
+    'set an eps above 0',
+    'divides by the root of a variance and an eps that are both 0',
+    'Set an eps above 0: elements that are all alike have no variance',
+)
 # By operation that gives NaN or Inf of finite numbers or masks.
 NOT_DEFINED: Mapping[str, Undefined] = MappingProxyType(
     {
@@ -130,6 +142,15 @@ NOT_DEFINED: Mapping[str, Undefined] = MappingProxyType(
         '_log_softmax': ALL_MASKED,
         '_ctc_loss': NO_PATH,
         '_cudnn_ctc_loss': NO_PATH,
+        'native_batch_norm': BELOW_0,
+        '_native_batch_norm_legit': BELOW_0,
+        '_native_batch_norm_legit_no_training': BELOW_0,
+        '_batch_norm_no_update': BELOW_0,
+        '_batch_norm_with_update': BELOW_0,
+        'cudnn_batch_norm': BELOW_0,
+        'miopen_batch_norm': BELOW_0,
+        'native_layer_norm': NO_EPS,
+        'native_group_norm': NO_EPS,
         # PyTorch fills in NaN for it, see ModuleProbe.
         'logdet': Undefined(
             'keep the determinant positive',
