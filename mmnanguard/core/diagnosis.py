@@ -156,7 +156,7 @@ def first_diagnosis(evidence: Evidence) -> Diagnosis:
     if masked:
         return of_masked(masked)
     if finding is not None and finding.is_left_out:
-        return of_operation(finding)
+        return of_operation(finding, evidence)
     if evidence.is_of_most_samples:
         return of_all_inputs(evidence)
     if evidence.is_of_random_samples:
@@ -172,7 +172,7 @@ def first_diagnosis(evidence: Evidence) -> Diagnosis:
             return of_samples(finding, samples)
         is_explained = finding.is_certain or cure_of(finding)
         if growth is None or is_explained:
-            return with_suspects(of_operation(finding), evidence)
+            return with_suspects(of_operation(finding, evidence), evidence)
     if samples:
         return of_inputs(evidence, samples)
     if evidence.bad_keys():
@@ -307,9 +307,21 @@ def who_of(samples: Sequence[str]) -> str:
     return f"sample '{samples[0]}'{and_more(len(samples) - 1)}"
 
 
-def of_operation(finding: Autopsy) -> Diagnosis:
+def of_operation(finding: Autopsy, evidence: Evidence) -> Diagnosis:
     """Return the diagnosis of an operation that an autopsy found."""
-    return Diagnosis(finding.finding(), advise_on(finding), operation=finding)
+    advice = advise_on(finding)
+    is_early = bool(evidence.events) and evidence.events[0].iter == 1
+    if finding.is_kept and finding.keys and is_early:
+        names = ', '.join(map(repr, finding.keys))
+        advice = Advice(
+            f'look where {names} is set',
+            f'{names} was not finite in the first iteration already: look at '
+            'the code that sets it, such as a division by the frequency of a '
+            'class that is absent. If a batch has spoiled it, make it a '
+            'buffer (register_buffer): a rejected update puts parameters and '
+            'buffers back, but no plain attributes.',
+        )
+    return Diagnosis(finding.finding(), advice, operation=finding)
 
 
 def with_suspects(diagnosis: Diagnosis, evidence: Evidence) -> Diagnosis:

@@ -39,11 +39,16 @@ SAFE_OPS: Mapping[str, str] = MappingProxyType(
         'log': 'safe_log',
         'log2': 'safe_log',
         'log10': 'safe_log',
+        'xlogy': 'safe_log',
+        'special_entr': 'safe_log',
         'div': 'safe_divide',
         'reciprocal': 'safe_divide',
         'sqrt': 'safe_sqrt',
         'rsqrt': 'safe_sqrt',
         'pow': 'safe_sqrt',
+        'std': 'safe_sqrt',
+        'cdist': 'safe_norm',
+        'dist': 'safe_norm',
         'norm': 'safe_norm',
         'linalg_vector_norm': 'safe_norm',
     }
@@ -105,6 +110,18 @@ NO_PATH = Undefined(
     'Leave such samples out, make their inputs longer (less downsampling), '
     'or set zero_infinity=True',
 )
+BELOW_0 = Undefined(
+    'look at the running variance',
+    'takes the root of a variance plus eps that is 0 or less: the running '
+    'variance is negative, or it is 0 without an eps',
+    'Look where the running variance was written, such as the file that it '
+    'was loaded from, and set an eps above 0',
+)
+NO_EPS = Undefined(
+    'set an eps above 0',
+    'divides by the root of a variance and an eps that are both 0',
+    'Set an eps above 0: elements that are all alike have no variance',
+)
 # By operation that gives NaN or Inf of finite numbers or masks.
 NOT_DEFINED: Mapping[str, Undefined] = MappingProxyType(
     {
@@ -121,10 +138,24 @@ NOT_DEFINED: Mapping[str, Undefined] = MappingProxyType(
         'huber_loss': TOO_FEW,
         'mse_loss': TOO_FEW,
         'smooth_l1_loss': TOO_FEW,
+        '_weight_norm_interface': Undefined(
+            'initialize the weight with other numbers than 0',
+            'divides by the norm of a row of the weight, which is 0',
+            'Initialize it with other numbers: rows of 0 have no direction',
+        ),
         '_softmax': ALL_MASKED,
         '_log_softmax': ALL_MASKED,
         '_ctc_loss': NO_PATH,
         '_cudnn_ctc_loss': NO_PATH,
+        'native_batch_norm': BELOW_0,
+        '_native_batch_norm_legit': BELOW_0,
+        '_native_batch_norm_legit_no_training': BELOW_0,
+        '_batch_norm_no_update': BELOW_0,
+        '_batch_norm_with_update': BELOW_0,
+        'cudnn_batch_norm': BELOW_0,
+        'miopen_batch_norm': BELOW_0,
+        'native_layer_norm': NO_EPS,
+        'native_group_norm': NO_EPS,
         # PyTorch fills in NaN for it, see ModuleProbe.
         'logdet': Undefined(
             'keep the determinant positive',

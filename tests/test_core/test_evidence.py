@@ -5,6 +5,7 @@ import pytest
 from mmnanguard.core import Action, Autopsy, Cause, GuardEvent
 from mmnanguard.core.diagnosis import diagnose
 from mmnanguard.core.evidence import Evidence
+from mmnanguard.core.operation_advice import advise_on
 from mmnanguard.core.rows.guard_event import PAST_GUARD
 from mmnanguard.core.rows.input_row import InputRow
 
@@ -98,3 +99,28 @@ def test_a_step_past_the_guard_is_named_where_weights_are_bad():
     assert 'update_params' in diagnosis.advice.long
     plain = diagnose(Evidence(cause.value, [event(1, cause)]))
     assert 'update_params' not in plain.advice.long
+
+
+@pytest.mark.parametrize(('iter_', 'is_buffer'), [(1, False), (9, True)])
+def test_an_attribute_that_is_bad_in_the_first_iteration(iter_, is_buffer):
+    """Class weights of 1/0 come from no batch."""
+    kept = Autopsy(
+        phase='loss', input_absmax=0.0, keys=('net.weight',), repeats=True
+    )
+    diagnosis = diagnose(Evidence(CAUSE.value, [event(iter_)], [kept]))
+    assert ('a buffer' in diagnosis.advice.short) is is_buffer
+    assert ('is set' in diagnosis.advice.short) is not is_buffer
+
+
+@pytest.mark.parametrize(
+    ('op', 'words'),
+    [
+        ('native_batch_norm', 'running variance is negative'),
+        ('native_layer_norm', 'Set an eps above 0'),
+    ],
+)
+def test_a_normalization_without_a_variance(op, words):
+    finding = log_of_0().replace(op=f'aten.{op}', operands=(), dtype='float32')
+    advice = advise_on(finding)
+    assert words in advice.long
+    assert 'clamp' not in advice.long.lower()
