@@ -162,7 +162,7 @@ class GuardState:
         if loss_level.window > 0 and seen.loss_is_finite:
             loss_level = loss_level.after(seen.loss)
         first_losses = self.first_losses
-        if self.num_steps < NUM_FIRST and seen.loss_is_finite:
+        if self.num_steps < NUM_FIRST and math.isfinite(seen.loss):
             first_losses += (seen.loss,)
         recent_skips = self.recent_skips
         if left_out is None or not verdict.cause.is_routine:
