@@ -739,7 +739,7 @@ class BadShard(Hook):
 
 
 def test_no_rollback_for_batches_that_fail_with_any_weights(tmp_path):
-    """What was learnt before a bad shard is kept."""
+    """The run keeps what it has learnt before a bad shard."""
     shard = BadShard(range(7, 11))
     runner = train(tmp_path, (), custom=[shard])
     states = runner.remembered.states
