@@ -113,6 +113,8 @@ class CauseFacts:
         harms_by_gradient: Whether the fault can do harm only through bad
             gradients. A rejected update whose gradients are finite then
             counts toward no limit: MMEngine would have trained on.
+        is_explosion: Whether finite numbers grew too large. After commits,
+            the learning rate is the suspect.
     """
 
     line: str
@@ -133,6 +135,7 @@ class CauseFacts:
     is_of_step: bool = False
     was_committed: bool = False
     harms_by_gradient: bool = False
+    is_explosion: bool = False
 
     def advice_for(self, has_scale: bool) -> Advice:
         """Return the advice for a run with or without a loss scale."""
@@ -297,6 +300,7 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             is_replayable=False,
             # The norm is computed while gradients still carry the scale.
             is_scaled=True,
+            is_explosion=True,
         ),
         Cause.STEP_NONFINITE: CauseFacts(
             line="the optimizer's step {step_fault} ({stepper})",

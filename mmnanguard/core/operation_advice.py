@@ -93,9 +93,9 @@ def left_out_of(finding: Autopsy) -> Optional[Advice]:
     keys = ', '.join(map(repr, finding.keys)) or 'the batch'
     where = finding.source or finding.module_type
     return Advice(
-        f'leave NaN of {keys} out before {where} computes with it',
-        f'The loss is finite although {keys} is not, but the derivative of '
-        f'{finding.derivative} at {where} is not, for 0 times NaN or Inf is '
+        f'leave NaN or Inf of {keys} out before {where} computes with it',
+        f'The loss is finite without NaN or Inf of {keys}, but the derivative '
+        f'of {finding.derivative} at {where} is not: 0 times NaN or Inf is '
         'NaN. Leave such elements out before that line, as in '
         'output[valid] - target[valid], or put a finite number in their place '
         'before it (torch.where(valid, target, 0.0)) and leave them out of '

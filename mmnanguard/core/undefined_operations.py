@@ -105,6 +105,18 @@ NO_PATH = Undefined(
     'Leave such samples out, make their inputs longer (less downsampling), '
     'or set zero_infinity=True',
 )
+BELOW_0 = Undefined(
+    'look at the running variance',
+    'takes the root of a variance plus eps that is 0 or less: the running '
+    'variance is negative, or it is 0 without an eps',
+    'Look where the running variance was written, such as the file that it '
+    'was loaded from, and set an eps above 0',
+)
+NO_EPS = Undefined(
+    'set an eps above 0',
+    'divides by the root of a variance and an eps that are both 0',
+    'Set an eps above 0: elements that are all alike have no variance',
+)
 # By operation that gives NaN or Inf of finite numbers or masks.
 NOT_DEFINED: Mapping[str, Undefined] = MappingProxyType(
     {
@@ -125,10 +137,19 @@ NOT_DEFINED: Mapping[str, Undefined] = MappingProxyType(
         '_log_softmax': ALL_MASKED,
         '_ctc_loss': NO_PATH,
         '_cudnn_ctc_loss': NO_PATH,
+        'native_batch_norm': BELOW_0,
+        '_native_batch_norm_legit': BELOW_0,
+        '_native_batch_norm_legit_no_training': BELOW_0,
+        '_batch_norm_no_update': BELOW_0,
+        '_batch_norm_with_update': BELOW_0,
+        'cudnn_batch_norm': BELOW_0,
+        'miopen_batch_norm': BELOW_0,
+        'native_layer_norm': NO_EPS,
+        'native_group_norm': NO_EPS,
         # PyTorch fills in NaN for it, see ModuleProbe.
         'logdet': Undefined(
             'keep the determinant positive',
-            'got a matrix whose determinant is negative, which has no log',
+            'got a matrix whose determinant is negative: it has no log',
             'Use torch.linalg.slogdet(matrix)[1], the log of its absolute '
             'value, or start and stay with a positive one, such as by '
             'triangular factors with exp on the diagonal',
@@ -148,7 +169,7 @@ MATRICES: Mapping[str, Undefined] = MappingProxyType(
     {
         '_linalg_slogdet': Undefined(
             'keep the determinant away from 0',
-            'got a matrix whose determinant is 0, so that its log is -Inf',
+            'got a matrix whose determinant is 0: its log is -Inf',
             'Add a small number to the diagonal (matrix + 1e-6 * '
             'torch.eye(n)), or use triangular factors with exp on the '
             'diagonal',

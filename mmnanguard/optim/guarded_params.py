@@ -19,6 +19,7 @@ from weakref import WeakSet
 import torch
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 
 from mmnanguard.core.step_advice import uphill_settings
@@ -350,7 +351,8 @@ def are_plain(grads: List[Tensor]) -> bool:
 
 def is_part(param: Tensor) -> bool:
     """Whether this rank may hold only a part of the parameter."""
-    return (
+    # A lazy parameter has no size before the first forward pass.
+    return not is_lazy(param) and (
         hasattr(param, 'to_local')
         or hasattr(param, '_fsdp_flattened')
         or param.numel() == 0

@@ -158,7 +158,7 @@ class TargetsLeftOutLate(Regress):
     causes = ('grad_nonfinite',)
     culprit = r'derivative of pow at science\.py'
     says = ('0 times NaN',)
-    says_in_full = (r"leave NaN of 'data_samples\.target' out before",)
+    says_in_full = (r"leave NaN or Inf of 'data_samples\.target' out before",)
     never_says = (
         'lower the learning rate',
         'leave out sample',
@@ -320,3 +320,37 @@ class SumOverTokens(Classify):
 
     def loss(self, net, batch):
         return 3000 * F.cross_entropy(net(batch.inputs), batch.label)
+
+
+class LongIntegration(Regress):
+    """A linear neural ODE becomes unstable as its weights grow.
+
+    Runge-Kutta's fourth order over 30 units of time: losses are small up to
+    the step after which each gradient norm overflows.
+    """
+
+    source = 'cfinlay/ffjord-rnode#3'
+    iters = 80
+    optimizer = dict(type='Adam', lr=0.3)
+    must_train = False
+    must_reach = 20
+    causes = ('norm_overflow',)
+    says = ('learning rate',)
+    says_in_full = ('learning rate x 0.1',)
+    never_says = ('leave out sample',)
+
+    def network(self):
+        net = nn.Linear(8, 8)
+        nn.init.normal_(net.weight, std=0.01)
+        return net
+
+    def loss(self, net, batch):
+        state, step = batch.inputs, 0.5
+        for _ in range(60):
+            first = net(state)
+            second = net(state + step / 2 * first)
+            third = net(state + step / 2 * second)
+            fourth = net(state + step * third)
+            mean = (first + 2 * second + 2 * third + fourth) / 6
+            state = state + step * mean
+        return F.mse_loss(state[:, :4], batch.target)

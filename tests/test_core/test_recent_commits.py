@@ -139,6 +139,18 @@ def test_a_run_that_went_on_had_not_exploded():
     assert find_growth(now_and_then(calm, 90, 16, 5, 1.0)) is None
 
 
+def test_norms_that_overflow_blame_the_rate():
+    event = GuardEvent(
+        iter=12, action=Action.ROLLBACK, cause=Cause.NORM_OVERFLOW
+    )
+    record = commits([3.0, 2.0, 3.0], [3.0, 2.0, 3.0])
+    evidence = RateEvidence.of(event, GuardState(recent_commits=tuple(record)))
+    assert evidence.blames_rate
+    assert 'until their norm overflowed' in evidence.words(100)
+    # No step has led to norms that overflow from the start.
+    assert not RateEvidence.of(event, GuardState())
+
+
 @pytest.mark.parametrize(
     ('norms', 'is_jump'),
     [

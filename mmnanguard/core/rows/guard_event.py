@@ -13,7 +13,13 @@ from .json_numbers import JsonObject, to_jsonable
 from .phrases import and_more, plural
 from .row_record import NewRow, RowRecord
 
-__all__ = ['INITIAL_ORIGIN', 'PRETRAINED', 'GuardEvent', 'stepper_in_words']
+__all__ = [
+    'INITIAL_ORIGIN',
+    'PAST_GUARD',
+    'PRETRAINED',
+    'GuardEvent',
+    'stepper_in_words',
+]
 
 # The keys that come first in a row, in this order.
 FIRST_KEYS = (
@@ -30,6 +36,7 @@ OUTCOMES = {
 }
 
 UNKNOWN_ORIGIN = 'which happened outside any guarded update'
+PAST_GUARD = 'was called past the guard'
 PRETRAINED = 'as the file of load_from already had it: '
 INITIAL_ORIGIN = (
     'as before the first update (never initialized, such as torch.empty, or '
