@@ -138,6 +138,11 @@ NOT_DEFINED: Mapping[str, Undefined] = MappingProxyType(
         'huber_loss': TOO_FEW,
         'mse_loss': TOO_FEW,
         'smooth_l1_loss': TOO_FEW,
+        '_weight_norm_interface': Undefined(
+            'initialize the weight with other numbers than 0',
+            'divides by the norm of a row of the weight, which is 0',
+            'Initialize it with other numbers: rows of 0 have no direction',
+        ),
         '_softmax': ALL_MASKED,
         '_log_softmax': ALL_MASKED,
         '_ctc_loss': NO_PATH,
