@@ -12,8 +12,10 @@ from .json_numbers import JsonObject
 from .phrases import and_more
 from .row_record import RowRecord
 
-__all__ = ['CURES', 'Autopsy']
+__all__ = ['CURES', 'GRADS', 'Autopsy']
 
+# Not a cure, but it shows whether gradients overflowed beside a bad loss.
+GRADS = 'lower_scale_grads'
 # The cures that a replay tries, in words.
 CURES: Mapping[str, str] = MappingProxyType(
     {
@@ -21,6 +23,7 @@ CURES: Mapping[str, str] = MappingProxyType(
         'fp32': 'float32',
         'bfloat16': 'bfloat16',
         'lower_scale': 'the lowest loss scale',
+        GRADS: 'gradients at the lowest loss scale',
         'without_samples': 'without these samples',
     }
 )
@@ -208,6 +211,9 @@ class Autopsy(RowRecord):
             tried.setdefault('fp32', self.fp32_is_finite)
         if self.remedy and self.module:
             tried.setdefault('module_fp32', True)
+        # That gradients are bad beside a bad loss is no news.
+        if not tried.get(GRADS, True):
+            del tried[GRADS]
         outcomes = []
         for cure, words in CURES.items():
             if cure in tried:
