@@ -177,6 +177,14 @@ def pole_of(finding: Autopsy) -> Optional[Advice]:
             f'The code at {where} passes a number to {finding.op} that is not '
             'finite, such as a weight of the loss: look where it comes from.',
         )
+    if finding.is_own_backward:
+        return Advice(
+            f'mend the backward pass at {where}',
+            f'The backward pass of an autograd.Function '
+            f'({finding.derivative}) computes {finding.op} at {where}, which '
+            f'{finding.pole()}: clamp what is computed there, or leave such '
+            'elements out.',
+        )
     name = finding.op.split('.')[-1].rstrip('_')
     operation, what = finding.op, f'{finding.op} at {where}'
     if finding.derivative:
@@ -210,14 +218,17 @@ def cure_at_pole(finding: Autopsy) -> str:
     is_at_end = name in BOUNDED and finding.operands[:1] in ((1.0,), (-1.0,))
     if finding.derivative in BOUNDED or is_at_end:
         return 'Clamp its input to [-1 + 1e-6, 1 - 1e-6]'
-    safe = SAFE_OPS.get(name, '')
-    if finding.phase == 'backward':
-        safe = SAFE_OPS.get(finding.derivative, 'safe_sqrt or safe_norm')
+    if finding.derivative == 'acosh':
+        return 'Clamp its input to 1 + 1e-6 or more'
+    safe = SAFE_OPS.get(finding.derivative or name)
     # x ** -6 is a division.
-    elif name == 'pow' and finding.operands[-1:] < (0.0,):
-        safe = 'safe_divide'
-    if not safe:
-        return 'Clamp its input, or leave such elements out'
+    if name == 'pow' and not finding.derivative:
+        safe = 'safe_divide' if finding.operands[-1:] < (0.0,) else safe
+    if safe is None:
+        return (
+            'Keep its input away from there: clamp it before, or replace such '
+            'elements by torch.where before the operation'
+        )
     cure = f'Add an epsilon, clamp, or use {safe} of mmnanguard.numerics'
     if safe == 'safe_log':
         cure += ', or compute in the log domain (log_softmax, logsigmoid)'

@@ -189,6 +189,10 @@ def test_a_ctc_loss_of_a_short_input():
         (lambda x: x.atanh().sum(), 'Clamp its input to [-1 + 1e-6'),
         (lambda x: (x - 1 - 1e-6).sqrt().sum(), 'may be rounding'),
         (lambda x: (x - 1).log().sum(), 'log_softmax'),
+        (lambda x: (x - 1).lgamma().sum(), 'Keep its input away'),
+        (lambda x: torch.xlogy(x - 1, x - 1).sum(), 'safe_log'),
+        (lambda x: x.acosh().sum(), '1 + 1e-6 or more'),
+        (lambda x: torch._weight_norm(x - 1, x[:, :1]).sum(), 'direction'),
         (lambda x: (x.half() - 1).log().sum(), 'compute this line in float32'),
         (lambda x: (x.half() * 300).square().sum(), '.float()'),
         (

@@ -12,8 +12,10 @@ from .json_numbers import JsonObject
 from .phrases import and_more
 from .row_record import RowRecord
 
-__all__ = ['CURES', 'Autopsy']
+__all__ = ['CURES', 'GRADS', 'Autopsy']
 
+# Not a cure, but it shows whether gradients overflowed beside a bad loss.
+GRADS = 'lower_scale_grads'
 # The cures that a replay tries, in words.
 CURES: Mapping[str, str] = MappingProxyType(
     {
@@ -21,6 +23,7 @@ CURES: Mapping[str, str] = MappingProxyType(
         'fp32': 'float32',
         'bfloat16': 'bfloat16',
         'lower_scale': 'the lowest loss scale',
+        GRADS: 'gradients at the lowest loss scale',
         'without_samples': 'without these samples',
     }
 )
@@ -79,7 +82,9 @@ class Autopsy(RowRecord):
             such as a mask of -inf, which then met the operation or the loss;
             '' if no mask is involved.
         derivative: In a backward pass, the operation of the forward pass
-            whose derivative the operation computes, such as 'sqrt'; else ''.
+            whose derivative the operation computes, such as 'sqrt', or the
+            node of an autograd.Function of Python, such as 'MixBackward';
+            else ''.
         huge_weight: A parameter that holds numbers above 1e6, if the
             operation got such numbers; else ''.
     """
@@ -139,6 +144,11 @@ class Autopsy(RowRecord):
         if self.phase == 'input':
             return bool(self.op)
         return self.phase == 'backward' and bool(self.mask)
+
+    @property
+    def is_own_backward(self) -> bool:
+        """Whether an autograd.Function of Python computed it in backward."""
+        return self.derivative.endswith('Backward')
 
     @property
     def is_kept(self) -> bool:
@@ -201,6 +211,9 @@ class Autopsy(RowRecord):
             tried.setdefault('fp32', self.fp32_is_finite)
         if self.remedy and self.module:
             tried.setdefault('module_fp32', True)
+        # That gradients are bad beside a bad loss is no news.
+        if not tried.get(GRADS, True):
+            del tried[GRADS]
         outcomes = []
         for cure, words in CURES.items():
             if cure in tried:
@@ -216,6 +229,8 @@ class Autopsy(RowRecord):
         # A division of 0 by 0 is in the derivative of a root.
         if self.is_pole and self.derivative:
             op = f'derivative of {self.derivative}'
+            if self.is_own_backward:
+                op = f'{self.op} in {self.derivative}'
         parts = filter(None, (self.module_type, op, self.source))
         # The root module has the name ''.
         name = f"'{self.module}'" if self.module else 'the model itself'

@@ -331,7 +331,8 @@ class GuardEvent(RowRecord):
     def _scale_words(self, loss_scale: Mapping[str, float]) -> str:
         before, after = loss_scale['before'], loss_scale['after']
         # The scale stays at its floor, and for causes that it cannot cure.
-        if before == after and self.scale_blamed:
+        is_plain = self.scale_blamed or not math.isfinite(self.loss)
+        if before == after and is_plain:
             return f'loss scale stays at {before:g}'
         if before == after:
             return (

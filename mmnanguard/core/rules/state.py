@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from ..causes import Cause
 from .divergence import LossLevel
-from .observation import Observation
+from .observation import Observation, ScaleReading
 from .recent_commits import (
     NUM_RECENT_COMMITS,
     Commit,
@@ -64,7 +64,8 @@ class GuardState:
             were observed.
         scale_trial: What lowering the loss scale has shown.
         harmless_skips: Number of updates that did no harm although their
-            loss or input was not finite, less one for each ten commits.
+            loss or input was not finite, and of those with a bad loss that
+            lowered the scale, less one for each ten commits.
         first_losses: The finite losses among the run's first four commits.
     """
 
@@ -110,7 +111,11 @@ class GuardState:
         trial, scale = self.scale_trial, seen.scale
         is_lowered = scale.home is not None and scale.value < scale.home
         # Nearly all updates are commits at the user's scale.
-        is_bad = verdict.cause is not Cause.NONE and verdict.cause.is_scaled
+        is_bad = (
+            verdict.cause is not Cause.NONE
+            and verdict.cause.is_scaled
+            and scale != ScaleReading()
+        )
         if trial.is_open or is_lowered or is_bad:
             trial = trial.after(
                 seen, verdict, proven_after, self.recent_commits
@@ -125,10 +130,14 @@ class GuardState:
         state = replace(state, total_skips=self.total_skips + 1)
         if not verdict.counts:
             return replace(state, harmless_skips=self.harmless_skips + 1)
+        harmless_skips = self.harmless_skips
+        if verdict.scale_move is ScaleMove.LOWER and not seen.loss_is_finite:
+            harmless_skips = min(harmless_skips + 1, MOST_REMEMBERED)
         return replace(
             state,
             consecutive_skips=self.consecutive_skips + 1,
             recent_skips=self.with_skip(True),
+            harmless_skips=harmless_skips,
         )
 
     def _committed(
@@ -141,7 +150,9 @@ class GuardState:
         # count: what fitted the larger scale fits it, too.
         if verdict.scale_move in (ScaleMove.GROW, ScaleMove.RETURN):
             num_commits = 0
-        elif left_out is None or not verdict.cause.is_scaled:
+        elif left_out is None or not (
+            verdict.counts and verdict.cause.is_scaled
+        ):
             # An update that had to leave out an overflow proves no scale.
             num_commits += 1
         loss_level, recent_losses = self.loss_level, self.recent_losses

@@ -265,6 +265,8 @@ class NanGuardHook(PatchingHook, EventSource):
                 self._loss_parts.warn_of_commit(runner, event)
             elif not event.counts:
                 warn_of_no_commit(runner, guard)
+            elif event.action is Action.SKIP:
+                self._loss_parts.warn_of_rate(runner, guard)
         # After the reports: an event names the samples of its window.
         if self._count('num_updates') != self._num_updates:
             self._num_updates = self._count('num_updates')
