@@ -177,6 +177,14 @@ def pole_of(finding: Autopsy) -> Optional[Advice]:
             f'The code at {where} passes a number to {finding.op} that is not '
             'finite, such as a weight of the loss: look where it comes from.',
         )
+    if finding.is_own_backward:
+        return Advice(
+            f'mend the backward pass at {where}',
+            f'The backward pass of an autograd.Function '
+            f'({finding.derivative}) computes {finding.op} at {where}, which '
+            f'{finding.pole()}: clamp what is computed there, or leave such '
+            'elements out.',
+        )
     name = finding.op.split('.')[-1].rstrip('_')
     operation, what = finding.op, f'{finding.op} at {where}'
     if finding.derivative:

@@ -124,3 +124,12 @@ def test_a_normalization_without_a_variance(op, words):
     advice = advise_on(finding)
     assert words in advice.long
     assert 'clamp' not in advice.long.lower()
+
+
+def test_an_own_backward_is_to_be_mended():
+    """No safe operation stands for it."""
+    finding = log_of_0(derivative='MixBackward').replace(phase='backward')
+    assert 'aten.log in MixBackward, head.py:1' in finding.finding()
+    advice = advise_on(finding)
+    assert advice.short == 'mend the backward pass at head.py:1'
+    assert 'safe_' not in advice.long

@@ -303,3 +303,24 @@ def test_a_replay_keeps_no_activations():
             del y
     gc.collect()
     assert all(ref.expired() for ref in big)
+
+
+class Mix(torch.autograd.Function):
+    """A function whose own backward divides by 1 - x, which may be 0."""
+
+    @staticmethod
+    def forward(ctx, inputs):
+        ctx.save_for_backward(inputs)
+        return inputs * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad / (1 - ctx.saved_tensors[0]) * 0
+
+
+def test_the_line_within_an_own_backward():
+    origin = probe(lambda net, x: Mix.apply(net.first(x) * 0 + 1))
+    assert (origin.phase, origin.op) == ('backward', 'aten.div')
+    assert origin.derivative == 'MixBackward'
+    line = Mix.backward.__code__.co_firstlineno + 2
+    assert origin.source == f'test_module_probe.py:{line}'

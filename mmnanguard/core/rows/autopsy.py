@@ -82,7 +82,9 @@ class Autopsy(RowRecord):
             such as a mask of -inf, which then met the operation or the loss;
             '' if no mask is involved.
         derivative: In a backward pass, the operation of the forward pass
-            whose derivative the operation computes, such as 'sqrt'; else ''.
+            whose derivative the operation computes, such as 'sqrt', or the
+            node of an autograd.Function of Python, such as 'MixBackward';
+            else ''.
         huge_weight: A parameter that holds numbers above 1e6, if the
             operation got such numbers; else ''.
     """
@@ -142,6 +144,11 @@ class Autopsy(RowRecord):
         if self.phase == 'input':
             return bool(self.op)
         return self.phase == 'backward' and bool(self.mask)
+
+    @property
+    def is_own_backward(self) -> bool:
+        """Whether an autograd.Function of Python computed it in backward."""
+        return self.derivative.endswith('Backward')
 
     @property
     def is_kept(self) -> bool:
@@ -222,6 +229,8 @@ class Autopsy(RowRecord):
         # A division of 0 by 0 is in the derivative of a root.
         if self.is_pole and self.derivative:
             op = f'derivative of {self.derivative}'
+            if self.is_own_backward:
+                op = f'{self.op} in {self.derivative}'
         parts = filter(None, (self.module_type, op, self.source))
         # The root module has the name ''.
         name = f"'{self.module}'" if self.module else 'the model itself'

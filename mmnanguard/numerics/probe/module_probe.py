@@ -31,7 +31,14 @@ from .element_facts import (
     nonfinite_mask,
 )
 from .origin import Origin
-from .place import SKIPPED, Place, forward_name, is_of_engine, method_of
+from .place import (
+    SKIPPED,
+    Place,
+    forward_name,
+    is_of_engine,
+    line_of_own_backward,
+    method_of,
+)
 from .plain_attributes import name_attributes
 from .pole import OperationCall, is_undefined, operands_of
 from .sample_tracker import Args, Kwargs, Operation, SampleTracker
@@ -315,7 +322,11 @@ class ModuleProbe(TorchDispatchMode):
         )
         if is_backward:
             known = self._forward.get(node._sequence_nr(), place)
-            place = ('backward', *known[1:5], forward_name(node.name()))
+            name, source = forward_name(node.name()), known[4]
+            line = line_of_own_backward(frame, node.name())
+            if line:
+                name, source = node.name(), line
+            place = ('backward', *known[1:4], source, name)
         if not is_backward or torch.is_grad_enabled():
             # Autograd made the node of the coming operation just before it.
             # An operation without a node (such as a step of a counter) gets

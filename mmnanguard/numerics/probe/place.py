@@ -3,12 +3,19 @@
 import re
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 from torch import nn
 
-__all__ = ['SKIPPED', 'Place', 'forward_name', 'is_of_engine', 'method_of']
+__all__ = [
+    'SKIPPED',
+    'Place',
+    'forward_name',
+    'is_of_engine',
+    'line_of_own_backward',
+    'method_of',
+]
 
 # Frames to skip when looking for the user's source line.
 SKIPPED = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
@@ -25,6 +32,23 @@ def is_of_engine(frame: FrameType) -> bool:
     while frame.f_code.co_name in WRAPPERS and frame.f_back is not None:
         frame = frame.f_back
     return frame.f_code.co_filename in ENGINE
+
+
+def line_of_own_backward(frame: Optional[FrameType], node: str) -> str:
+    """Return the user's line in an autograd.Function's backward, or ''.
+
+    Args:
+        frame: The innermost frame.
+        node: The name of the autograd node; those of C++ end with a number.
+    """
+    if not node.endswith('Backward'):
+        return ''
+    while frame is not None and frame.f_code.co_filename not in ENGINE:
+        path = frame.f_code.co_filename
+        if not path.startswith(SKIPPED):
+            return f'{Path(path).name}:{frame.f_lineno}'
+        frame = frame.f_back
+    return ''
 
 
 def forward_name(node: str) -> str:
