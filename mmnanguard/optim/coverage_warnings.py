@@ -112,6 +112,10 @@ MESSAGES = {
         'found by the next update. To say that this is all right: '
         "optim_wrapper.guard=dict(check_step='never')."
     ),
+    'begun': (
+        '{optimizer} begins its state with NaN or -Inf each time, with finite '
+        'weights: it is made so, and its steps are committed from now on.'
+    ),
     'clip': (
         'a subclass overrides _clip_grad: it is called once the gradients '
         'were found finite and are unscaled; what it makes of them is not '

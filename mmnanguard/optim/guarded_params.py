@@ -65,6 +65,8 @@ class GuardedParams:
             spoiled weights.
         is_risky: Whether an argument of the optimizer is known to make NaN now
             and then.
+        num_begun: Number of steps in a row that were bad for nothing but the
+            states that they began.
         has_spoiled: Whether a step of this run has spoiled weights, so that
             each further one is checked.
         run: The model of the run, once it is known. Optimizers of another
@@ -77,6 +79,7 @@ class GuardedParams:
     def __init__(self, optimizer: Optimizer, is_checked: bool = False) -> None:
         check_groups(optimizer)
         self.is_checked = is_checked
+        self.num_begun = 0
         self.use(optimizer)
         self.run: Optional[nn.Module] = None
         # MMEngine makes a hub for each runner.

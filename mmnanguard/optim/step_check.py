@@ -24,6 +24,9 @@ from .step_settings import DTYPE, bad_numbers
 
 __all__ = ['StepTrial', 'begin_trial', 'end_trial']
 
+# Steps in a row that are undone for new states alone.
+MOST_UNDONE = 2
+
 
 class Kept(NamedTuple):
     """A weight or a tensor of the optimizer's state, after a step.
@@ -32,11 +35,13 @@ class Kept(NamedTuple):
         param: The parameter.
         key: The key in the state of the parameter; '' for the weight itself.
         values: The numbers.
+        is_new: Whether the step has made the tensor.
     """
 
     param: Tensor
     key: str
     values: Tensor
+    is_new: bool = False
 
 
 class StepTrial:
@@ -113,7 +118,7 @@ class StepTrial:
             # begin a state with inf.
             is_new = identity(kept) not in was_finite
             if not is_design(kept.values, is_new):
-                bad.append(kept)
+                bad.append(kept._replace(is_new=is_new))
         return bad
 
     def made_settings(self) -> List[str]:
@@ -160,6 +165,8 @@ def end_trial(
         tensors that it had spoiled on this rank; and the evidence on why.
     """
     bad = [] if trial is None else trial.find_bad()
+    if begins_again(bad, guard):
+        bad = []
     try:
         without_copy, ranks = ranks_that(trial is None, bool(bad))
     except NanGuardError:
@@ -187,6 +194,29 @@ def end_trial(
     }
     trial.undo()
     return ranks, described, evidence
+
+
+def begins_again(bad: List[Kept], guard: Guard) -> bool:
+    """Whether a step has begun states with NaN or -Inf for a third time.
+
+    All weights are finite, and each new step begins the states like that, so
+    that it is no fault of the gradients: the optimizer is made so.
+
+    Args:
+        bad: What the step has made non-finite.
+        guard: The guard of the optimizer.
+    """
+    are_new = [kept.is_new and bool(kept.key) for kept in bad]
+    if not are_new or not all(are_new):
+        guard.params.num_begun = 0
+        return False
+    guard.params.num_begun += 1
+    if guard.params.num_begun <= MOST_UNDONE:
+        return False
+    guard.coverage_warnings.warn_once(
+        'begun', optimizer=type(guard.params.optimizer).__name__
+    )
+    return True
 
 
 def explained(bad: List[Kept]) -> List[Kept]:

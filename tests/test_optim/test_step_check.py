@@ -131,6 +131,36 @@ def test_an_undone_step_leaves_no_trace(zeros, check_step, where, clip_grad):
     assert differing(left, everything_and_counters(*expected)) == []
 
 
+class Slots(torch.optim.SGD):
+    """Begins its state with numbers that stand for nothing yet."""
+
+    def __init__(self, params, value):
+        super().__init__(params, lr=0.1, momentum=0.9)
+        self.value = value
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for param in group['params']:
+                slots = torch.full_like(param, self.value)
+                self.state[param].setdefault('slots', slots)
+
+
+@pytest.mark.parametrize('check_step', ['start', 'always'])
+@pytest.mark.parametrize('value', [NAN, -INF])
+def test_a_state_that_begins_like_that_by_design(check_step, value, messages):
+    keys = dict(guard=dict(check_step=check_step))
+    model, wrapper = build(lambda p: Slots(p, value), **keys)
+    events = train(model, wrapper)
+    assert [event.iter for event in events] == [1, 2]
+    assert 'it is made so' in str(messages)
+
+    expected = build(lambda p: Slots(p, value), guard=dict(check_step='never'))
+    assert not train(*expected, leave_out=(1, 2))
+    left = everything_and_counters(model, wrapper)
+    assert differing(left, everything_and_counters(*expected)) == []
+
+
 def halted(model, wrapper, **keys):
     """Return the exception that ends the run."""
     wrapper.guard.detach()
