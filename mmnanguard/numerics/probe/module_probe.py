@@ -26,6 +26,7 @@ from .element_facts import (
     finite_absmax,
     floats,
     has_nan,
+    has_nan_or_posinf,
     is_finite,
     is_mask_of_inf,
     nonfinite_mask,
@@ -196,7 +197,11 @@ class ModuleProbe(TorchDispatchMode):
         # may have spoiled it.
         for origin in sorted(origins, key=attrgetter('is_kept')):
             # The log of a mask of 0 and 1, of which some rows are all 0.
-            is_log_of_mask = op in SOFTMAX and origin.op == 'aten.log'
+            is_log_of_mask = (
+                op in SOFTMAX
+                and origin.op == 'aten.log'
+                and not any(map(has_nan_or_posinf, bad_inputs))
+            )
             if not origin.is_fill and not is_log_of_mask:
                 return at_meeting(origin, op, place)
         if not origins or has_nan(output):
