@@ -1,6 +1,7 @@
 import re
 from types import SimpleNamespace
 
+import accelerator
 import pytest
 import torch
 from global_state import clear_globals
@@ -39,10 +40,35 @@ def no_pause_between_epochs(monkeypatch):
     monkeypatch.setattr(loops, 'time', clock)
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        '--simulated-device',
+        action='store_true',
+        help='run the tests marked gpu on a simulated accelerator',
+    )
+
+
+def pytest_configure(config):
+    if config.getoption('simulated_device'):
+        accelerator.simulate()
+
+
 @pytest.fixture(autouse=True)
 def skip_gpu(request):
-    if 'gpu' in request.keywords and not torch.cuda.is_available():
+    mark = request.node.get_closest_marker('gpu')
+    if mark is None:
+        return
+    if accelerator.name() is None:
         pytest.skip('needs a CUDA device')
+    reason = mark.kwargs.get('real_only')
+    if reason and accelerator.name() != 'cuda':
+        pytest.skip(f'needs a real device: {reason}')
+
+
+@pytest.fixture
+def device():
+    """The type of the device that a test marked ``gpu`` runs on."""
+    return accelerator.name()
 
 
 @pytest.hookimpl(wrapper=True)

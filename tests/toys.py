@@ -42,6 +42,7 @@ class ToyNet(BaseModel):
         if mode != 'loss':
             return logits
         labels = torch.tensor([s.label for s in data_samples])
+        labels = labels.to(logits.device)
         return dict(
             loss_cls=nn.functional.cross_entropy(logits, labels),
             loss_size=logits.square().mean(),

@@ -55,7 +55,7 @@ class Patient(BaseModel):
             huge = 1 + 1e27 * (signal > 100)
             features = self.conv(images * huge[:, None, None, None])
         tokens = self.norm(features).relu().flatten(2).transpose(1, 2)
-        mask = torch.full((36, 36), -math.inf).triu(1)
+        mask = tokens.new_full((36, 36), -math.inf).triu(1)
         tokens, _ = self.attention(tokens, tokens, tokens, attn_mask=mask)
         tokens = self.dropout(tokens).mean(1)
         if self.ill == 'backward':
