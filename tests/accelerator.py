@@ -10,6 +10,8 @@ import simulated_device
 import torch
 from mmengine import device as mmengine_device
 
+from mmnanguard.numerics.checkpoints.host_tensor import PINNING_DEVICES
+
 # Keeps the registration of the simulated device alive.
 _registered = []
 
@@ -18,6 +20,7 @@ def simulate():
     """Register the simulated device and have MMEngine train on it."""
     _registered.append(simulated_device.register())
     mmengine_device.utils.DEVICE = simulated_device.NAME
+    PINNING_DEVICES.add(simulated_device.NAME)
 
 
 def name():

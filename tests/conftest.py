@@ -60,9 +60,10 @@ def skip_gpu(request):
         return
     if accelerator.name() is None:
         pytest.skip('needs a CUDA device')
-    reason = mark.kwargs.get('real_only')
-    if reason and accelerator.name() != 'cuda':
-        pytest.skip(f'needs a real device: {reason}')
+    is_real = accelerator.name() == 'cuda'
+    for key, fits in (('real_only', is_real), ('simulated_only', not is_real)):
+        if key in mark.kwargs and not fits:
+            pytest.skip(f'{key}: {mark.kwargs[key]}')
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ WAITING = {
 }
 # CUDA takes an index from the host, after a copy.
 TAKES_HOST_INDEX = {'index', 'index_put', 'index_put_', '_index_put_impl_'}
-PINNING = ('empty', 'empty_like', 'empty_strided', 'zeros')
+PINNING = ('empty', 'empty_like', 'empty_strided', 'ones', 'zeros')
 NARROW = ('conv1d', 'conv2d', 'conv3d', 'linear', 'matmul', 'mm', 'addmm')
 NARROW += ('bmm', 'baddbmm', 'scaled_dot_product_attention')
 WIDE = ('cross_entropy_loss', 'layer_norm', 'log_softmax', 'mse_loss')

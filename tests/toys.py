@@ -234,7 +234,8 @@ def everything(runner):
     for index, values in state.items():
         for key, value in values.items():
             tensors[f'state {index} {key}'] = torch.as_tensor(value)
-    return tensors
+    # MMEngine resumes counters of optimizers on the accelerator.
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
 def assert_same(left, right):

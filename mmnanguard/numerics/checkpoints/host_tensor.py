@@ -11,6 +11,9 @@ from ..base.tensor_kinds import copy_of, has_plain_kernels, is_ordinary, write
 
 __all__ = ['HostTensor', 'keep_tensor']
 
+# The devices that copy to pinned memory while the host goes on.
+PINNING_DEVICES = {'cuda'}
+
 
 class HostTensor:
     """A copy of this rank's part of a tensor.
@@ -82,10 +85,10 @@ def kind_of(part: Tensor) -> Tuple[Any, ...]:
 
 @torch.no_grad()
 def keep_tensor(tensor: Tensor) -> Optional[HostTensor]:
-    """Copy a tensor, without waiting for the device.
+    """Copy a tensor; no sync on CUDA.
 
     The copy of a tensor on a GPU is in pinned memory. It is complete once the
-    current stream has reached it.
+    current stream has reached it. Copies from other devices sync.
 
     Returns:
         None if the tensor cannot be copied. A tensor that is not strided
@@ -95,9 +98,11 @@ def keep_tensor(tensor: Tensor) -> Optional[HostTensor]:
     if not is_ordinary(part):
         copy = copy_of(part)
         return None if copy is None else HostTensor(tensor, copy)
-    # A copy to pageable memory would wait for the device.
+    # A copy to pageable memory waits for a GPU. On a Mac it may not wait, and
+    # arrive late, so that what is restored early would be garbage.
+    is_pinned = part.device.type in PINNING_DEVICES
     values = torch.empty_like(
-        part.detach(), device='cpu', pin_memory=part.is_cuda
+        part.detach(), device='cpu', pin_memory=is_pinned
     )
-    values.copy_(part.detach(), non_blocking=True)
+    values.copy_(part.detach(), non_blocking=is_pinned)
     return HostTensor(tensor, values)
