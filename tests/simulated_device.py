@@ -246,7 +246,12 @@ def convolution_backward(grad, inputs, weight, *args):
     bias = [weight.shape[1 if places[3] else 0]]
     return fallback(
         aten.convolution_backward.default,
-        grad, inputs, weight, bias, *places, output_mask,
+        grad,
+        inputs,
+        weight,
+        bias,
+        *places,
+        output_mask,
     )
 
 

@@ -50,7 +50,9 @@ CLEAN = {
 
 def build(device, optimizer=sgd, **keys):
     model = matrix.Net().to(device)
-    type_ = NanGuardAmpOptimWrapper if 'dtype' in keys else NanGuardOptimWrapper
+    type_ = (
+        NanGuardAmpOptimWrapper if 'dtype' in keys else NanGuardOptimWrapper
+    )
     return model, type_(optimizer=optimizer(model.parameters()), **keys)
 
 
