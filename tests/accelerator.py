@@ -31,7 +31,7 @@ def name():
 
 
 class Waits:
-    """How often the host waited for the device."""
+    """A count of the times that the host waited for the device."""
 
     count = 0
 

@@ -171,11 +171,11 @@ def fallback(op, *args, **kwargs):
         wait(name)
     flat, spec = pytree.tree_flatten((args, kwargs))
     check_devices(op, name, flat)
-    own = {}
+    on_host = {}
     for place, value in enumerate(flat):
         if is_on_device(value):
             flat[place] = to_host(value)
-            own[id(flat[place])] = value
+            on_host[id(flat[place])] = value
         elif isinstance(value, torch.device):
             flat[place] = torch.device('cpu')
     host_args, host_kwargs = pytree.tree_unflatten(flat, spec)
@@ -184,18 +184,18 @@ def fallback(op, *args, **kwargs):
             answer = op(*host_args, **host_kwargs)
     else:
         answer = op(*host_args, **host_kwargs)
-    bases = {memory_of(h): own[id(h)] for h in flat if id(h) in own}
+    bases = {memory_of(h): on_host[id(h)] for h in flat if id(h) in on_host}
 
     def bring_back(value):
         if not isinstance(value, torch.Tensor):
             return value
-        if id(value) not in own:
+        if id(value) not in on_host:
             base = bases.get(memory_of(value))
             if base is None or not value.numel():
                 return to_device(value)
             place = value.shape, value.stride(), value.storage_offset()
             return aten.alias.default(base).as_strided_(*place)
-        tensor = own[id(value)]
+        tensor = on_host[id(value)]
         if tensor.shape != value.shape:  # an ``out`` that was resized
             rebind(tensor, value)
         return tensor
@@ -216,7 +216,7 @@ def own_generator():
 
 
 def rebind(tensor, host):
-    """Have a tensor of the device lie in the memory of a host tensor."""
+    """Move a tensor of the device to the memory of a host tensor."""
     storage = device_storage(host.untyped_storage())
     place = host.storage_offset(), host.shape, host.stride()
     set_(tensor, storage, *place)

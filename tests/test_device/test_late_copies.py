@@ -1,8 +1,8 @@
 """Copies that arrive late, and what they restore."""
 
+import pytest
 import torch
 from accelerator import count_waits
-import pytest
 
 from mmnanguard.numerics.base.rng_state import read_rng, set_rng
 from mmnanguard.numerics.checkpoints.host_tensor import keep_tensor
@@ -47,7 +47,7 @@ def test_a_random_state_that_was_loaded_to_the_device(device):
 
 
 def test_masks_on_the_device_are_scanned(device):
-    """As at each start of a run, where the model is on the device."""
+    """Each start of a run scans the model where it is."""
     mask = torch.tensor([0.0, -torch.inf])
     on_host = scan_checkpoint(dict(state_dict=dict(mask=mask)))
     scan = scan_checkpoint(dict(state_dict=dict(mask=mask.to(device))))

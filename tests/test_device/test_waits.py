@@ -1,4 +1,4 @@
-"""How often the host waits for the device, stage by stage.
+"""Count how often the host waits for the device, stage by stage.
 
 A wait is a transfer that blocks, an ``item`` or an operation whose shape
 depends on values; ``accelerator.count_waits`` counts them.
@@ -50,9 +50,9 @@ CLEAN = {
 
 def build(device, optimizer=sgd, **keys):
     model = matrix.Net().to(device)
-    type_ = (
-        NanGuardAmpOptimWrapper if 'dtype' in keys else NanGuardOptimWrapper
-    )
+    type_ = NanGuardOptimWrapper
+    if 'dtype' in keys:
+        type_ = NanGuardAmpOptimWrapper
     return model, type_(optimizer=optimizer(model.parameters()), **keys)
 
 
@@ -85,7 +85,7 @@ def test_a_checked_step_waits_twice(device):
 
 
 def test_a_rejected_update_does_not_wait_for_each_tensor(device):
-    """It describes a few tensors only, however many are bad."""
+    """Only a few tensors are described, however many are bad."""
     counts = []
     for depth in (8, 32):
         layers = [torch.nn.Linear(3, 3) for _ in range(depth)]
@@ -148,7 +148,7 @@ STAGES = {
 
 @pytest.fixture(scope='module')
 def references(tmp_path_factory):
-    """The waits of MMEngine's own iterations, and of those with a fault."""
+    """Waits of plain iterations, and of guarded ones with a fault."""
     plain = tmp_path_factory.mktemp('plain')
     guarded = tmp_path_factory.mktemp('guarded')
     return (
@@ -159,7 +159,7 @@ def references(tmp_path_factory):
 
 @pytest.mark.parametrize('stage', STAGES)
 def test_waits_of_a_stage(tmp_path, references, stage):
-    """With clipping, MMEngine reads the norm, so the guard adds nothing."""
+    """The guard adds nothing where MMEngine reads the norm to clip."""
     hook, iteration, expected = STAGES[stage]
     plain, rejected = references
     faults = [FAULT] if iteration == FAULT['iter'] else []

@@ -23,11 +23,11 @@ def read_rng() -> RngState:
     """
     kind, keys, *rest = np.random.get_state()
     version, internal, gauss = random.getstate()
-    cuda, device = [], None
+    cuda, device, other = [], None, other_accelerator()
     if torch.cuda.is_available():
         cuda = torch.cuda.get_rng_state_all()
-    elif other_accelerator() is not None:
-        device = other_accelerator().get_rng_state()
+    elif other is not None:
+        device = other.get_rng_state()
     return dict(
         torch=torch.get_rng_state(),
         cuda=cuda,
@@ -50,9 +50,9 @@ def set_rng(state: RngState) -> None:
     if state['cuda'] and len(state['cuda']) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([part.cpu() for part in state['cuda']])
     # Version 0.1 saved no state of other accelerators.
-    device = state.get('device')
-    if device is not None and other_accelerator() is not None:
-        other_accelerator().set_rng_state(device.cpu())
+    device, other = state.get('device'), other_accelerator()
+    if device is not None and other is not None:
+        other.set_rng_state(device.cpu())
     kind, keys, *rest = state['numpy']
     np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
     version, internal, gauss = state['python']
