@@ -85,7 +85,7 @@ def test_a_checked_step_waits_twice(device):
 
 
 def test_a_rejected_update_does_not_wait_for_each_tensor(device):
-    """Only a few tensors are described, however many are bad."""
+    """The number of waits does not grow with the number of bad tensors."""
     counts = []
     for depth in (8, 32):
         layers = [torch.nn.Linear(3, 3) for _ in range(depth)]
