@@ -100,12 +100,19 @@ def run_tests(setting):
     if setting.is_simulated:
         options.append('--simulated-device')
     folders = [str(ROOT), str(ROOT / 'tests')]
-    path = os.pathsep.join([*folders, os.environ.get('PYTHONPATH', '')])
+    environment = dict(
+        os.environ,
+        PYTHONPATH=os.pathsep.join(
+            [*folders, os.environ.get('PYTHONPATH', '')]
+        ),
+        # Plugins of other versions may lie beside the carried packages.
+        PYTEST_DISABLE_PLUGIN_AUTOLOAD='1',
+    )
     done = subprocess.run(
         # Warnings of another stack are no failures.
         [sys.executable, '-m', 'pytest', *options, '-W', 'default', *files],
         cwd=ROOT,
-        env={**os.environ, 'PYTHONPATH': path},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=max(30, 0.5 * setting.seconds_left()),
