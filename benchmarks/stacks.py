@@ -30,7 +30,6 @@ PARTS = {
         'tests/test_numerics/test_snapshot.py',
         'tests/test_optim/test_each_cause.py',
         'tests/test_optim/test_wrappers.py',
-        'tests/test_hooks/test_contract.py',
         'tests/test_runs/test_stories.py',
         'tests/test_runs/test_written_by_0_1.py',
     ),

@@ -10,7 +10,7 @@ import simulated_device
 import torch
 from mmengine import device as mmengine_device
 
-from mmnanguard.numerics.checkpoints.host_tensor import PINNING_DEVICES
+from mmnanguard.numerics.base.host_read import COPIES_LATE
 
 # Keeps the registration of the simulated device alive.
 _registered = []
@@ -20,7 +20,7 @@ def simulate():
     """Register the simulated device and have MMEngine train on it."""
     _registered.append(simulated_device.register())
     mmengine_device.utils.DEVICE = simulated_device.NAME
-    PINNING_DEVICES.add(simulated_device.NAME)
+    COPIES_LATE.add(simulated_device.NAME)
 
 
 def name():

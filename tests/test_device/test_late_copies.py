@@ -4,7 +4,9 @@ import pytest
 import torch
 from accelerator import count_waits
 
+from mmnanguard.numerics.base import host_read
 from mmnanguard.numerics.base.rng_state import read_rng, set_rng
+from mmnanguard.numerics.checkpoints import host_tensor
 from mmnanguard.numerics.checkpoints.host_tensor import keep_tensor
 from mmnanguard.numerics.checkpoints.scan import scan_checkpoint
 
@@ -53,3 +55,16 @@ def test_masks_on_the_device_are_scanned(device):
     scan = scan_checkpoint(dict(state_dict=dict(mask=mask.to(device))))
     assert len(scan.masks) == 1
     assert scan.masks == on_host.masks
+
+
+@pytest.mark.gpu(simulated_only='CUDA is known to copy late')
+def test_a_device_that_is_not_known_copies_at_once(device, monkeypatch):
+    """Late copies on a Mac read memory that is freed already."""
+    monkeypatch.setattr(host_read, 'COPIES_LATE', set())
+    monkeypatch.setattr(host_tensor, 'COPIES_LATE', set())
+    values = [torch.ones(()), torch.ones(()).to(device)]
+    with count_waits() as waits:
+        assert host_read.read_once(dict(a=values)) == dict(a=[1.0, 1.0])
+        host_tensor.keep_tensor(values[1])
+    # One copy to the device, the read, and the kept copy.
+    assert waits.count == 3

@@ -6,13 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..base.host_read import COPIES_LATE
 from ..base.shards import local
 from ..base.tensor_kinds import copy_of, has_plain_kernels, is_ordinary, write
 
 __all__ = ['HostTensor', 'keep_tensor']
-
-# The devices that copy to pinned memory while the host goes on.
-PINNING_DEVICES = {'cuda'}
 
 
 class HostTensor:
@@ -98,9 +96,8 @@ def keep_tensor(tensor: Tensor) -> Optional[HostTensor]:
     if not is_ordinary(part):
         copy = copy_of(part)
         return None if copy is None else HostTensor(tensor, copy)
-    # A copy to pageable memory waits for a GPU. On a Mac it may not wait, and
-    # arrive late, so that what is restored early would be garbage.
-    is_pinned = part.device.type in PINNING_DEVICES
+    # A copy to pageable memory would wait for the device.
+    is_pinned = part.device.type in COPIES_LATE
     values = torch.empty_like(
         part.detach(), device='cpu', pin_memory=is_pinned
     )
