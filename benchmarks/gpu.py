@@ -274,8 +274,8 @@ def write_report(results):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     add = parser.add_argument
-    add('--out', type=Path, default=ROOT / 'work_dirs' / 'gpu')
-    add('--minutes', type=float, default=8, help='of all parts together')
+    add('--out', type=Path, default='work_dirs/gpu')
+    add('--minutes', type=float, default=8.0, help='of all parts together')
     add('--parts', nargs='+', choices=PARTS, default=[*PARTS])
     add('--quick', action='store_true', help='tiny models, few rounds')
     add('--simulated-device', action='store_true')

@@ -136,7 +136,7 @@ def main(argv=None):
     add = parser.add_argument
     add('pythons', nargs='+', metavar='PYTHON', help='of an environment')
     add('--part', choices=PARTS, default='short')
-    add('--timeout', type=float, default=3600, help='seconds for a stack')
+    add('--timeout', type=float, default=3600.0, help='seconds for a stack')
     args = parser.parse_args(argv)
     num_failed = 0
     for python in args.pythons:
