@@ -13,6 +13,7 @@ from mmnanguard.core.diagnosis import (
     diagnose,
 )
 from mmnanguard.core.evidence import Evidence
+from mmnanguard.core.operation_advice import advise_on
 from mmnanguard.core.rows.remedy_row import FP32, RemedyRow, line_of_fp32
 from mmnanguard.core.step_advice import advise_on_step
 
@@ -64,6 +65,7 @@ def next_steps(
             names = ()
         return (
             *advise_on_steps(evidence),
+            *advise_on_inputs(evidence),
             *exclude_samples(summary, names, evidence),
             *run_in_fp32(summary, names),
         )
@@ -113,6 +115,15 @@ def advise_on_steps(evidence: Evidence) -> List[Step]:
         return []
     cause = events[-1].cause.value
     advice = advise_on_step(events, facts_of_cause(cause).advice)
+    return [Step(advice.short, advice.detail or advice.long)]
+
+
+def advise_on_inputs(evidence: Evidence) -> List[Step]:
+    """Return the step on bad inputs that a loss leaves out too late."""
+    finding = evidence.finding
+    if finding is None or not finding.is_left_out:
+        return []
+    advice = advise_on(finding)
     return [Step(advice.short, advice.detail or advice.long)]
 
 

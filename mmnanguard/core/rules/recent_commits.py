@@ -18,8 +18,11 @@ from typing import (
     Tuple,
 )
 
+from .usual_norm import usual_norm
+
 __all__ = [
     'NUM_RECENT_COMMITS',
+    'NUM_SHOWN',
     'Commit',
     'Growth',
     'commits_from_dict',
@@ -77,8 +80,8 @@ class Growth(NamedTuple):
         lr: The learning rate of the last commit; NaN if it is not known.
         factor: The growth of the series that grew most; 0 if the run ended
             with its first commits, which is too early to see any growth.
-        usual_norm: The median norm of the record without its last commits,
-            or of its first quarter if that is lower; NaN if all of it grows.
+        usual_norm: The median norm of the commits before the explosion; NaN
+            if there are too few of them, or if their norms grow as well.
         clip_coef: The lowest factor of the clip rule in the record; 1 if
             nothing was clipped.
     """
@@ -205,19 +208,12 @@ def show_growth(
 ) -> Growth:
     """Return the growth of a record, shown by some of its commits."""
     norms = finite_sizes([commit.grad_norm for commit in commits])
-    # An explosion that fills most of the record leaves its first quarter, or
-    # not even that.
-    early = norms[: max(len(norms) // NUM_SHOWN, 1)] or [math.nan]
-    before = norms[: 1 - NUM_SHOWN] or early
-    usual = min(median_low(before), median_low(early))
-    if early[-1] > LEAST_GROWTH * early[0]:
-        usual = math.nan
     return Growth(
         tuple([commit.loss for commit in shown]),
         tuple([commit.grad_norm for commit in shown]),
         commits[-1].lr,
         factor,
-        usual,
+        usual_norm(norms),
         min([commit.clip_coef for commit in commits]),
     )
 
@@ -286,7 +282,8 @@ def find_early_end(
         tuple([commit.grad_norm for commit in commits]),
         commits[-1].lr,
         0.0,
-        commits[0].grad_norm,
+        # The first steps are the suspects, so that no norm is usual.
+        math.nan,
         min([commit.clip_coef for commit in commits]),
     )
 
