@@ -112,7 +112,7 @@ def explain_early_end(
 
 def numbers_grew(words: str) -> str:
     """Return the sentence on the numbers of a growth, without a full stop."""
-    return f'Before the first rejected update the numbers grew: {words}'
+    return f'The numbers of commits grew before the last streak: {words}'
 
 
 def rate_of(growth: Growth) -> str:

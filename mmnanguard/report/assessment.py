@@ -103,7 +103,7 @@ def describe_healthy_run(summary: Summary) -> str:
     if summary.log_rise is not None:
         opening = (
             f'not sick, but the loss ended {summary.log_rise.words}, which '
-            'is right only if it rises by design'
+            'is right only if it is made to do so'
         )
     if summary.num_routine:
         last = max(summary.iters[cause][-1] for cause in summary.routine)

@@ -17,10 +17,12 @@ LEAST_POINTS = 3
 # A loss that ends so much above its first value may still rise by design.
 HIGH = 10.0
 LEAST_HIGH = 10.0
+# A density or a reward may bring a negative loss to -1e3.
+LEAST_LOW = 1e6
 
 
 class Rise(NamedTuple):
-    """The rise of a loss that never came down again.
+    """The rise of a loss that never came down again, or its fall.
 
     Attributes:
         begin: The first value.
@@ -43,10 +45,11 @@ class Rise(NamedTuple):
         """The numbers in words."""
         times = ''
         if self.begin != 0:
-            factor = self.end / abs(self.begin)
-            times = f'{factor:,.0f} times above its start: '
+            factor = abs(self.end / self.begin)
+            where = 'above' if self.end > self.begin else 'below'
+            times = f'{factor:,.0f} times {where} its start: '
             if factor >= EXPLOSION:
-                times = f'{factor:.1g} times above its start: '
+                times = f'{factor:.1g} times {where} its start: '
         return f'{times}{self.begin:.3g} at first, {self.end:.3g} at the end'
 
 
@@ -70,7 +73,7 @@ def find_rise(curve: Optional[Curve]) -> Optional[Rise]:
 
 
 def find_rise_at_end(row: Optional[EndRow]) -> Optional[Rise]:
-    """Return the rise from the first updates of a run to its last, or None.
+    """Return the rise or fall from a run's first updates to its last, or None.
 
     The first logged value may be from after an explosion.
 
@@ -83,7 +86,8 @@ def find_rise_at_end(row: Optional[EndRow]) -> Optional[Rise]:
     for name, begin in row.first_losses.items():
         end = row.last_losses.get(name, math.nan)
         # Not <=, which is False for NaN.
-        if end > max(HIGH * abs(begin), LEAST_HIGH):
+        is_high = end > max(HIGH * abs(begin), LEAST_HIGH)
+        if is_high or end < -max(EXPLOSION * abs(begin), LEAST_LOW):
             rises.append(Rise(begin, end))
     exploded = [rise for rise in rises if rise.is_explosion]
     if exploded:

@@ -13,7 +13,7 @@ from mmnanguard.core.rows.autopsy import Autopsy
         ('xlogy', 'safe_log'),  # KL divergence
         ('cdist', 'safe_norm'),
         ('acosh', '1 + 1e-6 or more'),  # distance in hyperbolic space
-        ('atan2', 'Clamp its input'),
+        ('atan2', 'Keep its input away from there'),
     ],
 )
 def test_a_derivative_gets_a_cure_of_its_own(derivative, cure):

@@ -181,6 +181,17 @@ def test_first_steps_that_nothing_follows_are_suspects():
     assert find_early_end(history, num_commits=20, num_skips=3) is None
 
 
+def test_norms_that_grow_while_losses_fall_are_no_explosion():
+    losses, norms = [79.8, 51.5, 49.6, 41.9], [9.9, 4.7, 323.0, 188.0]
+    noise = [90.0] * 8
+    falling = commits([30.0, *noise, *losses], [5.0] * 9 + norms)
+    assert find_growth(falling) is None
+    wavering = commits(
+        [30.0, *noise, 60.0, 70.0, 49.6, 61.9], [5.0] * 9 + norms
+    )
+    assert find_growth(wavering) is not None
+
+
 def test_the_update_at_fault_counts_if_it_is_finite():
     history = commits([1.0, 8.0])
     assert find_growth(history) is None
@@ -229,3 +240,5 @@ def test_first_steps_are_no_suspects_after_rejections_before_them():
     assert find_early_end(late, 1, 20) is None
     # Overflows of a new loss scale are no reason.
     assert find_early_end(late, 1, 20, num_routine=10) is not None
+    # They went on after the first step, so that it has not caused them.
+    assert find_early_end(late, 1, 20, num_routine=14) is None

@@ -238,7 +238,8 @@ def test_a_loss_that_exploded_and_stayed_finite(tmp_path, losses, since):
         (5.0, 2e4, 'not sick, but the loss ended 4,000 times above its start'),
         (2e13, 3e13, 'healthy'),
         (1e-4, 1.0, 'healthy'),
-        (-3.0, -4e7, 'healthy'),
+        (-3.0, -4e7, 'not sick, but the loss ended 1e+07 times below'),
+        (-3.0, -2e3, 'healthy'),
         (-4.0, 0.7, 'healthy'),
     ],
 )

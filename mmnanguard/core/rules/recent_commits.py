@@ -178,7 +178,7 @@ def growth_at_end(
     # adversarial game may grow while norms fall: both are healthy.
     if not is_at_lowest(norms):
         factor = growth_of(losses)
-    if not is_at_lowest(losses):
+    if not is_at_lowest(losses) and not is_falling(losses[-NUM_SHOWN:]):
         factor = max(factor, growth_of(norms))
     if factor == 0:
         return None
@@ -274,8 +274,10 @@ def find_early_end(
     is_early = 0 < num_commits <= MOST_EARLY and len(commits) == num_commits
     if not is_early or num_skips < LEAST_SKIPS:
         return None
-    # Batches that went bad before any step had another reason.
-    if commits[0].update - 1 > num_routine:
+    # Batches that went bad before any step had another reason, unless a new
+    # loss scale explains all of them and was low enough then.
+    num_before = commits[0].update - 1
+    if num_before > 0 and num_before != num_routine:
         return None
     return Growth(
         tuple([commit.loss for commit in commits]),
@@ -291,6 +293,12 @@ def find_early_end(
 def finite_sizes(values: Sequence[float]) -> List[float]:
     """Return the absolute values of those values that are finite."""
     return list(map(abs, filter(math.isfinite, values)))
+
+
+def is_falling(values: Sequence[float]) -> bool:
+    """Whether each of several values is below the one before it."""
+    pairs = zip(values, values[1:])
+    return len(values) > 2 and all(later < value for value, later in pairs)
 
 
 def is_at_lowest(values: Sequence[float]) -> bool:
