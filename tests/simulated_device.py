@@ -22,6 +22,7 @@ from collections import Counter
 from types import ModuleType
 
 import torch
+from simulated_autocast import register_autocast
 from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 
@@ -46,11 +47,6 @@ WAITING = {
 # CUDA takes an index from the host, after a copy.
 TAKES_HOST_INDEX = {'index', 'index_put', 'index_put_', '_index_put_impl_'}
 PINNING = ('empty', 'empty_like', 'empty_strided', 'ones', 'zeros')
-NARROW = ('conv1d', 'conv2d', 'conv3d', 'linear', 'matmul', 'mm', 'addmm')
-NARROW += ('bmm', 'baddbmm', 'scaled_dot_product_attention')
-WIDE = ('cross_entropy_loss', 'layer_norm', 'log_softmax', 'mse_loss')
-WIDE += ('nll_loss', 'norm', 'pow', 'softmax', 'sum', 'group_norm')
-
 waits = Counter()  # how often the host has waited, by the reason
 _generator = [torch.Generator().get_state()]  # of the device's numbers
 _late = []  # (memory of the host, its values), in the order of the stream
@@ -277,26 +273,6 @@ def resize_(tensor, size, memory_format=None):
     return tensor
 
 
-def autocast_kernel(op, is_narrow):
-    """Return an operation that casts its arguments under autocast."""
-    key = torch._C.DispatchKey.AutocastPrivateUse1
-    keys = torch._C.DispatchKeySet(key)
-
-    def run(*args, **kwargs):
-        narrow = torch.get_autocast_dtype(NAME)
-        floats = (torch.float32, torch.float16, torch.bfloat16)
-
-        def cast(value):
-            if not is_on_device(value) or value.dtype not in floats:
-                return value
-            return value.to(narrow if is_narrow else torch.float32)
-
-        with torch._C._ExcludeDispatchKeyGuard(keys):
-            return op(*pytree.tree_map(cast, args), **kwargs)
-
-    return run
-
-
 # Pinned memory
 
 
@@ -382,16 +358,7 @@ def register():
         'set_.source_Storage_storage_offset': set_,
     }.items():
         library.impl(name, kernel, 'PrivateUse1')
-    for names, is_narrow in ((NARROW, True), (WIDE, False)):
-        for name in names:
-            packet = getattr(aten, name)
-            for overload in packet.overloads():
-                if 'out' in overload or 'Dimname' in overload:
-                    continue
-                op = getattr(packet, overload)
-                kernel = autocast_kernel(op, is_narrow)
-                label = name if overload == 'default' else op._name[6:]
-                library.impl(label, kernel, 'AutocastPrivateUse1')
+    register_autocast(library, NAME)
     keep_storages()
     for name in PINNING:
         setattr(torch, name, pinning(getattr(torch, name)))
