@@ -180,9 +180,9 @@ def measure_iterations(setting):
     for name, dtype in product(names, ('float16', 'bfloat16')):
         if time.monotonic() > end:
             break
-        model, source = build_model(name, size)
+        model, sample_type, source = build_model(name, size)
         model.to(setting.device).train()
-        data = make_batch(num_images, size, setting.device)
+        data = make_batch(num_images, size, sample_type, setting.device)
         sides = {
             side: Iteration(model, data, partial(wrapper, dtype=dtype))
             for side, wrapper in (
@@ -225,10 +225,13 @@ def count_of(setting, iteration):
 
 def agree(setting):
     """Let ranks agree, over NCCL where there are several GPUs."""
-    if setting.device == 'cuda' and torch.cuda.device_count() > 1:
-        return [measure_ranks(torch.cuda.device_count(), 'nccl', 'cuda')]
-    row = measure_ranks(2, 'gloo', 'cpu')
-    return [dict(row, note='one device: NCCL did not run, gloo did')]
+    if setting.device != 'cuda':
+        return [measure_ranks(2, 'gloo', 'cpu')]
+    rows = [measure_ranks(torch.cuda.device_count(), 'nccl', 'cuda')]
+    if torch.cuda.device_count() == 1:
+        # NCCL alone takes no fault on one of several ranks.
+        rows.append(measure_ranks(2, 'gloo', 'cpu'))
+    return rows
 
 
 PARTS = {

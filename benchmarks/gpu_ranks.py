@@ -24,6 +24,7 @@ def train_cells(rank, num_ranks, backend, device, file):
     if device == 'cuda':
         torch.cuda.set_device(rank)
         matrix.DEVICE = f'cuda:{rank}'
+    torch.backends.cudnn.deterministic = True
     dist.init_process_group(backend, rank=rank, world_size=num_ranks)
     wrong, cells = [], 0
     for kind in KINDS:

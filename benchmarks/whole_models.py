@@ -113,24 +113,37 @@ class ViT(nn.Module):
 
 
 def build_model(name, size):
-    """Return a model for images of ``size`` pixels, and whose it is."""
+    """Build a model for images of ``size`` pixels.
+
+    Returns:
+        The model, the type of its samples, and whose model it is.
+    """
+    source = 'stand-in'
     if name in PARTS and find_spec('mmpretrain'):
-        from mmpretrain.models import ImageClassifier
-        from mmpretrain.utils import register_all_modules
-
-        register_all_modules(init_default_scope=True)
-        return ImageClassifier(**PARTS[name]), 'mmpretrain'
+        try:
+            return *mmpretrains(name), 'mmpretrain'
+        except Exception as error:
+            # Its imports depend on the versions of many other packages.
+            source = f'stand-in (mmpretrain: {type(error).__name__})'
     if name in RESNETS:
-        return resnet(*RESNETS[name]), 'stand-in'
+        return resnet(*RESNETS[name]), BaseDataElement, source
     depth, dim, num_heads = VITS[name]
-    return Classifier(ViT(depth, dim, num_heads, size), dim), 'stand-in'
+    vit = Classifier(ViT(depth, dim, num_heads, size), dim)
+    return vit, BaseDataElement, source
 
 
-def make_batch(num_images, size, device):
+def mmpretrains(name):
+    """Return mmpretrain's model and the type of its samples."""
+    from mmpretrain.models import ImageClassifier
+    from mmpretrain.structures import DataSample
+    from mmpretrain.utils import register_all_modules
+
+    register_all_modules(init_default_scope=True)
+    return ImageClassifier(**PARTS[name]), DataSample
+
+
+def make_batch(num_images, size, sample_type, device):
     """Return a batch of noise on the device."""
-    sample_type = BaseDataElement
-    if find_spec('mmpretrain'):
-        from mmpretrain.structures import DataSample as sample_type
     samples = []
     for index in range(num_images):
         sample = sample_type()

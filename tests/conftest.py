@@ -49,6 +49,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # On a GPU, runs are compared bit for bit as well.
+    torch.backends.cudnn.deterministic = True
     if config.getoption('simulated_device'):
         accelerator.simulate()
 
