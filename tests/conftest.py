@@ -55,9 +55,10 @@ def pytest_configure(config):
         accelerator.simulate()
 
 
-@pytest.fixture(autouse=True)
-def skip_gpu(request):
-    mark = request.node.get_closest_marker('gpu')
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Skip a test that needs another device, before fixtures use it."""
+    mark = item.get_closest_marker('gpu')
     if mark is None:
         return
     if accelerator.name() is None:
