@@ -19,6 +19,7 @@ from .step_advice import advise_on_step
 
 __all__ = [
     'ADVICE_ON_INITIAL',
+    'ADVICE_ON_LOADED',
     'ADVICE_ON_PRETRAINED',
     'Diagnosis',
     'diagnose',
@@ -65,7 +66,7 @@ class Diagnosis(NamedTuple):
 ADVICE_ON_LOADED = Advice(
     'resume from a clean checkpoint',
     'Resume from a checkpoint that is clean: python -m mmnanguard '
-    'scan_checkpoints WORK_DIR lists them.',
+    'scan_checkpoints WORK_DIR lists them. If none is, begin anew.',
 )
 ADVICE_ON_INITIAL = Advice(
     'initialize all weights of the model',

@@ -175,7 +175,8 @@ def pole_of(finding: Autopsy) -> Optional[Advice]:
         return Advice(
             f'look at the number that the code at {where} computes with',
             f'The code at {where} passes a number to {finding.op} that is not '
-            'finite, such as a weight of the loss: look where it comes from.',
+            'finite, such as a weight of the loss, or a constant that is '
+            'beyond float16: look where it comes from.',
         )
     if finding.is_own_backward:
         return Advice(

@@ -9,10 +9,12 @@ from mmnanguard.core import Autopsy
 from mmnanguard.core.causes import facts_of_cause
 from mmnanguard.core.diagnosis import (
     ADVICE_ON_INITIAL,
+    ADVICE_ON_LOADED,
     ADVICE_ON_PRETRAINED,
     diagnose,
 )
 from mmnanguard.core.evidence import Evidence
+from mmnanguard.core.launch import tool_command
 from mmnanguard.core.operation_advice import advise_on
 from mmnanguard.core.rows.remedy_row import FP32, RemedyRow, line_of_fp32
 from mmnanguard.core.step_advice import advise_on_step
@@ -88,6 +90,8 @@ def next_steps(
         # Any checkpoint of the run has the same weights, and no operation
         # is to be found.
         return (Step(advice.short, advice.long),)
+    elif advice is ADVICE_ON_LOADED:
+        code = tool_command('scan_checkpoints', summary.launch.work_dir)
     elif facts_of_cause(finding.cause).blames == 'weight':
         code = summary.launch.train('--resume')
     general_step = Step(advice.short, advice.detail or advice.long, code)

@@ -171,7 +171,7 @@ def test_a_huge_weight_is_named(tmp_path):
 def test_a_number_of_the_code_is_not_finite(tmp_path):
     _, story, verdict = story_of(tmp_path, 'weight of the loss')
     first, advice = parts(story)
-    assert 'got a Python number that is not finite, mul(' in first
+    assert 'got a number that is not finite, mul(' in first
     assert 'The code at test_advice.py:' in advice
     assert verdict.steps[0].text.startswith('look at the number that the code')
 

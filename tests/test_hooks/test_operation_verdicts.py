@@ -159,6 +159,28 @@ def test_a_row_that_is_masked_as_a_whole(loss, finding, cure):
     assert 'epsilon' not in advice.long
 
 
+@pytest.mark.parametrize(
+    ('number', 'dtype'), [(-math.inf, torch.float32), (-1e6, torch.float16)]
+)
+def test_a_number_that_the_model_writes_is_a_mask(number, dtype):
+    def loss(x):
+        scores = (x * 1).to(dtype)
+        scores[2, 0] = number
+        return (scores * (1 - MASK.to(dtype))).sum()
+
+    row, advice = autopsy(loss, torch.ones(4, 3))
+    assert 'meets a mask of Inf' in row.finding()
+    assert 'Leave masked elements out' in advice.long
+
+
+def test_the_log_of_0_is_no_mask_where_it_is_positive():
+    row, _ = autopsy(
+        lambda x: (-(x * ~MASK).log()).log_softmax(1)[:, 0].sum(),
+        torch.ones(4, 3),
+    )
+    assert 'aten.log, test_' in row.finding()
+
+
 def test_a_mask_that_only_the_derivative_meets():
     row, advice = autopsy(
         lambda x: F.cross_entropy(

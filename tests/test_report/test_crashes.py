@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from event_rows import start
+from event_rows import start, update, write_events
 from mmengine.hooks import Hook
 from toys import (
     ToyNet,
@@ -80,6 +80,16 @@ def test_a_crash_names_the_parameter_that_is_not_finite(tmp_path):
     (name,) = row['bad_params']
     assert f"parameter '{name}' is NaN or Inf" in verdict.sentence
     assert verdict.steps[0].text == 'resume from a clean checkpoint'
+
+
+def test_bad_weights_of_a_checkpoint_lead_to_the_clean_ones(tmp_path):
+    origin = 'as the loaded checkpoint iter_5.pth already had it'
+    event = update(
+        1, 'weight_nonfinite', 'head.weight', action='halt', origin=origin
+    )
+    write_events(tmp_path / '20260101_000000', [start(), event])
+    step = load_run(str(tmp_path)).verdict.steps[0]
+    assert step.code.startswith('python -m mmnanguard scan_checkpoints ')
 
 
 def test_a_bad_batch_of_unknown_samples():

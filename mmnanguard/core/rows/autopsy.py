@@ -335,7 +335,7 @@ class Autopsy(RowRecord):
         if self.mask:
             return f'meets a mask of Inf ({self.mask}) at {call}'
         if not all(map(math.isfinite, self.operands)):
-            return f'got a Python number that is not finite, {call},'
+            return f'got a number that is not finite, {call},'
         known = known_fault(self.op)
         if known is not None and self.phase != 'backward':
             return known.reason.partition(':')[0]

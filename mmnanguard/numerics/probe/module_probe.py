@@ -26,6 +26,7 @@ from .element_facts import (
     finite_absmax,
     floats,
     has_nan,
+    has_nan_or_posinf,
     is_finite,
     is_mask_of_inf,
     nonfinite_mask,
@@ -143,6 +144,9 @@ class ModuleProbe(TorchDispatchMode):
         name = func._schema.name.split('::')[-1].rstrip('_')
         op = without_overload(str(func))
         self._tracker.follow(func, args, kwargs, outputs)
+        if name == 'lift_fresh' and inputs and not inputs[0].dim():
+            # A number of the code, as in ``scores[mask] = -1e6``.
+            bad_inputs = []
         if name == '_linalg_slogdet':
             for tensor in floats(outputs):
                 self._hold(tensor)
@@ -196,7 +200,11 @@ class ModuleProbe(TorchDispatchMode):
         # may have spoiled it.
         for origin in sorted(origins, key=attrgetter('is_kept')):
             # The log of a mask of 0 and 1, of which some rows are all 0.
-            is_log_of_mask = op in SOFTMAX and origin.op == 'aten.log'
+            is_log_of_mask = (
+                op in SOFTMAX
+                and origin.op == 'aten.log'
+                and not any(map(has_nan_or_posinf, bad_inputs))
+            )
             if not origin.is_fill and not is_log_of_mask:
                 return at_meeting(origin, op, place)
         if not origins or has_nan(output):
