@@ -88,7 +88,7 @@ def count_work(side, device):
     The bytes are the most that the update holds beyond those held before.
     """
     activities = [ProfilerActivity.CPU]
-    if device != 'cpu':
+    if device == 'cuda':
         activities.append(ProfilerActivity.CUDA)
     side.prepare()
     with profile(activities=activities, profile_memory=True) as profiler:
@@ -162,7 +162,7 @@ def measure_update(kind, repeat, device):
             print(f'{name} cannot do {kind}: {error}', file=sys.stderr)
         else:
             sides[name] = side
-    wait = [] if device == 'cpu' else [torch.cuda.synchronize]
+    wait = [] if device == 'cpu' else [getattr(torch, device).synchronize]
     times = measure([*sides.values()], repeat, *wait)
     row = dict(zip(KEYS, kind), sides={})
     for (name, side), side_times in zip(sides.items(), times.T):
@@ -182,7 +182,7 @@ def describe_machine(device, cpu_note=CPU_NOTE):
     file = Path('/proc/cpuinfo')
     info = file.read_text() if file.exists() else ''
     cpu = re.search('model name.*: (.*)|$', info)[1] or platform.machine()
-    gpu = cpu_note if device == 'cpu' else torch.cuda.get_device_name()
+    gpu = torch.cuda.get_device_name() if device == 'cuda' else cpu_note
     versions = f'torch {torch.__version__}, mmengine {mmengine.__version__}'
     return f'{cpu}, {torch.get_num_threads()} threads, {gpu}, {versions}'
 

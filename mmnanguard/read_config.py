@@ -38,7 +38,7 @@ def read_config(path: Union[str, Path], **keys: Any) -> Config:
             f'{path}: MMEngine knows no project {project}, but '
             f'{", ".join(sorted(MODULE2PACKAGE))}.'
         )
-    if not is_installed(package):
+    if not is_known_to_be_installed(package):
         raise GuardConfigError(
             f'{path}: {package} is not installed. Install it, or give the '
             'path of a file.'
@@ -47,3 +47,22 @@ def read_config(path: Union[str, Path], **keys: Any) -> Config:
         return get_config(str(path))
     except FileNotFoundError as error:
         raise GuardConfigError(f'{path}: {error}') from error
+
+
+def is_known_to_be_installed(package: str) -> bool:
+    """Whether MMEngine finds a distribution by its name.
+
+    Raises:
+        GuardConfigError: If MMEngine cannot look: it needs pkg_resources,
+            which later versions of setuptools do not have.
+    """
+    try:
+        return bool(is_installed(package))
+    except ModuleNotFoundError as error:
+        if error.name != 'pkg_resources':
+            raise
+        raise GuardConfigError(
+            'MMEngine finds configs by name with pkg_resources, which the '
+            'installed setuptools no longer has. Run pip install '
+            "'setuptools<81', or give the path of a file."
+        ) from error

@@ -25,13 +25,16 @@ class CpuAmpOptimWrapper(AmpOptimWrapper):
         elif isinstance(loss_scale, dict):
             keys = loss_scale
         self.cast_dtype = getattr(torch, dtype)
+        # The tests may run on an accelerator.
+        param = self.optimizer.param_groups[0]['params'][0]
+        self.device = param.device.type
         self.loss_scaler = GradScaler(
-            'cpu', enabled=dtype == 'float16', **keys
+            self.device, enabled=dtype == 'float16', **keys
         )
 
     @contextmanager
     def optim_context(self, model):
         with OptimWrapper.optim_context(self, model), torch.autocast(
-            'cpu', dtype=self.cast_dtype
+            self.device, dtype=self.cast_dtype
         ):
             yield

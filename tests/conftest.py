@@ -1,6 +1,7 @@
 import re
 from types import SimpleNamespace
 
+import accelerator
 import pytest
 import torch
 from global_state import clear_globals
@@ -39,10 +40,39 @@ def no_pause_between_epochs(monkeypatch):
     monkeypatch.setattr(loops, 'time', clock)
 
 
-@pytest.fixture(autouse=True)
-def skip_gpu(request):
-    if 'gpu' in request.keywords and not torch.cuda.is_available():
+def pytest_addoption(parser):
+    parser.addoption(
+        '--simulated-device',
+        action='store_true',
+        help='run the tests marked gpu on a simulated accelerator',
+    )
+
+
+def pytest_configure(config):
+    # On a GPU, runs are compared bit for bit as well.
+    torch.backends.cudnn.deterministic = True
+    if config.getoption('simulated_device'):
+        accelerator.simulate()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Skip a test that needs another device, before fixtures use it."""
+    mark = item.get_closest_marker('gpu')
+    if mark is None:
+        return
+    if accelerator.name() is None:
         pytest.skip('needs a CUDA device')
+    is_real = accelerator.name() == 'cuda'
+    for key, fits in (('real_only', is_real), ('simulated_only', not is_real)):
+        if key in mark.kwargs and not fits:
+            pytest.skip(f'{key}: {mark.kwargs[key]}')
+
+
+@pytest.fixture
+def device():
+    """The type of the device that a test marked ``gpu`` runs on."""
+    return accelerator.name()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -22,6 +22,7 @@ from torch import nn
 from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
 
+DEVICE = 'cpu'
 NUM_WINDOWS = 6
 STRUCK = (2, 5)
 SCALE = 64.0
@@ -116,7 +117,7 @@ class Net(nn.Module):
 
 def build(kind, is_guarded, **policy):
     torch.manual_seed(0)
-    model = Net()
+    model = Net().to(DEVICE)
     if kind.precision == 'bf16 weights':
         model.bfloat16()
     clip = {**CLIPS, **ADAPTIVE}[kind.clip]
@@ -155,7 +156,7 @@ def run(kind, fault=None, leave_out=(), is_guarded=True):
     generator = torch.Generator().manual_seed(1 + rank)
     for window in range(1, NUM_WINDOWS + 1):
         for micro_batch in range(kind.accumulation):
-            images = torch.randn(4, 1, 5, 5, generator=generator)
+            images = torch.randn(4, 1, 5, 5, generator=generator).to(DEVICE)
             if window in leave_out:
                 continue
             is_struck = (
@@ -193,7 +194,8 @@ def train_step(model, wrapper, images, fault):
     images = images.to(net.conv.weight.dtype)
     with wrapper.optim_context(model):
         logits = model(images, strike if site == 'activation' else None)
-        loss = nn.functional.cross_entropy(logits, torch.tensor([0, 1, 0, 1]))
+        labels = torch.tensor([0, 1, 0, 1], device=DEVICE)
+        loss = nn.functional.cross_entropy(logits, labels)
     if site == 'loss':
         loss = loss + (float(value) - loss.detach())
     # What update_params does, with room for a fault before the step.

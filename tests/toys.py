@@ -42,6 +42,7 @@ class ToyNet(BaseModel):
         if mode != 'loss':
             return logits
         labels = torch.tensor([s.label for s in data_samples])
+        labels = labels.to(logits.device)
         return dict(
             loss_cls=nn.functional.cross_entropy(logits, labels),
             loss_size=logits.square().mean(),
@@ -233,7 +234,8 @@ def everything(runner):
     for index, values in state.items():
         for key, value in values.items():
             tensors[f'state {index} {key}'] = torch.as_tensor(value)
-    return tensors
+    # MMEngine resumes counters of optimizers on the accelerator.
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
 def assert_same(left, right):

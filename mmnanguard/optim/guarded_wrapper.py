@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .guard import Guard
 from .guarded_step import guarded_step
+from .refusals import refuse_capture
 
 __all__ = ['GuardedWrapper']
 
@@ -32,6 +33,8 @@ class GuardedWrapper(OptimWrapper):
     @torch.compiler.disable
     def open_window(self, model: nn.Module) -> None:
         """Prepare the guard for a forward pass of ``model``."""
+        if is_captured():
+            refuse_capture()
         self.guard.open(model)
 
     @torch.compiler.disable
@@ -72,7 +75,13 @@ class GuardedWrapper(OptimWrapper):
 
     @torch.compiler.disable
     def step(self, **kwargs: Any) -> None:
-        """Commit the update of the window, or reject it."""
+        """Commit the update of the window, or reject it.
+
+        Raises:
+            GuardConfigError: If the step is captured by a CUDA graph.
+        """
+        if is_captured():
+            refuse_capture()
         guarded_step(self.guard, self.optimizer, **kwargs)
 
     @torch.compiler.disable
@@ -83,3 +92,10 @@ class GuardedWrapper(OptimWrapper):
     def state_dict(self) -> Dict[str, Any]:
         """Return MMEngine's state and the guard's."""
         return {**super().state_dict(), 'guard': self.guard.state_dict()}
+
+
+def is_captured() -> bool:
+    """Whether a CUDA graph is being captured; no sync."""
+    # The question alone must not start CUDA in a process without it.
+    cuda = torch.cuda
+    return cuda.is_initialized() and cuda.is_current_stream_capturing()

@@ -6,7 +6,13 @@ from torch.optim import Optimizer
 
 from mmnanguard.core import GuardConfigError
 
-__all__ = ['check_dtype', 'check_groups', 'refuse_closure', 'refuse_kind']
+__all__ = [
+    'check_dtype',
+    'check_groups',
+    'refuse_capture',
+    'refuse_closure',
+    'refuse_kind',
+]
 
 
 def check_groups(optimizer: Optimizer) -> None:
@@ -65,6 +71,18 @@ def refuse_kind(what: str) -> None:
         f'{what} cannot be judged: PyTorch has no operation that reads its '
         'numbers. Freeze the parameter (requires_grad=False), or use '
         "MMEngine's own wrapper for this model."
+    )
+
+
+def refuse_capture() -> None:
+    """Raise the GuardConfigError about an update in a CUDA graph."""
+    raise GuardConfigError(
+        'this update is being captured by torch.cuda.graph: the guard reads '
+        'its verdict on the host, which a graph cannot do, so a replay would '
+        'never be judged. Capture forward and backward alone, as '
+        'torch.cuda.make_graphed_callables does, and call optim_context and '
+        "step of the wrapper outside, or use MMEngine's own wrapper for this "
+        'one.'
     )
 
 

@@ -1,6 +1,7 @@
 """Guards have names, and configs of other projects a guarded child."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from mmengine.hub import get_config
 from toys import make_runner, read_rows
 
 from mmnanguard import apply_guard
+from mmnanguard.core import GuardConfigError
+from mmnanguard.read_config import read_config
 
 ROOT = Path(__file__).parents[2]
 GUARDS = sorted((ROOT / 'configs' / 'guards').glob('*.py'))
@@ -71,3 +74,9 @@ def test_a_child_of_another_projects_config(tmp_path, monkeypatch):
         cfg.default_hooks
     )
     assert cfg.model.type == base.model.type
+
+
+def test_setuptools_without_pkg_resources(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pkg_resources', None)
+    with pytest.raises(GuardConfigError, match="'setuptools<81'"):
+        read_config('mmnanguard::guards/fp32.py')

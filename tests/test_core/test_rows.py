@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import astuple
 
 import pytest
 from hypothesis import given, settings
@@ -163,9 +164,15 @@ def test_round_trip(kind, data):
     record = data.draw(RECORDS_OF_KIND[kind])
     row = record.to_row()
     assert (row['schema'], row['kind']) == (1, kind)
-    assert type(record).from_row(row) == record
-    assert record_of(row) == record
-    assert record_of(json.loads(to_json(row))) == record
+    again = (
+        type(record).from_row(row),
+        record_of(row),
+        record_of(json.loads(to_json(row))),
+    )
+    # As tuples: from Python 3.13 on, records with the same NaN differ.
+    for other in again:
+        assert type(other) is type(record)
+        assert astuple(other) == astuple(record)
 
 
 @pytest.mark.parametrize('kind', RECORDS)

@@ -55,7 +55,7 @@ class Patient(BaseModel):
             huge = 1 + 1e27 * (signal > 100)
             features = self.conv(images * huge[:, None, None, None])
         tokens = self.norm(features).relu().flatten(2).transpose(1, 2)
-        mask = torch.full((36, 36), -math.inf).triu(1)
+        mask = tokens.new_full((36, 36), -math.inf).triu(1)
         tokens, _ = self.attention(tokens, tokens, tokens, attn_mask=mask)
         tokens = self.dropout(tokens).mean(1)
         if self.ill == 'backward':
@@ -144,6 +144,7 @@ def test_samples_of_several_batches_are_named(tmp_path):
     assert [row['samples'] for row in rows] == names
 
 
+@pytest.mark.gpu_too
 def test_a_bad_input(tmp_path):
     (row,) = read_rows(train(tmp_path, value=math.nan), 'autopsy')
     assert row['phase'] == 'input'
@@ -178,6 +179,7 @@ def test_a_transient_fault(tmp_path):
     assert row['phase'] == row['remedy'] == ''
 
 
+@pytest.mark.gpu_too
 def test_outputs_of_the_children(tmp_path):
     runner = train(tmp_path, 'functional')
     (row,) = read_rows(runner, 'autopsy')
@@ -260,6 +262,7 @@ def test_compiled_code_is_not_replayed(tmp_path, is_compiled):
     assert ('eager did not reproduce it' in line) == is_compiled
 
 
+@pytest.mark.gpu_too
 def test_autopsies_leave_no_trace(tmp_path):
     with_, without = (
         train(

@@ -33,6 +33,7 @@ def dumps(runner):
     return sorted(Path(runner.log_dir, 'nanguard/dumps').glob('*'))
 
 
+@pytest.mark.gpu_too
 def test_a_dump_holds_the_window(tmp_path):
     runner = train(tmp_path, faults=(5,), accumulation=3, save_weights=True)
     (path,) = dumps(runner)

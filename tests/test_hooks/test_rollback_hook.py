@@ -115,6 +115,7 @@ def assert_equal(left, right):
         assert torch.equal(tensor, right[name]), name
 
 
+@pytest.mark.gpu_too
 def test_the_newest_state_before_the_trouble_comes_back(tmp_path):
     runner = train(tmp_path, faults=(10, 11, 12))
     (row,) = read_rows(runner, 'rollback')
@@ -444,6 +445,7 @@ def test_random_numbers_on_request(tmp_path):
         assert (draw.drawn[12] == draw.drawn[8]) == restore
 
 
+@pytest.mark.gpu_too
 def test_rollbacks_are_counted_over_resumes(tmp_path):
     save = dict(type='CheckpointHook', by_epoch=False, interval=6)
     keys = dict(hooks=dict(checkpoint=save), rollback=dict(max_rollbacks=1))

@@ -222,6 +222,7 @@ def test_a_clean_run_is_mmengines(tmp_path, kind):
     assert hidden + list(left[1].rglob('*.partial')) == []
 
 
+@pytest.mark.gpu_too
 @pytest.mark.parametrize('value', [math.nan, math.inf])
 @pytest.mark.parametrize('where', ['weights', 'buffers', 'optimizer', 'ema'])
 def test_what_goes_bad_outside_any_update_halts(tmp_path, where, value):

@@ -530,10 +530,11 @@ def test_a_dead_scale_in_a_checkpoint_is_repaired(model, scale):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'auto', None])
-def test_cuda(model, dtype):
-    model = model.cuda()
-    wrapper = amp(model, dtype=dtype)
-    batch = torch.randn(8, 3, device='cuda')
+def test_an_accelerator(model, dtype, device):
+    model = model.to(device)
+    # From the default scale, the first update would overflow.
+    wrapper = amp(model, dtype=dtype, loss_scale=dict(init_scale=1024))
+    batch = torch.randn(8, 3).to(device)
     train(wrapper, model, batch)
     before = weights(model)
     train(wrapper, model, batch, spoil=add_nan)

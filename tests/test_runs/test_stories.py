@@ -214,6 +214,7 @@ def test_both_loops(tmp_path, loop):
 # checkpoints
 
 
+@pytest.mark.gpu_too
 def test_resume_equals_the_uninterrupted_run(tmp_path):
     # The scale comes back after iteration 7, and overflows at once.
     faults = [

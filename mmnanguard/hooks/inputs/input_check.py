@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from mmnanguard._support.parts import Trail, parts_of, with_parts
+from mmnanguard.numerics.base.host_read import COPIES_LATE
 from mmnanguard.numerics.base.tensor_kinds import (
     is_ordinary,
     real_values,
@@ -294,8 +295,9 @@ def join_flags(flags: Sequence[Tensor]) -> Tensor:
     """Concatenate flags, on the accelerator if any flag is on it."""
     device = flags[0].device
     for flag in flags:
-        # A copy to the accelerator does not sync, a copy to the host does.
+        # A copy to CUDA does not sync, a copy to the host does.
         if flag.device.type != 'cpu':
             device = flag.device
             break
-    return torch.cat([flag.to(device, non_blocking=True) for flag in flags])
+    is_late = device.type in COPIES_LATE
+    return torch.cat([flag.to(device, non_blocking=is_late) for flag in flags])

@@ -7,7 +7,13 @@ from typing import Dict, List, Mapping, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ['read_once']
+__all__ = ['COPIES_LATE', 'read_once']
+
+# The devices to and from which a copy may be late: CUDA itself keeps pageable
+# memory until it is read, and arrives in pinned memory in the order of the
+# stream. On a Mac such copies read memory that is freed already
+# (pytorch/pytorch#189690), and other devices are not known.
+COPIES_LATE = {'cuda'}
 
 # attrgetter runs in C, which matters for thousands of values.
 DEVICE = attrgetter('device')
@@ -46,14 +52,16 @@ def on_one_device(values: List[Tensor]) -> List[Tensor]:
     """Return the values on one device, on an accelerator if any is there.
 
     A non-blocking copy to the host could be read before it has arrived, so
-    values on the host go to the accelerator and not the other way round.
+    values on the host go to the accelerator and not the other way round. No
+    sync on CUDA.
     """
     devices = set(map(DEVICE, values))
     # The usual case: nothing is copied, and no list is built.
     if len(devices) == 1:
         return values
     device = next(filter(is_accelerator, devices))
-    return [value.to(device, non_blocking=True) for value in values]
+    is_late = device.type in COPIES_LATE
+    return [value.to(device, non_blocking=is_late) for value in values]
 
 
 def is_accelerator(device: torch.device) -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..base.host_read import COPIES_LATE
 from ..base.shards import local
 from ..base.tensor_kinds import copy_of, has_plain_kernels, is_ordinary, write
 
@@ -82,10 +83,10 @@ def kind_of(part: Tensor) -> Tuple[Any, ...]:
 
 @torch.no_grad()
 def keep_tensor(tensor: Tensor) -> Optional[HostTensor]:
-    """Copy a tensor, without waiting for the device.
+    """Copy a tensor; no sync on CUDA.
 
     The copy of a tensor on a GPU is in pinned memory. It is complete once the
-    current stream has reached it.
+    current stream has reached it. Copies from other devices sync.
 
     Returns:
         None if the tensor cannot be copied. A tensor that is not strided
@@ -96,8 +97,9 @@ def keep_tensor(tensor: Tensor) -> Optional[HostTensor]:
         copy = copy_of(part)
         return None if copy is None else HostTensor(tensor, copy)
     # A copy to pageable memory would wait for the device.
+    is_pinned = part.device.type in COPIES_LATE
     values = torch.empty_like(
-        part.detach(), device='cpu', pin_memory=part.is_cuda
+        part.detach(), device='cpu', pin_memory=is_pinned
     )
-    values.copy_(part.detach(), non_blocking=True)
+    values.copy_(part.detach(), non_blocking=is_pinned)
     return HostTensor(tensor, values)

@@ -313,9 +313,9 @@ def is_like_mask(value: Tensor, limit: float) -> bool:
 
 def digest(value: Tensor) -> str:
     """Return a hash of a tensor's dtype, shape and bits."""
-    tensor = local(value.detach()).resolve_conj().resolve_neg().contiguous()
+    tensor = local(value.detach()).cpu().resolve_conj().resolve_neg()
     # As bytes, because numpy has no bfloat16.
-    bits = tensor.flatten().view(torch.uint8).numpy()
+    bits = tensor.contiguous().flatten().view(torch.uint8).numpy()
     head = f'{tensor.dtype} {tuple(tensor.shape)}'.encode()
     return hashlib.sha256(head + bits.tobytes()).hexdigest()
 

@@ -85,10 +85,15 @@ def ranks_that(*flags: bool) -> Tuple[Tuple[int, ...], ...]:
 def exchange_device() -> torch.device:
     """Return the device on which ranks exchange numbers."""
     # Only gloo reduces tensors on the host; NCCL needs them on the device.
-    device = torch.device('cpu')
-    if 'gloo' not in dist.get_backend():
-        device = torch.accelerator.current_accelerator() or device
-    return device
+    if 'gloo' in dist.get_backend():
+        return torch.device('cpu')
+    if torch.cuda.is_available():
+        return torch.device('cuda')
+    # torch.accelerator came with PyTorch 2.6. Devices from outside of PyTorch,
+    # such as Ascend's with its HCCL, share one name.
+    if not hasattr(torch, 'accelerator'):
+        return torch.device(torch._C._get_privateuse1_backend_name())
+    return torch.accelerator.current_accelerator() or torch.device('cpu')
 
 
 def exchange(seen: Observation) -> Tensor:
