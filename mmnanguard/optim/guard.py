@@ -10,6 +10,7 @@ from typing import (
     Optional,
     Set,
     Tuple,
+    Type,
 )
 
 from mmengine.logging import print_log
@@ -60,6 +61,7 @@ class Guard(Passes):
         config: ``optim_wrapper.guard``.
         clip_grad: ``optim_wrapper.clip_grad``; not changed.
         scaler: The loss scaler of the gradients; None means no scaling.
+        params_type: The class of ``params``.
 
     Attributes:
         params: The optimizer's parameters.
@@ -88,12 +90,13 @@ class Guard(Passes):
         config: Optional[Dict[str, Any]] = None,
         clip_grad: Optional[Dict[str, Any]] = None,
         scaler: Optional[GuardedGradScaler] = None,
+        params_type: Type[GuardedParams] = GuardedParams,
     ) -> None:
         self.policy = GuardPolicy.from_config(config)
         # Early, because it refuses optimizers that cannot be guarded.
         is_checked = self.policy.check_step == 'always'
-        super().__init__(GuardedParams(optimizer, is_checked))
-        self.others = OtherOptimizers(self.params.foreign)
+        super().__init__(params_type(optimizer, is_checked))
+        self.others = OtherOptimizers(self.params.left_alone)
         self.others.report_left_alone = self.coverage_warnings.warn_left_alone
         self.clip_rule, self.grad_rule = build_clip(clip_grad)
         self.state = GuardState.from_dict({}, **self.policy.windows())
@@ -221,7 +224,7 @@ class Guard(Passes):
             parts = set(self._root.modules())
             models = [m for m in models if m not in parts]
             models.insert(0, self._root)
-        return TensorNames(models, self.params.groups)
+        return TensorNames(models, self.params.groups, self.params.slices())
 
     # Reports
 

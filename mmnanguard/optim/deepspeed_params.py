@@ -1,0 +1,126 @@
+"""The parameters and gradients that a DeepSpeed engine trains."""
+
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Set, Tuple
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mmnanguard.numerics.base.shards import Placement
+from mmnanguard.numerics.update.blame import Slice
+
+from .deepspeed_layouts import Layout
+from .guarded_params import GuardedParams
+
+__all__ = ['DeepSpeedParams']
+
+
+class DeepSpeedParams(GuardedParams):
+    """The parameters of an engine, known by the layout of its optimizer.
+
+    Until :meth:`bind` they are those of the optimizer that the config
+    builds, as for any other wrapper.
+
+    Attributes:
+        step: Makes the step of the engine's optimizer, and returns whether
+            it was applied.
+    """
+
+    are_bound = False
+    step: Callable[[], bool]
+
+    def __init__(self, optimizer: Optimizer, is_checked: bool = False) -> None:
+        self._layout = Layout(optimizer, nn.Module())
+        super().__init__(optimizer, is_checked)
+
+    def bind(self, layout: Layout) -> None:
+        """Take the parameters, gradients and weights from a layout."""
+        self._layout, self.are_bound = layout, True
+        self.use(layout.inner)
+        if not layout.has_masters:
+            super().check_kinds()
+
+    def check_kinds(self) -> None:
+        """Leave the check to :meth:`bind`: DeepSpeed may cast the model."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._layout.params())
+
+    def left_alone(self) -> Set[int]:
+        """Return the ids of parameters that snapshots do not copy.
+
+        DeepSpeed writes trained weights past their version counters, and a
+        rejected window derives them from the masters again. With ZeRO 3 no
+        parameter has its content between passes.
+        """
+        weights: List[Tensor] = []
+        if self._layout.is_gathered:
+            weights += self._layout.module.parameters()
+        elif self._layout.has_masters:
+            weights += self._layout.params()
+        return self.foreign().union(map(id, weights))
+
+    def trained(self) -> Tuple[List[Tensor], List[Tensor]]:
+        """Return the parameters with a gradient, and the gradients.
+
+        They are this rank's parts with ZeRO 1 to 3.
+        """
+        if not self._layout.has_masters:
+            return super().trained()
+        params, grads = [], []
+        for param, grad in self._layout.gradients():
+            params.append(param)
+            grads.append(grad)
+        return params, grads
+
+    def have_gradients(self) -> bool:
+        """Whether a parameter may have a gradient; no sync.
+
+        DeepSpeed keeps them in its own buffers.
+        """
+        return True
+
+    def have_nonzero_gradients(self) -> bool:
+        """Whether a parameter may have a gradient that is not zero."""
+        return True
+
+    def place(
+        self, params: List[Tensor], models: Iterable[nn.Module]
+    ) -> Placement:
+        """Return the sharding of the gradients of ``params``."""
+        return self._layout.placement(len(params))
+
+    def weights(self, models: Iterable[nn.Module]) -> List[Tensor]:
+        """Return all weights of the engine's model on this rank."""
+        return self._layout.weights()
+
+    def slices(self) -> Dict[int, List[Slice]]:
+        """Return the parts of each flat tensor, by its id."""
+        return self._layout.slices()
+
+    def stepped(self) -> List[Tensor]:
+        """Return the tensors that a step writes, but for the state."""
+        return self._layout.masters() + self._layout.copies()
+
+    def note_step(self, params: List[Tensor], iteration: int) -> None:
+        """Note after a step whether it may have spoiled weights; no sync."""
+        if self._layout.is_gathered:
+            params = self._layout.masters()
+        super().note_step(params, iteration)
+
+    def apply_update(
+        self,
+        optimizer: Optimizer,
+        params: List[Tensor],
+        grads: List[Tensor],
+        scale: float,
+        clip_coef: float,
+        *_: Any,
+    ) -> None:
+        """Clip, and let DeepSpeed unscale and step.
+
+        ``has_refused`` tells whether DeepSpeed found an overflow itself and
+        has not stepped.
+        """
+        if clip_coef != 1.0 and grads:
+            self._layout.clip(grads, clip_coef)
+        self.has_refused = not self.step()

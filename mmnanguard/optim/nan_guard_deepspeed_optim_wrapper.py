@@ -1,0 +1,220 @@
+"""The guarded form of MMEngine's ``DeepSpeedOptimWrapper``."""
+
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Callable, Dict, Iterator, Optional
+
+from mmengine._strategy.deepspeed import DeepSpeedOptimWrapper
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mmnanguard.core import GuardConfigError
+from mmnanguard.core.checks import check_keys
+from mmnanguard.numerics import GuardedGradScaler
+from mmnanguard.registry import OPTIM_WRAPPERS
+
+from .deepspeed_layouts import Layout, find_layout
+from .deepspeed_params import DeepSpeedParams
+from .deepspeed_refusals import check_engine
+from .guard import Guard
+from .guarded_step import guarded_step
+
+__all__ = ['NanGuardDeepSpeedOptimWrapper']
+
+MISSING = object()
+KEYS = ('optimizer', 'clip_grad', 'guard')
+
+
+@OPTIM_WRAPPERS.register_module()
+class NanGuardDeepSpeedOptimWrapper(DeepSpeedOptimWrapper):
+    """MMEngine's ``DeepSpeedOptimWrapper``, guarded.
+
+    It guards ZeRO 0 to 3 in float32, float16 and bfloat16, with gradient
+    accumulation, DeepSpeed's own clipping and offload of the optimizer to the
+    CPU. An update commits or leaves no trace on all ranks: master weights,
+    moments, half-precision weights, buffers and loss scale are as before. The
+    engine counts a rejected update in ``skipped_steps``, and its own
+    scheduler waits.
+
+    The verdict is made inside ``engine.step()``, in the place of the
+    optimizer's step, so that the engine's counters and boundaries stay its
+    own. The guard moves the loss scale, with the settings of DeepSpeed's
+    config.
+
+    Args:
+        optimizer: The optimizer, as in MMEngine.
+        clip_grad: A clip by the norm of all gradients, see
+            docs/en/clipping.md. It comes before DeepSpeed's
+            ``gradient_clipping``, if that is set as well.
+        guard: The rules, see :class:`mmnanguard.core.GuardPolicy`.
+            ``accumulation='microbatch'`` is not possible.
+
+    Raises:
+        GuardConfigError: If an argument cannot work, for any other key, and
+            once the strategy sets ``model``, for an engine that cannot be
+            guarded: pipeline parallelism, experts, offload to NVMe, an
+            unknown class of optimizer, and a few rarer ones.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        clip_grad: Optional[Dict[str, Any]] = None,
+        guard: Optional[Dict[str, Any]] = None,
+        **others: Any,
+    ) -> None:
+        if 'accumulative_counts' in others:
+            raise GuardConfigError(
+                'optim_wrapper.accumulative_counts has no effect with '
+                "DeepSpeed: set gradient_accumulation_steps in the strategy's "
+                'config.'
+            )
+        check_keys(others, KEYS, 'optim_wrapper')
+        self.guard = Guard(
+            optimizer, guard, clip_grad, params_type=DeepSpeedParams
+        )
+        if self.guard.policy.accumulation == 'microbatch':
+            raise GuardConfigError(
+                "optim_wrapper.guard.accumulation='microbatch' is not "
+                'possible with DeepSpeed, which adds micro-batches up in its '
+                "own buffers. Take 'window', the default."
+            )
+        if self.guard.grad_rule is not None:
+            raise GuardConfigError(
+                f'optim_wrapper.clip_grad is {self.guard.grad_rule}, and '
+                'DeepSpeed cuts gradients into flat parts. Take a clip by the '
+                'norm of all gradients: max_norm, AutoClip, ZClip or '
+                "TieredClip, or the strategy's gradient_clipping."
+            )
+        super().__init__(optimizer)
+        self._layout: Optional[Layout] = None
+
+    # MMEngine's strategy sets it once DeepSpeed has wrapped model and
+    # optimizer.
+    @property
+    def model(self) -> Any:
+        """MMEngine's wrapper of the engine."""
+        return super().model
+
+    @model.setter
+    def model(self, model: Any) -> None:
+        self._model = model
+        # Not isinstance: a project's strategy may have a wrapper of its own.
+        engine = model
+        if hasattr(type(model), 'train_step'):
+            engine = model.model
+        self._bind(engine)
+
+    def _bind(self, engine: Any) -> None:
+        """Guard the updates of an engine."""
+        check_engine(engine)
+        self._engine = engine
+        self._layout = find_layout(engine.optimizer, engine.module)
+        params = self.guard.params
+        assert isinstance(params, DeepSpeedParams)
+        params.bind(self._layout)
+        self.optimizer = engine.optimizer
+        loss_scale = self._layout.scale_config()
+        if loss_scale is not None:
+            device = next(iter(params)).device.type
+            self.guard.scaler = GuardedGradScaler.from_config(
+                loss_scale, device
+            )
+        length = engine.gradient_accumulation_steps()
+        self.guard.coverage_warnings.set_length(length)
+        engine.register_forward_pre_hook(self._before_forward)
+
+    def _before_forward(self, engine: Any, inputs: Any) -> None:
+        module: nn.Module = engine.module
+        if module.training:
+            self.guard.open(module)
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Run backward as MMEngine does, and note the loss."""
+        super().backward(loss, **kwargs)
+        # Not before: if backward fails, the loss is in no gradient.
+        length = self._engine.gradient_accumulation_steps()
+        self.guard.add_loss(loss.detach() / length)
+
+    def step(self, **kwargs: Any) -> None:
+        """End a micro-batch, and commit or reject the window it ends."""
+        engine, params = self._engine, self.guard.params
+        assert isinstance(params, DeepSpeedParams)
+        params.step = partial(self._own_step, engine.optimizer.step)
+        with replaced(engine.optimizer, 'step', self._guarded_step), replaced(
+            engine.optimizer, 'overflow', False
+        ):
+            # Without half precision, the engine clips before it steps.
+            with replaced(engine, 'clip_fp32_gradients', do_nothing):
+                super().step(**kwargs)
+
+    def _own_step(self, step: Callable[[], object]) -> bool:
+        """Make DeepSpeed's own step; return whether it was made."""
+        engine = self._engine
+        if isinstance(engine.optimizer, Optimizer):
+            if engine.gradient_clipping() > 0:
+                type(engine).clip_fp32_gradients(engine)
+        step()
+        return not engine.optimizer.overflow
+
+    def _guarded_step(self, closure: Any = None, **_: Any) -> None:
+        """Judge the update in the place of DeepSpeed's own step."""
+        guard, layout = self.guard, self._layout
+        assert layout is not None
+        num_steps, counters = guard.state.num_steps, layout.count()
+        try:
+            guarded_step(guard, layout.inner)
+        finally:
+            if guard.state.num_steps == num_steps:
+                layout.discard()
+                layout.set_counters(counters)
+                # The engine counts a skip, and its scheduler waits.
+                self._engine.optimizer.overflow = True
+            self._set_scale()
+
+    def _set_scale(self) -> None:
+        """Let DeepSpeed scale losses by the guard's scale."""
+        if self.guard.scaler.is_enabled() and self._layout is not None:
+            scale = self.guard.scaler.get_scale()
+            self._layout.set_counters({'cur_scale': scale})
+
+    def state_dict(self) -> Dict[str, Any]:
+        """Return MMEngine's state and the guard's."""
+        state: Dict[str, Any] = super().state_dict()
+        state['guard'] = self.guard.state_dict()
+        if self.guard.scaler.is_enabled():
+            state['loss_scaler'] = self.guard.scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        """Load the state of a guarded or plain wrapper.
+
+        ``state_dict`` is not changed. A checkpoint of DeepSpeed alone sets
+        the loss scale.
+        """
+        state_dict = dict(state_dict)
+        self.guard.load_state_dict(state_dict.pop('guard', {}))
+        saved = state_dict.pop('loss_scaler', {})
+        if not saved and self._layout is not None:
+            saved = {'scale': self._layout.count().get('cur_scale', 1.0)}
+        self.guard.scaler.load_state_dict(saved)
+        self._set_scale()
+        super().load_state_dict(state_dict)
+
+
+def do_nothing() -> None:
+    """Do nothing."""
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Replace an attribute of an object for a while."""
+    before = vars(owner).get(name, MISSING)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is MISSING:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
