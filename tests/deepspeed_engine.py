@@ -212,7 +212,7 @@ def train_step(kind, wrapper, inputs, fault=None):
 
 def strike_gradient(engine, value):
     """Set one element of what DeepSpeed steps by on this rank."""
-    from mmnanguard.optim.deepspeed_layouts import find_layout
+    from mmnanguard.optim.deepspeed.layouts import find_layout
 
     layout = find_layout(engine.optimizer, engine.module)
     gradients = layout.gradients()
@@ -225,7 +225,7 @@ def strike_gradient(engine, value):
 
 def everything(wrapper):
     """Return what a run keeps on this rank, by name."""
-    from mmnanguard.optim.deepspeed_layouts import find_layout
+    from mmnanguard.optim.deepspeed.layouts import find_layout
 
     engine = wrapper.model.model
     layout = find_layout(engine.optimizer, engine.module)

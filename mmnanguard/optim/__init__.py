@@ -4,8 +4,7 @@
    ``nan_guard_optim_wrapper`` and ``nan_guard_amp_optim_wrapper`` are the
    registered forms.
    ``nan_guard_deepspeed_optim_wrapper`` guards an engine of DeepSpeed, whose
-   optimizers ``deepspeed_params``, ``deepspeed_layouts`` and
-   ``deepspeed_refusals`` know.
+   optimizers the folder ``deepspeed`` knows.
 2. ``guarded_step``: the end of a window, from observation to report.
 3. ``window``: the state of one window; ``micro_batches`` judges its parts,
    as soon as ``lost_windows`` finds that worthwhile.

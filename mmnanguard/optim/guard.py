@@ -71,17 +71,14 @@ class Guard(Passes):
         clip_rule: The clip rule of numbers: a norm in, a coefficient out.
         grad_rule: The clip rule of tensors, or None.
         scaler: The loss scaler.
-        accumulation: The opener of windows, which counts the micro-batches
-            that were left out.
+        accumulation: The opener of windows.
         window: The present window.
         run: The name of the run in events; kept by a resumed run.
         attempt: The number of this process start of the run, from 1. Loading
             a checkpoint counts it up, unless this guard has trained already.
         last_clip_coef: The clip coefficient of the last committed update.
-        num_steps: Number of commits since the last start, resume or change
-            of optimizer.
-        reported_iterations: The iterations, counted from 0, whose backward
-            passes made the updates of the present events.
+        num_steps: Number of commits since a start or a change of optimizer.
+        reported_iterations: The iterations, from 0, of the present events.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """The guarded form of MMEngine's ``DeepSpeedOptimWrapper``."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Callable, Dict, Iterator, Optional
 
@@ -13,9 +13,10 @@ from mmnanguard.core.checks import check_keys
 from mmnanguard.numerics import GuardedGradScaler
 from mmnanguard.registry import OPTIM_WRAPPERS
 
-from .deepspeed_layouts import Layout, find_layout
-from .deepspeed_params import DeepSpeedParams
-from .deepspeed_refusals import check_engine
+from .deepspeed.layout import Layout
+from .deepspeed.layouts import find_layout
+from .deepspeed.params import DeepSpeedParams
+from .deepspeed.refusals import check_engine
 from .guard import Guard
 from .guarded_step import guarded_step
 
@@ -86,7 +87,7 @@ class NanGuardDeepSpeedOptimWrapper(DeepSpeedOptimWrapper):
                 'norm of all gradients: max_norm, AutoClip, ZClip or '
                 "TieredClip, or the strategy's gradient_clipping."
             )
-        super().__init__(optimizer)
+        super().__init__(optimizer)  # type: ignore[no-untyped-call]
         self._layout: Optional[Layout] = None
 
     # MMEngine's strategy sets it once DeepSpeed has wrapped model and
@@ -141,19 +142,22 @@ class NanGuardDeepSpeedOptimWrapper(DeepSpeedOptimWrapper):
         engine, params = self._engine, self.guard.params
         assert isinstance(params, DeepSpeedParams)
         params.step = partial(self._own_step, engine.optimizer.step)
-        with replaced(engine.optimizer, 'step', self._guarded_step), replaced(
-            engine.optimizer, 'overflow', False
-        ):
-            # Without half precision, the engine clips before it steps.
-            with replaced(engine, 'clip_fp32_gradients', do_nothing):
-                super().step(**kwargs)
+        with ExitStack() as stack:
+            for owner, name, value in (
+                (engine.optimizer, 'step', self._guarded_step),
+                (engine.optimizer, 'overflow', False),
+                # In float32, an engine clips before it steps.
+                (engine, 'clip_fp32_gradients', do_nothing),
+            ):
+                stack.enter_context(replaced(owner, name, value))
+            super().step(**kwargs)  # type: ignore[no-untyped-call]
 
     def _own_step(self, step: Callable[[], object]) -> bool:
         """Make DeepSpeed's own step; return whether it was made."""
         engine = self._engine
-        if isinstance(engine.optimizer, Optimizer):
-            if engine.gradient_clipping() > 0:
-                type(engine).clip_fp32_gradients(engine)
+        is_plain = isinstance(engine.optimizer, Optimizer)
+        if is_plain and engine.gradient_clipping() > 0:
+            type(engine).clip_fp32_gradients(engine)
         step()
         return not engine.optimizer.overflow
 

@@ -15,133 +15,9 @@ from mmnanguard.core import GuardConfigError
 from mmnanguard.numerics.base.shards import Placement
 from mmnanguard.numerics.update.blame import Slice
 
-__all__ = ['Layout', 'find_layout']
+from .layout import Layout, cut_out, join, lay_out, take_slices
 
-# What DeepSpeed's loss scalers count from step to step.
-COUNTERS = ('cur_scale', 'cur_iter', 'last_overflow_iter', 'cur_hysteresis')
-
-
-class Layout:
-    """An optimizer of PyTorch, which DeepSpeed leaves as it is.
-
-    Args:
-        optimizer: The optimizer of the engine.
-        module: The model.
-
-    Attributes:
-        optimizer: The optimizer of the engine.
-        inner: The optimizer of PyTorch's kind that makes the step.
-    """
-
-    # Whether DeepSpeed steps on copies of the weights in float32.
-    has_masters = False
-    # Whether parameters have their content only while they are in use.
-    is_gathered = False
-
-    def __init__(self, optimizer: Any, module: nn.Module) -> None:
-        self.optimizer = optimizer
-        self.module = module
-        self.inner = optimizer
-        if self.has_masters:
-            self.inner = optimizer.optimizer
-        self._slices: Dict[int, List[Slice]] = {}
-        for master, slices in self._cut():
-            self._slices[id(master)] = slices
-
-    def params(self) -> List[Tensor]:
-        """Return the trained parameters of the model."""
-        params: List[Tensor] = []
-        for group in self.inner.param_groups:
-            params += group['params']
-        return params
-
-    def gradients(self) -> List[Tuple[Tensor, Tensor]]:
-        """Return the parameters with a gradient, and the gradients.
-
-        The gradients are still scaled, and may be parts; a change in place
-        is seen by the step.
-        """
-        found = []
-        for param in self.params():
-            if param.grad is not None:
-                found.append((param, param.grad))
-        return found
-
-    def placement(self, num_gradients: int) -> Placement:
-        """Return the sharding of the gradients."""
-        return Placement()
-
-    def masters(self) -> List[Tensor]:
-        """Return the tensors that the inner optimizer steps on."""
-        return self.params()
-
-    def copies(self) -> List[Tensor]:
-        """Return the weights that a step derives from the masters."""
-        return []
-
-    def weights(self) -> List[Tensor]:
-        """Return all weights of the model, as far as this rank has them."""
-        return list(self.module.parameters())
-
-    def slices(self) -> Dict[int, List[Slice]]:
-        """Return the parts of each flat tensor, by its id."""
-        return self._slices
-
-    def _cut(self) -> List[Tuple[Tensor, List[Slice]]]:
-        """Return the flat tensors and their parts."""
-        return []
-
-    def clip(self, grads: Sequence[Tensor], factor: float) -> None:
-        """Multiply the gradients by a factor, in place."""
-        torch._foreach_mul_(list(grads), factor)
-
-    def discard(self) -> None:
-        """Drop the gradients without a step; collective."""
-        # The engine sets param.grad to None after each step.
-
-    @property
-    def scaler(self) -> Any:
-        """The object with the loss scale, or None."""
-        return None
-
-    def count(self) -> Dict[str, Any]:
-        """Return the counters of the loss scaler."""
-        counters = {}
-        for key in COUNTERS:
-            if hasattr(self.scaler, key):
-                counters[key] = getattr(self.scaler, key)
-        return counters
-
-    def set_counters(self, counters: Dict[str, Any]) -> None:
-        """Set the counters of the loss scaler."""
-        for key, value in counters.items():
-            setattr(self.scaler, key, value)
-
-    def scale_config(self) -> Any:
-        """Return the value of ``loss_scale`` in MMEngine's terms.
-
-        None if losses are not scaled.
-        """
-        scaler = self.scaler
-        params = self.params()
-        if scaler is None or not params or params[0].dtype != torch.float16:
-            return None
-        is_dynamic = getattr(scaler, 'dynamic', False) or getattr(
-            scaler, 'dynamic_loss_scale', False
-        )
-        if not is_dynamic:
-            return float(scaler.cur_scale)
-        least = getattr(scaler, 'min_scale', None)
-        if least is None:
-            least = scaler.min_loss_scale
-        return {
-            'init_scale': float(scaler.cur_scale),
-            'growth_factor': float(scaler.scale_factor),
-            'backoff_factor': 1 / float(scaler.scale_factor),
-            'growth_interval': int(scaler.scale_window),
-            'hysteresis': int(getattr(scaler, 'delayed_shift', 1)),
-            'min_scale': float(least),
-        }
+__all__ = ['find_layout']
 
 
 class HalfLayout(Layout):
@@ -351,20 +227,21 @@ class Zero3Layout(ShardedLayout):
         parts: List[Tuple[Tensor, Tensor]] = []
         for master in self.masters():
             parts += take_slices(master.detach(), self._slices[id(master)])
-        for param in module.parameters():
-            if not param.requires_grad:
-                size = self._size_here(param)
-                part = param.ds_tensor.detach().view(-1).narrow(0, 0, size)
-                parts.append((param, part))
-        self._parts = []
+        frozen: Any
+        for frozen in module.parameters():
+            if not frozen.requires_grad:
+                size = self._size_here(frozen)
+                part = frozen.ds_tensor.detach().view(-1).narrow(0, 0, size)
+                parts.append((frozen, part))
+        self._parts: List[Tensor] = []
         for param, part in parts:
             self._parts.append(part)
             self._slices[id(part)] = [Slice(param, 0, part.numel())]
 
     def _size_here(self, param: Any) -> int:
         """Return the number of elements of a parameter on this rank."""
-        size = param.partition_numel()
-        left = param.ds_numel - dist.get_rank(self.group) * size
+        size: int = param.partition_numel()
+        left: int = param.ds_numel - dist.get_rank(self.group) * size
         return max(0, min(size, left))
 
     def params(self) -> List[Tensor]:
@@ -455,49 +332,6 @@ def find_layout(optimizer: Any, module: nn.Module) -> Layout:
             f'{", ".join(LAYOUTS)}, and those of PyTorch.'
         )
     return LAYOUTS[name](optimizer, module)
-
-
-def join(groups: Sequence[Sequence[Tensor]]) -> List[Tensor]:
-    """Return the tensors of all groups."""
-    tensors: List[Tensor] = []
-    for group in groups:
-        tensors += group
-    return tensors
-
-
-def lay_out(params: Sequence[Tensor], sizes: Sequence[int]) -> List[Slice]:
-    """Return the parts of a flat tensor that holds one after another."""
-    slices, start = [], 0
-    for param, size in zip(params, sizes):
-        slices.append(Slice(param, start, size))
-        start += size
-    return slices
-
-
-def cut_out(slices: Sequence[Slice], first: int, total: int) -> List[Slice]:
-    """Return the parts of slices that lie in a part of a flat tensor.
-
-    Args:
-        slices: The slices of the whole tensor.
-        first: The first element of the part.
-        total: The number of elements of the part.
-    """
-    cut = []
-    for param, start, size in slices:
-        begin, end = max(start, first), min(start + size, first + total)
-        if begin < end:
-            cut.append(Slice(param, begin - first, end - begin))
-    return cut
-
-
-def take_slices(
-    flat: Tensor, slices: Sequence[Slice]
-) -> List[Tuple[Tensor, Tensor]]:
-    """Return the parameters of a flat tensor, and their parts of it."""
-    found = []
-    for param, start, size in slices:
-        found.append((param, flat.view(-1).narrow(0, start, size)))
-    return found
 
 
 def scale_norms(norms: Dict[int, Tensor], factor: float) -> None:

@@ -8,8 +8,8 @@ from torch.optim import Optimizer
 from mmnanguard.numerics.base.shards import Placement
 from mmnanguard.numerics.update.blame import Slice
 
-from .deepspeed_layouts import Layout
-from .guarded_params import GuardedParams
+from ..guarded_params import GuardedParams
+from .layout import Layout
 
 __all__ = ['DeepSpeedParams']
 
@@ -107,7 +107,7 @@ class DeepSpeedParams(GuardedParams):
             params = self._layout.masters()
         super().note_step(params, iteration)
 
-    def apply_update(
+    def apply_update(  # type: ignore[override]
         self,
         optimizer: Optimizer,
         params: List[Tensor],
