@@ -4,6 +4,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Callable, Dict, Iterator, Optional
 
+import torch
 from mmengine._strategy.deepspeed import DeepSpeedOptimWrapper
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -121,9 +122,20 @@ class NanGuardDeepSpeedOptimWrapper(DeepSpeedOptimWrapper):
             self.guard.scaler = GuardedGradScaler.from_config(
                 loss_scale, device
             )
-        length = engine.gradient_accumulation_steps()
-        self.guard.coverage_warnings.set_length(length)
+        self.guard.coverage_warnings.set_length(self._accumulative_counts)
         engine.register_forward_pre_hook(self._before_forward)
+
+    @property
+    def _accumulative_counts(self) -> int:
+        """The number of micro-batches of a window, under MMEngine's name."""
+        if self._layout is None:
+            return 1
+        return int(self._engine.gradient_accumulation_steps())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights that the model computes with."""
+        return next(iter(self.guard.params)).dtype
 
     def _before_forward(self, engine: Any, inputs: Any) -> None:
         module: nn.Module = engine.module
@@ -134,8 +146,7 @@ class NanGuardDeepSpeedOptimWrapper(DeepSpeedOptimWrapper):
         """Run backward as MMEngine does, and note the loss."""
         super().backward(loss, **kwargs)
         # Not before: if backward fails, the loss is in no gradient.
-        length = self._engine.gradient_accumulation_steps()
-        self.guard.add_loss(loss.detach() / length)
+        self.guard.add_loss(loss.detach() / self._accumulative_counts)
 
     def step(self, **kwargs: Any) -> None:
         """End a micro-batch, and commit or reject the window it ends."""
