@@ -7,6 +7,7 @@ import logging
 import os
 from typing import NamedTuple
 
+import mmengine._strategy.deepspeed as mmengine_strategy
 import torch
 from mmengine._strategy.deepspeed import (
     DeepSpeedOptimWrapper,
@@ -67,6 +68,9 @@ def start():
     cpu.supported_dtypes = lambda self: list(DTYPES.values())
     logging.getLogger('DeepSpeed').setLevel(logging.ERROR)
     deepspeed.init_distributed('gloo', verbose=False)
+    # MMEngine 0.10.7 registers optimizers that DeepSpeed 0.19 has no more, and
+    # does so for each strategy.
+    mmengine_strategy.register_deepspeed_optimizers = list
     # Each engine collects garbage, through all that was imported.
     gc.freeze()
 
@@ -243,7 +247,9 @@ def everything(wrapper):
             kept[f'{index} {key}'] = value
     for key, value in layout.count().items():
         kept[key] = torch.tensor(float(-1 if value is None else value))
-    kept['scheduler'] = torch.as_tensor(engine.lr_scheduler.count)
+    kept['scheduler'] = torch.as_tensor(
+        getattr(engine.lr_scheduler, 'count', 0)
+    )
     lr = layout.inner.param_groups[0]['lr']
     kept['lr'] = torch.as_tensor(lr)
     return {key: value.detach().clone() for key, value in kept.items()}

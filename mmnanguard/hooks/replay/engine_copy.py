@@ -23,7 +23,8 @@ class EngineCopy(nn.Module):
 
     def __init__(self, wrapper: Any) -> None:
         super().__init__()
-        self.module: nn.Module = copy.deepcopy(wrapper.module)
+        shared = functions_of(wrapper.module)
+        self.module: nn.Module = copy.deepcopy(wrapper.module, shared)
         # Its train_step, with this module in the place of the engine. Not by
         # copy.copy, which asks a wrapper without an engine for attributes.
         self._wrapper: Any = object.__new__(type(wrapper))
@@ -39,6 +40,21 @@ class EngineCopy(nn.Module):
             data, optim_wrapper
         )
         return losses
+
+
+def functions_of(model: nn.Module) -> Dict[int, Any]:
+    """Return hooks and replaced methods by id; the runner may be behind them.
+
+    In this form ``copy.deepcopy`` takes what it is not to copy.
+    """
+    shared = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            values = value.values() if isinstance(value, dict) else [value]
+            for item in values:
+                if callable(item) and not isinstance(item, nn.Module):
+                    shared[id(item)] = item
+    return shared
 
 
 def copy_engine(wrapper: Any) -> Optional[EngineCopy]:
