@@ -4,7 +4,6 @@ import functools
 import gc
 import itertools
 import logging
-import os
 from typing import NamedTuple
 
 import mmengine._strategy.deepspeed as mmengine_strategy
@@ -58,7 +57,6 @@ FAULTS = [
 
 def start():
     """Let DeepSpeed run on this CPU over gloo."""
-    os.environ['DS_ACCELERATOR'] = 'cpu'
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 

@@ -6,8 +6,8 @@ from mmengine.dist import get_rank
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from mmengine.runner import FlexibleRunner
-from toys import guard_hooks, make_data, runner_config
 from torch import nn
+from toys import guard_hooks, make_data, runner_config
 
 
 @MODELS.register_module()

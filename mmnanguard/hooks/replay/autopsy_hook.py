@@ -259,10 +259,7 @@ class AutopsyHook(WindowHook):
         """Replay the window. Collective: all ranks run equally many passes."""
         wrappers = find_wrappers(runner)
         replay = WindowReplay(
-            model,
-            wrappers,
-            settings_of(wrappers, event),
-            window.batches,
+            model, wrappers, settings_of(wrappers, event), window.batches
         )
         # The event holds the loss of its first rank, which says nothing of
         # the losses of other ranks.
