@@ -1,4 +1,4 @@
-"""Runs with MMEngine's DeepSpeedStrategy: all hooks, and a resume after a kill.
+"""Runs with MMEngine's DeepSpeedStrategy: hooks, and a resume after a kill.
 
 Two ranks each, in processes of their own.
 """

@@ -4,4 +4,5 @@
 2. ``layout`` and ``layouts``: where an engine's optimizer keeps gradients and
    weights, and how a window ends without an update.
 3. ``params``: the parameters as the guard sees them.
+4. ``guard_config``: what ``apply_guard`` changes in a config.
 """
