@@ -214,10 +214,10 @@ def train_step(kind, wrapper, inputs, fault=None):
 
 def strike_gradient(engine, value):
     """Set one element of what DeepSpeed steps by on this rank."""
-    from mmnanguard.optim.deepspeed.layouts import find_layout
+    from mmnanguard.optim.deepspeed.engine_places import find_places
 
-    layout = find_layout(engine.optimizer, engine.module)
-    gradients = layout.gradients()
+    places = find_places(engine.optimizer, engine.module)
+    gradients = places.gradients()
     if gradients:
         gradients[0][1].view(-1)[0] = value
     # DeepSpeed looks at gradients as they come in, which this one did not.
@@ -227,28 +227,28 @@ def strike_gradient(engine, value):
 
 def everything(wrapper):
     """Return what a run keeps on this rank, by name."""
-    from mmnanguard.optim.deepspeed.layouts import find_layout
+    from mmnanguard.optim.deepspeed.engine_places import find_places
 
     engine = wrapper.model.model
-    layout = find_layout(engine.optimizer, engine.module)
+    places = find_places(engine.optimizer, engine.module)
     kept = {}
     for name, tensor in engine.module.state_dict().items():
         kept[name] = tensor
-    for index, tensor in enumerate(layout.masters() + layout.copies()):
-        slices = layout.slices().get(id(tensor))
+    for index, tensor in enumerate(places.masters() + places.copies()):
+        slices = places.slices().get(id(tensor))
         kept[f'{index} weight'] = without_padding(tensor, slices)
-        state = layout.inner.state.get(tensor, {})
+        state = places.inner.state.get(tensor, {})
         for key, value in state.items():
             value = torch.as_tensor(0 if value is None else value)
             if value.dim() and slices is not None:
                 value = without_padding(value, slices)
             kept[f'{index} {key}'] = value
-    for key, value in layout.count().items():
+    for key, value in places.count().items():
         kept[key] = torch.tensor(float(-1 if value is None else value))
     kept['scheduler'] = torch.as_tensor(
         getattr(engine.lr_scheduler, 'count', 0)
     )
-    lr = layout.inner.param_groups[0]['lr']
+    lr = places.inner.param_groups[0]['lr']
     kept['lr'] = torch.as_tensor(lr)
     return {key: value.detach().clone() for key, value in kept.items()}
 

@@ -14,9 +14,9 @@ from mmnanguard.core.checks import check_keys
 from mmnanguard.numerics import GuardedGradScaler
 from mmnanguard.registry import OPTIM_WRAPPERS
 
-from .deepspeed.layout import Layout
-from .deepspeed.layouts import find_layout
+from .deepspeed.engine_places import find_places
 from .deepspeed.params import DeepSpeedParams
+from .deepspeed.places import Places
 from .deepspeed.refusals import check_engine
 from .guard import Guard
 from .guarded_step import guarded_step
@@ -89,7 +89,7 @@ class NanGuardDeepSpeedOptimWrapper(DeepSpeedOptimWrapper):
                 "TieredClip, or the strategy's gradient_clipping."
             )
         super().__init__(optimizer)  # type: ignore[no-untyped-call]
-        self._layout: Optional[Layout] = None
+        self._places: Optional[Places] = None
 
     # MMEngine's strategy sets it once DeepSpeed has wrapped model and
     # optimizer.
@@ -111,12 +111,12 @@ class NanGuardDeepSpeedOptimWrapper(DeepSpeedOptimWrapper):
         """Guard the updates of an engine."""
         check_engine(engine)
         self._engine = engine
-        self._layout = find_layout(engine.optimizer, engine.module)
+        self._places = find_places(engine.optimizer, engine.module)
         params = self.guard.params
         assert isinstance(params, DeepSpeedParams)
-        params.bind(self._layout)
+        params.bind(self._places)
         self.optimizer = engine.optimizer
-        loss_scale = self._layout.scale_config()
+        loss_scale = self._places.scale_config()
         if loss_scale is not None:
             device = next(iter(params)).device.type
             self.guard.scaler = GuardedGradScaler.from_config(
@@ -128,7 +128,7 @@ class NanGuardDeepSpeedOptimWrapper(DeepSpeedOptimWrapper):
     @property
     def _accumulative_counts(self) -> int:
         """The number of micro-batches of a window, under MMEngine's name."""
-        if self._layout is None:
+        if self._places is None:
             return 1
         return int(self._engine.gradient_accumulation_steps())
 
@@ -174,24 +174,24 @@ class NanGuardDeepSpeedOptimWrapper(DeepSpeedOptimWrapper):
 
     def _guarded_step(self, closure: Any = None, **_: Any) -> None:
         """Judge the update in the place of DeepSpeed's own step."""
-        guard, layout = self.guard, self._layout
-        assert layout is not None
-        num_steps, counters = guard.state.num_steps, layout.count()
+        guard, places = self.guard, self._places
+        assert places is not None
+        num_steps, counters = guard.state.num_steps, places.count()
         try:
-            guarded_step(guard, layout.inner)
+            guarded_step(guard, places.inner)
         finally:
             if guard.state.num_steps == num_steps:
-                layout.discard()
-                layout.set_counters(counters)
+                places.discard()
+                places.set_counters(counters)
                 # The engine counts a skip, and its scheduler waits.
                 self._engine.optimizer.overflow = True
             self._set_scale()
 
     def _set_scale(self) -> None:
         """Let DeepSpeed scale losses by the guard's scale."""
-        if self.guard.scaler.is_enabled() and self._layout is not None:
+        if self.guard.scaler.is_enabled() and self._places is not None:
             scale = self.guard.scaler.get_scale()
-            self._layout.set_counters({'cur_scale': scale})
+            self._places.set_counters({'cur_scale': scale})
 
     def state_dict(self) -> Dict[str, Any]:
         """Return MMEngine's state and the guard's."""
@@ -210,8 +210,8 @@ class NanGuardDeepSpeedOptimWrapper(DeepSpeedOptimWrapper):
         state_dict = dict(state_dict)
         self.guard.load_state_dict(state_dict.pop('guard', {}))
         saved = state_dict.pop('loss_scaler', {})
-        if not saved and self._layout is not None:
-            saved = {'scale': self._layout.count().get('cur_scale', 1.0)}
+        if not saved and self._places is not None:
+            saved = {'scale': self._places.count().get('cur_scale', 1.0)}
         self.guard.scaler.load_state_dict(saved)
         self._set_scale()
         super().load_state_dict(state_dict)

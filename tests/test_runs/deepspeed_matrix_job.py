@@ -26,6 +26,9 @@ def cells(is_whole):
 
 def see(kind, fault, struck):
     wrapper, events = engines.run(kind, fault, struck=struck)
+    blamed = []
+    for event in events:
+        blamed += [tensor.name for tensor in event.params]
     alone, _ = engines.run(kind, fault, struck=struck, is_guarded=False)
     due = engines.oracle(kind)
     return dict(
@@ -33,7 +36,7 @@ def see(kind, fault, struck):
         skipped=wrapper.model.model.skipped_steps,
         differing=engines.differing(engines.everything(wrapper), due),
         alone=engines.differing(engines.everything(alone), due),
-        names=[tensor.name for e in events for tensor in e.params],
+        names=blamed,
     )
 
 

@@ -25,11 +25,9 @@ CAUSES = {
     ('grad', '1e30'): 'norm_overflow',
     ('buffer', 'nan'): 'buffer_nonfinite',
 }
-NAMES = {
-    f'{module}.{key}'
-    for module in ('body', 'norm', 'head')
-    for key in ('weight', 'bias', 'running_mean', 'running_var')
-}
+NAMES = {'norm.running_mean', 'norm.running_var'}
+for module in ('body', 'norm', 'head'):
+    NAMES |= {f'{module}.weight', f'{module}.bias'}
 
 
 @pytest.fixture(scope='module')

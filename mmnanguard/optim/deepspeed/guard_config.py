@@ -1,4 +1,4 @@
-"""What a guard changes in a config with MMEngine's DeepSpeedStrategy."""
+"""The changes of a guard to a config with MMEngine's DeepSpeedStrategy."""
 
 import json
 import logging

@@ -9,13 +9,13 @@ from mmnanguard.numerics.base.shards import Placement
 from mmnanguard.numerics.update.blame import Slice
 
 from ..guarded_params import GuardedParams
-from .layout import Layout
+from .places import Places
 
 __all__ = ['DeepSpeedParams']
 
 
 class DeepSpeedParams(GuardedParams):
-    """The parameters of an engine, known by the layout of its optimizer.
+    """The parameters of an engine, known by the places of its optimizer.
 
     Until :meth:`bind` they are those of the optimizer that the config
     builds, as for any other wrapper.
@@ -29,21 +29,21 @@ class DeepSpeedParams(GuardedParams):
     step: Callable[[], bool]
 
     def __init__(self, optimizer: Optimizer, is_checked: bool = False) -> None:
-        self._layout = Layout(optimizer, nn.Module())
+        self._places = Places(optimizer, nn.Module())
         super().__init__(optimizer, is_checked)
 
-    def bind(self, layout: Layout) -> None:
-        """Take the parameters, gradients and weights from a layout."""
-        self._layout, self.are_bound = layout, True
-        self.use(layout.inner)
-        if not layout.has_masters:
+    def bind(self, places: Places) -> None:
+        """Take the parameters, gradients and weights from their places."""
+        self._places, self.are_bound = places, True
+        self.use(places.inner)
+        if not places.has_masters:
             super().check_kinds()
 
     def check_kinds(self) -> None:
         """Leave the check to :meth:`bind`: DeepSpeed may cast the model."""
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._layout.params())
+        return iter(self._places.params())
 
     def left_alone(self) -> Set[int]:
         """Return the ids of parameters that snapshots do not copy.
@@ -53,10 +53,10 @@ class DeepSpeedParams(GuardedParams):
         parameter has its content between passes.
         """
         weights: List[Tensor] = []
-        if self._layout.is_gathered:
-            weights += self._layout.module.parameters()
-        elif self._layout.has_masters:
-            weights += self._layout.params()
+        if self._places.is_gathered:
+            weights += self._places.module.parameters()
+        elif self._places.has_masters:
+            weights += self._places.params()
         return self.foreign().union(map(id, weights))
 
     def trained(self) -> Tuple[List[Tensor], List[Tensor]]:
@@ -64,10 +64,10 @@ class DeepSpeedParams(GuardedParams):
 
         They are this rank's parts with ZeRO 1 to 3.
         """
-        if not self._layout.has_masters:
+        if not self._places.has_masters:
             return super().trained()
         params, grads = [], []
-        for param, grad in self._layout.gradients():
+        for param, grad in self._places.gradients():
             params.append(param)
             grads.append(grad)
         return params, grads
@@ -87,24 +87,24 @@ class DeepSpeedParams(GuardedParams):
         self, params: List[Tensor], models: Iterable[nn.Module]
     ) -> Placement:
         """Return the sharding of the gradients of ``params``."""
-        return self._layout.placement(len(params))
+        return self._places.placement(len(params))
 
     def weights(self, models: Iterable[nn.Module]) -> List[Tensor]:
         """Return all weights of the engine's model on this rank."""
-        return self._layout.weights()
+        return self._places.weights()
 
     def slices(self) -> Dict[int, List[Slice]]:
         """Return the parts of each flat tensor, by its id."""
-        return self._layout.slices()
+        return self._places.slices()
 
     def stepped(self) -> List[Tensor]:
         """Return the tensors that a step writes, but for the state."""
-        return self._layout.masters() + self._layout.copies()
+        return self._places.masters() + self._places.copies()
 
     def note_step(self, params: List[Tensor], iteration: int) -> None:
         """Note after a step whether it may have spoiled weights; no sync."""
-        if self._layout.is_gathered:
-            params = self._layout.masters()
+        if self._places.is_gathered:
+            params = self._places.masters()
         super().note_step(params, iteration)
 
     def apply_update(  # type: ignore[override]
@@ -122,5 +122,5 @@ class DeepSpeedParams(GuardedParams):
         has not stepped.
         """
         if clip_coef != 1.0 and grads:
-            self._layout.clip(grads, clip_coef)
+            self._places.clip(grads, clip_coef)
         self.has_refused = not self.step()

@@ -69,7 +69,7 @@ def check_engine(engine: Any) -> None:
         device = getattr(offload, 'device', None)
         # An enum of strings.
         devices[what] = str(getattr(device, 'value', device or 'none'))
-    found = {
+    answers = {
         'pipeline': getattr(engine, 'pipeline_parallelism', False),
         'experts': getattr(engine, 'has_moe_layers', False),
         'nvme': 'nvme' in devices.values(),
@@ -84,7 +84,7 @@ def check_engine(engine: Any) -> None:
         'loco': bool(getattr(zero, 'zeropp_loco_param', None)),
         'sparse': ask(engine, 'sparse_gradients_enabled', False),
     }
-    for key, is_there in found.items():
+    for key, is_there in answers.items():
         if is_there:
             reason = REASONS[key].format(name=inner)
             raise GuardConfigError(

@@ -1,8 +1,8 @@
-"""The places where DeepSpeed's optimizers keep what an update changes.
+"""The places of each class of optimizer that DeepSpeed has.
 
 DeepSpeed wraps the user's optimizer in a class of its own, by the ZeRO stage
-and the precision. A layout knows one of these classes, by its attributes, so
-that DeepSpeed itself is not imported. Versions 0.16 to 0.19 were read.
+and the precision. Each class is known here by its attributes, so that
+DeepSpeed itself is not imported. Versions 0.16 to 0.19 were read.
 """
 
 from typing import Any, Dict, List, Sequence, Tuple
@@ -15,12 +15,12 @@ from mmnanguard.core import GuardConfigError
 from mmnanguard.numerics.base.shards import Placement
 from mmnanguard.numerics.update.blame import Slice
 
-from .layout import Layout, cut_out, join, lay_out, take_slices
+from .places import Places, cut_out, join, lay_out, take_slices
 
-__all__ = ['find_layout']
+__all__ = ['find_places']
 
 
-class HalfLayout(Layout):
+class HalfPlaces(Places):
     """ZeRO 0 in half precision: each rank has float32 copies of all weights.
 
     The copies are flat in ``FP16_Optimizer``.
@@ -68,7 +68,7 @@ class HalfLayout(Layout):
         return getattr(self.optimizer, 'loss_scale_config', self.optimizer)
 
 
-class ShardedLayout(Layout):
+class ShardedPlaces(Places):
     """Masters of which each rank has a part."""
 
     has_masters = True
@@ -93,7 +93,7 @@ class ShardedLayout(Layout):
         return dist.group.WORLD if group is None else group
 
 
-class Bf16Layout(ShardedLayout):
+class Bf16Places(ShardedPlaces):
     """``BF16_Optimizer``: whole gradients in float32, and parts of masters."""
 
     def params(self) -> List[Tensor]:
@@ -102,7 +102,7 @@ class Bf16Layout(ShardedLayout):
 
     def gradients(self) -> List[Tuple[Tensor, Tensor]]:
         """Return the parameters with a gradient, and the gradients."""
-        optimizer, found = self.optimizer, []
+        optimizer, pairs = self.optimizer, []
         for group, grads, are_there in zip(
             optimizer.bf16_groups,
             optimizer.fp32_groups_gradients,
@@ -110,8 +110,8 @@ class Bf16Layout(ShardedLayout):
         ):
             for param, grad, is_there in zip(group, grads, are_there):
                 if is_there:
-                    found.append((param, grad))
-        return found
+                    pairs.append((param, grad))
+        return pairs
 
     def placement(self, num_gradients: int) -> Placement:
         """Return the sharding of the gradients, which are whole."""
@@ -146,7 +146,7 @@ class Bf16Layout(ShardedLayout):
         return None
 
 
-class Zero12Layout(ShardedLayout):
+class Zero12Places(ShardedPlaces):
     """ZeRO 1 and 2: parts of gradients and masters."""
 
     def params(self) -> List[Tensor]:
@@ -155,18 +155,18 @@ class Zero12Layout(ShardedLayout):
 
     def gradients(self) -> List[Tuple[Tensor, Tensor]]:
         """Return the parameters with a part here, and their gradients."""
-        optimizer, found = self.optimizer, []
+        optimizer, pairs = self.optimizer, []
         for index, master in enumerate(self.masters()):
             if optimizer.cpu_offload:
-                found += take_slices(master.grad, self._slices[id(master)])
+                pairs += take_slices(master.grad, self._slices[id(master)])
                 continue
             # Alignment between parameters is in a list of its own entries.
             parts = []
             for part in optimizer.averaged_gradients.get(index) or ():
                 if not getattr(part, '_zero_padding', False):
                     parts.append(part)
-            found += list(zip(optimizer.params_in_partition[index], parts))
-        return found
+            pairs += list(zip(optimizer.params_in_partition[index], parts))
+        return pairs
 
     def masters(self) -> List[Tensor]:
         """Return this rank's parts of the weights in float32."""
@@ -216,7 +216,7 @@ class Zero12Layout(ShardedLayout):
         optimizer.update_lp_params()
 
 
-class Zero3Layout(ShardedLayout):
+class Zero3Places(ShardedPlaces):
     """ZeRO 3: parts of gradients, masters and weights."""
 
     is_gathered = True
@@ -250,14 +250,14 @@ class Zero3Layout(ShardedLayout):
 
     def gradients(self) -> List[Tuple[Tensor, Tensor]]:
         """Return the trained parameters, and the parts of gradients."""
-        optimizer, found = self.optimizer, []
+        optimizer, pairs = self.optimizer, []
         for index, master in enumerate(self.masters()):
             if optimizer.offload_optimizer:
-                found += take_slices(master.grad, self._slices[id(master)])
+                pairs += take_slices(master.grad, self._slices[id(master)])
                 continue
             parts = optimizer.averaged_gradients.get(index) or ()
-            found += list(zip(optimizer.fp16_groups[index], parts))
-        return found
+            pairs += list(zip(optimizer.fp16_groups[index], parts))
+        return pairs
 
     def masters(self) -> List[Tensor]:
         """Return this rank's parts of the weights in float32."""
@@ -307,31 +307,31 @@ class Zero3Layout(ShardedLayout):
         optimizer.grad_partitions_flat_buffer.zero_()
 
 
-LAYOUTS = {
-    'FP16_Optimizer': HalfLayout,
-    'FP16_UnfusedOptimizer': HalfLayout,
-    'BF16_Optimizer': Bf16Layout,
-    'DeepSpeedZeroOptimizer': Zero12Layout,
-    'DeepSpeedZeroOptimizer_Stage3': Zero3Layout,
+CLASSES = {
+    'FP16_Optimizer': HalfPlaces,
+    'FP16_UnfusedOptimizer': HalfPlaces,
+    'BF16_Optimizer': Bf16Places,
+    'DeepSpeedZeroOptimizer': Zero12Places,
+    'DeepSpeedZeroOptimizer_Stage3': Zero3Places,
 }
 
 
-def find_layout(optimizer: Any, module: nn.Module) -> Layout:
-    """Return the layout of an engine's optimizer.
+def find_places(optimizer: Any, module: nn.Module) -> Places:
+    """Return the places of an engine's optimizer.
 
     Raises:
         GuardConfigError: If the class of the optimizer is not known.
     """
     if isinstance(optimizer, torch.optim.Optimizer):
-        return Layout(optimizer, module)
+        return Places(optimizer, module)
     name = type(optimizer).__name__
-    if name not in LAYOUTS:
+    if name not in CLASSES:
         raise GuardConfigError(
             f"DeepSpeed's engine has the optimizer {name}, and it is not "
             'known where that keeps gradients and weights. Known are: '
-            f'{", ".join(LAYOUTS)}, and those of PyTorch.'
+            f'{", ".join(CLASSES)}, and those of PyTorch.'
         )
-    return LAYOUTS[name](optimizer, module)
+    return CLASSES[name](optimizer, module)
 
 
 def scale_norms(norms: Dict[int, Tensor], factor: float) -> None:

@@ -1,4 +1,4 @@
-"""What a layout knows of an engine's optimizer, and the plainest one."""
+"""The places where an engine keeps what an update changes."""
 
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from mmnanguard.numerics.base.shards import Placement
 from mmnanguard.numerics.update.blame import Slice
 
-__all__ = ['Layout', 'cut_out', 'join', 'lay_out', 'take_slices']
+__all__ = ['Places', 'cut_out', 'join', 'lay_out', 'take_slices']
 
 # What DeepSpeed's loss scalers count from step to step.
 COUNTERS = ('cur_scale', 'cur_iter', 'last_overflow_iter', 'cur_hysteresis')
 
 
-class Layout:
+class Places:
     """An optimizer of PyTorch, which DeepSpeed leaves as it is.
 
     Args:
@@ -54,11 +54,11 @@ class Layout:
         The gradients are still scaled, and may be parts; a change in place
         is seen by the step.
         """
-        found = []
+        pairs = []
         for param in self.params():
             if param.grad is not None:
-                found.append((param, param.grad))
-        return found
+                pairs.append((param, param.grad))
+        return pairs
 
     def placement(self, num_gradients: int) -> Placement:
         """Return the sharding of the gradients."""
@@ -174,9 +174,9 @@ def take_slices(
     flat: Optional[Tensor], slices: Sequence[Slice]
 ) -> List[Tuple[Tensor, Tensor]]:
     """Return the parameters of a flat tensor, and their parts of it."""
-    found: List[Tuple[Tensor, Tensor]] = []
+    pairs: List[Tuple[Tensor, Tensor]] = []
     if flat is None:
-        return found
+        return pairs
     for param, start, size in slices:
-        found.append((param, flat.view(-1).narrow(0, start, size)))
-    return found
+        pairs.append((param, flat.view(-1).narrow(0, start, size)))
+    return pairs
