@@ -34,6 +34,23 @@ class Kind(NamedTuple):
     accumulation: int
     clip: float = 0.0
     is_offloaded: bool = False
+    variation: str = ''
+
+
+# Settings of a strategy, by name; 'groups' and 'forward' are of the model.
+VARIATIONS = {
+    'float32 accumulation': dict(data_types=dict(grad_accum_dtype='fp32')),
+    'round robin': dict(zero=dict(round_robin_gradients=True)),
+    'overlap': dict(zero=dict(overlap_comm=True)),
+    'scattered': dict(zero=dict(contiguous_gradients=False)),
+    'no scatter': dict(zero=dict(reduce_scatter=False)),
+    'sub-groups': dict(
+        zero=dict(sub_group_size=10, stage3_param_persistence_threshold=0)
+    ),
+    'groups': {},
+    'forward': {},
+    'unused': {},
+}
 
 
 class Fault(NamedTuple):
@@ -69,6 +86,11 @@ def start():
     # MMEngine 0.10.7 registers optimizers that DeepSpeed 0.19 has no more, and
     # does so for each strategy.
     mmengine_strategy.register_deepspeed_optimizers = list
+    # It tries to import another project for each engine, and Python 3.11 may
+    # fail if an older engine is collected meanwhile.
+    deepspeed.DeepSpeedEngine._supported_optims = lambda self: [
+        torch.optim.Optimizer
+    ]
     # Each engine collects garbage, through all that was imported.
     gc.freeze()
 
@@ -81,9 +103,16 @@ class Net(nn.Module):
         self.head = nn.Linear(5, 3)
         # A frozen parameter that forward changes, as of a momentum encoder.
         self.teacher = nn.Parameter(torch.zeros(5), requires_grad=False)
+        self.variation, self.window = '', 0
 
     def forward(self, inputs):
-        features = self.norm(self.body(inputs))
+        if self.variation == 'forward' and self.training:
+            with torch.no_grad():
+                self.teacher.add_(inputs.mean())
+                self.head.weight.mul_(0.9)
+        features = self.body(inputs)
+        if self.variation != 'unused' or self.window % 3:
+            features = self.norm(features)
         return self.head(features.relu()).float()
 
 
@@ -97,6 +126,8 @@ def config_of(kind, is_guarded):
     )
     if kind.is_offloaded:
         zero['offload_optimizer'] = dict(device='cpu', pin_memory=False)
+    varied = dict(VARIATIONS.get(kind.variation, {}))
+    zero.update(varied.pop('zero', {}))
     config = dict(
         train_micro_batch_size_per_gpu=4,
         gradient_accumulation_steps=kind.accumulation,
@@ -105,6 +136,7 @@ def config_of(kind, is_guarded):
         zero_allow_untested_optimizer=True,
         zero_force_ds_cpu_optimizer=False,
         steps_per_print=10**9,
+        **varied,
     )
     if kind.precision == 'bf16':
         config['bf16'] = dict(enabled=True)
@@ -124,8 +156,12 @@ def build(kind, is_guarded, net=None, **guard):
 
     torch.manual_seed(0)
     net = net or Net()
+    net.variation = kind.variation
     trained = [p for p in net.parameters() if p.requires_grad]
-    optimizer = OPTIMIZERS[kind.optimizer](trained)
+    groups = [dict(params=trained)]
+    if kind.variation == 'groups':
+        groups = [dict(params=trained[:3]), dict(params=trained[3:], lr=0.02)]
+    optimizer = OPTIMIZERS[kind.optimizer](groups)
     config = config_of(kind, is_guarded)
     if is_guarded:
         # Each overflow an anomaly: a scale that moves rounds otherwise.
@@ -188,6 +224,7 @@ def run(kind, fault=None, leave_out=(), is_guarded=True, struck=1):
                 and window in STRUCK
                 and micro_batch == kind.accumulation - 1
             )
+            wrapper.model.model.module.window = window
             train_step(kind, wrapper, inputs, fault if is_struck else None)
     events = wrapper.guard.take_events() if is_guarded else []
     return wrapper, events

@@ -122,6 +122,8 @@ class NanGuardDeepSpeedOptimWrapper(DeepSpeedOptimWrapper):
             self.guard.scaler = GuardedGradScaler.from_config(
                 loss_scale, device
             )
+            # The limits of the guard end a run, and they tell why.
+            self._places.scaler.raise_error_at_min_scale = False
         self.guard.coverage_warnings.set_length(self._accumulative_counts)
         engine.register_forward_pre_hook(self._before_forward)
 

@@ -210,6 +210,7 @@ class Zero12Places(ShardedPlaces):
             optimizer._offload_accumulated_param_ids = set()
         if optimizer.cpu_offload:
             optimizer.reset_cpu_buffers()
+            forget_gradients(self.masters())
         for key in optimizer.averaged_gradients:
             optimizer.averaged_gradients[key] = None
             optimizer.all_grad_tensors[key] = None
@@ -303,8 +304,8 @@ class Zero3Places(ShardedPlaces):
         optimizer._partition_all_parameters()
         optimizer._overflow_clean_up(optimizer.loss_scale)
         optimizer.inf_or_nan_tracker.zero_()
-        # A parameter that the next window does not use keeps what is here.
         optimizer.grad_partitions_flat_buffer.zero_()
+        forget_gradients(self.masters())
 
 
 CLASSES = {
@@ -332,6 +333,16 @@ def find_places(optimizer: Any, module: nn.Module) -> Places:
             f'{", ".join(CLASSES)}, and those of PyTorch.'
         )
     return CLASSES[name](optimizer, module)
+
+
+def forget_gradients(masters: Sequence[Tensor]) -> None:
+    """Set the gradients that masters keep between windows to 0.
+
+    A parameter that the next window does not use would step by what is there.
+    """
+    for master in masters:
+        if master.grad is not None:
+            master.grad.zero_()
 
 
 def scale_norms(norms: Dict[int, Tensor], factor: float) -> None:
