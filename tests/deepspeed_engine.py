@@ -269,8 +269,10 @@ def everything(wrapper):
     engine = wrapper.model.model
     places = find_places(engine.optimizer, engine.module)
     kept = {}
-    for name, tensor in engine.module.state_dict().items():
-        kept[name] = tensor
+    # With ZeRO 3, parameters hold nothing of their own between passes.
+    kept.update(engine.module.named_buffers())
+    if engine.zero_optimization_stage() < 3:
+        kept.update(engine.module.named_parameters())
     for index, tensor in enumerate(places.masters() + places.copies()):
         slices = places.slices().get(id(tensor))
         kept[f'{index} weight'] = without_padding(tensor, slices)

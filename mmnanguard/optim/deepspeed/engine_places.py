@@ -203,7 +203,7 @@ class Zero12Places(ShardedPlaces):
         optimizer = self.optimizer
         optimizer.micro_step_id = -1
         optimizer.zero_grad(set_to_none=True)
-        # Both are of newer versions.
+        # These are of newer versions.
         if hasattr(optimizer, '_release_preflattened_grad_buffers'):
             optimizer._release_preflattened_grad_buffers()
         if hasattr(optimizer, '_offload_accumulated_param_ids'):
@@ -213,6 +213,7 @@ class Zero12Places(ShardedPlaces):
             forget_gradients(self.masters())
         for key in optimizer.averaged_gradients:
             optimizer.averaged_gradients[key] = None
+        for key in getattr(optimizer, 'all_grad_tensors', ()):
             optimizer.all_grad_tensors[key] = None
         optimizer.update_lp_params()
 
@@ -257,7 +258,10 @@ class Zero3Places(ShardedPlaces):
                 pairs += take_slices(master.grad, self._slices[id(master)])
                 continue
             parts = optimizer.averaged_gradients.get(index) or ()
-            pairs += list(zip(optimizer.fp16_groups[index], parts))
+            for param, part in zip(optimizer.fp16_groups[index], parts):
+                # Padding may be anything in older versions.
+                size = self._size_here(param)
+                pairs.append((param, part.view(-1).narrow(0, 0, size)))
         return pairs
 
     def masters(self) -> List[Tensor]:
