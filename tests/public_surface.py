@@ -80,7 +80,7 @@ POLICY_KEYS = {
 ROW_FIELDS = {
     'start': (
         'schema kind run attempt iter max_iters versions guards unguarded '
-        'launcher ranks ranks_per_node lr_factor process'
+        'launcher ranks ranks_per_node lr_factor process loaded loaded_bad'
     ),
     'update': (
         'schema kind id run attempt time iter epoch batch_idx optimizer '
@@ -110,7 +110,10 @@ ROW_FIELDS = {
     ),
     'bypass': 'schema kind iter optimizer is_guarded message',
     'halt': 'schema kind id iter story',
-    'end': 'schema kind how iter error',
+    'end': (
+        'schema kind how iter error first_losses last_losses bad_params '
+        'bad_inputs'
+    ),
 }
 
 # Scalars that a run logs besides those of MMEngine and of its model.

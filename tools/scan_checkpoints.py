@@ -83,7 +83,11 @@ def advise(files: Sequence['CheckpointFile']) -> Tuple[Optional[str], str]:
     # A newer checkpoint without an optimizer, such as a best_*.pth, would lose
     # the moments and the place in the schedule.
     if clean:
-        path = str((resumable or clean)[-1].path)
+        newest = (resumable or clean)[-1].path
+        path = str(newest)
+        # MMEngine would take the path '-a/b.pth' for an option.
+        if path.startswith('-'):
+            path = str(newest.absolute())
         option = '--resume ' if resumable else '--cfg-options load_from='
         option += shell_word(path)
         return path, f'newest clean: {escape(path)}; go on with {option}'

@@ -9,7 +9,8 @@ Everything here is a frozen record or a pure function. Read in this order:
 5. ``bad_tensor``, ``rows``: the rows of ``events.jsonl``.
 6. ``evidence``, ``culprit``, ``diagnosis``: what rejected updates have in
    common, and what to do about it. ``operation_advice``, ``growth_advice``
-   and ``step_advice`` know what helps.
+   and ``step_advice`` know what helps, ``undefined_operations`` why an
+   operation went bad.
 7. ``launch``, ``older_checkpoint``: the commands that a message hands out.
 8. ``halted``: the exceptions that end a run.
 """

@@ -46,7 +46,7 @@ class Cause(enum.Enum):
 
     @property
     def is_scaled(self) -> bool:
-        """Whether a lower loss scale may cure the cause; False for NONE."""
+        """Whether a lower scale may cure bad gradients; False for NONE."""
         # CAUSES has no entry for NONE.
         return self is not Cause.NONE and CAUSES[self].is_scaled
 
@@ -88,8 +88,9 @@ class CauseFacts:
             all other steps.
         unscaled_advice: The recommendation for a run without a loss scale;
             None means ``advice``.
-        is_scaled: Whether a lower loss scale may cure the cause. It cannot
-            cure what goes wrong in the forward pass, which is not scaled.
+        is_scaled: Whether a lower loss scale may make bad gradients finite.
+            It cannot cure what goes wrong in the forward pass, but gradients
+            may overflow beside it.
         is_routine: Whether the cause is an expected part of training with a
             loss scale. Such an update is always skipped, counts toward no
             limit and does not make a run look sick.
@@ -113,6 +114,8 @@ class CauseFacts:
         harms_by_gradient: Whether the fault can do harm only through bad
             gradients. A rejected update whose gradients are finite then
             counts toward no limit: MMEngine would have trained on.
+        is_explosion: Whether finite numbers grew too large. After commits,
+            the learning rate is the suspect.
     """
 
     line: str
@@ -133,6 +136,7 @@ class CauseFacts:
     is_of_step: bool = False
     was_committed: bool = False
     harms_by_gradient: bool = False
+    is_explosion: bool = False
 
     def advice_for(self, has_scale: bool) -> Advice:
         """Return the advice for a run with or without a loss scale."""
@@ -228,6 +232,7 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             blames='gradient',
             # A bad loss spoils all gradients, or none (loss + inf).
             names_origin=False,
+            is_scaled=True,
             # A mean over no labels is 0/0, and its gradients are 0.
             harms_by_gradient=True,
         ),
@@ -297,6 +302,7 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             is_replayable=False,
             # The norm is computed while gradients still carry the scale.
             is_scaled=True,
+            is_explosion=True,
         ),
         Cause.STEP_NONFINITE: CauseFacts(
             line="the optimizer's step {step_fault} ({stepper})",

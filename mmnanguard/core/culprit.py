@@ -15,6 +15,7 @@ LEAST_COVERED = 0.8
 RARE_SHARE = 0.1
 LEAST_BATCHES = 3
 MOST_NAMED = 8
+MOST_ONCE = 0.5  # share of the blamed samples that were rejected once
 MOST_REJECTED = 0.5  # share of updates above which no sample is a suspect
 MOST_RARE = 3  # blamed samples that were rejected once each
 NUM_PER_SAMPLE = 2  # rejected batches that one blamed sample should explain
@@ -100,9 +101,13 @@ def explain_batches(
     if len(covered) < LEAST_COVERED * len(rejected):
         return False
     is_rare = share <= RARE_SHARE or len(covered) <= NUM_PER_SAMPLE
-    num = len(covering(covered))
+    blamed = covering(covered)
+    num = len(blamed)
     if is_rare and num <= most_rare and not must_repeat:
         return True
+    once = [name for name in blamed if sum(name in b for b in covered) == 1]
+    if len(once) > max(most_rare, MOST_ONCE * num):
+        return False
     return NUM_PER_SAMPLE * num <= len(covered)
 
 

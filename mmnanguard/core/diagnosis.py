@@ -12,13 +12,14 @@ from .evidence import Evidence
 from .growth_advice import explain_growth, explain_settings
 from .operation_advice import advise_on, advise_without_cures, cure_of
 from .rows.autopsy import Autopsy
-from .rows.guard_event import INITIAL_ORIGIN, PRETRAINED
+from .rows.guard_event import INITIAL_ORIGIN, PAST_GUARD, PRETRAINED
 from .rows.phrases import and_more, samples_in_words
 from .rules.recent_commits import Growth
 from .step_advice import advise_on_step
 
 __all__ = [
     'ADVICE_ON_INITIAL',
+    'ADVICE_ON_LOADED',
     'ADVICE_ON_PRETRAINED',
     'Diagnosis',
     'diagnose',
@@ -31,6 +32,11 @@ ADVICE_ON_TRANSIENT = Advice(
     'that change the batch, Python state, compiled code, the hardware.',
 )
 LEAST_GROWTH_AT_POLE = 1e3
+IF_MISSING = (
+    'If NaN or Inf marks a missing value there, take such elements out by '
+    'index, or with torch.where before anything is computed with them: a '
+    'weight of 0 does not, for 0 times NaN is NaN.'
+)
 
 
 class Diagnosis(NamedTuple):
@@ -60,7 +66,7 @@ class Diagnosis(NamedTuple):
 ADVICE_ON_LOADED = Advice(
     'resume from a clean checkpoint',
     'Resume from a checkpoint that is clean: python -m mmnanguard '
-    'scan_checkpoints WORK_DIR lists them.',
+    'scan_checkpoints WORK_DIR lists them. If none is, begin anew.',
 )
 ADVICE_ON_INITIAL = Advice(
     'initialize all weights of the model',
@@ -76,6 +82,13 @@ ADVICE_ON_PRETRAINED = Advice(
     'initializes them.',
 )
 
+ADVICE_ON_STRANGER = Advice(
+    'let the optimizer wrapper make each step',
+    'The weights went bad after a step that the guard did not make: nothing '
+    'had checked its gradients, which an overflow of the loss scale makes Inf '
+    'or NaN. Call optim_wrapper.update_params(loss) or step() in place of the '
+    "optimizer's own step(), and resume from a checkpoint written before.",
+)
 ADVICE_ON_FIRST_OVERFLOW = Advice(
     'normalize the inputs, and look for a division by a tiny number',
     'The gradients overflow before the first update, so that training did '
@@ -120,6 +133,8 @@ def first_diagnosis(evidence: Evidence) -> Diagnosis:
                 advice = ADVICE_ON_INITIAL
             elif event.origin.startswith(PRETRAINED):
                 advice = ADVICE_ON_PRETRAINED
+            elif event.origin.endswith(PAST_GUARD):
+                advice = ADVICE_ON_STRANGER
             return Diagnosis(reason, advice)
     if evidence.impossible and not evidence.is_of_inputs:
         if growth is not None:
@@ -141,8 +156,12 @@ def first_diagnosis(evidence: Evidence) -> Diagnosis:
     masked = evidence.masked_keys()
     if masked:
         return of_masked(masked)
+    if finding is not None and finding.is_left_out:
+        return of_operation(finding, evidence)
     if evidence.is_of_most_samples:
         return of_all_inputs(evidence)
+    if evidence.is_of_random_samples:
+        return of_random_inputs(evidence)
     if evidence.is_of_inputs and (samples or evidence.bad_keys()):
         return of_inputs(evidence, samples)
     if growth is not None and exceeds(growth, finding):
@@ -154,7 +173,7 @@ def first_diagnosis(evidence: Evidence) -> Diagnosis:
             return of_samples(finding, samples)
         is_explained = finding.is_certain or cure_of(finding)
         if growth is None or is_explained:
-            return with_suspects(of_operation(finding), evidence)
+            return with_suspects(of_operation(finding, evidence), evidence)
     if samples:
         return of_inputs(evidence, samples)
     if evidence.bad_keys():
@@ -187,8 +206,8 @@ def of_inputs(evidence: Evidence, samples: Sequence[str]) -> Diagnosis:
             f'The data are at fault, not the model, where {keys}{whose} is '
             'not finite to begin with. Mend these samples or leave them out '
             '(mmnanguard.ExcludeSamples); mmnanguard.InputGuardHook names '
-            'all of them. No loss scale, no clipping and no smaller learning '
-            'rate can help.',
+            f'all of them. {IF_MISSING} No loss scale, no clipping and no '
+            'smaller learning rate can help.',
         ),
         tuple(samples),
     )
@@ -218,7 +237,23 @@ def of_all_inputs(evidence: Evidence) -> Diagnosis:
             f'{keys} is not finite to begin with in most of the samples seen, '
             'so that no few samples are at fault: look at the code that '
             'makes it, such as a normalization by a standard deviation of 0 '
-            'or the loading of files.',
+            f'or the loading of files. {IF_MISSING}',
+        ),
+    )
+
+
+def of_random_inputs(evidence: Evidence) -> Diagnosis:
+    """Return the diagnosis of inputs that are bad now and then."""
+    keys = ', '.join(map(repr, evidence.bad_keys())) or 'the batch'
+    return Diagnosis(
+        f'{keys} is not finite to begin with, of samples that were fine in '
+        'other batches',
+        Advice(
+            f'look at the code that makes {keys}, such as an augmentation',
+            f'{keys} is not finite to begin with, but most of the samples '
+            'that came again were fine then, so that their files are sound: '
+            'look at the code that makes it, such as a random crop or change '
+            'of colors, or a race of data loading.',
         ),
     )
 
@@ -230,6 +265,14 @@ def of_likely_inputs(evidence: Evidence) -> Diagnosis:
     who = ''
     if suspects:
         who = f' of {samples_in_words(suspects)}'
+    late = ''
+    is_of_gradients = facts_of_cause(evidence.cause).blames == 'gradient'
+    if is_of_gradients and evidence.has_finite_loss:
+        late = (
+            ' The loss is finite: if it leaves them out, do so before '
+            'anything is computed with them, for 0 times NaN in its '
+            'derivative is NaN.'
+        )
     return Diagnosis(
         f'{keys}{who} is not finite to begin with',
         Advice(
@@ -237,7 +280,7 @@ def of_likely_inputs(evidence: Evidence) -> Diagnosis:
             f'{keys}{who} is not finite in the rejected batches: look there '
             'first, unless the model masks such numbers on purpose. '
             'mmnanguard.InputGuardHook names the samples, and '
-            'mmnanguard.AutopsyHook tells whether they are the cause.',
+            'mmnanguard.AutopsyHook tells whether they are the cause.' + late,
         ),
     )
 
@@ -265,9 +308,21 @@ def who_of(samples: Sequence[str]) -> str:
     return f"sample '{samples[0]}'{and_more(len(samples) - 1)}"
 
 
-def of_operation(finding: Autopsy) -> Diagnosis:
+def of_operation(finding: Autopsy, evidence: Evidence) -> Diagnosis:
     """Return the diagnosis of an operation that an autopsy found."""
-    return Diagnosis(finding.finding(), advise_on(finding), operation=finding)
+    advice = advise_on(finding)
+    is_early = bool(evidence.events) and evidence.events[0].iter == 1
+    if finding.is_kept and finding.keys and is_early:
+        names = ', '.join(map(repr, finding.keys))
+        advice = Advice(
+            f'look where {names} is set',
+            f'{names} was not finite in the first iteration already: look at '
+            'the code that sets it, such as a division by the frequency of a '
+            'class that is absent. If a batch has spoiled it, make it a '
+            'buffer (register_buffer): a rejected update puts parameters and '
+            'buffers back, but no plain attributes.',
+        )
+    return Diagnosis(finding.finding(), advice, operation=finding)
 
 
 def with_suspects(diagnosis: Diagnosis, evidence: Evidence) -> Diagnosis:

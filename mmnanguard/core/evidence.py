@@ -1,6 +1,8 @@
 """All that is known about a group of rejected updates."""
 
-from dataclasses import dataclass
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Collection, Dict, List, Optional, Sequence, Tuple
 
@@ -49,6 +51,11 @@ class Evidence:
         return bool(self.events) and self.events[-1].loss_scale is not None
 
     @property
+    def has_finite_loss(self) -> bool:
+        """Whether the loss of the last update was finite."""
+        return bool(self.events) and math.isfinite(self.events[-1].loss)
+
+    @property
     def uphill(self) -> Sequence[str]:
         """The settings of the optimizer that make weights grow, in words."""
         return uphill_settings(self.events[-1].step if self.events else None)
@@ -80,10 +87,13 @@ class Evidence:
 
     @property
     def finding(self) -> Optional[Autopsy]:
-        """The first autopsy that saw where the fault begins."""
+        """The first autopsy that saw where the fault begins.
+
+        A cure counts only if it has helped wherever it was tried.
+        """
         for autopsy in self.autopsies:
             if autopsy.repeats and autopsy.phase:
-                return autopsy
+                return with_all_trials(autopsy, self.autopsies)
         return None
 
     def finding_without(self, samples: Collection[str]) -> Optional[Autopsy]:
@@ -120,7 +130,16 @@ class Evidence:
 
     def samples(self) -> Tuple[str, ...]:
         """Return the samples at fault."""
+        names = self._named()
+        # The code that makes them is at fault.
+        return () if self.is_of_random_samples else names
+
+    def _named(self) -> Tuple[str, ...]:
+        """Return the samples that checks and autopsies name."""
         names: List[str] = []
+        # The loss leaves their bad elements out, if too late.
+        if self.finding is not None and self.finding.is_left_out:
+            return ()
         # An operation that went bad by itself clears the inputs, which may
         # hold NaN that the model masks on purpose.
         if self.is_of_inputs or self.finding is None:
@@ -143,12 +162,35 @@ class Evidence:
         first, last = self.events[0].iter, self.events[-1].iter
         is_early = first <= MOST_OF * last and self.share > MOST_OF
         seen = set(chain.from_iterable(batches))
-        bad = seen.intersection(self.samples())
+        bad = seen.intersection(self._named())
         return (
             is_early
             and len(bad) > MOST_OF * len(seen)
             and not self.masked_keys()
         )
+
+    @property
+    def is_of_random_samples(self) -> bool:
+        """Whether bad inputs were fine when their samples came again.
+
+        Most of the samples that came again have to be fine then. An
+        augmentation makes such inputs, and no file that is to be mended.
+        """
+        if not self.is_of_inputs:
+            return False
+        rows = {row.id: row for row in self.inputs}
+        seen: List[str] = []
+        bad: List[str] = []
+        for event in self.events:
+            row = rows.get(event.id)
+            # A row names samples up to a limit.
+            if row is not None and row.num_samples <= len(row.samples):
+                seen += set(event.samples)
+                bad += set(row.samples)
+        num_seen, num_bad = Counter(seen), Counter(bad)
+        again = [name for name in num_bad if num_seen[name] > 1]
+        fine = [name for name in again if num_bad[name] < num_seen[name]]
+        return len(fine) > MOST_OF * len(again)
 
     def batches(self) -> List[Tuple[str, ...]]:
         """Return the names of the samples of each rejected update."""
@@ -181,3 +223,27 @@ def read_growth(saved: JsonObject) -> Optional[Growth]:
         return Growth(**saved)
     except TypeError:
         return None
+
+
+def with_all_trials(finding: Autopsy, autopsies: Sequence[Autopsy]) -> Autopsy:
+    """Return a finding with the trials of all autopsies of its operation.
+
+    What helped once and did not another time is no cure. Which samples are
+    left out is a matter of each batch.
+    """
+    tried = dict(finding.tried)
+    for autopsy in autopsies:
+        is_alike = (autopsy.phase, autopsy.op) == (finding.phase, finding.op)
+        if not (autopsy.repeats and is_alike):
+            continue
+        for cure in tried.keys() & autopsy.tried.keys():
+            is_own = cure == 'module_fp32' and autopsy.module != finding.module
+            if cure != 'without_samples' and not is_own:
+                tried[cure] &= autopsy.tried[cure]
+    remedy = finding.remedy if tried.get('module_fp32', True) else ''
+    fp32_is_finite = finding.fp32_is_finite
+    if not tried.get('fp32', True):
+        fp32_is_finite = False
+    return replace(
+        finding, tried=tried, remedy=remedy, fp32_is_finite=fp32_is_finite
+    )

@@ -6,9 +6,12 @@ from typing import Sequence, Tuple
 from .causes import Advice
 from .evidence import Evidence
 from .rows.phrases import plural
-from .rules.recent_commits import Growth
+from .rules.recent_commits import NUM_SHOWN, Growth
 
 __all__ = ['explain_growth', 'explain_settings']
+
+SLOW_DOWN = 'lower the learning rate or lengthen warm-up, and clip'
+LARGE_NORM = 1e3  # of the first gradients, where those of most nets are below
 
 
 def explain_growth(growth: Growth, evidence: Evidence) -> Tuple[str, Advice]:
@@ -44,9 +47,8 @@ def explain_growth(growth: Growth, evidence: Evidence) -> Tuple[str, Advice]:
     return (
         f'the run exploded before it: {words}{rate_of(growth)}',
         Advice(
-            'lower the learning rate, lengthen warm-up, or clip',
-            f'{numbers_grew(words)}{rate_of(growth)}. Lower the learning '
-            f'rate, lengthen warm-up, or set {clip_to(growth)}.',
+            SLOW_DOWN,
+            f'{numbers_grew(words)}{rate_of(growth)}. {slow_down(growth)}',
         ),
     )
 
@@ -100,18 +102,17 @@ def explain_early_end(
     return (
         f'no update followed the first {num}: {words}{rate_of(growth)}',
         Advice(
-            'lower the learning rate, lengthen warm-up, or clip',
+            SLOW_DOWN,
             f'No batch is finite since the first {plural("step", num)} '
             f'({words}), so that they are the first suspects'
-            f'{rate_of(growth)}. Lower the learning rate, lengthen warm-up, '
-            f'or set {clip_to(growth)}.{or_float16}',
+            f'{rate_of(growth)}. {slow_down(growth)}{or_float16}',
         ),
     )
 
 
 def numbers_grew(words: str) -> str:
     """Return the sentence on the numbers of a growth, without a full stop."""
-    return f'Before the first rejected update the numbers grew: {words}'
+    return f'The numbers of commits grew before the last streak: {words}'
 
 
 def rate_of(growth: Growth) -> str:
@@ -124,10 +125,32 @@ def rate_of(growth: Growth) -> str:
 def clip_to(growth: Growth) -> str:
     """Return the setting that would clip gradients to their usual norm."""
     if growth.clip_coef < 1:
-        return 'optim_wrapper.clip_grad to a lower norm than now'
+        return (
+            'optim_wrapper.clip_grad to a lower norm than now, such as a '
+            'tenth of it'
+        )
     if math.isfinite(growth.usual_norm) and growth.usual_norm > 0:
         return (
             'optim_wrapper.clip_grad=dict('
             f'max_norm={growth.usual_norm:.2g}), the usual norm before'
         )
-    return 'optim_wrapper.clip_grad=dict(max_norm=...)'
+    return (
+        'optim_wrapper.clip_grad=dict(max_norm=1), which is a convention, '
+        'because no norm of a sound run was seen'
+    )
+
+
+def slow_down(growth: Growth) -> str:
+    """Return the sentences on the learning rate, clipping and inputs."""
+    sentences = (
+        f'Lower the learning rate or lengthen warm-up, and set '
+        f'{clip_to(growth)}; clipping holds back SGD, but hardly Adam and '
+        'its like.'
+    )
+    is_at_once = len(growth.grad_norms) < NUM_SHOWN
+    if is_at_once and growth.grad_norms[0] > LARGE_NORM:
+        sentences += (
+            f' The gradient norm was {growth.grad_norms[0]:.3g} in the first '
+            'step: normalize inputs and targets.'
+        )
+    return sentences

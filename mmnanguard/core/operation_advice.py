@@ -1,91 +1,27 @@
 """The advice on an operation that an autopsy found."""
 
 import math
-from typing import Mapping, Optional, Tuple
+from typing import Optional
 
 from .causes import Advice
 from .rows.autopsy import Autopsy
 from .rows.remedy_row import line_of_fp32
+from .undefined_operations import (
+    BOUNDED,
+    DERIVATIVES,
+    DOMAINS,
+    NOT_DEFINED,
+    ROUNDED,
+    SAFE_OPS,
+    known_fault,
+)
 
 __all__ = ['advise_on', 'advise_without_cures', 'cure_of']
 
 HALF_PRECISION = ('float16', 'bfloat16')
 PRECISIONS = {'fp32', 'module_fp32', 'bfloat16'}
-# Operations with a pole, and what to use in their place.
-SAFE_OPS: Mapping[str, str] = {
-    'log': 'safe_log',
-    'log2': 'safe_log',
-    'log10': 'safe_log',
-    'div': 'safe_divide',
-    'reciprocal': 'safe_divide',
-    'sqrt': 'safe_sqrt',
-    'rsqrt': 'safe_sqrt',
-    'pow': 'safe_sqrt',
-    'norm': 'safe_norm',
-    'linalg_vector_norm': 'safe_norm',
-}
-DERIVATIVES = 'safe_sqrt or safe_norm'
-BOUNDED = ('acos', 'asin', 'atanh')
 CAST = 'aten._to_copy'
-DECOMPOSITIONS = ('linalg_eigh', 'linalg_eig', 'linalg_svd')
-POSITIVE = 'Make its input positive (softplus, exp, clamp)'
-WITHIN_1 = (
-    'Rounding makes the cosine of equal directions more than 1, as in '
-    '1.0000001: clamp its input to [-1 + 1e-6, 1 - 1e-6], where its '
-    'derivative is finite as well'
-)
-# By operation: the interval of its first operand, and what helps outside.
-DOMAINS: Mapping[str, Tuple[float, float, str]] = {
-    'log': (0.0, math.inf, POSITIVE),
-    'log2': (0.0, math.inf, POSITIVE),
-    'log10': (0.0, math.inf, POSITIVE),
-    'log1p': (-1.0, math.inf, 'Make its input larger than -1 (clamp)'),
-    'sqrt': (0.0, math.inf, POSITIVE),
-    'rsqrt': (0.0, math.inf, POSITIVE),
-    'acos': (-1.0, 1.0, WITHIN_1),
-    'asin': (-1.0, 1.0, WITHIN_1),
-    'atanh': (-1.0, 1.0, WITHIN_1),
-    'pow': (0.0, math.inf, 'Make its base positive (softplus, exp, clamp)'),
-}
-NO_LABEL = (
-    'leave batches without labels out of the loss',
-    'averages over no label: all labels are ignored (ignore_index), or their '
-    'classes have a weight of 0',
-    'Sum the losses of all labels (reduction="sum") and divide by their '
-    'number, which is at least 1 (clamp), or mend the labels',
-)
-TOO_FEW = (
-    'leave out averages over too few elements',
-    'averages over too few elements: a selection is empty, or one element '
-    'has no standard deviation',
-    'Leave such batches out of this term, or divide a sum by a number that '
-    'is at least 1 (clamp)',
-)
-ALL_MASKED = (
-    'keep an element of each masked row',
-    'got a row that is masked as a whole, with nothing but -inf',
-    'Keep an element of each row, or use masked_softmax of '
-    'mmnanguard.numerics',
-)
-# By operation that gives NaN of finite numbers or masks: the advice in short,
-# the reason, and what helps.
-NOT_DEFINED: Mapping[str, Tuple[str, str, str]] = {
-    'nll_loss_forward': NO_LABEL,
-    'nll_loss2d_forward': NO_LABEL,
-    'mean': TOO_FEW,
-    'var': TOO_FEW,
-    'std': TOO_FEW,
-    'var_mean': TOO_FEW,
-    'std_mean': TOO_FEW,
-    # Their mean of nothing is the only NaN that they make.
-    'binary_cross_entropy': TOO_FEW,
-    'binary_cross_entropy_with_logits': TOO_FEW,
-    'huber_loss': TOO_FEW,
-    'mse_loss': TOO_FEW,
-    'smooth_l1_loss': TOO_FEW,
-    '_softmax': ALL_MASKED,
-    '_log_softmax': ALL_MASKED,
-}
+LEAST_NEGATIVE = 1e-3  # a smaller number may be a rounded 0
 
 
 def advise_on(finding: Autopsy) -> Advice:
@@ -99,8 +35,10 @@ def advise_on(finding: Autopsy) -> Advice:
 def advise_without_cures(finding: Autopsy) -> Advice:
     """Return the advice on the operation at fault, whatever has helped."""
     return (
-        kept_of(finding)
+        left_out_of(finding)
+        or kept_of(finding)
         or mask_of(finding)
+        or undefined_of(finding)
         or pole_of(finding)
         or huge_weight_of(finding)
         or overflow_of(finding)
@@ -148,6 +86,24 @@ def cure_of(finding: Autopsy) -> Optional[Advice]:
     return None
 
 
+def left_out_of(finding: Autopsy) -> Optional[Advice]:
+    """Return the advice on bad inputs that the loss leaves out, if any."""
+    if finding.phase != 'input':
+        return None
+    keys = ', '.join(map(repr, finding.keys)) or 'the batch'
+    where = finding.source or finding.module_type
+    return Advice(
+        f'leave NaN or Inf of {keys} out before {where} computes with it',
+        f'The loss is finite without NaN or Inf of {keys}, but the derivative '
+        f'of {finding.derivative} at {where} is not: 0 times NaN or Inf is '
+        'NaN. Leave such elements out before that line, as in '
+        'output[valid] - target[valid], or put a finite number in their place '
+        'before it (torch.where(valid, target, 0.0)) and leave them out of '
+        f'the loss as you do. If {keys} should hold no NaN or Inf, mend the '
+        'samples, which mmnanguard.InputGuardHook names.',
+    )
+
+
 def kept_of(finding: Autopsy) -> Optional[Advice]:
     """Return the advice on a bad tensor that the model keeps, if any."""
     if not finding.is_kept:
@@ -174,13 +130,30 @@ def mask_of(finding: Autopsy) -> Optional[Advice]:
     """Return the advice on a mask that meets what does not leave it out."""
     if not finding.mask:
         return None
+    where = finding.source or finding.module_type
+    if finding.is_all_masked:
+        return Advice(
+            f'keep an element of each masked row at {where}',
+            f'{finding.op} at {where} got a row that is masked as a whole '
+            f'({finding.mask}), and is -inf itself. Keep an element of each '
+            'row, leave such rows out, or mask with a large finite number.',
+        )
+    if finding.phase == 'backward':
+        return Advice(
+            f'mask after {where} computes, or with a large finite number',
+            f'{finding.mask} writes Inf or NaN as a mask. The loss leaves it '
+            f'out and is finite, but the derivative of {finding.derivative} '
+            f'at {where} multiplies it by 0, which is NaN. Mask after that '
+            'line, or with a large finite number, such as -1e4. No dtype, no '
+            'loss scale and no clipping changes that.',
+        )
     return Advice(
         f'keep the mask of {finding.mask} out of the loss',
         f'{finding.mask} writes Inf or NaN as a mask, which is no overflow, '
-        'but what follows does not leave it out: a sum or mean keeps it, and '
-        '0 times Inf is NaN (label smoothing, weights of 0). Leave masked '
-        'elements out with torch.where before the sum, or mask with a large '
-        'finite number.',
+        'but what follows does not leave it out: a sum or mean keeps it, so '
+        'does a cross entropy whose label is masked, and 0 times Inf is NaN '
+        '(label smoothing, weights of 0). Leave masked elements out with '
+        'torch.where before the sum, or mask with a large finite number.',
     )
 
 
@@ -202,51 +175,98 @@ def pole_of(finding: Autopsy) -> Optional[Advice]:
         return Advice(
             f'look at the number that the code at {where} computes with',
             f'The code at {where} passes a number to {finding.op} that is not '
-            'finite, such as a weight of the loss: look where it comes from.',
+            'finite, such as a weight of the loss, or a constant that is '
+            'beyond float16: look where it comes from.',
+        )
+    if finding.is_own_backward:
+        return Advice(
+            f'mend the backward pass at {where}',
+            f'The backward pass of an autograd.Function '
+            f'({finding.derivative}) computes {finding.op} at {where}, which '
+            f'{finding.pole()}: clamp what is computed there, or leave such '
+            'elements out.',
         )
     name = finding.op.split('.')[-1].rstrip('_')
-    safe = SAFE_OPS.get(name, 'the safe operations')
-    # x ** -6 is a division.
-    if name == 'pow' and finding.operands[-1:] < (0.0,):
-        safe = 'safe_divide'
     operation, what = finding.op, f'{finding.op} at {where}'
-    if finding.phase == 'backward':
-        safe = SAFE_OPS.get(finding.derivative, DERIVATIVES)
-        what += ', the derivative of that line,'
     if finding.derivative:
         operation = finding.derivative
         what = f'The derivative of {operation} at {where}'
-    if finding.derivative in DECOMPOSITIONS:
-        return Advice(
-            f'keep the eigenvalues of {operation} at {where} apart',
-            f'{what} divides by the differences of eigenvalues or singular '
-            'values, of which two are equal: their vectors are not unique. '
-            'Use the values alone (eigvalsh, svdvals), or add small numbers '
-            'that differ to the diagonal.',
-        )
-    is_forward = finding.phase != 'backward'
-    if is_forward and name in NOT_DEFINED:
-        short, why, cure = NOT_DEFINED[name]
-        return Advice(
-            f'{short} at {where}',
-            f'{finding.op} at {where} {why}. {cure}. No dtype, no loss scale '
-            'and no clipping changes that.',
-        )
-    if is_forward and is_outside_domain(name, finding):
+    if finding.phase != 'backward' and is_outside_domain(name, finding):
         return Advice(
             f'keep the input of {finding.op} at {where} in its domain',
             f'{finding.op} at {where} {finding.pole()}, which is outside '
             'of its domain: no epsilon, no dtype, no loss scale and no '
-            f'clipping changes that. {DOMAINS[name][2]}.',
+            f'clipping changes that. {cure_outside(name, finding)}.',
         )
-    cure = f'Add an epsilon, clamp, or use {safe} of mmnanguard.numerics'
-    if finding.derivative in BOUNDED:
-        cure = 'Clamp its input to [-1 + 1e-6, 1 - 1e-6]'
+    no_dtype, rounded = 'no dtype, ', ''
+    if finding.dtype in HALF_PRECISION:
+        no_dtype = ''
+        rounded = (
+            f' In {finding.dtype}, a small epsilon may be rounded away (1e-8 '
+            'to 0, 1 - 1e-4 to 1): compute this line in float32.'
+        )
     return Advice(
         f'keep the input of {operation} at {where} away from its pole',
-        f'{what} is not defined for this input, a pole: no dtype, no loss '
-        f'scale and no clipping changes that. {cure}.',
+        f'{what} is not defined for this input, a pole: {no_dtype}no loss '
+        f'scale and no clipping changes that. {cure_at_pole(finding)}.'
+        f'{rounded}',
     )
+
+
+def cure_at_pole(finding: Autopsy) -> str:
+    """Return what helps at the pole of an operation or its derivative."""
+    name = finding.op.split('.')[-1].rstrip('_')
+    is_at_end = name in BOUNDED and finding.operands[:1] in ((1.0,), (-1.0,))
+    if finding.derivative in BOUNDED or is_at_end:
+        return 'Clamp its input to [-1 + 1e-6, 1 - 1e-6]'
+    if finding.derivative == 'acosh':
+        return 'Clamp its input to 1 + 1e-6 or more'
+    safe = SAFE_OPS.get(finding.derivative or name)
+    # x ** -6 is a division.
+    if name == 'pow' and not finding.derivative:
+        safe = 'safe_divide' if finding.operands[-1:] < (0.0,) else safe
+    if safe is None:
+        return (
+            'Keep its input away from there: clamp it before, or replace such '
+            'elements by torch.where before the operation'
+        )
+    cure = f'Add an epsilon, clamp, or use {safe} of mmnanguard.numerics'
+    if safe == 'safe_log':
+        cure += ', or compute in the log domain (log_softmax, logsigmoid)'
+    return cure
+
+
+def undefined_of(finding: Autopsy) -> Optional[Advice]:
+    """Return the advice on an operation whose conditions are known, if any."""
+    where = finding.source or finding.module_type
+    if finding.phase == 'backward':
+        known = DERIVATIVES.get(finding.derivative)
+        what = f'The derivative of {finding.derivative} at {where}'
+        if not finding.is_pole:
+            return None
+    else:
+        known = known_fault(finding.op)
+        # Rounding decides whether a matrix is singular in float64 as well.
+        if known in NOT_DEFINED.values() and not finding.is_pole:
+            return None
+        what = f'{finding.op} at {where}'
+    if known is None:
+        return None
+    no_help = ''
+    if finding.is_pole:
+        no_help = ' No dtype, no loss scale and no clipping changes that.'
+    return Advice(
+        f'{known.short} at {where}',
+        f'{what} {known.reason}. {known.cure}.{no_help}',
+    )
+
+
+def cure_outside(name: str, finding: Autopsy) -> str:
+    """Return what helps outside of an operation's domain."""
+    number = finding.operands[0]
+    if name in ('sqrt', 'rsqrt', 'pow') and -LEAST_NEGATIVE < number < 0:
+        return ROUNDED
+    return DOMAINS[name][2]
 
 
 def is_outside_domain(name: str, finding: Autopsy) -> bool:
@@ -289,10 +309,23 @@ def overflow_of(finding: Autopsy) -> Advice:
     numbers = f'got numbers of up to {finding.input_absmax:.3g}'
     if finding.call():
         numbers = f'computes {finding.call()}'
+    hints = ''
+    if finding.input_absmax == finding.dtype_max:
+        hints = (
+            ' A number at the very limit is what nan_to_num makes of Inf, or '
+            'a mask of torch.finfo(dtype).min: use masked_fill, or a smaller '
+            'number, where it is added to another one.'
+        )
+    if finding.dtype in HALF_PRECISION:
+        hints += (
+            ' Code that casts by itself (.half()) is not changed by autocast: '
+            'cast this line to float32 (.float()).'
+        )
     return Advice(
         f'look at the numbers that reach {finding.op} at {where}',
         f'{finding.op} at {where} {numbers} and is beyond the {limit}: '
-        'normalize or clamp its input, or look for weights that have grown.',
+        'normalize or clamp its input, or look for weights that have grown.'
+        f'{hints}',
     )
 
 

@@ -179,6 +179,14 @@ def find_cure(step: Dict[str, Any], grad_norm: float) -> Cure:
             'lists them), or begin with the weights alone: '
             'load_from=CHECKPOINT, resume=False.',
         )
+    if step.get('made_settings'):
+        names = ', '.join(step['made_settings'])
+        return Cure(
+            f'look where {stepper} computes {names}',
+            f'it has set {names} in this step, and what it computes with it '
+            'is not finite either. Look in its step for a division by a '
+            'number of steps or epochs that is 0.',
+        )
     if settings.get('eps', 1.0) < 1e-38:
         return Cure(
             CHANGE,
@@ -224,8 +232,9 @@ def find_cure(step: Dict[str, Any], grad_norm: float) -> Cure:
         f'look at the step of {stepper}',
         f'{stepper} made NaN or Inf of finite gradients, and its arguments '
         f'are ordinary. Look in its step for a division by a norm or a mean '
-        f'that may be 0{eps}, for roots of differences, and for sums of '
-        'squares, which overflow under huge gradients; '
+        f'that may be 0{eps}, or by 1 - beta ** step with a step of 0, for '
+        'roots of differences, and for sums of squares, which overflow under '
+        'huge gradients; '
         'optim_wrapper.clip_grad=dict(max_norm=...) helps against those.',
     )
 

@@ -112,6 +112,10 @@ MESSAGES = {
         'found by the next update. To say that this is all right: '
         "optim_wrapper.guard=dict(check_step='never')."
     ),
+    'begun': (
+        '{optimizer} begins its state with NaN or -Inf each time, with finite '
+        'weights: it is made so, and its steps are committed from now on.'
+    ),
     'clip': (
         'a subclass overrides _clip_grad: it is called once the gradients '
         'were found finite and are unscaled; what it makes of them is not '
@@ -154,6 +158,8 @@ class CoverageWarnings:
     Attributes:
         report: Receives the message of each warning that has a row, and
             whether the updates are guarded.
+        stranger: The class of the optimizer that has stepped past the guard
+            since the guard's own last step; '' if none has.
     """
 
     report: Callable[[str, bool], None]
@@ -165,6 +171,7 @@ class CoverageWarnings:
         self.report = ignore
         self._length = 1
         self._params = params
+        self.stranger = ''
         self._said: Set[str] = set()
         self._has_learnt = False
         self._num_idle = 0
@@ -195,6 +202,7 @@ class CoverageWarnings:
             return
         kind = type(optimizer).__name__
         if optimizer is self._params.optimizer:
+            self.stranger = kind
             self.warn_once('step', optimizer=kind)
             return
         if optimizer not in self._is_shared:
@@ -205,6 +213,7 @@ class CoverageWarnings:
                 for group in groups
             )
         if self._is_shared[optimizer]:
+            self.stranger = kind
             own_kind = type(self._params.optimizer).__name__
             self.warn_once(
                 'other_step',
@@ -232,6 +241,7 @@ class CoverageWarnings:
             yield
         finally:
             AnyStep.is_guarded = False
+            self.stranger = ''
 
     def _note_idle(
         self, seen: Observation, models: Iterable[nn.Module]

@@ -284,8 +284,7 @@ class Guard(Passes):
             bad: A few of the bad tensors.
             scale_before: The loss scale of the update.
             scale_after: The loss scale of the next update.
-            step: The description of the optimizer's step, if that is at
-                fault.
+            step: Describes the optimizer's step, if that is at fault.
 
         Raises:
             TrainingHalted: On HALT and ROLLBACK, without a listener.
@@ -300,6 +299,7 @@ class Guard(Passes):
             seen,
             verdict,
             self.state,
+            stranger=self.coverage_warnings.stranger,
             iter=self.iter,
             optimizer=self.name,
             lr=self.params.lrs(),

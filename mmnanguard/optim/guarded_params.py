@@ -19,6 +19,7 @@ from weakref import WeakSet
 import torch
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 
 from mmnanguard.core.step_advice import uphill_settings
@@ -37,6 +38,7 @@ from .step_settings import (
     can_spoil,
     describe,
     is_on_device,
+    is_risky,
 )
 
 __all__ = ['GuardedParams']
@@ -63,6 +65,10 @@ class GuardedParams:
     Attributes:
         last_iter: The iteration of the last commit whose step may have
             spoiled weights.
+        is_risky: Whether an argument of the optimizer is known to make NaN now
+            and then.
+        num_begun: Number of steps in a row that were bad for nothing but the
+            states that they began.
         has_spoiled: Whether a step of this run has spoiled weights, so that
             each further one is checked.
         run: The model of the run, once it is known. Optimizers of another
@@ -84,6 +90,7 @@ class GuardedParams:
     def __init__(self, optimizer: Optimizer, is_checked: bool = False) -> None:
         check_groups(optimizer)
         self.is_checked = is_checked
+        self.num_begun = 0
         self.use(optimizer)
         self.run: Optional[nn.Module] = None
         # MMEngine makes a hub for each runner.
@@ -107,6 +114,7 @@ class GuardedParams:
         self._has_parts = any(map(is_part, self))
         self._shards: Optional[Shards] = None
         self._can_spoil = can_spoil(optimizer)
+        self.is_risky = is_risky(optimizer)
         self._settings = list(map(self.groups[0].get, SPOILING))
         self.has_spoiled = False
         self.forget_steps()
@@ -128,6 +136,7 @@ class GuardedParams:
         if not all(map(is_, settings, self._settings)):
             self._settings = settings
             self._can_spoil = can_spoil(self.optimizer)
+            self.is_risky = is_risky(self.optimizer)
         attributes = vars(self.optimizer)
         return bool(
             self._can_spoil
@@ -372,7 +381,8 @@ def are_plain(grads: List[Tensor]) -> bool:
 
 def is_part(param: Tensor) -> bool:
     """Whether this rank may hold only a part of the parameter."""
-    return (
+    # A lazy parameter has no size before the first forward pass.
+    return not is_lazy(param) and (
         hasattr(param, 'to_local')
         or hasattr(param, '_fsdp_flattened')
         or param.numel() == 0

@@ -201,8 +201,14 @@ def is_checked(guard: Guard, norm: float) -> bool:
         guard: The guard of the optimizer.
         norm: The norm of the clipped gradients.
     """
-    mode = guard.policy.check_step
-    is_early = guard.num_steps < NUM_CHECKED or guard.params.has_spoiled
-    return mode == 'always' or (
-        mode == 'start' and (is_early or norm > ABSURD_NORM)
+    mode, params = guard.policy.check_step, guard.params
+    if mode != 'start':
+        return mode == 'always'
+    return (
+        guard.num_steps < NUM_CHECKED
+        or params.has_spoiled
+        or params.is_risky
+        or norm > ABSURD_NORM
+        # Only other optimizers than PyTorch's may divide by the norm.
+        or (norm == 0 and params.can_spoil)
     )

@@ -20,9 +20,12 @@ from mmnanguard.numerics.update.agree import ranks_that
 from mmnanguard.numerics.update.blame import MAX_BLAMED, TensorNames, describe
 
 from .guard import Guard
-from .step_settings import DTYPE
+from .step_settings import DTYPE, bad_numbers
 
 __all__ = ['StepTrial', 'begin_trial', 'end_trial']
+
+# Steps in a row that are undone for new states alone.
+MOST_UNDONE = 2
 
 
 class Kept(NamedTuple):
@@ -32,11 +35,13 @@ class Kept(NamedTuple):
         param: The parameter.
         key: The key in the state of the parameter; '' for the weight itself.
         values: The numbers.
+        is_new: Whether the step has made the tensor.
     """
 
     param: Tensor
     key: str
     values: Tensor
+    is_new: bool = False
 
 
 class StepTrial:
@@ -60,6 +65,7 @@ class StepTrial:
         self._params = params
         self._weights = list(map(keep_tensor, self._params))
         self._copy = OptimizerCopy(optimizer)
+        self._bad_numbers = bad_numbers(optimizer)
         # What was not finite before is not the fault of this step.
         self._keys: List[Tuple[int, str]] = []
         self._extremes: List[Tensor] = []
@@ -111,8 +117,13 @@ class StepTrial:
             # begin a state with inf.
             is_new = identity(kept) not in was_finite
             if not is_design(kept.values, is_new):
-                bad.append(kept)
+                bad.append(kept._replace(is_new=is_new))
         return bad
+
+    def made_settings(self) -> List[str]:
+        """Return the settings that the step has made non-finite, in words."""
+        now = bad_numbers(self._optimizer)
+        return [words for words in now if words not in self._bad_numbers]
 
     def undo(self) -> None:
         """Make weights and optimizer as they were, bit for bit."""
@@ -159,6 +170,8 @@ def end_trial(
         tensors that it had spoiled on this rank; and the evidence on why.
     """
     bad = [] if trial is None else trial.find_bad()
+    if begins_again(bad, guard):
+        bad = []
     try:
         without_copy, ranks = ranks_that(trial is None, bool(bad))
     except NanGuardError:
@@ -181,20 +194,53 @@ def end_trial(
             for kept in trial.bad_before
             if kept.key and not is_design(kept.values, is_new=True)
         ],
-        'zero_gradients': [
-            name_of(kept, names) for kept in bad if has_zeros(kept)
-        ],
+        'made_settings': trial.made_settings(),
+        'zero_gradients': [name_of(kept, names) for kept in explained(bad)],
     }
     trial.undo()
     return ranks, described, evidence
 
 
-def has_zeros(kept: Kept) -> bool:
-    """Whether the gradient of a weight has elements of 0. Syncs."""
-    grad = kept.param.grad
-    if kept.key or grad is None or grad.layout is not torch.strided:
+def begins_again(bad: List[Kept], guard: Guard) -> bool:
+    """Whether a step has begun states with NaN or -Inf for a third time.
+
+    All weights are finite, and each new step begins the states like that, so
+    that it is no fault of the gradients: the optimizer is made so.
+
+    Args:
+        bad: What the step has made non-finite.
+        guard: The guard of the optimizer.
+    """
+    are_new = [kept.is_new and bool(kept.key) for kept in bad]
+    if not are_new or not all(are_new):
+        guard.params.num_begun = 0
         return False
-    return bool((local(grad) == 0).any())
+    guard.params.num_begun += 1
+    if guard.params.num_begun <= MOST_UNDONE:
+        return False
+    guard.coverage_warnings.warn_once(
+        'begun', optimizer=type(guard.params.optimizer).__name__
+    )
+    return True
+
+
+def explained(bad: List[Kept]) -> List[Kept]:
+    """Return the weights that gradients of 0 explain; syncs.
+
+    They explain none if a weight went bad whose gradient has no zeros.
+
+    Args:
+        bad: What a step has made non-finite.
+    """
+    weights = []
+    for kept in bad:
+        grad = kept.param.grad
+        if kept.key or grad is None or grad.layout is not torch.strided:
+            continue
+        if not (local(grad) == 0).any():
+            return []
+        weights.append(kept)
+    return weights
 
 
 def identity(kept: Kept) -> Tuple[int, str]:

@@ -1,5 +1,6 @@
 """The settings of an optimizer that decide whether its step can make NaN."""
 
+import math
 from operator import attrgetter
 from typing import Any, Dict, List
 
@@ -12,9 +13,11 @@ __all__ = [
     'DTYPE',
     'SPOILING',
     'as_list',
+    'bad_numbers',
     'can_spoil',
     'describe',
     'is_on_device',
+    'is_risky',
 ]
 
 # Settings that spoil weights if they are NaN or Inf. Other settings, such as
@@ -47,18 +50,33 @@ def describe(group: Dict[str, Any]) -> Dict[str, Any]:
 def can_spoil(optimizer: Optimizer) -> bool:
     """Whether a step may make NaN or Inf of finite gradients.
 
-    A step of PyTorch's optimizers does not, unless an argument makes it
-    divide by 0 or take the root of a negative number, or weights are in
-    float16.
+    A step of PyTorch's optimizers does not, unless :func:`is_risky` or
+    weights are in float16.
     """
-    is_known = type(optimizer).__module__.startswith('torch.optim.')
-    return not is_known or any(map(is_spoiling, optimizer.param_groups))
+    if not is_known(optimizer) or is_risky(optimizer):
+        return True
+    for group in optimizer.param_groups:
+        if torch.float16 in map(DTYPE, group['params']):
+            return True
+    return False
+
+
+def is_risky(optimizer: Optimizer) -> bool:
+    """Whether an optimizer of PyTorch is known to make NaN now and then.
+
+    An argument makes it divide by 0 or take the root of a negative number.
+    """
+    groups = optimizer.param_groups
+    return is_known(optimizer) and any(map(is_spoiling, groups))
+
+
+def is_known(optimizer: Optimizer) -> bool:
+    """Whether an optimizer is one of PyTorch."""
+    return type(optimizer).__module__.startswith('torch.optim.')
 
 
 def is_spoiling(group: Dict[str, Any]) -> bool:
     """Whether the arguments in a group may make NaN of finite gradients."""
-    if torch.float16 in map(DTYPE, group['params']):
-        return True
     for eps in as_list(group.get('eps')):
         if eps < SMALLEST:
             return True
@@ -70,6 +88,19 @@ def is_spoiling(group: Dict[str, Any]) -> bool:
             if share > 1:
                 return True
     return bool(group.get('centered'))
+
+
+def bad_numbers(optimizer: Optimizer) -> List[str]:
+    """Return the numbers in parameter groups that are NaN or Inf, in words.
+
+    Numbers in tensors are left out, since reading them may sync.
+    """
+    words: Dict[str, None] = {}
+    for group in optimizer.param_groups:
+        for key, value in group.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                words[f'{key}={value:g}'] = None
+    return list(words)
 
 
 def as_list(setting: Any) -> List[Any]:

@@ -5,8 +5,8 @@ and for text in the terminal, which needs rich.
 
 Reading order: ``run_report`` (the report of a run, from its files),
 ``run_files``, ``read_events`` and ``read_scalars`` (files, rows and curves;
-``parse_row`` removes what is odd), ``summarize`` and ``summary`` (counts and
-rankings), ``assessment`` (healthy or sick), with ``findings``,
+``parse_row`` removes what is odd), ``summarize``, ``summary``, ``loss_rise``
+(counts and rankings), ``assessment`` (healthy or sick), with ``findings``,
 ``collect_evidence``, ``culprit_clause``, ``recommendations`` and
 ``steps_for_end``; then the output: ``page`` with ``figure``, ``panels``,
 ``traces`` and ``downsample``; ``terminal``; ``row_text`` (commands to paste).

@@ -8,7 +8,7 @@ from mmnanguard._support.escape import escape
 from .culprit_clause import describe_culprit
 from .findings import collect_findings
 from .recommendations import Step, join_quoted, next_steps, remedied_modules
-from .steps_for_end import steps_for_end
+from .steps_for_end import explosion_step, steps_for_end
 from .summary import Summary
 
 __all__ = ['Assessment', 'judge']
@@ -50,7 +50,7 @@ def judge(summary: Summary) -> Assessment:
       after the last blame. If no parameter can be blamed, rejected updates
       count by cause instead, except spikes;
     - it rejected 10 updates or more, and at least one in 100 since the first;
-    - the logged loss has exploded and stayed so, although it is finite;
+    - the loss has exploded and stayed so, although it is finite;
     - not all of its updates were guarded, so that nothing says whether they
       were good.
 
@@ -60,6 +60,8 @@ def judge(summary: Summary) -> Assessment:
     findings = collect_findings(summary)
     if not findings:
         steps = next_steps(summary)
+        if summary.log_rise is not None:
+            steps = (explosion_step(summary.log_rise), *steps)
         sentence = describe_healthy_run(summary)
         # Even a healthy run may have a sample that is worth leaving out.
         if steps:
@@ -97,6 +99,12 @@ def escape_steps(steps: Sequence[Step]) -> Tuple[Step, ...]:
 def describe_healthy_run(summary: Summary) -> str:
     """Return the sentence on a run without findings."""
     clauses: List[str] = []
+    opening = 'healthy'
+    if summary.log_rise is not None:
+        opening = (
+            f'not sick, but the loss ended {summary.log_rise.words}, which '
+            'is right only if it is made to do so'
+        )
     if summary.num_routine:
         last = max(summary.iters[cause][-1] for cause in summary.routine)
         clauses.append(
@@ -117,7 +125,7 @@ def describe_healthy_run(summary: Summary) -> str:
         clauses.append(f'{summary.last_iter:,} iterations, none rejected')
     for row in summary.bypasses:
         clauses.append(f'but at iteration {row.iter or 0:,} {row.finding}')
-    return f'healthy: {"; ".join(clauses)}'
+    return f'{opening}: {"; ".join(clauses)}'
 
 
 def describe_rejections(summary: Summary) -> str:

@@ -36,7 +36,7 @@ def describe_culprit(summary: Summary, finding: Finding) -> str:
     if 'module' in kinds and diagnosis.other is not None:
         module = describe_module(diagnosis.other)
         clauses.append(f'and in other batches {module}')
-    if evidence.is_of_most_samples:
+    if evidence.is_of_most_samples or evidence.is_of_random_samples:
         clauses = [diagnosis.reason]
     num_batches = len(evidence.batches())
     if clauses:
@@ -87,7 +87,7 @@ def count_batches(
 
 def describe_module(autopsy: Autopsy) -> str:
     """Return the clause on the module that an autopsy found."""
-    if autopsy.phase == 'weight' or autopsy.is_kept:
+    if autopsy.phase in ('input', 'weight') or autopsy.is_kept:
         return autopsy.finding()
     effect = 'overflows'
     if autopsy.call():

@@ -51,6 +51,7 @@ def collect_findings(summary: Summary) -> List[Finding]:
     checked = (
         find_halt(summary),
         find_crash(summary),
+        find_bad_checkpoint(summary),
         find_streak(summary),
         find_audits(summary),
         find_rollbacks(summary),
@@ -91,6 +92,20 @@ def find_crash(summary: Summary) -> Optional[Finding]:
     if end is None or end.how == FINISHED:
         return None
     return Finding(end.iter or summary.last_iter, '', end.sentence())
+
+
+def find_bad_checkpoint(summary: Summary) -> Optional[Finding]:
+    """Return the finding on a run that has loaded NaN or Inf."""
+    if not summary.loaded_bad:
+        return None
+    since = summary.starts[-1].get('iter') or 1
+    first, *others = summary.loaded_bad
+    names = first + ' and others' * bool(others)
+    clause = (
+        f'the checkpoint {summary.loaded} that it loaded before iteration '
+        f'{since:,} is bad: NaN or Inf in {names}'
+    )
+    return Finding(since, '', clause)
 
 
 def find_streak(summary: Summary) -> Optional[Finding]:
@@ -211,13 +226,10 @@ def find_high_rate(summary: Summary) -> Optional[Finding]:
 def find_explosion(summary: Summary) -> Optional[Finding]:
     """Return the finding on a loss that exploded, but stayed finite."""
     rise = summary.log_rise
-    if rise is None:
+    if rise is None or not rise.is_explosion:
         return None
-    clause = (
-        f'the loss has exploded: logged as {rise.begin:.3g} at first and as '
-        f'{rise.end:.3g} at the end'
-    )
-    return Finding(rise.since, '', clause)
+    since = rise.since or summary.last_iter
+    return Finding(since, '', f'the loss has exploded: {rise.words}')
 
 
 def find_unguarded(summary: Summary) -> Optional[Finding]:

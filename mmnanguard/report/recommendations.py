@@ -9,10 +9,13 @@ from mmnanguard.core import Autopsy
 from mmnanguard.core.causes import facts_of_cause
 from mmnanguard.core.diagnosis import (
     ADVICE_ON_INITIAL,
+    ADVICE_ON_LOADED,
     ADVICE_ON_PRETRAINED,
     diagnose,
 )
 from mmnanguard.core.evidence import Evidence
+from mmnanguard.core.launch import tool_command
+from mmnanguard.core.operation_advice import advise_on
 from mmnanguard.core.rows.remedy_row import FP32, RemedyRow, line_of_fp32
 from mmnanguard.core.step_advice import advise_on_step
 
@@ -64,6 +67,7 @@ def next_steps(
             names = ()
         return (
             *advise_on_steps(evidence),
+            *advise_on_inputs(evidence),
             *exclude_samples(summary, names, evidence),
             *run_in_fp32(summary, names),
         )
@@ -86,6 +90,8 @@ def next_steps(
         # Any checkpoint of the run has the same weights, and no operation
         # is to be found.
         return (Step(advice.short, advice.long),)
+    elif advice is ADVICE_ON_LOADED:
+        code = tool_command('scan_checkpoints', summary.launch.work_dir)
     elif facts_of_cause(finding.cause).blames == 'weight':
         code = summary.launch.train('--resume')
     general_step = Step(advice.short, advice.detail or advice.long, code)
@@ -113,6 +119,15 @@ def advise_on_steps(evidence: Evidence) -> List[Step]:
         return []
     cause = events[-1].cause.value
     advice = advise_on_step(events, facts_of_cause(cause).advice)
+    return [Step(advice.short, advice.detail or advice.long)]
+
+
+def advise_on_inputs(evidence: Evidence) -> List[Step]:
+    """Return the step on bad inputs that a loss leaves out too late."""
+    finding = evidence.finding
+    if finding is None or not finding.is_left_out:
+        return []
+    advice = advise_on(finding)
     return [Step(advice.short, advice.detail or advice.long)]
 
 

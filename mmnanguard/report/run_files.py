@@ -92,6 +92,9 @@ def work_dir_of(path: str) -> Path:
         path: The work dir, the folder of a process start, or its event file.
     """
     folder = Path(path)
+    # A command would take the name '-a' for an option.
+    if str(folder).startswith('-'):
+        folder = folder.absolute()
     if folder.is_file():
         return log_dir_of(folder).parent
     if events_files(path):

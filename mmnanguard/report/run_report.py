@@ -18,6 +18,7 @@ from mmnanguard.core.rows.event_files import EVENTS_FILE, log_dir_of
 from mmnanguard.core.rows.read_row import sentence_of
 
 from .assessment import Assessment, judge
+from .loss_rise import find_rise, find_rise_at_end
 from .panels import LOSS
 from .read_events import find_parts, iter_events
 from .read_scalars import Curve, read_scalars
@@ -31,19 +32,13 @@ from .run_files import (
     work_dir_of,
 )
 from .summarize import MAX_KEPT, summarize
-from .summary import Rise, Row, Summary
+from .summary import Row, Summary
 
 __all__ = ['OnProgress', 'RunReport', 'load_run']
 
 # Called with the number of bytes read so far, and that of all files.
 OnProgress = Callable[[int, int], None]
 STEP = 2**22  # bytes between two calls of OnProgress
-
-# A logged loss has exploded if it ends at so many times its first value. One
-# that begins at almost 0, or a value that an agent learns, may rise a lot.
-EXPLOSION = 1e5
-LEAST_LOSS = 1e3
-LEAST_POINTS = 3
 
 # The states that need more words.
 STATES = {
@@ -210,7 +205,7 @@ def load_run(
         summary,
         is_alive=is_running,
         log_nonfinite_since=nonfinite_since(curves.get(LOSS)),
-        log_rise=find_rise(curves.get(LOSS)),
+        log_rise=find_rise(curves.get(LOSS)) or find_rise_at_end(summary.end),
         launch=launch_of(path, parts, start),
     )
     return RunReport(
@@ -232,25 +227,6 @@ def nonfinite_since(curve: Optional[Curve]) -> Optional[int]:
             elif since is None:
                 since = iter_
     return since
-
-
-def find_rise(curve: Optional[Curve]) -> Optional[Rise]:
-    """Return the rise of a curve that exploded up to its end, or None."""
-    if curve is None or len(curve.values) < LEAST_POINTS:
-        return None
-    begin, end = curve.values[0], curve.values[-1]
-    limit = EXPLOSION * abs(begin)
-    since = None
-    for iter_, value in zip(curve.iters, curve.values):
-        # Not <=, which is False for NaN.
-        if not value > limit:
-            since = None
-        elif since is None:
-            since = iter_
-    # A loss that began at almost 0 may rise by any factor.
-    if since is None or not LEAST_LOSS < end < math.inf:
-        return None
-    return Rise(begin, end, since)
 
 
 class Progress:

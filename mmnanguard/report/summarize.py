@@ -196,6 +196,7 @@ class Reader:
         summary.halt = summary.end = None
         summary.bypasses = ()
         summary.unguarded = dict(start.unguarded)
+        summary.loaded, summary.loaded_bad = start.loaded, start.loaded_bad
         # Version 0.1 names the guards only.
         if row.get('guards') == {} and not start.unguarded:
             summary.unguarded = {'default': 'a wrapper of MMEngine'}

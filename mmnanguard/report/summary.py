@@ -3,7 +3,7 @@
 from array import array
 from dataclasses import dataclass, field
 from itertools import filterfalse
-from typing import Dict, List, NamedTuple, Optional, Tuple, Type, TypeVar
+from typing import Dict, List, Optional, Tuple, Type, TypeVar
 
 from mmnanguard.core.causes import facts_of_cause
 from mmnanguard.core.launch import Launch
@@ -12,7 +12,9 @@ from mmnanguard.core.rows.end_row import EndRow
 from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rows.row_record import NewRow, Row, RowRecord
 
-__all__ = ['Culprit', 'Episode', 'Rise', 'Row', 'Summary', 'is_routine']
+from .loss_rise import Rise
+
+__all__ = ['Culprit', 'Episode', 'Row', 'Summary', 'is_routine']
 
 R = TypeVar('R', bound=RowRecord)
 
@@ -81,20 +83,6 @@ class Episode:
     count: int = 0
 
 
-class Rise(NamedTuple):
-    """The rise of a loss that never came down again.
-
-    Attributes:
-        begin: The first logged value.
-        end: The last logged value.
-        since: The iteration since which the values are that high.
-    """
-
-    begin: float
-    end: float
-    since: int
-
-
 @dataclass
 class Summary:
     """The summary of a run's rows, in little memory.
@@ -120,9 +108,11 @@ class Summary:
         unguarded: The type of the wrapper of each optimizer that the last
             attempt does not guard, by name.
         bypasses: The warnings of the last attempt in capitals.
+        loaded: The checkpoint that the last attempt has loaded, or ''.
+        loaded_bad: A few tensors of it that are not finite, in words.
         log_nonfinite_since: The iteration since which the logged loss has not
             been finite, up to its end; None if it is finite there.
-        log_rise: The rise of the logged loss, if it exploded and stayed so.
+        log_rise: The rise of the loss, if it is higher at the end by far.
         launch: What the commands to paste need.
         parameters: The parameters that were blamed first in their update,
             the most blamed one first.
@@ -160,6 +150,8 @@ class Summary:
     is_alive: Optional[bool] = None
     unguarded: Dict[str, str] = field(default_factory=dict)
     bypasses: Tuple[BypassRow, ...] = ()
+    loaded: str = ''
+    loaded_bad: Tuple[str, ...] = ()
     log_nonfinite_since: Optional[int] = None
     log_rise: Optional[Rise] = None
     launch: Launch = field(default_factory=Launch)

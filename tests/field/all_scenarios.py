@@ -3,6 +3,7 @@
 from . import (  # noqa: F401
     adversarial,
     detection,
+    explosions,
     generative,
     healthy,
     language,

@@ -244,3 +244,31 @@ class RunningNormalizer(Classify):
         normalized = loss / net.average.clone()
         net.average.lerp_(loss.detach().float(), 0.1)
         return normalized
+
+
+class GradientPenaltyInHalf(Classify):
+    """A gradient penalty overflows float16, and so do its gradients.
+
+    The loss is Inf at any loss scale. MMEngine's scaler comes down until
+    gradients are finite, and then trains.
+    """
+
+    source = 'NVlabs/DG-Net#11'
+    precision = 'float16'
+    iters = 300
+    optimizer = dict(type='Adam', lr=3e-3)
+    must_train = True
+    causes = ('loss_nonfinite',)
+    culprit = r'aten\.pow'
+    says = ('float32|float16',)
+    never_says = ('lower the learning rate', 'leave out sample')
+
+    def loss(self, net, batch):
+        if not net.training:
+            return super().loss(net, batch)
+        inputs = batch.inputs.clone().requires_grad_()
+        scores = net(inputs)
+        total = scores.float().sum() * 5e3
+        (grad,) = torch.autograd.grad(total, inputs, create_graph=True)
+        penalty = grad.half().square().sum().float() * 1e-6
+        return F.cross_entropy(scores, batch.label) + penalty

@@ -345,3 +345,32 @@ class FeatureOfZeros(Classify):
     def loss(self, net, batch):
         scale = batch.inputs.abs().max(0).values
         return F.cross_entropy(net(batch.inputs / scale), batch.label)
+
+
+class MostUpdatesSkipped(Classify):
+    """Three of five batches have NaN gradients, and the scaler skips them.
+
+    MMEngine learns from the other two.
+    """
+
+    source = 'espnet/espnet#3237'
+    precision = 'float16'
+    iters = 260
+    wrapper = dict(loss_scale=512.0)
+    must_train = True
+    causes = ('grad_nonfinite',)
+    culprit = 'derivative of sqrt'
+    says = ('UPDATES WERE REJECTED',)
+    never_says = ('lower the learning rate', 'leave out sample')
+
+    def sample(self, index, generator):
+        sample = super().sample(index, generator)
+        number = index // self.batch_size % 5
+        sample['is_silent'] = torch.tensor(number % 2 == 0)
+        return sample
+
+    def loss(self, net, batch):
+        loss = super().loss(net, batch)
+        if net.training and batch.is_silent.any():
+            loss = loss + (net(batch.inputs) * 0).square().sum().sqrt()
+        return loss

@@ -5,7 +5,7 @@ from mmengine.registry import OPTIMIZERS
 from torch import nn
 from torch.nn import functional as F
 
-from .tasks import Classify
+from .tasks import Classify, Regress
 
 INNOCENT = (
     'outside any guarded update',
@@ -139,3 +139,130 @@ class TrustOfZero(Classify):
         nn.init.zeros_(net[0].bias)
         nn.init.zeros_(net[2].bias)
         return net
+
+
+@OPTIMIZERS.register_module()
+class CountsFromZero(OwnOptimizer):
+    """Adam that counts its steps after it has corrected the bias."""
+
+    def __init__(self, params, lr, eps=1e-8):
+        super().__init__(params, dict(lr=lr, eps=eps))
+
+    def update(self, param, state, group):
+        mean = state.setdefault('mean', torch.zeros_like(param))
+        square = state.setdefault('square', torch.zeros_like(param))
+        mean.lerp_(param.grad, 0.1)
+        square.lerp_(param.grad.square(), 0.01)
+        num_steps = state.setdefault('step', torch.tensor(0.0))
+        root = (square / (1 - 0.99**num_steps)).sqrt() + group['eps']
+        param.sub_(mean / (1 - 0.9**num_steps) / root, alpha=group['lr'])
+        num_steps += 1
+
+
+class FirstCorrectionOfBias(Classify):
+    """AdEMAMix divides by 1 - beta ** 0 in its first step.
+
+    A few gradients are 0 as well, behind a ReLU, but not all.
+    """
+
+    source = 'nanowell/AdEMAMix-Optimizer-Pytorch#3'
+    optimizer = dict(type='CountsFromZero', lr=1e-2)
+    must_train = False
+    causes = ('step_nonfinite',)
+    culprit = 'CountsFromZero'
+    says = (r'1 - beta \*\* step with a step of 0',)
+    never_says = (*INNOCENT, 'exactly 0', 'add an epsilon')
+
+
+@OPTIMIZERS.register_module()
+class AnnealedDecay(OwnOptimizer):
+    """A factor on steps that follows a cosine over ``total`` steps."""
+
+    def __init__(self, params, lr, total):
+        super().__init__(params, dict(lr=lr, total=total, done=0, factor=1.0))
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            share = torch.tensor(group['done'] / 1.0) / group['total']
+            group['factor'] = float((1 + torch.cos(share * torch.pi)) / 2)
+            group['done'] += 1
+        super().step()
+
+    def update(self, param, state, group):
+        param.sub_(param.grad, alpha=group['lr'] * group['factor'])
+
+
+class AnnealedOverNoSteps(Classify):
+    """AdamW's own annealing over a number of steps that is 0."""
+
+    source = 'OverLordGoldDragon/keras-adamw#2'
+    optimizer = dict(type='AnnealedDecay', lr=1e-2, total=0)
+    must_train = False
+    causes = ('step_nonfinite',)
+    culprit = 'AnnealedDecay'
+    says = ('look where AnnealedDecay computes factor=nan',)
+    never_says = (*INNOCENT, 'exactly 0', 'add an epsilon')
+
+
+@OPTIMIZERS.register_module()
+class UnitSteps(OwnOptimizer):
+    """Each step is as long as the learning rate."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, dict(lr=lr))
+
+    def update(self, param, state, group):
+        param.sub_(param.grad / param.grad.norm(), alpha=group['lr'])
+
+
+class UnitStepOfNothing(Classify):
+    """An optimizer divides by the norm of a gradient that is 0 in one batch.
+
+    All labels of that batch are masked.
+    """
+
+    source = 'microsoft/dion#24'
+    optimizer = dict(type='UnitSteps', lr=5e-2)
+    causes = ('step_nonfinite',)
+    culprit = 'UnitSteps'
+    says = ('exactly 0', 'was undone')
+    never_says = INNOCENT
+
+    def sample(self, index, generator):
+        sample = super().sample(index, generator)
+        sample['weight'] = torch.tensor(float(self.is_good(index)))
+        return sample
+
+    def is_good(self, index):
+        return not 48 <= index < 52
+
+    def loss(self, net, batch):
+        losses = F.cross_entropy(
+            net(batch.inputs), batch.label, reduction='none'
+        )
+        return (losses * batch.weight).sum() / (batch.weight.sum() + 1e-6)
+
+
+class RootOfRounding(Regress):
+    """Centered RMSprop takes the root of a variance that rounds below 0.
+
+    The gradients of some weights are constant.
+    """
+
+    source = 'CanReader/FastNN#12'
+    iters = 200
+    must_train = False
+    optimizer = dict(type='RMSprop', lr=1e-3, alpha=0.9, centered=True)
+    causes = ('step_nonfinite',)
+    culprit = 'RMSprop'
+    says = ('centered=False', 'was undone')
+    never_says = ('lower the learning rate', 'leave out sample')
+
+    def network(self):
+        net = super().network()
+        net.offsets = nn.Parameter(torch.zeros(64))
+        return net
+
+    def loss(self, net, batch):
+        slopes = torch.linspace(0.001, 0.03, 64)
+        return super().loss(net, batch) + (slopes * net.offsets).sum()

@@ -22,7 +22,8 @@ class Scenario:
     that differ from these. The docstring tells what happens in the report.
 
     Attributes:
-        source: The public report, as 'owner/repository#number'.
+        source: The public report, as 'owner/repository#number' or as the
+            address of a page.
         iters: Number of iterations of the run.
         batch_size: Number of samples in a batch. Samples come in order.
         num_samples: Number of samples that the data set repeats.

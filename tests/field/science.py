@@ -148,6 +148,112 @@ class MaskedMicroBatch(WeightsOfZero):
     says = ()
 
 
+class TargetsLeftOutLate(Regress):
+    """A column is missing now and then; nanmean comes after the squares.
+
+    The loss is finite, but 0 times NaN in its derivative is not.
+    """
+
+    source = 'BLAST-AI-ML/synapse#237'
+    causes = ('grad_nonfinite',)
+    culprit = r'derivative of pow at science\.py'
+    says = ('0 times NaN',)
+    says_in_full = (r"leave NaN or Inf of 'data_samples\.target' out before",)
+    never_says = (
+        'lower the learning rate',
+        'leave out sample',
+        'not the model',
+        'seems to mask',
+    )
+
+    def sample(self, index, generator):
+        sample = super().sample(index, generator)
+        if not self.is_good(index):
+            sample['target'][1] = torch.nan
+        return sample
+
+    def is_good(self, index):
+        return index % 16 != 3
+
+    def loss(self, net, batch):
+        return (net(batch.inputs) - batch.target).square().nanmean()
+
+
+class HalfOfItIsMissing(TargetsLeftOutLate):
+    """Masked after the loss in float16, from the first overflow on."""
+
+    source = 'BLAST-AI-ML/synapse#237'
+    precision = 'float16'
+    wrapper = dict(loss_scale='dynamic')
+    iters = 160
+    culprit = r'derivative of smooth_l1_loss at science\.py'
+
+    def loss(self, net, batch):
+        losses = F.smooth_l1_loss(
+            net(batch.inputs).float(), batch.target, reduction='none'
+        )
+        return losses.nan_to_num().mean()
+
+
+class ReflectionInFlow(Regress):
+    """An invertible convolution starts with a negative determinant.
+
+    ``logdet`` is NaN then, and its gradients are finite.
+    """
+
+    source = 'NVIDIA/waveglow#123'
+    must_train = False
+    iters = 60
+    optimizer = dict(type='SGD', lr=1e-3)
+    causes = ('loss_nonfinite',)
+    culprit = r'aten\.logdet, science\.py'
+    says_in_full = ('whose determinant is negative', 'slogdet')
+    never_says = ('lower the learning rate', 'leave out sample', 'mask')
+
+    def network(self):
+        net = nn.Linear(8, 8, bias=False)
+        with torch.no_grad():
+            net.weight.copy_(torch.eye(8)[[1, 0, *range(2, 8)]])
+        return net
+
+    def loss(self, net, batch):
+        energy = 0.5 * net(batch.inputs).square().sum(1).mean()
+        # Without the NaN, so that the runs can be compared.
+        if not net.training:
+            return energy - torch.linalg.slogdet(net.weight)[1]
+        return energy - torch.logdet(net.weight)
+
+
+class OneReflection(ReflectionInFlow):
+    """A single sample has a matrix whose determinant is negative."""
+
+    source = 'NVIDIA/waveglow#123'
+    must_train = True
+    iters = 100
+    optimizer = dict(type='SGD', lr=0.1)
+    culprit = r"'031\.jpg'.*aten\.logdet"
+    never_says = ('lower the learning rate', 'mask')
+
+    def network(self):
+        return nn.Linear(8, 9)
+
+    def sample(self, index, generator):
+        sample = super().sample(index, generator)
+        sample['sign'] = torch.tensor(1.0 if self.is_good(index) else -1.0)
+        return sample
+
+    def is_good(self, index):
+        return index != 31
+
+    def loss(self, net, batch):
+        matrix = net(batch.inputs).view(-1, 3, 3) * 0.1 + torch.eye(3)
+        sizes = matrix.square().sum((1, 2))
+        matrix = torch.cat(
+            [matrix[:, :1] * batch.sign[:, None, None], matrix[:, 1:]], 1
+        )
+        return (sizes - torch.logdet(matrix)).mean()
+
+
 class CodesNeverUsed(Regress):
     """VQ-VAE: sums of codes are divided by their uses, which may be 0."""
 
@@ -214,3 +320,37 @@ class SumOverTokens(Classify):
 
     def loss(self, net, batch):
         return 3000 * F.cross_entropy(net(batch.inputs), batch.label)
+
+
+class LongIntegration(Regress):
+    """A linear neural ODE becomes unstable as its weights grow.
+
+    Runge-Kutta's fourth order over 30 units of time: losses are small up to
+    the step after which each gradient norm overflows.
+    """
+
+    source = 'cfinlay/ffjord-rnode#3'
+    iters = 80
+    optimizer = dict(type='Adam', lr=0.3)
+    must_train = False
+    must_reach = 20
+    causes = ('norm_overflow',)
+    says = ('learning rate',)
+    says_in_full = ('learning rate x 0.1',)
+    never_says = ('leave out sample',)
+
+    def network(self):
+        net = nn.Linear(8, 8)
+        nn.init.normal_(net.weight, std=0.01)
+        return net
+
+    def loss(self, net, batch):
+        state, step = batch.inputs, 0.5
+        for _ in range(60):
+            first = net(state)
+            second = net(state + step / 2 * first)
+            third = net(state + step / 2 * second)
+            fourth = net(state + step * third)
+            mean = (first + 2 * second + 2 * third + fourth) / 6
+            state = state + step * mean
+        return F.mse_loss(state[:, :4], batch.target)

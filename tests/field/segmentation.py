@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .scenario import Scenario
-from .tasks import Regress
+from .tasks import Classify, Regress
 
 
 class Pixels(Scenario):
@@ -246,3 +246,30 @@ class VarianceBelowZero(Regress):
         variance = inputs.square().mean(1) - inputs.mean(1).square() - 1e-5
         outputs = net(inputs) / variance.sqrt()[:, None]
         return F.smooth_l1_loss(outputs, batch.target)
+
+
+class HeatmapInHalf(Classify):
+    """A sigmoid in float16 rounds to 1, and bfloat16 does so even earlier."""
+
+    source = 'blog.csdn.net/qq_31787603/article/details/112211279'
+    precision = 'float16'
+    causes = ('loss_nonfinite', 'grad_nonfinite')
+    culprit = r'aten\.log'
+    says_in_full = ('In float32 the update is finite', 'epsilon')
+    never_says = ('set optim_wrapper.dtype', 'lower the learning rate')
+
+    def sample(self, index, generator):
+        sample = super().sample(index, generator)
+        if index % 16 == 3:
+            sample['inputs'] *= 40
+        return sample
+
+    def is_good(self, index):
+        return index % 16 != 3
+
+    def loss(self, net, batch):
+        score = net(batch.inputs).sigmoid()
+        label = F.one_hot(batch.label, 3).float()
+        hit = label * (1 - score) ** 2 * score.log()
+        miss = (1 - label) * score**2 * (1 - score).log()
+        return -(hit + miss).mean()

@@ -11,7 +11,8 @@ from field.sides import run_all
 from field.verdict import what_is_worse, what_is_wrong
 
 ROOT = Path(__file__).parents[2]
-SOURCE = re.compile(r'[\w.-]+/[\w.-]+#\d+')
+# An issue, or the address of a page.
+SOURCE = re.compile(r'[\w.-]+/[\w.-]+#\d+|\w+(\.\w+)+/[\w./-]+')
 
 
 def marked(known):

@@ -358,3 +358,31 @@ class NothingLabelled(Classify):
 
     def is_good(self, index):
         return index // 4 != 5
+
+
+class HueOfNormalized(Regress):
+    """A random change of colors gives NaN for any image now and then."""
+
+    source = 'tanjeffreyz/yolo-v1#1'
+    iters = 200
+    causes = ('loss_nonfinite', 'grad_nonfinite')
+    culprit = "'inputs' is not finite"
+    says_in_full = ('such as an augmentation',)
+    never_says = ('leave out sample', 'lower the learning rate')
+    num_calls = 0
+
+    def network(self):
+        self.num_calls = 0
+        return super().network()
+
+    def make_sample(self, index):
+        sample = super().make_sample(index)
+        self.num_calls += 1
+        # Not while the loss is measured, before and after the run.
+        is_trained = 0 < self.num_calls - self.num_samples <= 4 * self.iters
+        if is_trained and (7919 * self.num_calls + 13 * index) % 37 == 0:
+            sample['inputs'][3] = math.nan
+        return sample
+
+    def loss(self, net, batch):
+        return F.mse_loss(net(batch.inputs), batch.target)

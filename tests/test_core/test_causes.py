@@ -223,9 +223,10 @@ def test_each_flag_of_an_observation_leads_to_a_cause(flag):
 def test_what_ends_a_run_or_is_routine_asks_no_limit(cause):
     facts, spent = CAUSES[cause], GuardPolicy(max_consecutive_skips=1)
     free = GuardPolicy(max_consecutive_skips=None, max_skip_rate=None)
-    at_limit = choose_action(cause, GuardState(), spent)
+    seen = Observation(loss=1.0)
+    at_limit = choose_action(cause, seen, GuardState(), spent)
     assert at_limit is (Action.SKIP if facts.is_routine else Action.HALT)
-    before = choose_action(cause, GuardState(), free)
+    before = choose_action(cause, seen, GuardState(), free)
     assert before is (Action.HALT if facts.ends_run else Action.SKIP)
 
 

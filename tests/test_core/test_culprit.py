@@ -74,6 +74,19 @@ def batches(*names):
             0.01,
             ('a',),
         ),
+        # Most of the samples failed once, and other batches hold them too.
+        (
+            [autopsy('a', 'b', 'c', 'd', is_pole=True)],
+            batches(*'aaaaaabcd'),
+            0.05,
+            (),
+        ),
+        (
+            [autopsy('a', 'b', 'c', 'd', is_pole=True)],
+            batches(*'aaaabbccd'),
+            0.2,
+            ('a', 'b', 'c', 'd'),
+        ),
         # An epsilon that float16 rounds to 0 is a fault of the operation.
         (
             [

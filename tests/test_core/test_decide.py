@@ -19,6 +19,7 @@ from mmnanguard.core import (
 )
 from mmnanguard.core.rules.decide import MOST_HARMLESS
 from mmnanguard.core.rules.observation import NORM_LIMIT
+from mmnanguard.core.rules.recent_commits import Commit
 
 NAN, INF = math.nan, math.inf
 CLEAN = dict(loss=1.0, grad_norm=2.0)
@@ -47,7 +48,7 @@ KEEP, LOWER, GROW = ScaleMove.KEEP, ScaleMove.LOWER, ScaleMove.GROW
             dict(loss=NAN, loss_is_finite=False),
             FP16,
             PROVEN,
-            Verdict(SKIP, Cause.LOSS_NONFINITE, KEEP),
+            Verdict(SKIP, Cause.LOSS_NONFINITE, KEEP, blames_scale=False),
         ),
         (
             dict(loss=1.0, buffers_are_finite=False),
@@ -188,6 +189,32 @@ def test_skip_rate(recent, rate, action):
         recent_skips=tuple(mark == 'x' for mark in recent), skip_rate_window=4
     )
     assert decide(BAD_LOSS, state, policy).action is action
+
+
+@pytest.mark.parametrize(
+    ('seen', 'losses', 'rate', 'action'),
+    [
+        # MMEngine's scaler skips them, too, and learns from the others.
+        (BAD_GRAD, [2.0, 1.0], 0.5, SKIP),
+        (dict(BAD_GRAD, loss_is_finite=False), [2.0, 1.0], 0.5, SKIP),
+        # A run that has exploded, a limit of the user, no scaler.
+        (BAD_GRAD, [1.0, 1e3, 1e6], 0.5, HALT),
+        (BAD_GRAD, [2.0, 1.0], 0.4, HALT),
+        (dict(BAD_GRAD, scale=NO_SCALER), [2.0, 1.0], 0.5, HALT),
+    ],
+)
+def test_skip_rate_of_bad_gradients_in_float16(seen, losses, rate, action):
+    policy = GuardPolicy(
+        max_consecutive_skips=None, max_skip_rate=rate, skip_rate_window=4
+    )
+    state = GuardState(
+        recent_skips=(True, True, False),
+        skip_rate_window=4,
+        commits_since_growth=100,
+        recent_commits=tuple(Commit(0, loss, loss) for loss in losses),
+    )
+    seen = Observation(**{'scale': FP16, **seen})
+    assert decide(seen, state, policy).action is action
 
 
 def test_routine_overflows_spend_no_budget():

@@ -137,11 +137,13 @@ def test_a_tensor_that_is_bad_from_the_start_is_named():
 def test_a_tensor_that_the_model_keeps_leads_to_a_buffer():
     finding = autopsy('').replace(op='', input_absmax=0.0, keys=('net.mem',))
     cause = Cause.LOSS_NONFINITE.value
-    diagnosis = diagnose(Evidence(cause, [event()], [finding]))
+    diagnosis = diagnose(Evidence(cause, [event(iter_=9)], [finding]))
     assert "uses 'net.mem'" in diagnosis.reason
     assert "make 'net.mem' a buffer" in diagnosis.advice.short
     # A tensor outside of the model has no name.
-    other = diagnose(Evidence(cause, [event()], [finding.replace(keys=())]))
+    other = diagnose(
+        Evidence(cause, [event(iter_=9)], [finding.replace(keys=())])
+    )
     assert 'did not compute' in other.reason
     assert 'NumPy' in other.advice.long
 

@@ -19,6 +19,7 @@ from mmnanguard.core.rules.recent_commits import (
     find_early_end,
     find_growth,
 )
+from mmnanguard.core.rules.usual_norm import usual_norm
 from mmnanguard.hooks.recovery.lower_rate import RateEvidence
 
 NOISE = [1.0, 1.2, 0.9, 1.1, 1.3, 0.8, 1.0, 1.1]
@@ -76,7 +77,40 @@ def test_the_usual_norm_is_that_before_a_long_explosion():
     growth = find_growth(commits([1.0] * 64, [2.0**i for i in range(64)]))
     assert math.isnan(growth.usual_norm)
     _, advice = explain_growth(growth, Evidence(''))
-    assert 'max_norm=...' in advice.long
+    assert 'max_norm=1), which is a convention' in advice.long
+
+
+@pytest.mark.parametrize(
+    'norms',
+    [
+        [321.0],  # the only step
+        [112.0, 6e6],
+        [35.0, 100.0, 1e3, 1e5],
+        [1.5**i for i in range(12)],
+        [1.1**i for i in range(64)],
+    ],
+)
+def test_the_norms_of_an_explosion_are_not_usual(norms):
+    assert math.isnan(usual_norm(norms))
+
+
+@pytest.mark.parametrize(
+    ('norms', 'usual'),
+    [
+        ([3.0, 2.0, 2.5, 40.0, 9e3], 3.0),
+        ([90.0, 50.0, *[2.0] * 20, 60.0, 1e4, 3e3], 2.0),  # it learnt first
+        ([2.0, 30.0, *[2.0] * 20, 1e4, 1e9], 2.0),  # one odd batch
+    ],
+)
+def test_the_usual_norm_is_that_before_the_accused_steps(norms, usual):
+    assert usual_norm(norms) <= usual
+
+
+@pytest.mark.parametrize(('norm', 'is_large'), [(1e7, True), (3.0, False)])
+def test_large_gradients_in_the_first_step_are_of_the_inputs(norm, is_large):
+    growth = find_growth(commits([1.0, 1e9], [norm, norm * 1e9]))
+    _, advice = explain_growth(growth, Evidence(''))
+    assert ('normalize inputs and targets' in advice.long) == is_large
 
 
 def now_and_then(history, first, every, num, value):
@@ -103,6 +137,18 @@ def test_a_run_that_went_on_had_not_exploded():
     assert find_growth(record) is None
     calm = commits(NOISE)
     assert find_growth(now_and_then(calm, 90, 16, 5, 1.0)) is None
+
+
+def test_norms_that_overflow_blame_the_rate():
+    event = GuardEvent(
+        iter=12, action=Action.ROLLBACK, cause=Cause.NORM_OVERFLOW
+    )
+    record = commits([3.0, 2.0, 3.0], [3.0, 2.0, 3.0])
+    evidence = RateEvidence.of(event, GuardState(recent_commits=tuple(record)))
+    assert evidence.blames_rate
+    assert 'until their norm overflowed' in evidence.words(100)
+    # No step has led to norms that overflow from the start.
+    assert not RateEvidence.of(event, GuardState())
 
 
 @pytest.mark.parametrize(
@@ -133,6 +179,17 @@ def test_first_steps_that_nothing_follows_are_suspects():
     # Two bad batches may be chance, and later steps follow many good ones.
     assert find_early_end(history, num_commits=2, num_skips=2) is None
     assert find_early_end(history, num_commits=20, num_skips=3) is None
+
+
+def test_norms_that_grow_while_losses_fall_are_no_explosion():
+    losses, norms = [79.8, 51.5, 49.6, 41.9], [9.9, 4.7, 323.0, 188.0]
+    noise = [90.0] * 8
+    falling = commits([30.0, *noise, *losses], [5.0] * 9 + norms)
+    assert find_growth(falling) is None
+    wavering = commits(
+        [30.0, *noise, 60.0, 70.0, 49.6, 61.9], [5.0] * 9 + norms
+    )
+    assert find_growth(wavering) is not None
 
 
 def test_the_update_at_fault_counts_if_it_is_finite():
@@ -183,3 +240,5 @@ def test_first_steps_are_no_suspects_after_rejections_before_them():
     assert find_early_end(late, 1, 20) is None
     # Overflows of a new loss scale are no reason.
     assert find_early_end(late, 1, 20, num_routine=10) is not None
+    # They went on after the first step, so that it has not caused them.
+    assert find_early_end(late, 1, 20, num_routine=14) is None

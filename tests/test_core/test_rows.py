@@ -34,6 +34,7 @@ TEXTS = st.text(max_size=5)
 COUNTS = st.integers(0, 10**6)
 # One NaN object: a tuple that holds it is equal to another one with it.
 FLOATS = st.floats(allow_nan=False) | st.just(math.nan)
+LOSSES = st.dictionaries(TEXTS, FLOATS, max_size=2)
 NAMES = st.lists(TEXTS, max_size=3).map(tuple)
 RANKS = st.lists(COUNTS, max_size=3).map(tuple)
 RANGES = st.dictionaries(
@@ -118,7 +119,7 @@ RECORDS_OF_KIND = {
     ),
     'bypass': st.builds(BypassRow, maybe(COUNTS), TEXTS, st.booleans(), TEXTS),
     'halt': st.builds(HaltRow, TEXTS, COUNTS, TEXTS),
-    'end': st.builds(EndRow, TEXTS, maybe(COUNTS), TEXTS),
+    'end': st.builds(EndRow, TEXTS, maybe(COUNTS), TEXTS, *[LOSSES] * 2),
 }
 
 
@@ -126,7 +127,7 @@ RECORDS_OF_KIND = {
 # the keys of 'update' are pinned with the public surface.
 KEYS = {
     'start': 'run attempt iter max_iters versions guards unguarded launcher '
-    'ranks ranks_per_node lr_factor process',
+    'ranks ranks_per_node lr_factor process loaded loaded_bad',
     'autopsy': 'id phase module module_type method op source dtype '
     'input_absmax output_absmax dtype_max batch_rows samples rank repeats '
     'exact fp32_is_finite remedy outputs is_pole operands '
@@ -139,7 +140,7 @@ KEYS = {
     'checkpoint',
     'bypass': 'iter optimizer is_guarded message',
     'halt': 'id iter story',
-    'end': 'how iter error',
+    'end': 'how iter error first_losses last_losses bad_params bad_inputs',
 }
 
 

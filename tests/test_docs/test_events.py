@@ -50,7 +50,9 @@ def rows():
                 first_rows.setdefault(row['kind'], row)
     # Both runs are halted, and then there is no other end.
     first_rows['bypass'] = BypassRow(9, 'default', False, 'THESE').to_row()
-    first_rows['end'] = EndRow('crashed', 61, 'RuntimeError: ...').to_row()
+    losses = dict(default=1.0)
+    end = EndRow('crashed', 61, 'RuntimeError: ...', losses, losses)
+    first_rows['end'] = read(json.dumps(end.to_row()))
     return first_rows
 
 

@@ -256,6 +256,9 @@ def test_bad_optimizer_state_is_named_once(work_dir):
     (log,) = [text for text in logs_in(work_dir) if 'IS BAD' in text]
     assert log.count('IS BAD') == 1
     assert "'backbone.1.weight exp_avg_sq' (optimizer)" in log
+    (row,) = load_run(str(work_dir)).summary.starts
+    assert row['loaded'] == last
+    assert row['loaded_bad'] == ["'backbone.1.weight exp_avg_sq' (optimizer)"]
     assert 'Look for code that changes weights' not in log
 
 

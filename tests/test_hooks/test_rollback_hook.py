@@ -1,6 +1,7 @@
 """A rollback restores an earlier state, while iterations count on."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -721,3 +722,41 @@ def test_the_first_steps_after_a_rollback_are_checked(tmp_path):
     guard = runner.optim_wrapper.guard
     (rollback,) = read_rows(runner, 'rollback')
     assert guard.num_steps == 8 - rollback['iter']
+
+
+class BadShard(Hook):
+    """Make all inputs of some iterations NaN, whatever the weights are."""
+
+    def __init__(self, iterations):
+        self.iterations = iterations
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter + 1 in self.iterations:
+            data_batch['inputs'] = [
+                torch.full_like(image, math.nan, dtype=torch.float32)
+                for image in data_batch['inputs']
+            ]
+
+
+def test_no_rollback_for_batches_that_fail_with_any_weights(tmp_path):
+    """The run keeps what it has learnt before a bad shard."""
+    shard = BadShard(range(7, 11))
+    runner = train(tmp_path, (), custom=[shard])
+    states = runner.remembered.states
+    log = read_log(runner)
+    assert 'not finite with earlier weights either' in log
+    assert 'went back' not in log
+    assert runner.optim_wrapper.guard.state.num_rollbacks == 1
+    for name, tensor in states[6].items():
+        assert torch.equal(tensor, states[10][name]), name
+    assert_finite(runner)
+
+
+def test_batches_that_fail_for_ever_halt_the_run(tmp_path):
+    with pytest.raises(RollbackUnavailable, match='nothing was committed'):
+        train(tmp_path, (), custom=[BadShard(range(7, 30))], max_iters=30)
+
+
+def read_log(runner):
+    (path,) = Path(runner.log_dir).glob('*.log')
+    return path.read_text()

@@ -27,7 +27,7 @@ from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER, GradScaler
 NAN, INF = math.nan, math.inf
 LOWEST = 2.0**-16  # the default of min_scale
 NO_LIMITS = GuardPolicy(max_consecutive_skips=None, max_skip_rate=None)
-BAD_LOSS = Verdict(Action.SKIP, Cause.LOSS_NONFINITE)
+BAD_LOSS = Verdict(Action.SKIP, Cause.LOSS_NONFINITE, blames_scale=False)
 # Without one, a GPU's scaler is driven on the host.
 DEVICE = 'cpu' if HAS_CPU_SCALER else 'cuda'
 needs_cpu_scaler = pytest.mark.skipif(

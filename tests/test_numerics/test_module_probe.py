@@ -131,6 +131,31 @@ def test_a_mask_that_is_not_left_out(meet, op, is_pole):
     assert origin.mask.startswith('aten.masked_fill at test_module_probe.py:')
 
 
+def only_finite(loss):
+    return loss[torch.isfinite(loss)]
+
+
+@pytest.mark.parametrize(
+    ('run', 'derivative'),
+    [
+        (lambda net, x: (net.first.bias - x).square().nansum(), 'pow'),
+        (lambda net, x: only_finite((net.first.bias - x).exp()), 'exp'),
+        (lambda net, x: (net.first.bias * x).nan_to_num(), 'mul'),
+        (lambda net, x: only_finite(net.first(x)), 'addmm'),
+        (lambda net, x: net.first.bias.atan2(x).nanmean(), 'atan2'),
+    ],
+)
+def test_a_bad_input_that_is_left_out_too_late(run, derivative):
+    x = torch.ones(3, 4)
+    x[1, 2] = math.nan
+    origin = probe(run, x)
+    assert (origin.phase, origin.derivative) == ('input', derivative)
+    assert origin.samples == (1,)
+    assert origin.source.startswith('test_module_probe.py:')
+    # A loss that keeps it has no derivative to name.
+    assert probe(lambda net, x: net.first(x), x).op == ''
+
+
 @pytest.mark.parametrize('has_masks', [False, True])
 def test_a_mask_in_the_batch(has_masks):
     x = torch.ones(3, 4)
@@ -278,3 +303,24 @@ def test_a_replay_keeps_no_activations():
             del y
     gc.collect()
     assert all(ref.expired() for ref in big)
+
+
+class Mix(torch.autograd.Function):
+    """A function whose own backward divides by 1 - x, which may be 0."""
+
+    @staticmethod
+    def forward(ctx, inputs):
+        ctx.save_for_backward(inputs)
+        return inputs * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad / (1 - ctx.saved_tensors[0]) * 0
+
+
+def test_the_line_within_an_own_backward():
+    origin = probe(lambda net, x: Mix.apply(net.first(x) * 0 + 1))
+    assert (origin.phase, origin.op) == ('backward', 'aten.div')
+    assert origin.derivative == 'MixBackward'
+    line = Mix.backward.__code__.co_firstlineno + 2
+    assert origin.source == f'test_module_probe.py:{line}'

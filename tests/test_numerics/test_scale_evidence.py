@@ -37,12 +37,14 @@ class Batch(NamedTuple):
         peak: The largest unscaled element anywhere in backward.
         pole: 'nan' or 'inf' if backward makes it at any scale.
         has_inf: Whether an overflow leaves an Inf in a gradient.
+        loss_is_finite: Whether the loss is finite.
     """
 
     norm: float = 1.0
     peak: float = 1.0
     pole: str = ''
     has_inf: bool = True
+    loss_is_finite: bool = True
 
 
 class Run(NamedTuple):
@@ -58,7 +60,8 @@ def see(batch, scale):
     is_bad = batch.pole or batch.peak * scale.value > LIMIT
     has_inf = batch.pole == 'inf' or (not batch.pole and batch.has_inf)
     return Observation(
-        loss=1.0,
+        loss=1.0 if batch.loss_is_finite else math.inf,
+        loss_is_finite=batch.loss_is_finite,
         grad_norm=math.nan if is_bad else batch.norm,
         grad_is_finite=not is_bad,
         num_params=3,
@@ -87,7 +90,7 @@ def train(loss_scale, batches, policy=NO_LIMITS, resume_at=()):
         causes.append(verdict.cause)
         moves.append(verdict.scale_move)
         # Those that PyTorch's scaler would have committed at a fitting scale.
-        num_lost += bool(verdict.cause is not Cause.NONE and not batch.pole)
+        num_lost += not (seen.grad_is_finite or batch.pole)
     return Run(scales, causes, moves, num_lost, state, scaler)
 
 
@@ -327,11 +330,17 @@ def test_a_dynamic_scale_that_is_not_proven_moves_as_pytorchs(seed):
             scale, num_clean = scale * 2, 0
 
 
-def test_a_proven_dynamic_scale_with_room_is_kept():
+def test_a_proven_dynamic_scale_with_room_is_lowered_on_trial_only():
+    """The first pole is no reason, and lowering does not help the others."""
     batches = [Batch(1e-5, 1e-5)] * 150
     batches += [Batch(pole='nan'), *[Batch(1e-5, 1e-5)] * 50] * 9
     run = train('dynamic', batches)
-    assert set(run.scales) == {65536.0}
+    at_poles = run.scales[150::51]
+    assert (
+        at_poles
+        == [65536.0, 65536.0, 8192.0, 1024.0, 128.0, 16.0] + [65536.0] * 3
+    )
+    assert run.moves.count(ScaleMove.RETURN) == 1
     # Without room it is lowered, as MMEngine's own.
     run = train('dynamic', [b._replace(norm=1.0) for b in batches])
     assert run.scales[-1] < 65536.0
@@ -339,6 +348,31 @@ def test_a_proven_dynamic_scale_with_room_is_kept():
     policy = GuardPolicy(proven_after=10)
     run = train('dynamic', batches[:20] + batches[150:], policy)
     assert run.scales[21] == 32768.0
+
+
+@pytest.mark.parametrize('loss_is_finite', [True, False])
+@pytest.mark.parametrize('peak', [3.0, 100.0])
+def test_an_overflow_of_single_batches_that_leaves_nan_only(
+    peak, loss_is_finite
+):
+    """The norm of the other batches leaves much room."""
+    bad = Batch(1e-5, peak, '', False, loss_is_finite)
+    batches = [*[Batch(1e-5, 1e-5)] * 150, bad] * 30
+    run = train('dynamic', batches)
+    num_spared = 1 if loss_is_finite else 4
+    lost = lost_by_pytorch(65536.0, batches)
+    assert lost in (4, 8)
+    assert run.num_lost <= num_spared + lost // 2
+
+
+def test_an_overflow_beside_a_bad_loss_is_cured_as_by_pytorchs_scaler():
+    """The loss is bad at any scale, and gradients fit a lower one."""
+    batches = [Batch(1.0, 3000.0, '', True, False)] * 100
+    run = train('dynamic', batches, GuardPolicy())
+    assert run.num_lost == lost_by_pytorch(65536.0, batches) == 12
+    # A static scale, which MMEngine keeps, is no reason for a bad loss.
+    run = train(65536.0, batches)
+    assert set(run.scales) == {65536.0}
 
 
 # Checkpoints, ranks, micro-batches

@@ -15,6 +15,7 @@ from mmengine.registry import (
 from test_user_code import need_step_hooks
 from toys import ToyNet, guard_hooks, make_runner
 
+from mmnanguard.core import TrainingHalted
 from mmnanguard.optim import NanGuardOptimWrapper
 
 BYPASS = 'THESE UPDATES ARE NOT GUARDED'
@@ -347,3 +348,44 @@ def test_an_alternation_is_no_bypass(tmp_path):
     assert BYPASS not in log
     assert 'NO UPDATE' not in log
     assert IDLE not in log
+
+
+@OPTIM_WRAPPERS.register_module()
+class StepsAgain(NanGuardOptimWrapper):
+    """A loop with a second step, of gradients that nothing has checked."""
+
+    def update_params(self, loss, step_kwargs=None, zero_kwargs=None):
+        super().update_params(loss, step_kwargs, zero_kwargs)
+        for param in self.guard.params:
+            param.grad = torch.full_like(param, float('inf'))
+        self.optimizer.step()
+
+
+def test_the_story_of_a_halt_names_a_step_past_the_guard(tmp_path):
+    need_step_hooks()
+    with pytest.raises(TrainingHalted) as halted:
+        log_of(tmp_path, guarded('StepsAgain'))
+    story = str(halted.value)
+    assert 'after SGD.step() was called past the guard' in story
+    assert 'optim_wrapper.update_params(loss)' in story
+    assert 'outside any guarded update' not in story
+
+
+@OPTIM_WRAPPERS.register_module()
+class StepsAgainOnce(NanGuardOptimWrapper):
+    """Steps past the guard once; weights are spoiled long after that."""
+
+    def update_params(self, loss, step_kwargs=None, zero_kwargs=None):
+        super().update_params(loss, step_kwargs, zero_kwargs)
+        self.calls = getattr(self, 'calls', 0) + 1
+        if self.calls == 1:
+            self.optimizer.step()
+        if self.calls == 3:
+            next(iter(self.guard.params)).data.fill_(float('nan'))
+
+
+def test_an_earlier_step_past_the_guard_is_not_blamed(tmp_path):
+    need_step_hooks()
+    with pytest.raises(TrainingHalted) as halted:
+        log_of(tmp_path, guarded('StepsAgainOnce'))
+    assert 'outside any guarded update' in str(halted.value)

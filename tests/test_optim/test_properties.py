@@ -41,7 +41,8 @@ seldom = settings(often, max_examples=80)
 POLICIES = st.builds(
     GuardPolicy,
     max_consecutive_skips=st.sampled_from([None, 5, 4, 3, 2, 1]),
-    max_skip_rate=st.sampled_from([None, 0.5, 0.4, 0.0]),
+    # With a loss scale, the default of 0.5 is about explosions only.
+    max_skip_rate=st.sampled_from([None, 0.6, 0.4, 0.0]),
     skip_rate_window=st.integers(1, 6),
     proven_after=st.sampled_from([100, 3, 1, 0]),
 )
@@ -61,7 +62,9 @@ def check_verdict(verdict, seen, state, policy):
         assert is_step
         assert seen.scale.growth_is_due
     if verdict.scale_move is ScaleMove.LOWER:
-        assert seen.forward_is_clean
+        # Gradients may overflow beside a bad loss.
+        assert seen.forward_is_clean or not seen.loss_is_finite
+        assert seen.input_is_finite
         assert seen.scale.lower_is_due
     assert 0 < verdict.clip_coef <= 1
     if not verdict.counts:  # MMEngine would have trained on

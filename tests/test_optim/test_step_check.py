@@ -131,6 +131,36 @@ def test_an_undone_step_leaves_no_trace(zeros, check_step, where, clip_grad):
     assert differing(left, everything_and_counters(*expected)) == []
 
 
+class Slots(torch.optim.SGD):
+    """Begins its state with numbers that stand for nothing yet."""
+
+    def __init__(self, params, value):
+        super().__init__(params, lr=0.1, momentum=0.9)
+        self.value = value
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for param in group['params']:
+                slots = torch.full_like(param, self.value)
+                self.state[param].setdefault('slots', slots)
+
+
+@pytest.mark.parametrize('check_step', ['start', 'always'])
+@pytest.mark.parametrize('value', [NAN, -INF])
+def test_a_state_that_begins_like_that_by_design(check_step, value, messages):
+    keys = dict(guard=dict(check_step=check_step))
+    model, wrapper = build(lambda p: Slots(p, value), **keys)
+    events = train(model, wrapper)
+    assert [event.iter for event in events] == [1, 2]
+    assert 'it is made so' in str(messages)
+
+    expected = build(lambda p: Slots(p, value), guard=dict(check_step='never'))
+    assert not train(*expected, leave_out=(1, 2))
+    left = everything_and_counters(model, wrapper)
+    assert differing(left, everything_and_counters(*expected)) == []
+
+
 def halted(model, wrapper, **keys):
     """Return the exception that ends the run."""
     wrapper.guard.detach()
@@ -448,3 +478,48 @@ def test_settings_are_told_as_a_user_writes_them():
         [nn.Parameter(torch.ones(1))], centered=True
     )
     assert describe(optimizer.param_groups[0])['centered'] is True
+
+
+def test_a_late_step_on_gradients_of_zero_is_undone():
+    """The run goes on, because the step was checked."""
+    model, wrapper = build(lambda p: Normalized(p, lr=0.1))
+    train(model, wrapper, num=8)
+    before = copy.deepcopy(model.state_dict())
+    (event,) = train(model, wrapper, num=1, factor=0.0)
+    assert event.cause is Cause.STEP_NONFINITE
+    for name, tensor in model.named_parameters():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'make_optimizer'),
+    [
+        # The rounded variance of gradients is below 0.
+        (
+            lambda s: s['square_avg'].fill_(-1.0),
+            lambda p: torch.optim.RMSprop(p, centered=True),
+        ),
+        # All gradients so far were 0.
+        (
+            lambda s: s['exp_avg_sq'].fill_(-1.0),
+            lambda p: torch.optim.Adam(p, eps=0.0, amsgrad=False),
+        ),
+    ],
+    ids=['centered', 'eps'],
+)
+def test_a_late_step_with_a_known_risk_is_undone(spoil, make_optimizer):
+    model, wrapper = build(make_optimizer)
+    train(model, wrapper, num=8)
+    spoil(wrapper.optimizer.state[model.head.bias])
+    _, story = halted(model, wrapper, num=30)
+    assert 'was undone' in story
+    assert 'nothing bad was committed' in story
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_known_risk_that_a_schedule_brings_is_seen():
+    _, wrapper = build(torch.optim.RMSprop)
+    assert not wrapper.guard.params.is_risky
+    wrapper.optimizer.param_groups[0]['centered'] = True
+    assert wrapper.guard.params.can_spoil
+    assert wrapper.guard.params.is_risky

@@ -223,11 +223,46 @@ def test_a_loss_that_exploded_and_stayed_finite(tmp_path, losses, since):
     assert verdict.is_healthy == (since is None)
     assert verdict.since == since
     if since is not None:
-        assert 'the loss has exploded: logged as 87 at first' in (
-            verdict.sentence
-        )
+        assert 'the loss has exploded: ' in verdict.sentence
+        assert 'above its start: 87 at first' in verdict.sentence
         assert f'before iteration {since}' in verdict.steps[0].text
         assert not verdict.steps[0].code
+
+
+@pytest.mark.parametrize(
+    ('first', 'last', 'sentence'),
+    [
+        (1e6, 5e13, 'the loss has exploded: 5e+07 times above its start'),
+        (0.0, 5e13, 'the loss has exploded: 0 at first'),
+        # An agent may learn such values.
+        (5.0, 2e4, 'not sick, but the loss ended 4,000 times above its start'),
+        (2e13, 3e13, 'healthy'),
+        (1e-4, 1.0, 'healthy'),
+        (-3.0, -4e7, 'not sick, but the loss ended 1e+07 times below'),
+        (-3.0, -2e3, 'healthy'),
+        (-4.0, 0.7, 'healthy'),
+    ],
+)
+def test_the_losses_at_the_end(tmp_path, first, last, sentence):
+    losses = dict(
+        first_losses={'default': first}, last_losses={'default': last}
+    )
+    row = {**end(64, 'finished', ''), **losses}
+    write_events(tmp_path / '20260101_000000', [start(), row])
+    verdict = load_run(str(tmp_path)).verdict
+    assert verdict.sentence.startswith(sentence)
+    assert verdict.is_healthy == ('exploded' not in sentence)
+
+
+def test_the_losses_of_adversaries_may_rise(tmp_path):
+    losses = dict(
+        first_losses={'gen': 0.7, 'disc': 0.7},
+        last_losses={'gen': 40.0, 'disc': 1e-3},
+    )
+    row = {**end(64, 'finished', ''), **losses}
+    write_events(tmp_path / '20260101_000000', [start(), row])
+    verdict = load_run(str(tmp_path)).verdict
+    assert verdict.sentence.startswith('healthy')
 
 
 def test_one_of_two_optimizers_is_not_guarded():

@@ -11,7 +11,9 @@ import matrix
 import torch
 from torch import distributed as dist
 
-MEMORY = ('recent_commits', 'scale_trial')
+from mmnanguard.core.rules.state import NUM_FIRST
+
+MEMORY = ('recent_commits', 'scale_trial', 'first_losses')
 
 
 def all_cells():
@@ -44,6 +46,9 @@ def differing_memory(kind, is_harmful, memory):
             # A loss of another number is all that the fault does.
             loss = memory['recent_commits']['loss'][window - 1]
             commits['loss'][window - 1] = loss
+        # None stands for NaN.
+        first = commits['loss'][:NUM_FIRST]
+        due['first_losses'] = [loss for loss in first if loss is not None]
     return [key for key in memory if memory[key] != due[key]]
 
 

@@ -42,7 +42,7 @@ def test_fp32_is_bit_equal(tmp_path, optimizer, clip, accumulation):
 
 @pytest.mark.parametrize('norm_type', [1, 2, 2.5, 'inf'])
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
-def test_norm_clip_is_equal_to_1e_6(tmp_path, optimizer, norm_type):
+def test_norm_clip_is_equal_up_to_rounding(tmp_path, optimizer, norm_type):
     keys = dict(optimizer, clip_grad=dict(max_norm=0.1, norm_type=norm_type))
     plain = run(tmp_path, 'plain', 'OptimWrapper', **keys)
     guarded = run(tmp_path, 'guarded', 'NanGuardOptimWrapper', **keys)
@@ -78,7 +78,7 @@ def test_amp_is_bit_equal(tmp_path, optimizer, dtype, clip):
         assert scales == [4096.0, 4096.0]
 
 
-def test_amp_norm_clip_is_equal_to_1e_6(tmp_path):
+def test_amp_norm_clip_is_equal_up_to_rounding(tmp_path):
     keys = dict(
         optimizer='AdamW',
         lr=0.01,
@@ -92,9 +92,13 @@ def test_amp_norm_clip_is_equal_to_1e_6(tmp_path):
 
 
 def compare(left, right):
-    """Compare up to a rounding, which is far below the effect of updates."""
+    """Compare up to a rounding.
+
+    AdamW makes 1e-5 of it where a gradient of float16 is near 0; a limit of
+    0.11 in place of 0.1 changes a state by 6e-4.
+    """
     left, right = everything(left), everything(right)
     for name, tensor in left.items():
         torch.testing.assert_close(
-            tensor, right[name], rtol=1e-5, atol=1e-7, msg=name
+            tensor, right[name], rtol=1e-4, atol=1e-4, msg=name
         )

@@ -11,6 +11,8 @@ from ranks import finish, start
 from toys import everything
 from written_by_0_1.make import FOLDER, SAVED, guard_state, resume
 
+from mmnanguard.core.rules import judge_scale
+from mmnanguard.core.rules.judge_scale import is_innocent
 from mmnanguard.hooks.recovery import rollback_hook
 from mmnanguard.hooks.recovery.lower_rate import RateEvidence, lowered
 from mmnanguard.numerics.checkpoints.load_plain import load_plain
@@ -58,6 +60,10 @@ def lower_for_good(present, factor, recovery):
     return lowered(present, factor, None)
 
 
+def is_innocent_or_bad_loss(seen, state, policy):
+    return not seen.loss_is_finite or is_innocent(seen, state, policy)
+
+
 class StateOnArrival(Hook):
     """Copy what a resumed run begins with."""
 
@@ -89,6 +95,8 @@ def resumed(tmp_path_factory):
         # Version 0.1 lowered the learning rate at each rollback, for good.
         patch.setattr(RateEvidence, '__bool__', lambda evidence: True)
         patch.setattr(rollback_hook, 'lowered', lower_for_good)
+        # It kept the loss scale beside a bad loss.
+        patch.setattr(judge_scale, 'is_innocent', is_innocent_or_bad_loss)
         return resume(work_dir, checkpoint, 'resumed', arrival), arrival
 
 

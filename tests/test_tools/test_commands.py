@@ -320,6 +320,21 @@ def test_the_checkpoint_to_go_on_with(config, work_dir, capsys):
     assert len(CommandFault.rates) == 2
 
 
+def test_paths_that_look_like_options(config, work_dir, monkeypatch, capsys):
+    work_dir = work_dir.with_name('-work')
+    start(config, work_dir, 'crash', '--guard', 'fp32')
+    monkeypatch.chdir(work_dir.parent)
+    code = codes_of('-work')['resume it once the reason is repaired']
+    assert paste(code) == 0
+    capsys.readouterr()
+    assert scan_checkpoints.main(['./-work']) == 0
+    advice = capsys.readouterr().out.split('go on with ')[1].strip()
+    launch = Launch(str(config), str(work_dir))
+    more = '--cfg-options train_cfg.max_iters=8'
+    assert paste(f'{launch.train()} {advice} {more}') == 0
+    assert len(CommandFault.rates) == 4
+
+
 def test_in_a_real_shell(config, work_dir):
     """The whole way once, in a process of its own."""
     launch = Launch(str(config), str(work_dir))

@@ -7,12 +7,15 @@ from typing import ClassVar, Mapping, Optional, Tuple
 
 from mmnanguard._support.escape import escape
 
+from ..undefined_operations import known_fault
 from .json_numbers import JsonObject
 from .phrases import and_more
 from .row_record import RowRecord
 
-__all__ = ['CURES', 'Autopsy']
+__all__ = ['CURES', 'GRADS', 'Autopsy']
 
+# Not a cure, but it shows whether gradients overflowed beside a bad loss.
+GRADS = 'lower_scale_grads'
 # The cures that a replay tries, in words.
 CURES: Mapping[str, str] = MappingProxyType(
     {
@@ -20,10 +23,12 @@ CURES: Mapping[str, str] = MappingProxyType(
         'fp32': 'float32',
         'bfloat16': 'bfloat16',
         'lower_scale': 'the lowest loss scale',
+        GRADS: 'gradients at the lowest loss scale',
         'without_samples': 'without these samples',
     }
 )
 
+LOG_SUMS = ('.logsumexp', '.logaddexp', '.logcumsumexp')
 DIVISIONS = ('.div', '.div_', '.reciprocal', '.reciprocal_')
 
 
@@ -39,7 +44,9 @@ class Autopsy(RowRecord):
             numbers; '' is the model itself.
         module_type: Class of the module.
         method: Method of the module that ran; many heads run ``loss``.
-        op: The operation, such as ``aten.convolution``.
+        op: The operation, such as ``aten.convolution``. In the phase 'input',
+            the operation of the backward pass that made NaN or Inf of a bad
+            input although the loss is finite; '' if the loss is not.
         source: The innermost source line outside of PyTorch that ran the
             operation.
         dtype: The dtype of the operation's output.
@@ -75,7 +82,9 @@ class Autopsy(RowRecord):
             such as a mask of -inf, which then met the operation or the loss;
             '' if no mask is involved.
         derivative: In a backward pass, the operation of the forward pass
-            whose derivative the operation computes, such as 'sqrt'; else ''.
+            whose derivative the operation computes, such as 'sqrt', or the
+            node of an autograd.Function of Python, such as 'MixBackward';
+            else ''.
         huge_weight: A parameter that holds numbers above 1e6, if the
             operation got such numbers; else ''.
     """
@@ -125,6 +134,21 @@ class Autopsy(RowRecord):
         is_half = self.dtype in ('float16', 'bfloat16')
         is_finite = self.tried.get('fp32', self.fp32_is_finite)
         return is_half and bool(self.is_pole and is_finite)
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether the loss leaves out what only its derivative meets.
+
+        Bad elements of the inputs, or a mask of Inf that the model makes.
+        """
+        if self.phase == 'input':
+            return bool(self.op)
+        return self.phase == 'backward' and bool(self.mask)
+
+    @property
+    def is_own_backward(self) -> bool:
+        """Whether an autograd.Function of Python computed it in backward."""
+        return self.derivative.endswith('Backward')
 
     @property
     def is_kept(self) -> bool:
@@ -187,6 +211,9 @@ class Autopsy(RowRecord):
             tried.setdefault('fp32', self.fp32_is_finite)
         if self.remedy and self.module:
             tried.setdefault('module_fp32', True)
+        # That gradients are bad beside a bad loss is no news.
+        if not tried.get(GRADS, True):
+            del tried[GRADS]
         outcomes = []
         for cure, words in CURES.items():
             if cure in tried:
@@ -202,6 +229,8 @@ class Autopsy(RowRecord):
         # A division of 0 by 0 is in the derivative of a root.
         if self.is_pole and self.derivative:
             op = f'derivative of {self.derivative}'
+            if self.is_own_backward:
+                op = f'{self.op} in {self.derivative}'
         parts = filter(None, (self.module_type, op, self.source))
         # The root module has the name ''.
         name = f"'{self.module}'" if self.module else 'the model itself'
@@ -255,7 +284,9 @@ class Autopsy(RowRecord):
 
     @property
     def is_all_masked(self) -> bool:
-        """Whether a derivative subtracted -inf from -inf."""
+        """Whether a logsumexp, or its derivative, got nothing but -inf."""
+        if self.mask:
+            return self.op.endswith(LOG_SUMS) and not self.derivative
         is_inf = bool(self.operands) and not any(
             map(math.isfinite, self.operands)
         )
@@ -283,7 +314,13 @@ class Autopsy(RowRecord):
         keys = ''
         if self.keys:
             keys = f' in {", ".join(map(repr, self.keys))}'
-        return f'{who} is not finite to begin with{keys}'
+        finding = f'{who} is not finite to begin with{keys}'
+        if self.op:
+            finding += (
+                '; the loss is finite all the same, but the derivative of '
+                f'{self.derivative} at {self.source} is not'
+            )
+        return finding
 
     def pole(self) -> str:
         """Describe an operation that no dtype can make finite."""
@@ -291,14 +328,17 @@ class Autopsy(RowRecord):
         if self.operands:
             numbers = ', '.join(map(in_words, self.operands))
             call = f'{self.op.split(".")[-1]}({numbers})'
+        if self.is_all_masked:
+            return 'got nothing but -inf'
         if self.mask and not self.is_pole:
             return 'writes Inf or NaN as a mask, which reaches the loss,'
         if self.mask:
             return f'meets a mask of Inf ({self.mask}) at {call}'
-        if self.is_all_masked:
-            return 'got nothing but -inf'
         if not all(map(math.isfinite, self.operands)):
-            return f'got a Python number that is not finite, {call},'
+            return f'got a number that is not finite, {call},'
+        known = known_fault(self.op)
+        if known is not None and self.phase != 'backward':
+            return known.reason.partition(':')[0]
         # 0/0 is a pole as well; log(-1) and a softmax of -inf alone are not.
         if math.isnan(self.output_absmax) and 0.0 not in self.operands:
             return f'is not defined at {call}'

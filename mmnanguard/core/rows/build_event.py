@@ -2,17 +2,22 @@
 
 from typing import Any
 
+from ..causes import facts_of_cause
 from ..rules.observation import Observation
 from ..rules.recent_commits import find_early_end, find_growth
 from ..rules.state import GuardState
 from ..rules.verdict import Action, Verdict
-from .guard_event import GuardEvent
+from .guard_event import PAST_GUARD, GuardEvent
 
 __all__ = ['build_event']
 
 
 def build_event(
-    seen: Observation, verdict: Verdict, state: GuardState, **facts: Any
+    seen: Observation,
+    verdict: Verdict,
+    state: GuardState,
+    stranger: str = '',
+    **facts: Any,
 ) -> GuardEvent:
     """Return the event of an update that was not a plain step.
 
@@ -20,6 +25,8 @@ def build_event(
         seen: The observation that the verdict is about.
         verdict: The decision.
         state: The state after the update.
+        stranger: The class of an optimizer that has stepped past the guard
+            since the guard's own last step; '' if none has.
         **facts: More fields of the event.
     """
     left_out = seen.left_out
@@ -30,6 +37,8 @@ def build_event(
         seen = left_out.seen
         facts['params'] = left_out.params
         facts['micro_batches'] = left_out.to_dict()
+    if stranger and facts_of_cause(verdict.cause.value).blames == 'weight':
+        facts['origin'] = f'after {stranger}.step() {PAST_GUARD}'
     growth = None
     ends_run = verdict.action in (Action.HALT, Action.ROLLBACK)
     # A single rejection is no explosion, unless it ends the run.

@@ -13,7 +13,13 @@ from .json_numbers import JsonObject, to_jsonable
 from .phrases import and_more, plural
 from .row_record import NewRow, RowRecord
 
-__all__ = ['INITIAL_ORIGIN', 'PRETRAINED', 'GuardEvent', 'stepper_in_words']
+__all__ = [
+    'INITIAL_ORIGIN',
+    'PAST_GUARD',
+    'PRETRAINED',
+    'GuardEvent',
+    'stepper_in_words',
+]
 
 # The keys that come first in a row, in this order.
 FIRST_KEYS = (
@@ -30,6 +36,7 @@ OUTCOMES = {
 }
 
 UNKNOWN_ORIGIN = 'which happened outside any guarded update'
+PAST_GUARD = 'was called past the guard'
 PRETRAINED = 'as the file of load_from already had it: '
 INITIAL_ORIGIN = (
     'as before the first update (never initialized, such as torch.empty, or '
@@ -324,7 +331,8 @@ class GuardEvent(RowRecord):
     def _scale_words(self, loss_scale: Mapping[str, float]) -> str:
         before, after = loss_scale['before'], loss_scale['after']
         # The scale stays at its floor, and for causes that it cannot cure.
-        if before == after and self.scale_blamed:
+        is_plain = self.scale_blamed or not math.isfinite(self.loss)
+        if before == after and is_plain:
             return f'loss scale stays at {before:g}'
         if before == after:
             return (

@@ -117,8 +117,8 @@ class InputRow(RowRecord):
             return ''
         keys = ', '.join(self.usual)
         return (
-            f'; {keys}: not finite in committed updates either, so the model '
-            'masks it and it is not the cause'
+            f'; {keys}: not finite in committed updates either, so that the '
+            'model seems to mask it'
         )
 
     @property

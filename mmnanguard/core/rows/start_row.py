@@ -1,7 +1,7 @@
 """The row that each process start of a run writes first."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Mapping, Optional
+from typing import ClassVar, Mapping, Optional, Tuple
 
 from .json_numbers import JsonObject
 from .row_record import RowRecord
@@ -30,6 +30,9 @@ class StartRow(RowRecord):
             the config.
         process: The identity of the process of rank 0, see
             ``mmnanguard._support.process_identity``; None if unknown.
+        loaded: The checkpoint that the attempt has loaded, or ''.
+        loaded_bad: A few tensors of it that are not finite, such as
+            "'head.weight exp_avg' (optimizer)".
     """
 
     KIND: ClassVar[str] = 'start'
@@ -46,6 +49,8 @@ class StartRow(RowRecord):
     ranks_per_node: int = 1
     lr_factor: float = 1.0
     process: Optional[JsonObject] = None
+    loaded: str = ''
+    loaded_bad: Tuple[str, ...] = ()
 
     def sentence(self) -> str:
         listed = ''

@@ -5,13 +5,14 @@ reach equal verdicts without a further exchange.
 """
 
 from dataclasses import replace
-from typing import Callable, Optional
+from typing import Callable, Optional, Tuple
 
 from ..causes import CAUSES, Cause
 from ..clipping.clip_rule import NoClip
 from .judge_scale import judge_scale, returned_scale
 from .observation import USUAL_FLOOR, LeftOut, Observation, ScaleReading
 from .policy import GuardPolicy
+from .recent_commits import find_growth
 from .spike import Spike
 from .state import GuardState
 from .verdict import Action, ScaleMove, Verdict
@@ -21,6 +22,7 @@ __all__ = [
     'decide',
     'fails_again',
     'find_cause',
+    'is_over',
     'starves_without',
 ]
 
@@ -57,8 +59,8 @@ def decide(
     if starves_without(seen, state):
         return committed_all_the_same(seen, state, policy, clip)
     if not does_harm(cause, seen):
-        return Verdict(Action.SKIP, cause, counts=False)
-    action = choose_action(cause, state, policy)
+        return Verdict(Action.SKIP, cause, counts=False, blames_scale=False)
+    action = choose_action(cause, seen, state, policy)
     verdict = Verdict(action, cause)
     return with_scale_move(verdict, seen, state, policy)
 
@@ -80,7 +82,7 @@ def judge_finite(
             state.loss_level, seen.loss, state.recent_commits, seen.grad_norm
         )
         if rise is not None:
-            action = choose_action(Cause.DIVERGENCE, state, policy)
+            action = choose_action(Cause.DIVERGENCE, seen, state, policy)
             # A loss may rise by design: a rollback needs more evidence.
             waits = state.loss_level.needs_trial
             if action is not Action.ROLLBACK or not waits:
@@ -91,7 +93,7 @@ def judge_finite(
             seen, state.recent_norms, state.recent_losses
         )
         if spike is not None and policy.spike.action == 'skip':
-            action = choose_action(Cause.SPIKE, state, policy)
+            action = choose_action(Cause.SPIKE, seen, state, policy)
             return Verdict(action, Cause.SPIKE, spike=spike)
     coef = choose_clip_coef(seen, state, spike, clip)
     lr_factor, lr_return = state.recovered_lr()
@@ -155,7 +157,9 @@ def committed_all_the_same(
     if seen.left_out is not None:
         return committed_without(seen.left_out, verdict, state, policy)
     cause = find_cause(seen, state, policy)
-    return replace(verdict, cause=cause, spike=None, counts=False)
+    return replace(
+        verdict, cause=cause, spike=None, counts=False, blames_scale=False
+    )
 
 
 def choose_clip_coef(
@@ -201,7 +205,11 @@ def committed_without(
     action, counts = verdict.action, does_harm(cause, left_out.seen)
     # Without a limit, a run in which every window loses micro-batches would
     # never end.
-    if counts and not cause.is_routine and rate_is_over(state, policy):
+    if (
+        counts
+        and not cause.is_routine
+        and rate_ends_run(left_out.seen, state, policy)
+    ):
         action = Action(policy.when_exhausted)
     return replace(verdict, action=action, counts=counts)
 
@@ -291,6 +299,11 @@ def with_scale_move(
     move = ScaleMove.KEEP
     if not verdict.cause.is_scaled:
         return replace(verdict, scale_move=move, scale_to=None)
+    # Beside a bad loss, gradients may be fine.
+    if seen.grad_is_finite and seen.norm_is_bounded:
+        return replace(
+            verdict, scale_move=move, scale_to=None, blames_scale=False
+        )
     # A norm that overflows float32 over finite elements carries the scale.
     if seen.grad_is_finite or seen.scale == ScaleReading():
         if seen.scale.lower_is_due:
@@ -306,19 +319,21 @@ def with_scale_move(
 
 
 def choose_action(
-    cause: Cause, state: GuardState, policy: GuardPolicy
+    cause: Cause, seen: Observation, state: GuardState, policy: GuardPolicy
 ) -> Action:
     """Return the action on an update that is not committed."""
     facts = CAUSES[cause]
     # First, because a routine overflow counts toward no limit.
     if facts.is_routine:
         return Action.SKIP
-    if facts.ends_run or is_exhausted(state, policy):
+    if facts.ends_run or is_exhausted(seen, state, policy):
         return Action(policy.when_exhausted)
     return Action.SKIP
 
 
-def is_exhausted(state: GuardState, policy: GuardPolicy) -> bool:
+def is_exhausted(
+    seen: Observation, state: GuardState, policy: GuardPolicy
+) -> bool:
     """Whether one more skip reaches a limit of the policy."""
     streak, most = state.consecutive_skips + 1, policy.max_consecutive_skips
     if most is not None and streak >= most:
@@ -326,15 +341,28 @@ def is_exhausted(state: GuardState, policy: GuardPolicy) -> bool:
     # A window of nothing but skips is one streak, and was judged above. With
     # max_consecutive_skips=None such a streak must not end the run.
     is_streak = all(state.with_skip(True))
-    return not is_streak and rate_is_over(state, policy)
+    return not is_streak and rate_ends_run(seen, state, policy)
 
 
-def rate_is_over(state: GuardState, policy: GuardPolicy) -> bool:
-    """Whether one more skip brings the share of skips above its limit."""
-    if policy.max_skip_rate is None:
+def rate_ends_run(
+    seen: Observation, state: GuardState, policy: GuardPolicy
+) -> bool:
+    """Whether the share of skips, with one more skip, ends the run.
+
+    With a loss scale, MMEngine skips bad gradients, too, and learns from the
+    other updates, as long as they do not explode.
+    """
+    is_skipped_anyway = seen.scale != ScaleReading() and not (
+        seen.grad_is_finite or policy.has_own_skip_rate
+    )
+    if is_skipped_anyway and find_growth(state.recent_commits) is None:
         return False
-    recent = state.with_skip(True)
+    return is_over(state.with_skip(True), policy)
+
+
+def is_over(skips: Tuple[bool, ...], policy: GuardPolicy) -> bool:
+    """Whether the share of skips among recent updates is above its limit."""
     # A share of a few updates says nothing.
-    if len(recent) != policy.skip_rate_window:
+    if policy.max_skip_rate is None or len(skips) != policy.skip_rate_window:
         return False
-    return sum(recent) > policy.max_skip_rate * len(recent)
+    return sum(skips) > policy.max_skip_rate * len(skips)

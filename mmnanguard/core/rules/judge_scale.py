@@ -1,10 +1,11 @@
 """The evidence for and against the loss scale as the cause of bad gradients.
 
-Gradients that are not finite at a finite loss may have overflowed float16
-because of the scale, or may come from an operation such as a square root at
-0, which no scale cures. MMEngine's dynamic scale is lowered either way, and
-its static scale never. Here the scale is lowered when an overflow is shown or
-likely, and a static scale comes back to what the user set.
+Gradients that are not finite may have overflowed float16 because of the
+scale, or may come from an operation such as a square root at 0, which no
+scale cures. A loss that is not finite may explain them, but they may have
+overflowed beside it. MMEngine's dynamic scale is lowered either way, and its
+static scale never. Here the scale is lowered when an overflow is shown or
+likely, and it comes back when that did not help.
 """
 
 import math
@@ -40,6 +41,9 @@ SLACK_TO_RETURN = 2.0
 # Number of commits after which a home with room that has never worked is tried
 # for the first time. Bad updates between them do not matter.
 NUM_COMMITS_TO_TRY = 8
+# Number of steps by which a dynamic scale is lowered on trial at each bad
+# update, and in all: 65536 becomes 16, at which gradients hardly underflow.
+STEPS_OF_TRIAL, MOST_STEPS_OF_TRIAL = 3, 12
 # Number of bad updates in a row that are no reason to lower the scale, at
 # first and after it was found not to be the cause.
 TOLERATED, TOLERATED_IF_CLEARED = 1, 6
@@ -67,12 +71,13 @@ def judge_scale(
     The scale is lowered as by PyTorch's scaler unless there is evidence
     against: it has worked, recent gradients leave it room, and the bad
     updates do not go on. A dynamic scale needs more evidence, because
-    MMEngine's own would be lowered, too.
+    MMEngine's own would be lowered, too: it is spared once and then lowered
+    on trial.
     """
     trial, scale = state.scale_trial, seen.scale
     if is_innocent(seen, state, policy):
         target = None
-        if trial.num_bad == 0 and trial.has_worked:
+        if trial.num_bad == 0:
             target = scale_before(seen, trial)
         if target is None:
             return ScaleJudgement(False, ScaleMove.KEEP)
@@ -82,6 +87,10 @@ def judge_scale(
         return ScaleJudgement(True, ScaleMove.KEEP)
     if trial.fitting > 0:
         return ScaleJudgement(True, ScaleMove.LOWER, trial.fitting)
+    if trial.num_bad == 0 and trial.is_tried(seen.grad_fault):
+        # An overflow, if any, is of single batches: find out soon.
+        target = scale.value * scale.backoff**STEPS_OF_TRIAL
+        return ScaleJudgement(True, ScaleMove.LOWER, max(target, scale.floor))
     if trial.num_kept > 0:
         # An overflow after all: catch up with PyTorch's scaler.
         target = scale.value * scale.backoff ** (trial.num_kept + 1)
@@ -92,10 +101,13 @@ def judge_scale(
 def scale_before(seen: Observation, trial: ScaleTrial) -> Optional[float]:
     """Return the scale from before the lowerings by this kind of bad update.
 
-    None if there were none, or if the scale is dynamic.
+    None if there were none.
     """
     scale = seen.scale
-    if scale.home is None or scale.value >= scale.home:
+    if scale.home is None:
+        return trial.tried_from or None
+    is_home = scale.value >= scale.home
+    if is_home or not (trial.has_worked and seen.loss_is_finite):
         return None
     if seen.num_inf_params > 0:
         return scale.home if trial.tries_of_inf > 0 else None
@@ -109,8 +121,11 @@ def is_innocent(
 ) -> bool:
     """Whether there is evidence that the scale is not the cause."""
     trial, scale = state.scale_trial, seen.scale
-    has_inf = seen.num_inf_params > 0
-    is_overflow = trial.is_overflow(has_inf)
+    kind = seen.grad_fault
+    is_overflow = trial.is_overflow(kind)
+    if kind == 'loss' and scale.home is not None:
+        # MMEngine never lowers it either.
+        return is_overflow is not True
     if is_overflow is not None:
         return not is_overflow and trial.num_bad < TOLERATED_IF_CLEARED
     # A lower scale than 1 lets small gradients underflow.
@@ -122,14 +137,18 @@ def is_innocent(
     ):
         return False
     room = room_of(scale.value, seen, state)
+    if trial.tried_from > 0 and trial.is_tried(kind):
+        lowest = trial.tried_from * scale.backoff**MOST_STEPS_OF_TRIAL
+        return scale.value <= max(lowest, scale.floor, USUAL_FLOOR)
     if scale.home is None and is_usual:
-        return (
-            not has_inf
-            and room >= ROOM_FOR_NAN_OF_DYNAMIC
+        if kind == 'inf' or trial.is_tried(kind):
+            return False
+        return kind == 'loss' or (
+            room >= ROOM_FOR_NAN_OF_DYNAMIC
             and len(commits) == NUM_RECENT_COMMITS
             and state.commits_since_growth >= policy.proven_after
         )
-    if not has_inf:
+    if kind != 'inf':
         return room >= ROOM_FOR_NAN
     return room >= room_for_inf(seen, trial)
 

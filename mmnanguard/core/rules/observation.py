@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Dict, Optional, Tuple
+from typing import Dict, Literal, Optional, Tuple
 
 from ..bad_tensor import BadTensor
 
@@ -169,6 +169,17 @@ class Observation:
     def loss_scale(self) -> float:
         """The factor on the loss."""
         return self.scale.value
+
+    @property
+    def grad_fault(self) -> Literal['loss', 'inf', 'nan']:
+        """The kind of gradients that are not finite.
+
+        'loss' if the loss is not finite either; else 'inf' if a gradient has
+        an Inf, and 'nan' if they have NaN only.
+        """
+        if not self.loss_is_finite:
+            return 'loss'
+        return 'inf' if self.num_inf_params > 0 else 'nan'
 
     @property
     def norm_is_bounded(self) -> bool:

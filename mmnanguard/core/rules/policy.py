@@ -12,6 +12,7 @@ from .spike import SpikePolicy
 __all__ = ['GuardPolicy']
 
 WHERE = 'optim_wrapper.guard'
+DEFAULT_SKIP_RATE = 0.5
 Rule = Union[SpikePolicy, LrBackoff, Divergence]
 # The keys whose value is a dict, and the class that the dict becomes.
 NESTED: Dict[str, Type[Rule]] = {
@@ -33,7 +34,9 @@ class GuardPolicy:
         max_skip_rate: The run halts when the share of skips among the last
             ``skip_rate_window`` updates is above this limit, exclusive. A
             window of skips only is one streak, which
-            ``max_consecutive_skips`` judges. None means no limit.
+            ``max_consecutive_skips`` judges. None means no limit. With a loss
+            scale, bad gradients end a run at the default of 0.5 only if it
+            has exploded: MMEngine's scaler skips them, too.
         skip_rate_window: The number of updates in the share of
             ``max_skip_rate``, which is judged once there are that many.
         proven_after: A loss scale is proven after this number of commits at
@@ -58,7 +61,7 @@ class GuardPolicy:
     """
 
     max_consecutive_skips: Optional[int] = 20
-    max_skip_rate: Optional[float] = 0.5
+    max_skip_rate: Optional[float] = DEFAULT_SKIP_RATE
     skip_rate_window: int = 200
     proven_after: int = 100
     when_exhausted: str = 'halt'
@@ -121,6 +124,11 @@ class GuardPolicy:
             if config.get(key) is not None:
                 rules[key] = build(key, kind, config[key])
         return cls(**{**config, **rules})
+
+    @property
+    def has_own_skip_rate(self) -> bool:
+        """Whether the user has chosen another ``max_skip_rate``."""
+        return self.max_skip_rate != DEFAULT_SKIP_RATE
 
     def windows(self) -> Dict[str, int]:
         """Return the arguments of ``GuardState.from_dict`` by name."""

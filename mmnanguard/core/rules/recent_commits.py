@@ -18,8 +18,11 @@ from typing import (
     Tuple,
 )
 
+from .usual_norm import usual_norm
+
 __all__ = [
     'NUM_RECENT_COMMITS',
+    'NUM_SHOWN',
     'Commit',
     'Growth',
     'commits_from_dict',
@@ -77,8 +80,8 @@ class Growth(NamedTuple):
         lr: The learning rate of the last commit; NaN if it is not known.
         factor: The growth of the series that grew most; 0 if the run ended
             with its first commits, which is too early to see any growth.
-        usual_norm: The median norm of the record without its last commits,
-            or of its first quarter if that is lower; NaN if all of it grows.
+        usual_norm: The median norm of the commits before the explosion; NaN
+            if there are too few of them, or if their norms grow as well.
         clip_coef: The lowest factor of the clip rule in the record; 1 if
             nothing was clipped.
     """
@@ -175,7 +178,7 @@ def growth_at_end(
     # adversarial game may grow while norms fall: both are healthy.
     if not is_at_lowest(norms):
         factor = growth_of(losses)
-    if not is_at_lowest(losses):
+    if not is_at_lowest(losses) and not is_falling(losses[-NUM_SHOWN:]):
         factor = max(factor, growth_of(norms))
     if factor == 0:
         return None
@@ -205,19 +208,12 @@ def show_growth(
 ) -> Growth:
     """Return the growth of a record, shown by some of its commits."""
     norms = finite_sizes([commit.grad_norm for commit in commits])
-    # An explosion that fills most of the record leaves its first quarter, or
-    # not even that.
-    early = norms[: max(len(norms) // NUM_SHOWN, 1)] or [math.nan]
-    before = norms[: 1 - NUM_SHOWN] or early
-    usual = min(median_low(before), median_low(early))
-    if early[-1] > LEAST_GROWTH * early[0]:
-        usual = math.nan
     return Growth(
         tuple([commit.loss for commit in shown]),
         tuple([commit.grad_norm for commit in shown]),
         commits[-1].lr,
         factor,
-        usual,
+        usual_norm(norms),
         min([commit.clip_coef for commit in commits]),
     )
 
@@ -278,15 +274,18 @@ def find_early_end(
     is_early = 0 < num_commits <= MOST_EARLY and len(commits) == num_commits
     if not is_early or num_skips < LEAST_SKIPS:
         return None
-    # Batches that went bad before any step had another reason.
-    if commits[0].update - 1 > num_routine:
+    # Batches that went bad before any step had another reason, unless a new
+    # loss scale explains all of them and was low enough then.
+    num_before = commits[0].update - 1
+    if num_before > 0 and num_before != num_routine:
         return None
     return Growth(
         tuple([commit.loss for commit in commits]),
         tuple([commit.grad_norm for commit in commits]),
         commits[-1].lr,
         0.0,
-        commits[0].grad_norm,
+        # The first steps are the suspects, so that no norm is usual.
+        math.nan,
         min([commit.clip_coef for commit in commits]),
     )
 
@@ -294,6 +293,12 @@ def find_early_end(
 def finite_sizes(values: Sequence[float]) -> List[float]:
     """Return the absolute values of those values that are finite."""
     return list(map(abs, filter(math.isfinite, values)))
+
+
+def is_falling(values: Sequence[float]) -> bool:
+    """Whether each of several values is below the one before it."""
+    pairs = zip(values, values[1:])
+    return len(values) > 2 and all(later < value for value, later in pairs)
 
 
 def is_at_lowest(values: Sequence[float]) -> bool:

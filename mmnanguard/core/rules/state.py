@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from ..causes import Cause
 from .divergence import LossLevel
-from .observation import Observation
+from .observation import Observation, ScaleReading
 from .recent_commits import (
     NUM_RECENT_COMMITS,
     Commit,
@@ -23,6 +23,7 @@ __all__ = ['GuardState']
 # finite gradients, such updates are committed.
 COMMITS_TO_FORGET = 10
 MOST_REMEMBERED = 12  # twice MOST_HARMLESS
+NUM_FIRST = 4  # losses of a run's first commits
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ class GuardState:
             were observed.
         scale_trial: What lowering the loss scale has shown.
         harmless_skips: Number of updates that did no harm although their
-            loss or input was not finite, less one for each ten commits.
+            loss or input was not finite, and of those with a bad loss that
+            lowered the scale, less one for each ten commits.
+        first_losses: The finite losses among the run's first four commits.
     """
 
     # Names and types are in checkpoints (test_written_by_0_1.py).
@@ -86,6 +89,7 @@ class GuardState:
     recent_commits: Tuple[Commit, ...] = ()
     scale_trial: ScaleTrial = field(default_factory=ScaleTrial)
     harmless_skips: int = 0
+    first_losses: Tuple[float, ...] = ()
 
     def after(
         self,
@@ -107,7 +111,11 @@ class GuardState:
         trial, scale = self.scale_trial, seen.scale
         is_lowered = scale.home is not None and scale.value < scale.home
         # Nearly all updates are commits at the user's scale.
-        is_bad = verdict.cause is not Cause.NONE and verdict.cause.is_scaled
+        is_bad = (
+            verdict.cause is not Cause.NONE
+            and verdict.cause.is_scaled
+            and scale != ScaleReading()
+        )
         if trial.is_open or is_lowered or is_bad:
             trial = trial.after(
                 seen, verdict, proven_after, self.recent_commits
@@ -122,10 +130,14 @@ class GuardState:
         state = replace(state, total_skips=self.total_skips + 1)
         if not verdict.counts:
             return replace(state, harmless_skips=self.harmless_skips + 1)
+        harmless_skips = self.harmless_skips
+        if verdict.scale_move is ScaleMove.LOWER and not seen.loss_is_finite:
+            harmless_skips = min(harmless_skips + 1, MOST_REMEMBERED)
         return replace(
             state,
             consecutive_skips=self.consecutive_skips + 1,
             recent_skips=self.with_skip(True),
+            harmless_skips=harmless_skips,
         )
 
     def _committed(
@@ -138,7 +150,9 @@ class GuardState:
         # count: what fitted the larger scale fits it, too.
         if verdict.scale_move in (ScaleMove.GROW, ScaleMove.RETURN):
             num_commits = 0
-        elif left_out is None or not verdict.cause.is_scaled:
+        elif left_out is None or not (
+            verdict.counts and verdict.cause.is_scaled
+        ):
             # An update that had to leave out an overflow proves no scale.
             num_commits += 1
         loss_level, recent_losses = self.loss_level, self.recent_losses
@@ -147,6 +161,9 @@ class GuardState:
             recent_losses = self._with('loss', recent_losses, seen.loss, spike)
         if loss_level.window > 0 and seen.loss_is_finite:
             loss_level = loss_level.after(seen.loss)
+        first_losses = self.first_losses
+        if self.num_steps < NUM_FIRST and math.isfinite(seen.loss):
+            first_losses += (seen.loss,)
         recent_skips = self.recent_skips
         if left_out is None or not verdict.cause.is_routine:
             is_skip = left_out is not None and verdict.counts
@@ -180,6 +197,7 @@ class GuardState:
             lr_return=verdict.lr_return,
             recent_commits=commits,
             harmless_skips=self._harmless_skips_after(seen.loss_is_finite),
+            first_losses=first_losses,
         )
 
     def _harmless_skips_after(self, loss_is_finite: bool) -> int:
@@ -313,6 +331,9 @@ class GuardState:
                 past = tuple(map(float, known.get(name, ())))[-spike_window:]
             known[name] = past
         known['spike_window'] = spike_window
+        known['first_losses'] = tuple(
+            map(float, known.get('first_losses', ()))
+        )
         known['loss_level'] = LossLevel.from_dict(
             known.get('loss_level', {}), loss_window
         )

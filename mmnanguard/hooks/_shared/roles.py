@@ -5,16 +5,36 @@ role of its base class. The role classes are in this module because rooms do
 not import one another.
 """
 
-from typing import Collection
+from typing import Collection, Optional, Tuple
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-__all__ = ['EventSource', 'LrScaler', 'ModelChanger', 'has_hook', 'origin_of']
+from .hook_arguments import DataBatch
+
+__all__ = [
+    'EventSource',
+    'LrScaler',
+    'ModelChanger',
+    'find_source',
+    'has_hook',
+    'origin_of',
+]
 
 
 class EventSource(Hook):
-    """Role of ``NanGuardHook``: hands events and rows to all other hooks."""
+    """Role of ``NanGuardHook``: hands events and rows to all other hooks.
+
+    Attributes:
+        loaded: The checkpoint that the run has loaded, or ''.
+        loaded_bad: A few tensors of it that are not finite, in words.
+        batch: The index and the batch of the iteration that runs; None
+            between two iterations.
+    """
+
+    loaded: str = ''
+    loaded_bad: Tuple[str, ...] = ()
+    batch: Optional[Tuple[int, DataBatch]] = None
 
     def origin_of(self, names: Collection[str]) -> str:
         """Return how bad tensors became bad, as a clause; '' if unknown.
@@ -55,7 +75,13 @@ def origin_of(runner: Runner, names: Collection[str]) -> str:
         runner: The runner, whose ``EventSource`` may know it.
         names: The names of the tensors.
     """
+    source = find_source(runner)
+    return '' if source is None else source.origin_of(names)
+
+
+def find_source(runner: Runner) -> Optional[EventSource]:
+    """Return the runner's ``EventSource``, if it has one."""
     for hook in runner.hooks:
         if isinstance(hook, EventSource):
-            return hook.origin_of(names)
-    return ''
+            return hook
+    return None

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Dict, Iterator
@@ -18,6 +19,7 @@ from mmnanguard.core.rows.halt_row import HaltRow
 from mmnanguard.core.rows.json_numbers import to_json
 from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rows.start_row import StartRow
+from mmnanguard.core.rules.loss_span import loss_span
 from mmnanguard.registry import HOOKS
 
 from .._shared.find_guards import find_guards, find_wrappers, guard_facts
@@ -25,8 +27,9 @@ from .._shared.guard_listener import GuardListener
 from .._shared.hook_arguments import Row
 from .._shared.launch import launcher_of, local_world_size, lr_factor_of
 from .._shared.patches import PatchingHook, error_of_run
-from .._shared.roles import EventSource, has_hook
+from .._shared.roles import find_source
 from .._shared.versions import versions
+from .crash import bad_params, find_bad_inputs
 
 __all__ = ['EventLogHook', 'last_attempt']
 
@@ -41,8 +44,9 @@ class EventLogHook(PatchingHook, GuardListener):
     The file begins with a row of kind 'start' and has one row of strict JSON
     per event. Each row is written and closed at once, so that a killed
     process loses none. A row of kind 'end' says that training finished, or
-    which exception ended it. A work dir that is full, read-only or gone costs
-    rows, not the run, which the log says once.
+    which exception ended it, and what was not finite in that iteration. A
+    work dir that is full, read-only or gone costs rows, not the run, which the
+    log says once.
 
     Needs ``NanGuardHook``, which hands out the events. Writes on rank 0 only.
     """
@@ -60,7 +64,8 @@ class EventLogHook(PatchingHook, GuardListener):
         self._num_lost = 0
         self._is_validating = self._is_halted = False
         guards = find_guards(runner)
-        if not has_hook(runner, EventSource):
+        source = find_source(runner)
+        if source is None:
             runner.logger.error(
                 'mmnanguard: EventLogHook gets no events without '
                 'NanGuardHook. Add default_hooks=dict(nan_guard=dict('
@@ -86,6 +91,10 @@ class EventLogHook(PatchingHook, GuardListener):
             lr_factor=lr_factor_of(runner),
             process=this_process(),
         )
+        if source is not None:
+            start = start.replace(
+                loaded=source.loaded, loaded_bad=source.loaded_bad
+            )
         self._write(runner, start.to_row())
         self.patches.remember(partial(self._end, runner))
 
@@ -122,11 +131,47 @@ class EventLogHook(PatchingHook, GuardListener):
             if error and not self._is_validating:
                 iteration += 1
             iteration = min(iteration, runner.max_iters)
-            self._write(runner, EndRow(how, iteration, error).to_row())
+            first_losses, last_losses = {}, {}
+            for name, guard in find_guards(runner).items():
+                state = guard.state
+                span = loss_span(state.first_losses, state.recent_commits)
+                if span is not None:
+                    first_losses[name], last_losses[name] = span
+            row = EndRow(how, iteration, error, first_losses, last_losses)
+            if how == CRASHED:
+                row = self._explain(runner, row)
+            self._write(runner, row.to_row())
         if self._num_lost:
             runner.logger.error(
                 f'mmnanguard: {self._num_lost} rows of {self.path} are lost'
             )
+
+    def _explain(self, runner: Runner, end: EndRow) -> EndRow:
+        """Return the row of a crash with the bad numbers that it met; syncs.
+
+        Code that checks its numbers itself raises where the guard would have
+        named them.
+        """
+        source = find_source(runner)
+        # None after the iteration, and in a validation.
+        if source is None or source.batch is None:
+            return end
+        batch_idx, data_batch = source.batch
+        # After an error of the device, nothing can be read.
+        with suppress(Exception):
+            end = end.replace(
+                bad_params=bad_params(runner.model),
+                bad_inputs=find_bad_inputs(data_batch, batch_idx),
+            )
+        bad = end.bad_numbers()
+        if bad:
+            runner.logger.error(
+                escape(
+                    f'mmnanguard: Iter {end.iter}: in the iteration that '
+                    f'crashed, {bad}'
+                )
+            )
+        return end
 
     def _write(self, runner: Runner, row: Row) -> None:
         """Append a row to the file, on rank 0 only."""

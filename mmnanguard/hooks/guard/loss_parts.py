@@ -10,7 +10,7 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 
 from mmnanguard.core import GuardEvent
-from mmnanguard.core.rules.decide import MOST_HARMLESS
+from mmnanguard.core.rules.decide import MOST_HARMLESS, is_over
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 
 from .._shared.find_guards import find_wrappers
@@ -84,10 +84,24 @@ class LossParts:
         runner.logger.error(
             f"mmnanguard: optimizer '{event.optimizer}': THE LOSS IS {kind} "
             f'IN {MOST_HARMLESS} UPDATES, MORE THAN ONE IN TEN, BUT ITS '
-            'GRADIENTS ARE FINITE: such updates are committed from here on, '
-            'as without a guard, while they are so many. Look at '
+            'GRADIENTS ARE FINITE NOW: such updates are committed from here '
+            'on, as without a guard, while they are so many. Look at '
             f'{event.bad_losses_in_words() or "the parts of the loss"}: '
             f'{cure}, or leave out of it what has no gradient.'
+        )
+
+    def warn_of_rate(self, runner: Runner, guard: GuardProtocol) -> None:
+        """Say once that a run goes on above ``max_skip_rate``."""
+        recent, key = guard.state.recent_skips, f'{guard.name} rate'
+        if key in self._warned_optimizers or not is_over(recent, guard.policy):
+            return
+        self._warned_optimizers.add(key)
+        runner.logger.error(
+            f"mmnanguard: optimizer '{guard.name}': {sum(recent)} OF THE LAST "
+            f"{len(recent)} UPDATES WERE REJECTED: MMEngine's loss scaler "
+            'skips bad gradients, too, so the run goes on with the others. '
+            'The lines above name the causes; a number other than the '
+            'default in optim_wrapper.guard.max_skip_rate ends such a run.'
         )
 
 

@@ -153,6 +153,7 @@ class NanGuardHook(PatchingHook, EventSource):
         check_rollback(self._guards, has_hook(runner, RollbackHook))
         check_signatures(runner.hooks)
         self._loaded.look(runner)
+        self.loaded, self.loaded_bad = self._loaded.path, self._loaded.names()
         self._checkpoint.resume_guards(runner, find_wrappers(runner))
         self._num_updates = self._count('num_updates')
         self._modules = own_modules(runner)
@@ -204,6 +205,7 @@ class NanGuardHook(PatchingHook, EventSource):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
+        self.batch = batch_idx, data_batch
         # An event reports the values that were watched in its whole window.
         if not any(guard.is_open for guard in self._guards.values()):
             forget_watched()
@@ -229,6 +231,7 @@ class NanGuardHook(PatchingHook, EventSource):
         data_batch: DataBatch = None,
         outputs: Outputs = None,
     ) -> None:
+        self.batch = None
         # Within a window no step has judged the micro-batch. The averaging
         # hooks, which come next, ask whether it was left out.
         for guard in self._guards.values():
@@ -262,6 +265,8 @@ class NanGuardHook(PatchingHook, EventSource):
                 self._loss_parts.warn_of_commit(runner, event)
             elif not event.counts:
                 warn_of_no_commit(runner, guard)
+            elif event.action is Action.SKIP:
+                self._loss_parts.warn_of_rate(runner, guard)
         # After the reports: an event names the samples of its window.
         if self._count('num_updates') != self._num_updates:
             self._num_updates = self._count('num_updates')

@@ -221,10 +221,11 @@ class InputGuardHook(PatchingHook, ModelChanger):
         """Report the bad samples of a rejected update; syncs, collective."""
         # All passes until the next iteration are replays.
         self._is_on = False
+        # Of routine overflows, too: a rejected window proves no mask.
+        window = self._windows.pop(event.optimizer, CheckedWindow())
         is_input = event.cause is Cause.INPUT_NONFINITE
         if not is_input and not self._explains(event):
             return
-        window = self._windows.pop(event.optimizer, CheckedWindow())
         bad = gather_bad_inputs(bad_samples(window.checks))
         # Other code can flag an input with `guard.add_fact` as well.
         if bad is None:

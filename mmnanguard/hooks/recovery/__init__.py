@@ -10,7 +10,7 @@ Reading order:
    ``earlier_state`` in memory, or a ``saved_state`` in a checkpoint of the
    same run (``lineage``). ``lower_rate`` decides on the learning rate.
    ``rising_losses`` waits for a ``divergence_trial``, which finds out whether
-   earlier weights do better.
+   earlier weights do better. ``put_back`` repairs buffers and averages alone.
 5. ``loaded_state``: look at the state with which a run starts;
    ``choose_resume`` leaves out a bad checkpoint.
 6. ``lr_factor_hook``: resume at other learning rates.

@@ -2,7 +2,7 @@
 
 import math
 from statistics import median_low
-from typing import List, NamedTuple, Optional, Sequence
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 from mmengine.dist import all_gather_object
 from mmengine.runner import Runner
@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from mmnanguard.numerics.base.rng_state import read_rng
 from mmnanguard.numerics.checkpoints.state_copy import StateCopy
 from mmnanguard.numerics.guard_protocol import GuardProtocol
-from mmnanguard.numerics.probe.replay import Setting
+from mmnanguard.numerics.probe.replay import Pass, Setting
 
 from .._shared.find_guards import find_wrappers
 from .._shared.hook_arguments import DataBatch
@@ -19,7 +19,7 @@ from ..replay.window import MicroBatch
 from ..replay.window_replay import WindowReplay
 from .earlier_state import EarlierState, buffer_places, tensors_of
 
-__all__ = ['DivergenceTrial']
+__all__ = ['DivergenceTrial', 'fails_anyway']
 
 # A single loss may be high by chance.
 NUM_BATCHES = 3
@@ -77,35 +77,21 @@ class DivergenceTrial:
         )
         losses: Optional[Losses] = None
         try:
-            losses = self._run(runner, batch)
+            present, earlier = run_both(runner, batch, self._earlier)
+            losses = Losses(
+                earlier.losses[self.optimizer], present.losses[self.optimizer]
+            )
         except Exception:  # the user's model may raise anything
             runner.logger.exception('mmnanguard: cannot replay the batch')
         answers = all_gather_object(losses)
         if None in answers:
             return False
-        earlier, present = zip(*answers)
+        earlier_losses, present_losses = zip(*answers)
         size = len(answers)
-        self._losses.append(Losses(sum(earlier) / size, sum(present) / size))
+        self._losses.append(
+            Losses(sum(earlier_losses) / size, sum(present_losses) / size)
+        )
         return True
-
-    def _run(self, runner: Runner, batch: MicroBatch) -> Losses:
-        wrappers = find_wrappers(runner)
-        settings = {}
-        for name, wrapper in wrappers.items():
-            settings[name] = Setting(getattr(wrapper, 'cast_dtype', None))
-        replay = WindowReplay(runner.model, wrappers, settings, [batch])
-        present = replay.run().losses[self.optimizer]
-        # The optimizer is not used, so it stays as it is.
-        tensors, places = tensors_of(runner), buffer_places(runner)
-        before = StateCopy.of(tensors, {})
-        copy = self._earlier.copy
-        assert isinstance(copy, StateCopy)
-        try:
-            copy.restore_tensors(tensors, places)
-            earlier = replay.run().losses[self.optimizer]
-        finally:
-            before.restore_tensors(tensors_of(runner), places)
-        return Losses(earlier, present)
 
     def blames_weights(self, guard: GuardProtocol) -> bool:
         """Whether going back would lower the losses.
@@ -164,6 +150,53 @@ class DivergenceTrial:
             f'present ones of {numbers(present)}, so the loss itself has '
             'changed'
         )
+
+
+def run_both(
+    runner: Runner, batch: MicroBatch, state: EarlierState
+) -> Tuple[Pass, Pass]:
+    """Run a batch with the present weights, then with earlier ones.
+
+    Leaves no trace.
+    """
+    wrappers = find_wrappers(runner)
+    settings = {}
+    for name, wrapper in wrappers.items():
+        settings[name] = Setting(getattr(wrapper, 'cast_dtype', None))
+    replay = WindowReplay(runner.model, wrappers, settings, [batch])
+    present = replay.run()
+    # The optimizer is not used, so it stays as it is.
+    tensors, places = tensors_of(runner), buffer_places(runner)
+    before = StateCopy.of(tensors, {})
+    copy = state.copy
+    assert isinstance(copy, StateCopy)
+    try:
+        copy.restore_tensors(tensors, places)
+        earlier = replay.run()
+    finally:
+        before.restore_tensors(tensors_of(runner), places)
+    return present, earlier
+
+
+def fails_anyway(
+    runner: Runner, batch_idx: int, data_batch: DataBatch, state: EarlierState
+) -> bool:
+    """Whether a batch is not finite, with earlier weights either.
+
+    Going back would not help then. Leaves no trace. Collective, and syncs the
+    device.
+    """
+    batch = MicroBatch(
+        batch_idx, KeptBatch(data_batch), read_rng(), runner.iter
+    )
+    fails: Optional[bool] = None
+    try:
+        present, earlier = run_both(runner, batch, state)
+        fails = not (present.is_finite or earlier.is_finite)
+    except Exception:  # the user's model may raise anything
+        runner.logger.exception('mmnanguard: cannot replay the batch')
+    answers = all_gather_object(fails)
+    return None not in answers and any(answers)
 
 
 def numbers(losses: Sequence[float]) -> str:

@@ -112,6 +112,15 @@ class KeptStates:
         self._num_steps = count_steps(runner)
         self._origin = f'training went back to iteration {state.iter}'
 
+    def note_going_on(self, runner: Runner) -> None:
+        """Note that training went on where it was."""
+        self._num_steps = count_steps(runner)
+        self._origin = f'training went on (iteration {runner.iter + 1})'
+
+    def has_commits(self, runner: Runner) -> bool:
+        """Whether anything was committed since training last went on."""
+        return count_steps(runner) != self._num_steps
+
     def _is_present(self, runner: Runner, state: EarlierState) -> bool:
         """Whether nothing was committed since a state."""
         num_steps = count_steps(runner)

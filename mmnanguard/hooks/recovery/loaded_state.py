@@ -82,6 +82,12 @@ class LoadedState:
             story = escape(self._story(runner))
             runner.logger.error(f'mmnanguard: {story}')
 
+    def names(self) -> Tuple[str, ...]:
+        """Return a few of the bad tensors, with the part that holds them."""
+        return tuple(
+            f"'{name}' ({where})" for where, name in self.bad[:MAX_NAMES]
+        )
+
     def origin(self, names: Collection[str]) -> str:
         """Return the words on tensors that were bad at the start, or ''.
 
@@ -99,15 +105,12 @@ class LoadedState:
 
     def _story(self, runner: Runner) -> str:
         """Return the text about bad tensors; collective."""
-        shown = []
-        for where, name in self.bad[:MAX_NAMES]:
-            shown.append(f"'{name}' ({where})")
         more = ''
         if self.bad[MAX_NAMES:]:
             more = f' and {len(self.bad) - MAX_NAMES} more'
         story = (
             f'THE CHECKPOINT {self.path} IS BAD. These tensors are NaN or '
-            f'Inf: {", ".join(shown)}{more}. No update can repair them.'
+            f'Inf: {", ".join(self.names())}{more}. No update can repair them.'
         )
         # A run that only loads weights has no earlier checkpoint.
         if runner.iter == 0 or not is_local(self.path):

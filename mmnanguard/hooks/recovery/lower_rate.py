@@ -16,12 +16,14 @@ class RateEvidence(NamedTuple):
     Attributes:
         growth: The explosion of losses and gradient norms before the trouble.
         has_diverged: Whether the loss has lost what was learnt.
+        has_overflown: Whether gradients grew until their norm overflowed.
         uphill: Settings of the optimizer that make weights grow at any
             learning rate, in words.
     """
 
     growth: Optional[Growth]
     has_diverged: bool
+    has_overflown: bool = False
     uphill: Sequence[str] = ()
 
     @classmethod
@@ -33,16 +35,20 @@ class RateEvidence(NamedTuple):
             state: The state of the guard before the rollback.
         """
         growth = find_growth(state.recent_commits, event.loss, event.grad_norm)
-        is_gradual = CAUSES[event.cause].is_gradual
+        facts = CAUSES[event.cause]
+        is_gradual = facts.is_gradual
         # A lower rate helps against too much decay, so that is left out.
         uphill = bad_at_any_rate(event.step)
         # A loss may rise on purpose, as long as it does not explode.
         if growth or is_gradual:
             uphill += maximized(event.step)
-        return cls(growth, is_gradual, uphill)
+        # Norms that overflow from the start are not due to any step.
+        has_overflown = facts.is_explosion and bool(state.recent_commits)
+        return cls(growth, is_gradual, has_overflown, uphill)
 
     def __bool__(self) -> bool:
-        return self.has_diverged or self.growth is not None
+        is_known = self.has_diverged or self.has_overflown
+        return is_known or self.growth is not None
 
     @property
     def blames_rate(self) -> bool:
@@ -70,6 +76,8 @@ class RateEvidence(NamedTuple):
         if self.growth is not None and not self.blames_rate:
             return f'one batch jumped: {self.growth.words()} before'
         reason = 'the loss has risen'
+        if self.has_overflown:
+            reason = 'finite gradients grew until their norm overflowed'
         if self.growth is not None:
             reason = f'{self.growth.words()} before'
         return f'{reason}; back in {recovery} commits' if recovery else reason

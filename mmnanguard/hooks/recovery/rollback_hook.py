@@ -28,10 +28,12 @@ from .._shared.find_guards import find_guards
 from .._shared.guard_listener import GuardListener
 from .._shared.halt import halt
 from .._shared.hook_arguments import DataBatch, Outputs
+from .divergence_trial import fails_anyway
 from .earlier_state import present_state, restore_together
 from .kept_state import kept_state
 from .kept_states import BAD_FROM_THE_START, CANNOT_RESTORE, KeptStates
 from .lower_rate import RateEvidence, lowered
+from .put_back import put_back
 from .rising_losses import RisingLosses
 
 __all__ = ['RollbackHook']
@@ -61,6 +63,10 @@ class RollbackHook(GuardListener):
     goes further back. If no state is left, the newest clean checkpoint that
     this run has written to the work dir is used, but not under FSDP. The run
     halts if nothing was committed since the state to go back to.
+
+    Before it goes back for a streak without an explosion, the hook runs the
+    last batch with the present and with earlier weights. If it is not finite
+    with either, training goes on where it is.
 
     Before it goes back from a divergence, the hook runs the next three batches
     with the present and with earlier weights, without a trace. If the earlier
@@ -168,6 +174,11 @@ class RollbackHook(GuardListener):
         # A rollback changes the state of all optimizers, so all must allow it.
         if not guards or not all(map(rolls_back, guards.values())):
             return
+        if all(map(is_at_rest, guards.values())) and put_back(
+            runner, audit, self._states.peek(audit.iter + 1)
+        ):
+            audit.is_handled = True
+            return
         # An audit blames no optimizer, but a rollback is counted by one.
         event = audit.to_event().replace(optimizer=next(iter(guards)))
         try:
@@ -188,7 +199,15 @@ class RollbackHook(GuardListener):
         event, self._event = self._event, None
         if event is not None:
             try:
-                self._roll_back(runner, event)
+                if self._fails_anyway(runner, event, batch_idx, data_batch):
+                    self._go_on(
+                        runner,
+                        event,
+                        'the last batch is not finite with earlier weights '
+                        'either',
+                    )
+                else:
+                    self._roll_back(runner, event)
             except TrainingHalted as error:
                 halt(runner, error)
             return
@@ -244,13 +263,11 @@ class RollbackHook(GuardListener):
         facts = CAUSES[event.cause]
         evidence = RateEvidence.of(event, guard.state)
         if not evidence and is_of_rate(guard, event):
-            guard.state = guard.state.without_skips()
-            runner.logger.warning(
-                f'Iter {event.iter}: training does not go back: the updates '
-                'between the rejected ones were sound, and neither losses nor '
-                'gradient norms had exploded. It goes on from here, '
-                f'{guard.state.num_rollbacks} of {self._max_rollbacks} times; '
-                'data and schedule go on'
+            self._go_on(
+                runner,
+                event,
+                'the updates between the rejected ones were sound, and '
+                'neither losses nor gradient norms had exploded',
             )
             return
         # A streak of skips began before its last event.
@@ -298,6 +315,45 @@ class RollbackHook(GuardListener):
             evidence=words,
         )
         self._report(runner, row)
+
+    def _fails_anyway(
+        self,
+        runner: Runner,
+        event: GuardEvent,
+        batch_idx: int,
+        data_batch: DataBatch,
+    ) -> bool:
+        """Whether the last batch of a streak would fail after a rollback.
+
+        Collective.
+        """
+        guard = find_guards(runner)[event.optimizer]
+        facts = CAUSES[event.cause]
+        # A replay has no loss scale. Bad weights are no question of a batch.
+        has_scale = facts.is_scaled and guard.scaler.is_enabled()
+        if facts.ends_run or not facts.is_replayable or has_scale:
+            return False
+        if guard.state.num_rollbacks >= self._max_rollbacks:
+            return False
+        if not self._states.has_commits(runner):
+            return False
+        if RateEvidence.of(event, guard.state):
+            return False
+        earlier = self._states.peek(event.since or event.iter or 0)
+        return earlier is not None and fails_anyway(
+            runner, batch_idx, data_batch, earlier
+        )
+
+    def _go_on(self, runner: Runner, event: GuardEvent, why: str) -> None:
+        """Begin to count anew where training is, in place of a rollback."""
+        guard = find_guards(runner)[event.optimizer]
+        guard.state = guard.state.without_skips()
+        self._states.note_going_on(runner)
+        runner.logger.warning(
+            f'Iter {event.iter}: training does not go back: {why}. It goes on '
+            f'from here, {guard.state.num_rollbacks} of '
+            f'{self._max_rollbacks} times; data and schedule go on'
+        )
 
     def _report(self, runner: Runner, row: RollbackRow) -> None:
         """Log a rollback, and hand its row to all hooks."""

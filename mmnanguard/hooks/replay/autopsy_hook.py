@@ -297,7 +297,7 @@ class AutopsyHook(WindowHook):
             with suppress(Exception):
                 autopsy = replay.blame(autopsy, samples_that_spoil(replay))
         can_leave_out = any(all_gather_object(replay.can_leave_out(autopsy)))
-        tried = try_cures(replay, autopsy, event.optimizer, can_leave_out)
+        tried = try_cures(replay, autopsy, event, can_leave_out)
         on_all = finite_on_all(all_gather_object(tried))
         return autopsy.replace(tried={**autopsy.tried, **on_all})
 

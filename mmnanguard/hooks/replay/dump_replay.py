@@ -81,7 +81,7 @@ class DumpReplay(NamedTuple):
         replay = self.window_replay
         autopsy = replay.confirm(autopsy)
         tried = try_cures(
-            replay, autopsy, event.optimizer, replay.can_leave_out(autopsy)
+            replay, autopsy, event, replay.can_leave_out(autopsy)
         )
         return autopsy.replace(
             rank=self.dump['rank'],

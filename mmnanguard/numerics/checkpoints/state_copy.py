@@ -74,6 +74,17 @@ class StateCopy:
             kept[name] = OptimizerCopy(optimizer, owned)
         return cls(copies, kept, left_out)
 
+    def of_names(self, names: Collection[str]) -> 'StateCopy':
+        """Return the copy of some weights and buffers, which share memory.
+
+        Raises:
+            StateMismatchError: If there is no copy of one of them.
+        """
+        missing = [name for name in names if name not in self._tensors]
+        if missing:
+            raise StateMismatchError(f"'{missing[0]}' was not copied")
+        return StateCopy({name: self._tensors[name] for name in names}, {})
+
     def check(
         self,
         tensors: Mapping[str, Optional[Tensor]],

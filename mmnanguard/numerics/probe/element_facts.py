@@ -60,12 +60,17 @@ def is_mask_of_inf(tensor: Tensor) -> bool:
     return not tensor.requires_grad and not has_nan_or_posinf(tensor)
 
 
-def nonfinite_mask(tensor: Tensor) -> Tensor:
-    """Return booleans in the shape of a tensor; True is NaN or Inf."""
+def nonfinite_mask(tensor: Tensor, only_nan: bool = False) -> Tensor:
+    """Return booleans in the shape of a tensor; True is NaN or Inf.
+
+    Args:
+        tensor: The tensor.
+        only_nan: Whether Inf is False.
+    """
     values = real_values(tensor)
     if values is None:
         return torch.zeros(tensor.shape, dtype=torch.bool)
-    mask = ~torch.isfinite(values)
+    mask = values.isnan() if only_nan else ~torch.isfinite(values)
     # A complex element is a pair of numbers.
     return mask.any(-1) if tensor.is_complex() else mask
 

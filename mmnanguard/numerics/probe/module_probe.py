@@ -6,13 +6,12 @@ elements, the operation in which they appeared.
 """
 
 import math
-import re
 import sys
 from dataclasses import replace
 from itertools import filterfalse
 from operator import attrgetter
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Dict, Iterable, List, Optional, Set, Tuple
 
 import torch
@@ -27,11 +26,20 @@ from .element_facts import (
     finite_absmax,
     floats,
     has_nan,
+    has_nan_or_posinf,
     is_finite,
     is_mask_of_inf,
     nonfinite_mask,
 )
 from .origin import Origin
+from .place import (
+    SKIPPED,
+    Place,
+    forward_name,
+    is_of_engine,
+    line_of_own_backward,
+    method_of,
+)
 from .plain_attributes import name_attributes
 from .pole import OperationCall, is_undefined, operands_of
 from .sample_tracker import Args, Kwargs, Operation, SampleTracker
@@ -39,8 +47,6 @@ from .storage_views import key_of
 
 __all__ = ['InputTensor', 'ModuleProbe']
 
-# Frames to skip when looking for the user's source line.
-SKIPPED = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 # Operations whose output is not initialized: a NaN there means nothing.
 UNFILLED = (
     *('empty', 'empty_like', 'empty_strided', 'new_empty', 'resize'),
@@ -53,12 +59,7 @@ FILLS = (
 )
 # Their derivatives subtract -inf from -inf if they got nothing else.
 LOG_SUMS = ('logsumexp', 'logaddexp')
-# The phase, the module's name and type, its method, the source line, and the
-# forward operation whose derivative runs.
-Place = Tuple[str, str, str, str, str, str]
-# The code of PyTorch that runs the backward pass, and that wraps a mode.
-ENGINE = torch.autograd.__file__, torch.autograd.graph.__file__
-WRAPPERS = '_fn', 'inner'
+SOFTMAX = ('aten._softmax', 'aten._log_softmax')
 
 # A tensor of the batch with the numbers of its samples: one number for the
 # whole tensor, one for each row, or none if the samples are not known.
@@ -97,6 +98,7 @@ class ModuleProbe(TorchDispatchMode):
         self._senders: Dict[int, Tuple[Place, str]] = {}
         self._refs: Dict[int, StorageWeakRef] = {}  # keep addresses unique
         self._forward: Dict[int, Place] = {}  # by autograd node
+        self._log_dets: Set[int] = set()  # storages
         self._tracker = SampleTracker()
         self._bad_inputs: Set[int] = set()
         # All samples are noted before any origin, which names samples:
@@ -140,12 +142,22 @@ class ModuleProbe(TorchDispatchMode):
         call = OperationCall.before(func, args, kwargs)
         outputs = func(*args, **kwargs)
         name = func._schema.name.split('::')[-1].rstrip('_')
+        op = without_overload(str(func))
         self._tracker.follow(func, args, kwargs, outputs)
+        if name == 'lift_fresh' and inputs and not inputs[0].dim():
+            # A number of the code, as in ``scores[mask] = -1e6``.
+            bad_inputs = []
+        if name == '_linalg_slogdet':
+            for tensor in floats(outputs):
+                self._hold(tensor)
+                self._log_dets.add(key_of(tensor))
+        if name == 'where' and self._is_logdet(inputs, outputs):
+            name, op, bad_inputs = 'logdet', 'aten.logdet', []
         if func.namespace == 'c10d':
             # A collective is asynchronous: its result has not arrived yet.
             for tensor in floats((args, outputs)):
                 self._hold(tensor)
-                self._senders[key_of(tensor)] = place, str(func)
+                self._senders[key_of(tensor)] = place, op
             return outputs
         # BatchNorm also writes its running statistics.
         written = [t for t in inputs if key_of(t) in self._buffers]
@@ -153,10 +165,12 @@ class ModuleProbe(TorchDispatchMode):
             if name in UNFILLED or is_finite(output):
                 self._clear(output)
                 continue
-            origin = self._inherited(output, bad_inputs, place)
+            origin = self._inherited(output, bad_inputs, place, op)
             if origin is None:
+                # Inf beside NaN is in the masks of which the NaN was made.
+                only_nan = bool(bad_inputs) and has_nan(output)
                 origin = self._make_origin(
-                    place, str(func), output, absmax, name in FILLS
+                    place, op, output, absmax, name in FILLS, only_nan
                 )
                 if not origin.is_fill:
                     origin = replace(
@@ -175,7 +189,7 @@ class ModuleProbe(TorchDispatchMode):
         return outputs
 
     def _inherited(
-        self, output: Tensor, bad_inputs: List[Tensor], place: Place
+        self, output: Tensor, bad_inputs: List[Tensor], place: Place, op: str
     ) -> Optional[Origin]:
         """Return the origin that an output has from its inputs, if any.
 
@@ -185,11 +199,31 @@ class ModuleProbe(TorchDispatchMode):
         # Stable: a tensor from an earlier batch comes last, for this window
         # may have spoiled it.
         for origin in sorted(origins, key=attrgetter('is_kept')):
-            if not origin.is_fill:
-                return origin
-        if origins and not has_nan(output):
-            return origins[0]
-        return None
+            # The log of a mask of 0 and 1, of which some rows are all 0.
+            is_log_of_mask = (
+                op in SOFTMAX
+                and origin.op == 'aten.log'
+                and not any(map(has_nan_or_posinf, bad_inputs))
+            )
+            if not origin.is_fill and not is_log_of_mask:
+                return at_meeting(origin, op, place)
+        if not origins or has_nan(output):
+            return None
+        origin = origins[0]
+        if op.endswith(LOG_SUMS) and origin.mask:
+            # The mask leaves nothing of these elements.
+            made = self._make_origin(place, op, output, 0.0, True)
+            return replace(made, mask=origin.mask)
+        return origin
+
+    def _is_logdet(self, inputs: List[Tensor], output: object) -> bool:
+        """Whether a ``where`` is the last part of ``torch.logdet``.
+
+        It writes NaN where the determinant is negative.
+        """
+        logs = [t for t in inputs if key_of(t) in self._log_dets]
+        is_nan = any(map(has_nan, floats(output)))
+        return bool(logs) and is_nan and not any(map(has_nan, logs))
 
     def _mask_among(
         self, bad_inputs: List[Tensor], name: str, derivative: str
@@ -262,14 +296,14 @@ class ModuleProbe(TorchDispatchMode):
         output: Tensor,
         input_absmax: float,
         is_fill: bool,
+        only_nan: bool = False,
     ) -> Origin:
         """Return the origin of an output's non-finite elements."""
         absmax = math.inf
         if has_nan(output):
             absmax = math.nan
-        if op.count('.') > 1:
-            op = op.rsplit('.', 1)[0]  # without the overload's name
-        samples = self._tracker.samples_of(output, nonfinite_mask(output))
+        bad = nonfinite_mask(output, only_nan)
+        samples = self._tracker.samples_of(output, bad)
         return Origin(
             *place[:4],
             op=op,
@@ -296,7 +330,11 @@ class ModuleProbe(TorchDispatchMode):
         )
         if is_backward:
             known = self._forward.get(node._sequence_nr(), place)
-            place = ('backward', *known[1:5], forward_name(node.name()))
+            name, source = forward_name(node.name()), known[4]
+            line = line_of_own_backward(frame, node.name())
+            if line:
+                name, source = node.name(), line
+            place = ('backward', *known[1:4], source, name)
         if not is_backward or torch.is_grad_enabled():
             # Autograd made the node of the coming operation just before it.
             # An operation without a node (such as a step of a counter) gets
@@ -333,24 +371,23 @@ class ModuleProbe(TorchDispatchMode):
         return (*(module or ('loss', '', '', '')), source, '')
 
 
-def is_of_engine(frame: FrameType) -> bool:
-    """Whether autograd's engine called a mode, and not code of Python."""
-    while frame.f_code.co_name in WRAPPERS and frame.f_back is not None:
-        frame = frame.f_back
-    return frame.f_code.co_filename in ENGINE
+def without_overload(op: str) -> str:
+    """Return the name of an operation, as 'aten.pow' for 'aten.pow.Scalar'."""
+    return '.'.join(op.split('.')[:2])
 
 
-def forward_name(node: str) -> str:
-    """Return the forward operation of an autograd node, as 'sqrt'."""
-    name = re.sub(r'Backward\d*$', '', node.split('::')[-1])
-    return re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', name).lower()
+def at_meeting(origin: Origin, op: str, place: Place) -> Origin:
+    """Return an origin with the derivative that a bad input spoils first.
 
+    The loss may leave such an input out, and be finite. Its derivative still
+    multiplies it, by 0.
 
-def method_of(owner: nn.Module, code: CodeType) -> str:
-    """Return the method that runs; 'forward' for PyTorch's own modules."""
-    is_user_code = not code.co_filename.startswith(SKIPPED)
-    is_method = callable(getattr(type(owner), code.co_name, None))
-    if is_user_code and is_method:
-        return code.co_name
-    # PyTorch's own modules run helpers of other names below forward.
-    return 'forward'
+    Args:
+        origin: The origin of the numbers that an operation got.
+        op: The operation.
+        place: Its place.
+    """
+    phase, *_, source, derivative = place
+    if origin.phase != 'input' or origin.op or phase != 'backward':
+        return origin
+    return replace(origin, op=op, source=source, derivative=derivative)

@@ -15,7 +15,7 @@ from .sample_tracker import Args, Kwargs, Operation
 __all__ = ['OperationCall', 'is_undefined', 'operands_of']
 
 # Their results leave even float64 for inputs of about 700, which is no pole.
-EXPONENTIALS = ('exp', 'exp2', 'expm1', 'sinh', 'cosh')
+EXPONENTIALS = ('exp', 'exp2', 'expm1', 'sinh', 'cosh', 'linalg_matrix_exp')
 HALF_AND_SINGLE = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -66,8 +66,7 @@ def is_undefined(call: OperationCall) -> Optional[bool]:
     if all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
         return False
     name = func._schema.name.split('::')[-1].rstrip('_')
-    has_nan = any(bool(tensor.isnan().any()) for tensor in tensors)
-    return has_nan or name not in EXPONENTIALS
+    return name not in EXPONENTIALS
 
 
 def in_float64(leaf: object) -> object:
@@ -90,7 +89,9 @@ def operands_of(call: OperationCall, output: Tensor) -> Tuple[float, ...]:
         call: The operation.
         output: Its output, with at least one non-finite element.
     """
-    if torch.Tag.pointwise not in call.func.tags:
+    # Of a ``where``, they are not the numbers that it judges.
+    is_where = call.func._schema.name == 'aten::where'
+    if torch.Tag.pointwise not in call.func.tags or is_where:
         return ()
     # Inf beside NaN may be a mask.
     bad = output.isnan()

@@ -70,6 +70,7 @@ class Pass(NamedTuple):
             model; empty if the replay ran without a probe.
         huge_weight: The name of a parameter that holds numbers above 1e6, if
             the origin got such numbers; else ''.
+        grads_are_finite: Whether all gradients were finite.
     """
 
     is_finite: bool
@@ -77,6 +78,7 @@ class Pass(NamedTuple):
     origin: Optional[Origin] = None
     outputs: Mapping[str, Range] = {}
     huge_weight: str = ''
+    grads_are_finite: bool = True
 
 
 class ReplayWrapper:
@@ -274,7 +276,9 @@ def run_pass(
         sound = [b for b in model.buffers() if not nonfinite_indices([b])]
         if not with_probe:
             losses = run()
-            return Pass(not find_bad(model, losses, sound), sums(losses))
+            bad = find_bad(model, losses, sound)
+            are_finite = not find_bad(model, {}, [])
+            return Pass(not bad, sums(losses), grads_are_finite=are_finite)
         probe = ModuleProbe(model, inputs, has_masks)
         with record_outputs(model) as outputs, probe:
             losses = run()
