@@ -75,7 +75,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
         resumed = torch.load(
             tmp_path / f'resumed_{rank}.pt', weights_only=False
         )
-        assert len(whole['kept']) > 10
+        assert len(whole['kept']) > 5
         # DeepSpeed saves the buffers of rank 0 for all.
         if rank == 1:
             del whole['kept']['mean']
