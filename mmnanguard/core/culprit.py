@@ -98,6 +98,8 @@ def explain_batches(
     """
     rejected = [set(batch) & names for batch in batches if batch]
     covered = [batch for batch in rejected if batch]
+    if batches and not rejected:
+        return False
     if len(covered) < LEAST_COVERED * len(rejected):
         return False
     is_rare = share <= RARE_SHARE or len(covered) <= NUM_PER_SAMPLE

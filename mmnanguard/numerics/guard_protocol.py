@@ -186,6 +186,9 @@ class GuardProtocol(Protocol):
     def take_events(self) -> List[GuardEvent]:
         """Return the events since the last call, for the caller to report."""
 
+    def complete(self, event: GuardEvent) -> None:
+        """Keep a rejected update, completed by a hook, for the story."""
+
     def explain(self, event: GuardEvent, record: RowRecord) -> None:
         """Keep an autopsy or a finding on inputs for the story of a halt."""
 

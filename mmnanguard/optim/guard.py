@@ -328,6 +328,10 @@ class Guard(Passes):
             print_log(str(error), logger='current', level=logging.ERROR)
             raise error
 
+    def complete(self, event: GuardEvent) -> None:
+        """Keep a rejected update, completed by a hook, for the story."""
+        self._streak.complete(event)
+
     def explain(self, event: GuardEvent, record: RowRecord) -> None:
         """Keep an autopsy or a finding on inputs for the story of a halt."""
         self._streak.explain(event, record)
@@ -339,8 +343,6 @@ class Guard(Passes):
     @property
     def since(self) -> Optional[int]:
         """The iteration at which the present streak of skips began."""
-        if self.state.consecutive_skips == 0:
-            return None
         return self._streak.since(self.state.consecutive_skips, self.iter)
 
     # Checkpoints

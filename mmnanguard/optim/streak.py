@@ -1,7 +1,7 @@
 """The present streak of rejected updates."""
 
 from collections import deque
-from typing import Deque, List
+from typing import Deque, List, Optional
 
 from mmnanguard.core import GuardEvent, GuardPolicy, TrainingHalted
 from mmnanguard.core.causes import CAUSES
@@ -34,17 +34,32 @@ class Streak:
             self.start = event.iter
         self._events.append(event)
 
+    def complete(self, event: GuardEvent) -> None:
+        """Replace the last event by its form with samples and the like."""
+        if self._has_last(event):
+            self._events[-1] = event
+
+    def _has_last(self, event: GuardEvent) -> bool:
+        """Whether the last event is this one, with or without context."""
+        if not self._events:
+            return False
+        last = self._events[-1]
+        # An iteration may have several updates.
+        return (last.iter, last.total_skips) == (event.iter, event.total_skips)
+
     def explain(self, event: GuardEvent, record: RowRecord) -> None:
         """Keep what explains an event; it outlives the streak."""
         self._findings.append(Finding(event, record))
 
-    def since(self, num_skips: int, now: int) -> int:
-        """Return the iteration at which the streak began.
+    def since(self, num_skips: int, now: int) -> Optional[int]:
+        """Return the iteration at which the streak began, or None.
 
         Args:
             num_skips: The length of the streak.
             now: The iteration of its last update.
         """
+        if num_skips == 0:
+            return None
         return now if num_skips == 1 else self.start or now
 
     def halted(self, event: GuardEvent, policy: GuardPolicy) -> TrainingHalted:
@@ -54,10 +69,9 @@ class Streak:
             event: The last rejected update, with its context.
             policy: The policy that was exhausted.
         """
-        if self._events and self._events[-1].iter == event.iter:
-            # The guard added this event before hooks gave it its context.
-            self._events.pop()
-        self._events.append(event)
+        if not self._has_last(event):
+            self._events.append(event)
+        self.complete(event)
         story = write_halt_story(
             event, self._behind(event, policy), policy, list(self._findings)
         )

@@ -74,6 +74,8 @@ def batches(*names):
             0.01,
             ('a',),
         ),
+        # The batches have no names.
+        ([autopsy('a', 'b')], [()] * 14, 0.05, ()),
         # Most of the samples failed once, and other batches hold them too.
         (
             [autopsy('a', 'b', 'c', 'd', is_pole=True)],

@@ -203,7 +203,8 @@ def test_bad_inputs_that_nothing_has_looked_at(tmp_path):
     _, story, verdict = story_of(
         tmp_path, spoil=nan_input, hooks=(), guard=RATE
     )
-    assert "'inputs' is not finite to begin with" in parts(story)[0]
+    words = "'inputs' of sample '05.jpg' is not finite to begin with"
+    assert words in parts(story)[0]
     assert 'look there first' in story
     assert "look at 'inputs'" in verdict.sentence
 

@@ -257,6 +257,7 @@ class NanGuardHook(PatchingHook, EventSource):
             context = self._context(runner, batch_idx, data_batch, outputs)
         for position, (guard, event) in enumerate(events):
             event = self._complete(runner, guard, event, context)
+            guard.complete(event)
             events[position] = self._last = guard, event
             if event.action is not Action.STEP:
                 note_rejected(runner.message_hub)
