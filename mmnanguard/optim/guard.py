@@ -236,10 +236,8 @@ class Guard(Passes):
         return self.state.num_updates if done is None else done + 1
 
     def log_norm(self, norm: float) -> None:
-        """Log the norm of a committed update under MMEngine's own name.
-
-        A user's ``_clip_grad`` logs the norm itself.
-        """
+        """Log the norm of a committed update under MMEngine's own name."""
+        # A user's ``_clip_grad`` logs the norm itself.
         if not isinstance(self.grad_rule, UserClip):
             self._message_hub.update_scalar('train/grad_norm', norm)
 
