@@ -17,12 +17,14 @@ PYTEST = -m pytest --numprocesses $(WORKERS) --dist loadfile \
 STACK_TESTS = $(filter-out tests/test_docs tests/test_migrate \
 	tests/test_readme.py tests/test_report, $(wildcard tests/test_*))
 
-.PHONY: train test test-onedl test-floor test-device cases lint docs linkcheck \
-	benchmark gpu gpu-wheels clean
+DEEPSPEED_TESTS = $(wildcard tests/*/test_deepspeed_*.py)
+
+.PHONY: train test test-onedl test-floor test-device test-deepspeed cases lint \
+	docs linkcheck benchmark gpu gpu-wheels clean
 
 # Operations as small as those of the digits and the tests wait for one another
 # with more threads.
-train cases test test-onedl test-floor: export OMP_NUM_THREADS = 1
+train cases test test-onedl test-floor test-deepspeed: export OMP_NUM_THREADS = 1
 
 train: .venv/train.done
 	.venv/bin/python tools/fire_drill.py configs/digits/drill_fp16.py \
@@ -46,6 +48,12 @@ test-onedl: .venv-onedl/test.done
 # On the oldest PyTorch: a download of gigabytes.
 test-floor: .venv-floor/test.done
 	.venv-floor/bin/python $(PYTEST) $(STACK_TESTS)
+
+# DeepSpeed has no wheel; its operations are compiled when they are used.
+test-deepspeed: export DS_BUILD_OPS = 0
+test-deepspeed: .venv-deepspeed/test.done
+	PATH="$(CURDIR)/.venv-deepspeed/bin:$$PATH" \
+		.venv-deepspeed/bin/python -m pytest $(DEEPSPEED_TESTS)
 
 lint: .venv/test.done
 	.venv/bin/ruff check .
@@ -84,6 +92,16 @@ endef
 .venv-onedl/test.done: requirements/onedl.txt requirements/common.txt \
 		requirements/tests.txt
 	$(call environment,.venv-onedl,$<)
+
+.venv-deepspeed/test.done: requirements/deepspeed.txt requirements/common.txt
+	test -d .venv-deepspeed || $(PYTHON) -m venv .venv-deepspeed
+	grep -v deepspeed $< | sed 's,-r ,&$(CURDIR)/requirements/,' \
+		> .venv-deepspeed/first.txt
+	.venv-deepspeed/bin/$(PIP_INSTALL) -r .venv-deepspeed/first.txt
+	.venv-deepspeed/bin/$(PIP_INSTALL) --no-build-isolation -r $<
+	.venv-deepspeed/bin/$(PIP_INSTALL) --no-deps --no-build-isolation \
+		--editable .
+	touch $@
 
 .venv-floor/test.done: requirements/floor.txt
 	$(call environment,.venv-floor,$<)

@@ -31,8 +31,8 @@ EXPORTED = {
         'masked_softmax safe_divide safe_log safe_norm safe_sqrt watch'
     ),
     'optim': (
-        'Guard NanGuardAmpOptimWrapper NanGuardOptimWrapper apply_guard '
-        'guarded_step'
+        'Guard NanGuardAmpOptimWrapper NanGuardDeepSpeedOptimWrapper '
+        'NanGuardOptimWrapper apply_guard guarded_step'
     ),
     'read_config': 'read_config',
     'registry': (
@@ -58,7 +58,10 @@ REGISTERED = {
         'NanGuardHook RollbackHook StateAuditHook'
     ),
     'MODELS': 'SafeAdaLNZero SafeAttention SafeRMSNorm',
-    'OPTIM_WRAPPERS': 'NanGuardAmpOptimWrapper NanGuardOptimWrapper',
+    'OPTIM_WRAPPERS': (
+        'NanGuardAmpOptimWrapper NanGuardDeepSpeedOptimWrapper '
+        'NanGuardOptimWrapper'
+    ),
     'TRANSFORMS': 'ValidateSample',
 }
 

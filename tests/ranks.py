@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 TESTS = Path(__file__).parent
 needs_fsdp = pytest.mark.skipif(
     not HAS_CPU_SCALER, reason='FSDP of PyTorch 2.1 runs on no CPU'
+)
+needs_deepspeed = pytest.mark.skipif(
+    find_spec('deepspeed') is None, reason='DeepSpeed is not installed'
 )
 # In seconds. It ends what hangs; a busy machine may take its time.
 DEADLINE = 900
@@ -29,6 +33,7 @@ def start(command, **environment):
             'PYTHONPATH': os.pathsep.join([str(TESTS), str(TESTS.parent)]),
             'PYTHONWARNINGS': 'ignore',
             'OMP_NUM_THREADS': '1',
+            'DS_ACCELERATOR': 'cpu',
             **environment,
         },
         stdout=subprocess.PIPE,

@@ -64,7 +64,7 @@ nitpick_ignore_regex = [
     (r'py:.*', r'unscale_|draws_anew|.*\.InputPolicy'),
     (r'py:exc', r'MissingKey|UnreadableField'),
     (r'py:class', r'mmnanguard\.core\.clipping\.(window|moments)\..*'),
-    (r'py:class', r'mmnanguard\.optim\.window\..*'),
+    (r'py:class', r'mmnanguard\.optim\.(window|guarded_params)\..*'),
     (r'py:class', r'mmnanguard\.core\.rules\.recent_commits\..*'),
     (r'py:class', r'mmnanguard\.core\.rules\.scale_trial\..*'),
 ]

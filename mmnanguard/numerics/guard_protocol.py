@@ -15,8 +15,10 @@ from typing import (
     Iterable,
     Iterator,
     List,
+    Mapping,
     Optional,
     Protocol,
+    Sequence,
     Set,
     Tuple,
     runtime_checkable,
@@ -34,6 +36,7 @@ from mmnanguard.core import (
 )
 from mmnanguard.core.rows.row_record import RowRecord
 
+from .update.blame import Slice
 from .update.loss_scale import GuardedGradScaler
 
 __all__ = ['GuardProtocol', 'GuardedProtocol']
@@ -52,6 +55,12 @@ class ParamsProtocol(Protocol):
     optimizer: Optimizer
 
     def __iter__(self) -> Iterator[Tensor]: ...
+
+    def slices(self) -> Mapping[int, Sequence[Slice]]:
+        """Return the parts of each flat tensor of an engine, by its id."""
+
+    def stepped(self) -> List[Tensor]:
+        """Return the tensors that a step writes, but for the state."""
 
     def find_spoiler(
         self, weights: Iterable[Tensor]

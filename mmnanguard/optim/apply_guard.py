@@ -12,7 +12,10 @@ from mmengine.logging import print_log
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.checks import check_keys
 
+from .deepspeed.guard_config import Changes, adapt_to_deepspeed, has_deepspeed
+from .deepspeed.guard_config import name_of as type_name
 from .nan_guard_amp_optim_wrapper import NanGuardAmpOptimWrapper
+from .nan_guard_deepspeed_optim_wrapper import NanGuardDeepSpeedOptimWrapper
 from .nan_guard_optim_wrapper import NanGuardOptimWrapper
 
 __all__ = ['apply_guard']
@@ -21,6 +24,8 @@ GUARDS = Path(__file__).parents[1] / '.mim' / 'configs' / 'guards'
 GUARDED_TYPES = {
     'OptimWrapper': NanGuardOptimWrapper,
     'AmpOptimWrapper': NanGuardAmpOptimWrapper,
+    'DeepSpeedOptimWrapper': NanGuardDeepSpeedOptimWrapper,
+    'NanGuardDeepSpeedOptimWrapper': NanGuardDeepSpeedOptimWrapper,
     'NanGuardOptimWrapper': NanGuardOptimWrapper,
     'NanGuardAmpOptimWrapper': NanGuardAmpOptimWrapper,
 }
@@ -34,7 +39,9 @@ def apply_guard(cfg: Config, guard: str = 'full') -> Config:
     Each dict below ``optim_wrapper`` that holds an ``optimizer`` (several in
     GAN-style configs) gets the guard's keys. Keys that the new wrapper does
     not know are dropped and logged; all other keys are kept. Overlays are
-    merged by key, as ``_base_`` configs are.
+    merged by key, as ``_base_`` configs are. With MMEngine's
+    DeepSpeedStrategy, precision, accumulation and norm clipping are set in
+    the strategy, and hooks that cannot work there are left out and logged.
 
     Args:
         cfg: The config; not changed.
@@ -50,7 +57,10 @@ def apply_guard(cfg: Config, guard: str = 'full') -> Config:
             wrapper that can be guarded.
     """
     overlay = load_overlay(guard)
-    changes = overlay.get('optim_wrapper', {})
+    changes = Changes(
+        dict(overlay.get('optim_wrapper', {})),
+        dict(overlay.get('default_hooks', {})),
+    )
     # The caller may build the unguarded config as well.
     cfg = copy.deepcopy(cfg)
     if not cfg.get('optim_wrapper'):
@@ -58,15 +68,17 @@ def apply_guard(cfg: Config, guard: str = 'full') -> Config:
             f'the config has no optim_wrapper, so guard {guard!r} has nothing '
             f'to guard. {why_no_wrapper(cfg)}'
         )
+    if has_deepspeed(cfg):
+        changes = adapt_to_deepspeed(cfg, changes)
     cfg.optim_wrapper = guard_wrappers(
-        cfg.optim_wrapper, changes, 'optim_wrapper'
+        cfg.optim_wrapper, changes.wrapper, 'optim_wrapper'
     )
     if 'mmnanguard.NanGuard' not in str(cfg.optim_wrapper):
         raise GuardConfigError(
             'no dict at or below optim_wrapper holds an `optimizer`, so '
             f'guard {guard!r} has nothing to guard.'
         )
-    hooks = hooks_to_add(cfg, overlay.get('default_hooks', {}))
+    hooks = hooks_to_add(cfg, changes.hooks)
     cfg.merge_from_dict(dict(default_hooks=hooks))
     return cfg
 
@@ -88,14 +100,6 @@ def hooks_to_add(cfg: Config, hooks: Dict[str, Any]) -> Dict[str, Any]:
         for key, hook in hooks.items()
         if type_name(hook) not in present
     }
-
-
-def type_name(cfg: Any) -> str:
-    """Return the bare name of a config's type; '' without one."""
-    type_ = cfg.get('type') if isinstance(cfg, dict) else None
-    if isinstance(type_, type):
-        return type_.__name__
-    return str(type_ or '').split('.')[-1]
 
 
 def why_no_wrapper(cfg: Config) -> str:
@@ -175,7 +179,7 @@ def guarded_type_of(type_: Union[str, type], where: str) -> type:
     name = name.split('.')[-1]
     if name not in GUARDED_TYPES:
         raise GuardConfigError(
-            f'{where}.type is {name}, which has no guarded form: DeepSpeed, '
+            f'{where}.type is {name}, which has no guarded form: '
             'ColossalAI and Apex update parameters by themselves, and a '
             "project's own wrapper may do anything. Guarded are: "
             f'{", ".join(GUARDED_TYPES)}.'

@@ -198,6 +198,8 @@ class CoverageWarnings:
 
     def note_step(self, optimizer: Optimizer) -> None:
         """Note a step of any optimizer that no guard has made."""
+        if not self._params.are_bound:
+            return
         kind = type(optimizer).__name__
         if optimizer is self._params.optimizer:
             self.stranger = kind

@@ -10,6 +10,7 @@ from typing import (
     Optional,
     Set,
     Tuple,
+    Type,
 )
 
 from mmengine.logging import print_log
@@ -60,6 +61,7 @@ class Guard(Passes):
         config: ``optim_wrapper.guard``.
         clip_grad: ``optim_wrapper.clip_grad``; not changed.
         scaler: The loss scaler of the gradients; None means no scaling.
+        params_type: The class of ``params``.
 
     Attributes:
         params: The optimizer's parameters.
@@ -85,12 +87,13 @@ class Guard(Passes):
         config: Optional[Dict[str, Any]] = None,
         clip_grad: Optional[Dict[str, Any]] = None,
         scaler: Optional[GuardedGradScaler] = None,
+        params_type: Type[GuardedParams] = GuardedParams,
     ) -> None:
         self.policy = GuardPolicy.from_config(config)
         # Early, because it refuses optimizers that cannot be guarded.
         is_checked = self.policy.check_step == 'always'
-        super().__init__(GuardedParams(optimizer, is_checked))
-        self.others = OtherOptimizers(self.params.foreign)
+        super().__init__(params_type(optimizer, is_checked))
+        self.others = OtherOptimizers(self.params.left_alone)
         self.others.report_left_alone = self.coverage_warnings.warn_left_alone
         self.clip_rule, self.grad_rule = build_clip(clip_grad)
         self.state = GuardState.from_dict({}, **self.policy.windows())
@@ -218,7 +221,7 @@ class Guard(Passes):
             parts = set(self._root.modules())
             models = [m for m in models if m not in parts]
             models.insert(0, self._root)
-        return TensorNames(models, self.params.groups)
+        return TensorNames(models, self.params.groups, self.params.slices())
 
     # Reports
 
@@ -233,10 +236,8 @@ class Guard(Passes):
         return self.state.num_updates if done is None else done + 1
 
     def log_norm(self, norm: float) -> None:
-        """Log the norm of a committed update under MMEngine's own name.
-
-        A user's ``_clip_grad`` logs the norm itself.
-        """
+        """Log the norm of a committed update under MMEngine's own name."""
+        # A user's ``_clip_grad`` logs the norm itself.
         if not isinstance(self.grad_rule, UserClip):
             self._message_hub.update_scalar('train/grad_norm', norm)
 

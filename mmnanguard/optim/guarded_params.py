@@ -27,6 +27,8 @@ from mmnanguard.numerics.base.host_read import read_once
 from mmnanguard.numerics.base.norms import tensor_norms
 from mmnanguard.numerics.base.shards import Placement, Shards, local
 from mmnanguard.numerics.base.tensor_kinds import stored_values
+from mmnanguard.numerics.update.apply import apply_update
+from mmnanguard.numerics.update.blame import Slice
 
 from .refusals import check_dtype, check_groups, refuse_closure, refuse_kind
 from .step_settings import (
@@ -71,10 +73,19 @@ class GuardedParams:
             each further one is checked.
         run: The model of the run, once it is known. Optimizers of another
             run in this process are none of this run's business.
+        has_refused: Whether the engine that makes the step has just refused
+            to; equal on all ranks.
+        are_bound: Whether training may begin. An engine that is built steps
+            once on gradients of 0.
 
     Raises:
         GuardConfigError: If its updates cannot be guarded.
     """
+
+    has_refused = False
+    are_bound = True
+    # As it is, because a method would be one call more in each update.
+    apply_update = staticmethod(apply_update)
 
     def __init__(self, optimizer: Optimizer, is_checked: bool = False) -> None:
         check_groups(optimizer)
@@ -87,9 +98,13 @@ class GuardedParams:
         _ALIVE.add(self)
         if isinstance(optimizer, LBFGS):
             refuse_closure(type(optimizer).__name__)
+        self.check_kinds()
+
+    def check_kinds(self) -> None:
+        """Refuse parameters that cannot be guarded."""
         for param in self:
             if param.requires_grad:
-                check_dtype(param, is_checked)
+                check_dtype(param, self.is_checked)
                 if param.is_nested:
                     refuse_kind('a nested parameter')
 
@@ -255,6 +270,18 @@ class GuardedParams:
             if self._is_of_same_run(params):
                 others.update(map(id, params))
         return others.difference(map(id, self))
+
+    def left_alone(self) -> Set[int]:
+        """Return the ids of parameters that snapshots do not copy."""
+        return self.foreign()
+
+    def slices(self) -> Dict[int, List[Slice]]:
+        """Return the parts of each flat tensor of an engine, by its id."""
+        return {}
+
+    def stepped(self) -> List[Tensor]:
+        """Return the tensors that a step writes, but for the state."""
+        return list(self)
 
     def _is_of_same_run(self, params: 'GuardedParams') -> bool:
         """Whether the optimizers of both belong to one run."""

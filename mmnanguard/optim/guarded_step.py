@@ -1,5 +1,6 @@
 """The end of a window: observe, agree, decide, apply or restore, report."""
 
+import math
 from dataclasses import replace
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -12,7 +13,7 @@ from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.rules.decide import fails_again
 from mmnanguard.numerics.snapshot.tensor_backup import TensorBackup
 from mmnanguard.numerics.update.agree import agree
-from mmnanguard.numerics.update.apply import apply_update, scaled_lr
+from mmnanguard.numerics.update.apply import scaled_lr
 from mmnanguard.numerics.update.blame import blame
 from mmnanguard.numerics.update.observe import diagnose, find_suspects, observe
 
@@ -116,11 +117,11 @@ def guarded_step(
         trial: Optional[StepTrial] = None
         is_trial = is_checked(guard, seen.grad_norm * verdict.clip_coef)
         if is_trial:
-            trial = begin_trial(optimizer)
+            trial = begin_trial(optimizer, guard.params.stepped())
         with guard.coverage_warnings.stepping(seen, guard.models), scaled_lr(
             optimizer, verdict.lr_factor
         ):
-            apply_update(
+            guard.params.apply_update(
                 optimizer,
                 params,
                 grads,
@@ -129,7 +130,11 @@ def guarded_step(
                 guard.grad_rule,
                 **step_kwargs,
             )
-        if is_trial:
+        if guard.params.has_refused:
+            # An engine's own norm has overflowed, in its own precision.
+            seen = replace(seen, grad_norm=math.inf)
+            verdict = decide(seen, guard.state, guard.policy, clip)
+        elif is_trial:
             ranks, spoiled, evidence = end_trial(guard, optimizer, trial)
             if ranks:
                 bad = spoiled

@@ -52,18 +52,17 @@ class StepTrial:
 
     Args:
         optimizer: The optimizer.
+        params: The tensors that it writes, but for its state.
 
     Attributes:
         bad_before: What was not finite before the step already, once
             ``find_bad`` has run.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, params: List[Tensor]) -> None:
         self._optimizer = optimizer
         self.bad_before: List[Kept] = []
-        self._params: List[Tensor] = []
-        for group in optimizer.param_groups:
-            self._params += group['params']
+        self._params = params
         self._weights = list(map(keep_tensor, self._params))
         self._copy = OptimizerCopy(optimizer)
         self._bad_numbers = bad_numbers(optimizer)
@@ -134,15 +133,21 @@ class StepTrial:
                 copy.restore(param)
 
 
-def begin_trial(optimizer: Optimizer) -> Optional[StepTrial]:
+def begin_trial(
+    optimizer: Optimizer, params: List[Tensor]
+) -> Optional[StepTrial]:
     """Copy all that a step changes; None if that cannot be copied.
+
+    Args:
+        optimizer: The optimizer.
+        params: The tensors that it writes, but for its state.
 
     Raises:
         GuardConfigError: If it cannot, and weights are in float16.
     """
     # An optimizer may hold anything, and must not end the run by that.
     with suppress(Exception):
-        return StepTrial(optimizer)
+        return StepTrial(optimizer, params)
     for group in optimizer.param_groups:
         if torch.float16 in map(DTYPE, group['params']):
             raise GuardConfigError(
@@ -263,8 +268,14 @@ def describe_bad(bad: List[Kept], names: TensorNames) -> Tuple[BadTensor, ...]:
     described = []
     for kept in sorted(bad, key=is_state)[:MAX_BLAMED]:
         kind = 'optimizer' if kept.key else 'weight'
-        described.append(describe(name_of(kept, names), kind, kept.values))
-    return tuple(described)
+        parts = [(names.of_param(kept.param), kept.values)]
+        if kept.values.numel() == local(kept.param).numel():
+            parts = names.split(kept.param, kept.values)
+        for name, values in parts:
+            name = f'{name} {kept.key}'.rstrip()
+            described.append(describe(name, kind, values))
+    # A part of a flat tensor may be sound.
+    return tuple([tensor for tensor in described if tensor.count])
 
 
 def name_of(kept: Kept, names: TensorNames) -> str:

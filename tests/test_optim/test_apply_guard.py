@@ -129,7 +129,6 @@ def test_twice_is_once():
 @pytest.mark.parametrize(
     'type_',
     [
-        'DeepSpeedOptimWrapper',
         'ColossalAIOptimWrapper',
         'ApexOptimWrapper',
         'mmproject.TheirOwnWrapper',

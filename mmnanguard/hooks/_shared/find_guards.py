@@ -9,6 +9,8 @@ from torch import nn
 from mmnanguard.numerics.guard_protocol import GuardedProtocol, GuardProtocol
 from mmnanguard.version import __version__
 
+from .bare_model import bare_model
+
 __all__ = [
     'describe',
     'find_guards',
@@ -80,8 +82,9 @@ def describe(name: str, wrapper: OptimWrapper, guard: GuardProtocol) -> str:
     """
     facts = guard_facts(guard)
     policy = facts['policy']
-    # Only the AMP wrapper has a `cast_dtype`.
-    dtype = str(getattr(wrapper, 'cast_dtype', 'float32'))
+    # Only the AMP wrapper has a `cast_dtype`, and DeepSpeed's a `dtype`.
+    dtype = getattr(wrapper, 'cast_dtype', None)
+    dtype = str(dtype or getattr(wrapper, 'dtype', 'float32'))
     scale_text = 'no loss scale'
     if facts['loss_scale']:
         scale = facts['loss_scale']
@@ -113,8 +116,12 @@ def own_modules(runner: Runner) -> Dict[str, List[nn.Module]]:
     wrappers = find_wrappers(runner)
     if len(wrappers) == 1:
         (name,) = wrappers
-        # Frozen modules included, which may be in no param group.
-        return {name: [runner.model]}
+        # Frozen modules included, which may be in no param group. The wrapper
+        # of an engine is no module.
+        model = runner.model
+        if not isinstance(model, nn.Module):
+            model = bare_model(model)
+        return {name: [model]}
     modules = {}
     for name, wrapper in wrappers.items():
         # Ids, because `==` of tensors compares their elements.
@@ -148,6 +155,5 @@ def longest_window(runner: Runner) -> int:
 
 def window_length(wrapper: BaseOptimWrapper) -> int:
     """Return the number of iterations of the wrapper's longest window."""
-    # Wrappers that are not MMEngine's own, such as DeepSpeed's, count by
-    # themselves, and are not guarded.
+    # Wrappers that are not guarded may count by themselves.
     return getattr(wrapper, '_accumulative_counts', 1)

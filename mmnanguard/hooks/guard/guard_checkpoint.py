@@ -10,6 +10,7 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import CheckpointHook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import nn
 
 from mmnanguard.numerics.base.rng_state import RngState, read_rng, set_rng
 from mmnanguard.numerics.checkpoints.saved_optimizer import GUARD_KEY
@@ -145,7 +146,13 @@ class GuardCheckpoint:
             set_rng(state)
 
     def _warn_of_workers(self, runner: Runner) -> None:
-        """Warn once if random states of workers cannot be resumed."""
+        """Warn once if random states cannot be saved or resumed."""
+        is_engine = not isinstance(runner.model, nn.Module)
+        if not self._has_checked_workers and is_engine:
+            runner.logger.warning(
+                'mmnanguard: save_rng has no effect with an engine '
+                "(DeepSpeed): MMEngine's strategy calls no hook when it saves"
+            )
         if not self._has_checked_workers and draws_anew(runner):
             runner.logger.warning(
                 'mmnanguard: save_rng cannot save the random state of '

@@ -16,6 +16,16 @@ LEFTOVERS = {
     'loss_scale=...)',
     'optimizer_config': 'optim_wrapper=dict(clip_grad=dict(max_norm=...))',
 }
+CURE = (
+    'Set optim_wrapper.type to mmnanguard.NanGuardOptimWrapper or '
+    'mmnanguard.NanGuardAmpOptimWrapper, and leave out --amp, which puts '
+    "MMEngine's wrapper in its place. ColossalAI and Apex cannot be guarded."
+)
+CURES = {
+    'DeepSpeedOptimWrapper': (
+        'Set optim_wrapper.type to mmnanguard.NanGuardDeepSpeedOptimWrapper.'
+    )
+}
 
 
 def warn_at_start(runner: Runner, guarded: Container[str]) -> None:
@@ -27,13 +37,10 @@ def warn_at_start(runner: Runner, guarded: Container[str]) -> None:
     """
     for name, wrapper in find_wrappers(runner).items():
         if name not in guarded:
+            kind = type(wrapper).__name__
             runner.logger.error(
-                f"mmnanguard: optimizer '{name}' is run by "
-                f'{type(wrapper).__name__}: ITS UPDATES ARE NOT GUARDED. '
-                'Set optim_wrapper.type to mmnanguard.NanGuardOptimWrapper'
-                ' or mmnanguard.NanGuardAmpOptimWrapper, and leave out '
-                "--amp, which puts MMEngine's wrapper in its place. "
-                'DeepSpeed, ColossalAI and Apex cannot be guarded.'
+                f"mmnanguard: optimizer '{name}' is run by {kind}: ITS "
+                f'UPDATES ARE NOT GUARDED. {CURES.get(kind, CURE)}'
             )
     for warning in misspelt_methods(runner.hooks):
         runner.logger.warning(f'mmnanguard: {warning}')

@@ -144,9 +144,8 @@ class InputGuardHook(PatchingHook, ModelChanger):
             raise GuardConfigError(
                 f'InputGuardHook: action={self._policy.action!r} needs an '
                 'optimizer wrapper that can reject an update, '
-                'mmnanguard.NanGuardOptimWrapper or '
-                "mmnanguard.NanGuardAmpOptimWrapper; action='sanitize' needs "
-                'none.'
+                'such as mmnanguard.NanGuardOptimWrapper; '
+                "action='sanitize' needs none."
             )
         # Training may begin again in the same process.
         self._windows, self._sanitized, self._halt = {}, [], None

@@ -61,6 +61,9 @@ def choose_resume(
         return None, ''
     story = f'{LAST} names no checkpoint'
     if last is not None:
+        # A folder of parts (DeepSpeed), which MMEngine's strategy loads.
+        if Path(last).is_dir():
+            return None, ''
         newest = scan_known(Path(last), by_design)
         if is_clean_alone(newest):
             return None, ''

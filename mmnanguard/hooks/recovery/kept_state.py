@@ -1,6 +1,6 @@
 """All tensors that a run keeps from update to update, with their names."""
 
-from typing import Any, Iterator, List, Mapping, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ from mmnanguard.numerics.base.shards import local
 from mmnanguard.numerics.base.tensor_kinds import is_ordinary
 from mmnanguard.numerics.checkpoints.saved_optimizer import running_stats, walk
 from mmnanguard.numerics.checkpoints.state_audit import KeptTensor
-from mmnanguard.numerics.update.blame import TensorNames, plain_name
+from mmnanguard.numerics.update.blame import Slice, TensorNames, plain_name
 
 from .._shared.averages import ema_models, is_mean_teacher
-from .._shared.find_guards import find_wrappers
+from .._shared.find_guards import find_guards, find_wrappers
 
 __all__ = ['kept_state', 'named_tensors']
 
@@ -26,17 +26,45 @@ def kept_state(runner: Runner) -> List[KeptTensor]:
     a ``MeanTeacherHook`` counts as an average, although it is a part of the
     model.
     """
-    optimizers: List[Optimizer] = []
+    wrappers = find_wrappers(runner)
     groups: List[Mapping[str, object]] = []
-    for wrapper in find_wrappers(runner).values():
-        optimizers.append(wrapper.optimizer)
+    slices: Dict[int, Sequence[Slice]] = {}
+    for wrapper in wrappers.values():
         groups += wrapper.optimizer.param_groups
-    names = TensorNames([runner.model], groups)
+    for guard in find_guards(runner).values():
+        slices.update(guard.params.slices())
+    names = TensorNames([runner.model], groups, slices)
     kept = list(of_model(runner, names))
-    for optimizer in optimizers:
-        kept += of_optimizer(optimizer, names)
+    for name, wrapper in wrappers.items():
+        optimizer, params = wrapper.optimizer, params_of(wrapper.optimizer)
+        if slices:
+            # Of an engine, which steps on flat copies of the weights.
+            engine = find_guards(runner)[name].params
+            optimizer, params = engine.optimizer, engine.stepped()
+            kept += of_masters(params, slices, names)
+        kept += of_optimizer(optimizer, params, names)
     kept += of_averages(runner)
     return kept
+
+
+def params_of(optimizer: Optimizer) -> List[Tensor]:
+    """Return the parameters of an optimizer."""
+    params: List[Tensor] = []
+    for group in optimizer.param_groups:
+        params += group['params']
+    return params
+
+
+def of_masters(
+    params: Sequence[Tensor],
+    slices: Mapping[int, Sequence[Slice]],
+    names: TensorNames,
+) -> Iterator[KeptTensor]:
+    """Yield the flat copies of weights that an engine steps on."""
+    for param in params:
+        if id(param) in slices:
+            for name, part in names.split(param, param.detach()):
+                yield KeptTensor('optimizer', f'{name} {param.dtype}', part)
 
 
 def of_model(runner: Runner, names: TensorNames) -> Iterator[KeptTensor]:
@@ -68,23 +96,22 @@ def of_model(runner: Runner, names: TensorNames) -> Iterator[KeptTensor]:
 
 
 def of_optimizer(
-    optimizer: Optimizer, names: TensorNames
+    optimizer: Optimizer, params: Sequence[Tensor], names: TensorNames
 ) -> Iterator[KeptTensor]:
     """Yield the tensors and floats in the state of an optimizer."""
-    for group in optimizer.param_groups:
-        for param in group['params']:
-            # The state is a defaultdict: state[param] would add an empty
-            # entry, which would then get into checkpoints. An optimizer
-            # that is not PyTorch's may have none.
-            state: Mapping[Any, object] = getattr(optimizer, 'state', {})
-            for key, value in walk(state.get(param, {})):
-                parts = [(names.of_param(param), value)]
-                # FSDP1 joins several parameters in a flat one. Their names
-                # apply to the state only where it is cut in the same way.
-                if is_sharded_alike(value, param):
-                    parts = names.split(param, value)
-                for name, part in parts:
-                    yield KeptTensor('optimizer', f'{name} {key}', part)
+    for param in params:
+        # The state is a defaultdict: state[param] would add an empty entry,
+        # which would then get into checkpoints. An optimizer that is not
+        # PyTorch's may have none.
+        state: Mapping[Any, object] = getattr(optimizer, 'state', {})
+        for key, value in walk(state.get(param, {})):
+            parts = [(names.of_param(param), value)]
+            # FSDP1 joins several parameters in a flat one. Their names apply
+            # to the state only where it is cut in the same way.
+            if is_sharded_alike(value, param):
+                parts = names.split(param, value)
+            for name, part in parts:
+                yield KeptTensor('optimizer', f'{name} {key}', part)
 
 
 def of_averages(runner: Runner) -> Iterator[KeptTensor]:

@@ -4,9 +4,11 @@ from typing import Optional, Tuple
 
 from mmengine.dist import all_gather_object
 from mmengine.runner import Runner
+from torch import nn
 
 from mmnanguard.core import (
     Action,
+    GuardConfigError,
     GuardEvent,
     RollbackUnavailable,
     TrainingHalted,
@@ -85,7 +87,8 @@ class RollbackHook(GuardListener):
             random numbers are drawn again.
 
     Raises:
-        GuardConfigError: If an argument is out of range.
+        GuardConfigError: If an argument is out of range, and at the start of
+            training with DeepSpeed, whose state the hook cannot put back.
     """
 
     # After EMAHook (NORMAL), whose averages belong to a state, and before
@@ -132,6 +135,14 @@ class RollbackHook(GuardListener):
         self._event: Optional[GuardEvent] = None
 
     def before_train(self, runner: Runner) -> None:
+        if not isinstance(runner.model, nn.Module):
+            raise GuardConfigError(
+                'RollbackHook cannot put back the weights of an engine '
+                '(DeepSpeed), which are on all ranks in parts, with copies in '
+                "several precisions. Leave the hook and when_exhausted='"
+                "rollback' out, and resume a halted run from its last clean "
+                'checkpoint.'
+            )
         self._audit = StateAudit(
             kept_state(runner), is_fresh=not runner._has_loaded
         )

@@ -6,7 +6,8 @@
    ``isolated_message_hub`` keeps a replay out of the logs.
 4. ``autopsy_hook``: finds the module and the samples at fault;
    ``try_cures`` tries what the user could change, and ``narrow_down``
-   looks for the sample without which a batch is finite.
+   looks for the sample without which a batch is finite. ``engine_copy``:
+   the model of a DeepSpeed engine, which cannot run a window itself.
 5. ``fp32_modules_hook``: runs modules in float32.
 6. ``batch_dump_hook``, ``batch_dump``: write a window to a file
    (``plain_batch``: as tensors and builtins only).

@@ -5,7 +5,7 @@ decides which events get a replay, and makes all ranks agree on the result.
 """
 
 from contextlib import suppress
-from typing import Dict, Iterable, List, Mapping, Set, Tuple
+from typing import Dict, Iterable, List, Mapping, Optional, Set, Tuple
 
 from mmengine.dist import (
     all_gather_object,
@@ -17,16 +17,18 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmnanguard._support.escape import escape
-from mmnanguard.core import Autopsy, GuardEvent
+from mmnanguard.core import Autopsy, GuardConfigError, GuardEvent
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.core.rows.input_row import InputRow
 from mmnanguard.core.rows.remedy_row import RemedyRow
 from mmnanguard.core.rules.recent_commits import find_growth
+from mmnanguard.numerics.base.shards import is_gathered
 from mmnanguard.registry import HOOKS
 
 from .._shared.find_guards import find_guards, find_wrappers
 from .._shared.hook_arguments import Checkpoint, Row
+from .engine_copy import copy_engine
 from .narrow_down import samples_that_spoil
 from .try_cures import try_cures
 from .window import Window, WindowHook
@@ -71,8 +73,12 @@ class AutopsyHook(WindowHook):
             sample without which the window is finite, in at most
             2 * log2(samples) + 1 passes.
 
+    With DeepSpeed, the passes run in a copy of the model, which takes memory
+    for its weights.
+
     Raises:
-        GuardConfigError: If ``max_autopsies`` is negative.
+        GuardConfigError: If ``max_autopsies`` is negative, and at the start
+            of training with ZeRO 3.
     """
 
     def __init__(
@@ -99,6 +105,15 @@ class AutopsyHook(WindowHook):
         # The id of the last event whose bad inputs were all masks.
         self._masked = ''
 
+    def before_train(self, runner: Runner) -> None:
+        """Refuse a model that cannot be run again."""
+        if is_gathered(runner.model):
+            raise GuardConfigError(
+                'AutopsyHook cannot run a window again with ZeRO 3, which has '
+                'weights only while the engine runs a pass. Leave the hook '
+                'out, and find the operation with ZeRO 2 or a smaller model.'
+            )
+
     @property
     def is_spent(self) -> bool:
         """Whether the run has had all its autopsies."""
@@ -116,7 +131,10 @@ class AutopsyHook(WindowHook):
         self._num_done += 1
         self._num_similar[key] = self._num_similar.get(key, 0) + 1
         try:
-            autopsy = self._examine(runner, event, self._window)
+            model = self._model_of(runner)
+            if model is None:
+                return
+            autopsy = self._examine(runner, model, event, self._window)
         except Exception as error:
             if get_world_size() > 1:
                 # Other ranks may wait for this rank in a collective, and
@@ -218,16 +236,30 @@ class AutopsyHook(WindowHook):
             for key, num_similar in state['looks']:
                 self._num_similar[tuple(key)] = num_similar
 
+    def _model_of(self, runner: Runner) -> Optional[nn.Module]:
+        """Return the model to run the window in, or None. Collective."""
+        model: object = runner.model
+        if isinstance(model, nn.Module):
+            return model
+        copied = copy_engine(model)
+        if all(all_gather_object(copied is not None)):
+            return copied
+        runner.logger.warning(
+            'mmnanguard: no autopsy: the model in the engine cannot be copied'
+        )
+        return None
+
     def _examine(
-        self, runner: Runner, event: GuardEvent, window: Window
+        self,
+        runner: Runner,
+        model: nn.Module,
+        event: GuardEvent,
+        window: Window,
     ) -> Autopsy:
         """Replay the window. Collective: all ranks run equally many passes."""
         wrappers = find_wrappers(runner)
         replay = WindowReplay(
-            runner.model,
-            wrappers,
-            settings_of(wrappers, event),
-            window.batches,
+            model, wrappers, settings_of(wrappers, event), window.batches
         )
         # The event holds the loss of its first rank, which says nothing of
         # the losses of other ranks.

@@ -324,7 +324,8 @@ def accumulation_of(wrapper: OptimWrapper) -> int:
     (MMEngine 0.10.7, optim/optimizer/optimizer_wrapper.py#L389). By now
     ``_inner_count`` has passed the window's last micro-batch.
     """
-    rest = wrapper._remainder_counts
+    # DeepSpeed's wrapper has none.
+    rest: int = getattr(wrapper, '_remainder_counts', 0)
     # Not above 0 if nothing remains, or if the number of iterations is
     # unknown.
     if rest > 0 and wrapper._inner_count > wrapper._max_counts - rest:

@@ -18,7 +18,7 @@ from typing import (
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ['Placement', 'Shards', 'is_sharded', 'local']
+__all__ = ['Placement', 'Shards', 'is_gathered', 'is_sharded', 'local']
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -89,8 +89,16 @@ class Shards:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether any parameter of a model is sharded."""
+    if is_gathered(model):
+        return True
     params = list(model.parameters())
     return bool(Shards(params, [model]).place(params).groups)
+
+
+def is_gathered(model: nn.Module) -> bool:
+    """Whether parameters have content only while a pass runs (ZeRO 3)."""
+    # The mark that deepspeed/runtime/zero/partition_parameters.py sets.
+    return any(hasattr(param, 'ds_tensor') for param in model.parameters())
 
 
 def is_flattened(param: Tensor) -> bool:

@@ -99,7 +99,11 @@ class ReplayWrapper:
         self._setting = setting
         self._device = device
         self.losses: List[Tensor] = []
-        self.optimizer = stub_optimizer(wrapper.optimizer)
+        optimizer = wrapper.optimizer
+        # An engine wraps the optimizer in a class of its own.
+        if not isinstance(optimizer, Optimizer):
+            optimizer = optimizer.optimizer
+        self.optimizer = stub_optimizer(optimizer)
         # A copy, because a user's own call of unscale_ changes its state.
         self.loss_scaler = copy_scaler(getattr(wrapper, 'loss_scaler', None))
 

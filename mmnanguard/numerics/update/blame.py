@@ -1,7 +1,7 @@
 """The names and statistics of the tensors that a rejection is about."""
 
 import math
-from typing import Any, Dict, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from ..base.shards import local
 from ..base.tensor_kinds import real_values
 from .observe import Reading, nonfinite_indices
 
-__all__ = ['MAX_BLAMED', 'TensorNames', 'blame', 'plain_name']
+__all__ = ['MAX_BLAMED', 'Slice', 'TensorNames', 'blame', 'plain_name']
 
 MAX_BLAMED = 5
 WRAPPERS = (
@@ -25,6 +25,23 @@ WRAPPERS = (
 )
 
 
+class Slice(NamedTuple):
+    """A part of a flat tensor that belongs to one parameter.
+
+    Attributes:
+        param: The parameter of the model.
+        start: The first element of the part in the flat tensor.
+        size: The number of elements of the part.
+    """
+
+    param: Tensor
+    start: int
+    size: int
+
+
+NOTHING_FLAT: Mapping[int, Sequence[Slice]] = {}
+
+
 class TensorNames:
     """The names of parameters and buffers.
 
@@ -32,11 +49,17 @@ class TensorNames:
         models: The models to take names from, in this order.
         groups: The optimizer's parameter groups, which give names to the
             parameters that are in none of the models.
+        slices: The parts of flat tensors that stand for several parameters,
+            by the id of the flat tensor.
     """
 
     def __init__(
-        self, models: Sequence[nn.Module], groups: Sequence[Mapping[str, Any]]
+        self,
+        models: Sequence[nn.Module],
+        groups: Sequence[Mapping[str, Any]],
+        slices: Mapping[int, Sequence[Slice]] = NOTHING_FLAT,
     ) -> None:
+        self._slices = slices
         self._params: Dict[int, List[str]] = {}
         self._owners: Dict[int, str] = {}
         for model in models:
@@ -57,18 +80,29 @@ class TensorNames:
 
     def of_param(self, param: Tensor) -> str:
         """Return the name of a parameter; a shared one has several, joined."""
+        slices = self._slices.get(id(param))
+        if slices is not None:
+            # The parts have names, see split().
+            return ', '.join([self.of_param(part.param) for part in slices])
         return ' = '.join(self._params[id(param)])
 
     def split(self, param: Tensor, values: Tensor) -> List[Tuple[str, Tensor]]:
         """Return names and the part of ``values`` that each name stands for.
 
-        A flat parameter of FSDP1 holds several parameters, or parts of them;
-        any other parameter has one name.
+        A flat parameter of FSDP1 or DeepSpeed holds several parameters, or
+        parts of them; any other parameter has one name.
 
         Args:
             param: The parameter.
             values: This rank's part of the parameter or of its gradient.
         """
+        slices = self._slices.get(id(param))
+        if slices is not None:
+            parts = []
+            for part, start, size in slices:
+                part_of_it = values.reshape(-1).narrow(0, start, size)
+                parts.append((self.of_param(part), part_of_it))
+            return parts[::-1]  # nearest to the loss first
         name = self.of_param(param)
         names = getattr(param, '_fqns', None)
         infos = getattr(param, '_shard_param_infos', None)

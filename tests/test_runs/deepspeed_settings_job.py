@@ -1,0 +1,128 @@
+"""One of two ranks that train under rarer settings of DeepSpeed."""
+
+import json
+import sys
+from pathlib import Path
+
+import deepspeed_engine as engines
+import torch
+from torch import distributed as dist
+
+STRUCK = 4
+VARIED = [
+    engines.Kind(1, 'bf16', 'adamw', 2, 0.0, False, 'float32 accumulation'),
+    engines.Kind(2, 'bf16', 'adamw', 2, 0.0, False, 'float32 accumulation'),
+    engines.Kind(2, 'bf16', 'adamw', 2, 0.0, True, 'float32 accumulation'),
+    engines.Kind(2, 'fp16', 'adamw', 2, 0.1, False, 'round robin'),
+    engines.Kind(2, 'bf16', 'sgd', 2, 0.0, False, 'overlap'),
+    engines.Kind(1, 'fp16', 'adamw', 1, 0.0, False, 'scattered'),
+    engines.Kind(2, 'fp32', 'adamw', 1, 0.0, True, 'no scatter'),
+    engines.Kind(0, 'fp32', 'adamw', 1, 0.1, False, 'groups'),
+    engines.Kind(2, 'bf16', 'adamw', 1, 0.0, False, 'groups'),
+    engines.Kind(3, 'bf16', 'adamw', 1, 0.0, True, 'groups'),
+    engines.Kind(3, 'bf16', 'adamw', 2, 0.0, False, 'sub-groups'),
+    engines.Kind(0, 'fp16', 'adamw', 1, 0.0, False, 'forward'),
+    engines.Kind(1, 'bf16', 'adamw', 2, 0.0, False, 'forward'),
+    engines.Kind(3, 'bf16', 'adamw', 2, 0.0, False, 'forward'),
+    engines.Kind(1, 'bf16', 'adamw', 1, 0.0, False, 'unused'),
+]
+STEPPED = [
+    engines.Kind(0, 'fp32', 'spoiling', 1),
+    engines.Kind(0, 'bf16', 'spoiling', 1),
+    engines.Kind(1, 'bf16', 'spoiling', 2),
+    engines.Kind(2, 'fp16', 'spoiling', 1, 0.1, True),
+    engines.Kind(3, 'bf16', 'spoiling', 1),
+]
+REFUSED = [
+    engines.Kind(1, 'fp16', 'sgd', 1),
+    engines.Kind(2, 'fp16', 'sgd', 2),
+    engines.Kind(3, 'fp16', 'sgd', 1),
+]
+
+
+class SpoilingSGD(torch.optim.SGD):
+    """Makes NaN of finite gradients while ``spoils``."""
+
+    spoils = False
+
+    def step(self, closure=None):
+        super().step(closure)
+        if self.spoils:
+            for group in self.param_groups:
+                for param in group['params']:
+                    param.data.view(-1)[0] = float('nan')
+                    buffer = self.state[param]['momentum_buffer']
+                    buffer.view(-1)[1] = float('inf')
+
+
+def spoil(wrapper, is_struck):
+    inner = getattr(wrapper.optimizer, 'optimizer', wrapper.optimizer)
+    inner.spoils = is_struck and dist.get_rank() == 1
+
+
+def refuse(wrapper, is_struck):
+    """Let DeepSpeed find an overflow where there is none."""
+    vars(wrapper.optimizer).pop('has_overflow', None)
+    if is_struck:
+        wrapper.optimizer.has_overflow = lambda *_, **__: True
+
+
+def train(kind, strike, leave_out=()):
+    """Train with one struck window, or without it and the guard."""
+    is_guarded = not leave_out
+    policy = dict(check_step='always') if is_guarded else {}
+    wrapper = engines.build(kind, is_guarded, **policy)
+    if is_guarded:
+        wrapper.guard.attach(object())
+    generator = torch.Generator().manual_seed(1 + dist.get_rank())
+    for window in range(1, 7):
+        for _ in range(kind.accumulation):
+            inputs = torch.randn(4, 4, generator=generator)
+            if window in leave_out:
+                continue
+            strike(wrapper, is_guarded and window == STRUCK)
+            engines.train_step(kind, wrapper, inputs)
+    return wrapper
+
+
+def see_struck(kind, strike):
+    wrapper = train(kind, strike)
+    due = engines.everything(train(kind, strike, leave_out=(STRUCK,)))
+    return dict(
+        kind=kind,
+        differing=engines.differing(engines.everything(wrapper), due),
+        told=[[e.iter, e.cause.value] for e in wrapper.guard.take_events()],
+        skipped=wrapper.model.model.skipped_steps,
+    )
+
+
+def see_varied(kind):
+    wrongs = []
+    for fault in (None, *engines.FAULTS[:3]):
+        wrapper, events = engines.run(kind, fault)
+        left_out = () if fault is None else engines.STRUCK
+        due = engines.oracle(kind, left_out)
+        wrong = engines.differing(engines.everything(wrapper), due)
+        if wrong or len(events) != len(left_out):
+            wrongs.append([fault, wrong, len(events)])
+    name = type(wrapper.optimizer).__name__
+    return dict(kind=kind, wrongs=wrongs, optimizer=name)
+
+
+def main(work_dir):
+    engines.start()
+    engines.OPTIMIZERS['spoiling'] = lambda groups: SpoilingSGD(
+        groups, lr=0.05, momentum=0.9
+    )
+    seen = dict(
+        varied=[see_varied(kind) for kind in VARIED],
+        stepped=[see_struck(kind, spoil) for kind in STEPPED],
+        refused=[see_struck(kind, refuse) for kind in REFUSED],
+    )
+    path = Path(work_dir) / f'rank_{dist.get_rank()}.json'
+    path.write_text(json.dumps(seen))
+    dist.destroy_process_group()
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])
