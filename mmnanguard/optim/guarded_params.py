@@ -67,8 +67,6 @@ class GuardedParams:
             spoiled weights.
         is_risky: Whether an argument of the optimizer is known to make NaN now
             and then.
-        num_begun: Number of steps in a row that were bad for nothing but the
-            states that they began.
         has_spoiled: Whether a step of this run has spoiled weights, so that
             each further one is checked.
         run: The model of the run, once it is known. Optimizers of another
@@ -90,7 +88,7 @@ class GuardedParams:
     def __init__(self, optimizer: Optimizer, is_checked: bool = False) -> None:
         check_groups(optimizer)
         self.is_checked = is_checked
-        self.num_begun = 0
+        self._num_begun = 0
         self.use(optimizer)
         self.run: Optional[nn.Module] = None
         # MMEngine makes a hub for each runner.
@@ -223,6 +221,16 @@ class GuardedParams:
                 if id(param) in bad and not math.isfinite(norm):
                     return params
         return None
+
+    def count_begun(self, begins: bool) -> int:
+        """Return the number of steps in a row that began bad states.
+
+        Args:
+            begins: Whether the last step was bad for nothing but states that
+                it began.
+        """
+        self._num_begun = self._num_begun + 1 if begins else 0
+        return self._num_begun
 
     def check_steps(self) -> None:
         """Let each step of the run be checked from now on.

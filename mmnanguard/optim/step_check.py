@@ -212,11 +212,8 @@ def begins_again(bad: List[Kept], guard: Guard) -> bool:
         guard: The guard of the optimizer.
     """
     are_new = [kept.is_new and bool(kept.key) for kept in bad]
-    if not are_new or not all(are_new):
-        guard.params.num_begun = 0
-        return False
-    guard.params.num_begun += 1
-    if guard.params.num_begun <= MOST_UNDONE:
+    begins = bool(are_new) and all(are_new)
+    if guard.params.count_begun(begins) <= MOST_UNDONE:
         return False
     guard.coverage_warnings.warn_once(
         'begun', optimizer=type(guard.params.optimizer).__name__

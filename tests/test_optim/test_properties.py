@@ -303,6 +303,8 @@ class Scale:
             if is_due and self.value > config['min_scale']:
                 self.num_overflows = 0
                 lowered = self.value * config['backoff_factor']
+                # To catch up after bad losses that have spared the scale.
+                lowered = verdict.scale_to or lowered
                 self.value = max(lowered, config['min_scale'])
         if self.value == before:
             return ScaleMove.KEEP

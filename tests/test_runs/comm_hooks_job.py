@@ -27,16 +27,20 @@ STRUCK = [2, 4, 7]
 
 @MODELS.register_module()
 class Struck(ToyNet):
-    """A model with a NaN loss on rank 1 in some iterations."""
+    """A model with a NaN loss on rank 1 in some iterations.
+
+    A replay of the iteration is finite.
+    """
 
     def __init__(self, iters=(), data_preprocessor=None):
         super().__init__(data_preprocessor)
-        self.iters = iters
+        self.iters = list(iters)
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         losses = super().forward(inputs, data_samples, mode)
         now = MessageHub.get_current_instance().get_info('iter') + 1
         if now in self.iters and get_rank() == 1:
+            self.iters.remove(now)
             losses['loss_cls'] = losses['loss_cls'] * math.nan
         # The ranks differ, so that there is an error to feed back.
         losses['loss_size'] = losses['loss_size'] * (1 + get_rank())

@@ -32,7 +32,7 @@ def half_of_the_cells():
             yield kind, fault, (number + number // 2 + turn) % 2
 
 
-def differing_memory(kind, is_harmful, memory):
+def differing_memory(kind, fault, is_harmful, memory):
     """Return the parts of a guard's memory that are not the oracle's."""
     left_out = matrix.STRUCK if is_harmful else ()
     _, wrapper = matrix.run_without(kind, left_out)
@@ -49,6 +49,15 @@ def differing_memory(kind, is_harmful, memory):
         # None stands for NaN.
         first = commits['loss'][:NUM_FIRST]
         due['first_losses'] = [loss for loss in first if loss is not None]
+    if kind.precision == 'fp16' and fault.site in ('input', 'activation'):
+        # Gradients beside a bad loss may have overflowed: it is remembered
+        # how often they have spared the scale.
+        due['scale_trial'].update(
+            is_open=True,
+            suspect='loss',
+            num_spared=len(matrix.STRUCK),
+            num_clean=matrix.NUM_WINDOWS - len(matrix.STRUCK),
+        )
     return [key for key in memory if memory[key] != due[key]]
 
 
@@ -71,7 +80,7 @@ def see(kind, fault, struck):
         state=state,
         scale=wrapper.guard.scaler.get_scale(),
         differing=matrix.differing(left, oracle(kind)),
-        memory=differing_memory(kind, is_harmful, memory),
+        memory=differing_memory(kind, fault, is_harmful, memory),
         shared=shared.hexdigest(),
     )
 
