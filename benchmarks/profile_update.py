@@ -48,7 +48,7 @@ def stages_of(side):
         '-- what forward changed': (Snapshot, 'compare'),
         '-- the host read': (OBSERVE, 'read_once'),
         '- decide': (STEP, 'decide'),
-        '- apply': (STEP, 'apply_update'),
+        '- apply': (side.wrapper.guard.params, 'apply_update'),
         '-- optimizer.step': (side.optimizer, 'step'),
         '- end of the window': (Guard, 'close'),
         '- zero_grad': (side.wrapper, 'zero_grad'),

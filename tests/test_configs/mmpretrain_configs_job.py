@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from mmnanguard import apply_guard
 from mmnanguard.core import GuardConfigError
 from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
+from mmnanguard.optim.deepspeed.guard_config import has_deepspeed
 
 CONFIGS = Path(sys.prefix, 'mmpretrain', 'mmpretrain', '.mim', 'configs')
 TYPES = dict(
@@ -63,6 +64,12 @@ class StandIn(nn.Module):
 
 def build_guarded(cfg):
     """Build the config with each guard; print which model it was built on."""
+    if has_deepspeed(cfg):
+        # The wrapper needs an engine.
+        for guard in TYPES:
+            settings = apply_guard(cfg, guard).optim_wrapper
+            assert settings.type == 'mmnanguard.NanGuardDeepSpeedOptimWrapper'
+        return 'guarded, with DeepSpeed'
     try:
         with Hollow():
             model, outcome = MODELS.build(cfg.model), 'its own model'

@@ -14,7 +14,7 @@ OUTCOMES = {
     'guarded, on a stand-in': 28,
     'refused: the config has no optim_wrapper, .* does not train': 41,
     'refused: the config has no optim_wrapper, .* as in 1.x': 1,
-    'refused: optim_wrapper.type is DeepSpeedOptimWrapper': 3,
+    'guarded, with DeepSpeed': 3,
     # Before anything here sees them.
     'MMEngine: ModuleNotFoundError: mmdet is not installed': 2,
     "MMEngine: KeyError: 'test_pipeline'": 2,
