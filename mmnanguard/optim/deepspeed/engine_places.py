@@ -5,7 +5,7 @@ and the precision. Each class is known here by its attributes, so that
 DeepSpeed itself is not imported. Versions 0.16 to 0.19 were read.
 """
 
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, List, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,24 @@ class ShardedPlaces(Places):
     """Masters of which each rank has a part."""
 
     has_masters = True
+    # The optimizer's flag for an offload to the CPU, if it can have one.
+    offload_flag = ''
+
+    @property
+    def is_offloaded(self) -> bool:
+        """Whether masters and their gradients are on the CPU."""
+        if not self.offload_flag:
+            return False
+        return bool(getattr(self.optimizer, self.offload_flag))
+
+    def clip(self, grads: Sequence[Tensor], factor: float) -> None:
+        """Multiply the gradients by a factor, in place."""
+        super().clip(grads, factor)
+        if self.is_offloaded:
+            # DeepSpeed has taken these norms on the host already.
+            norms = self.optimizer.norm_for_param_grads
+            for key in norms:
+                norms[key] = norms[key] * factor
 
     @property
     def scaler(self) -> Any:
@@ -149,6 +167,8 @@ class Bf16Places(ShardedPlaces):
 class Zero12Places(ShardedPlaces):
     """ZeRO 1 and 2: parts of gradients and masters."""
 
+    offload_flag = 'cpu_offload'
+
     def params(self) -> List[Tensor]:
         """Return the trained parameters of the model."""
         return join(self.optimizer.bit16_groups)
@@ -157,7 +177,7 @@ class Zero12Places(ShardedPlaces):
         """Return the parameters with a part here, and their gradients."""
         optimizer, pairs = self.optimizer, []
         for index, master in enumerate(self.masters()):
-            if optimizer.cpu_offload:
+            if self.is_offloaded:
                 pairs += take_slices(master.grad, self._slices[id(master)])
                 continue
             # Alignment between parameters is in a list of its own entries.
@@ -192,12 +212,6 @@ class Zero12Places(ShardedPlaces):
             pairs.append((master, slices))
         return pairs
 
-    def clip(self, grads: Sequence[Tensor], factor: float) -> None:
-        """Multiply the gradients by a factor, in place."""
-        super().clip(grads, factor)
-        if self.optimizer.cpu_offload:
-            scale_norms(self.optimizer.norm_for_param_grads, factor)
-
     def discard(self) -> None:
         """Drop the gradients, and what forward did to trained weights."""
         optimizer = self.optimizer
@@ -208,7 +222,7 @@ class Zero12Places(ShardedPlaces):
             optimizer._release_preflattened_grad_buffers()
         if hasattr(optimizer, '_offload_accumulated_param_ids'):
             optimizer._offload_accumulated_param_ids = set()
-        if optimizer.cpu_offload:
+        if self.is_offloaded:
             optimizer.reset_cpu_buffers()
             forget_gradients(self.masters())
         for key in optimizer.averaged_gradients:
@@ -222,6 +236,7 @@ class Zero3Places(ShardedPlaces):
     """ZeRO 3: parts of gradients, masters and weights."""
 
     is_gathered = True
+    offload_flag = 'offload_optimizer'
 
     def __init__(self, optimizer: Any, module: nn.Module) -> None:
         super().__init__(optimizer, module)
@@ -254,7 +269,7 @@ class Zero3Places(ShardedPlaces):
         """Return the trained parameters, and the parts of gradients."""
         optimizer, pairs = self.optimizer, []
         for index, master in enumerate(self.masters()):
-            if optimizer.offload_optimizer:
+            if self.is_offloaded:
                 pairs += take_slices(master.grad, self._slices[id(master)])
                 continue
             parts = optimizer.averaged_gradients.get(index) or ()
@@ -294,12 +309,6 @@ class Zero3Places(ShardedPlaces):
                 start += param.partition_numel()
             pairs.append((flat, slices))
         return pairs
-
-    def clip(self, grads: Sequence[Tensor], factor: float) -> None:
-        """Multiply the gradients by a factor, in place."""
-        super().clip(grads, factor)
-        if self.optimizer.offload_optimizer:
-            scale_norms(self.optimizer.norm_for_param_grads, factor)
 
     def discard(self) -> None:
         """Drop the gradients, and the weights that forward has gathered."""
@@ -347,9 +356,3 @@ def forget_gradients(masters: Sequence[Tensor]) -> None:
     for master in masters:
         if master.grad is not None:
             master.grad.zero_()
-
-
-def scale_norms(norms: Dict[int, Tensor], factor: float) -> None:
-    """Multiply the norms that DeepSpeed has taken of gradients on the host."""
-    for key in norms:
-        norms[key] = norms[key] * factor
