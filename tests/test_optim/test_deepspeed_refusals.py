@@ -11,11 +11,11 @@ from mmnanguard.optim import NanGuardDeepSpeedOptimWrapper
 
 
 class OnebitAdam:
-    """Has the name of an optimizer of DeepSpeed."""
+    """The name of an optimizer of DeepSpeed."""
 
 
 class TunedAdam(OnebitAdam):
-    """Is a project's own form of it."""
+    """A form of it that a project has."""
 
 
 def make_engine(**changes):
