@@ -7,6 +7,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmnanguard.core import NoClip
+from mmnanguard.core.how_to_guard import how_to_guard
 from mmnanguard.numerics.guard_protocol import GuardedProtocol, GuardProtocol
 from mmnanguard.version import __version__
 
@@ -18,6 +19,7 @@ __all__ = [
     'find_schedulers',
     'find_wrappers',
     'guard_facts',
+    'how_to_guard_wrapper',
     'longest_window',
     'own_modules',
     'window_length',
@@ -43,6 +45,11 @@ def find_guards(runner: Runner) -> Dict[str, GuardProtocol]:
         if isinstance(wrapper, GuardedProtocol):
             guards[name] = wrapper.guard
     return guards
+
+
+def how_to_guard_wrapper(wrapper: BaseOptimWrapper) -> str:
+    """Return what to do so that a wrapper's updates are guarded."""
+    return how_to_guard([kind.__name__ for kind in type(wrapper).__mro__])
 
 
 def find_schedulers(runner: Runner) -> Dict[str, List[Any]]:
