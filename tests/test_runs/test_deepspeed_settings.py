@@ -21,7 +21,7 @@ def ranks(tmp_path_factory):
 def test_a_struck_window_leaves_no_trace_whatever_the_settings(ranks):
     for rank in ranks:
         assert [seen for seen in rank['varied'] if seen['wrongs']] == []
-    # All classes that are known, but for the one of fused optimizers.
+    # All classes that are known, but for the one of FusedAdam.
     assert {seen['optimizer'] for seen in ranks[0]['varied']} == {
         'AdamW',
         'FP16_UnfusedOptimizer',
@@ -29,6 +29,14 @@ def test_a_struck_window_leaves_no_trace_whatever_the_settings(ranks):
         'DeepSpeedZeroOptimizer',
         'DeepSpeedZeroOptimizer_Stage3',
     }
+
+
+def test_optimizers_of_deepspeed_leave_no_trace_either(ranks):
+    for rank in ranks:
+        assert [seen for seen in rank['own'] if seen['wrongs']] == []
+    optimizers = {seen['kind'][2] for seen in ranks[0]['own']}
+    assert optimizers >= {'FusedAdam', 'DeepSpeedCPUAdam'}
+    assert 'FP16_Optimizer' in {seen['optimizer'] for seen in ranks[0]['own']}
 
 
 @pytest.mark.parametrize(
