@@ -148,6 +148,15 @@ class NanGuardDeepSpeedOptimWrapper(DeepSpeedOptimWrapper):
         if module.training:
             self.guard.open(module)
 
+    def optim_context(self, model: nn.Module) -> None:
+        """Refuse a run without an engine: an engine enters no context."""
+        raise GuardConfigError(
+            'optim_wrapper.type is NanGuardDeepSpeedOptimWrapper, and no '
+            'engine of DeepSpeed trains: add strategy=dict('
+            "type='DeepSpeedStrategy', ...) and runner_type='FlexibleRunner', "
+            'or take NanGuardOptimWrapper.'
+        )
+
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Run backward as MMEngine does, and note the loss.
 
