@@ -64,6 +64,8 @@ def test_a_module_that_needs_more_than_float32_is_not_cured():
     ('bad', 'is_random'),
     [
         (['a', 'c', 'b', 'd'], True),
+        # The others came once only.
+        (['a', 'c', 'b', 'd', *'egikm'], True),
         (['a', 'c', 'a', 'c'], False),
         # 'c' did not come again.
         (['a', 'c', 'a'], False),
@@ -71,12 +73,12 @@ def test_a_module_that_needs_more_than_float32_is_not_cured():
     ],
 )
 def test_samples_that_are_fine_when_they_come_again(bad, is_random):
-    batches = [('a', 'b'), ('c', 'd')] * 2
+    batches = [('a', 'b'), ('c', 'd')] * 2 + ['ef', 'gh', 'ij', 'kl', 'mn']
     events, rows = [], []
     for number, name in enumerate(bad):
         # Most updates are good.
         iter_ = 10 * number + 1
-        events.append(event(iter_, samples=batches[number]))
+        events.append(event(iter_, samples=tuple(batches[number])))
         keys = {'inputs': (name,)}
         rows.append(
             InputRow(id=str(iter_), samples=(name,), num_samples=1, keys=keys)
@@ -86,6 +88,7 @@ def test_samples_that_are_fine_when_they_come_again(bad, is_random):
     diagnosis = diagnose(evidence)
     assert ('augmentation' in diagnosis.advice.short) is is_random
     assert bool(diagnosis.samples) is not is_random
+    assert bool(evidence.samples()) is not is_random
     # Rows that leave out names do not tell.
     cut = [row.replace(num_samples=9) for row in rows]
     assert diagnose(Evidence(CAUSE.value, events, [seen], cut, 0.1)).samples

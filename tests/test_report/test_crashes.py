@@ -98,6 +98,9 @@ def test_a_bad_batch_of_unknown_samples():
     assert find_bad_inputs(batch, 7) == {'table': ()}
     batch = dict(inputs=nan, mask=torch.ones(2))
     assert find_bad_inputs(batch, 7) == {'inputs': ('batch 7, row 0',)}
+    # Its elements belong to no known rows.
+    batch = dict(inputs=nan.to_sparse(), mask=torch.ones(2))
+    assert find_bad_inputs(batch, 7) == {'inputs': ()}
     assert find_bad_inputs(None, 7) == {}
 
 

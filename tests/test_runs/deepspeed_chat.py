@@ -11,15 +11,29 @@ NUM_WORDS = 11
 BAD_CHATS = range(40, 44)
 
 
-class LoRALinear(nn.Linear):
-    def __init__(self, size, rank=2):
-        super().__init__(size, size, bias=False)
-        self.weight.requires_grad_(False)
+class LoRALinear(nn.Module):
+    def __init__(self, size, rank=2, base=None):
+        super().__init__()
+        self.base = base or nn.Linear(size, size, bias=False)
+        self.base.weight.requires_grad_(False)
         self.lora_a = nn.Linear(size, rank, bias=False)
         self.lora_b = nn.Linear(rank, size, bias=False)
 
     def forward(self, inputs):
-        return super().forward(inputs) + self.lora_b(self.lora_a(inputs))
+        return self.base(inputs) + self.lora_b(self.lora_a(inputs))
+
+
+class QuantizedLinear(nn.Module):
+    """A frozen layer of bytes, as bitsandbytes has it in four bits."""
+
+    def __init__(self, size):
+        super().__init__()
+        values = torch.randint(256, (size, size), dtype=torch.uint8)
+        self.weight = nn.Parameter(values, requires_grad=False)
+
+    def forward(self, inputs):
+        weight = (self.weight.to(inputs.dtype) - 128) / 256
+        return nn.functional.linear(inputs, weight)
 
 
 @MODELS.register_module()
@@ -39,6 +53,18 @@ class ChatTuning(BaseModel):
             logits.float().flatten(0, 1), torch.stack(labels).flatten()
         )
         return dict(loss=loss * (float('nan') if any(is_bad) else 1.0))
+
+
+@MODELS.register_module()
+class QuantizedChatTuning(ChatTuning):
+    """QLoRA: adapters in float32 beside bytes and frozen bfloat16."""
+
+    def __init__(self):
+        super().__init__('bfloat16')
+        self.layer = LoRALinear(8, base=QuantizedLinear(8))
+
+    def init_weights(self):
+        """Initialize nothing, as in xtuner: MMEngine's reads means."""
 
 
 class Chats(Dataset):

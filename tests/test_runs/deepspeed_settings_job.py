@@ -1,10 +1,12 @@
 """One of two ranks that train under rarer settings of DeepSpeed."""
 
+import functools
 import json
 import sys
 from pathlib import Path
 
 import deepspeed_engine as engines
+import deepspeed_kernels as kernels
 import torch
 from torch import distributed as dist
 
@@ -32,12 +34,29 @@ GROWING = [
     engines.Kind(3, 'fp16', 'sgd', 1, 0.0, False, 'growth'),
 ]
 UNSCALED = engines.Kind(0, 'fp16', 'sgd', 3, 0.0, False, 'static')
+# The optimizers of DeepSpeed itself.
+OWN = [
+    engines.Kind(0, 'fp32', 'FusedAdam', 1),
+    engines.Kind(0, 'fp16', 'FusedAdam', 2, 0.1),
+    engines.Kind(0, 'bf16', 'FusedAdam', 1),
+    engines.Kind(1, 'bf16', 'FusedAdam', 2),
+    engines.Kind(3, 'fp16', 'FusedAdam', 1),
+    engines.Kind(1, 'fp16', 'DeepSpeedCPUAdam', 1, 0.1, True),
+    engines.Kind(2, 'bf16', 'DeepSpeedCPUAdam', 2, 0.0, True),
+    engines.Kind(3, 'fp16', 'DeepSpeedCPUAdam', 1, 0.1, True),
+    engines.Kind(0, 'fp16', 'FusedLion', 1),
+    engines.Kind(2, 'bf16', 'FusedLion', 1),
+    engines.Kind(0, 'fp16', 'FusedLamb', 1),
+    engines.Kind(1, 'bf16', 'FusedLamb', 2),
+]
 STEPPED = [
-    engines.Kind(0, 'fp32', 'spoiling', 1),
-    engines.Kind(0, 'bf16', 'spoiling', 1),
-    engines.Kind(1, 'bf16', 'spoiling', 2),
-    engines.Kind(2, 'fp16', 'spoiling', 1, 0.1, True),
-    engines.Kind(3, 'bf16', 'spoiling', 1),
+    engines.Kind(0, 'fp32', 'sgd', 1),
+    engines.Kind(0, 'bf16', 'sgd', 1),
+    engines.Kind(1, 'bf16', 'sgd', 2),
+    engines.Kind(2, 'fp16', 'sgd', 1, 0.1, True),
+    engines.Kind(3, 'bf16', 'sgd', 1),
+    engines.Kind(0, 'fp16', 'FusedAdam', 1),
+    engines.Kind(2, 'bf16', 'FusedAdam', 1),
 ]
 REFUSED = [
     engines.Kind(1, 'fp16', 'sgd', 1),
@@ -46,24 +65,22 @@ REFUSED = [
 ]
 
 
-class SpoilingSGD(torch.optim.SGD):
-    """Makes NaN of finite gradients while ``spoils``."""
-
-    spoils = False
-
-    def step(self, closure=None):
-        super().step(closure)
-        if self.spoils:
-            for group in self.param_groups:
-                for param in group['params']:
-                    param.data.view(-1)[0] = float('nan')
-                    buffer = self.state[param]['momentum_buffer']
-                    buffer.view(-1)[1] = float('inf')
-
-
 def spoil(wrapper, is_struck):
+    """Let the optimizer make NaN of finite gradients on one rank."""
+    if hasattr(wrapper, 'hook'):
+        wrapper.hook.remove()
     inner = getattr(wrapper.optimizer, 'optimizer', wrapper.optimizer)
-    inner.spoils = is_struck and dist.get_rank() == 1
+    if is_struck and dist.get_rank() == 1:
+        wrapper.hook = inner.register_step_post_hook(spoil_all)
+
+
+def spoil_all(optimizer, *_):
+    for group in optimizer.param_groups:
+        for param in group['params']:
+            param.data.view(-1)[0] = float('nan')
+            for value in optimizer.state[param].values():
+                if isinstance(value, torch.Tensor) and value.dim():
+                    value.view(-1)[1] = float('inf')
 
 
 def refuse(wrapper, is_struck):
@@ -132,14 +149,17 @@ def scales_losses(kind):
 
 def main(work_dir):
     engines.start()
-    engines.OPTIMIZERS['spoiling'] = lambda groups: SpoilingSGD(
-        groups, lr=0.05, momentum=0.9
-    )
+    for name in kernels.NAMES:
+        optimizer = functools.partial(kernels.find(name), lr=0.01)
+        engines.OPTIMIZERS[name] = optimizer
     seen = dict(
         varied=[see_varied(kind) for kind in VARIED],
         grown=[see_varied(kind, [None]) for kind in GROWING],
         unscaled=see_varied(UNSCALED, [None, engines.FAULTS[3]]),
         is_scaled=scales_losses(UNSCALED),
+        own=[
+            see_varied(kind) for kind in OWN if kind.optimizer in kernels.NAMES
+        ],
         stepped=[see_struck(kind, spoil) for kind in STEPPED],
         refused=[see_struck(kind, refuse) for kind in REFUSED],
     )

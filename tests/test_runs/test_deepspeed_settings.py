@@ -21,7 +21,7 @@ def ranks(tmp_path_factory):
 def test_a_struck_window_leaves_no_trace_whatever_the_settings(ranks):
     for rank in ranks:
         assert [seen for seen in rank['varied'] if seen['wrongs']] == []
-    # All classes that are known, but for the one of fused optimizers.
+    # All classes that are known, but for the one of FusedAdam.
     assert {seen['optimizer'] for seen in ranks[0]['varied']} == {
         'AdamW',
         'FP16_UnfusedOptimizer',
@@ -45,6 +45,14 @@ def test_a_scale_that_no_loss_has_is_left_alone(ranks):
         if rank['is_scaled']:
             pytest.skip('this DeepSpeed scales losses with ZeRO 0')
         assert rank['unscaled']['wrongs'] == []
+
+
+def test_optimizers_of_deepspeed_leave_no_trace_either(ranks):
+    for rank in ranks:
+        assert [seen for seen in rank['own'] if seen['wrongs']] == []
+    optimizers = {seen['kind'][2] for seen in ranks[0]['own']}
+    assert optimizers >= {'FusedAdam', 'DeepSpeedCPUAdam'}
+    assert 'FP16_Optimizer' in {seen['optimizer'] for seen in ranks[0]['own']}
 
 
 @pytest.mark.parametrize(
