@@ -31,6 +31,7 @@ def make_engine(**changes):
         optimizer=optimizer or torch.optim.SGD(net.parameters(), lr=0.1),
         _config=SimpleNamespace(zero_config=zero),
         gradient_accumulation_steps=lambda: 1,
+        gradient_clipping=lambda: 0.0,
     )
     vars(engine).update({**values, **changes})
     return engine
