@@ -31,6 +31,7 @@ def make_engine(**changes):
         optimizer=optimizer or torch.optim.SGD(net.parameters(), lr=0.1),
         _config=SimpleNamespace(zero_config=zero),
         gradient_accumulation_steps=lambda: 1,
+        gradient_clipping=lambda: 0.0,
     )
     vars(engine).update({**values, **changes})
     return engine
@@ -102,6 +103,14 @@ def test_an_unknown_optimizer_is_refused():
 def test_a_setting_is_refused_with_its_reason(keys, reason):
     with pytest.raises(GuardConfigError, match=reason):
         bind(make_engine(), **keys)
+
+
+def test_a_run_without_an_engine_is_refused():
+    params = [nn.Parameter(torch.zeros(2))]
+    wrapper = NanGuardDeepSpeedOptimWrapper(torch.optim.SGD(params, lr=0.1))
+    # A model's train_step enters it first.
+    with pytest.raises(GuardConfigError, match='DeepSpeedStrategy'):
+        wrapper.optim_context(nn.Linear(2, 2))
 
 
 def test_half_weights_without_masters_are_refused():

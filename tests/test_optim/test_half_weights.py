@@ -103,6 +103,16 @@ def test_a_little_more_is_rejected_and_would_overflow():
     assert math.isfinite(sums[1])
 
 
+def test_a_state_that_only_grows_needs_each_step_checked():
+    """Adagrad's sum has no decay, so the second such square overflows."""
+    model, wrapper = build(Adagrad, **CHECKED)
+    edge = largest_clean_gradient()
+    assert step(model, wrapper, edge) == []
+    before = everything(model, wrapper)
+    assert step(model, wrapper, edge) == [Cause.STEP_NONFINITE]
+    assert differing(before, everything(model, wrapper)) == []
+
+
 def test_norms_are_summed_in_float32():
     tensors = [torch.full((300,), 3.0, dtype=BFLOAT16), torch.ones(2)]
     norms = tensor_norms(tensors[:1], 2.0) + tensor_norms(tensors, 2.0)
