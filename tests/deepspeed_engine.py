@@ -48,6 +48,8 @@ VARIATIONS = {
     'sub-groups': dict(
         zero=dict(sub_group_size=10, stage3_param_persistence_threshold=0)
     ),
+    'growth': dict(fp16=dict(min_loss_scale=1, loss_scale_window=2)),
+    'static': dict(fp16=dict(loss_scale=128)),
     'groups': {},
     'forward': {},
     'unused': {},
@@ -132,6 +134,7 @@ def config_of(kind, is_guarded):
         zero['offload_optimizer'] = dict(device='cpu', pin_memory=False)
     varied = dict(VARIATIONS.get(kind.variation, {}))
     zero.update(varied.pop('zero', {}))
+    fp16 = varied.pop('fp16', {})
     config = dict(
         train_micro_batch_size_per_gpu=4,
         gradient_accumulation_steps=kind.accumulation,
@@ -151,6 +154,7 @@ def config_of(kind, is_guarded):
             min_loss_scale=least,
             hysteresis=1,
         )
+        config['fp16'].update(fp16)
     return config
 
 
@@ -264,6 +268,15 @@ def strike_gradient(engine, value):
     # DeepSpeed looks at gradients as they come in, which this one did not.
     if getattr(engine.optimizer, 'cpu_offload', False):
         engine.optimizer.local_overflow = value != value or abs(value) > 1e38
+
+
+def scale_of(wrapper):
+    """Return the loss scale of DeepSpeed's optimizer."""
+    from mmnanguard.optim.deepspeed.engine_places import find_places
+
+    engine = wrapper.model.model
+    counters = find_places(engine.optimizer, engine.module).count()
+    return counters.get('cur_scale')
 
 
 def everything(wrapper):

@@ -1,11 +1,13 @@
 """The guarded form of MMEngine's ``DeepSpeedOptimWrapper``."""
 
+import logging
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Callable, Dict, Iterator, Optional
 
 import torch
 from mmengine._strategy.deepspeed import DeepSpeedOptimWrapper
+from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -90,6 +92,7 @@ class NanGuardDeepSpeedOptimWrapper(DeepSpeedOptimWrapper):
             )
         super().__init__(optimizer)  # type: ignore[no-untyped-call]
         self._places: Optional[Places] = None
+        self._scale_is_unproven = False
 
     # MMEngine's strategy sets it once DeepSpeed has wrapped model and
     # optimizer.
@@ -125,6 +128,7 @@ class NanGuardDeepSpeedOptimWrapper(DeepSpeedOptimWrapper):
             )
             # The limits of the guard end a run, and they tell why.
             self._places.scaler.raise_error_at_min_scale = False
+            self._scale_is_unproven = True
         self.guard.coverage_warnings.set_length(self._accumulative_counts)
         engine.register_forward_pre_hook(self._before_forward)
 
@@ -145,11 +149,48 @@ class NanGuardDeepSpeedOptimWrapper(DeepSpeedOptimWrapper):
         if module.training:
             self.guard.open(module)
 
+    def optim_context(self, model: nn.Module) -> None:
+        """Refuse a run without an engine: an engine enters no context."""
+        raise GuardConfigError(
+            'optim_wrapper.type is NanGuardDeepSpeedOptimWrapper, and no '
+            'engine of DeepSpeed trains: add strategy=dict('
+            "type='DeepSpeedStrategy', ...) and runner_type='FlexibleRunner', "
+            'or take NanGuardOptimWrapper.'
+        )
+
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        """Run backward as MMEngine does, and note the loss."""
+        """Run backward as MMEngine does, and note the loss.
+
+        The first one syncs the device.
+        """
+        if self._scale_is_unproven and loss.requires_grad:
+            self._scale_is_unproven = False
+            loss.register_hook(self._look_at_scale)
         super().backward(loss, **kwargs)
         # Not before: if backward fails, the loss is in no gradient.
         self.guard.add_loss(loss.detach() / self._accumulative_counts)
+
+    def _look_at_scale(self, grad: Tensor) -> None:
+        """Look whether DeepSpeed has scaled the loss.
+
+        With ZeRO 0, version 0.19 does not, but divides gradients by the
+        scale: https://github.com/deepspeedai/DeepSpeed/pull/8393
+        """
+        scale = self.guard.scaler.get_scale()
+        factor = float(grad) * self._accumulative_counts
+        # A third is rounded.
+        if scale == 1.0 or abs(factor - 1.0) > 0.01:
+            return
+        print_log(
+            'DeepSpeed does not scale the loss, but it divides the gradients '
+            f'by a loss scale of {scale:g}: steps are too small by that '
+            'factor (https://github.com/deepspeedai/DeepSpeed/pull/8393). '
+            'Take zero_optimization.stage=1, or bf16. The guard leaves this '
+            'scale alone.',
+            logger='current',
+            level=logging.WARNING,
+        )
+        self.guard.scaler = GuardedGradScaler(enabled=False)
 
     def step(self, **kwargs: Any) -> None:
         """End a micro-batch, and commit or reject the window it ends."""
@@ -180,12 +221,19 @@ class NanGuardDeepSpeedOptimWrapper(DeepSpeedOptimWrapper):
         guard, places = self.guard, self._places
         assert places is not None
         num_steps, counters = guard.state.num_steps, places.count()
+        if guard.scaler.is_enabled():
+            guard.scaler.growth_is_due = places.is_growth_due()
         try:
             guarded_step(guard, places.inner)
         finally:
             if guard.state.num_steps == num_steps:
                 places.discard()
                 places.set_counters(counters)
+                scaler = guard.scaler
+                is_dynamic = scaler.is_enabled() and scaler.home is None
+                if is_dynamic and scaler.get_scale() < counters['cur_scale']:
+                    # The next growth is counted from here.
+                    places.update_scale(True)
                 # The engine counts a skip, and its scheduler waits.
                 self._engine.optimizer.overflow = True
             self._set_scale()

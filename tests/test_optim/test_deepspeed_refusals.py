@@ -105,6 +105,14 @@ def test_a_setting_is_refused_with_its_reason(keys, reason):
         bind(make_engine(), **keys)
 
 
+def test_a_run_without_an_engine_is_refused():
+    params = [nn.Parameter(torch.zeros(2))]
+    wrapper = NanGuardDeepSpeedOptimWrapper(torch.optim.SGD(params, lr=0.1))
+    # A model's train_step enters it first.
+    with pytest.raises(GuardConfigError, match='DeepSpeedStrategy'):
+        wrapper.optim_context(nn.Linear(2, 2))
+
+
 def test_half_weights_without_masters_are_refused():
     net = nn.Linear(2, 2).half()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)

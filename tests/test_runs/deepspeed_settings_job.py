@@ -28,6 +28,12 @@ VARIED = [
     engines.Kind(3, 'bf16', 'adamw', 2, 0.0, False, 'forward'),
     engines.Kind(1, 'bf16', 'adamw', 1, 0.0, False, 'unused'),
 ]
+GROWING = [
+    engines.Kind(0, 'fp16', 'sgd', 1, 0.0, False, 'growth'),
+    engines.Kind(1, 'fp16', 'sgd', 2, 0.1, False, 'growth'),
+    engines.Kind(3, 'fp16', 'sgd', 1, 0.0, False, 'growth'),
+]
+UNSCALED = engines.Kind(0, 'fp16', 'sgd', 3, 0.0, False, 'static')
 # The optimizers of DeepSpeed itself.
 OWN = [
     engines.Kind(0, 'fp32', 'FusedAdam', 1),
@@ -113,9 +119,9 @@ def see_struck(kind, strike):
     )
 
 
-def see_varied(kind):
+def see_varied(kind, faults=(None, *engines.FAULTS[:3])):
     wrongs = []
-    for fault in (None, *engines.FAULTS[:3]):
+    for fault in faults:
         wrapper, events = engines.run(kind, fault)
         left_out = () if fault is None else engines.STRUCK
         due = engines.oracle(kind, left_out)
@@ -123,7 +129,22 @@ def see_varied(kind):
         if wrong or len(events) != len(left_out):
             wrongs.append([fault, wrong, len(events)])
     name = type(wrapper.optimizer).__name__
-    return dict(kind=kind, wrongs=wrongs, optimizer=name)
+    return dict(
+        kind=kind,
+        wrongs=wrongs,
+        optimizer=name,
+        scale=engines.scale_of(wrapper),
+    )
+
+
+def scales_losses(kind):
+    """Whether DeepSpeed scales losses."""
+    wrapper, grads = engines.build(kind, False), []
+    logits = wrapper.model.model(torch.randn(4, 4).half())
+    loss = logits.square().mean()
+    loss.register_hook(grads.append)
+    wrapper.backward(loss)
+    return float(grads[0]) > 1.0
 
 
 def main(work_dir):
@@ -133,6 +154,9 @@ def main(work_dir):
         engines.OPTIMIZERS[name] = optimizer
     seen = dict(
         varied=[see_varied(kind) for kind in VARIED],
+        grown=[see_varied(kind, [None]) for kind in GROWING],
+        unscaled=see_varied(UNSCALED, [None, engines.FAULTS[3]]),
+        is_scaled=scales_losses(UNSCALED),
         own=[
             see_varied(kind) for kind in OWN if kind.optimizer in kernels.NAMES
         ],

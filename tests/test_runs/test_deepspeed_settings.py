@@ -31,6 +31,22 @@ def test_a_struck_window_leaves_no_trace_whatever_the_settings(ranks):
     }
 
 
+def test_the_loss_scale_grows_when_deepspeeds_own_would(ranks):
+    for rank in ranks:
+        for seen in rank['grown']:
+            assert seen['wrongs'] == [], seen['kind']
+            # It has grown, from 128.
+            assert seen['scale'] > 128
+
+
+def test_a_scale_that_no_loss_has_is_left_alone(ranks):
+    """DeepSpeed 0.19 with ZeRO 0 divides by it, but does not scale."""
+    for rank in ranks:
+        if rank['is_scaled']:
+            pytest.skip('this DeepSpeed scales losses with ZeRO 0')
+        assert rank['unscaled']['wrongs'] == []
+
+
 def test_optimizers_of_deepspeed_leave_no_trace_either(ranks):
     for rank in ranks:
         assert [seen for seen in rank['own'] if seen['wrongs']] == []

@@ -66,6 +66,11 @@ class GuardedGradScaler(GradScaler):
         max_scale: The highest scale, inclusive; None means that of float32.
         enabled: Whether to scale; if not, the scale is always 1.
 
+    Attributes:
+        home: The scale that a number in the config stands for, or None.
+        growth_is_due: Whether the scale grows with the next commit; None if
+            the commits counted here decide.
+
     Raises:
         GuardConfigError: If a value is out of range.
     """
@@ -111,6 +116,7 @@ class GuardedGradScaler(GradScaler):
         self.max_scale = float(max_scale)
         self.hysteresis = hysteresis
         self.home: Optional[float] = None
+        self.growth_is_due: Optional[bool] = None
         self._first_value = float(init_scale)
         # PyTorch disables the scaler of a device that does not exist.
         self._value = float(init_scale) if self.is_enabled() else 1.0
@@ -165,6 +171,10 @@ class GuardedGradScaler(GradScaler):
         if not self.is_enabled():
             return ScaleReading()
         record = self._per_optimizer_states.get(id(optimizer), {})
+        growth_is_due = self.growth_is_due
+        if growth_is_due is None:
+            interval = self.get_growth_interval()
+            growth_is_due = self._num_clean + 1 >= interval
         return ScaleReading(
             value=self._value,
             floor=self.min_scale,
@@ -172,10 +182,7 @@ class GuardedGradScaler(GradScaler):
                 self._value > self.min_scale
                 and self._num_overflows + 1 >= self.hysteresis
             ),
-            growth_is_due=(
-                self._value < self.max_scale
-                and self._num_clean + 1 >= self.get_growth_interval()
-            ),
+            growth_is_due=growth_is_due and self._value < self.max_scale,
             is_unscaled=record.get('stage') is OptState.UNSCALED,
             home=self.home,
             backoff=self.get_backoff_factor(),

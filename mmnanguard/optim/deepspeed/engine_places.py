@@ -67,6 +67,10 @@ class HalfPlaces(Places):
         # Up to 0.18, the optimizer itself.
         return getattr(self.optimizer, 'loss_scale_config', self.optimizer)
 
+    def update_scale(self, has_overflown: bool) -> None:
+        """Let DeepSpeed count an update, and move the scale by its rules."""
+        self.optimizer._update_scale(has_overflown)
+
 
 class ShardedPlaces(Places):
     """Masters of which each rank has a part."""

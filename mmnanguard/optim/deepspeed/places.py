@@ -110,6 +110,21 @@ class Places:
         for key, value in counters.items():
             setattr(self.scaler, key, value)
 
+    def update_scale(self, has_overflown: bool) -> None:
+        """Let DeepSpeed count an update, and move the scale by its rules."""
+        self.scaler.update_scale(has_overflown)
+
+    def is_growth_due(self) -> bool:
+        """Whether DeepSpeed lets the scale grow with the next commit.
+
+        Its versions and classes count differently.
+        """
+        counters = self.count()
+        self.update_scale(False)
+        is_due: bool = self.scaler.cur_scale > counters['cur_scale']
+        self.set_counters(counters)
+        return is_due
+
     def scale_config(self) -> Any:
         """Return the value of ``loss_scale`` in MMEngine's terms.
 
