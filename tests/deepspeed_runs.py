@@ -52,9 +52,10 @@ def make_runner(
     if is_guarded:
         name = 'mmnanguard.NanGuardDeepSpeedOptimWrapper'
         guard = dict(guard=dict(proven_after=0))
+    wrapper = dict(type=name, optimizer=optimizer, **guard)
     config = runner_config(
         work_dir,
-        dict(type=name, optimizer=optimizer, **guard),
+        changes.pop('optim_wrapper', wrapper),
         max_iters=max_iters,
         leave_out=leave_out,
         model=dict(type='EngineNet'),

@@ -74,6 +74,17 @@ def refused(work_dir):
             make_runner(work_dir / name, kind, 2, hooks=hook).train()
         except GuardConfigError as error:
             errors[name] = str(error)
+    for name in ('NanGuardOptimWrapper', 'NanGuardAmpOptimWrapper'):
+        kind = engines.Kind(1, 'fp32', 'sgd', 1)
+        wrapper = dict(
+            type=f'mmnanguard.{name}', optimizer=dict(type='SGD', lr=0.1)
+        )
+        try:
+            make_runner(
+                work_dir / name, kind, 2, optim_wrapper=wrapper
+            ).train()
+        except GuardConfigError as error:
+            errors[name] = str(error)
     return errors
 
 

@@ -58,6 +58,8 @@ def test_hooks_that_cannot_work_say_why(ranks):
     for rank in ranks:
         assert 'weights of an engine' in rank['refused']['RollbackHook']
         assert 'ZeRO 3' in rank['refused']['AutopsyHook']
+        for name in ('NanGuardOptimWrapper', 'NanGuardAmpOptimWrapper'):
+            assert 'DeepSpeedOptimWrapper' in rank['refused'][name]
 
 
 @pytest.mark.parametrize(('stage', 'precision'), [(1, 'fp16'), (3, 'bf16')])

@@ -43,6 +43,7 @@ from ..events.event_log_hook import last_attempt
 from ..recovery.loaded_state import LoadedState
 from ..recovery.rollback_hook import RollbackHook
 from .bypasses import hand_out, note_bypass
+from .check_engine import check_engine
 from .check_listeners import check_signatures
 from .check_rollback import check_rollback
 from .ema_freeze import EmaFreeze
@@ -150,14 +151,15 @@ class NanGuardHook(PatchingHook, EventSource):
     def before_train(self, runner: Runner) -> None:
         choose_sample_key(self._sample_key)
         self._guards = find_guards(runner)
+        wrappers = find_wrappers(runner)
+        check_engine(runner.model, {n: wrappers[n] for n in self._guards})
         check_rollback(self._guards, has_hook(runner, RollbackHook))
         check_signatures(runner.hooks)
         self._loaded.look(runner)
         self.loaded, self.loaded_bad = self._loaded.path, self._loaded.names()
-        self._checkpoint.resume_guards(runner, find_wrappers(runner))
+        self._checkpoint.resume_guards(runner, wrappers)
         self._num_updates = self._count('num_updates')
         self._modules = own_modules(runner)
-        wrappers = find_wrappers(runner)
         unguarded = [name for name in wrappers if name not in self._guards]
         self._logged = LoggedValues(unguarded)
         self._logged.resume(runner.message_hub)
