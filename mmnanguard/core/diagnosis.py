@@ -52,6 +52,8 @@ class Diagnosis(NamedTuple):
             batch holds some of them.
         other: The autopsy of another operation, which went bad in batches
             without the samples at fault.
+        keeps_samples: Whether the advice comes before to leave out the
+            samples at fault.
     """
 
     reason: str
@@ -61,6 +63,7 @@ class Diagnosis(NamedTuple):
     growth: Optional[Growth] = None
     suspects: Tuple[str, ...] = ()
     other: Optional[Autopsy] = None
+    keeps_samples: bool = False
 
 
 ADVICE_ON_LOADED = Advice(
@@ -287,19 +290,22 @@ def of_likely_inputs(evidence: Evidence) -> Diagnosis:
 
 def of_samples(finding: Autopsy, samples: Sequence[str]) -> Diagnosis:
     """Return the diagnosis of samples for which an operation goes bad."""
-    who = who_of(samples)
     # Not a cure: in float32, the huge gradients of an outlier would count.
     advice = advise_without_cures(finding)
+    sentences = [
+        f'Nearly all rejected batches hold {who_of(samples)}: look at it, '
+        'mend it or leave it out (mmnanguard.ExcludeSamples).',
+        advice.long,
+    ]
+    # The samples are finite, and the next ones may be as near to its pole.
+    if finding.is_certain:
+        sentences.reverse()
     return Diagnosis(
         finding.finding(),
-        Advice(
-            advice.short,
-            f'Nearly all rejected batches hold {who}: look at it, mend it or '
-            f'leave it out (mmnanguard.ExcludeSamples). {advice.long}',
-            advice.long,
-        ),
+        Advice(advice.short, ' '.join(sentences), advice.long),
         tuple(samples),
         finding,
+        keeps_samples=finding.is_certain,
     )
 
 

@@ -47,6 +47,10 @@ def huge_input(sample):
     sample['inputs'] *= 1e30
 
 
+def far_input(sample):
+    sample['inputs'][0] = 100.0
+
+
 def nan_target(sample):
     sample['data_samples'].target[0] = math.nan
 
@@ -84,6 +88,10 @@ class Faulty(BaseModel):
             loss = loss - (is_good + zero).log().mean()
         elif self.fault == 'weight of the loss':
             loss = loss * math.nan
+        elif self.fault in ('acos', 'sqrt'):
+            # Outside of the domain for the sample that is far away.
+            number = 0.5 - 2 * (inputs[:, 0] > 50).float() + zero
+            loss = loss + getattr(number, self.fault)().mean()
         elif self.fault == 'quartic':
             loss = outputs.pow(4).mean()
         return dict(loss=loss)
@@ -197,6 +205,18 @@ def test_one_bad_sample_is_the_culprit(tmp_path, spoil, reason):
     row = read_rows(runner, 'autopsy')[0]
     assert row['tried'] == {'without_samples': True}
     assert row['num_samples'] == 4
+
+
+@pytest.mark.parametrize('fault', ['acos', 'sqrt'])
+def test_a_finite_sample_outside_a_domain(tmp_path, fault):
+    """The operation is mended first, for other samples may follow."""
+    _, story, verdict = story_of(tmp_path, fault, spoil=far_input, guard=RATE)
+    _, advice = parts(story)
+    assert 'outside of its domain' in advice
+    assert "'05.jpg'" in advice.partition('outside of its domain')[2]
+    first, second = [step.text for step in verdict.steps[:2]]
+    assert first.startswith(f'keep the input of aten.{fault}')
+    assert second.startswith("leave out sample '05.jpg'")
 
 
 def test_bad_inputs_that_nothing_has_looked_at(tmp_path):

@@ -317,6 +317,11 @@ def test_commits_with_a_bad_loss_clear_the_samples():
         ]
     sentence = judged(rows).sentence
     assert 'leave out sample' in sentence
+    # It is mended first.
+    assert (
+        'next: keep the input of aten.mm'
+        in judged([dict(row, is_pole=True) for row in rows[:2]]).sentence
+    )
     # The operation is bad for other samples as well.
     for iteration in range(20, 1000, 4):
         row = update(iteration, 'loss_nonfinite', action='step', counts=False)
