@@ -32,6 +32,7 @@ ADVICE_ON_TRANSIENT = Advice(
     'that change the batch, Python state, compiled code, the hardware.',
 )
 LEAST_GROWTH_AT_POLE = 1e3
+LEAST_SHARE = 0.05  # of the samples, which a training would miss
 IF_MISSING = (
     'If NaN or Inf marks a missing value there, take such elements out by '
     'index, or with torch.where before anything is computed with them: a '
@@ -202,17 +203,28 @@ def of_inputs(evidence: Evidence, samples: Sequence[str]) -> Diagnosis:
     whose = ''
     if samples:
         whose = f" of sample '{samples[0]}'{and_more(len(samples) - 1)}"
+    share = evidence.bad_share
+    has_many = share >= LEAST_SHARE
+    short = f'mend {keys}{whose}, or leave it out'
+    what = 'Mend these samples or leave them out (mmnanguard.ExcludeSamples)'
+    if has_many:
+        short = f'clean {keys}, or fill in what is missing'
+        what = (
+            f'That is {share:.0%} of the samples since the first of them, '
+            'a lot to leave out (mmnanguard.ExcludeSamples): clean the data, '
+            'or put a number in the place of what is missing'
+        )
     return Diagnosis(
         f'{keys}{whose} is not finite to begin with',
         Advice(
-            f'mend {keys}{whose}, or leave it out',
+            short,
             f'The data are at fault, not the model, where {keys}{whose} is '
-            'not finite to begin with. Mend these samples or leave them out '
-            '(mmnanguard.ExcludeSamples); mmnanguard.InputGuardHook names '
-            f'all of them. {IF_MISSING} No loss scale, no clipping and no '
-            'smaller learning rate can help.',
+            f'not finite to begin with. {what}; mmnanguard.InputGuardHook '
+            f'names all of them. {IF_MISSING} No loss scale, no clipping and '
+            'no smaller learning rate can help.',
         ),
         tuple(samples),
+        keeps_samples=has_many,
     )
 
 
