@@ -361,6 +361,7 @@ def test_the_state_is_kept_where_updates_between_the_skips_are_sound(tmp_path):
         max_iters=10,
     )
     assert read_rows(runner, 'rollback') == []
+    assert 'training goes back' not in read_log(runner)
     assert 'rollback' in [row['action'] for row in read_rows(runner)]
     assert_equal(everything(runner), everything(plain))
     with pytest.raises(TrainingHalted, match='which is max_rollbacks'):
@@ -748,6 +749,8 @@ def test_no_rollback_for_batches_that_fail_with_any_weights(tmp_path):
     log = read_log(runner)
     assert 'not finite with earlier weights either' in log
     assert 'went back' not in log
+    # Nor is it promised before it is decided.
+    assert 'training goes back' not in log
     assert runner.optim_wrapper.guard.state.num_rollbacks == 1
     for name, tensor in states[6].items():
         assert torch.equal(tensor, states[10][name]), name
