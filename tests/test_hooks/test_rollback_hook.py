@@ -317,6 +317,24 @@ def test_else_the_newest_clean_checkpoint(tmp_path, has_ema):
     assert ('ema steps' in states[4]) == has_ema
 
 
+def test_a_checkpoint_that_is_newer_than_the_states_in_memory(tmp_path):
+    """The same trouble again goes further back than to that file."""
+    runner = train(
+        tmp_path,
+        faults=(10, 11, 12, 14, 15, 16),
+        hooks=dict(
+            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=4)
+        ),
+        rollback=dict(interval=500),
+    )
+    first, second = read_rows(runner, 'rollback')
+    assert (first['iter'], first['to']) == (12, 8)
+    assert first['path'].endswith('iter_8.pth')
+    states = runner.remembered.states
+    assert_equal(states[12], states[8])
+    assert (second['iter'], second['to'], second['path']) == (16, 0, '')
+
+
 def test_averages_come_back_and_raw_weights_stay_raw(tmp_path):
     runner = train(
         tmp_path,

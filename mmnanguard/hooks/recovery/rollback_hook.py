@@ -60,9 +60,11 @@ class RollbackHook(GuardListener):
     and one small collective.
 
     If the trouble returns before a newer state was kept, the next rollback
-    goes further back. If no state is left, the newest clean checkpoint that
-    this run has written to the work dir is used, but not under FSDP. The run
-    halts if nothing was committed since the state to go back to.
+    goes further back. The newest clean checkpoint that this run has written to
+    the work dir is used if it is newer than the state in memory, or if there
+    is none, but not under FSDP. After an explosion, it has to be 64 iterations
+    older than the trouble. The run halts if nothing was committed since the
+    state to go back to.
 
     Before it goes back for a streak without an explosion, the hook runs the
     last batch with the present and with earlier weights. If it is not finite
