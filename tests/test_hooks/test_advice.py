@@ -64,6 +64,7 @@ class Faulty(BaseModel):
         self.body = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
         self.head = nn.Linear(8, 2)
         self.fault = fault
+        self.num_seen = 0
         if fault == 'huge weight':
             self.head.bias.data[1] = 2e25
 
@@ -92,6 +93,11 @@ class Faulty(BaseModel):
             # Outside of the domain for the sample that is far away.
             number = 0.5 - 2 * (inputs[:, 0] > 50).float() + zero
             loss = loss + getattr(number, self.fault)().mean()
+        elif self.fault == 'forward, then backward':
+            self.num_seen += 1
+            if self.num_seen < 4:
+                return dict(loss=loss + zero.sum().sub(1).sqrt())
+            loss = loss + zero.sqrt().mean()
         elif self.fault == 'quartic':
             loss = outputs.pow(4).mean()
         return dict(loss=loss)
@@ -164,6 +170,20 @@ def test_a_pole_is_called_a_pole(tmp_path, fault, op, call, safe):
     # Other samples in each batch are innocent.
     assert 'ExcludeSamples' not in story
     assert not any('leave out' in step.text for step in verdict.steps)
+
+
+def test_story_and_report_explain_the_same_cause(tmp_path):
+    """The last of the rejected updates has another cause than most."""
+    runner, story, verdict = story_of(
+        tmp_path, 'forward, then backward', hooks=()
+    )
+    causes = [row['cause'] for row in read_rows(runner)]
+    assert causes == [*['loss_nonfinite'] * 3, 'grad_nonfinite']
+    _, advice = parts(story)
+    for text in (advice, verdict.steps[0].detail):
+        assert 'The forward pass makes it' in text
+    (halt,) = read_rows(runner, 'halt')
+    assert halt['cause'] == 'loss_nonfinite'
 
 
 def test_a_huge_weight_is_named(tmp_path):

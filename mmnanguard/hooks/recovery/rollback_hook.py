@@ -372,10 +372,11 @@ class RollbackHook(GuardListener):
 
 def describe_halt(
     guard: GuardProtocol, event: GuardEvent, why: str
-) -> Tuple[GuardEvent, str]:
-    """Return event and message of a halt in place of a rollback."""
+) -> Tuple[GuardEvent, str, str]:
+    """Return event, message and cause of a halt in place of a rollback."""
     halted = event.replace(action=Action.HALT)
-    return halted, f'{guard.halted(halted)}\n  {why}'
+    error = guard.halted(halted)
+    return halted, f'{error}\n  {why}', error.cause
 
 
 def is_of_rate(guard: GuardProtocol, event: GuardEvent) -> bool:
