@@ -14,6 +14,7 @@ from mmnanguard.core.diagnosis import (
     diagnose,
 )
 from mmnanguard.core.evidence import Evidence
+from mmnanguard.core.growth_advice import clip_line
 from mmnanguard.core.launch import tool_command
 from mmnanguard.core.operation_advice import advise_on, advise_without_cures
 from mmnanguard.core.rows.remedy_row import FP32, RemedyRow, line_of_fp32
@@ -76,14 +77,20 @@ def next_steps(
     exclusion = exclude_samples(summary, diagnosis.samples, evidence)
     in_fp32 = run_in_fp32(summary, diagnosis.samples)
     advice = diagnosis.advice
-    code = ''
+    detail, code = advice.detail or advice.long, ''
     growth = diagnosis.growth
     if growth is not None:
-        # A negative rate that is smaller goes uphill as well, and a batch
-        # that jumped does so at any rate.
-        is_of_rate = not (growth.is_uphill or growth.jump or evidence.uphill)
-        if is_of_rate:
-            code = summary.launch.train_slower(LESS)
+        # A lower rate would help little.
+        is_of_loss = growth.jump or growth.is_bottomless
+        if not (is_of_loss or growth.is_uphill or evidence.uphill):
+            line = clip_line(growth)
+            # Of several optimizers, each has a line of its own.
+            if line and evidence.events[-1].optimizer == 'default':
+                options = ('--cfg-options', line)
+                code = summary.launch.train_slower(LESS, *options)
+            else:
+                code = summary.launch.train_slower(LESS)
+                detail += ' The command lowers the learning rate alone.'
     elif advice in (ADVICE_ON_INITIAL, ADVICE_ON_PRETRAINED):
         # Any checkpoint of the run has the same weights, and no operation
         # is to be found.
@@ -92,7 +99,7 @@ def next_steps(
         code = tool_command('scan_checkpoints', summary.launch.work_dir)
     elif facts_of_cause(finding.cause).blames == 'weight':
         code = summary.launch.train('--resume')
-    general_step = Step(advice.short, advice.detail or advice.long, code)
+    general_step = Step(advice.short, detail, code)
     # Only some causes can originate in a sample or module. For all other
     # causes, such as bad weights, and after an explosion, the general advice
     # helps more.
