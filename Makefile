@@ -53,7 +53,7 @@ test-floor: .venv-floor/test.done
 test-deepspeed: export DS_BUILD_OPS = 0
 test-deepspeed: .venv-deepspeed/test.done
 	PATH="$(CURDIR)/.venv-deepspeed/bin:$$PATH" \
-		.venv-deepspeed/bin/python -m pytest $(DEEPSPEED_TESTS)
+		.venv-deepspeed/bin/python $(PYTEST) $(DEEPSPEED_TESTS)
 
 lint: .venv/test.done
 	.venv/bin/ruff check .
@@ -93,14 +93,12 @@ endef
 		requirements/tests.txt
 	$(call environment,.venv-onedl,$<)
 
-.venv-deepspeed/test.done: requirements/deepspeed.txt requirements/common.txt
+# Beside what .venv has, so that nothing is installed twice.
+.venv-deepspeed/test.done: requirements/deepspeed.txt .venv/test.done
 	test -d .venv-deepspeed || $(PYTHON) -m venv .venv-deepspeed
-	grep -v deepspeed $< | sed 's,-r ,&$(CURDIR)/requirements/,' \
-		> .venv-deepspeed/first.txt
-	.venv-deepspeed/bin/$(PIP_INSTALL) -r .venv-deepspeed/first.txt
+	cd .venv-deepspeed/lib/python*/site-packages && \
+		echo $(CURDIR)/.venv/lib/python*/site-packages > venv.pth
 	.venv-deepspeed/bin/$(PIP_INSTALL) --no-build-isolation -r $<
-	.venv-deepspeed/bin/$(PIP_INSTALL) --no-deps --no-build-isolation \
-		--editable .
 	touch $@
 
 .venv-floor/test.done: requirements/floor.txt

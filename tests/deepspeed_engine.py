@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import importlib
 import itertools
 import logging
 from typing import NamedTuple
@@ -82,6 +83,9 @@ def start():
     cpu.is_fp16_supported = lambda self: True
     cpu.supported_dtypes = lambda self: list(DTYPES.values())
     logging.getLogger('DeepSpeed').setLevel(logging.ERROR)
+    # An exchange for inference, which a compiler would need a minute for.
+    backend = importlib.import_module('deepspeed.comm.torch')
+    backend.build_shm_op = lambda: None
     deepspeed.init_distributed('gloo', verbose=False)
     # MMEngine 0.10.7 registers optimizers that DeepSpeed 0.19 has no more, and
     # does so for each strategy.

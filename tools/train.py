@@ -151,11 +151,15 @@ def load_config(args: argparse.Namespace) -> Config:
     guard = args.guard
     if args.amp:
         guard = 'fp16'
+    options = args.cfg_options or {}
     if guard:
+        # Before the guard, which DeepSpeed's strategy decides.
+        for key, value in options.items():
+            if key.split('.')[0] == 'strategy':
+                cfg.merge_from_dict({key: value})
         cfg = apply_guard(cfg, guard)
-    if args.cfg_options:
-        # After the guard, whose keys an option may change.
-        merge_options(cfg, args.cfg_options)
+    # After the guard, whose keys an option may change.
+    merge_options(cfg, options)
     if args.lr_factor is not None:
         # Checked now: after loading a checkpoint it would be late.
         LrFactorHook(args.lr_factor)

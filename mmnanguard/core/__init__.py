@@ -11,7 +11,8 @@ Everything here is a frozen record or a pure function. Read in this order:
    common, and what to do about it. ``operation_advice``, ``growth_advice``
    and ``step_advice`` know what helps, ``undefined_operations`` why an
    operation went bad.
-7. ``launch``, ``older_checkpoint``: the commands that a message hands out.
+7. ``launch``, ``older_checkpoint``, ``how_to_guard``: the commands and
+   settings that a message hands out.
 8. ``halted``: the exceptions that end a run.
 """
 

@@ -50,9 +50,12 @@ class ParamsProtocol(Protocol):
 
     Attributes:
         optimizer: The optimizer, which a strategy may have replaced.
+        engine_clip: The norm to which DeepSpeed clips by itself; 0 if it
+            does not.
     """
 
     optimizer: Optimizer
+    engine_clip: float
 
     def __iter__(self) -> Iterator[Tensor]: ...
 

@@ -75,6 +75,8 @@ class GuardedParams:
             to; equal on all ranks.
         are_bound: Whether training may begin. An engine that is built steps
             once on gradients of 0.
+        engine_clip: The norm to which DeepSpeed clips by itself; 0 if it
+            does not.
 
     Raises:
         GuardConfigError: If its updates cannot be guarded.
@@ -82,6 +84,7 @@ class GuardedParams:
 
     has_refused = False
     are_bound = True
+    engine_clip = 0.0
     # As it is, because a method would be one call more in each update.
     apply_update = staticmethod(apply_update)
 

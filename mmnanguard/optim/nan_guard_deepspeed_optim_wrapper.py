@@ -115,6 +115,7 @@ class NanGuardDeepSpeedOptimWrapper(DeepSpeedOptimWrapper):
         params = self.guard.params
         assert isinstance(params, DeepSpeedParams)
         params.bind(self._places)
+        params.engine_clip = float(engine.gradient_clipping())
         self.optimizer = engine.optimizer
         loss_scale = self._places.scale_config()
         if loss_scale is not None:

@@ -7,6 +7,7 @@ while all its numbers stayed finite.
 from typing import List, Tuple
 
 from mmnanguard.core.growth_advice import BOUND_THE_LOSS, NO_LOWER_BOUND
+from mmnanguard.core.how_to_guard import has_guarded_form, how_to_guard
 from mmnanguard.core.rows.end_row import FINISHED
 from mmnanguard.core.rows.phrases import samples_in_words
 
@@ -122,6 +123,10 @@ def explosion_step(rise: Rise) -> Step:
 
 def guard_step(summary: Summary) -> Step:
     """Return the step that guards a run."""
+    for kind in summary.unguarded.values():
+        if not has_guarded_form(kind):
+            text = 'train with a wrapper that has a guard'
+            return Step(text, how_to_guard([kind]))
     return Step(
         'guard it, and go on from a clean checkpoint',
         'The guarded wrapper has to run the optimizer. An option such as '

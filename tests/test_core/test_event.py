@@ -66,6 +66,12 @@ def test_the_line():
         (dict(consecutive_skips=2), ['2 skips in a row']),
         (dict(samples=('a.jpg', 'b.jpg')), ['samples: a.jpg and 1 more']),
         (dict(optimizer='generator'), ['Iter 27295 (generator): ']),
+        (dict(ranks=(1,)), ['Iter 27295 (rank 1): ']),
+        (dict(ranks=(0, 1, 2)), ['Iter 27295 (ranks 0, 1 and 1 more): ']),
+        (
+            dict(ranks=(1,), optimizer='generator'),
+            ['Iter 27295 (generator, rank 1): '],
+        ),
         (
             dict(loss_scale={'before': 1.0, 'after': 1.0}),
             ['loss scale stays at 1'],

@@ -2,15 +2,11 @@
 
 import json
 import math
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from mmengine._strategy.deepspeed import DeepSpeedOptimWrapper
-from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
-from mmengine.optim import ApexOptimWrapper
-from mmengine.registry import MODELS, OPTIM_WRAPPERS
+from mmengine.registry import MODELS
 from toys import ToyNet, guard_hooks, make_runner, wrapper
 
 from mmnanguard.hooks.guard.run_scalars import FiniteHistory
@@ -139,73 +135,3 @@ def test_beside_an_unguarded_wrapper_nothing_is_filtered(tmp_path):
     assert 'loss: nan' in log
     assert log.count("the model logs 'loss' as nan, and optimizer") == 1
     assert 'is NOT GUARDED' in log
-
-
-class Engine(Hook):
-    """Stands in for DeepSpeed's engine, which needs its package."""
-
-    def before_train(self, runner):
-        runner.optim_wrapper.model = self
-        self.optimizer = runner.optim_wrapper.optimizer
-
-    def backward(self, loss):
-        loss.backward()
-
-    def step(self):
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-
-class RunsInARunner:
-    """The methods that DeepSpeed's strategy of MMEngine does without."""
-
-    def optim_context(self, model):
-        return nullcontext()
-
-    def initialize_count_status(self, *args):
-        pass
-
-
-@OPTIM_WRAPPERS.register_module()
-class LikeDeepSpeed(RunsInARunner, DeepSpeedOptimWrapper):
-    pass
-
-
-@OPTIM_WRAPPERS.register_module()
-class LikeApex(ApexOptimWrapper):
-    """MMEngine's wrapper without the package, which it needs at once."""
-
-    def __init__(self, optimizer):
-        super(ApexOptimWrapper, self).__init__(optimizer)
-
-    def optim_context(self, model):
-        return super(ApexOptimWrapper, self).optim_context(model)
-
-    def backward(self, loss, **kwargs):
-        super(ApexOptimWrapper, self).backward(loss, **kwargs)
-
-    state_dict = ApexOptimWrapper.__mro__[1].state_dict
-
-
-FULL = dict(
-    autopsy=dict(type='mmnanguard.AutopsyHook'),
-    fp32=dict(type='mmnanguard.Fp32ModulesHook', auto=True),
-    dump=dict(type='mmnanguard.BatchDumpHook'),
-    audit=dict(type='mmnanguard.StateAuditHook'),
-    rollback=dict(type='mmnanguard.RollbackHook'),
-)
-
-
-@pytest.mark.parametrize('type_', ['LikeDeepSpeed', 'LikeApex'])
-@pytest.mark.parametrize('hooks', [{}, FULL], ids=['few', 'full'])
-def test_a_wrapper_that_is_not_mmengines_own(tmp_path, type_, hooks):
-    _, rows, log = train(
-        tmp_path,
-        dict(type='ToyNet'),
-        wrapper(type_),
-        # MMEngine's Runner cannot save the state of such a wrapper.
-        default_hooks=dict(hooks, checkpoint=None),
-        custom_hooks=[Engine()],
-    )
-    assert len(rows) == 10
-    assert f'run by {type_}: ITS UPDATES ARE NOT GUARDED' in log

@@ -4,6 +4,7 @@ import copy
 import json
 
 import pytest
+import torch
 from mmengine._strategy.deepspeed import DeepSpeedOptimWrapper
 from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper
@@ -80,6 +81,54 @@ def test_the_strategy_gets_what_the_wrapper_said(auto, tmp_path):
     assert cfg.strategy.gradient_clipping == 1
     assert cfg.strategy.train_micro_batch_size_per_gpu == 3
     assert set(cfg.optim_wrapper) == {'type', 'optimizer'}
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'precision'),
+    [
+        ('float16', 'fp16'),
+        ('bfloat16', 'bf16'),
+        (torch.bfloat16, 'bf16'),
+        (None, 'fp16'),
+    ],
+)
+def test_an_auto_precision_is_that_of_the_wrapper(dtype, precision):
+    auto = dict(enabled='auto')
+    wrapper = dict(type=AmpOptimWrapper)
+    if dtype:
+        wrapper['dtype'] = dtype
+    settings = dict(config=dict(fp16=auto, bf16=auto))
+    strategy = guarded('full', settings, **wrapper).strategy
+    for key in ('fp16', 'bf16'):
+        assert strategy[key].enabled is (key == precision)
+
+
+@pytest.mark.parametrize('type_', ['OptimWrapper', 'DeepSpeedOptimWrapper'])
+def test_an_auto_precision_of_which_nothing_is_known_is_refused(type_):
+    settings = dict(config=dict(bf16=dict(enabled='auto')))
+    with pytest.raises(GuardConfigError, match='--guard fp32, bf16 or fp16'):
+        guarded('full', settings, type=type_)
+    assert guarded('bf16', settings, type=type_).strategy.bf16.enabled is True
+
+
+def test_what_the_strategy_gets_is_said(caplog, capsys):
+    guarded(
+        'bf16',
+        dict(config=dict(gradient_clipping='auto')),
+        type=AmpOptimWrapper,
+        accumulative_counts=16,
+        clip_grad=dict(max_norm=1),
+        dtype='float16',
+    )
+    text = capsys.readouterr().out + caplog.text
+    assert 'dropped' not in text
+    for part in (
+        "bf16={'enabled': True}",
+        'gradient_accumulation_steps=16',
+        'gradient_clipping=1,',
+        'train_micro_batch_size_per_gpu=3',
+    ):
+        assert part in text
 
 
 def test_what_the_strategy_says_stays():

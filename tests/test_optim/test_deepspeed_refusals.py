@@ -10,6 +10,14 @@ from mmnanguard.core import GuardConfigError
 from mmnanguard.optim import NanGuardDeepSpeedOptimWrapper
 
 
+class OnebitAdam:
+    """The name of an optimizer of DeepSpeed."""
+
+
+class TunedAdam(OnebitAdam):
+    """A form of it that a project has."""
+
+
 def make_engine(**changes):
     """Return the part of an engine that is looked at before it trains."""
     net = nn.Linear(2, 2)
@@ -67,10 +75,8 @@ def test_a_plain_engine_is_taken():
         (dict(zero_config=dict(zero_hpz_partition_size=2)), 'secondary'),
         (dict(zero_config=dict(zeropp_loco_param={'a': 1})), 'LoCo'),
         (dict(sparse_gradients_enabled=lambda: True), 'sparse_gradients'),
-        (
-            dict(basic_optimizer=type('OnebitAdam', (), {})()),
-            'the optimizer OnebitAdam',
-        ),
+        (dict(basic_optimizer=OnebitAdam()), 'the optimizer OnebitAdam'),
+        (dict(basic_optimizer=TunedAdam()), 'the optimizer TunedAdam'),
     ],
 )
 def test_an_engine_is_refused_with_its_reason(changes, reason):

@@ -24,6 +24,8 @@ def test_a_chat_model_with_lora_is_guarded(tmp_path, guard):
     assert update['iter'] == 6
     assert update['cause'] == 'loss_nonfinite'
     assert update['lr'][0] > 0
-    assert rows[0]['guards']['default']['num_tensors'] == 2
+    start = rows[0]['guards']['default']
+    assert start['num_tensors'] == 2
+    assert start['clip'] == 'gradient_clipping=1 of DeepSpeed'
     assert rows[-1]['how'] == 'finished'
     assert (tmp_path / 'iter_8.pth').is_dir()

@@ -205,6 +205,12 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:-2000])
 
 
+def write_as_deepspeed(path):
+    path.unlink()
+    path.mkdir()
+    (path / 'mp_rank_00_model_states.pt').touch()
+
+
 def name_a_class(path):
     marker = path.parent / 'was_run'
     torch.save(dict(state_dict={}, meta=Foreign(marker)), path)
@@ -226,8 +232,18 @@ def name_a_class(path):
             lambda path: (path.unlink(), path.mkdir()),
             'a folder with the files of ranks []',
         ),
+        (write_as_deepspeed, 'DeepSpeed, which is not scanned'),
     ],
-    ids=['truncated', 'text', 'empty', 'pickle', 'class', 'link', 'folder'],
+    ids=[
+        'truncated',
+        'text',
+        'empty',
+        'pickle',
+        'class',
+        'link',
+        'folder',
+        'deepspeed',
+    ],
 )
 def test_an_unreadable_file(tool, run, capsys, spoil, reason):
     path = run / 'iter_6.pth'

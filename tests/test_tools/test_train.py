@@ -147,6 +147,19 @@ def test_amp_is_the_guarded_one(config):
     assert cfg.optim_wrapper.dtype == 'float16'
 
 
+def test_a_strategy_of_the_command_line_is_guarded(config):
+    options = 'strategy.type=DeepSpeedStrategy strategy.bf16.loss=1'
+    args = parse_args(
+        [config, '--guard', 'bf16', '--cfg-options', *options.split()]
+    )
+    cfg = load_config(args)
+    wrapper = 'mmnanguard.NanGuardDeepSpeedOptimWrapper'
+    assert cfg.optim_wrapper.type == wrapper
+    assert cfg.runner_type == 'FlexibleRunner'
+    assert cfg.strategy.bf16 == dict(enabled=True, immediate_grad_update=False)
+    assert cfg.strategy.train_micro_batch_size_per_gpu == 4
+
+
 def test_without_guard_the_config_is_the_users(config):
     cfg = load_config(parse_args([config, '--auto-scale-lr']))
     assert 'type' not in cfg.optim_wrapper

@@ -6,6 +6,7 @@ from typing import ClassVar, Optional, Tuple
 from mmnanguard._support.escape import escape
 
 from ..bad_tensor import BadTensor
+from .phrases import ranks_in_words
 from .row_record import NewRow, RowRecord
 
 __all__ = ['AuditRow']
@@ -64,7 +65,7 @@ class AuditRow(RowRecord):
             story = f'{self.num_bad} tensors are not finite in {where}'
         # (0,) is also the value of every run on a single rank.
         if self.ranks != (0,):
-            story += f', on ranks {", ".join(map(str, self.ranks))}'
+            story += f', on {ranks_in_words(self.ranks)}'
         if self.checkpoint:
             story += f'; {self.checkpoint} is not written'
         return story

@@ -10,7 +10,7 @@ from ..bad_tensor import BadTensor
 from ..causes import CAUSES, UNKNOWN, Cause
 from ..rules.verdict import Action
 from .json_numbers import JsonObject, to_jsonable
-from .phrases import and_more, plural
+from .phrases import and_more, plural, ranks_in_words
 from .row_record import NewRow, RowRecord
 
 __all__ = [
@@ -193,11 +193,17 @@ class GuardEvent(RowRecord):
 
     def line(self) -> str:
         """Return the console line."""
-        where = ''
+        where = []
         # The only optimizer of a run needs no name.
         if self.optimizer != 'default':
-            where = f' ({self.optimizer})'
-        return escape(f'Iter {self.iter}{where}: {self.sentence()}')
+            where.append(self.optimizer)
+        # (0,) is also the value of every run on a single rank.
+        if self.ranks != (0,):
+            where.append(ranks_in_words(self.ranks))
+        words = ''
+        if where:
+            words = f' ({", ".join(where)})'
+        return escape(f'Iter {self.iter}{words}: {self.sentence()}')
 
     def sentence(self) -> str:
         sentence = self._fault()

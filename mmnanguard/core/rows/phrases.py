@@ -2,9 +2,9 @@
 
 from typing import Sequence
 
-__all__ = ['and_more', 'plural', 'samples_in_words']
+__all__ = ['and_more', 'plural', 'ranks_in_words', 'samples_in_words']
 
-NUM_NAMED = 2  # samples in a sentence
+NUM_NAMED = 2  # samples or ranks in a sentence
 
 
 def and_more(count: int) -> str:
@@ -19,6 +19,13 @@ def plural(noun: str, count: int) -> str:
     if count == 1:
         return noun
     return f'{noun}s'
+
+
+def ranks_in_words(ranks: Sequence[int]) -> str:
+    """Return "rank 1", or "ranks 0, 1 and 6 more"."""
+    listed = ', '.join(map(str, ranks[:NUM_NAMED]))
+    others = and_more(len(ranks) - NUM_NAMED)
+    return f'{plural("rank", len(ranks))} {listed}{others}'
 
 
 def samples_in_words(names: Sequence[str]) -> str:

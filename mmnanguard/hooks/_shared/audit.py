@@ -93,15 +93,15 @@ class Audit:
         return self.record.line()
 
     def halt_story(
-        self, last_clean: Optional[str], is_guarded: bool, origin: str = ''
+        self, last_clean: Optional[str], unguarded: str = '', origin: str = ''
     ) -> str:
         """Return the error text for the person who reads it next morning.
 
         Args:
             last_clean: Path of the last clean checkpoint; None if there is
                 none.
-            is_guarded: Whether all updates are guarded, so that no update
-                can be the cause.
+            unguarded: Which updates are not guarded, and how to guard them;
+                '' if all are, so that no update can be the cause.
             origin: How the tensors became bad, as a clause, if it is known.
         """
         # The guard commits no update that makes a weight non-finite.
@@ -110,11 +110,8 @@ class Audit:
             'changes weights, buffers or averages by itself (hooks, EMA '
             'swaps, .data).'
         )
-        if not is_guarded:
-            cause = (
-                'Updates are not guarded: set optim_wrapper.type to '
-                'mmnanguard.NanGuardOptimWrapper or NanGuardAmpOptimWrapper.'
-            )
+        if unguarded:
+            cause = unguarded
         if origin:
             cause = f'It is {origin}.'
         advice = 'No checkpoint of this run is known to be clean.'

@@ -6,6 +6,8 @@ from mmengine.optim import BaseOptimWrapper, OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 
+from mmnanguard.core import NoClip
+from mmnanguard.core.how_to_guard import how_to_guard
 from mmnanguard.numerics.guard_protocol import GuardedProtocol, GuardProtocol
 from mmnanguard.version import __version__
 
@@ -17,6 +19,7 @@ __all__ = [
     'find_schedulers',
     'find_wrappers',
     'guard_facts',
+    'how_to_guard_wrapper',
     'longest_window',
     'own_modules',
     'window_length',
@@ -44,6 +47,11 @@ def find_guards(runner: Runner) -> Dict[str, GuardProtocol]:
     return guards
 
 
+def how_to_guard_wrapper(wrapper: BaseOptimWrapper) -> str:
+    """Return what to do so that a wrapper's updates are guarded."""
+    return how_to_guard([kind.__name__ for kind in type(wrapper).__mro__])
+
+
 def find_schedulers(runner: Runner) -> Dict[str, List[Any]]:
     """Return the schedulers of each optimizer, by the optimizer's name."""
     schedulers: Any = runner.param_schedulers or []
@@ -63,10 +71,19 @@ def guard_facts(guard: GuardProtocol) -> Dict[str, Any]:
     if guard.scaler.is_enabled():
         values = guard.scaler.read()
         scale = {'value': values.value, 'floor': values.floor}
+    clip = str(guard.grad_rule or guard.clip_rule)
+    if guard.params.engine_clip:
+        engine_clip = (
+            f'gradient_clipping={guard.params.engine_clip:g} of DeepSpeed'
+        )
+        if isinstance(guard.clip_rule, NoClip):
+            clip = engine_clip
+        else:
+            clip += f', then {engine_clip}'
     return {
         'optimizer': type(guard.params.optimizer).__name__,
-        'num_tensors': len(list(guard.params)),
-        'clip': str(guard.grad_rule or guard.clip_rule),
+        'num_tensors': sum(param.requires_grad for param in guard.params),
+        'clip': clip,
         'loss_scale': scale,
         'policy': guard.policy.to_dict(),
     }

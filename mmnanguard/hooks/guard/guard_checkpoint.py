@@ -151,7 +151,8 @@ class GuardCheckpoint:
         if not self._has_checked_workers and is_engine:
             runner.logger.warning(
                 'mmnanguard: save_rng has no effect with an engine '
-                "(DeepSpeed): MMEngine's strategy calls no hook when it saves"
+                "(DeepSpeed, ColossalAI): MMEngine's strategy calls no hook "
+                'when it saves'
             )
         if not self._has_checked_workers and draws_anew(runner):
             runner.logger.warning(

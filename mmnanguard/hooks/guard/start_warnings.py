@@ -4,7 +4,7 @@ from typing import Container
 
 from mmengine.runner import Runner
 
-from .._shared.find_guards import find_wrappers
+from .._shared.find_guards import find_wrappers, how_to_guard_wrapper
 from .check_listeners import misspelt_methods
 
 __all__ = ['warn_at_start']
@@ -15,16 +15,6 @@ LEFTOVERS = {
     'fp16': "optim_wrapper=dict(type='mmnanguard.NanGuardAmpOptimWrapper', "
     'loss_scale=...)',
     'optimizer_config': 'optim_wrapper=dict(clip_grad=dict(max_norm=...))',
-}
-CURE = (
-    'Set optim_wrapper.type to mmnanguard.NanGuardOptimWrapper or '
-    'mmnanguard.NanGuardAmpOptimWrapper, and leave out --amp, which puts '
-    "MMEngine's wrapper in its place. ColossalAI and Apex cannot be guarded."
-)
-CURES = {
-    'DeepSpeedOptimWrapper': (
-        'Set optim_wrapper.type to mmnanguard.NanGuardDeepSpeedOptimWrapper.'
-    )
 }
 
 
@@ -40,7 +30,7 @@ def warn_at_start(runner: Runner, guarded: Container[str]) -> None:
             kind = type(wrapper).__name__
             runner.logger.error(
                 f"mmnanguard: optimizer '{name}' is run by {kind}: ITS "
-                f'UPDATES ARE NOT GUARDED. {CURES.get(kind, CURE)}'
+                f'UPDATES ARE NOT GUARDED. {how_to_guard_wrapper(wrapper)}'
             )
     for warning in misspelt_methods(runner.hooks):
         runner.logger.warning(f'mmnanguard: {warning}')

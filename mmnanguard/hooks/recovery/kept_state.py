@@ -99,6 +99,9 @@ def of_optimizer(
     optimizer: Optimizer, params: Sequence[Tensor], names: TensorNames
 ) -> Iterator[KeptTensor]:
     """Yield the tensors and floats in the state of an optimizer."""
+    # ColossalAI's optimizers hold PyTorch's.
+    if not hasattr(optimizer, 'state'):
+        optimizer = getattr(optimizer, 'optim', optimizer)
     for param in params:
         # The state is a defaultdict: state[param] would add an empty entry,
         # which would then get into checkpoints. An optimizer that is not

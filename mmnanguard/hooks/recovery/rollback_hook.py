@@ -140,10 +140,10 @@ class RollbackHook(GuardListener):
         if not isinstance(runner.model, nn.Module):
             raise GuardConfigError(
                 'RollbackHook cannot put back the weights of an engine '
-                '(DeepSpeed), which are on all ranks in parts, with copies in '
-                "several precisions. Leave the hook and when_exhausted='"
-                "rollback' out, and resume a halted run from its last clean "
-                'checkpoint.'
+                '(DeepSpeed, ColossalAI), which may be on all ranks in parts, '
+                'with copies in several precisions. Leave the hook and '
+                "when_exhausted='rollback' out, and resume a halted run from "
+                'its last clean checkpoint.'
             )
         self._audit = StateAudit(
             kept_state(runner), is_fresh=not runner._has_loaded

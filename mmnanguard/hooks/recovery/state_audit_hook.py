@@ -13,7 +13,12 @@ from mmnanguard.numerics.checkpoints.state_audit import AuditResult, StateAudit
 from mmnanguard.registry import HOOKS
 
 from .._shared.audit import Audit
-from .._shared.find_guards import find_guards, longest_window
+from .._shared.find_guards import (
+    find_guards,
+    find_wrappers,
+    how_to_guard_wrapper,
+    longest_window,
+)
 from .._shared.halt import halt
 from .._shared.hook_arguments import DataBatch, Outputs
 from .._shared.patches import PatchingHook
@@ -165,9 +170,7 @@ class StateAuditHook(PatchingHook):
                 last_clean = None
             if not origin and 'weights' in audit.where:
                 origin = step_at_fault(runner)
-            story = audit.halt_story(
-                last_clean, bool(find_guards(runner)), origin
-            )
+            story = audit.halt_story(last_clean, unguarded(runner), origin)
             halt(runner, TrainingHalted(audit.to_event(), story))
         return False
 
@@ -207,6 +210,16 @@ class StateAuditHook(PatchingHook):
 def is_within_window(runner: Runner) -> bool:
     """Whether a window of gradient accumulation is open."""
     return any(guard.is_open for guard in find_guards(runner).values())
+
+
+def unguarded(runner: Runner) -> str:
+    """Return which updates are not guarded, and how to; '' if all are."""
+    guards = find_guards(runner)
+    for name, wrapper in find_wrappers(runner).items():
+        if name not in guards:
+            how = how_to_guard_wrapper(wrapper)
+            return f"The updates of optimizer '{name}' are not guarded. {how}"
+    return ''
 
 
 def step_at_fault(runner: Runner) -> str:

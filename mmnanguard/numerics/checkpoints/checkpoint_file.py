@@ -140,7 +140,7 @@ def rank_files(folder: Path) -> List[Path]:
     """Return the files of all ranks in their order.
 
     Raises:
-        ValueError: If the file of a rank is missing.
+        ValueError: If the file of a rank is missing, or DeepSpeed wrote them.
     """
     ranks = []
     for path in folder.iterdir():
@@ -149,6 +149,11 @@ def rank_files(folder: Path) -> List[Path]:
             ranks.append(int(match[1]))
     # By number: as text, rank10 comes before rank2.
     ranks.sort()
+    if not ranks and any(folder.glob('*model_states.pt')):
+        raise ValueError(
+            'a checkpoint of DeepSpeed, which is not scanned: StateAuditHook '
+            'checks the state before it is saved'
+        )
     if not ranks or ranks != list(range(len(ranks))):
         raise ValueError(f'a folder with the files of ranks {ranks}')
     return [folder / f'rank{rank}.pth' for rank in ranks]

@@ -52,7 +52,8 @@ def adapt_to_deepspeed(cfg: Config, changes: Changes) -> Changes:
         changes: The changes of the overlay.
 
     Raises:
-        GuardConfigError: If the config has no strategy.
+        GuardConfigError: If the config has no strategy, or nothing says what
+            its precision 'auto' is.
     """
     if not isinstance(cfg.get('strategy'), dict):
         raise GuardConfigError(
@@ -60,8 +61,10 @@ def adapt_to_deepspeed(cfg: Config, changes: Changes) -> Changes:
             "strategy: add strategy=dict(type='DeepSpeedStrategy', ...)."
         )
     settings = read_settings(cfg)
-    set_precision(cfg, settings, precision_of(changes.wrapper))
+    precision = precision_of(changes.wrapper) or settle_auto(cfg, settings)
+    set_precision(cfg, settings, precision)
     move_to_strategy(cfg, settings)
+    log_strategy(cfg, settings)
     cfg.setdefault('runner_type', 'FlexibleRunner')
     # FlexibleRunner.from_cfg fails without it.
     cfg.setdefault('env_cfg', {})
@@ -117,9 +120,45 @@ def move_to_strategy(cfg: Config, settings: Mapping[str, Any]) -> None:
     if is_norm and 'type' not in clip:
         # DeepSpeed clips by it; a clip of the guard's own kinds stays.
         del wrapper['clip_grad']
+    # The strategy's fp16 and bf16 have the precision and the first scale.
+    for key in ('dtype', 'loss_scale'):
+        wrapper.pop(key, None)
     for key, value in values.items():
         if settings.get(key, AUTO) == AUTO and value is not None:
             strategy[key] = value
+
+
+def log_strategy(cfg: Config, before: Mapping[str, Any]) -> None:
+    """Log the settings that the strategy did not have before."""
+    parts = []
+    for key, value in cfg.strategy.items():
+        if value != before.get(key):
+            parts.append(f'{key}={value!r}')
+    if parts:
+        print_log(
+            f'strategy gets {", ".join(parts)}, from the guard, optim_wrapper '
+            'and train_dataloader',
+            logger='current',
+        )
+
+
+def settle_auto(cfg: Config, settings: Mapping[str, Any]) -> str:
+    """Return the precision for a strategy with 'auto'; '' without one.
+
+    DeepSpeed itself knows no 'auto'.
+    """
+    parts = [settings.get(key) or {} for key in ('fp16', 'bf16')]
+    if all(part.get('enabled') != AUTO for part in parts):
+        return ''
+    wrapper = cfg.optim_wrapper
+    if not name_of(wrapper).endswith('AmpOptimWrapper'):
+        raise GuardConfigError(
+            "the strategy's fp16.enabled or bf16.enabled is 'auto', and "
+            'optim_wrapper has no dtype. Choose the precision: --guard fp32, '
+            'bf16 or fp16, or set enabled to True or False.'
+        )
+    dtype = str(wrapper.get('dtype', '')).replace('torch.', '')
+    return PRECISIONS.get(dtype, 'fp16')
 
 
 def precision_of(wrapper: Mapping[str, Any]) -> str:

@@ -62,7 +62,8 @@ def check_engine(engine: Any) -> None:
         GuardConfigError: With the reason.
     """
     zero = find_zero_config(engine)
-    inner = type(getattr(engine, 'basic_optimizer', None)).__name__
+    inner = type(getattr(engine, 'basic_optimizer', None))
+    classes = [base.__name__ for base in inner.__mro__]
     devices: Dict[str, str] = {}
     for what in ('optimizer', 'param'):
         offload = getattr(zero, f'offload_{what}', None)
@@ -79,14 +80,14 @@ def check_engine(engine: Any) -> None:
         'autocast': has_autocast_scaler(engine),
         'amp': ask(engine, 'amp_enabled', False),
         'deepcompile': ask(engine, 'is_deepcompile_enabled', False),
-        'exchange': inner in OWN_EXCHANGE,
+        'exchange': not set(OWN_EXCHANGE).isdisjoint(classes),
         'hpz': getattr(zero, 'zero_hpz_partition_size', 1) > 1,
         'loco': bool(getattr(zero, 'zeropp_loco_param', None)),
         'sparse': ask(engine, 'sparse_gradients_enabled', False),
     }
     for key, is_there in answers.items():
         if is_there:
-            reason = REASONS[key].format(name=inner)
+            reason = REASONS[key].format(name=inner.__name__)
             raise GuardConfigError(
                 f'DeepSpeed cannot be guarded with {reason}. Leave that out '
                 "of the strategy's config, or take "
