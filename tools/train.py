@@ -42,6 +42,22 @@ class OptionAction(DictAction):
             raise argparse.ArgumentError(None, message) from error
 
 
+def merge_options(cfg: Any, options: Dict[str, Any]) -> None:
+    """Merge options into a config, where a dict may replace None.
+
+    MMEngine refuses ``clip_grad=dict(max_norm=35)`` if ``clip_grad`` is None.
+    """
+    for key, value in options.items():
+        *parents, name = key.split('.')
+        owner: Any = cfg._cfg_dict
+        for parent in parents:
+            owner = owner.get(parent) if isinstance(owner, dict) else None
+        is_none = isinstance(owner, dict) and owner.get(name, value) is None
+        if is_none and isinstance(value, dict):
+            owner[name] = {}
+    cfg.merge_from_dict(options)
+
+
 def read_dict(node: ast.AST) -> Any:
     """Return the value of an expression of constants and ``dict(...)``.
 
@@ -143,7 +159,7 @@ def load_config(args: argparse.Namespace) -> Config:
                 cfg.merge_from_dict({key: value})
         cfg = apply_guard(cfg, guard)
     # After the guard, whose keys an option may change.
-    cfg.merge_from_dict(options)
+    merge_options(cfg, options)
     if args.lr_factor is not None:
         # Checked now: after loading a checkpoint it would be late.
         LrFactorHook(args.lr_factor)

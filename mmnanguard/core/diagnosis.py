@@ -32,6 +32,7 @@ ADVICE_ON_TRANSIENT = Advice(
     'that change the batch, Python state, compiled code, the hardware.',
 )
 LEAST_GROWTH_AT_POLE = 1e3
+LEAST_SHARE = 0.05  # of the samples, which a training would miss
 IF_MISSING = (
     'If NaN or Inf marks a missing value there, take such elements out by '
     'index, or with torch.where before anything is computed with them: a '
@@ -52,6 +53,8 @@ class Diagnosis(NamedTuple):
             batch holds some of them.
         other: The autopsy of another operation, which went bad in batches
             without the samples at fault.
+        keeps_samples: Whether the advice comes before to leave out the
+            samples at fault.
     """
 
     reason: str
@@ -61,6 +64,7 @@ class Diagnosis(NamedTuple):
     growth: Optional[Growth] = None
     suspects: Tuple[str, ...] = ()
     other: Optional[Autopsy] = None
+    keeps_samples: bool = False
 
 
 ADVICE_ON_LOADED = Advice(
@@ -199,17 +203,28 @@ def of_inputs(evidence: Evidence, samples: Sequence[str]) -> Diagnosis:
     whose = ''
     if samples:
         whose = f" of sample '{samples[0]}'{and_more(len(samples) - 1)}"
+    share = evidence.bad_share
+    has_many = share >= LEAST_SHARE
+    short = f'mend {keys}{whose}, or leave it out'
+    what = 'Mend these samples or leave them out (mmnanguard.ExcludeSamples)'
+    if has_many:
+        short = f'clean {keys}, or fill in what is missing'
+        what = (
+            f'That is {share:.0%} of the samples since the first of them, '
+            'a lot to leave out (mmnanguard.ExcludeSamples): clean the data, '
+            'or put a number in the place of what is missing'
+        )
     return Diagnosis(
         f'{keys}{whose} is not finite to begin with',
         Advice(
-            f'mend {keys}{whose}, or leave it out',
+            short,
             f'The data are at fault, not the model, where {keys}{whose} is '
-            'not finite to begin with. Mend these samples or leave them out '
-            '(mmnanguard.ExcludeSamples); mmnanguard.InputGuardHook names '
-            f'all of them. {IF_MISSING} No loss scale, no clipping and no '
-            'smaller learning rate can help.',
+            f'not finite to begin with. {what}; mmnanguard.InputGuardHook '
+            f'names all of them. {IF_MISSING} No loss scale, no clipping and '
+            'no smaller learning rate can help.',
         ),
         tuple(samples),
+        keeps_samples=has_many,
     )
 
 
@@ -287,19 +302,22 @@ def of_likely_inputs(evidence: Evidence) -> Diagnosis:
 
 def of_samples(finding: Autopsy, samples: Sequence[str]) -> Diagnosis:
     """Return the diagnosis of samples for which an operation goes bad."""
-    who = who_of(samples)
     # Not a cure: in float32, the huge gradients of an outlier would count.
     advice = advise_without_cures(finding)
+    sentences = [
+        f'Nearly all rejected batches hold {who_of(samples)}: look at it, '
+        'mend it or leave it out (mmnanguard.ExcludeSamples).',
+        advice.long,
+    ]
+    # The samples are finite, and the next ones may be as near to its pole.
+    if finding.is_certain:
+        sentences.reverse()
     return Diagnosis(
         finding.finding(),
-        Advice(
-            advice.short,
-            f'Nearly all rejected batches hold {who}: look at it, mend it or '
-            f'leave it out (mmnanguard.ExcludeSamples). {advice.long}',
-            advice.long,
-        ),
+        Advice(advice.short, ' '.join(sentences), advice.long),
         tuple(samples),
         finding,
+        keeps_samples=finding.is_certain,
     )
 
 

@@ -19,6 +19,7 @@ __all__ = ['Evidence']
 
 LEAST_BATCHES = 3
 MOST_OF = 0.5
+MOST_FEW = 3  # samples that can be looked at one by one
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,23 @@ class Evidence:
         again = [name for name in num_bad if num_seen[name] > 1]
         fine = [name for name in again if num_bad[name] < num_seen[name]]
         return len(fine) > MOST_OF * len(again)
+
+    @property
+    def bad_share(self) -> float:
+        """The share of samples with bad inputs since the first of them.
+
+        Zero if bad inputs are unknown, or if their samples are so few that
+        each can be looked at.
+        """
+        rows = {row.id: row for row in self.inputs}
+        num_seen, num_bad = 0, 0
+        for event in self.events:
+            if event.id in rows:
+                num_seen += len(event.samples)
+                num_bad += rows[event.id].num_samples
+        if num_seen == 0 or len(self._named()) <= MOST_FEW:
+            return 0.0
+        return self.share * num_bad / num_seen
 
     def batches(self) -> List[Tuple[str, ...]]:
         """Return the names of the samples of each rejected update."""

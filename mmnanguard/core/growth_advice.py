@@ -8,9 +8,22 @@ from .evidence import Evidence
 from .rows.phrases import plural
 from .rules.recent_commits import NUM_SHOWN, Growth
 
-__all__ = ['explain_growth', 'explain_settings']
+__all__ = [
+    'BOUND_THE_LOSS',
+    'NO_LOWER_BOUND',
+    'clip_line',
+    'explain_growth',
+    'explain_settings',
+]
 
 SLOW_DOWN = 'lower the learning rate or lengthen warm-up, and clip'
+BOUND_THE_LOSS = 'give the loss a lower bound'
+NO_LOWER_BOUND = (
+    'The loss fell below 0 without any sign of a lower bound: if it has none, '
+    'weights grow for ever. Look at its sign and its weights, and bound it: '
+    'by a gradient penalty for a critic, normalized embeddings in a '
+    'contrastive loss, or a least variance in a density.'
+)
 LARGE_NORM = 1e3  # of the first gradients, where those of most nets are below
 
 
@@ -44,6 +57,15 @@ def explain_growth(growth: Growth, evidence: Evidence) -> Tuple[str, Advice]:
         return explain_jump(growth, evidence)
     if growth.factor == 0:
         return explain_early_end(growth, evidence)
+    if growth.is_bottomless:
+        return (
+            f'the loss fell without bound before it: {words}',
+            Advice(
+                BOUND_THE_LOSS,
+                f'{numbers_grew(words)}{rate_of(growth)}. {NO_LOWER_BOUND} '
+                'A lower learning rate or clipping would then only delay it.',
+            ),
+        )
     return (
         f'the run exploded before it: {words}{rate_of(growth)}',
         Advice(
@@ -124,20 +146,31 @@ def rate_of(growth: Growth) -> str:
 
 def clip_to(growth: Growth) -> str:
     """Return the setting that would clip gradients to their usual norm."""
-    if growth.clip_coef < 1:
+    line = clip_line(growth)
+    if not line:
         return (
             'optim_wrapper.clip_grad to a lower norm than now, such as a '
             'tenth of it'
         )
-    if math.isfinite(growth.usual_norm) and growth.usual_norm > 0:
-        return (
-            'optim_wrapper.clip_grad=dict('
-            f'max_norm={growth.usual_norm:.2g}), the usual norm before'
-        )
+    if has_usual_norm(growth):
+        return f'{line}, the usual norm before'
     return (
-        'optim_wrapper.clip_grad=dict(max_norm=1), which is a convention, '
-        'because no norm of a sound run was seen'
+        f'{line}, which is a convention, because no norm of a sound run was '
+        'seen'
     )
+
+
+def clip_line(growth: Growth) -> str:
+    """Return the config line that clips; '' if something clips already."""
+    if growth.clip_coef < 1:
+        return ''
+    norm = growth.usual_norm if has_usual_norm(growth) else 1.0
+    return f'optim_wrapper.clip_grad=dict(max_norm={norm:.2g})'
+
+
+def has_usual_norm(growth: Growth) -> bool:
+    """Whether the norm before the explosion is known."""
+    return math.isfinite(growth.usual_norm) and growth.usual_norm > 0
 
 
 def slow_down(growth: Growth) -> str:

@@ -15,16 +15,20 @@ class TrainingHalted(NanGuardError):
     Args:
         event: The update that stopped the run; kept as ``.event``.
         story: The text for the user: reason, counts and advice.
+        cause: The value of the cause that the story explains; kept as
+            ``.cause``.
     """
 
-    def __init__(self, event: GuardEvent, story: str) -> None:
+    def __init__(self, event: GuardEvent, story: str, cause: str = '') -> None:
         super().__init__(story)
         self.event = event
+        self.cause = cause
 
     def to_row(self) -> NewRow:
         """Return the last row of an event log."""
         event = self.event
-        return HaltRow(event.id, event.iter, story=str(self)).to_row()
+        row = HaltRow(event.id, event.iter, str(self), self.cause)
+        return row.to_row()
 
 
 class RollbackUnavailable(TrainingHalted):

@@ -5,7 +5,11 @@ from typing import Deque, List, Optional
 
 from mmnanguard.core import GuardEvent, GuardPolicy, TrainingHalted
 from mmnanguard.core.causes import CAUSES
-from mmnanguard.core.rows.halt_story import Finding, write_halt_story
+from mmnanguard.core.rows.halt_story import (
+    Finding,
+    main_cause,
+    write_halt_story,
+)
 from mmnanguard.core.rows.row_record import RowRecord
 
 __all__ = ['Streak']
@@ -72,10 +76,9 @@ class Streak:
         if not self._has_last(event):
             self._events.append(event)
         self.complete(event)
-        story = write_halt_story(
-            event, self._behind(event, policy), policy, list(self._findings)
-        )
-        return TrainingHalted(event, story)
+        streak = self._behind(event, policy)
+        story = write_halt_story(event, streak, policy, list(self._findings))
+        return TrainingHalted(event, story, main_cause(event, streak))
 
     def _behind(
         self, event: GuardEvent, policy: GuardPolicy

@@ -79,6 +79,8 @@ def find_halt(summary: Summary) -> Optional[Finding]:
         if num > 1:
             after = f' after {num:,} skips in a row'
     clause = f'halted at iteration {iter_:,}{after} ({cause})'
+    # The last of several updates may have another cause than most of them.
+    cause = str(halt.get('cause') or cause)
     return Finding(begin_of_trouble(summary, iter_), cause, clause)
 
 

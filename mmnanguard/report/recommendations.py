@@ -14,8 +14,9 @@ from mmnanguard.core.diagnosis import (
     diagnose,
 )
 from mmnanguard.core.evidence import Evidence
+from mmnanguard.core.growth_advice import clip_line
 from mmnanguard.core.launch import tool_command
-from mmnanguard.core.operation_advice import advise_on
+from mmnanguard.core.operation_advice import advise_on, advise_without_cures
 from mmnanguard.core.rows.remedy_row import FP32, RemedyRow, line_of_fp32
 from mmnanguard.core.step_advice import advise_on_step
 
@@ -67,25 +68,29 @@ def next_steps(
             names = ()
         return (
             *advise_on_steps(evidence),
-            *advise_on_inputs(evidence),
+            *advise_on_operation(evidence, names),
             *exclude_samples(summary, names, evidence),
             *run_in_fp32(summary, names),
         )
     evidence = collect_evidence(summary, finding)
     diagnosis = diagnose(evidence)
-    local_steps = [
-        *exclude_samples(summary, diagnosis.samples, evidence),
-        *run_in_fp32(summary, diagnosis.samples),
-    ]
+    exclusion = exclude_samples(summary, diagnosis.samples, evidence)
+    in_fp32 = run_in_fp32(summary, diagnosis.samples)
     advice = diagnosis.advice
-    code = ''
+    detail, code = advice.detail or advice.long, ''
     growth = diagnosis.growth
     if growth is not None:
-        # A negative rate that is smaller goes uphill as well, and a batch
-        # that jumped does so at any rate.
-        is_of_rate = not (growth.is_uphill or growth.jump or evidence.uphill)
-        if is_of_rate:
-            code = summary.launch.train_slower(LESS)
+        # A lower rate would help little.
+        is_of_loss = growth.jump or growth.is_bottomless
+        if not (is_of_loss or growth.is_uphill or evidence.uphill):
+            line = clip_line(growth)
+            # Of several optimizers, each has a line of its own.
+            if line and evidence.events[-1].optimizer == 'default':
+                options = ('--cfg-options', line)
+                code = summary.launch.train_slower(LESS, *options)
+            else:
+                code = summary.launch.train_slower(LESS)
+                detail += ' The command lowers the learning rate alone.'
     elif advice in (ADVICE_ON_INITIAL, ADVICE_ON_PRETRAINED):
         # Any checkpoint of the run has the same weights, and no operation
         # is to be found.
@@ -94,15 +99,17 @@ def next_steps(
         code = tool_command('scan_checkpoints', summary.launch.work_dir)
     elif facts_of_cause(finding.cause).blames == 'weight':
         code = summary.launch.train('--resume')
-    general_step = Step(advice.short, advice.detail or advice.long, code)
+    general_step = Step(advice.short, detail, code)
     # Only some causes can originate in a sample or module. For all other
     # causes, such as bad weights, and after an explosion, the general advice
     # helps more.
     is_local = 'sample' in facts_of_cause(finding.cause).culprits
-    if is_local and growth is None and not evidence.impossible:
-        steps = [*local_steps, general_step]
+    if not is_local or growth is not None or evidence.impossible:
+        steps = [general_step, *exclusion, *in_fp32]
+    elif diagnosis.keeps_samples:
+        steps = [*in_fp32, general_step, *exclusion]
     else:
-        steps = [general_step, *local_steps]
+        steps = [*exclusion, *in_fp32, general_step]
     # Neither a replay nor an autopsy runs the optimizer's step.
     if facts_of_cause(finding.cause).is_of_step:
         return tuple(steps)
@@ -122,12 +129,25 @@ def advise_on_steps(evidence: Evidence) -> List[Step]:
     return [Step(advice.short, advice.detail or advice.long)]
 
 
-def advise_on_inputs(evidence: Evidence) -> List[Step]:
-    """Return the step on bad inputs that a loss leaves out too late."""
+def advise_on_operation(
+    evidence: Evidence, names: Sequence[str]
+) -> List[Step]:
+    """Return the step on an operation that explains more than samples do.
+
+    Args:
+        evidence: All that the run rejected.
+        names: The samples at fault.
+    """
     finding = evidence.finding
-    if finding is None or not finding.is_left_out:
+    if finding is None:
         return []
-    advice = advise_on(finding)
+    # A loss leaves bad inputs out too late.
+    if finding.is_left_out:
+        advice = advise_on(finding)
+    elif names and finding.is_certain:
+        advice = advise_without_cures(finding)
+    else:
+        return []
     return [Step(advice.short, advice.detail or advice.long)]
 
 

@@ -6,6 +6,7 @@ while all its numbers stayed finite.
 
 from typing import List, Tuple
 
+from mmnanguard.core.growth_advice import BOUND_THE_LOSS, NO_LOWER_BOUND
 from mmnanguard.core.how_to_guard import has_guarded_form, how_to_guard
 from mmnanguard.core.rows.end_row import FINISHED
 from mmnanguard.core.rows.phrases import samples_in_words
@@ -101,7 +102,10 @@ def resume_step(summary: Summary) -> Step:
 
 
 def explosion_step(rise: Rise) -> Step:
-    """Return the step for a loss that exploded and stayed finite."""
+    """Return the step for a loss that rose or fell far, and is finite."""
+    if rise.end < min(rise.begin, 0.0):
+        detail = 'The losses are finite, so that no update was rejected.'
+        return Step(BOUND_THE_LOSS, f'{detail} {NO_LOWER_BOUND}')
     before = 'its rise'
     if rise.since is not None:
         before = f'iteration {rise.since:,}'

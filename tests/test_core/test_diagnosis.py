@@ -48,6 +48,29 @@ def test_a_negative_learning_rate_goes_uphill():
 
 
 @pytest.mark.parametrize(
+    ('losses', 'is_bottomless'),
+    [
+        ((-1.0, -5.0, -90.0, -2e3), True),
+        ((8e5, -1e10, -4e18, -1e34), True),
+        ((-1.6e37, -3.5e37, -4e37, -9e37), True),
+        # A similarity cannot fall below -1, and a density falls slowly.
+        ((-0.5, -0.6, -0.75, -0.95), False),
+        ((-700.0, -720.0, -741.0, -760.0), False),
+        ((-1.0, -30.0, -5e3, 4e6), False),
+        ((1.0, 5.0, 90.0, 2e3), False),
+    ],
+)
+def test_a_loss_without_a_lower_bound_is_the_first_cause(
+    losses, is_bottomless
+):
+    growth = Growth(losses, (1.0, 9.0, 90.0, 900.0), 0.1, 900.0)
+    reason, advice = explain_growth(growth, Evidence(''))
+    assert ('lower bound' in advice.short) is is_bottomless
+    assert f'{losses[-1]:.3g}' in reason
+    assert ('normalized embeddings' in advice.long) is is_bottomless
+
+
+@pytest.mark.parametrize(
     ('cause', 'resumes'),
     [(Cause.STEP_NONFINITE, False), (Cause.STEP_SPOILED, True)],
 )

@@ -136,3 +136,26 @@ def test_an_own_backward_is_to_be_mended():
     advice = advise_on(finding)
     assert advice.short == 'mend the backward pass at head.py:1'
     assert 'safe_' not in advice.long
+
+
+@pytest.mark.parametrize(
+    ('num_samples', 'share', 'is_cleaned'),
+    [(8, 0.5, True), (8, 0.1, False), (2, 0.5, False)],
+)
+def test_many_bad_samples_are_cleaned_and_few_left_out(
+    num_samples, share, is_cleaned
+):
+    events, rows = [], []
+    for number in range(8):
+        bad = (f'{number % num_samples}',)
+        names = (*bad, *(f'{number}-{index}' for index in range(3)))
+        events.append(event(number, samples=names))
+        row = InputRow(id=str(number), samples=bad, num_samples=1)
+        rows.append(row.replace(keys={'inputs': bad}))
+    seen = Autopsy(phase='input', repeats=True, keys=('inputs',))
+    diagnosis = diagnose(Evidence(CAUSE.value, events, [seen], rows, share))
+    assert diagnosis.keeps_samples is is_cleaned
+    assert diagnosis.advice.short.startswith('clean') is is_cleaned
+    # One of four in half of the batches.
+    assert ('12% of the samples' in diagnosis.advice.long) is is_cleaned
+    assert len(diagnosis.samples) == num_samples

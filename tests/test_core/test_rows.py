@@ -119,7 +119,7 @@ RECORDS_OF_KIND = {
         *(TENSORS, maybe(TEXTS)),
     ),
     'bypass': st.builds(BypassRow, maybe(COUNTS), TEXTS, st.booleans(), TEXTS),
-    'halt': st.builds(HaltRow, TEXTS, COUNTS, TEXTS),
+    'halt': st.builds(HaltRow, TEXTS, COUNTS, TEXTS, TEXTS),
     'end': st.builds(EndRow, TEXTS, maybe(COUNTS), TEXTS, *[LOSSES] * 2),
 }
 
@@ -140,7 +140,7 @@ KEYS = {
     'audit': 'id run attempt iter epoch ranks where num_bad tensors '
     'checkpoint',
     'bypass': 'iter optimizer is_guarded message',
-    'halt': 'id iter story',
+    'halt': 'id iter story cause',
     'end': 'how iter error first_losses last_losses bad_params bad_inputs',
 }
 

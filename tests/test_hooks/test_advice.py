@@ -47,6 +47,10 @@ def huge_input(sample):
     sample['inputs'] *= 1e30
 
 
+def far_input(sample):
+    sample['inputs'][0] = 100.0
+
+
 def nan_target(sample):
     sample['data_samples'].target[0] = math.nan
 
@@ -60,6 +64,7 @@ class Faulty(BaseModel):
         self.body = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
         self.head = nn.Linear(8, 2)
         self.fault = fault
+        self.num_seen = 0
         if fault == 'huge weight':
             self.head.bias.data[1] = 2e25
 
@@ -84,6 +89,15 @@ class Faulty(BaseModel):
             loss = loss - (is_good + zero).log().mean()
         elif self.fault == 'weight of the loss':
             loss = loss * math.nan
+        elif self.fault in ('acos', 'sqrt'):
+            # Outside of the domain for the sample that is far away.
+            number = 0.5 - 2 * (inputs[:, 0] > 50).float() + zero
+            loss = loss + getattr(number, self.fault)().mean()
+        elif self.fault == 'forward, then backward':
+            self.num_seen += 1
+            if self.num_seen < 4:
+                return dict(loss=loss + zero.sum().sub(1).sqrt())
+            loss = loss + zero.sqrt().mean()
         elif self.fault == 'quartic':
             loss = outputs.pow(4).mean()
         return dict(loss=loss)
@@ -158,6 +172,20 @@ def test_a_pole_is_called_a_pole(tmp_path, fault, op, call, safe):
     assert not any('leave out' in step.text for step in verdict.steps)
 
 
+def test_story_and_report_explain_the_same_cause(tmp_path):
+    """The last of the rejected updates has another cause than most."""
+    runner, story, verdict = story_of(
+        tmp_path, 'forward, then backward', hooks=()
+    )
+    causes = [row['cause'] for row in read_rows(runner)]
+    assert causes == [*['loss_nonfinite'] * 3, 'grad_nonfinite']
+    _, advice = parts(story)
+    for text in (advice, verdict.steps[0].detail):
+        assert 'The forward pass makes it' in text
+    (halt,) = read_rows(runner, 'halt')
+    assert halt['cause'] == 'loss_nonfinite'
+
+
 def test_a_huge_weight_is_named(tmp_path):
     """Memory that was never initialized may hold finite numbers."""
     _, story, verdict = story_of(tmp_path, 'huge weight')
@@ -197,6 +225,18 @@ def test_one_bad_sample_is_the_culprit(tmp_path, spoil, reason):
     row = read_rows(runner, 'autopsy')[0]
     assert row['tried'] == {'without_samples': True}
     assert row['num_samples'] == 4
+
+
+@pytest.mark.parametrize('fault', ['acos', 'sqrt'])
+def test_a_finite_sample_outside_a_domain(tmp_path, fault):
+    """The operation is mended first, for other samples may follow."""
+    _, story, verdict = story_of(tmp_path, fault, spoil=far_input, guard=RATE)
+    _, advice = parts(story)
+    assert 'outside of its domain' in advice
+    assert "'05.jpg'" in advice.partition('outside of its domain')[2]
+    first, second = [step.text for step in verdict.steps[:2]]
+    assert first.startswith(f'keep the input of aten.{fault}')
+    assert second.startswith("leave out sample '05.jpg'")
 
 
 def test_bad_inputs_that_nothing_has_looked_at(tmp_path):

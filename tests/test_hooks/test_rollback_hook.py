@@ -317,6 +317,24 @@ def test_else_the_newest_clean_checkpoint(tmp_path, has_ema):
     assert ('ema steps' in states[4]) == has_ema
 
 
+def test_a_checkpoint_that_is_newer_than_the_states_in_memory(tmp_path):
+    """The same trouble again goes further back than to that file."""
+    runner = train(
+        tmp_path,
+        faults=(10, 11, 12, 14, 15, 16),
+        hooks=dict(
+            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=4)
+        ),
+        rollback=dict(interval=500),
+    )
+    first, second = read_rows(runner, 'rollback')
+    assert (first['iter'], first['to']) == (12, 8)
+    assert first['path'].endswith('iter_8.pth')
+    states = runner.remembered.states
+    assert_equal(states[12], states[8])
+    assert (second['iter'], second['to'], second['path']) == (16, 0, '')
+
+
 def test_averages_come_back_and_raw_weights_stay_raw(tmp_path):
     runner = train(
         tmp_path,
@@ -361,6 +379,7 @@ def test_the_state_is_kept_where_updates_between_the_skips_are_sound(tmp_path):
         max_iters=10,
     )
     assert read_rows(runner, 'rollback') == []
+    assert 'training goes back' not in read_log(runner)
     assert 'rollback' in [row['action'] for row in read_rows(runner)]
     assert_equal(everything(runner), everything(plain))
     with pytest.raises(TrainingHalted, match='which is max_rollbacks'):
@@ -748,6 +767,8 @@ def test_no_rollback_for_batches_that_fail_with_any_weights(tmp_path):
     log = read_log(runner)
     assert 'not finite with earlier weights either' in log
     assert 'went back' not in log
+    # Nor is it promised before it is decided.
+    assert 'training goes back' not in log
     assert runner.optim_wrapper.guard.state.num_rollbacks == 1
     for name, tensor in states[6].items():
         assert torch.equal(tensor, states[10][name]), name

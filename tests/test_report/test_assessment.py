@@ -276,6 +276,32 @@ def test_what_to_do_next():
         assert leave_out.code == ''
 
 
+@pytest.mark.parametrize(
+    ('changes', 'optimizer', 'clips'),
+    [
+        ({}, 'default', True),
+        ({'clip_coef': 0.5}, 'default', False),
+        ({}, 'generator', False),
+    ],
+)
+def test_the_command_does_what_the_text_says(changes, optimizer, clips):
+    growth = dict(
+        losses=(1.0, 9.0, 80.0, 700.0),
+        grad_norms=(3.0, 30.0, 300.0, 3e3),
+        **dict(lr=0.1, factor=700.0, usual_norm=2.5, **changes),
+    )
+    rows = []
+    for skips in range(1, 12):
+        row = update(500 + skips, 'loss_nonfinite', consecutive_skips=skips)
+        rows.append(dict(row, optimizer=optimizer, growth=growth))
+    step = judged(rows).steps[0]
+    assert step.text.startswith('lower the learning rate')
+    assert 'clip_grad' in step.detail
+    assert '--lr-factor 0.1' in step.code
+    assert ('clip_grad=dict(max_norm=2.5)' in step.code) is clips
+    assert ('lowers the learning rate alone' in step.detail) is not clips
+
+
 def test_samples_that_are_always_together_are_suspects_together():
     rows = [
         update(i, 'loss_nonfinite', samples=('d', 'a', f'{i}', 'c'))
@@ -317,6 +343,11 @@ def test_commits_with_a_bad_loss_clear_the_samples():
         ]
     sentence = judged(rows).sentence
     assert 'leave out sample' in sentence
+    # It is mended first.
+    assert (
+        'next: keep the input of aten.mm'
+        in judged([dict(row, is_pole=True) for row in rows[:2]]).sentence
+    )
     # The operation is bad for other samples as well.
     for iteration in range(20, 1000, 4):
         row = update(iteration, 'loss_nonfinite', action='step', counts=False)

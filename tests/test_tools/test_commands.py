@@ -295,6 +295,15 @@ def test_lines_that_messages_name(config, work_dir, line, key, value):
     assert CommandFault.settings[key] == (value or dict(check_step='always'))
 
 
+def test_clip_where_the_config_has_none(config, work_dir):
+    config.write_text(f'{CONFIG}optim_wrapper.update(clip_grad=None)\n')
+    launch = Launch(str(config), str(work_dir))
+    options = ('--cfg-options', 'optim_wrapper.clip_grad=dict(max_norm=2.5)')
+    assert paste(f'{launch.train_slower(0.1, *options)} --guard fp32') == 0
+    assert CommandFault.settings.clip_grad == dict(max_norm=2.5)
+    assert CommandFault.rates[0] == pytest.approx(0.01)
+
+
 @pytest.mark.parametrize('value', ['dict(print(1))', 'dict(a=b)', 'dict(a='])
 def test_values_that_are_no_constants(config, work_dir, value, capsys):
     option = f'optim_wrapper.clip_grad={value}'

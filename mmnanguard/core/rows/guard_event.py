@@ -32,7 +32,8 @@ OUTCOMES = {
     Action.STEP: 'the others made the update',
     Action.SKIP: 'update skipped',
     Action.HALT: 'training halts, nothing was updated',
-    Action.ROLLBACK: 'training goes back to an earlier state',
+    # Whether training goes back is decided later, and has its own line.
+    Action.ROLLBACK: 'update skipped, a rollback is considered',
 }
 
 UNKNOWN_ORIGIN = 'which happened outside any guarded update'

@@ -16,6 +16,8 @@ class HaltRow(RowRecord):
         id: The id of the event that ended the run.
         iter: Iteration at which the run ended.
         story: The text that the log shows: reason, counts and advice.
+        cause: The value of the cause that the story explains, which is the
+            most frequent one of a streak; '' if it is not known.
     """
 
     KIND: ClassVar[str] = 'halt'
@@ -25,6 +27,7 @@ class HaltRow(RowRecord):
     id: str = ''
     iter: Optional[int] = None
     story: str = ''
+    cause: str = ''
 
     def sentence(self) -> str:
         return self.story

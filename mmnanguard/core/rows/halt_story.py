@@ -14,7 +14,7 @@ from .guard_event import GuardEvent
 from .input_row import InputRow
 from .row_record import RowRecord
 
-__all__ = ['Finding', 'write_halt_story']
+__all__ = ['Finding', 'main_cause', 'write_halt_story']
 
 MAX_NAMES = 5
 
@@ -50,11 +50,7 @@ def write_halt_story(
     """
     causes, names = count_blame(streak)
     is_sudden = CAUSES[event.cause].ends_run
-    # A cause that ends a run at once does so whatever the skips before it.
-    # After a streak, the last update is only one of many.
-    cause = event.cause.value
-    if not is_sudden:
-        cause = causes[0][0]
+    cause = main_cause(event, streak)
     diagnosis = diagnose(collect_evidence(cause, streak, findings))
     reason = ''
     if diagnosis.reason:
@@ -92,6 +88,21 @@ def write_halt_story(
             'limit.'
         )
     return '\n  '.join(map(escape, lines))
+
+
+def main_cause(event: GuardEvent, streak: Sequence[GuardEvent]) -> str:
+    """Return the value of the cause that a halt story explains.
+
+    Args:
+        event: The update that stopped the run.
+        streak: The rejected updates of the present streak.
+    """
+    # A cause that ends a run at once does so whatever the skips before it.
+    if CAUSES[event.cause].ends_run:
+        return event.cause.value
+    # After a streak, the last update is only one of many.
+    causes, _ = count_blame(streak)
+    return causes[0][0]
 
 
 def collect_evidence(

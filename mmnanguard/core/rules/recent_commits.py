@@ -44,6 +44,7 @@ LEAST_GROWTH_OF_RECORD = 1e4
 LEAST_BEFORE_JUMP = 2
 LEAST_JUMP = 1e4
 MOST_SWING = 4.0
+LOW = -1e6  # a loss that few bounded losses reach
 NUM_SHOWN = 4  # commits in the words on a growth
 MOST_EARLY = 3  # commits of a run that ended early
 LEAST_SKIPS = 3  # rejected updates that follow them
@@ -97,6 +98,22 @@ class Growth(NamedTuple):
     def is_uphill(self) -> bool:
         """Whether the learning rate is negative, so that the loss rises."""
         return self.lr < 0
+
+    @property
+    def is_bottomless(self) -> bool:
+        """Whether the loss fell below 0 faster and faster, or very far.
+
+        The loss of a critic, a contrastive loss or the log of a density may
+        have no lower bound. A density may well bring a loss to -1e3.
+        """
+        losses = [loss for loss in self.losses if math.isfinite(loss)]
+        if len(losses) < LEAST_BEFORE or losses[-1] > min(losses[-2], 0.0):
+            return False
+        first, last = losses[0], losses[-1]
+        is_faster = is_falling(losses) and first - last >= LEAST_GROWTH * abs(
+            first - losses[1]
+        )
+        return last < LOW or (is_faster and last < -LEAST_GROWTH)
 
     @property
     def jump(self) -> float:

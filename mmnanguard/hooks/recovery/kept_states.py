@@ -4,6 +4,8 @@ from typing import List, Optional, Tuple
 
 from mmengine.runner import Runner
 
+from mmnanguard.core.rules.recent_commits import NUM_RECENT_COMMITS
+
 from .earlier_state import EarlierState, count_steps
 from .saved_state import newest_clean_state
 
@@ -40,6 +42,7 @@ class KeptStates:
         self._num_kept = num_kept
         self._kept: List[EarlierState] = []
         self._used: Optional[EarlierState] = None
+        self._went_back_at = -1
         self._num_steps = count_steps(runner)
         self._origin = f'training began (iteration {runner.iter + 1})'
 
@@ -71,8 +74,9 @@ class KeptStates:
         """Return the newest state from before the trouble; collective.
 
         The state of the last rollback is passed over if there is an older
-        one, because the trouble came back after it. If no state in memory is
-        old enough, the newest clean checkpoint of this run is read.
+        one, because the trouble came back after it. A clean checkpoint of
+        this run is read if it is newer than all states in memory that are
+        old enough.
 
         Args:
             runner: The runner of the training.
@@ -102,13 +106,22 @@ class KeptStates:
             older.pop()
         # States of the trouble itself must not be restored later.
         self._kept = older
-        if older:
-            return older[-1], ''
-        return newest_clean_state(runner, first_bad), NOTHING_OLDER
+        if not older:
+            return newest_clean_state(runner, first_bad), NOTHING_OLDER
+        if is_suspect:
+            # The last commits may have led into it already.
+            first_bad -= NUM_RECENT_COMMITS
+        # Files from before the last rollback have not helped.
+        after = max(older[-1].iter, self._went_back_at)
+        saved = newest_clean_state(runner, first_bad, after)
+        if saved and not is_bad and self._is_present(runner, saved):
+            saved = newest_clean_state(runner, saved.iter, after)
+        return saved or older[-1], ''
 
     def note_restored(self, runner: Runner, state: EarlierState) -> None:
         """Note that a state was restored."""
         self._used = state
+        self._went_back_at = int(runner.iter) + 1
         self._num_steps = count_steps(runner)
         self._origin = f'training went back to iteration {state.iter}'
 

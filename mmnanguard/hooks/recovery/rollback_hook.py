@@ -60,9 +60,11 @@ class RollbackHook(GuardListener):
     and one small collective.
 
     If the trouble returns before a newer state was kept, the next rollback
-    goes further back. If no state is left, the newest clean checkpoint that
-    this run has written to the work dir is used, but not under FSDP. The run
-    halts if nothing was committed since the state to go back to.
+    goes further back. The newest clean checkpoint that this run has written to
+    the work dir is used if it is newer than the state in memory, or if there
+    is none, but not under FSDP. After an explosion, it has to be 64 iterations
+    older than the trouble. The run halts if nothing was committed since the
+    state to go back to.
 
     Before it goes back for a streak without an explosion, the hook runs the
     last batch with the present and with earlier weights. If it is not finite
@@ -370,10 +372,11 @@ class RollbackHook(GuardListener):
 
 def describe_halt(
     guard: GuardProtocol, event: GuardEvent, why: str
-) -> Tuple[GuardEvent, str]:
-    """Return event and message of a halt in place of a rollback."""
+) -> Tuple[GuardEvent, str, str]:
+    """Return event, message and cause of a halt in place of a rollback."""
     halted = event.replace(action=Action.HALT)
-    return halted, f'{guard.halted(halted)}\n  {why}'
+    error = guard.halted(halted)
+    return halted, f'{error}\n  {why}', error.cause
 
 
 def is_of_rate(guard: GuardProtocol, event: GuardEvent) -> bool:

@@ -145,11 +145,18 @@ def load_optimizer(
         group.update(values)
 
 
-def newest_clean_state(runner: Runner, before: int) -> Optional[EarlierState]:
-    """Return the state in the newest clean checkpoint before an iteration.
+def newest_clean_state(
+    runner: Runner, before: int, after: int = -1
+) -> Optional[EarlierState]:
+    """Return the state in the newest clean checkpoint between iterations.
 
     Collective. Searches the work dir for checkpoints that this run has
     written and that fit its model; returns None if there is none.
+
+    Args:
+        runner: The runner of the training.
+        before: Only checkpoints of earlier iterations count.
+        after: Only checkpoints of later iterations count.
     """
     # A checkpoint holds whole tensors, a sharded model parts of them.
     if is_sharded(runner.model):
@@ -157,7 +164,7 @@ def newest_clean_state(runner: Runner, before: int) -> Optional[EarlierState]:
     # All ranks must restore one file, and a scan is slow, so rank 0 chooses.
     message: List[Optional[Tuple[str, int]]] = [None]
     if is_main_process():
-        message = [find_checkpoint(runner, before)]
+        message = [find_checkpoint(runner, before, after)]
     broadcast_object_list(message)
     if message[0] is None:
         return None
@@ -182,10 +189,12 @@ def state_in(path: str, iteration: int, runner: Runner) -> EarlierState:
     return EarlierState(iteration, state, rules, path=path)
 
 
-def find_checkpoint(runner: Runner, before: int) -> Optional[Tuple[str, int]]:
+def find_checkpoint(
+    runner: Runner, before: int, after: int
+) -> Optional[Tuple[str, int]]:
     """Return path and iteration of the newest clean checkpoint, or None.
 
-    Only checkpoints of iterations before ``before`` count.
+    Only checkpoints of iterations between the two count.
     """
     paths = set(Path(runner.work_dir).glob('*.pth'))
     last_clean = read_pointer(runner.work_dir, LAST_CLEAN)
@@ -198,8 +207,8 @@ def find_checkpoint(runner: Runner, before: int) -> Optional[Tuple[str, int]]:
     tensors, optimizers = tensors_of(runner), present_optimizers(runner)
 
     def is_wanted(path: Path, checkpoint: Mapping[str, Any]) -> bool:
-        """Whether the checkpoint is of this run and old enough."""
-        if checkpoint['meta']['iter'] >= before:
+        """Whether the checkpoint is of this run and of that time."""
+        if not after < checkpoint['meta']['iter'] < before:
             return False
         why = ''
         if is_earlier(Lineage.of(checkpoint), present) is not True:
