@@ -109,7 +109,7 @@ ROW_FIELDS = {
         'checkpoint'
     ),
     'bypass': 'schema kind iter optimizer is_guarded message',
-    'halt': 'schema kind id iter story',
+    'halt': 'schema kind id iter story cause',
     'end': (
         'schema kind how iter error first_losses last_losses bad_params '
         'bad_inputs'

@@ -15,6 +15,6 @@ Reading order:
 8. ``start_warnings``: optimizers without a guard, and keys that nothing reads;
    ``check_listeners``: misspelt listener methods of other hooks;
    ``bypasses``: the rows of warnings that updates are not guarded.
-9. ``check_rollback``, ``check_engine``: refuse guards that cannot roll back,
-   or that pass an engine by.
+9. ``start_checks``: refuse runs that cannot work; ``check_rollback``: guards
+   that cannot roll back; ``check_engine``: guards that pass an engine by.
 """

@@ -38,14 +38,10 @@ from .._shared.find_guards import (
 from .._shared.halt import halt
 from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs, Row
 from .._shared.patches import PatchingHook
-from .._shared.roles import EventSource, has_hook
+from .._shared.roles import EventSource
 from ..events.event_log_hook import last_attempt
 from ..recovery.loaded_state import LoadedState
-from ..recovery.rollback_hook import RollbackHook
 from .bypasses import hand_out, note_bypass
-from .check_engine import check_engine
-from .check_listeners import check_signatures
-from .check_rollback import check_rollback
 from .ema_freeze import EmaFreeze
 from .guard_checkpoint import GuardCheckpoint
 from .loss_parts import LossParts, level_of, logged_losses, warn_of_no_commit
@@ -53,6 +49,7 @@ from .recent_samples import RecentSamples
 from .run_scalars import LoggedValues, note_rejected, update_scalars
 from .scale_replay import correct_scale
 from .schedule_freeze import ScheduleFreeze
+from .start_checks import check_start
 from .start_warnings import warn_at_start
 
 __all__ = ['NanGuardHook']
@@ -151,12 +148,10 @@ class NanGuardHook(PatchingHook, EventSource):
     def before_train(self, runner: Runner) -> None:
         choose_sample_key(self._sample_key)
         self._guards = find_guards(runner)
-        wrappers = find_wrappers(runner)
-        check_engine(runner.model, {n: wrappers[n] for n in self._guards})
-        check_rollback(self._guards, has_hook(runner, RollbackHook))
-        check_signatures(runner.hooks)
+        check_start(runner, self._guards)
         self._loaded.look(runner)
         self.loaded, self.loaded_bad = self._loaded.path, self._loaded.names()
+        wrappers = find_wrappers(runner)
         self._checkpoint.resume_guards(runner, wrappers)
         self._num_updates = self._count('num_updates')
         self._modules = own_modules(runner)
