@@ -22,6 +22,8 @@ def tune(monkeypatch, work_dir, *options):
     monkeypatch.syspath_prepend(str(CONFIG.parent))
     command = ['train', path, '--work-dir', work_dir, *options]
     monkeypatch.setattr(sys, 'argv', ['mmnanguard', *map(str, command)])
+    # Another test may have imported it.
+    monkeypatch.delitem(sys.modules, 'mmnanguard.__main__', raising=False)
     with pytest.raises(SystemExit, match='0'):
         runpy.run_module('mmnanguard', run_name='__main__')
     (path,) = work_dir.glob('*/nanguard/events.jsonl')

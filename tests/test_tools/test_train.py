@@ -148,10 +148,11 @@ def test_amp_is_the_guarded_one(config):
 
 
 def test_a_strategy_of_the_command_line_is_guarded(config):
-    options = 'strategy.type=DeepSpeedStrategy strategy.bf16.loss=1'
-    args = parse_args(
-        [config, '--guard', 'bf16', '--cfg-options', *options.split()]
-    )
+    options = [
+        'strategy.type=DeepSpeedStrategy',
+        'strategy.bf16.immediate_grad_update=False',
+    ]
+    args = parse_args([config, '--guard', 'bf16', '--cfg-options', *options])
     cfg = load_config(args)
     wrapper = 'mmnanguard.NanGuardDeepSpeedOptimWrapper'
     assert cfg.optim_wrapper.type == wrapper
