@@ -45,13 +45,19 @@ FORBIDDEN_PACKAGES = {
 }
 # The sub-packages (rooms) of a ring that each of its rooms may import.
 ALLOWED_ROOMS = {
-    'core': {'clipping': set(), 'rules': {'clipping'}, 'rows': {'rules'}},
+    'core': {
+        'clipping': set(),
+        'rules': {'clipping'},
+        'rows': {'rules'},
+        'stability': {'rules', 'rows'},
+    },
     'numerics': {
         'base': set(),
         'snapshot': {'base'},
         'update': {'base', 'snapshot'},
         'probe': {'base', 'snapshot', 'update'},
         'checkpoints': {'base', 'snapshot', 'update'},
+        'stability': {'base', 'update', 'probe'},
     },
     'hooks': {
         '_shared': set(),
@@ -59,6 +65,7 @@ ALLOWED_ROOMS = {
         'replay': {'_shared'},
         'inputs': {'_shared'},
         'recovery': {'_shared', 'replay'},
+        'stability': {'_shared'},
         'drill': {'_shared'},
         'guard': {'_shared', 'events', 'recovery'},
     },

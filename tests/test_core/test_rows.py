@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmnanguard.core import Action, Autopsy, BadTensor, Cause, GuardEvent
+from mmnanguard.core.rows.alert_row import SENTENCES, AlertRow
 from mmnanguard.core.rows.audit_row import AuditRow
 from mmnanguard.core.rows.bypass_row import BypassRow
 from mmnanguard.core.rows.dump_row import DumpRow
@@ -109,7 +110,7 @@ RECORDS_OF_KIND = {
     'dump': st.builds(
         DumpRow, TEXTS, COUNTS, TEXTS, COUNTS, NAMES, maybe(TEXTS)
     ),
-    'remedy': st.builds(RemedyRow, TEXTS, TEXTS, TEXTS, TEXTS),
+    'remedy': st.builds(RemedyRow, TEXTS, TEXTS, TEXTS, TEXTS, maybe(FLOATS)),
     'rollback': st.builds(
         RollbackRow, *(TEXTS, COUNTS, COUNTS, TEXTS, COUNTS, FLOATS, FLOATS)
     ),
@@ -117,6 +118,13 @@ RECORDS_OF_KIND = {
         AuditRow,
         *(TEXTS, TEXTS, COUNTS, COUNTS, COUNTS, RANKS, NAMES, COUNTS),
         *(TENSORS, maybe(TEXTS)),
+    ),
+    'alert': st.builds(
+        AlertRow,
+        *(TEXTS, TEXTS, COUNTS, COUNTS),
+        st.sampled_from(list(SENTENCES)),
+        *(TEXTS, FLOATS, FLOATS, TEXTS, maybe(FLOATS), maybe(FLOATS)),
+        cleared=maybe(COUNTS),
     ),
     'bypass': st.builds(BypassRow, maybe(COUNTS), TEXTS, st.booleans(), TEXTS),
     'halt': st.builds(HaltRow, TEXTS, COUNTS, TEXTS, TEXTS),
@@ -134,11 +142,13 @@ KEYS = {
     'exact fp32_is_finite remedy outputs is_pole operands '
     'num_samples keys tried mask derivative huge_weight',
     'dump': 'id rank path bytes needs checkpoint',
-    'remedy': 'id remedy module config',
+    'remedy': 'id remedy module config value',
     'input': 'id action iter since ranks num_samples samples keys',
     'rollback': 'id iter to path num_rollbacks lr_factor loss_scale evidence',
     'audit': 'id run attempt iter epoch ranks where num_bad tensors '
     'checkpoint',
+    'alert': 'id run attempt iter rule module value limit dtype doubles left '
+    'op source most loss_scale lr advice config acted cleared',
     'bypass': 'iter optimizer is_guarded message',
     'halt': 'id iter story cause',
     'end': 'how iter error first_losses last_losses bad_params bad_inputs',
@@ -185,6 +195,7 @@ def test_unknown_keys_and_kinds_of_values_do_no_harm(kind):
         'rollback': {'to': 3},
         'audit': {'num_bad': 1},
         'input': {'action': 'reject'},
+        'alert': {'iter': 1, 'rule': 'headroom'},
         'bypass': {'message': 'NO'},
         'halt': {'story': 'over'},
         'end': {'how': 'finished'},

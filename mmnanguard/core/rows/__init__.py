@@ -11,8 +11,8 @@ rows with them. Read in this order:
    ``build_event`` makes it from an observation and a verdict.
 4. ``autopsy``: the findings of a replay of a rejected update.
 5. ``start_row``, ``input_row``, ``dump_row``, ``remedy_row``,
-   ``rollback_row``, ``audit_row``, ``bypass_row``, ``halt_row``, ``end_row``:
-   the other kinds.
+   ``rollback_row``, ``audit_row``, ``alert_row``, ``bypass_row``,
+   ``halt_row``, ``end_row``: the other kinds.
 6. ``read_row``: the record of a row of any kind.
 7. ``halt_story``: the text that a halted run leaves behind.
 """

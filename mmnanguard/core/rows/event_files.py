@@ -13,6 +13,7 @@ __all__ = [
     'events_file',
     'events_files',
     'log_dir_of',
+    'samples_file',
 ]
 
 FOLDER = 'nanguard'
@@ -20,11 +21,17 @@ FOLDER = 'nanguard'
 # tools/* find the files by them.
 EVENTS_FILE = f'{FOLDER}/events.jsonl'
 DUMPS_FOLDER = f'{FOLDER}/dumps'
+SAMPLES_NAME = 'stability.jsonl'
 
 
 def events_file(log_dir: str) -> Path:
     """Return the path of the event log of one process start."""
     return Path(log_dir, EVENTS_FILE)
+
+
+def samples_file(events_path: Path) -> Path:
+    """Return the path of the monitor's samples beside an event log."""
+    return events_path.with_name(SAMPLES_NAME)
 
 
 def events_files(work_dir: str) -> List[Path]:

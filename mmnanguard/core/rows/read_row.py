@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Dict, Type
 
+from .alert_row import AlertRow
 from .audit_row import AuditRow
 from .autopsy import Autopsy
 from .bypass_row import BypassRow
@@ -55,6 +56,7 @@ KNOWN = (
     InputRow,
     RollbackRow,
     AuditRow,
+    AlertRow,
     BypassRow,
     HaltRow,
     EndRow,

@@ -57,6 +57,7 @@ class GuardState:
             in (0, 1].
         lr_return: The amount by which ``lr_factor`` grows with the next
             commit.
+        lr_ceiling: The highest ``lr_factor``, which stays.
         num_rollbacks: Number of returns to an earlier state.
         num_left_out: Number of micro-batches that were left out of committed
             updates.
@@ -84,6 +85,7 @@ class GuardState:
     loss_level: LossLevel = field(default_factory=LossLevel)
     lr_factor: float = 1.0
     lr_return: float = 0.0
+    lr_ceiling: float = 1.0
     num_rollbacks: int = 0
     num_left_out: int = 0
     recent_commits: Tuple[Commit, ...] = ()
@@ -247,12 +249,20 @@ class GuardState:
             num_rollbacks=self.num_rollbacks + 1,
         )
 
+    def with_lower_rates(self, factor: float) -> 'GuardState':
+        """Return the state with lower rates, which no recovery raises."""
+        return replace(
+            self,
+            lr_factor=self.lr_factor * factor,
+            lr_ceiling=self.lr_ceiling * factor,
+        )
+
     def recovered_lr(self) -> Tuple[float, float]:
         """Return the next ``lr_factor`` and ``lr_return`` without back-off."""
-        factor = min(1.0, self.lr_factor + self.lr_return)
-        if factor < 1.0:
+        factor = self.lr_factor + self.lr_return
+        if factor < self.lr_ceiling:
             return factor, self.lr_return
-        return 1.0, 0.0
+        return self.lr_ceiling, 0.0
 
     def with_skip(self, skipped: bool) -> Tuple[bool, ...]:
         """Return ``recent_skips`` with one more update.

@@ -1,0 +1,222 @@
+"""The row of a warning that comes before an update goes bad."""
+
+import math
+from dataclasses import dataclass
+from typing import Callable, ClassVar, Dict, Optional, Tuple
+
+from mmnanguard._support.escape import escape
+
+from ..undefined_operations import SAFE_OPS
+from .row_record import RowRecord
+
+__all__ = [
+    'ATTENTION_LOGITS',
+    'DIVERGING',
+    'HEADROOM',
+    'OPERANDS',
+    'SCALE_FALLS',
+    'UNDERFLOW',
+    'UPDATE_RATIO',
+    'AlertRow',
+]
+
+HEADROOM = 'headroom'
+UPDATE_RATIO = 'update_ratio'
+ATTENTION_LOGITS = 'attention_logits'
+UNDERFLOW = 'underflow'
+SCALE_FALLS = 'scale_falls'
+DIVERGING = 'diverging'
+OPERANDS = 'operands'
+
+
+@dataclass(frozen=True)
+class AlertRow(RowRecord):
+    """A number that is far outside of what runs that learn look like.
+
+    Attributes:
+        id: The id of the alert.
+        run: Id of the run; '' if nothing is guarded.
+        attempt: Number of the process start in the run, from 1.
+        iter: Iteration of the sample, from 1.
+        rule: The rule: 'headroom', 'update_ratio', 'attention_logits',
+            'underflow', 'scale_falls', 'diverging' or 'operands'.
+        module: The module or the weight that the alert is about; ''  if it is
+            about the whole model.
+        value: The number that was seen.
+        limit: The limit of the rule. For 'headroom', the largest finite number
+            of the dtype of the module's outputs.
+        dtype: The dtype of the limit; '' if it has none.
+        doubles: Number of iterations in which the outputs double, if they
+            grow towards the limit, or in which an operand halves.
+        left: Number of iterations until they reach the limit, or 0.
+        op: For 'operands', the operation, such as 'log'.
+        source: Its line, as 'head.py:12'; '' on a rank that did not run it.
+        most: For 'update_ratio', the ratio of ``module``.
+        loss_scale: The loss scale of the sample; 1 without one.
+        lr: The highest learning rate of the sample; NaN if it is not known.
+        advice: What to do: 'fp32', 'lr', 'scale' or ''.
+        config: The config line that does so; '' if there is none.
+        acted: The advice that the monitor puts into effect; '' if none. Its
+            'remedy' rows say what was done.
+        cleared: The iteration at which the number was back inside the limit.
+            A row with it ends the alert of the same id.
+    """
+
+    KIND: ClassVar[str] = 'alert'
+    NEEDED: ClassVar[Tuple[str, ...]] = ('rule', 'iter')
+
+    id: str = ''
+    run: str = ''
+    attempt: int = 1
+    iter: int = 0
+    rule: str = ''
+    module: str = ''
+    value: float = math.nan
+    limit: float = math.nan
+    dtype: str = ''
+    doubles: Optional[float] = None
+    left: Optional[float] = None
+    op: str = ''
+    source: str = ''
+    most: float = math.nan
+    loss_scale: float = 1.0
+    lr: float = math.nan
+    advice: str = ''
+    config: str = ''
+    acted: str = ''
+    cleared: Optional[int] = None
+
+    def line(self) -> str:
+        """Return the console line."""
+        if self.cleared is not None:
+            return escape(f'Iter {self.cleared}: {self.sentence()}')
+        return escape(f'Iter {self.iter}: alert: {self.sentence()}')
+
+    def sentence(self) -> str:
+        describe = SENTENCES.get(self.rule)
+        # Another version may know more rules.
+        if describe is None:
+            return f"rule '{self.rule}': {self.value:.3g}"
+        if self.cleared is not None:
+            return f'the alert of iteration {self.iter} is over: {self.name}'
+        return describe(self)
+
+    @property
+    def name(self) -> str:
+        """The number that the alert is about, in words."""
+        words = NAMES.get(self.rule, self.rule)
+        if self.module and self.rule in (HEADROOM, ATTENTION_LOGITS):
+            words = f"{words} of '{self.module}'"
+        return words
+
+
+def headroom(alert: AlertRow) -> str:
+    """Describe outputs that come near the limit of their dtype."""
+    words = f"outputs of '{alert.module}'"
+    if alert.left is not None and alert.doubles is not None:
+        words += (
+            f' double every {alert.doubles:.3g} iterations and are at '
+            f'{alert.value:.3g}; {alert.dtype} overflows in about '
+            f'{alert.left:.0f}'
+        )
+    else:
+        words += (
+            f' reach {alert.value:.3g} of {alert.limit:.5g} in {alert.dtype}'
+        )
+    if alert.config:
+        return f'{words}; float32 cures it: {alert.config}'
+    return f'{words}; {slower(alert)}'
+
+
+def update_ratio(alert: AlertRow) -> str:
+    """Describe updates that are large beside the weights."""
+    return (
+        f'an update moves the weights by {percent(alert.value)} (median; '
+        f"most: '{alert.module}', {percent(alert.most)}); runs that learn "
+        f'stay below {percent(alert.limit)}: {slower(alert)}'
+    )
+
+
+def attention_logits(alert: AlertRow) -> str:
+    """Describe arguments of a softmax that are too large."""
+    return (
+        f"attention logits of '{alert.module}' reach {alert.value:.3g} (limit "
+        f'{alert.limit:g}): the softmax is near one-hot; {slower(alert)}, or '
+        'normalize queries and keys'
+    )
+
+
+def underflow(alert: AlertRow) -> str:
+    """Describe gradients that vanish in float16."""
+    return (
+        f'at loss scale {alert.loss_scale:.3g} the largest gradient is '
+        f'{alert.value:.3g} in float16, whose smallest number is 6e-08: many '
+        f'gradients become 0; raise it: {alert.config}'
+    )
+
+
+def scale_falls(alert: AlertRow) -> str:
+    """Describe a loss scale that keeps falling."""
+    return (
+        f'the loss scale has fallen {alert.value:g} times in 100 iterations, '
+        f'to {alert.loss_scale:g}: gradients or outputs keep growing'
+    )
+
+
+def diverging(alert: AlertRow) -> str:
+    """Describe losses that climb back."""
+    return (
+        f'the median loss is back at {alert.value:.4g}, above '
+        f'{alert.limit:.4g}: {slower(alert)} if it goes on'
+    )
+
+
+def operands(alert: AlertRow) -> str:
+    """Describe operands that fall towards a pole."""
+    what = 'denominator' if alert.op == 'div' else f'argument of {alert.op}'
+    place = f' at {alert.source}' if alert.source else ''
+    if alert.module:
+        place += f" in '{alert.module}'"
+    safe = SAFE_OPS.get(alert.op, 'safe_sqrt')
+    speed = ''
+    if alert.doubles is not None and alert.left is not None:
+        speed = (
+            f' halves every {alert.doubles:.3g} iterations, reaches 0 in '
+            f'about {alert.left:.0f},'
+        )
+    return (
+        f'the smallest {what}{place}{speed} and is at {alert.value:.3g}; at 0 '
+        'its derivative is infinite: '
+        f'mmnanguard.{safe} bounds it, or add a small number'
+    )
+
+
+def slower(alert: AlertRow) -> str:
+    """Return the advice on the learning rate."""
+    now = '' if math.isnan(alert.lr) else f' (now {alert.lr:.3g})'
+    return f'lower the learning rate{now} or lengthen the warm-up'
+
+
+def percent(share: float) -> str:
+    """Return a share in percent."""
+    return f'{100 * share:.3g} %'
+
+
+NAMES = {
+    HEADROOM: 'outputs',
+    UPDATE_RATIO: 'update ratio',
+    ATTENTION_LOGITS: 'attention logits',
+    UNDERFLOW: 'gradients in float16',
+    SCALE_FALLS: 'loss scale',
+    DIVERGING: 'median loss',
+    OPERANDS: 'smallest operand',
+}
+SENTENCES: Dict[str, Callable[[AlertRow], str]] = {
+    HEADROOM: headroom,
+    UPDATE_RATIO: update_ratio,
+    ATTENTION_LOGITS: attention_logits,
+    UNDERFLOW: underflow,
+    SCALE_FALLS: scale_falls,
+    DIVERGING: diverging,
+    OPERANDS: operands,
+}

@@ -1,0 +1,61 @@
+"""The limits of the rules, as a user sets them."""
+
+from dataclasses import dataclass
+from typing import Optional
+
+from ..checks import check_value, is_count, is_finite_number
+
+__all__ = ['StabilityLimits']
+
+POSITIVE = (
+    *('headroom', 'attention_logits', 'underflow', 'diverging'),
+    'operands',
+)
+
+
+@dataclass(frozen=True)
+class StabilityLimits:
+    """The limits beyond which the monitor warns; None switches a rule off.
+
+    The defaults are from small runs that went bad and small runs that did
+    not; the section on limits of docs/en/stability.md says how they were
+    found. An alert means that a number is far outside of what runs that learn
+    look like.
+
+    The attributes are arguments of ``StabilityMonitorHook``, which describes
+    them.
+    """
+
+    headroom: Optional[float] = 4.0
+    update_ratio: Optional[object] = 'auto'
+    attention_logits: Optional[float] = 100.0
+    underflow: Optional[float] = 2.0**-12
+    scale_falls: Optional[int] = 3
+    diverging: Optional[float] = 0.2
+    operands: Optional[float] = 1e-9
+
+    def __post_init__(self) -> None:
+        where = 'StabilityMonitorHook.{}'.format
+        for name in POSITIVE:
+            value = getattr(self, name)
+            check_value(
+                value is None or (is_finite_number(value) and value > 0),
+                where(name),
+                value,
+                'a number above 0, or None',
+            )
+        ratio = self.update_ratio
+        is_number = is_finite_number(ratio) and float(str(ratio)) > 0
+        check_value(
+            ratio is None or ratio == 'auto' or is_number,
+            where('update_ratio'),
+            ratio,
+            "a number above 0, 'auto' or None",
+        )
+        falls = self.scale_falls
+        check_value(
+            falls is None or is_count(falls, least=1),
+            where('scale_falls'),
+            falls,
+            'an integer above 0, or None',
+        )

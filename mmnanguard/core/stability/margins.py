@@ -1,0 +1,52 @@
+"""The line that says how far a healthy run is from its limits."""
+
+import math
+
+from .monitor import Monitor, largest_scale
+from .sample import Sample
+
+__all__ = ['margins']
+
+# A scaled gradient below it is one of those that vanish.
+LEAST_GRAD = 2.0**-12
+
+
+def margins(sample: Sample, monitor: Monitor) -> str:
+    """Return the margins of a run in a line; '' if nothing was measured.
+
+    Args:
+        sample: The last sample.
+        monitor: The memory of the monitor.
+    """
+    parts = []
+    if sample.least_bits is not None:
+        parts.append(
+            f"headroom {sample.least_bits:.1f} bits ('{sample.fullest}')"
+        )
+    if sample.update_ratio is not None:
+        parts.append(f'update ratio {100 * sample.update_ratio:.2g} %')
+    if sample.logits:
+        parts.append(f'logits {max(sample.logits.values()):.3g}')
+    if monitor.largest_grad:
+        parts.append(on_scale(sample.loss_scale, monitor.largest_grad))
+    if not parts:
+        return ''
+    return f'stability: {", ".join(parts)}'
+
+
+def on_scale(scale: float, grad: float) -> str:
+    """Return the answer to the question whether a loss scale is right.
+
+    Args:
+        scale: The loss scale.
+        grad: The largest gradient that was seen, without the loss scale.
+    """
+    scaled = scale * grad
+    exponent = round(math.log2(largest_scale(grad)))
+    fits = f'up to 2^{exponent} would fit'
+    if scaled < LEAST_GRAD:
+        return f'loss scale {scale:g} is too small ({fits})'
+    return (
+        f'loss scale {scale:g} is right (largest scaled gradient '
+        f"{scaled:.2g} of float16's 65504; {fits})"
+    )

@@ -1,0 +1,344 @@
+"""The memory of the monitor, and the alerts that it tells."""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
+
+from ..rows.alert_row import (
+    DIVERGING,
+    HEADROOM,
+    OPERANDS,
+    SCALE_FALLS,
+    UNDERFLOW,
+    AlertRow,
+)
+from ..rows.remedy_row import line_of_fp32
+from ..rules.divergence import Divergence, LossLevel
+from ..rules.recent_commits import Commit
+from .headroom import MAX_POINTS, Point
+from .limits import StabilityLimits
+from .rules import WATCHED, Reading, read_sample
+from .sample import LIMITS, Sample
+
+__all__ = ['Judgement', 'Monitor', 'fitting_scale', 'is_due']
+
+# A level that has been watched is watched again once it has grown.
+GROWN = 1.25
+# An alert is told again once its number has grown.
+TOLD_AGAIN = 4.0
+# Iterations at the start in which the loss scale finds its value.
+NUM_SETTLING = 20
+SCALE_WINDOW = 100
+WINDOW = 32  # losses in a median
+# The smallest number above 0 in float32 is 2**-149.
+LEAST_BITS = 149
+# Samples in a row inside the limit that end an alert.
+NUM_CLEAR = 5
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """The memory of the monitor, from sample to sample.
+
+    Attributes:
+        trends: The last points of each module: iteration and headroom.
+        operands: The last points of each module's smallest operand: the
+            iteration, and the bits above the smallest number of float32.
+        over: Number of samples in a row that were over the limit, by rule;
+            below 0 the number of samples inside it.
+        open_alerts: The open alert of each rule.
+        watched: The highest level that was watched, by rule.
+        watch_until: The iteration, exclusive, until which samples are dense.
+        largest_grad: The largest gradient of a float16 output so far, without
+            the loss scale; 0 if there is none.
+        num_samples: Number of samples.
+        scales: The loss scale after each of its last moves, with the
+            iteration, from the one that was in force 100 iterations ago.
+        levels: The level of the losses of each optimizer.
+        updates: The number of the last update that the level knows.
+    """
+
+    trends: Mapping[str, Tuple[Point, ...]] = field(default_factory=dict)
+    operands: Mapping[str, Tuple[Point, ...]] = field(default_factory=dict)
+    over: Mapping[str, int] = field(default_factory=dict)
+    open_alerts: Mapping[str, AlertRow] = field(default_factory=dict)
+    watched: Mapping[str, float] = field(default_factory=dict)
+    watch_until: int = 0
+    largest_grad: float = 0.0
+    num_samples: int = 0
+    scales: Tuple[Tuple[int, float], ...] = ()
+    levels: Mapping[str, LossLevel] = field(default_factory=dict)
+    updates: Mapping[str, int] = field(default_factory=dict)
+
+    def after(
+        self, sample: Sample, limits: StabilityLimits, interval: int
+    ) -> 'Judgement':
+        """Return the memory after a sample, and the alerts to tell.
+
+        Args:
+            sample: The sample.
+            limits: The limits of the rules.
+            interval: Number of iterations between two samples.
+        """
+        trends = extended(self.trends, sample)
+        operands = dict(self.operands)
+        for name, operand in sample.operands.items():
+            point = (
+                sample.iter,
+                max(math.log2(operand.value) + LEAST_BITS, 0.0),
+            )
+            operands[name] = (*operands.get(name, ()), point)[-MAX_POINTS:]
+        readings = read_sample(sample, trends, operands, limits)
+        over, open_alerts, watched = (
+            dict(self.over),
+            dict(self.open_alerts),
+            dict(self.watched),
+        )
+        alerts: List[AlertRow] = []
+        watch_until = self.watch_until
+        for rule, reading in readings.items():
+            is_over = reading.level >= 1
+            if is_over:
+                over[rule] = max(over.get(rule, 0), 0) + 1
+            else:
+                over[rule] = min(over.get(rule, 0), 0) - 1
+            open_alert = open_alerts.get(rule)
+            if is_over and over[rule] >= reading.num_needed:
+                alert = alert_of(reading, sample)
+                if open_alert is None or is_news(alert, open_alert):
+                    alerts.append(alert)
+                    open_alerts[rule] = alert
+            elif open_alert is not None and over[rule] <= -NUM_CLEAR:
+                alerts.append(open_alert.replace(cleared=sample.iter))
+                del open_alerts[rule]
+            is_near = reading.level >= WATCHED
+            if is_near and reading.level > GROWN * watched.get(rule, 0.0):
+                watched[rule] = reading.level
+                watch_until = sample.iter + interval
+        largest = self.largest_grad
+        # An infinite one was too large for the loss scale of its moment.
+        if sample.scaled_grad and math.isfinite(sample.scaled_grad):
+            grad = sample.scaled_grad / sample.loss_scale
+            largest = max(largest, grad)
+        after = replace(
+            self,
+            trends=trends,
+            operands=operands,
+            over=over,
+            open_alerts=open_alerts,
+            watched=watched,
+            watch_until=watch_until,
+            largest_grad=largest,
+            num_samples=self.num_samples + 1,
+        )
+        return Judgement(after, alerts)
+
+    def after_scale(
+        self, iteration: int, scale: float, limits: StabilityLimits
+    ) -> 'Judgement':
+        """Return the memory after a reading of the loss scale.
+
+        Args:
+            iteration: The iteration that begins, from 1.
+            scale: Its loss scale.
+            limits: The limits of the rules.
+        """
+        if self.scales and self.scales[-1][1] == scale:
+            return Judgement(self, [])
+        # The first scale is a guess, which falls until it fits.
+        if iteration <= NUM_SETTLING:
+            return Judgement(replace(self, scales=((iteration, scale),)), [])
+        scales = [*self.scales, (iteration, scale)]
+        while len(scales) > 1 and scales[1][0] <= iteration - SCALE_WINDOW:
+            scales.pop(0)
+        after = replace(self, scales=tuple(scales))
+        num_falls = 0
+        for (_, before), (_, now) in zip(scales, scales[1:]):
+            num_falls += now < before
+        needed = limits.scale_falls
+        if (
+            needed is None
+            or num_falls < needed
+            or SCALE_FALLS in self.open_alerts
+        ):
+            return Judgement(after, [])
+        alert = AlertRow(
+            iter=iteration,
+            rule=SCALE_FALLS,
+            value=num_falls,
+            limit=needed,
+            loss_scale=scale,
+        )
+        open_alerts = {**self.open_alerts, SCALE_FALLS: alert}
+        return Judgement(replace(after, open_alerts=open_alerts), [alert])
+
+    def after_commit(
+        self,
+        iteration: int,
+        name: str,
+        commits: Sequence[Commit],
+        limits: StabilityLimits,
+    ) -> 'Judgement':
+        """Return the memory after the last committed update of an optimizer.
+
+        Args:
+            iteration: The iteration of the update, from 1.
+            name: The name of the optimizer.
+            commits: Its last commits, oldest first.
+            limits: The limits of the rules.
+        """
+        share = limits.diverging
+        if share is None or not commits:
+            return Judgement(self, [])
+        commit = commits[-1]
+        if self.updates.get(name) == commit.update:
+            return Judgement(self, [])
+        level = self.levels.get(name) or LossLevel(WINDOW)
+        rise = Divergence(WINDOW, share).find(level, commit.loss)
+        alerts: List[AlertRow] = []
+        open_alerts = dict(self.open_alerts)
+        if rise is not None and DIVERGING not in open_alerts:
+            alert = AlertRow(
+                iter=iteration,
+                rule=DIVERGING,
+                value=rise.value,
+                limit=rise.limit,
+                lr=commit.lr,
+                advice='lr',
+            )
+            open_alerts[DIVERGING] = alert
+            alerts.append(alert)
+        after = replace(
+            self,
+            open_alerts=open_alerts,
+            levels={**self.levels, name: level.after(commit.loss)},
+            updates={**self.updates, name: commit.update},
+        )
+        return Judgement(after, alerts)
+
+    def with_told(self, alert: AlertRow) -> 'Monitor':
+        """Return the memory with an alert that has its id now."""
+        if self.open_alerts.get(alert.rule) is None:
+            return self
+        return replace(
+            self, open_alerts={**self.open_alerts, alert.rule: alert}
+        )
+
+    def to_dict(self) -> Dict[str, Any]:
+        """Return the memory in builtins only."""
+        return dict(
+            vars(self),
+            open_alerts={
+                rule: alert.to_row()
+                for rule, alert in self.open_alerts.items()
+            },
+            levels={name: vars(level) for name, level in self.levels.items()},
+        )
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> 'Monitor':
+        """Return the saved memory."""
+        open_alerts = {
+            rule: AlertRow.from_row(row)
+            for rule, row in saved['open_alerts'].items()
+        }
+        levels = {
+            name: LossLevel.from_dict(level, WINDOW)
+            for name, level in saved['levels'].items()
+        }
+        return cls(**{**saved, 'open_alerts': open_alerts, 'levels': levels})
+
+
+class Judgement(NamedTuple):
+    """The outcome of a sample.
+
+    Attributes:
+        monitor: The memory after the sample.
+        alerts: The alerts to tell, and those that are over.
+    """
+
+    monitor: Monitor
+    alerts: List[AlertRow]
+
+
+def is_due(iteration: int, interval: int, watch_until: int) -> bool:
+    """Whether a sample begins with an iteration.
+
+    Args:
+        iteration: The number of iterations that are done.
+        interval: Number of iterations between two samples. They are five
+            times as dense in the first five intervals, and ten times as dense
+            while a number is watched.
+        watch_until: The iteration, exclusive, until which it is.
+    """
+    spacing = interval
+    if iteration < 5 * interval:
+        spacing = max(interval // 5, 1)
+    if iteration < watch_until:
+        spacing = max(interval // 10, 1)
+    return iteration % spacing == 0
+
+
+def extended(
+    trends: Mapping[str, Tuple[Point, ...]], sample: Sample
+) -> Dict[str, Tuple[Point, ...]]:
+    """Return the trends with the points of a sample.
+
+    A trend goes on as long as the limit of the dtype stays: outputs that run
+    in float32 now have another headroom.
+    """
+    after = {}
+    for module, largest in sample.outputs.items():
+        before = trends.get(module, ())
+        # An infinite output has no headroom at all; it is no part of a trend.
+        bits = max(largest.bits, 0.0)
+        if before and abs(before[-1][1] - bits) > 60:
+            before = ()
+        after[module] = (*before, (sample.iter, bits))[-MAX_POINTS:]
+    return after
+
+
+def alert_of(reading: Reading, sample: Sample) -> AlertRow:
+    """Return the alert of a rule that is over its limit."""
+    alert = AlertRow(
+        iter=sample.iter,
+        rule=reading.rule,
+        loss_scale=sample.loss_scale,
+        lr=sample.lr,
+        **reading.facts,
+    )
+    if alert.rule == HEADROOM and alert.advice:
+        alert = alert.replace(config=line_of_fp32([alert.module]))
+    if alert.rule == UNDERFLOW:
+        scale = fitting_scale(alert.value / alert.loss_scale)
+        alert = alert.replace(
+            config=f'optim_wrapper=dict(loss_scale={scale:g})'
+        )
+    return alert
+
+
+def is_news(alert: AlertRow, before: AlertRow) -> bool:
+    """Whether an alert says more than the open one of its rule."""
+    # An operand that nothing holds falls by orders from sample to sample.
+    if alert.rule == OPERANDS:
+        return False
+    if alert.rule == UNDERFLOW:
+        return alert.value * TOLD_AGAIN <= before.value
+    return alert.value >= TOLD_AGAIN * before.value
+
+
+def fitting_scale(grad: float) -> float:
+    """Return the loss scale, a power of 2, that lifts a gradient to 2**12.
+
+    That is the middle between 2**-12, below which other gradients vanish,
+    and 2**16, where float16 ends, with room for larger gradients.
+
+    Args:
+        grad: The largest gradient, without a loss scale.
+    """
+    return 2.0 ** math.floor(12 - math.log2(grad))
+
+
+def largest_scale(grad: float) -> float:
+    """Return the largest power of 2 at which a gradient fits float16."""
+    return 2.0 ** math.floor(math.log2(LIMITS['float16'] / grad))

@@ -1,0 +1,182 @@
+"""The rules, one function each: what a sample says about one limit."""
+
+import math
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence
+
+from ..rows.alert_row import (
+    ATTENTION_LOGITS,
+    HEADROOM,
+    OPERANDS,
+    UNDERFLOW,
+    UPDATE_RATIO,
+)
+from .headroom import Point, count_down
+from .limits import StabilityLimits
+from .sample import Sample
+
+__all__ = ['WATCHED', 'Reading', 'headroom', 'read_sample']
+
+# Growth below it is no countdown, as outputs rise when learning begins.
+LEAST_GROWN = 256.0
+# Of the limit: from here on, samples are taken more densely.
+WATCHED = 0.5
+LIMIT_OF_SGD = 0.05
+LIMIT_OF_ADAPTIVE = 0.02
+
+
+class Reading(NamedTuple):
+    """The answer of a rule to a sample.
+
+    Attributes:
+        rule: The name of the rule.
+        level: How much of the limit is used up: an alert from 1 on.
+        num_needed: Number of samples in a row that have to be over the limit.
+        facts: Fields of the alert.
+    """
+
+    rule: str
+    level: float
+    num_needed: int
+    facts: Dict[str, Any]
+
+
+def read_sample(
+    sample: Sample,
+    trends: Mapping[str, Sequence[Point]],
+    operands: Mapping[str, Sequence[Point]],
+    limits: StabilityLimits,
+) -> Dict[str, Reading]:
+    """Return the reading of each rule that has something to read.
+
+    Args:
+        sample: The sample.
+        trends: The last points of each module, this sample's included.
+        operands: The last points of the smallest operand of each module.
+        limits: The limits of the rules.
+    """
+    readings = (
+        headroom(sample, trends, limits.headroom),
+        update_ratio(sample, limits.update_ratio),
+        attention_logits(sample, limits.attention_logits),
+        underflow(sample, limits.underflow),
+        falling_operand(sample, operands, limits.operands),
+    )
+    return {r.rule: r for r in readings if r is not None}
+
+
+def headroom(
+    sample: Sample,
+    trends: Mapping[str, Sequence[Point]],
+    limit: Optional[float],
+) -> Optional[Reading]:
+    """Read the module that will be the first to overflow."""
+    if limit is None:
+        return None
+    worst: Optional[Reading] = None
+    soonest = math.inf
+    for module, largest in sample.outputs.items():
+        # What has overflowed is told by the guard.
+        if math.isinf(largest.value):
+            continue
+        level, left = 0.0, math.inf
+        facts = dict(
+            module=module,
+            value=largest.value,
+            limit=largest.limit,
+            dtype=largest.dtype,
+        )
+        # Outputs that a dtype with the range of float32 can hold say nothing
+        # by their size.
+        if largest.dtype == 'float16':
+            facts['advice'] = 'fp32'
+            level = 2 ** (limit - largest.bits)
+        countdown = count_down(trends[module])
+        if countdown is not None and largest.value >= LEAST_GROWN:
+            level, left = max(level, countdown.level), countdown.left
+            facts.update(doubles=countdown.doubles, left=left)
+        # Of two that are over, the one with less time, or less room.
+        is_worse = worst is None or (
+            (min(level, 1), -left, level)
+            > (min(worst.level, 1), -soonest, worst.level)
+        )
+        if is_worse:
+            worst, soonest = Reading(HEADROOM, level, 1, facts), left
+    return worst
+
+
+def update_ratio(sample: Sample, limit: Any) -> Optional[Reading]:
+    """Read the size of the update beside the weights."""
+    if limit is None or sample.update_ratio is None:
+        return None
+    if math.isinf(sample.update_ratio):
+        return None
+    # The updates of adaptive optimizers have the size of the learning rate
+    # from the first one on, whatever the gradients are.
+    num_needed = 3 if sample.is_adaptive else 2
+    if limit == 'auto':
+        limit = LIMIT_OF_ADAPTIVE if sample.is_adaptive else LIMIT_OF_SGD
+    module, most = sample.most_moved
+    facts = dict(
+        module=module,
+        value=sample.update_ratio,
+        limit=limit,
+        most=most,
+        advice='lr',
+    )
+    level = above(sample.update_ratio, limit)
+    return Reading(UPDATE_RATIO, level, num_needed, facts)
+
+
+def attention_logits(
+    sample: Sample, limit: Optional[float]
+) -> Optional[Reading]:
+    """Read the largest argument of a softmax."""
+    if limit is None or not sample.logits:
+        return None
+    module = max(sample.logits, key=sample.logits.__getitem__)
+    value = sample.logits[module]
+    if math.isinf(value):
+        return None
+    facts = dict(module=module, value=value, limit=limit, advice='lr')
+    return Reading(ATTENTION_LOGITS, value / limit, 1, facts)
+
+
+def underflow(sample: Sample, limit: Optional[float]) -> Optional[Reading]:
+    """Read the largest gradient in float16."""
+    # Gradients that are all 0 may be those of a loss of 0.
+    if limit is None or not sample.scaled_grad:
+        return None
+    facts = dict(value=sample.scaled_grad, limit=limit, advice='scale')
+    level = above(limit, sample.scaled_grad)
+    return Reading(UNDERFLOW, level, 2, facts)
+
+
+def falling_operand(
+    sample: Sample,
+    trends: Mapping[str, Sequence[Point]],
+    limit: Optional[float],
+) -> Optional[Reading]:
+    """Read the operand that will be the first to reach 0."""
+    if limit is None or not sample.operands:
+        return None
+    worst = Reading(OPERANDS, 0.0, 1, {})
+    for module, (value, op, source) in sample.operands.items():
+        if value >= limit:
+            continue
+        # An operand that stays small is bounded by something. It is watched
+        # once, to see whether it falls.
+        level, facts = WATCHED, dict(module=module, value=value, limit=limit)
+        countdown = count_down(trends[module])
+        if countdown is not None:
+            level = max(level, countdown.level)
+            facts.update(doubles=countdown.doubles, left=countdown.left)
+        if level > worst.level:
+            facts.update(op=op, source=source)
+            worst = Reading(OPERANDS, level, 1, facts)
+    return worst
+
+
+def above(value: float, limit: float) -> float:
+    """Return the level of a value whose limit is exclusive."""
+    # The limit itself is just below 1.
+    return value / limit * (1 - 1e-9)

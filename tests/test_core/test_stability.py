@@ -1,0 +1,339 @@
+"""The rules of the monitor, on samples that are written down."""
+
+import json
+import math
+
+import pytest
+
+from mmnanguard.core import GuardConfigError
+from mmnanguard.core.rows.alert_row import AlertRow
+from mmnanguard.core.rows.json_numbers import to_json
+from mmnanguard.core.rows.read_row import record_of
+from mmnanguard.core.rules.recent_commits import Commit
+from mmnanguard.core.stability.headroom import count_down
+from mmnanguard.core.stability.limits import StabilityLimits
+from mmnanguard.core.stability.margins import margins
+from mmnanguard.core.stability.monitor import Monitor, is_due
+from mmnanguard.core.stability.sample import Largest, Operand, Sample
+
+LIMITS = StabilityLimits()
+NAN = float('nan')
+
+
+def feed(samples, limits=LIMITS, monitor=None):
+    """Return the monitor after the samples, and all alerts."""
+    monitor, alerts = monitor or Monitor(), []
+    for sample in samples:
+        monitor, new = monitor.after(sample, limits, interval=50)
+        alerts += new
+    return monitor, alerts
+
+
+def outputs(value, iteration, dtype='float16', name='head'):
+    return Sample(iteration, outputs={name: Largest(value, dtype)})
+
+
+def doubling(every, first=1.0, last=300, step=10):
+    """Return samples of outputs that double every so many iterations."""
+    return [outputs(first * 2 ** (i / every), i) for i in range(1, last, step)]
+
+
+@pytest.mark.parametrize('every', [13.0, 5.0, 40.0])
+def test_a_countdown_of_steady_growth(every):
+    _, alerts = feed(doubling(every, last=600))
+    first = alerts[0]
+    assert first.rule == 'headroom'
+    assert first.module == 'head'
+    assert first.advice == 'fp32'
+    assert "modules=['head']" in first.config
+    overflow = 1 + every * math.log2(65504)
+    predicted = first.iter + first.left
+    assert predicted == pytest.approx(overflow, abs=0.1 * overflow)
+    assert first.doubles == pytest.approx(every, rel=0.01)
+    assert first.iter < overflow
+    assert 'double every' in first.line()
+    assert 'float16 overflows in about' in first.line()
+
+
+def test_no_countdown_of_growth_that_levels_off():
+    points = [(10, 8.0), (20, 6.0), (30, 5.0), (40, 4.6)]
+    assert count_down(points) is None
+
+
+def test_no_countdown_of_a_rise_in_three_samples():
+    assert count_down([(10, 8.0), (20, 7.0), (30, 6.0)]) is None
+
+
+def test_small_outputs_may_grow_when_learning_begins():
+    samples = [outputs(2.0**i, 1 + 5 * i) for i in range(8)]
+    assert feed(samples)[1] == []
+
+
+def test_outputs_that_stay_near_the_limit_are_told_once():
+    _, alerts = feed([outputs(5000.0, i) for i in range(1, 200, 10)])
+    assert [alert.iter for alert in alerts] == [1]
+    assert alerts[0].left is None
+    assert 'reach 5e+03 of 65504 in float16' in alerts[0].line()
+
+
+def test_an_alert_is_told_again_when_it_has_grown_fourfold():
+    values = [5000.0, 6000.0, 21000.0, 22000.0]
+    _, alerts = feed([outputs(v, i) for i, v in enumerate(values, 1)])
+    assert [alert.value for alert in alerts] == [5000.0, 21000.0]
+
+
+def test_a_module_in_float32_has_room():
+    samples = [outputs(1e5, i, dtype='float32') for i in range(1, 100, 10)]
+    assert feed(samples)[1] == []
+
+
+def test_a_module_that_went_to_float32_begins_a_new_trend():
+    samples = doubling(10.0, last=130)
+    monitor, alerts = feed(samples)
+    assert alerts
+    value = samples[-1].outputs['head'].value
+    later = [
+        outputs(2 * value, 131 + 10 * i, dtype='float32') for i in range(6)
+    ]
+    monitor, alerts = feed(later, monitor=monitor)
+    assert [alert.cleared is None for alert in alerts] == [False]
+
+
+def test_what_has_overflowed_is_no_alert():
+    assert feed([outputs(math.inf, i) for i in (1, 11, 21)])[1] == []
+
+
+def test_the_module_that_overflows_first_is_named():
+    samples = []
+    for i in range(1, 150, 10):
+        slow = Largest(60 * 2 ** (i / 40), 'float16')
+        fast = Largest(2 ** (i / 12), 'float16')
+        samples.append(Sample(i, outputs={'slow': slow, 'fast': fast}))
+    _, alerts = feed(samples)
+    assert alerts[0].module == 'fast'
+
+
+@pytest.mark.parametrize(
+    ('ratio', 'is_adaptive', 'told_at'),
+    [
+        (0.06, False, 11),
+        (0.04, False, None),
+        (0.03, True, 21),
+        (0.019, True, None),
+    ],
+)
+def test_the_limits_of_updates(ratio, is_adaptive, told_at):
+    samples = [
+        Sample(
+            i,
+            update_ratio=ratio,
+            most_moved=('stem.weight', 2 * ratio),
+            is_adaptive=is_adaptive,
+            lr=0.5,
+        )
+        for i in (1, 11, 21, 31)
+    ]
+    _, alerts = feed(samples)
+    assert [alert.iter for alert in alerts] == [told_at] * (
+        told_at is not None
+    )
+    for alert in alerts:
+        assert 'lower the learning rate (now 0.5)' in alert.line()
+        assert "'stem.weight'" in alert.line()
+
+
+def test_one_large_update_is_no_alert():
+    ratios = [0.01, 0.5, 0.01, 0.5, 0.01]
+    samples = [Sample(i, update_ratio=r) for i, r in enumerate(ratios, 1)]
+    assert feed(samples)[1] == []
+
+
+def test_updates_that_were_rejected_say_nothing():
+    samples = [Sample(i, update_ratio=None) for i in (1, 2, 3)]
+    assert feed(samples)[1] == []
+
+
+@pytest.mark.parametrize(('largest', 'is_told'), [(108.0, True), (90, False)])
+def test_attention_logits(largest, is_told):
+    _, alerts = feed([Sample(26, logits={'attn': largest, 'other': 5.0})])
+    assert [alert.module for alert in alerts] == ['attn'] * is_told
+
+
+def test_gradients_that_vanish():
+    samples = [
+        Sample(i, scaled_grad=2.0**-20, loss_scale=2.0**-14) for i in (1, 2)
+    ]
+    _, (alert,) = feed(samples)
+    assert alert.rule == 'underflow'
+    # The largest gradient without the scale is 2**-6.
+    assert alert.config == f'optim_wrapper=dict(loss_scale={2**18:g})'
+
+
+def test_gradients_of_zero_say_nothing():
+    samples = [Sample(i, scaled_grad=0.0, loss_scale=1.0) for i in (1, 2, 3)]
+    assert feed(samples)[1] == []
+
+
+def test_an_alert_ends_after_samples_inside_the_limit():
+    over = [Sample(1, logits={'attn': 200.0})]
+    calm = [Sample(i, logits={'attn': 20.0}) for i in range(2, 8)]
+    _, alerts = feed([*over, *calm])
+    assert [alert.cleared for alert in alerts] == [None, 6]
+    assert alerts[1].iter == 1
+    assert 'is over' in alerts[1].line()
+
+
+def test_a_falling_loss_scale():
+    monitor, alerts = Monitor(), []
+    scale = 65536.0
+    for iteration in range(1, 200):
+        # The first falls find the scale, the others are trouble.
+        if iteration < 10 or iteration in (100, 130, 160):
+            scale /= 2
+        monitor, new = monitor.after_scale(iteration, scale, LIMITS)
+        alerts += new
+    assert [alert.iter for alert in alerts] == [160]
+    assert alerts[0].rule == 'scale_falls'
+
+
+def test_a_scale_that_falls_now_and_then():
+    monitor = Monitor()
+    for iteration in range(1, 3000):
+        scale = 65536.0 / 2 ** (iteration // 60)
+        monitor, alerts = monitor.after_scale(iteration, scale, LIMITS)
+        assert alerts == []
+
+
+def test_a_loss_that_climbs_back():
+    monitor, alerts = Monitor(), []
+    losses = [4.0] * 40 + [1.0] * 80 + [2.5] * 40
+    commits = []
+    for update, loss in enumerate(losses, 1):
+        commits.append(Commit(update, loss, lr=0.1))
+        monitor, new = monitor.after_commit(update, 'default', commits, LIMITS)
+        alerts += new
+    assert [alert.rule for alert in alerts] == ['diverging']
+    assert 120 < alerts[0].iter <= 140
+
+
+def test_a_commit_counts_once():
+    commits = [Commit(1, 4.0)]
+    monitor, _ = Monitor().after_commit(1, 'default', commits, LIMITS)
+    again, _ = monitor.after_commit(2, 'default', commits, LIMITS)
+    assert again == monitor
+
+
+def test_samples_are_dense_at_the_start_and_while_watched():
+    due = [i for i in range(401) if is_due(i, 50, watch_until=0)]
+    assert due == [*range(0, 250, 10), 250, 300, 350, 400]
+    due = [i for i in range(300, 401) if is_due(i, 50, watch_until=340)]
+    assert due == [*range(300, 340, 5), 350, 400]
+    assert all(is_due(i, 1, 0) for i in range(10))
+
+
+def test_half_the_limit_is_watched_as_long_as_it_grows():
+    values = [55.0] * 30
+    monitor, watched = Monitor(), []
+    for i, value in enumerate(values):
+        sample = Sample(1 + 50 * i, logits={'attn': value})
+        monitor, _ = monitor.after(sample, LIMITS, 50)
+        watched.append(monitor.watch_until)
+    assert set(watched) == {51}
+    sample = Sample(2001, logits={'attn': 80.0})
+    monitor, _ = monitor.after(sample, LIMITS, 50)
+    assert monitor.watch_until == 2051
+
+
+def test_the_memory_is_saved():
+    samples = [*doubling(13.0, last=200)]
+    samples += [
+        Sample(200 + i, logits={'attn': 200.0}, scaled_grad=3.0)
+        for i in range(3)
+    ]
+    monitor, _ = feed(samples)
+    monitor, _ = monitor.after_scale(300, 512.0, LIMITS)
+    monitor, _ = monitor.after_commit(300, 'default', [Commit(1, 2.0)], LIMITS)
+    assert Monitor.from_dict(monitor.to_dict()) == monitor
+
+
+def test_a_row_is_read_back():
+    _, alerts = feed(doubling(13.0))
+    row = json.loads(to_json(alerts[0].to_row()))
+    assert record_of(row) == alerts[0]
+
+
+def test_a_rule_of_another_version_has_a_sentence():
+    row = AlertRow(iter=3, rule='entropy', value=0.25)
+    assert row.sentence() == "rule 'entropy': 0.25"
+
+
+@pytest.mark.parametrize(
+    ('scale', 'words'),
+    [(1024.0, 'loss scale 1024 is right'), (2.0**-20, 'is too small')],
+)
+def test_the_margins_judge_the_loss_scale(scale, words):
+    sample = Sample(
+        500,
+        outputs={
+            'head': Largest(32.0, 'float16'),
+            'norm': Largest(900.0, 'float32'),
+        },
+        logits={'attn': 12.0},
+        update_ratio=0.004,
+        scaled_grad=scale / 16,
+        loss_scale=scale,
+    )
+    monitor, _ = feed([sample])
+    line = margins(sample, monitor)
+    assert "headroom 11.0 bits ('head')" in line
+    assert 'update ratio 0.4 %' in line
+    assert words in line
+    # 65504 * 16 is just below 2**20.
+    assert 'up to 2^19 would fit' in line
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        ('headroom', 0),
+        ('headroom', 'x'),
+        ('update_ratio', -1),
+        ('update_ratio', 'large'),
+        ('attention_logits', NAN),
+        ('underflow', math.inf),
+        ('scale_falls', 2.5),
+        ('diverging', True),
+    ],
+)
+def test_limits_that_are_not_allowed(key, value):
+    with pytest.raises(GuardConfigError, match=key):
+        StabilityLimits(**{key: value})
+
+
+@pytest.mark.parametrize('key', StabilityLimits.__annotations__)
+def test_each_rule_can_be_switched_off(key):
+    limits = StabilityLimits(**{key: None})
+    samples = [
+        Sample(
+            i,
+            outputs={'head': Largest(6e4, 'float16')},
+            logits={'attn': 1e3},
+            update_ratio=0.5,
+            scaled_grad=1e-6,
+            loss_scale=1.0,
+            operands={'head': Operand(1e-6 * 1e-4**i)},
+        )
+        for i in range(1, 9)
+    ]
+    monitor, alerts = feed(samples, limits)
+    for i in range(21, 30):
+        monitor, new = monitor.after_scale(i, 2.0**-i, limits)
+        alerts += new
+    losses = [4.0] * 40 + [1.0] * 80 + [2.5] * 40
+    for update, loss in enumerate(losses, 1):
+        monitor, new = monitor.after_commit(
+            update, 'default', [Commit(update, loss)], limits
+        )
+        alerts += new
+    rules = {alert.rule for alert in alerts}
+    assert rules == set(StabilityLimits.__annotations__) - {key}
