@@ -14,7 +14,7 @@ from mmnanguard.core import NanGuardError, Observation
 
 from .observe import combine
 
-__all__ = ['add_up', 'agree', 'merge', 'ranks_that']
+__all__ = ['add_up', 'agree', 'merge', 'ranks_that', 'take_largest']
 
 FLAGS = (
     'loss_is_finite',
@@ -80,6 +80,17 @@ def ranks_that(*flags: bool) -> Tuple[Tuple[int, ...], ...]:
     for row in answers.tolist():
         ranks.append(tuple([rank for rank, flag in enumerate(row) if flag]))
     return tuple(ranks)
+
+
+def take_largest(numbers: Tensor) -> Tensor:
+    """Return the largest of each number of all ranks. Collective.
+
+    A single process gets its own numbers. None of them may be NaN.
+    """
+    if dist.is_available() and dist.is_initialized():
+        numbers = numbers.to(exchange_device())
+        dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+    return numbers
 
 
 def exchange_device() -> torch.device:

@@ -226,6 +226,18 @@ class GuardedGradScaler(GradScaler):
         if self.is_enabled():
             self._set(min(max(value, self.min_scale), self.max_scale))
 
+    def raise_to(self, value: float) -> None:
+        """Raise the scale to a value within ``max_scale``; no sync.
+
+        A scale that the user gave as a number has no other bound than itself;
+        this bound is raised as well.
+        """
+        if self.home is not None:
+            self.max_scale = max(self.max_scale, min(value, 2.0**126))
+            self.home = self.max_scale
+        if value > self._value:
+            self.jump(value)
+
     def get_scale(self) -> float:
         """Return the current scale; unlike PyTorch's, without a sync."""
         return self._value

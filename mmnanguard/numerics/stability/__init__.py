@@ -1,0 +1,10 @@
+"""Measurements of one sampled window, without a trace on the training.
+
+1. ``output_probe``: the largest output of each module, and the largest
+   gradient.
+2. ``logit_probe``: the largest argument of each softmax.
+3. ``operand_probe``: the smallest operand of each operation with a pole.
+4. ``weight_probe``: the size of the update beside the weights.
+5. ``window_probe``: all of them, for one window and one host read.
+6. ``half_probe``: the modules that have to run in float32.
+"""

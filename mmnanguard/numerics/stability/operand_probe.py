@@ -1,0 +1,172 @@
+"""The smallest operand of each operation that has a pole at 0."""
+
+import sys
+import weakref
+from pathlib import Path
+from types import FrameType
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Tuple,
+)
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from ..base.tensor_kinds import is_ordinary
+from ..probe.place import SKIPPED
+
+__all__ = ['OperandProbe', 'SmallOperand']
+
+# By the name of a function: the operation, and the place of its operand.
+POLES: Dict[str, Tuple[str, int]] = {
+    **{name: (name, 0) for name in ('sqrt', 'rsqrt', 'log', 'log2', 'log10')},
+    **dict.fromkeys(('div', 'divide', 'true_divide'), ('div', 1)),
+    **dict.fromkeys(('__truediv__', '__itruediv__'), ('div', 1)),
+    **dict.fromkeys(('__rtruediv__', '__rdiv__', 'reciprocal'), ('div', 0)),
+    **dict.fromkeys(('pow', '__pow__', '__ipow__'), ('pow', 0)),
+}
+# Their result has a bound that the user has set, an epsilon.
+BOUNDS = ('clamp', 'clamp_min', 'clip', 'maximum', 'max', 'where')
+SUMS = ('add', '__add__', '__radd__', '__iadd__')
+# They keep a bound, or the root of it.
+KEEPS = (
+    *('sqrt', 'rsqrt', 'view', 'reshape', 'unsqueeze', 'squeeze', 'float'),
+    *('expand', 'expand_as', 'flatten', 'permute', 'transpose', 'to'),
+    *('__getitem__', 'type_as', 'contiguous', 'clone', 'double', 'sum'),
+)
+
+
+class SmallOperand(NamedTuple):
+    """The smallest operand of a call.
+
+    Attributes:
+        module: The innermost module that is running; '' is the model.
+        op: The operation, such as 'log'.
+        source: The user's line, as 'head.py:12'.
+        value: The smallest absolute element that is not 0, 0-dim; inf without
+            any.
+    """
+
+    module: str
+    op: str
+    source: str
+    value: Tensor
+
+
+class OperandProbe:
+    """Notes arguments of roots and logarithms, and denominators.
+
+    They are noted only where a gradient flows through them: what the weights
+    do not change has no trend. So constants, masks, batches, optimizers and
+    backward passes are left out, and so is the inside of PyTorch's own
+    functions, such as norms and losses, which bound their operands. Operands
+    that the user bounds are left out as well, as in ``x + 1e-12`` and
+    ``x.clamp(min=1e-12)``. Elements that are exactly 0 are ignored.
+
+    Args:
+        names: The names of the modules, by their id.
+
+    Attributes:
+        values: The smallest operand of each call.
+    """
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        self._names = names
+        self._bounded: Dict[int, Callable[[], Optional[Tensor]]] = {}
+        self.values: List[SmallOperand] = []
+
+    def run(
+        self,
+        func: Callable[..., Any],
+        args: Tuple[Any, ...],
+        kwargs: Dict[str, Any],
+    ) -> Any:
+        """Run a function of PyTorch, and note its operand if it has one."""
+        name = getattr(func, '__name__', '')
+        if not name.startswith('__'):
+            # A function that writes to its argument, as in ``sqrt_``.
+            name = name.rstrip('_')
+        if name in POLES and torch.is_grad_enabled():
+            op, place = POLES[name]
+            operand = operand_of(args, kwargs, place)
+            is_power = op == 'pow'
+            if operand is not None and not (
+                is_power and has_no_pole(args, kwargs)
+            ):
+                self._note(op, operand)
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and self._is_bounded(name, args, kwargs):
+            self._bounded[id(result)] = weakref.ref(result)
+        return result
+
+    def _note(self, op: str, operand: Tensor) -> None:
+        is_wide = operand.is_floating_point() and operand.dtype.itemsize > 2
+        if not is_wide or not operand.requires_grad or not operand.numel():
+            return
+        if not is_ordinary(operand) or self._has_bound(operand):
+            return
+        with torch.no_grad(), _disable_current_modes():
+            # A float64 that float32 has no number for counts as 0.
+            size = operand.detach().abs().float()
+            value = torch.where(size > 0, size, float('inf')).min()
+        module, source = self._place()
+        self.values.append(SmallOperand(module, op, source, value))
+
+    def _has_bound(self, tensor: object) -> bool:
+        ref = self._bounded.get(id(tensor))
+        return ref is not None and ref() is tensor
+
+    def _is_bounded(
+        self, name: str, args: Tuple[Any, ...], kwargs: Dict[str, Any]
+    ) -> bool:
+        """Whether the result of a function has a bound above 0."""
+        if name in SUMS:
+            numbers = [*args, *kwargs.values()]
+            return any(is_epsilon(number) for number in numbers)
+        if name in BOUNDS:
+            return len(args) + len(kwargs) > 1
+        return name in KEEPS and bool(args) and self._has_bound(args[0])
+
+    def _place(self) -> Tuple[str, str]:
+        """Return the innermost module, and the user's innermost line."""
+        module, source = None, ''
+        frame: Optional[FrameType] = sys._getframe(1)
+        while frame is not None and (module is None or not source):
+            code = frame.f_code
+            if not source and not code.co_filename.startswith(SKIPPED):
+                source = f'{Path(code.co_filename).name}:{frame.f_lineno}'
+            if module is None and code.co_argcount:
+                owner = frame.f_locals.get(code.co_varnames[0])
+                module = self._names.get(id(owner))
+            frame = frame.f_back
+        return module or '', source
+
+
+def operand_of(
+    args: Tuple[Any, ...], kwargs: Dict[str, Any], place: int
+) -> Optional[Tensor]:
+    """Return the operand of a call if it is a tensor."""
+    operand = kwargs.get('other' if place else 'input')
+    if len(args) > place:
+        operand = args[place]
+    return operand if isinstance(operand, Tensor) else None
+
+
+def has_no_pole(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> bool:
+    """Whether a power and its derivative are finite at 0."""
+    exponent = kwargs.get('exponent', args[1] if len(args) > 1 else None)
+    if not isinstance(exponent, (int, float)):
+        return True
+    return exponent >= 1 or exponent == 0
+
+
+def is_epsilon(number: object) -> bool:
+    """Whether a number can bound a sum of numbers that are not negative."""
+    return isinstance(number, (int, float)) and number > 0

@@ -1,0 +1,76 @@
+"""The size of an update beside the weights."""
+
+from typing import List, Mapping, Set, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from ..base.shards import local
+from ..base.tensor_kinds import is_ordinary
+
+__all__ = ['WeightProbe']
+
+# Elements of each matrix that are compared, evenly spread.
+NUM_ELEMENTS = 4096
+
+
+class WeightProbe:
+    """Copies some elements of the weight matrices, to compare them later.
+
+    Biases, norms, embeddings of tokens that are no matrices of a module, and
+    weights that begin with 0, such as the second matrix of LoRA, are left
+    out: their ratios are large in healthy runs.
+
+    Args:
+        params: The trained parameters by name.
+        zeros: The names of the matrices that began with 0.
+    """
+
+    def __init__(
+        self, params: Mapping[str, nn.Parameter], zeros: Set[str]
+    ) -> None:
+        self.names: List[str] = []
+        self._params: List[nn.Parameter] = []
+        for name, param in params.items():
+            if name in zeros or not is_matrix(name, param):
+                continue
+            self.names.append(name)
+            self._params.append(param)
+        with torch.no_grad():
+            self._before = [some(p).clone() for p in self._params]
+
+    def norms(self) -> Tuple[List[Tensor], List[Tensor]]:
+        """Return the L2 norm of each update and of each weight; no sync."""
+        if not self._params:
+            return [], []
+        with torch.no_grad():
+            before = [x.float() for x in self._before]
+            now = [some(p).float() for p in self._params]
+            moved = torch._foreach_sub(now, before)
+            return (
+                list(torch._foreach_norm(moved)),
+                list(torch._foreach_norm(before)),
+            )
+
+
+def is_matrix(name: str, param: Tensor) -> bool:
+    """Whether a parameter is the matrix of a module, in ordinary memory."""
+    return (
+        name.rpartition('.')[2] == 'weight'
+        and param.dim() >= 2
+        and param.requires_grad
+        and param.is_floating_point()
+        and is_ordinary(local(param.detach()))
+        and local(param.detach()).numel() > 0
+    )
+
+
+def some(param: Tensor) -> Tensor:
+    """Return a view of evenly spread elements of a parameter, 1-dim."""
+    values = local(param.detach())
+    step = -(-values.numel() // NUM_ELEMENTS)
+    # A dense tensor of any memory format, without a copy.
+    if values._is_view() or not values.is_contiguous():
+        values = values.reshape(-1)
+        return values[::step]
+    return values.view(-1)[::step]

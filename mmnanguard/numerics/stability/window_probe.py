@@ -1,0 +1,222 @@
+"""All measurements of one window, brought to the host at once."""
+
+from contextlib import ExitStack
+from itertools import chain
+from statistics import median_low
+from typing import (
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    Union,
+)
+
+import torch
+from torch import Tensor, nn
+
+from mmnanguard.core.stability.sample import LIMITS, Largest, Operand, Sample
+
+from ..base.host_read import on_one_device
+from ..update.agree import take_largest
+from .logit_probe import LogitProbe
+from .output_probe import OutputProbe
+from .weight_probe import WeightProbe
+
+__all__ = ['WindowProbe']
+
+# In place of a number that no rank has.
+NONE = float('-inf')
+DTYPES = list(LIMITS)
+
+
+class WindowProbe:
+    """Measures a window from its first forward pass to its step.
+
+    Args:
+        modules: The modules by name, in an order that is the same on all
+            ranks. Without any, only the weights are measured.
+        params: The trained parameters by name, likewise.
+        zeros: The names of the matrices that began with 0; new ones are
+            added.
+        loss_scale: The loss scale of the window; None without one.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        params: Mapping[str, nn.Parameter],
+        zeros: Set[str],
+        loss_scale: Union[float, Tensor, None],
+    ) -> None:
+        self._places = {name: place for place, name in enumerate(modules)}
+        self._zeros = zeros
+        self._scale: List[Tensor] = []
+        if loss_scale is not None:
+            self._scale = [torch.as_tensor(loss_scale).reshape(())]
+        self._weights = WeightProbe(params, zeros)
+        self._outputs = OutputProbe(modules, loss_scale is not None)
+        self._logits = LogitProbe(modules)
+        self._is_open = True
+        self._modes = ExitStack()
+        # Dynamo would trace a mode into compiled code.
+        if modules:
+            self._modes.enter_context(self._logits)
+
+    def close(self) -> None:
+        """Remove all that was added to the forward pass."""
+        if self._is_open:
+            self._is_open = False
+            self._outputs.remove()
+            self._modes.close()
+
+    def sample(self, iteration: int, lr: float, is_adaptive: bool) -> Sample:
+        """Return the sample of the window, which its step has ended.
+
+        Reads the device once. Collective: with several ranks, each number is
+        the largest of all ranks.
+
+        Args:
+            iteration: The iteration that ends the window, from 1.
+            lr: The highest learning rate.
+            is_adaptive: See :class:`Sample`.
+        """
+        self.close()
+        moved, before = self._weights.norms()
+        small = self._logits.operands.values
+        parts, local = read_largest(
+            [
+                self._by_module(self._outputs.values),
+                self._by_module(self._logits.values),
+                # The smallest is the largest of the negative numbers.
+                self._by_module((s.module, -s.value) for s in small),
+                [[-s.value for s in small if not s.module]],
+                [self._outputs.grads, self._scale],
+                [[norm] for norm in moved],
+                [[norm] for norm in before],
+            ],
+            self._dtypes(),
+            [s.value for s in small],
+        )
+        outputs, logits, operands, of_model, scalars, *rest = parts
+        moves, weights, dtypes = rest
+        largest, largest_logits, smallest = {}, {}, {}
+        for name, place in self._places.items():
+            if outputs[place] != NONE:
+                dtype = DTYPES[int(dtypes[place])]
+                largest[name] = Largest(outputs[place], dtype)
+            if logits[place] != NONE:
+                largest_logits[name] = logits[place]
+            if operands[place] != NONE:
+                smallest[name] = -operands[place]
+        if of_model != [NONE]:
+            smallest[''] = -of_model[0]
+        grad, scale = scalars
+        ratio, most_moved = self._compare(moves, weights)
+        return Sample(
+            iter=iteration,
+            outputs=largest,
+            logits=largest_logits,
+            operands=self._with_source(smallest, local),
+            update_ratio=ratio,
+            most_moved=most_moved,
+            scaled_grad=None if grad == NONE else grad,
+            loss_scale=1.0 if scale == NONE else scale,
+            lr=lr,
+            is_adaptive=is_adaptive,
+        )
+
+    def _by_module(
+        self, values: Iterable[Tuple[str, Tensor]]
+    ) -> List[List[Tensor]]:
+        """Return the values of each module, in the order of the modules."""
+        groups: List[List[Tensor]] = [[] for _ in self._places]
+        for name, value in values:
+            if name in self._places:
+                groups[self._places[name]].append(value)
+        return groups
+
+    def _with_source(
+        self, smallest: Mapping[str, float], local: Sequence[float]
+    ) -> Dict[str, Operand]:
+        """Return the smallest operands with their lines on this rank."""
+        ordered = sorted(zip(local, range(len(local))), reverse=True)
+        operands = {name: Operand(v) for name, v in smallest.items()}
+        for _, index in ordered:
+            module, op, source, _ = self._logits.operands.values[index]
+            if module in smallest:
+                operands[module] = Operand(smallest[module], op, source)
+        return operands
+
+    def _dtypes(self) -> List[float]:
+        """Return the narrowest dtype of each module, as its place."""
+        narrowest = [NONE] * len(self._places)
+        for name, dtype in self._outputs.dtypes.items():
+            narrowest[self._places[name]] = DTYPES.index(dtype)
+        return narrowest
+
+    def _compare(
+        self, moved: Sequence[float], before: Sequence[float]
+    ) -> Tuple[Optional[float], Tuple[str, float]]:
+        """Return the median ratio, and the matrix with the largest one."""
+        ratios: Dict[str, float] = {}
+        for name, move, norm in zip(self._weights.names, moved, before):
+            if norm == 0:
+                self._zeros.add(name)
+            else:
+                ratios[name] = move / norm
+        # An update that was left out moves nothing.
+        if not any(ratios.values()):
+            return None, ('', 0.0)
+        most = max(ratios, key=ratios.__getitem__)
+        return median_low(ratios.values()), (most, ratios[most])
+
+
+def read_largest(
+    parts: Sequence[Sequence[Sequence[Tensor]]],
+    on_host: Sequence[float],
+    local: Sequence[Tensor] = (),
+) -> Tuple[List[List[float]], List[float]]:
+    """Return the largest number of each group, of all ranks. Collective.
+
+    Reads the device once.
+
+    Args:
+        parts: Groups of 0-dim tensors, in parts that have as many groups on
+            all ranks. An empty group gives -inf, and a NaN counts as inf.
+        on_host: The last part, whose groups have one number each.
+        local: Other 0-dim tensors to read, of this rank only.
+
+    Returns:
+        The parts, and the numbers of ``local``.
+    """
+    places: List[int] = []
+    values: List[Tensor] = []
+    sizes = [*map(len, parts), len(on_host)]
+    groups = list(chain.from_iterable(parts))
+    for place, group in enumerate(groups):
+        places += [place] * len(group)
+        values += group
+    largest = torch.full((len(groups),), NONE)
+    if values:
+        stacked = torch.stack(on_one_device(values)).float()
+        # Without the names of the infinities, they become finite numbers.
+        inf = float('inf')
+        stacked = torch.nan_to_num(stacked, nan=inf, posinf=inf, neginf=-inf)
+        largest = largest.to(stacked.device)
+        index = torch.tensor(places, device=stacked.device)
+        largest = largest.scatter_reduce(0, index, stacked, 'amax')
+    host = torch.tensor(on_host, device=largest.device, dtype=torch.float32)
+    agreed = take_largest(torch.cat([largest, host]))
+    if local:
+        read_along = torch.stack(on_one_device(list(local))).to(agreed)
+        agreed = torch.cat([agreed, read_along])
+    numbers = agreed.tolist()
+    read, start = [], 0
+    for size in sizes:
+        read.append(numbers[start : start + size])
+        start += size
+    return read, numbers[start:]
