@@ -21,8 +21,8 @@ EXPORTED = {
     'hooks': (
         'Audit AutopsyHook BadSamplesHook BatchDumpHook EventLogHook '
         'EventTextHook FaultInjectionHook Fp32ModulesHook GuardListener '
-        'InputGuardHook LrFactorHook NanGuardHook RollbackHook StateAuditHook '
-        'choose_resume'
+        'InputGuardHook LrFactorHook NanGuardHook RollbackHook '
+        'StabilityMonitorHook StateAuditHook choose_resume'
     ),
     'migrate': 'Migrated migrate',
     'models': 'SafeAdaLNZero SafeAttention SafeRMSNorm',
@@ -55,7 +55,7 @@ REGISTERED = {
     'HOOKS': (
         'AutopsyHook BadSamplesHook BatchDumpHook EventLogHook EventTextHook '
         'FaultInjectionHook Fp32ModulesHook InputGuardHook LrFactorHook '
-        'NanGuardHook RollbackHook StateAuditHook'
+        'NanGuardHook RollbackHook StabilityMonitorHook StateAuditHook'
     ),
     'MODELS': 'SafeAdaLNZero SafeAttention SafeRMSNorm',
     'OPTIM_WRAPPERS': (
@@ -99,7 +99,7 @@ ROW_FIELDS = {
     ),
     'input': 'schema kind id action iter ranks num_samples samples keys',
     'dump': 'schema kind id rank path bytes needs checkpoint',
-    'remedy': 'schema kind id remedy module config',
+    'remedy': 'schema kind id remedy module config value',
     'rollback': (
         'schema kind id iter to path num_rollbacks lr_factor loss_scale '
         'evidence'

@@ -7,6 +7,7 @@
   examine and repeat an update.
 - ``recovery``: ``StateAuditHook`` and ``RollbackHook`` keep and restore a
   clean state; ``LrFactorHook`` goes on at other learning rates.
+- ``stability``: ``StabilityMonitorHook`` warns before an update goes bad.
 - ``drill``: ``FaultInjectionHook`` plants faults.
 - ``_shared``: modules that several rooms use.
 """
@@ -28,6 +29,7 @@ from .recovery.state_audit_hook import StateAuditHook
 from .replay.autopsy_hook import AutopsyHook
 from .replay.batch_dump_hook import BatchDumpHook
 from .replay.fp32_modules_hook import Fp32ModulesHook
+from .stability.stability_monitor_hook import StabilityMonitorHook
 
 __all__ = [
     'Audit',
@@ -43,6 +45,7 @@ __all__ = [
     'LrFactorHook',
     'NanGuardHook',
     'RollbackHook',
+    'StabilityMonitorHook',
     'StateAuditHook',
     'choose_resume',
 ]

@@ -142,6 +142,8 @@ STAGES = {
     'kept state': (dict(type='RollbackHook', interval=6), 6, 1),
     'audit': (dict(type='StateAuditHook', interval=6), 6, 1),
     'inputs': (dict(type='InputGuardHook'), 6, 0),
+    'sample': (dict(type='StabilityMonitorHook', interval=5), 6, 1),
+    'no sample': (dict(type='StabilityMonitorHook', interval=25), 5, 0),
     'dump': (dict(type='BatchDumpHook'), 7, 0),
 }
 

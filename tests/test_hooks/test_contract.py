@@ -23,7 +23,8 @@ from toys import assert_finite, assert_same, read_rows
 from mmnanguard.registry import HOOKS, OPTIM_WRAPPERS
 
 LISTENER_METHODS = {'after_guard_event', 'after_guard_row', 'after_audit'}
-ROLE_METHODS = {'origin_of'}  # asked by StateAuditHook, see roles.py
+# Called by other hooks, see roles.py.
+ROLE_METHODS = {'keep_requests', 'origin_of', 'request'}
 WRAPPER_METHODS = {'add_fact', 'open_window'}
 PLAIN = {
     'NanGuardOptimWrapper': OptimWrapper,

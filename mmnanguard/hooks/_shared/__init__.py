@@ -11,5 +11,6 @@
 9. ``hook_arguments``: types of the arguments of a hook's methods.
 10. ``halt``: the only way in which a hook ends training.
 11. ``launch``: the start of a run, for commands that start it again.
-12. ``versions``: the versions of the software that a run depends on.
+12. ``compiled``: whether a model runs compiled code.
+13. ``versions``: the versions of the software that a run depends on.
 """

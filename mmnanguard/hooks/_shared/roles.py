@@ -5,7 +5,7 @@ role of its base class. The role classes are in this module because rooms do
 not import one another.
 """
 
-from typing import Collection, Optional, Tuple
+from typing import Collection, Optional, Sequence, Tuple
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -16,6 +16,7 @@ __all__ = [
     'EventSource',
     'LrScaler',
     'ModelChanger',
+    'ModuleCaster',
     'find_source',
     'has_hook',
     'origin_of',
@@ -61,6 +62,23 @@ class ModelChanger(Hook):
     A replay in another process builds these hooks too, or else it would
     compute another result.
     """
+
+
+class ModuleCaster(ModelChanger):
+    """Role of ``Fp32ModulesHook``: runs modules in float32."""
+
+    def request(self, names: Sequence[str], row_id: str) -> None:
+        """Run modules in float32 from the next iteration on.
+
+        Args:
+            names: The modules, or their methods; the same on all ranks.
+            row_id: The id of the alert that advises it.
+        """
+        raise NotImplementedError
+
+    def keep_requests(self) -> None:
+        """Load the requests of a checkpoint that the run resumes."""
+        raise NotImplementedError
 
 
 def has_hook(runner: Runner, kind: type) -> bool:

@@ -1,15 +1,18 @@
 """The states that a run keeps in memory, and the choice among them."""
 
-from typing import List, Optional, Tuple
+from typing import List, Optional, Set, Tuple
 
 from mmengine.runner import Runner
 
+from mmnanguard.core.rows.alert_row import AlertRow
 from mmnanguard.core.rules.recent_commits import NUM_RECENT_COMMITS
+from mmnanguard.numerics.guard_protocol import GuardProtocol
 
+from .._shared.hook_arguments import Row
 from .earlier_state import EarlierState, count_steps
 from .saved_state import newest_clean_state
 
-__all__ = ['BAD_FROM_THE_START', 'CANNOT_RESTORE', 'KeptStates']
+__all__ = ['BAD_FROM_THE_START', 'CANNOT_RESTORE', 'KeptStates', 'is_at_rest']
 
 NOTHING_OLDER = (
     'No state is kept that is older than the trouble (see '
@@ -42,6 +45,8 @@ class KeptStates:
         self._num_kept = num_kept
         self._kept: List[EarlierState] = []
         self._used: Optional[EarlierState] = None
+        self._open_alerts: Set[str] = set()
+        self._is_warned = False
         self._went_back_at = -1
         self._num_steps = count_steps(runner)
         self._origin = f'training began (iteration {runner.iter + 1})'
@@ -51,13 +56,30 @@ class KeptStates:
         if not self._kept:
             return True
         is_old = self._kept[-1].iter + interval <= runner.iter + 1
+        is_old = is_old or self._is_warned
         # A state that equals the last one would only push out an older one.
         return is_old and not self._is_present(runner, self._kept[-1])
 
     def add(self, state: EarlierState) -> None:
         """Keep a state, and drop the oldest one if there are too many."""
         self._kept.append(state)
+        self._is_warned = False
         del self._kept[: -self._num_kept]
+
+    def note_row(self, row: Row) -> None:
+        """Let an alert keep the state that it finds.
+
+        Only the first of several alerts does: states of the trouble itself
+        must not push out the older ones.
+        """
+        if row['kind'] != AlertRow.KIND:
+            return
+        if row['cleared'] is not None:
+            self._open_alerts.discard(row['rule'])
+            return
+        if not self._open_alerts:
+            self._is_warned = self._num_kept > 1
+        self._open_alerts.add(row['rule'])
 
     def peek(self, first_bad: int) -> Optional[EarlierState]:
         """Return the newest state in memory from before the trouble.
@@ -140,3 +162,12 @@ class KeptStates:
         if state is self._used:
             return num_steps == self._num_steps
         return num_steps == state.num_steps
+
+
+def is_at_rest(guard: GuardProtocol) -> bool:
+    """Whether no window is open and the last update was not skipped."""
+    state = guard.state
+    commits = state.recent_commits
+    # A skip that counts toward no limit is no part of a streak.
+    is_last = not commits or commits[-1].update == state.num_updates
+    return state.consecutive_skips == 0 and is_last and not guard.is_open

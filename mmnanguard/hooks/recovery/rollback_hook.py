@@ -27,11 +27,16 @@ from .._shared.audit import Audit
 from .._shared.find_guards import find_guards
 from .._shared.guard_listener import GuardListener
 from .._shared.halt import halt
-from .._shared.hook_arguments import DataBatch, Outputs
+from .._shared.hook_arguments import DataBatch, Outputs, Row
 from .divergence_trial import fails_anyway
 from .earlier_state import present_state, restore_together
 from .kept_state import kept_state
-from .kept_states import BAD_FROM_THE_START, CANNOT_RESTORE, KeptStates
+from .kept_states import (
+    BAD_FROM_THE_START,
+    CANNOT_RESTORE,
+    KeptStates,
+    is_at_rest,
+)
 from .lower_rate import RateEvidence, lowered
 from .put_back import put_back
 from .rising_losses import RisingLosses
@@ -57,7 +62,8 @@ class RollbackHook(GuardListener):
     needs room for one more. The hook keeps a state at the start of training,
     and then every ``interval`` iterations, outside of windows and of streaks
     of skips, if all of it is finite. This check takes one pass, one host read
-    and one small collective.
+    and one small collective. It keeps one as well when a
+    ``StabilityMonitorHook`` begins to warn, unless ``num_kept`` is 1.
 
     If the trouble returns before a newer state was kept, the next rollback
     goes further back. The newest clean checkpoint that this run has written to
@@ -169,6 +175,9 @@ class RollbackHook(GuardListener):
             # Hooks that receive the event later, such as those that dump the
             # batch, need the state as the update left it.
             self._event = event
+
+    def after_guard_row(self, runner: Runner, row: Row) -> None:
+        self._states.note_row(row)
 
     def after_audit(self, runner: Runner, audit: Audit) -> None:
         """Roll back at once from a bad state that an audit found."""
@@ -384,15 +393,6 @@ def is_of_rate(guard: GuardProtocol, event: GuardEvent) -> bool:
     most = guard.policy.max_consecutive_skips
     is_streak = most is not None and event.consecutive_skips >= most
     return not is_streak and not CAUSES[event.cause].ends_run
-
-
-def is_at_rest(guard: GuardProtocol) -> bool:
-    """Whether no window is open and the last update was not skipped."""
-    state = guard.state
-    commits = state.recent_commits
-    # A skip that counts toward no limit is no part of a streak.
-    is_last = not commits or commits[-1].update == state.num_updates
-    return state.consecutive_skips == 0 and is_last and not guard.is_open
 
 
 def rolls_back(guard: GuardProtocol) -> bool:

@@ -26,6 +26,7 @@ from mmnanguard.core.rules.recent_commits import find_growth
 from mmnanguard.numerics.base.shards import is_gathered
 from mmnanguard.registry import HOOKS
 
+from .._shared.compiled import is_compiled
 from .._shared.find_guards import find_guards, find_wrappers
 from .._shared.hook_arguments import Checkpoint, Row
 from .engine_copy import copy_engine
@@ -160,8 +161,8 @@ class AutopsyHook(WindowHook):
         is_of_samples = autopsy.tried.get('without_samples', False)
         if autopsy.phase == 'input' or is_of_samples:
             culprit += autopsy.samples
-        is_compiled = any(map(is_compiled_module, runner.model.modules()))
-        line = autopsy.line(event.iter, is_compiled)
+        compiled = is_compiled(runner.model)
+        line = autopsy.line(event.iter, compiled)
         if culprit in self._culprits:
             runner.logger.info(
                 f'{line} (no row: an earlier row names this culprit)'
@@ -343,18 +344,3 @@ def choose(autopsies: List[Autopsy], event: GuardEvent) -> Autopsy:
 
     exact = all(autopsy.exact for autopsy in autopsies)
     return min(autopsies, key=order).replace(exact=exact)
-
-
-def is_compiled_module(module: nn.Module) -> bool:
-    """Whether ``torch.compile`` was applied to the module in some way."""
-    return (
-        # torch.compile(module) wraps the module.
-        hasattr(module, '_orig_mod')
-        # module.compile() compiles the call in place.
-        or getattr(module, '_compiled_call_impl', None) is not None
-        # ``compile=True`` in a config compiles the method ``train_step``
-        # (MMEngine 0.10.7, runner/runner.py#L1775).
-        or hasattr(
-            vars(module).get('train_step'), '_torchdynamo_orig_callable'
-        )
-    )

@@ -15,6 +15,7 @@ from typing import (
     NamedTuple,
     Sequence,
     Set,
+    Tuple,
 )
 
 import torch
@@ -31,7 +32,7 @@ from mmnanguard.registry import HOOKS
 
 from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs, Row
 from .._shared.patches import Patches, PatchingHook
-from .._shared.roles import ModelChanger
+from .._shared.roles import ModuleCaster
 
 __all__ = ['Fp32ModulesHook', 'in_fp32']
 
@@ -40,7 +41,7 @@ LEAST_STREAK = 2  # rejections in a row, of different batches
 
 
 @HOOKS.register_module()
-class Fp32ModulesHook(PatchingHook, ModelChanger):
+class Fp32ModulesHook(PatchingHook, ModuleCaster):
     """Runs some modules in float32 while the rest is autocast.
 
     The inputs of these modules are cast to float32, and autocast is off
@@ -58,7 +59,11 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
             hook waits until a batch without them is rejected, or, with
             several ranks, the next batch. Checkpoints keep these modules.
             Needs AutopsyHook.
-        max_auto_modules: Largest number of modules that ``auto`` adds.
+        max_auto_modules: Number of added modules from which on ``auto`` adds
+            no more.
+
+    ``StabilityMonitorHook`` with ``act=('fp32',)`` adds modules as well,
+    before they overflow. Checkpoints keep them.
 
     Raises:
         GuardConfigError: At the start of training, if a pattern matches
@@ -83,8 +88,11 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
         self._patterns = list(modules)
         self._auto = auto
         self._max_auto_modules = max_auto_modules
+        # Whether checkpoints are asked for added modules.
+        self._resumes = auto
         self._added: List[str] = []
-        self._due: List[Autopsy] = []
+        # The modules to add, with the id of the row that advises it.
+        self._due: List[Tuple[str, str]] = []
         # The last autopsy of each module that blames few samples as well.
         self._waiting: Dict[str, Autopsy] = {}
         self._in_fp32: Set[str] = set()
@@ -126,7 +134,7 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
         ):
             self._waiting[autopsy.module] = autopsy
         else:
-            self._due.append(autopsy)
+            self._add_later(autopsy)
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
         """Add the modules that wait, if other samples are rejected, too."""
@@ -139,7 +147,19 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
                 set(autopsy.samples) & set(event.samples)
             )
             if is_rejected and (is_streak or is_other):
-                self._due.append(self._waiting.pop(module))
+                self._add_later(self._waiting.pop(module))
+
+    def request(self, names: Sequence[str], row_id: str) -> None:
+        self._due += [(name, row_id) for name in names]
+
+    def keep_requests(self) -> None:
+        self._resumes = True
+
+    def _add_later(self, autopsy: Autopsy) -> None:
+        """Add the module that an autopsy blames, if there is room."""
+        num_modules = len(self._added) + len(self._due)
+        if num_modules < self._max_auto_modules:
+            self._due.append((target_of(autopsy), autopsy.id))
 
     def after_train_iter(
         self,
@@ -148,26 +168,24 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
         data_batch: DataBatch = None,
         outputs: Outputs = None,
     ) -> None:
-        """Add the modules that autopsies have named in this iteration.
+        """Add the modules that were named in this iteration.
 
         They are added at its end, since other hooks may still replay the
         window as it was.
         """
-        for autopsy in self._due:
-            if len(self._added) < self._max_auto_modules:
-                self._add(runner, target_of(autopsy), autopsy.id)
-        self._due = []
+        due, self._due = self._due, []
+        for name, row_id in due:
+            # Two rows of an iteration may name the same module.
+            if name not in self._in_fp32:
+                self._add(runner, name, row_id)
 
-    def _add(self, runner: Runner, name: str, event_id: str) -> None:
+    def _add(self, runner: Runner, name: str, row_id: str) -> None:
         """Run a module in float32 from now on, and report the remedy."""
-        # Two autopsies of an iteration may name the same module.
-        if name in self._in_fp32:
-            return
         self._wrap(runner, name)
         self._added.append(name)
         # The line that makes the remedy permanent, to be pasted into a config.
         config = line_of_fp32(self.patterns)
-        remedy = RemedyRow(event_id, FP32, name, config)
+        remedy = RemedyRow(row_id, FP32, name, config)
         runner.logger.warning(remedy.line())
         runner.call_hook('after_guard_row', row=remedy.to_row())
 
@@ -183,7 +201,7 @@ class Fp32ModulesHook(PatchingHook, ModelChanger):
     ) -> None:
         """Load the names of the added modules of a resumed run."""
         # ``load_from`` starts another run, which may not need the remedies.
-        if self._auto and runner._resume:
+        if self._resumes and runner._resume:
             self._added = list(checkpoint.get(KEY, []))
 
     def _wrap(self, runner: Runner, pattern: str) -> None:

@@ -1,0 +1,93 @@
+"""The measured parts of a run: modules, weights, rates and loss scales."""
+
+import math
+from typing import Any, Dict, List, Optional, Set, Union
+
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from mmnanguard.numerics.update.blame import plain_name
+
+from .._shared.bare_model import bare_model
+from .._shared.find_guards import find_guards, find_wrappers
+
+__all__ = [
+    'find_modules',
+    'find_params',
+    'guarded_scale',
+    'highest_lr',
+    'is_adaptive',
+    'loss_scale_of',
+]
+
+# The optimizers whose updates are proportional to the gradient.
+PROPORTIONAL = ('SGD', 'LARS', 'LBFGS')
+
+
+def find_modules(runner: Runner) -> Dict[str, nn.Module]:
+    """Return all modules of the model by name, but for the model itself."""
+    modules = {}
+    for name, module in bare_model(runner.model).named_modules():
+        # A wrapper such as FSDP's has the name of the module inside of it,
+        # which comes later.
+        modules[plain_name(name)] = module
+    modules.pop('', None)
+    return modules
+
+
+def find_params(runner: Runner) -> Dict[str, nn.Parameter]:
+    """Return the trained parameters of all optimizers by name."""
+    trained: Set[int] = set()
+    for wrapper in find_wrappers(runner).values():
+        for group in wrapper.optimizer.param_groups:
+            trained.update(map(id, group['params']))
+    params = {}
+    for name, param in bare_model(runner.model).named_parameters():
+        if id(param) in trained:
+            params[plain_name(name)] = param
+    return params
+
+
+def highest_lr(runner: Runner) -> float:
+    """Return the highest learning rate; NaN if it is on a device only."""
+    rates: List[float] = []
+    for wrapper in find_wrappers(runner).values():
+        for group in wrapper.optimizer.param_groups:
+            if not isinstance(group['lr'], Tensor):
+                rates.append(group['lr'])
+    return max(rates, default=math.nan)
+
+
+def is_adaptive(runner: Runner) -> bool:
+    """Whether an optimizer divides by the size of the gradient."""
+    return any(
+        not any(
+            kind in type(wrapper.optimizer).__name__ for kind in PROPORTIONAL
+        )
+        for wrapper in find_wrappers(runner).values()
+    )
+
+
+def guarded_scale(runner: Runner) -> Optional[float]:
+    """Return the loss scale of a guarded wrapper; None without one."""
+    for guard in find_guards(runner).values():
+        if guard.scaler.is_enabled():
+            return guard.scaler.read().value
+    return None
+
+
+def loss_scale_of(runner: Runner) -> Union[float, Tensor, None]:
+    """Return the loss scale that is in force; None without one. No sync."""
+    guarded = guarded_scale(runner)
+    if guarded is not None:
+        return guarded
+    for wrapper in find_wrappers(runner).values():
+        scaler: Any = getattr(wrapper, 'loss_scaler', None)
+        if scaler is not None and scaler.is_enabled():
+            # MMEngine's own wrapper has PyTorch's scaler, whose scale is on
+            # the device from the first update on.
+            if scaler._scale is None:
+                return float(scaler._init_scale)
+            scale: Tensor = scaler._scale.clone()
+            return scale
+    return None

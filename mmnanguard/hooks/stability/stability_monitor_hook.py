@@ -1,0 +1,322 @@
+"""The hook that warns before an update goes bad."""
+
+import math
+from typing import Dict, Optional, Sequence, Set, Union
+
+from mmengine.dist import is_main_process
+from mmengine.runner import Runner
+
+from mmnanguard._support.escape import escape
+from mmnanguard.core.checks import check_value, is_count
+from mmnanguard.core.rows.event_files import events_file, samples_file
+from mmnanguard.core.stability.limits import StabilityLimits
+from mmnanguard.core.stability.margins import margins
+from mmnanguard.core.stability.monitor import Judgement, Monitor, is_due
+from mmnanguard.core.stability.sample import Sample
+from mmnanguard.numerics.stability.window_probe import WindowProbe
+from mmnanguard.registry import HOOKS
+
+from .._shared.compiled import is_compiled
+from .._shared.find_guards import find_guards, longest_window
+from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs
+from .._shared.patches import PatchingHook
+from .acts import Acts
+from .measured import (
+    find_modules,
+    find_params,
+    guarded_scale,
+    highest_lr,
+    is_adaptive,
+    loss_scale_of,
+)
+from .sample_file import SampleFile
+
+__all__ = ['StabilityMonitorHook']
+
+KEY = 'nanguard_stability'
+
+
+@HOOKS.register_module()
+class StabilityMonitorHook(PatchingHook):
+    """Warns before an update goes bad: which module, and how long ahead.
+
+    A sample measures one window: the largest output of each module, the
+    largest argument of each softmax, the smallest of each root, logarithm and
+    denominator, the size of the update beside the weights, and with a loss
+    scale the largest gradient. In the other iterations nothing is measured. A
+    sample changes no number of the training and draws no random number; it
+    reads the device once. With several ranks it is collective, and all ranks
+    tell the same alerts.
+
+    An alert is a console line and a row of kind 'alert'. It says that a number
+    is far outside of what runs that learn look like, not that the run will
+    fail. docs/en/stability.md describes each of them. The samples are in
+    ``<log_dir>/nanguard/stability.jsonl``, and as scalars
+    ``stability/*`` in every visualizer backend.
+
+    It also works beside wrappers that are not guarded. Compiled models run no
+    module hooks, so only weights, losses and the loss scale are measured.
+
+    Args:
+        interval: Number of iterations between two samples. They are five
+            times as dense in the first five intervals, and ten times as dense
+            for an interval when a number is above half its limit.
+        headroom: Bits between the largest float16 output of a module and
+            65504, inclusive, from which the monitor warns in any case. It
+            warns earlier of outputs that grow. None switches this rule off,
+            as it does for the next six.
+        update_ratio: Limit, exclusive, on the median of the L2 norm of an
+            update divided by that of the weight. 'auto' is 0.05, and 0.02
+            for optimizers such as Adam.
+        attention_logits: Limit, inclusive, on the argument of a softmax, as
+            in Megatron and in QK-Clip (Kimi K2, arXiv:2507.20534).
+        underflow: Limit, exclusive, below which the largest scaled gradient
+            of a float16 output is too small: other gradients become 0.
+        scale_falls: Number of times that the loss scale falls within 100
+            iterations, after the first 20.
+        diverging: Limit, exclusive, on the median loss, as a share of the way
+            back from the lowest median to the first one.
+        operands: Limit, exclusive, below which the argument of a root or a
+            logarithm, or a denominator, is close to 0 if it keeps falling.
+        act: The advice that the monitor puts into effect by itself. 'fp32'
+            has ``Fp32ModulesHook``, which the run then needs, run modules in
+            float32 before their outputs overflow float16. 'scale' raises the
+            loss scale of guarded wrappers when gradients vanish. 'lr' halves
+            the learning rates of guarded wrappers outside the schedule, for
+            good, when updates or attention logits are too large. Each change
+            is a row of kind 'remedy'.
+        max_actions: Number of such changes in the run, resumes included.
+
+    Raises:
+        GuardConfigError: If an argument is not allowed, and at the start of
+            training if a part that ``act`` needs is missing.
+    """
+
+    # Before NanGuardHook, whose listeners replay the window.
+    priority = 'HIGH'
+
+    def __init__(
+        self,
+        interval: int = 50,
+        headroom: Optional[float] = 4.0,
+        update_ratio: Union[str, float, None] = 'auto',
+        attention_logits: Optional[float] = 100.0,
+        underflow: Optional[float] = 2.0**-12,
+        scale_falls: Optional[int] = 3,
+        diverging: Optional[float] = 0.2,
+        operands: Optional[float] = 1e-9,
+        act: Sequence[str] = (),
+        max_actions: int = 8,
+    ) -> None:
+        super().__init__()
+        check_value(
+            is_count(interval, least=1),
+            'StabilityMonitorHook.interval',
+            interval,
+            'a number of iterations above 0',
+        )
+        self._interval = interval
+        self._limits = StabilityLimits(
+            headroom,
+            update_ratio,
+            attention_logits,
+            underflow,
+            scale_falls,
+            diverging,
+            operands,
+        )
+        self._acts = Acts(act, max_actions)
+        self._monitor = Monitor()
+        self._probe: Optional[WindowProbe] = None
+        self._zeros: Set[str] = set()
+        self._last: Optional[Sample] = None
+        self._num_alerts = 0
+        self._is_due = self._has_told_margins = self._has_lost = False
+
+    def before_run(self, runner: Runner) -> None:
+        super().before_run(runner)
+        # Before a checkpoint is loaded.
+        self._acts.prepare(runner)
+
+    def before_train(self, runner: Runner) -> None:
+        self._acts.check(runner)
+        self._is_due = self._has_told_margins = self._has_lost = False
+        self._last = None
+        self._file = SampleFile(samples_file(events_file(runner.log_dir)))
+        self._is_compiled = is_compiled(runner.model)
+        if self._is_compiled:
+            runner.logger.info(
+                'mmnanguard: the model is compiled, so its modules cannot be '
+                'measured: StabilityMonitorHook watches weights, losses and '
+                'the loss scale'
+            )
+        self.patches.remember(self._drop)
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
+    ) -> None:
+        """Begin a sample, if one is due and a window begins."""
+        scale = guarded_scale(runner)
+        if scale is not None:
+            self._tell(
+                runner,
+                self._monitor.after_scale(
+                    runner.iter + 1, scale, self._limits
+                ),
+            )
+        if is_due(runner.iter, self._interval, self._monitor.watch_until):
+            self._is_due = True
+        self._is_due = self._is_due or self._acts.wants_sample
+        if not self._is_due or is_within_window(runner):
+            return
+        self._is_due = False
+        self._drop()
+        modules = {}
+        if not self._is_compiled:
+            modules = find_modules(runner)
+        self._probe = WindowProbe(
+            modules, find_params(runner), self._zeros, loss_scale_of(runner)
+        )
+        self._acts.begin(modules)
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: DataBatch = None,
+        outputs: Outputs = None,
+    ) -> None:
+        """End a sample with the window, and judge it."""
+        iteration = runner.iter + 1
+        for name, guard in find_guards(runner).items():
+            commits = guard.state.recent_commits
+            self._tell(
+                runner,
+                self._monitor.after_commit(
+                    iteration, name, commits, self._limits
+                ),
+            )
+        if self._probe is None or is_within_window(runner, 1):
+            return
+        self._acts.end(runner, self._monitor)
+        sample = self._probe.sample(
+            iteration, highest_lr(runner), is_adaptive(runner)
+        )
+        self._drop()
+        self._last = sample
+        self._tell(
+            runner, self._monitor.after(sample, self._limits, self._interval)
+        )
+        self._acts.after_sample(runner, sample, self._monitor, self._limits)
+        self._record(runner, sample)
+        if iteration > 5 * self._interval:
+            self._tell_margins(runner)
+
+    def before_val(self, runner: Runner) -> None:
+        # A validation in the middle of a window runs the modules as well.
+        self._drop()
+
+    def after_train(self, runner: Runner) -> None:
+        self._tell_margins(runner)
+
+    def before_save_checkpoint(
+        self, runner: Runner, checkpoint: Checkpoint
+    ) -> None:
+        """Save the trends, for a resumed run."""
+        checkpoint[KEY] = {
+            'monitor': self._monitor.to_dict(),
+            'zeros': sorted(self._zeros),
+            'acts': self._acts.to_dict(),
+        }
+
+    def after_load_checkpoint(
+        self, runner: Runner, checkpoint: Checkpoint
+    ) -> None:
+        """Load the trends of a resumed run."""
+        saved = checkpoint.get(KEY)
+        if saved is not None and runner._resume:
+            self._monitor = Monitor.from_dict(saved['monitor'])
+            self._zeros = set(saved['zeros'])
+            self._acts.load(runner, saved['acts'])
+
+    def _drop(self) -> None:
+        """End a sample that is not finished, without a result."""
+        self._acts.drop()
+        if self._probe is not None:
+            self._probe.close()
+            self._probe = None
+
+    def _tell(self, runner: Runner, judgement: Judgement) -> None:
+        """Log the alerts, and hand them to all hooks."""
+        self._monitor = judgement.monitor
+        for alert in judgement.alerts:
+            guard = next(iter(find_guards(runner).values()), None)
+            if guard is not None:
+                alert = alert.replace(run=guard.run, attempt=guard.attempt)
+            if not alert.id:
+                self._num_alerts += 1
+                number = self._num_alerts
+                alert = alert.replace(
+                    id=f'{alert.run}-{alert.iter}-alert.{number}'
+                )
+            if alert.cleared is None:
+                alert = self._acts.announce(alert)
+            self._monitor = self._monitor.with_told(alert)
+            level = 'warning' if alert.cleared is None else 'info'
+            getattr(runner.logger, level)(alert.line())
+            runner.call_hook('after_guard_row', row=alert.to_row())
+
+    def _record(self, runner: Runner, sample: Sample) -> None:
+        """Write a sample to its file and to the scalars."""
+        scalars: Dict[str, Optional[float]] = {
+            'headroom_bits': sample.least_bits,
+            'update_ratio': sample.update_ratio,
+            'attention_logits': max(sample.logits.values(), default=None),
+            'scaled_grad': sample.scaled_grad,
+        }
+        # Not by the message hub, whose scalars are in each line of the log.
+        runner.visualizer.add_scalars(
+            {
+                f'stability/{name}': value
+                for name, value in scalars.items()
+                if value is not None and math.isfinite(value)
+            },
+            step=sample.iter,
+        )
+        if not is_main_process():
+            return
+        try:
+            self._file.add(sample)
+        except OSError as error:
+            if not self._has_lost:
+                self._has_lost = True
+                runner.logger.error(
+                    escape(
+                        'mmnanguard: cannot write stability.jsonl: '
+                        f'{error}; training goes on (said once)'
+                    )
+                )
+
+    def _tell_margins(self, runner: Runner) -> None:
+        """Log once how far the run is from its limits."""
+        if self._has_told_margins or self._last is None:
+            return
+        self._has_told_margins = True
+        line = margins(self._last, self._monitor)
+        if line:
+            runner.logger.info(escape(f'Iter {self._last.iter}: {line}'))
+
+
+def is_within_window(runner: Runner, num_more: int = 0) -> bool:
+    """Whether a window of gradient accumulation is open.
+
+    Args:
+        runner: The runner.
+        num_more: Number of iterations after those that the runner counts.
+    """
+    if any(guard.is_open for guard in find_guards(runner).values()):
+        return True
+    # The last window of a run may be shorter.
+    done = runner.iter + num_more
+    is_last = done >= runner.max_iters
+    return not is_last and done % longest_window(runner) != 0
