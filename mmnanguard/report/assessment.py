@@ -5,6 +5,7 @@ from typing import List, Optional, Sequence, Tuple
 
 from mmnanguard._support.escape import escape
 
+from .alerts import alerts_of, describe_warning
 from .culprit_clause import describe_culprit
 from .findings import collect_findings
 from .recommendations import Step, join_quoted, next_steps, remedied_modules
@@ -80,7 +81,11 @@ def judge(summary: Summary) -> Assessment:
         # guarded.
         opening = gravest.clause
         steps = steps_for_end(summary)
-    clauses = (opening, culprit, f'next: {steps[0].text}')
+    # What ended a run otherwise, such as an exception, had no warning.
+    warning = ''
+    if gravest.cause or summary.log_rise is not None:
+        warning = describe_warning(summary, gravest.since, gravest.cause)
+    clauses = (opening, culprit, warning, f'next: {steps[0].text}')
     return Assessment(
         is_healthy=False,
         sentence=escape('; '.join(filter(None, clauses))),
@@ -123,9 +128,23 @@ def describe_healthy_run(summary: Summary) -> str:
         )
     if not clauses:
         clauses.append(f'{summary.last_iter:,} iterations, none rejected')
+    clauses += describe_alerts(summary)
     for row in summary.bypasses:
         clauses.append(f'but at iteration {row.iter or 0:,} {row.finding}')
     return f'{opening}: {"; ".join(clauses)}'
+
+
+def describe_alerts(summary: Summary) -> List[str]:
+    """Return the clause on the alerts of a healthy run, if there are any."""
+    alerts = alerts_of(summary)
+    if not alerts:
+        return []
+    first, num = alerts[0], len(alerts)
+    times = f' {num:,} times, first' * (num > 1)
+    return [
+        f'warned{times} at iteration {first.record.iter:,} '
+        f'({first.subject}), {first.outcome}'
+    ]
 
 
 def describe_rejections(summary: Summary) -> str:
@@ -140,9 +159,9 @@ def describe_rejections(summary: Summary) -> str:
             f'the last at iteration {last:,}'
         )
     # A remedy cured the run only if no update was rejected after it.
+    names = join_quoted(remedied_modules(summary))
     for row in summary.others.get('remedy', ()):
-        if (row.get('iter') or 0) >= last:
-            names = join_quoted(remedied_modules(summary))
+        if (row.get('iter') or 0) >= last and names:
             return f'{clause}, cured since: {names} in float32'
     if last < summary.last_iter:
         return f'{clause}; training went on'

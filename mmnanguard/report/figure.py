@@ -3,12 +3,20 @@
 import math
 from typing import List, Mapping, Optional, Sequence
 
-from .panels import FOLLOWED, GRAD_NORM, LOSS_SCALE, LR, PANELS, REJECTED
+from .panels import (
+    FOLLOWED,
+    GRAD_NORM,
+    LOSS_SCALE,
+    LR,
+    PANELS,
+    REJECTED,
+    Panel,
+)
 from .run_report import RunReport
 from .summary import Row
 from .traces import MARKS, PlotlyObject, traces_of, values_of
 
-__all__ = ['draw']
+__all__ = ['draw', 'layout_of', 'lines_of', 'stacked']
 
 GAP = 14  # pixels between panels
 BORDER = 90  # pixels above and below all panels, for legend and axis
@@ -35,17 +43,27 @@ def draw(report: RunReport, last_iter: Optional[int] = None) -> PlotlyObject:
     from plotly.graph_objects import Figure
 
     end = last_iter or report.summary.last_iter
-    panels = traces_of(report, end)
-    layout = layout_of(panels, end)
+    traces = traces_of(report, end)
+    panels, axes = {}, {}
+    for panel in traces:
+        panels[panel] = PANELS[panel]
+        axes[panel] = axis_of(panel, traces[panel])
+    layout = layout_of(panels, axes, end)
+    layout['shapes'] = lines_of(report.summary.events)
+    # `Figure` raises ValueError for names and values that plotly.js would
+    # silently ignore.
+    data = stacked(traces)
+    figure: PlotlyObject = Figure(data, layout).to_plotly_json()
+    return figure
+
+
+def stacked(panels: Mapping[str, List[PlotlyObject]]) -> List[PlotlyObject]:
+    """Return the traces of all panels, top down, with their axes."""
     data = []
     for number, traces in enumerate(panels.values()):
         for trace in traces:
             data.append({**trace, 'xaxis': 'x', 'yaxis': axis_name(number)})
-    layout['shapes'] = lines_of(report.summary.events)
-    # `Figure` raises ValueError for names and values that plotly.js would
-    # silently ignore.
-    figure: PlotlyObject = Figure(data, layout).to_plotly_json()
-    return figure
+    return data
 
 
 def lines_of(events: Sequence[Row]) -> List[PlotlyObject]:
@@ -78,16 +96,21 @@ def has_line(row: Row) -> bool:
 
 
 def layout_of(
-    panels: Mapping[str, List[PlotlyObject]], end: int
+    panels: Mapping[str, Panel],
+    axes: Mapping[str, PlotlyObject],
+    end: int,
+    gap: int = GAP,
 ) -> PlotlyObject:
-    """Return the layout of the figure.
+    """Return the layout of a figure.
 
     Args:
-        panels: The traces by panel, top down.
-        end: The iteration at which the axis ends.
+        panels: The panels by identifier, top down.
+        axes: Type, range and ticks of their vertical axes.
+        end: The iteration at which the axis of iterations ends.
+        gap: The number of pixels between two panels.
     """
-    heights = {panel: PANELS[panel].height for panel in panels}
-    total = sum(heights.values()) + GAP * (len(panels) - 1)
+    heights = {name: panel.height for name, panel in panels.items()}
+    total = sum(heights.values()) + gap * (len(panels) - 1)
     layout = base_layout(total, end, axis_name(len(panels) - 1))
     panel_of_axis = {}
     top = total
@@ -99,10 +122,10 @@ def layout_of(
             # Rounding may give a little less than 0, which plotly refuses.
             'domain': [max(bottom / total, 0), top / total],
             'anchor': 'x',
-            'title': {'text': PANELS[panel].title, 'standoff': 8},
-            **axis_of(panel, panels[panel]),
+            'title': {'text': panels[panel].title, 'standoff': 8},
+            **axes[panel],
         }
-        top = bottom - GAP
+        top = bottom - gap
     # The page needs this map: runs may have different panels, so the name
     # of an axis does not tell its panel.
     layout['meta'] = {'panels': panel_of_axis}

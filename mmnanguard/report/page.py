@@ -15,13 +15,16 @@ from mmnanguard._support.atomic_write import atomic_write
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.causes import facts_of_cause
 from mmnanguard.core.rows.json_numbers import to_json
-from mmnanguard.core.rows.read_row import sentence_of
 
+from .alerts import alerts_of
 from .figure import draw
+from .margins_line import describe_margins
 from .panels import titles
+from .parse_row import iter_of
 from .recommendations import Step
-from .row_text import command_of
+from .row_text import command_of, text_of
 from .run_report import RunReport
+from .stability_figure import draw_stability
 from .summary import Culprit, Row, Summary
 
 __all__ = ['write_page']
@@ -47,7 +50,7 @@ KINDS = {
 SHOWN = (
     *('schema', 'kind', 'run', 'iter', 'place', 'action', 'cause', 'loss'),
     *('grad_norm', 'loss_scale', 'samples', 'story', 'num_bad_params'),
-    *('num_params', 'config', 'path'),
+    *('num_params', 'config', 'path', 'outcome'),
 )
 FACTORS = ('clip_coef', 'lr_factor')  # 1 means that nothing was changed
 
@@ -146,7 +149,19 @@ def section(report: RunReport, end: int) -> JsonObject:
         'num_rows': summary.num_rows,
         'kinds': summary.num_kinds,
         'figure': draw(report, end),
+        'margins': report.margins,
+        'stability': stability_of(report, end),
     }
+
+
+def stability_of(report: RunReport, end: int) -> Optional[JsonObject]:
+    """Return the samples of a run in words and as a figure, or None."""
+    figure = draw_stability(report, end)
+    if figure is None:
+        return None
+    is_healthy = report.verdict.is_healthy
+    margins = describe_margins(report.samples, is_healthy)
+    return {'text': margins.partition(': ')[2], 'figure': figure}
 
 
 def causes_of(summary: Summary) -> List[JsonObject]:
@@ -168,6 +183,7 @@ def facts_of(summary: Summary) -> List[List[str]]:
     }
     for kind, name in KINDS.items():
         counts[name] = summary.num_kinds.get(kind, 0)
+    counts['alerts'] = len(alerts_of(summary))
     return [[name, f'{count:,}'] for name, count in counts.items()]
 
 
@@ -201,7 +217,7 @@ def compact_row(row: Row, names: Dict[str, int]) -> JsonObject:
         scale = None
     return {
         'place': row['place'],
-        'iter': row['iter'],
+        'iter': iter_of(row),
         'kind': str(row.get('kind')),
         'action': row.get('action'),
         'cause': row.get('cause'),
@@ -211,7 +227,7 @@ def compact_row(row: Row, names: Dict[str, int]) -> JsonObject:
         'loss': row.get('loss'),
         'grad_norm': row.get('grad_norm'),
         'scale': scale,
-        'text': sentence_of(row),
+        'text': text_of(row),
         'code': command_of(row),
         'detail': detail_of(row),
     }

@@ -9,12 +9,17 @@ from typing import Dict, NamedTuple
 __all__ = [
     'FOLLOWED',
     'GRAD_NORM',
+    'HEADROOM',
+    'LOGITS',
     'LOSS',
     'LOSS_SCALE',
     'LR',
     'OF_SCALARS',
+    'OUTPUTS',
     'PANELS',
     'REJECTED',
+    'STABILITY_PANELS',
+    'UPDATE_RATIO',
     'Panel',
     'titles',
 ]
@@ -25,6 +30,10 @@ LOSS_SCALE = 'loss_scale'
 LR = 'lr'
 REJECTED = 'rejected'
 FOLLOWED = 'followed'
+HEADROOM = 'headroom'
+OUTPUTS = 'outputs'
+UPDATE_RATIO = 'update_ratio'
+LOGITS = 'logits'
 
 
 class Panel(NamedTuple):
@@ -51,6 +60,13 @@ PANELS = {
 }
 # The panels that draw curves. All other panels draw rows only.
 OF_SCALARS = (LOSS, GRAD_NORM, LOSS_SCALE, LR)
+# The panels of the samples. The height is that of a module in the first one.
+STABILITY_PANELS = {
+    HEADROOM: Panel('', 14),
+    OUTPUTS: Panel('largest output', 210),
+    UPDATE_RATIO: Panel('update ratio', 130),
+    LOGITS: Panel('attention logits', 130),
+}
 
 
 def titles() -> Dict[str, str]:

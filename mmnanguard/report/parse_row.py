@@ -9,7 +9,7 @@ import json
 import math
 from typing import Any, Callable, Dict, List, Mapping, Optional
 
-__all__ = ['Row', 'is_count', 'parse']
+__all__ = ['Row', 'is_count', 'is_number', 'iter_of', 'parse']
 
 Row = Dict[str, Any]
 # Levels of lists and dicts in a row. The rows of this package have up to 5;
@@ -38,6 +38,13 @@ def parse(line: bytes) -> Optional[Row]:
         if row.get(key) is not None and not is_right(row[key]):
             del row[key]
     return row
+
+
+def iter_of(row: Mapping[str, Any]) -> Optional[int]:
+    """Return the iteration at which a row was written; None if unknown."""
+    # The row that ends an alert has the iteration of the alert, too.
+    iter_: Optional[int] = row.get('cleared') or row.get('iter')
+    return iter_
 
 
 def is_deep(row: Row) -> bool:
@@ -123,6 +130,7 @@ CHECKS: Dict[str, Callable[[object], bool]] = {
     'epoch': is_count,
     'batch_idx': is_count,
     'since': is_count,
+    'cleared': is_count,
     'consecutive_skips': is_count,
     'action': is_text,
     'cause': is_text,

@@ -26,7 +26,7 @@ from typing import (
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.rows.event_files import EVENTS_FILE, events_files
 
-from .parse_row import Row, parse
+from .parse_row import Row, iter_of, parse
 
 __all__ = [
     'Part',
@@ -177,8 +177,9 @@ class RepeatedRows:
         # A start is never dropped: it marks the resumption itself.
         if row.get('kind') == 'start':
             return False
-        if row.get('iter') is not None:
-            return bool(row['iter'] >= self._end_of(parsed.attempt))
+        iter_ = iter_of(row)
+        if iter_ is not None:
+            return iter_ >= self._end_of(parsed.attempt)
         return (parsed.attempt, row.get('id')) in self._ids
 
     def _add_ids(self, part: Part) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from mmnanguard._support.escape import shell_word
 from mmnanguard.core import Autopsy
@@ -183,19 +183,13 @@ def run_in_fp32(summary: Summary, samples: Sequence[str]) -> List[Step]:
     Not for samples at fault: in float32, the huge gradients of an outlier
     would be committed.
     """
-    remedies = summary.others.get('remedy')
     # The guard has already applied the cure, and its checkpoints know it, but
     # a new run needs it in its config.
-    if remedies:
-        names = join_quoted(remedied_modules(summary))
-        line = command_of(remedies[-1])
-        return [
-            Step(
-                f'make the remedy permanent: {names} in float32',
-                'Autopsies found that this is a cure; it runs so since.',
-                line and summary.launch.train('--cfg-options', line),
-            )
-        ]
+    applied: Dict[str, RemedyRow] = {}
+    for remedy in summary.records(RemedyRow):
+        applied[remedy.remedy] = remedy
+    if applied:
+        return [keep_remedy(summary, last) for last in applied.values()]
     modules: List[str] = []
     for autopsy in summary.records(Autopsy):
         # Several autopsies may name the same module, and some name none.
@@ -216,12 +210,33 @@ def run_in_fp32(summary: Summary, samples: Sequence[str]) -> List[Step]:
     ]
 
 
+def keep_remedy(summary: Summary, remedy: RemedyRow) -> Step:
+    """Return the step that makes a remedy permanent.
+
+    Args:
+        summary: The summary of the run.
+        remedy: The last remedy of its kind.
+    """
+    what = remedy.sentence().partition(' from now on')[0]
+    if remedy.remedy == FP32:
+        what = f'{join_quoted(remedied_modules(summary))} in float32'
+    reason = 'Autopsies found that this is a cure; it runs so since.'
+    if '-alert.' in remedy.id:
+        reason = 'An alert of StabilityMonitorHook led to it.'
+    line = remedy.config
+    return Step(
+        f'make the remedy permanent: {what}',
+        reason,
+        line and summary.launch.train('--cfg-options', line),
+    )
+
+
 def remedied_modules(summary: Summary) -> List[str]:
     """Return the modules that the remedies of the guard run in float32."""
     modules: List[str] = []
     for remedy in summary.records(RemedyRow):
         # Several attempts of the run may have written the row.
-        if remedy.module not in modules:
+        if remedy.remedy == FP32 and remedy.module not in modules:
             modules.append(remedy.module)
     return modules
 

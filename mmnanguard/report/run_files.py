@@ -12,6 +12,7 @@ from mmnanguard.core.rows.event_files import (
     EVENTS_FILE,
     events_files,
     log_dir_of,
+    samples_file,
 )
 from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rows.start_row import StartRow
@@ -148,9 +149,9 @@ def checkpoint_of(
 
 
 def files_of_parts(parts: List[Part]) -> List[Path]:
-    """Return the files of events and scalars, without repetitions."""
+    """Return all files that are read, without repetitions."""
     files: List[Path] = []
     for part in parts:
-        files += (part.path, scalars_of(part))
+        files += (part.path, scalars_of(part), samples_file(part.path))
     # Several parts may be in one file.
     return list(filter(Path.exists, dict.fromkeys(files)))

@@ -5,7 +5,7 @@ assesses them. The page, the text and the JSON show its :class:`RunReport`.
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from operator import sub
 from pathlib import Path
@@ -17,10 +17,13 @@ from mmnanguard.core import GuardConfigError
 from mmnanguard.core.rows.event_files import EVENTS_FILE, log_dir_of
 from mmnanguard.core.rows.read_row import sentence_of
 
+from .alerts import alerts_of, join_outcomes
 from .assessment import Assessment, judge
 from .loss_rise import find_rise, find_rise_at_end
+from .margins_line import describe_margins
 from .panels import LOSS
 from .read_events import find_parts, iter_events
+from .read_samples import Samples, read_samples
 from .read_scalars import Curve, read_scalars
 from .recommendations import Step
 from .run_files import (
@@ -59,6 +62,7 @@ class RunReport:
         curves: The run's scalars, by key.
         verdict: The assessment of the run.
         written: Time at which the last row or scalar was written.
+        samples: The samples of the monitor.
     """
 
     path: str
@@ -66,6 +70,7 @@ class RunReport:
     curves: Dict[str, Curve]
     verdict: Assessment
     written: datetime
+    samples: Samples = field(default_factory=Samples)
 
     @property
     def name(self) -> str:
@@ -122,6 +127,13 @@ class RunReport:
         story = STATES.get(self.state, self.state)
         return f'{known}, {story}; last written {self.written:%F %T} UTC'
 
+    @property
+    def margins(self) -> str:
+        """The margins of a healthy run in a line; '' if there are none."""
+        if not self.verdict.is_healthy:
+            return ''
+        return escape(describe_margins(self.samples))
+
     def to_dict(self) -> Dict[str, Any]:
         """Return the report as builtins; non-finite numbers are floats."""
         summary, verdict = self.summary, self.verdict
@@ -147,6 +159,8 @@ class RunReport:
                 'modules': list(map(asdict, summary.modules)),
                 'samples': list(map(asdict, summary.samples)),
             },
+            'alerts': [with_text(alert.row) for alert in alerts_of(summary)],
+            'margins': self.margins,
             'events': list(map(with_text, summary.events)),
         }
 
@@ -195,7 +209,9 @@ def load_run(
     start = last_start(parts)
     is_running = is_alive(start.process)
     curves = read_scalars(parts, progress.add)
+    samples = read_samples(parts, progress.add)
     ends = [curve.iters[-1] for curve in curves.values() if curve.iters]
+    ends += samples.iters[-1:]
     # An iterator: the rows are never in memory together.
     rows = iter_events(parts, progress.add)
     summary = summarize(rows, max(ends, default=0), max_rows)
@@ -208,12 +224,14 @@ def load_run(
         log_rise=find_rise(curves.get(LOSS)) or find_rise_at_end(summary.end),
         launch=launch_of(path, parts, start),
     )
+    join_outcomes(summary)
     return RunReport(
         path=path,
         summary=summary,
         curves=curves,
         verdict=judge(summary),
         written=datetime.fromtimestamp(newest, timezone.utc),
+        samples=samples,
     )
 
 

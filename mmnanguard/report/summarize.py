@@ -129,7 +129,9 @@ class Reader:
                 summary.bypasses += (record,)
         else:
             self._name_culprits(row)
-        self._keep(row, (kind, str(row.get('cause', '')), param))
+        # Alerts of different rules count as different sorts.
+        sort = row.get('cause', row.get('rule', ''))
+        self._keep(row, (kind, str(sort), param))
 
     def _add_update(self, row: Row) -> str:
         """Count an update; return the parameter that is blamed first."""
@@ -180,6 +182,8 @@ class Reader:
     def _add_rejection(self, iter_: int, cause: str) -> None:
         """Count a rejected update that is no routine overflow."""
         self._so_far.num_skipped += 1
+        iters = self._so_far.rejected.setdefault(cause, array('q'))
+        iters.append(iter_)
         self._recent.append((iter_, cause))
         if not self._episodes or iter_ - self._episodes[-1].last > GAP:
             self._episodes.append(Episode(iter_, iter_))

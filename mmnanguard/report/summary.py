@@ -98,6 +98,7 @@ class Summary:
         iters: By cause, the iterations of the updates.
         num_left_out: Number of updates committed without some micro-batches.
         num_skipped: Number of rejected updates without routine overflows.
+        rejected: The iterations of these updates, by cause.
         recent: Iteration and cause of the last rejected updates.
         episodes: The episodes of rejected updates.
         last: The last row of kind 'update'.
@@ -142,6 +143,7 @@ class Summary:
     iters: Dict[str, 'array[int]'] = field(default_factory=dict)
     num_left_out: int = 0
     num_skipped: int = 0
+    rejected: Dict[str, 'array[int]'] = field(default_factory=dict)
     recent: Tuple[Tuple[int, str], ...] = ()
     episodes: Tuple[Episode, ...] = ()
     last: Optional[Row] = None

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, List, NamedTuple, Sequence
 
 from mmnanguard._support.escape import escape_lines
 from mmnanguard.core import GuardConfigError
-from mmnanguard.core.rows.read_row import sentence_of
 
 from .panels import FOLLOWED, PANELS
-from .row_text import command_of
+from .parse_row import iter_of
+from .row_text import command_of, text_of
 from .run_report import RunReport
 from .summary import Summary
 
@@ -77,6 +77,9 @@ def print_assessment(console: 'Console', report: RunReport) -> None:
     for reason in verdict.reasons[1:]:
         console.print(Text(escape_lines(f'also: {reason}')))
     console.print(report.progress)
+    if report.margins:
+        margins = Text(escape_lines(report.margins))
+        console.print(margins, soft_wrap=not console.is_terminal)
     for number, step in enumerate(verdict.steps, 1):
         console.print(Text(escape_lines(f'{number}. {step.text}')))
         # Commands that are broken into lines cannot be pasted.
@@ -159,8 +162,11 @@ def table_of_events(summary: Summary) -> TextTable:
         # Updates may be thousands; the other tables count them.
         if row.get('kind') == 'update':
             continue
-        text = '\n'.join(filter(None, (sentence_of(row), command_of(row))))
-        table.rows.append((row['iter'], row.get('kind'), text))
+        text, command = text_of(row), command_of(row)
+        # The sentence of an alert has its config line.
+        if command not in text:
+            text = f'{text}\n{command}'
+        table.rows.append((iter_of(row), row.get('kind'), text))
     return table
 
 

@@ -30,11 +30,12 @@ from .panels import (
     PANELS,
     REJECTED,
 )
+from .parse_row import iter_of
 from .read_scalars import FACTOR, Curve, factor_of, panel_of
 from .run_report import RunReport
 from .summary import Row
 
-__all__ = ['MARKS', 'Mark', 'PlotlyObject', 'traces_of', 'values_of']
+__all__ = ['LINES', 'MARKS', 'Mark', 'PlotlyObject', 'traces_of', 'values_of']
 
 # Any: plotly itself checks the dicts, and has no types for them.
 PlotlyObject = Dict[str, Any]
@@ -62,6 +63,7 @@ MARKS = {
     'autopsy': Mark('circle-open', '#3b7dd8'),
     'dump': Mark('triangle-down-open', '#6c757d'),
     'remedy': Mark('cross', '#59a14f'),
+    'alert': Mark('triangle-up', '#c98a00'),
     'audit': Mark('diamond', '#a4161a'),
     'rollback': Mark('triangle-left', '#f28e2b'),
     'halt': Mark('x', '#e15759'),
@@ -297,7 +299,7 @@ def marker_trace(
     return {
         'type': 'scatter',
         'mode': 'markers',
-        'x': list(map(itemgetter('iter'), rows)),
+        'x': list(map(iter_of, rows)),
         'y': heights,
         # The page sets the texts: it has the rows, so that the figure need
         # not hold them as well.

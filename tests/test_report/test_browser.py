@@ -6,10 +6,14 @@ import time
 
 import pytest
 from browser import (
+    count,
+    drag,
     errors,
     open_browser,
     open_page,
+    ranges,
     requests,
+    text,
     wait,
     wait_until_ready,
 )
@@ -98,17 +102,6 @@ def page(driver, path):
     assert driver.execute_script('return window.evil') is None
 
 
-def text(driver, selector):
-    return driver.execute_script(
-        'return document.querySelector(arguments[0]).innerText', selector
-    )
-
-
-def count(driver, selector):
-    script = 'return document.querySelectorAll(arguments[0]).length'
-    return driver.execute_script(script, selector)
-
-
 def type_in(driver, name, value):
     driver.execute_script(
         'const input = document.querySelector(`[name=${arguments[0]}]`);'
@@ -116,37 +109,6 @@ def type_in(driver, name, value):
         name,
         value,
     )
-
-
-def ranges(driver, axis='xaxis'):
-    """Return the range of each chart."""
-    return driver.execute_script(
-        "return [...document.querySelectorAll('.plot')]"
-        '.map((plot) => plot.layout[arguments[0]].range.map(Number))',
-        axis,
-    )
-
-
-def drag(driver, begin, end, plot=0):
-    """Drag over the chart of the loss, between two shares of its width."""
-    (area,) = driver.execute_script(
-        "const plot = document.querySelectorAll('.plot')[arguments[0]];"
-        'plot.scrollIntoView();'
-        "return [plot.querySelector('.nsewdrag').getBoundingClientRect()]",
-        plot,
-    )
-    x, y, width = area['left'], area['top'] + 60, area['width']
-    actions = ActionChains(driver, duration=50)
-    actions.w3c_actions.pointer_action.move_to_location(
-        int(x + begin * width), int(y)
-    )
-    actions.w3c_actions.pointer_action.pointer_down()
-    for share in (0.5, 1):
-        actions.w3c_actions.pointer_action.move_to_location(
-            int(x + (begin + share * (end - begin)) * width), int(y + 2)
-        )
-    actions.w3c_actions.pointer_action.pointer_up()
-    actions.perform()
 
 
 def test_all_of_it_is_there(driver, page, report):

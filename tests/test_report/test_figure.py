@@ -85,7 +85,7 @@ def test_the_page_knows_panels_by_identifier_only():
             assert panel.title not in script.lower(), panel.title
     compared = re.findall(r"panel [!=]== '(\w+)'", script)
     compared += re.findall(r"meta\.panels\.\w+ === '(\w+)'", script)
-    assert set(compared) == {'rejected', 'loss_scale', 'followed', 'loss'}
+    assert set(compared) == {'rejected', 'loss_scale', 'loss'}
     shown = re.findall(r'data\.titles\.(\w+)', script)
     (listed,) = re.findall(r'\[([^]]*)\]\.map\(\(panel\)', script)
     shown += re.findall(r"'(\w+)'", listed)

@@ -65,6 +65,7 @@ function verdict(run) {
   return element('div', {class: `card verdict ${run.healthy ? 'healthy' : 'sick'}`},
     element('p', {}, element('b', {class: 'state'}, state), rest.join('')),
     element('p', {class: 'muted'}, run.progress),
+    run.margins ? element('p', {class: 'margins'}, run.margins) : null,
     ...run.reasons.slice(1).map((reason) => element('p', {}, `Also: ${reason}`)),
     element('div', {class: 'facts'}, ...run.facts
       .filter(([name, value]) => value !== '0')
@@ -108,7 +109,7 @@ function culprits(run, filters) {
 function story(run) {
   const rows = run.events.filter((event) => event.kind !== 'update');
   return element('div', {class: 'card'},
-    element('h3', {}, `${capitalized(data.titles.followed)}: attempts, autopsies, remedies, rollbacks, audits, dumps`),
+    element('h3', {}, `${capitalized(data.titles.followed)}: attempts, alerts, autopsies, remedies, rollbacks, audits, dumps`),
     table([['iteration', 'number'], ['what'], ['']], rows.slice(0, STORY_ROWS).map((event) =>
       element('tr', {}, cell(event.iter),
         element('td', {class: 'nowrap'}, event.kind),
@@ -330,30 +331,24 @@ function hover(event) {
   return parts.map(plain).join('<br>');
 }
 
-async function chart(run, events) {
-  const byPlace = new Map(run.events.map((event) => [event.place, event]));
-  for (const trace of run.figure.data) {
-    if (trace.mode === 'markers') trace.text = trace.customdata.map((place) => hover(byPlace.get(place)));
-  }
-  const plot = element('div', {class: 'plot'});
+/** Return a card with a figure, as root, plot and a function that draws it. */
+function chart(figure, title, note, onclick) {
+  const plot = element('div', {class: 'plot', role: 'figure', 'aria-label': `${title}: ${note}`});
   const logLoss = element('button', {class: 'small', onclick: () => {
     const isLog = plot.layout.yaxis.type === 'log';
     Plotly.relayout(plot, {'yaxis.type': isLog ? 'linear' : 'log', 'yaxis.autorange': true});
   }}, `${data.titles.loss}: linear / log`);
   const root = element('div', {class: 'card'},
-    element('div', {class: 'top'}, element('h3', {}, 'Curves and events'),
-      element('small', {}, 'drag to zoom, double-click to zoom out; what is not finite, or off the curve, is at its top'
-        + (run.events.length < run.num_rows ? '; dots are some of the events, bars count all' : '')),
-      run.figure.layout.meta.panels.yaxis === 'loss' ? logLoss : null), plot);
+    element('div', {class: 'top'}, element('h3', {}, title), element('small', {}, note),
+      figure.layout.meta.panels.yaxis === 'loss' ? logLoss : null), plot);
   return {root, plot, draw: async () => {
-    await Plotly.newPlot(plot, run.figure.data, run.figure.layout, {responsive: true,
+    await Plotly.newPlot(plot, figure.data, figure.layout, {responsive: true,
       // Plotly's default buttons include an upload of the chart to plotly's servers.
       displaylogo: false, modeBarButtons: [['toImage'], ['zoom2d', 'pan2d', 'zoomIn2d', 'zoomOut2d']]});
     const fitted = verticalAxes(plot.layout)
       .map(([key, panel]) => ticks(plot.layout, key, panel, plot.layout[key].range));
     await Plotly.relayout(plot, Object.assign(colors(plot.layout), ...fitted));
-    const home = [...plot.layout.xaxis.range];
-    plot.home = home;
+    plot.home = [...plot.layout.xaxis.range];
     plot.on('plotly_relayout', (change) => {
       const keys = Object.keys(change);
       if (isFollowing || !keys.some((key) => key.startsWith('xaxis'))) {
@@ -363,18 +358,40 @@ async function chart(run, events) {
       if (change['xaxis.autorange']) zoom(null);
       else zoom(plot.layout.xaxis.range.map(Number));
     });
-    plot.on('plotly_click', ({points}) => {
-      const event = byPlace.get(points[0].customdata);
-      if (event) events.only('text', String(event.text.split('\n')[0]));
-    });
+    plot.on('plotly_click', onclick);
   }};
+}
+
+/** Return the card with curves and events. */
+function curves(run, events) {
+  const byPlace = new Map(run.events.map((event) => [event.place, event]));
+  for (const trace of run.figure.data) {
+    if (trace.mode === 'markers') trace.text = trace.customdata.map((place) => hover(byPlace.get(place)));
+  }
+  const note = 'drag to zoom, double-click to zoom out; what is not finite, or off the curve, is at its top'
+    + (run.events.length < run.num_rows ? '; dots are some of the events, bars count all' : '');
+  return chart(run.figure, 'Curves and events', note, ({points}) => {
+    const event = byPlace.get(points[0].customdata);
+    if (event) events.only('text', String(event.text.split('\n')[0]));
+  });
+}
+
+/** Return the card with the samples of the monitor; null if there are none. */
+function stability(run) {
+  if (!run.stability) return null;
+  const drawn = chart(run.stability.figure, 'Stability', run.stability.text, () => {});
+  drawn.root.append(element('small', {}, 'Headroom counts the bits between the largest output of a module'
+    + ' and 65504, where float16 ends: red is none, green is plenty. Hatched: in float32 or bfloat16, which'
+    + ' have room enough. A vertical line marks an alert, the first update rejected after it, and the first loss'
+    + ' that was not finite. Dashed: the countdown as an alert told it.'));
+  return drawn;
 }
 
 /** Show a range of iterations in the charts and tables of all runs; null shows all. */
 async function zoom(range) {
   isFollowing = true;
-  for (const {plot, events} of sections) {
-    await Plotly.relayout(plot, {'xaxis.range': range || [...plot.home]});
+  for (const {plots, events} of sections) {
+    for (const plot of plots) await Plotly.relayout(plot, {'xaxis.range': range || [...plot.home]});
     events.range = range;
     events.page = 0;
     events.show();
@@ -386,32 +403,34 @@ async function zoom(range) {
 async function sameAxes() {
   if (sections.length < 2) return;
   const ranges = {};
-  const axes = ({plot}) => verticalAxes(plot.layout).filter(([, panel]) => panel !== 'followed');
+  const plots = sections.flatMap((section) => section.plots);
+  // Kinds of rows and names of modules are of each run.
+  const axes = ({layout}) => verticalAxes(layout).filter(([key]) => layout[key].type !== 'category');
   // If the panel of one run is logarithmic, it becomes so in all runs.
-  const type = ({plot}, key) => plot.layout[key].type;
-  const logs = sections.flatMap((section) => axes(section)
-    .filter(([key]) => type(section, key) === 'log').map(([, panel]) => panel));
-  for (const section of sections) {
-    for (const [key, panel] of axes(section)) {
-      if (!logs.includes(panel) || type(section, key) === 'log') continue;
-      await Plotly.relayout(section.plot,
+  const type = ({layout}, key) => layout[key].type;
+  const logs = plots.flatMap((plot) => axes(plot)
+    .filter(([key]) => type(plot, key) === 'log').map(([, panel]) => panel));
+  for (const plot of plots) {
+    for (const [key, panel] of axes(plot)) {
+      if (!logs.includes(panel) || type(plot, key) === 'log') continue;
+      await Plotly.relayout(plot,
         {[`${key}.type`]: 'log', [`${key}.dtick`]: 1, [`${key}.autorange`]: true});
     }
   }
-  for (const section of sections) {
-    for (const [key, panel] of axes(section)) {
-      const [low, high] = section.plot.layout[key].range;
+  for (const plot of plots) {
+    for (const [key, panel] of axes(plot)) {
+      const [low, high] = plot.layout[key].range;
       const known = ranges[panel] || [low, high];
       ranges[panel] = [Math.min(low, known[0]), Math.max(high, known[1])];
     }
   }
-  for (const section of sections) {
+  for (const plot of plots) {
     const changes = {};
-    for (const [key, panel] of axes(section)) {
+    for (const [key, panel] of axes(plot)) {
       changes[`${key}.range`] = [...ranges[panel]];
-      Object.assign(changes, ticks(section.plot.layout, key, panel, ranges[panel]));
+      Object.assign(changes, ticks(plot.layout, key, panel, ranges[panel]));
     }
-    await Plotly.relayout(section.plot, changes);
+    await Plotly.relayout(plot, changes);
   }
 }
 
@@ -466,20 +485,20 @@ async function main() {
   if (data.runs.length > 1) page.append(comparison());
   for (const [number, run] of data.runs.entries()) {
     const events = new Events(run, number);
-    const drawn = await chart(run, events);
+    const drawn = [curves(run, events), stability(run)].filter((part) => part !== null);
     page.append(element('section', {class: 'run', id: `run-${number}`},
       element('h2', {}, run.name), element('p', {class: 'muted'}, run.path),
-      ...[verdict(run), steps(run), drawn.root, culprits(run, events), story(run), events.root]
+      ...[verdict(run), steps(run), ...drawn.map(({root}) => root), culprits(run, events), story(run), events.root]
         .filter((part) => part !== null)));
-    sections.push({run, events, plot: drawn.plot});
+    sections.push({run, events, plots: drawn.map(({plot}) => plot)});
     events.onzoomout = () => zoom(null);
     events.show();
-    await drawn.draw();
+    for (const {draw} of drawn) await draw();
   }
   await sameAxes();
   await restore();
   matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => {
-    for (const {plot} of sections) Plotly.relayout(plot, colors(plot.layout));
+    for (const plot of sections.flatMap(({plots}) => plots)) Plotly.relayout(plot, colors(plot.layout));
   });
   document.body.dataset.ready = 'yes';
   addEventListener('beforeunload', remember);
