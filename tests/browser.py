@@ -78,3 +78,47 @@ def requests(driver):
         for message in messages
         if message['method'] == 'Network.requestWillBeSent'
     ]
+
+
+def text(driver, selector):
+    return driver.execute_script(
+        'return document.querySelector(arguments[0]).innerText', selector
+    )
+
+
+def count(driver, selector):
+    script = 'return document.querySelectorAll(arguments[0]).length'
+    return driver.execute_script(script, selector)
+
+
+def ranges(driver, axis='xaxis'):
+    """Return the range of each chart."""
+    return driver.execute_script(
+        "return [...document.querySelectorAll('.plot')]"
+        '.map((plot) => plot.layout[arguments[0]].range.map(Number))',
+        axis,
+    )
+
+
+def drag(driver, begin, end, plot=0):
+    """Drag over the chart of the loss, between two shares of its width."""
+    (area,) = driver.execute_script(
+        "const plot = document.querySelectorAll('.plot')[arguments[0]];"
+        'plot.scrollIntoView();'
+        "return [plot.querySelector('.nsewdrag').getBoundingClientRect()]",
+        plot,
+    )
+    from selenium.webdriver import ActionChains
+
+    x, y, width = area['left'], area['top'] + 60, area['width']
+    actions = ActionChains(driver, duration=50)
+    actions.w3c_actions.pointer_action.move_to_location(
+        int(x + begin * width), int(y)
+    )
+    actions.w3c_actions.pointer_action.pointer_down()
+    for share in (0.5, 1):
+        actions.w3c_actions.pointer_action.move_to_location(
+            int(x + (begin + share * (end - begin)) * width), int(y + 2)
+        )
+    actions.w3c_actions.pointer_action.pointer_up()
+    actions.perform()

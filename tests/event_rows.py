@@ -3,6 +3,7 @@
 import json
 
 from mmnanguard.core import Action, Autopsy, BadTensor, Cause, GuardEvent
+from mmnanguard.core.rows.alert_row import AlertRow
 from mmnanguard.core.rows.json_numbers import to_json
 
 RUN = 'a'
@@ -108,6 +109,49 @@ def bad_input(iter_, *samples, action='reject', **keys):
     return joined(iter_, 'input', **row, **keys)
 
 
+def alert(iter_, rule='update_ratio', **keys):
+    values = dict(value=0.5, limit=0.05, lr=10.0, id=f'{RUN}-{iter_}-alert.1')
+    if rule == 'headroom':
+        values.update(
+            module='head',
+            value=2.0**8,
+            limit=65504.0,
+            dtype='float16',
+            doubles=10.0,
+            left=80.0,
+            advice='fp32',
+            config="default_hooks=dict(fp32=dict(modules=['head']))",
+        )
+    if rule in ('update_ratio', 'attention_logits'):
+        values['advice'] = 'lr'
+    row = AlertRow(run=RUN, iter=iter_, rule=rule, **{**values, **keys})
+    return json.loads(to_json(row.to_row()))
+
+
+def header(*modules):
+    return dict(schema=1, kind='header', modules=modules)
+
+
+def sample(iter_, outputs=(), half=(), **keys):
+    """Return a row of stability.jsonl; outputs are powers of 2."""
+    tenths = []
+    for power in outputs:
+        is_number = isinstance(power, (int, float))
+        tenths.append(round(10 * power) if is_number else power)
+    values = dict(logits=None, update_ratio=None, scaled_grad=None)
+    row = dict(iter=iter_, outputs=tenths, float16=half, **values)
+    return {**row, 'loss_scale': 1.0, 'lr': 0.1, **keys}
+
+
+def write_samples(folder, rows):
+    """Append rows of samples to the file of one attempt; return its path."""
+    path = folder / 'nanguard' / 'stability.jsonl'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('a', encoding='utf-8') as file:
+        file.writelines(json.dumps(row) + '\n' for row in rows)
+    return path
+
+
 def write_events(folder, rows):
     """Append the rows to the event file of one attempt; return its path."""
     path = folder / 'nanguard' / 'events.jsonl'
@@ -124,3 +168,10 @@ def write_scalars(folder, rows):
     with path.open('a') as file:
         file.writelines(json.dumps(row) + '\n' for row in rows)
     return path
+
+
+def streak(first, cause='loss_nonfinite'):
+    """Return five updates in a row that are rejected."""
+    return [
+        update(first + i, cause, consecutive_skips=i + 1) for i in range(5)
+    ]

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 from docs_shell import FOLDER, ROOT, all_blocks, blocks, commands, run
+from event_rows import alert
 
 from mmnanguard.core import Cause
 from mmnanguard.core.rows.bypass_row import BypassRow
 from mmnanguard.core.rows.end_row import EndRow
+from mmnanguard.core.stability.sample import Largest, Sample
+from mmnanguard.hooks.stability.sample_file import SampleFile
 
 PAGE = ROOT / 'docs' / 'en' / 'events.md'
 TEXT = PAGE.read_text()
@@ -22,6 +25,7 @@ KINDS = {
     'input',
     'rollback',
     'audit',
+    'alert',
     'bypass',
     'halt',
     'end',
@@ -51,6 +55,8 @@ def rows():
     # Both runs are halted, and then there is no other end.
     first_rows['bypass'] = BypassRow(9, 'default', False, 'THESE').to_row()
     losses = dict(default=1.0)
+    # No tensor of the two runs grows towards the limit of its dtype.
+    first_rows['alert'] = alert(170, 'headroom')
     end = EndRow('crashed', 61, 'RuntimeError: ...', losses, losses)
     first_rows['end'] = read(json.dumps(end.to_row()))
     return first_rows
@@ -107,6 +113,22 @@ def test_each_cause_is_explained_in_order():
 def test_json_anywhere_is_strict_and_has_known_keys(block, rows):
     row = read(block.text)
     assert set(row) <= set(rows[row['kind']])
+
+
+def test_samples_are_shown_and_explained(tmp_path):
+    outputs = {'backbone': Largest(2.0, 'float16')}
+    file = SampleFile(tmp_path / 'stability.jsonl')
+    file.add(Sample(170, outputs, update_ratio=0.1, scaled_grad=1.0))
+    written = (tmp_path / 'stability.jsonl').read_text().splitlines()
+    (block,) = (b for b in blocks(PAGE) if b.section == 'The samples')
+    head, _, sample = block.text.partition('\n')
+    for shown, line in zip((head, sample), written):
+        assert list(read(shown)) == list(read(line))
+    body = TEXT.split('## The samples')[1].split('\n## ')[0]
+    explained = []
+    for cell in re.findall(r'^\| (`.*?) \|', body, re.M):
+        explained += re.findall(r'`(\w+)`', cell)
+    assert explained == list(read(sample))
 
 
 def test_each_scalar_is_explained(rows):
