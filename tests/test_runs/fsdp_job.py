@@ -271,14 +271,17 @@ def cells(world_size):
     ways = [way for way in WAYS if way.startswith('hybrid') == is_hybrid]
     clips = ('norm', 'inf') if is_hybrid else CLIPS
     optimizers = ('sgd', 'fused') if is_hybrid else OPTIMIZERS
+    precisions = ('fp32', 'fp16', 'bf16 weights')
     kinds = [
-        *itertools.product(('fp32', 'fp16'), optimizers, clips),
-        *itertools.product(
-            ('bf16 weights', 'bf16 policy'), ('sgd', 'fused'), ('norm',)
-        ),
+        *itertools.product(precisions, optimizers, clips),
+        *itertools.product(('bf16 policy',), ('sgd', 'fused'), ('norm',)),
     ]
     for number, (precision, optimizer, clip) in enumerate(kinds):
-        for turn, way in enumerate(ways):
+        # Of weights in bfloat16, each cell meets each fault.
+        is_whole = precision == 'bf16 weights' and not is_hybrid
+        num_sites = len(SITES) if is_whole else 1
+        for turn, way in itertools.product(range(num_sites), ways):
+            turn += ways.index(way)
             yield dict(
                 way=way,
                 site=SITES[(number + turn) % len(SITES)],
