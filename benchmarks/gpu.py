@@ -21,11 +21,17 @@ import sys
 import time
 import traceback
 from functools import partial
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
+if find_spec('torch') is None:
+    sys.exit(
+        f'{sys.executable} has no torch; name a Python that has it: '
+        'make gpu GPU_PYTHON=/path/to/python'
+    )
 
 import accelerator  # noqa: E402
 import benchmark  # noqa: E402

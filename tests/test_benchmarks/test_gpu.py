@@ -18,10 +18,10 @@ needs_simulation = pytest.mark.skipif(
 )
 
 
-def run(*options):
+def run(*options, python=('-W', 'ignore')):
     script = ROOT / 'benchmarks' / 'gpu.py'
     return subprocess.run(
-        [sys.executable, '-W', 'ignore', str(script), *options],
+        [sys.executable, *python, str(script), *options],
         env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': ''},
         capture_output=True,
         text=True,
@@ -55,3 +55,10 @@ def test_without_a_device(tmp_path):
     done = run('--out', str(tmp_path))
     assert done.returncode == 2
     assert '--simulated-device tries this command on a CPU' in done.stderr
+
+
+def test_without_torch():
+    # -S leaves out all that is installed.
+    done = run(python=('-S',))
+    assert done.returncode == 1
+    assert 'GPU_PYTHON=/path/to/python' in done.stderr
