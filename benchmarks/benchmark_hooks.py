@@ -46,6 +46,9 @@ SANITIZE = dict(type='mmnanguard.InputGuardHook', action='sanitize')
 FP32 = dict(
     type='mmnanguard.Fp32ModulesHook', modules=[r're:backbone\.(0|conv1)']
 )
+MONITOR = dict(type='mmnanguard.StabilityMonitorHook', interval=1)
+# In the iterations between two samples.
+NO_SAMPLE = dict(type='mmnanguard.StabilityMonitorHook', interval=10**9)
 AUDIT = dict(type='mmnanguard.StateAuditHook', interval=1)
 ROLLBACK = dict(type='mmnanguard.RollbackHook', interval=1)
 SPIKE = dict(spike=dict(window=128, warmup=2, action='skip'))
@@ -78,6 +81,8 @@ SIDES = {
     ),
     'StateAuditHook, each iteration': Side([AUDIT]),
     'RollbackHook, each iteration': Side([NAN_GUARD, ROLLBACK], BACK),
+    'StabilityMonitorHook, each iteration': Side([MONITOR]),
+    'StabilityMonitorHook, no sample': Side([NO_SAMPLE]),
     'guard.spike': Side(guard=SPIKE),
     'guard.lr_backoff': Side(guard=BACKOFF),
     "guard.accumulation='microbatch'": Side(guard=MICRO_BATCH),
