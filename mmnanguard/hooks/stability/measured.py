@@ -1,11 +1,12 @@
 """The measured parts of a run: modules, weights, rates and loss scales."""
 
 import math
-from typing import Any, Dict, List, Optional, Set, Union
+from typing import Any, Dict, List, Mapping, Optional, Set, Union
 
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.update.blame import plain_name
 
 from .._shared.bare_model import bare_model
@@ -68,9 +69,9 @@ def is_adaptive(runner: Runner) -> bool:
     )
 
 
-def guarded_scale(runner: Runner) -> Optional[float]:
+def guarded_scale(guards: Mapping[str, GuardProtocol]) -> Optional[float]:
     """Return the loss scale of a guarded wrapper; None without one."""
-    for guard in find_guards(runner).values():
+    for guard in guards.values():
         if guard.scaler.is_enabled():
             return guard.scaler.read().value
     return None
@@ -78,7 +79,7 @@ def guarded_scale(runner: Runner) -> Optional[float]:
 
 def loss_scale_of(runner: Runner) -> Union[float, Tensor, None]:
     """Return the loss scale that is in force; None without one. No sync."""
-    guarded = guarded_scale(runner)
+    guarded = guarded_scale(find_guards(runner))
     if guarded is not None:
         return guarded
     for wrapper in find_wrappers(runner).values():

@@ -13,6 +13,7 @@ from mmnanguard.core.stability.limits import StabilityLimits
 from mmnanguard.core.stability.margins import margins
 from mmnanguard.core.stability.monitor import Judgement, Monitor, is_due
 from mmnanguard.core.stability.sample import Sample
+from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.stability.window_probe import WindowProbe
 from mmnanguard.registry import HOOKS
 
@@ -131,6 +132,7 @@ class StabilityMonitorHook(PatchingHook):
         self._zeros: Set[str] = set()
         self._last: Optional[Sample] = None
         self._num_alerts = 0
+        self._guards: Dict[str, GuardProtocol] = {}
         self._is_due = self._has_told_margins = self._has_lost = False
 
     def before_run(self, runner: Runner) -> None:
@@ -139,6 +141,8 @@ class StabilityMonitorHook(PatchingHook):
         self._acts.prepare(runner)
 
     def before_train(self, runner: Runner) -> None:
+        # Once, because each iteration asks for them.
+        self._guards = find_guards(runner)
         self._acts.check(runner)
         self._is_due = self._has_told_margins = self._has_lost = False
         self._last = None
@@ -156,7 +160,7 @@ class StabilityMonitorHook(PatchingHook):
         self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
         """Begin a sample, if one is due and a window begins."""
-        scale = guarded_scale(runner)
+        scale = guarded_scale(self._guards)
         if scale is not None:
             self._tell(
                 runner,
@@ -188,7 +192,7 @@ class StabilityMonitorHook(PatchingHook):
     ) -> None:
         """End a sample with the window, and judge it."""
         iteration = runner.iter + 1
-        for name, guard in find_guards(runner).items():
+        for name, guard in self._guards.items():
             commits = guard.state.recent_commits
             self._tell(
                 runner,
@@ -250,7 +254,7 @@ class StabilityMonitorHook(PatchingHook):
         """Log the alerts, and hand them to all hooks."""
         self._monitor = judgement.monitor
         for alert in judgement.alerts:
-            guard = next(iter(find_guards(runner).values()), None)
+            guard = next(iter(self._guards.values()), None)
             if guard is not None:
                 alert = alert.replace(run=guard.run, attempt=guard.attempt)
             if not alert.id:
