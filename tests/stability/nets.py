@@ -1,8 +1,5 @@
 """Small nets on scikit-learn's digits, and three of mmpretrain's."""
 
-import sys
-from pathlib import Path
-
 import torch
 from mmengine.model import BaseModel
 from sklearn.datasets import load_digits
@@ -13,7 +10,6 @@ from torch.utils.data import Dataset
 DIGITS = load_digits()
 IMAGES = torch.tensor(DIGITS.data, dtype=torch.float32).view(-1, 1, 8, 8) / 16
 LABELS = torch.tensor(DIGITS.target)
-MMPRETRAIN = Path(sys.prefix) / 'mmpretrain'
 
 
 class Digits(Dataset):

@@ -195,6 +195,18 @@ def judge(runner, model, rows, size):
     return outcome
 
 
+def headroom_alerts(outcome):
+    """Return the alerts with a countdown before the first overflow."""
+    return [
+        alert
+        for alert in outcome.alerts
+        if alert['rule'] == 'headroom'
+        and alert['cleared'] is None
+        and outcome.overflow is not None
+        and alert['iter'] < outcome.overflow
+    ]
+
+
 def silence():
     """Keep PyTorch and MMEngine from writing to the terminal."""
     torch.set_num_threads(1)

@@ -8,6 +8,7 @@ A run takes a few seconds; all of them some ten minutes.
 """
 
 import argparse
+import importlib
 import sys
 from collections import defaultdict
 from itertools import chain
@@ -16,14 +17,10 @@ from statistics import median
 from typing import Dict, List, Optional, Sequence
 
 sys.path[:0] = [str(Path(__file__).parents[level]) for level in (1, 2)]
-sys.path += [str(Path(sys.prefix) / 'mmpretrain')]
-if (Path(sys.prefix) / 'mmpretrain').is_dir():
-    from mmpretrain_env import sitecustomize  # noqa: F401
-
-
 from stability.families import FAMILIES, HEALTHY, UNPREDICTABLE  # noqa: E402
-from stability.runs import Outcome, run, silence  # noqa: E402
+from stability.runs import Outcome, headroom_alerts, run, silence  # noqa: E402
 
+MMPRETRAIN = Path(sys.prefix) / 'mmpretrain'
 Outcomes = Dict[str, Outcome]
 
 
@@ -39,6 +36,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if unknown:
         parser.error(f'no such run: {", ".join(unknown)}')
     silence()
+    find_mmpretrain()
     outcomes: Outcomes = {}
     for name in args.names or list(FAMILIES):
         outcomes[name] = run(name)
@@ -52,6 +50,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f'\n{title}: {summary(chosen)}')
     print(f'\nall: {summary(outcomes)}')
     return 0
+
+
+def find_mmpretrain() -> None:
+    """Let mmpretrain and torchvision be imported, as `make test` has them."""
+    if MMPRETRAIN.is_dir():
+        sys.path.append(str(MMPRETRAIN))
+        importlib.import_module('mmpretrain_env.sitecustomize')
 
 
 def row_of(name: str, outcome: Outcome) -> str:
@@ -74,18 +79,6 @@ def row_of(name: str, outcome: Outcome) -> str:
     if countdown:
         parts.append(countdown)
     return ' '.join(parts)
-
-
-def headroom_alerts(outcome: Outcome) -> List[dict]:
-    """Return the alerts with a countdown before the first overflow."""
-    return [
-        alert
-        for alert in outcome.alerts
-        if alert['rule'] == 'headroom'
-        and alert['cleared'] is None
-        and outcome.overflow is not None
-        and alert['iter'] < outcome.overflow
-    ]
 
 
 def countdown_of(outcome: Outcome) -> str:

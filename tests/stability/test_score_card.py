@@ -7,8 +7,7 @@ import pytest
 
 from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 from stability.families import FAMILIES, HEALTHY, UNPREDICTABLE
-from stability.runs import run
-from stability.score import headroom_alerts
+from stability.runs import headroom_alerts, run
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [

@@ -40,6 +40,7 @@ PRODUCERS = {
     'core/rules/decide.py',
     'hooks/inputs/input_guard_hook.py',
     'hooks/_shared/audit.py',
+    'report/alerts.py',
     'report/findings.py',
     'report/summarize.py',
 }

@@ -1,7 +1,8 @@
 """All measurements of one window, brought to the host at once."""
 
+import math
 from contextlib import ExitStack
-from itertools import chain
+from itertools import chain, islice
 from statistics import median_low
 from typing import (
     Dict,
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from mmnanguard.core.stability.sample import LIMITS, Largest, Operand, Sample
 
-from ..base.host_read import on_one_device
+from ..base.host_read import read_once
 from ..update.agree import take_largest
 from .logit_probe import LogitProbe
 from .output_probe import OutputProbe
@@ -193,30 +194,15 @@ def read_largest(
     Returns:
         The parts, and the numbers of ``local``.
     """
-    places: List[int] = []
-    values: List[Tensor] = []
-    sizes = [*map(len, parts), len(on_host)]
     groups = list(chain.from_iterable(parts))
+    numbers = read_once({'groups': list(chain(*groups)), 'local': local})
+    largest = [NONE] * len(groups)
+    measured = iter(numbers['groups'])
     for place, group in enumerate(groups):
-        places += [place] * len(group)
-        values += group
-    largest = torch.full((len(groups),), NONE)
-    if values:
-        stacked = torch.stack(on_one_device(values)).float()
-        # Without the names of the infinities, they become finite numbers.
-        inf = float('inf')
-        stacked = torch.nan_to_num(stacked, nan=inf, posinf=inf, neginf=-inf)
-        largest = largest.to(stacked.device)
-        index = torch.tensor(places, device=stacked.device)
-        largest = largest.scatter_reduce(0, index, stacked, 'amax')
-    host = torch.tensor(on_host, device=largest.device, dtype=torch.float32)
-    agreed = take_largest(torch.cat([largest, host]))
-    if local:
-        read_along = torch.stack(on_one_device(list(local))).to(agreed)
-        agreed = torch.cat([agreed, read_along])
-    numbers = agreed.tolist()
-    read, start = [], 0
-    for size in sizes:
-        read.append(numbers[start : start + size])
-        start += size
-    return read, numbers[start:]
+        for number in islice(measured, len(group)):
+            if math.isnan(number):
+                number = math.inf
+            largest[place] = max(number, largest[place])
+    agreed = iter(take_largest([*largest, *on_host]))
+    read = [list(islice(agreed, len(part))) for part in (*parts, on_host)]
+    return read, numbers['local']

@@ -82,15 +82,17 @@ def ranks_that(*flags: bool) -> Tuple[Tuple[int, ...], ...]:
     return tuple(ranks)
 
 
-def take_largest(numbers: Tensor) -> Tensor:
+def take_largest(numbers: Sequence[float]) -> List[float]:
     """Return the largest of each number of all ranks. Collective.
 
     A single process gets its own numbers. None of them may be NaN.
     """
-    if dist.is_available() and dist.is_initialized():
-        numbers = numbers.to(exchange_device())
-        dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
-    return numbers
+    if not (dist.is_available() and dist.is_initialized()):
+        return list(numbers)
+    row = torch.tensor(numbers, device=exchange_device())
+    dist.all_reduce(row, op=dist.ReduceOp.MAX)
+    largest: List[float] = row.tolist()
+    return largest
 
 
 def exchange_device() -> torch.device:
