@@ -10,7 +10,6 @@ import sys
 from dataclasses import replace
 from itertools import filterfalse
 from operator import attrgetter
-from pathlib import Path
 from types import FrameType
 from typing import Dict, Iterable, List, Optional, Set, Tuple
 
@@ -33,8 +32,8 @@ from .element_facts import (
 )
 from .origin import Origin
 from .place import (
-    SKIPPED,
     Place,
+    find_running,
     forward_name,
     is_of_engine,
     line_of_own_backward,
@@ -344,31 +343,16 @@ class ModuleProbe(TorchDispatchMode):
         return place
 
     def _walk(self, frame: Optional[FrameType]) -> Place:
-        """Return the innermost module and the user's innermost line.
-
-        Frames are read instead of module hooks, because mm heads run
-        ``head.loss()``, which calls no hook.
-        """
-        source, module = '', None
-        while frame is not None and not (source and module):
-            code = frame.f_code
-            if not source and not code.co_filename.startswith(SKIPPED):
-                source = f'{Path(code.co_filename).name}:{frame.f_lineno}'
-            if module is None and code.co_argcount:
-                owner = frame.f_locals.get(code.co_varnames[0])
-                if isinstance(owner, nn.Module) and id(owner) in self._names:
-                    kind = type(owner).__name__
-                    phase = 'forward'
-                    if 'loss' in f'{code.co_name} {kind}'.lower():
-                        phase = 'loss'
-                    module = (
-                        phase,
-                        self._names[id(owner)],
-                        kind,
-                        method_of(owner, code),
-                    )
-            frame = frame.f_back
-        return (*(module or ('loss', '', '', '')), source, '')
+        """Return the innermost module and the user's innermost line."""
+        running, source = find_running(frame, self._names)
+        if running is None:
+            return 'loss', '', '', '', source, ''
+        name, owner, code = running
+        kind = type(owner).__name__
+        phase = 'forward'
+        if 'loss' in f'{code.co_name} {kind}'.lower():
+            phase = 'loss'
+        return phase, name, kind, method_of(owner, code), source, ''
 
 
 def without_overload(op: str) -> str:

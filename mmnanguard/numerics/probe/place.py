@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Optional, Tuple
+from typing import Mapping, NamedTuple, Optional, Tuple
 
 import torch
 from torch import nn
@@ -11,6 +11,8 @@ from torch import nn
 __all__ = [
     'SKIPPED',
     'Place',
+    'Running',
+    'find_running',
     'forward_name',
     'is_of_engine',
     'line_of_own_backward',
@@ -25,6 +27,50 @@ Place = Tuple[str, str, str, str, str, str]
 # The code of PyTorch that runs the backward pass, and that wraps a mode.
 ENGINE = torch.autograd.__file__, torch.autograd.graph.__file__
 WRAPPERS = '_fn', 'inner'
+
+
+class Running(NamedTuple):
+    """A method of a module that is running.
+
+    Attributes:
+        name: The name of the module.
+        owner: The module.
+        code: The code of the method.
+    """
+
+    name: str
+    owner: nn.Module
+    code: CodeType
+
+
+def find_running(
+    frame: Optional[FrameType], names: Mapping[int, str]
+) -> Tuple[Optional[Running], str]:
+    """Return the innermost method of a module, and the user's innermost line.
+
+    Frames are read instead of module hooks, because mm heads run
+    ``head.loss()``, which calls no hook.
+
+    Args:
+        frame: The innermost frame.
+        names: The names of the modules, by their id.
+
+    Returns:
+        The method, or None if no method of these modules is running, and the
+        line, as 'head.py:12', or ''.
+    """
+    running: Optional[Running] = None
+    source = ''
+    while frame is not None and not (source and running):
+        code = frame.f_code
+        if not source and not code.co_filename.startswith(SKIPPED):
+            source = f'{Path(code.co_filename).name}:{frame.f_lineno}'
+        if running is None and code.co_argcount:
+            owner = frame.f_locals.get(code.co_varnames[0])
+            if isinstance(owner, nn.Module) and id(owner) in names:
+                running = Running(names[id(owner)], owner, code)
+        frame = frame.f_back
+    return running, source
 
 
 def is_of_engine(frame: FrameType) -> bool:

@@ -1,8 +1,7 @@
 """The largest float16 number that each method of a module works with."""
 
 import sys
-from types import FrameType
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Dict, List, Mapping, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from torch.utils._pytree import tree_flatten
 
 from ..base.host_read import on_one_device
 from ..base.tensor_kinds import is_ordinary
-from ..probe.place import method_of
+from ..probe.place import find_running, method_of
 from ..probe.sample_tracker import Args, Kwargs, Operation
 from .output_probe import largest
 
@@ -92,17 +91,13 @@ class HalfProbe(TorchDispatchMode):
             The module's name, with the method unless that is ``forward``; ''
             for the model itself.
         """
-        frame: Optional[FrameType] = sys._getframe()
-        while frame is not None:
-            code = frame.f_code
-            if code.co_argcount:
-                owner: Any = frame.f_locals.get(code.co_varnames[0])
-                name = self._names.get(id(owner))
-                if name is not None:
-                    method = method_of(owner, code)
-                    return name if method == 'forward' else f'{name}.{method}'
-            frame = frame.f_back
-        return ''
+        running, _ = find_running(sys._getframe(), self._names)
+        if running is None:
+            return ''
+        method = method_of(running.owner, running.code)
+        if method == 'forward':
+            return running.name
+        return f'{running.name}.{method}'
 
     def take(self) -> Dict[str, float]:
         """Return the largest number of each target at or above the limit.

@@ -2,7 +2,6 @@
 
 import math
 import sys
-from types import FrameType
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import torch
@@ -12,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..base.tensor_kinds import is_ordinary
+from ..probe.place import find_running
 from .operand_probe import OperandProbe
 
 __all__ = ['LogitProbe']
@@ -64,7 +64,8 @@ class LogitProbe(TorchFunctionMode):
         if logits.is_floating_point() and logits.numel():
             with torch.no_grad(), _disable_current_modes():
                 value = logits.detach().max()
-            self.values.append((self._name(), value))
+            running, _ = find_running(sys._getframe(), self._names)
+            self.values.append((running.name if running else '', value))
 
     def _note_attention(
         self,
@@ -82,16 +83,6 @@ class LogitProbe(TorchFunctionMode):
         with torch.no_grad(), _disable_current_modes():
             logits = some_logits(query.detach(), key.detach(), scale)
         self._note(logits)
-
-    def _name(self) -> str:
-        """Return the innermost module whose method is running."""
-        frame: Optional[FrameType] = sys._getframe(1)
-        while frame is not None:
-            name = self._names.get(id(frame.f_locals.get('self')))
-            if name is not None:
-                return name
-            frame = frame.f_back
-        return ''
 
 
 def some_logits(

@@ -2,8 +2,6 @@
 
 import sys
 import weakref
-from pathlib import Path
-from types import FrameType
 from typing import (
     Any,
     Callable,
@@ -20,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..base.tensor_kinds import is_ordinary
-from ..probe.place import SKIPPED
+from ..probe.place import find_running
 
 __all__ = ['OperandProbe', 'SmallOperand']
 
@@ -116,7 +114,8 @@ class OperandProbe:
             # A float64 that float32 has no number for counts as 0.
             size = operand.detach().abs().float()
             value = torch.where(size > 0, size, float('inf')).min()
-        module, source = self._place()
+        running, source = find_running(sys._getframe(), self._names)
+        module = running.name if running else ''
         self.values.append(SmallOperand(module, op, source, value))
 
     def _has_bound(self, tensor: object) -> bool:
@@ -133,20 +132,6 @@ class OperandProbe:
         if name in BOUNDS:
             return len(args) + len(kwargs) > 1
         return name in KEEPS and bool(args) and self._has_bound(args[0])
-
-    def _place(self) -> Tuple[str, str]:
-        """Return the innermost module, and the user's innermost line."""
-        module, source = None, ''
-        frame: Optional[FrameType] = sys._getframe(1)
-        while frame is not None and (module is None or not source):
-            code = frame.f_code
-            if not source and not code.co_filename.startswith(SKIPPED):
-                source = f'{Path(code.co_filename).name}:{frame.f_lineno}'
-            if module is None and code.co_argcount:
-                owner = frame.f_locals.get(code.co_varnames[0])
-                module = self._names.get(id(owner))
-            frame = frame.f_back
-        return module or '', source
 
 
 def operand_of(
