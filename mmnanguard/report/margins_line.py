@@ -4,13 +4,14 @@ import math
 from typing import Optional
 
 from mmnanguard.core.stability.margins import on_scale
+from mmnanguard.core.stability.sample import LIMITS
 
 from .read_samples import Samples
 from .read_scalars import Curve
 
 __all__ = ['bits_below', 'describe_margins']
 
-FLOAT16 = 65504.0
+FLOAT16 = LIMITS['float16']
 SMALLEST = 1e-100  # gradient that a run may have; odd rows have others
 
 

@@ -1,12 +1,14 @@
 """The limits of the rules, as a user sets them."""
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Optional, Union
 
 from ..checks import check_value, is_count, is_finite_number
 
-__all__ = ['StabilityLimits']
+__all__ = ['LEAST_SCALED_GRAD', 'StabilityLimits']
 
+# Of the largest one in float16: below it, others vanish.
+LEAST_SCALED_GRAD = 2.0**-12
 POSITIVE = (
     *('headroom', 'attention_logits', 'underflow', 'diverging'),
     'operands',
@@ -27,9 +29,9 @@ class StabilityLimits:
     """
 
     headroom: Optional[float] = 4.0
-    update_ratio: Optional[object] = 'auto'
+    update_ratio: Union[str, float, None] = 'auto'
     attention_logits: Optional[float] = 100.0
-    underflow: Optional[float] = 2.0**-12
+    underflow: Optional[float] = LEAST_SCALED_GRAD
     scale_falls: Optional[int] = 3
     diverging: Optional[float] = 0.2
     operands: Optional[float] = 1e-9

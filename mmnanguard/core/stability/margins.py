@@ -2,13 +2,11 @@
 
 import math
 
+from .limits import LEAST_SCALED_GRAD
 from .monitor import Monitor, largest_scale
 from .sample import Sample
 
 __all__ = ['margins']
-
-# A scaled gradient below it is one of those that vanish.
-LEAST_GRAD = 2.0**-12
 
 
 def margins(sample: Sample, monitor: Monitor) -> str:
@@ -44,7 +42,7 @@ def on_scale(scale: float, grad: float) -> str:
     scaled = scale * grad
     exponent = round(math.log2(largest_scale(grad)))
     fits = f'up to 2^{exponent} would fit'
-    if scaled < LEAST_GRAD:
+    if scaled < LEAST_SCALED_GRAD:
         return f'loss scale {scale:g} is too small ({fits})'
     return (
         f'loss scale {scale:g} is right (largest scaled gradient '

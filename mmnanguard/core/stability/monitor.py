@@ -89,11 +89,8 @@ class Monitor:
             )
             operands[name] = (*operands.get(name, ()), point)[-MAX_POINTS:]
         readings = read_sample(sample, trends, operands, limits)
-        over, open_alerts, watched = (
-            dict(self.over),
-            dict(self.open_alerts),
-            dict(self.watched),
-        )
+        over, watched = dict(self.over), dict(self.watched)
+        open_alerts = dict(self.open_alerts)
         alerts: List[AlertRow] = []
         watch_until = self.watch_until
         for rule, reading in readings.items():
@@ -169,8 +166,7 @@ class Monitor:
             limit=needed,
             loss_scale=scale,
         )
-        open_alerts = {**self.open_alerts, SCALE_FALLS: alert}
-        return Judgement(replace(after, open_alerts=open_alerts), [alert])
+        return Judgement(after.opened(alert), [alert])
 
     def after_commit(
         self,
@@ -195,34 +191,34 @@ class Monitor:
             return Judgement(self, [])
         level = self.levels.get(name) or LossLevel(WINDOW)
         rise = Divergence(WINDOW, share).find(level, commit.loss)
-        alerts: List[AlertRow] = []
-        open_alerts = dict(self.open_alerts)
-        if rise is not None and DIVERGING not in open_alerts:
-            alert = AlertRow(
-                iter=iteration,
-                rule=DIVERGING,
-                value=rise.value,
-                limit=rise.limit,
-                lr=commit.lr,
-                advice='lr',
-            )
-            open_alerts[DIVERGING] = alert
-            alerts.append(alert)
         after = replace(
             self,
-            open_alerts=open_alerts,
             levels={**self.levels, name: level.after(commit.loss)},
             updates={**self.updates, name: commit.update},
         )
-        return Judgement(after, alerts)
+        if rise is None or DIVERGING in self.open_alerts:
+            return Judgement(after, [])
+        alert = AlertRow(
+            iter=iteration,
+            rule=DIVERGING,
+            value=rise.value,
+            limit=rise.limit,
+            lr=commit.lr,
+            advice='lr',
+        )
+        return Judgement(after.opened(alert), [alert])
 
-    def with_told(self, alert: AlertRow) -> 'Monitor':
-        """Return the memory with an alert that has its id now."""
-        if self.open_alerts.get(alert.rule) is None:
-            return self
+    def opened(self, alert: AlertRow) -> 'Monitor':
+        """Return the memory with an alert that is open."""
         return replace(
             self, open_alerts={**self.open_alerts, alert.rule: alert}
         )
+
+    def with_told(self, alert: AlertRow) -> 'Monitor':
+        """Return the memory with an alert that has its id now."""
+        if alert.rule not in self.open_alerts:
+            return self
+        return self.opened(alert)
 
     def to_dict(self) -> Dict[str, Any]:
         """Return the memory in builtins only."""

@@ -90,8 +90,11 @@ def headroom(
         if largest.dtype == 'float16':
             facts['advice'] = 'fp32'
             level = 2 ** (limit - largest.bits)
-        countdown = count_down(trends[module])
-        if countdown is not None and largest.value >= LEAST_GROWN:
+        countdown = None
+        # Few modules of a healthy run have such outputs.
+        if largest.value >= LEAST_GROWN:
+            countdown = count_down(trends[module])
+        if countdown is not None:
             level, left = max(level, countdown.level), countdown.left
             facts.update(doubles=countdown.doubles, left=left)
         # Of two that are over, the one with less time, or less room.

@@ -1,4 +1,4 @@
-"""The numbers of one sampled window, and the state before it."""
+"""The numbers of one sampled window."""
 
 import math
 from dataclasses import dataclass, field

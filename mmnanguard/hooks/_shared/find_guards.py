@@ -20,6 +20,7 @@ __all__ = [
     'find_wrappers',
     'guard_facts',
     'how_to_guard_wrapper',
+    'is_within_window',
     'longest_window',
     'own_modules',
     'window_length',
@@ -163,6 +164,11 @@ def modules_within(model: nn.Module, params: Set[int]) -> Iterator[nn.Module]:
     elif model_params & params:
         for child in model.children():
             yield from modules_within(child, params)
+
+
+def is_within_window(runner: Runner) -> bool:
+    """Whether a window of gradient accumulation is open."""
+    return any(guard.is_open for guard in find_guards(runner).values())
 
 
 def longest_window(runner: Runner) -> int:

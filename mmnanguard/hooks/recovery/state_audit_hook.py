@@ -17,6 +17,7 @@ from .._shared.find_guards import (
     find_guards,
     find_wrappers,
     how_to_guard_wrapper,
+    is_within_window,
     longest_window,
 )
 from .._shared.halt import halt
@@ -205,11 +206,6 @@ class StateAuditHook(PatchingHook):
             audit.run, audit.attempt = guards[0].run, guards[0].attempt
         audit.id = f'{audit.run}-{self._iter}-audit.{self._num_reported}'
         return audit
-
-
-def is_within_window(runner: Runner) -> bool:
-    """Whether a window of gradient accumulation is open."""
-    return any(guard.is_open for guard in find_guards(runner).values())
 
 
 def unguarded(runner: Runner) -> str:

@@ -18,7 +18,7 @@ from mmnanguard.numerics.stability.window_probe import WindowProbe
 from mmnanguard.registry import HOOKS
 
 from .._shared.compiled import is_compiled
-from .._shared.find_guards import find_guards, longest_window
+from .._shared.find_guards import find_guards, is_within_window, longest_window
 from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs
 from .._shared.patches import PatchingHook
 from .acts import Acts
@@ -99,13 +99,13 @@ class StabilityMonitorHook(PatchingHook):
     def __init__(
         self,
         interval: int = 50,
-        headroom: Optional[float] = 4.0,
-        update_ratio: Union[str, float, None] = 'auto',
-        attention_logits: Optional[float] = 100.0,
-        underflow: Optional[float] = 2.0**-12,
-        scale_falls: Optional[int] = 3,
-        diverging: Optional[float] = 0.2,
-        operands: Optional[float] = 1e-9,
+        headroom: Optional[float] = StabilityLimits.headroom,
+        update_ratio: Union[str, float, None] = StabilityLimits.update_ratio,
+        attention_logits: Optional[float] = StabilityLimits.attention_logits,
+        underflow: Optional[float] = StabilityLimits.underflow,
+        scale_falls: Optional[int] = StabilityLimits.scale_falls,
+        diverging: Optional[float] = StabilityLimits.diverging,
+        operands: Optional[float] = StabilityLimits.operands,
         act: Sequence[str] = (),
         max_actions: int = 8,
     ) -> None:
@@ -171,7 +171,7 @@ class StabilityMonitorHook(PatchingHook):
         if is_due(runner.iter, self._interval, self._monitor.watch_until):
             self._is_due = True
         self._is_due = self._is_due or self._acts.wants_sample
-        if not self._is_due or is_within_window(runner):
+        if not self._is_due or goes_on(runner):
             return
         self._is_due = False
         self._drop()
@@ -200,7 +200,7 @@ class StabilityMonitorHook(PatchingHook):
                     iteration, name, commits, self._limits
                 ),
             )
-        if self._probe is None or is_within_window(runner, 1):
+        if self._probe is None or goes_on(runner, 1):
             return
         self._acts.end(runner, self._monitor)
         sample = self._probe.sample(
@@ -311,16 +311,15 @@ class StabilityMonitorHook(PatchingHook):
             runner.logger.info(escape(f'Iter {self._last.iter}: {line}'))
 
 
-def is_within_window(runner: Runner, num_more: int = 0) -> bool:
-    """Whether a window of gradient accumulation is open.
+def goes_on(runner: Runner, num_more: int = 0) -> bool:
+    """Whether a window goes on, also that of a wrapper without a guard.
 
     Args:
         runner: The runner.
         num_more: Number of iterations after those that the runner counts.
     """
-    if any(guard.is_open for guard in find_guards(runner).values()):
-        return True
     # The last window of a run may be shorter.
     done = runner.iter + num_more
     is_last = done >= runner.max_iters
-    return not is_last and done % longest_window(runner) != 0
+    is_counted = not is_last and done % longest_window(runner) != 0
+    return is_counted or is_within_window(runner)

@@ -66,11 +66,9 @@ def is_matrix(name: str, param: Tensor) -> bool:
 
 
 def some(param: Tensor) -> Tensor:
-    """Return a view of evenly spread elements of a parameter, 1-dim."""
-    values = local(param.detach())
-    step = -(-values.numel() // NUM_ELEMENTS)
-    # A dense tensor of any memory format, without a copy.
-    if values._is_view() or not values.is_contiguous():
-        values = values.reshape(-1)
-        return values[::step]
-    return values.view(-1)[::step]
+    """Return evenly spread elements of a parameter, 1-dim.
+
+    A view, unless the parameter is not contiguous.
+    """
+    values = local(param.detach()).reshape(-1)
+    return values[:: -(-values.numel() // NUM_ELEMENTS)]

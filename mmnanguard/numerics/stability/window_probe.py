@@ -61,18 +61,15 @@ class WindowProbe:
         self._weights = WeightProbe(params, zeros)
         self._outputs = OutputProbe(modules, loss_scale is not None)
         self._logits = LogitProbe(modules)
-        self._is_open = True
-        self._modes = ExitStack()
+        self._added = ExitStack()
+        self._added.callback(self._outputs.remove)
         # Dynamo would trace a mode into compiled code.
         if modules:
-            self._modes.enter_context(self._logits)
+            self._added.enter_context(self._logits)
 
     def close(self) -> None:
         """Remove all that was added to the forward pass."""
-        if self._is_open:
-            self._is_open = False
-            self._outputs.remove()
-            self._modes.close()
+        self._added.close()
 
     def sample(self, iteration: int, lr: float, is_adaptive: bool) -> Sample:
         """Return the sample of the window, which its step has ended.
