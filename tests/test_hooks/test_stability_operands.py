@@ -1,6 +1,7 @@
 """Operands that fall towards a pole are told before the NaN."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from toys import assert_same, guard_hooks, make_runner, wrapper
 
+from mmnanguard import numerics
 from mmnanguard.core.rows.alert_row import AlertRow
 from mmnanguard.core.stability.limits import StabilityLimits
 from mmnanguard.core.stability.monitor import Monitor
@@ -199,9 +201,16 @@ def test_an_alert_says_how_long_it_takes():
     assert words.line() == (
         "Iter 7: alert: the smallest denominator at a.py:3 in 'head' halves "
         'every 2.5 iterations, reaches 0 in about 90, and is at 1e-12; at 0 '
-        'its derivative is infinite: mmnanguard.safe_divide bounds it, or '
-        'add a small number'
+        'its derivative is infinite: mmnanguard.numerics.safe_divide bounds '
+        'it, or add a small number'
     )
+
+
+@pytest.mark.parametrize('op', ['sqrt', 'rsqrt', 'log', 'div', 'pow'])
+def test_the_safe_operation_of_an_alert_exists(op):
+    sentence = AlertRow(rule='operands', op=op).sentence()
+    (name,) = re.findall(r'mmnanguard\.numerics\.(\w+)', sentence)
+    assert callable(getattr(numerics, name))
 
 
 def test_the_trend_survives_a_resume():

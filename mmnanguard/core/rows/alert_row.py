@@ -187,7 +187,7 @@ def operands(alert: AlertRow) -> str:
     return (
         f'the smallest {what}{place}{speed} and is at {alert.value:.3g}; at 0 '
         'its derivative is infinite: '
-        f'mmnanguard.{safe} bounds it, or add a small number'
+        f'mmnanguard.numerics.{safe} bounds it, or add a small number'
     )
 
 
