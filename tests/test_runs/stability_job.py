@@ -19,7 +19,11 @@ from toys import (
     wrapper,
 )
 
-NUM_ITERS = 6
+MONITOR = dict(
+    stability=dict(
+        type='mmnanguard.StabilityMonitorHook', interval=1, update_ratio=None
+    )
+)
 
 
 class Loud(Hook):
@@ -32,25 +36,19 @@ class Loud(Hook):
 
 
 class KeepRows(Hook):
-    """Keep the alerts of this rank, since rank 0 alone writes them."""
+    """Keep the rows of a kind of this rank, since rank 0 alone writes them."""
 
-    def __init__(self):
-        self.alerts = []
+    def __init__(self, kind):
+        self.kind, self.rows = kind, []
 
     def after_guard_row(self, runner, row):
-        if row['kind'] == 'alert':
-            self.alerts.append(row)
+        if row['kind'] == self.kind:
+            self.rows.append(row)
 
 
-def train(work_dir, way, is_monitored):
-    hooks = dict(guard_hooks(), checkpoint=None, logger=None)
-    if is_monitored:
-        hooks['stability'] = dict(
-            type='mmnanguard.StabilityMonitorHook',
-            interval=1,
-            update_ratio=None,
-        )
-    kept = KeepRows()
+def train(work_dir, way, num_iters=6, kind='alert', **hooks):
+    """Train with hooks; return the runner, and the rows of a kind."""
+    kept = KeepRows(kind)
     runner = make_runner(
         work_dir,
         wrapper(
@@ -59,18 +57,20 @@ def train(work_dir, way, is_monitored):
             **low_precision(dict(init_scale=1.0, min_scale=1.0)),
         ),
         model=share(way),
-        default_hooks=hooks,
+        default_hooks=dict(
+            guard_hooks(), checkpoint=None, logger=None, **hooks
+        ),
         custom_hooks=[Loud(), kept],
         train_dataloader=loader(
-            make_data(NUM_ITERS * BATCH_SIZE * dist.get_world_size())
+            make_data(num_iters * BATCH_SIZE * dist.get_world_size())
         ),
-        max_iters=NUM_ITERS,
+        max_iters=num_iters,
         log_level='ERROR',
     )
     # MMEngine's Runner would broadcast shards, which are each rank's own.
     runner._init_model_weights = lambda: None
     runner.train()
-    return runner, kept.alerts
+    return runner, kept.rows
 
 
 def main(work_dir):
@@ -78,9 +78,8 @@ def main(work_dir):
     seen = {}
     for way in ('ddp', 'fsdp1', 'fsdp2'):
         states, alerts = [], []
-        for is_monitored in (False, True):
-            folder = Path(work_dir, way, str(is_monitored))
-            runner, alerts = train(folder, way, is_monitored)
+        for name, hooks in (('plain', {}), ('monitored', MONITOR)):
+            runner, alerts = train(Path(work_dir, way, name), way, **hooks)
             states.append(everything(runner))
         before, after = states
         seen[way] = dict(
