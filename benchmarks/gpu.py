@@ -43,11 +43,14 @@ from gpu_ranks import measure_ranks  # noqa: E402
 from mmengine.optim import AmpOptimWrapper  # noqa: E402
 from whole_models import build_model, make_batch  # noqa: E402
 
+from mmnanguard.numerics.stability.window_probe import WindowProbe  # noqa: E402
 from mmnanguard.optim import NanGuardAmpOptimWrapper  # noqa: E402
 
 MARKED = re.compile(r'pytest\.mark\.gpu(_too)?\b')
 NUM_WARM_UPS = 6  # the guard's first updates also look for changes
 GUARDED, UNGUARDED = 'mmnanguard', 'MMEngine'
+SAMPLED = 'sampled'
+INTERVAL = 50  # of StabilityMonitorHook
 
 
 class Setting:
@@ -176,42 +179,87 @@ class Iteration:
         self.model.train_step(self.data, optim_wrapper=self.wrapper)
 
 
+class Sampled(Iteration):
+    """An iteration that StabilityMonitorHook samples."""
+
+    def run(self):
+        """Train one batch, and take the sample."""
+        probe = WindowProbe(
+            dict(self.model.named_modules()),
+            dict(self.model.named_parameters()),
+            set(),
+            self.wrapper.guard.scaler.get_scale(),
+        )
+        super().run()
+        probe.sample(1, 1e-6, is_adaptive=True)
+
+
 def measure_iterations(setting):
     """Measure whole iterations, guarded and unguarded in turns."""
+    plain = CpuAmpOptimWrapper if setting.is_simulated else AmpOptimWrapper
+    sides = {
+        GUARDED: (Iteration, NanGuardAmpOptimWrapper),
+        UNGUARDED: (Iteration, plain),
+    }
+    return compare(setting, sides, ('float16', 'bfloat16'), 0.5)
+
+
+def measure_samples(setting):
+    """Measure iterations that are sampled, beside iterations that are not."""
+    sides = {
+        SAMPLED: (Sampled, NanGuardAmpOptimWrapper),
+        GUARDED: (Iteration, NanGuardAmpOptimWrapper),
+    }
+    rows = compare(setting, sides, ('float16',), 0.2)
+    for row in rows:
+        if 'ratio' in row:
+            # At the default interval, after the dense start.
+            percent = 100 * (row['ratio'] - 1) / INTERVAL
+            row['percent_at_interval'] = round(percent, 3)
+    return rows
+
+
+def compare(setting, sides, dtypes, share):
+    """Measure whole iterations of two kinds in turns.
+
+    The ratio is that of the first kind to the second.
+
+    Args:
+        setting: The setting.
+        sides: The class of iteration and that of the wrapper, by name.
+        dtypes: The dtypes of autocast.
+        share: The share of the time that is left.
+    """
     rows, names, size, num_images = [], ('resnet50', 'vit-b'), 224, 64
     if setting.is_quick:
         names, size, num_images = ('tiny-resnet', 'tiny-vit'), 32, 2
-    plain = CpuAmpOptimWrapper if setting.is_simulated else AmpOptimWrapper
-    end = time.monotonic() + 0.6 * setting.seconds_left()
-    for name, dtype in product(names, ('float16', 'bfloat16')):
+    end = time.monotonic() + share * setting.seconds_left()
+    for name, dtype in product(names, dtypes):
         if time.monotonic() > end:
             break
         model, sample_type, source = build_model(name, size)
         model.to(setting.device).train()
         data = make_batch(num_images, size, sample_type, setting.device)
-        sides = {
-            side: Iteration(model, data, partial(wrapper, dtype=dtype))
-            for side, wrapper in (
-                (GUARDED, NanGuardAmpOptimWrapper),
-                (UNGUARDED, plain),
-            )
+        iterations = {
+            side: kind(model, data, partial(wrapper, dtype=dtype))
+            for side, (kind, wrapper) in sides.items()
         }
-        for side in sides.values():
+        for iteration in iterations.values():
             for _ in range(NUM_WARM_UPS):
-                side.run()
+                iteration.run()
         wait = getattr(torch, setting.device).synchronize
         repeat = 3 if setting.is_quick else 30
-        times = benchmark.measure([*sides.values()], repeat, wait)
+        times = benchmark.measure([*iterations.values()], repeat, wait)
         ratios = np.percentile(times[:, 0] / times[:, 1], (50, 10, 90))
         low, high = ratios[1:]
-        for index, (side, iteration) in enumerate(sides.items()):
+        for index, (side, iteration) in enumerate(iterations.items()):
             row = dict(model=name, source=source, dtype=dtype, side=side)
             row['ms'] = round(float(np.median(times[:, index])), 3)
-            if side == GUARDED:
+            if index == 0:
                 row['ratio'] = round(float(ratios[0]), 3)
                 row['range'] = f'{low:.3f}-{high:.3f}'
             row.update(count_of(setting, iteration))
-            if side == GUARDED:
+            if side != UNGUARDED:
                 row['rejected'] = iteration.wrapper.guard.state.total_skips
             rows.append(row)
     return rows
@@ -242,6 +290,7 @@ def agree(setting):
 
 PARTS = {
     'iterations': measure_iterations,
+    'monitor': measure_samples,
     'updates': measure_updates,
     'ranks': agree,
     'tests': run_tests,

@@ -33,7 +33,7 @@ def run(*options, python=('-W', 'ignore')):
 def test_one_file_and_one_table(tmp_path):
     done = run(
         *('--simulated-device', '--quick', '--out', str(tmp_path)),
-        *('--parts', 'iterations', 'tests'),
+        *('--parts', 'iterations', 'monitor', 'tests'),
     )
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((tmp_path / 'gpu.json').read_text())
@@ -44,6 +44,11 @@ def test_one_file_and_one_table(tmp_path):
         # The guard waits as often as MMEngine, which reads the norm to clip.
         assert row['waits'] == 1
         assert row.get('rejected', 0) == 0
+    rows = results['parts']['monitor']
+    assert [row['side'] for row in rows] == ['sampled', 'mmnanguard'] * 2
+    for sampled, other in zip(rows[::2], rows[1::2]):
+        assert sampled['waits'] == other['waits'] + 1
+        assert 'percent_at_interval' in sampled
     (tests,) = results['parts']['tests']
     assert 'passed' in tests['summary']
     table = (tmp_path / 'gpu.md').read_text()
