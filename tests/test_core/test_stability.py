@@ -218,7 +218,7 @@ def test_a_loss_that_climbs_back():
 
 def test_losses_that_are_read_now_and_then():
     losses = [4.0] * 40 + [1.0] * 80 + [2.5] * 40
-    told = []
+    iterations = []
     for every in (1, 8):
         monitor, commits, alerts = Monitor(), [], []
         for update, loss in enumerate(losses, 1):
@@ -229,8 +229,8 @@ def test_losses_that_are_read_now_and_then():
                     update, 'default', commits, LIMITS
                 )
                 alerts += new
-        told.append([alert.iter for alert in alerts])
-    (at_once,), (later,) = told
+        iterations.append([alert.iter for alert in alerts])
+    (at_once,), (later,) = iterations
     assert at_once <= later < at_once + 8
 
 
