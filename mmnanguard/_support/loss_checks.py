@@ -31,7 +31,7 @@ LIMITS = (
 
 
 class LossChecks(ast.NodeVisitor):
-    """What a function makes depend on whether some values are finite.
+    """A reader of what a function makes depend on finite values.
 
     Statements are read once, in their order. Calls of known functions are
     followed.
@@ -40,6 +40,7 @@ class LossChecks(ast.NodeVisitor):
         functions: The functions that the function may call, by name.
         words: Matches the names of the values, such as :data:`LOSSES`.
         callers: The names of functions that are being read already.
+        depth: Above 0 in statements that run for some losses only.
 
     Attributes:
         ends_run: Whether a non-finite loss ends the run.
@@ -52,6 +53,7 @@ class LossChecks(ast.NodeVisitor):
         functions: Functions,
         words: Pattern[str] = LOSSES,
         callers: Tuple[str, ...] = (),
+        depth: int = 0,
     ) -> None:
         self.functions, self.words = functions, words
         self.callers = callers
@@ -62,8 +64,7 @@ class LossChecks(ast.NodeVisitor):
         # whether it is finite.
         self.losses: Set[str] = set()
         self.verdicts: Set[str] = set()
-        # Above 0 in statements that run for some losses only.
-        self.depth = 0
+        self.depth = depth
 
     def read(
         self, function: ast.FunctionDef, takes_loss: bool = False
@@ -182,10 +183,8 @@ class LossChecks(ast.NodeVisitor):
         function = self.functions.get(name)
         if function is None or name in self.callers:
             return None
-        checks = LossChecks(
-            self.functions, self.words, (*self.callers, name)
-        )
-        checks.depth = self.depth
+        callers = (*self.callers, name)
+        checks = LossChecks(self.functions, self.words, callers, self.depth)
         arguments = [*node.args, *(item.value for item in node.keywords)]
         takes_loss = any(map(self.has_loss, arguments))
         return checks.read(function, takes_loss)

@@ -184,10 +184,10 @@ def guard_wrapper(
         # A constructor of the user's takes its own keys out of the wrapper.
         dropped &= keys_of_wrappers()
     if dropped:
+        items = [f'{key}={wrapper[key]!r}' for key in sorted(dropped)]
         print_log(
             f'{where}: {guarded_type.__name__} does not take '
-            f'{", ".join(f"{key}={wrapper[key]!r}" for key in sorted(dropped))}'
-            '; dropped',
+            f'{", ".join(items)}; dropped',
             logger='current',
             level=logging.WARNING,
         )

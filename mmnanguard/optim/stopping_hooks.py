@@ -65,7 +65,7 @@ def class_of(type_: Any) -> Optional[type]:
         return type_
     module, _, name = str(type_).rpartition('.')
     # MMEngine also takes the full path of a class. Nothing is imported here.
-    found = getattr(sys.modules.get(module), name, None)
+    kind = getattr(sys.modules.get(module), name, None)
     for registry in (HOOKS, *HOOKS.children.values()):
-        found = found or registry.module_dict.get(name)
-    return found if isinstance(found, type) else None
+        kind = kind or registry.module_dict.get(name)
+    return kind if isinstance(kind, type) else None
