@@ -37,7 +37,7 @@ __all__ = ['StabilityMonitorHook']
 
 KEY = 'nanguard_stability'
 # Number of iterations after which the losses of the last ones are judged.
-READ_EVERY = 8
+READ_EVERY = 16
 
 
 @HOOKS.register_module()

@@ -87,8 +87,8 @@ class OutputProbe:
         self._names.append(name)
         self._lowest.append(low)
         self._highest.append(high)
-        known = self.dtypes.get(name, dtype)
-        self.dtypes[name] = min(dtype, known, key=LIMITS.__getitem__)
+        if LIMITS[dtype] < LIMITS[self.dtypes.setdefault(name, dtype)]:
+            self.dtypes[name] = dtype
         if not output.requires_grad:
             return
         # A backward pass may run checkpointed modules once more.
