@@ -171,6 +171,7 @@ class RollbackHook(GuardListener):
         self._rises.try_batch(runner, batch_idx, data_batch)
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
+        self._states.note_event(event)
         if event.action is Action.ROLLBACK:
             # Hooks that receive the event later, such as those that dump the
             # batch, need the state as the update left it.
