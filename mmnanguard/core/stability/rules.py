@@ -46,7 +46,7 @@ class Reading(NamedTuple):
 
 
 class Past(NamedTuple):
-    """What is known of the run beside the sample.
+    """The knowledge of the run beside the sample.
 
     Attributes:
         trends: The last points of each module, the sample's included.

@@ -163,8 +163,7 @@ class RollbackHook(GuardListener):
         self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
         # Trouble in the first interval needs a state to go back to as well.
-        # Not before the first iteration, which hooks may prepare for: they
-        # set the mode of a schedule-free optimizer, for example.
+        # Hooks may prepare for the first iteration (schedule-free optimizers).
         if not self._has_begun:
             self._has_begun = True
             self._keep(runner, runner.iter)
