@@ -4,7 +4,7 @@ guarded 2.x config.
 Prints the difference and notes on it; writes only with --out or --in-place.
 The config is executed to be read, as MMEngine does with any. Exit status: 0
 if all is done, 1 if something is left to you, 2 for a wrong command line or a
-file that cannot be read.
+file that cannot be read, 70 with a traceback if the tool itself fails.
 
 Example:
     python tools/migrate_config.py configs/cases/fp16_static_scale/old_1x.py
@@ -13,6 +13,7 @@ Example:
 import argparse
 import difflib
 import sys
+import traceback
 from pathlib import Path
 from typing import Optional, Sequence
 
@@ -20,6 +21,8 @@ from rich.console import Console
 from rich.text import Text
 
 ROOT = Path(__file__).resolve().parents[1]
+# The exit status of a fault of this tool (EX_SOFTWARE of sysexits.h).
+CRASHED = 70
 COLOURS = {'+': 'green', '-': 'red', '@': 'cyan'}
 
 
@@ -77,13 +80,23 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f'{error}: pip install libcst', file=sys.stderr)
         return 2
     from mmnanguard._support.atomic_write import atomic_write
+    from mmnanguard.core import GuardConfigError
     from mmnanguard.optim.apply_guard import load_overlay
 
     try:
         migrated = migrate(args.config, load_overlay, args.guard)
-    except ValueError as error:  # GuardConfigError says what to do
+    except (GuardConfigError, OSError, UnicodeError) as error:
         print(f'{type(error).__name__}: {error}', file=sys.stderr)
         return 2
+    except Exception:
+        # Python's own exit status would be 1: that something is left to you.
+        traceback.print_exc()
+        print(
+            f'{args.config} could not be migrated; nothing was written. This '
+            'is a fault of the tool: please report it with the config.',
+            file=sys.stderr,
+        )
+        return CRASHED
     show(migrated.old, migrated.new, args.config)
     for title, lines in migrated.notes.sections().items():
         # A section without notes is left out.

@@ -9,7 +9,7 @@ Reading order: ``migrate`` (the steps in their order), ``migration`` (what the
 steps share, and which key goes where; ``notes``, ``config_value``),
 ``source``, ``dict_source`` and ``render`` (the file as a syntax tree),
 ``bases`` (what it inherits), then the steps: ``wrapper``,
-``optimizer_config``, ``guarded_types``, ``nan_hooks``;
+``optimizer_config``, ``guarded_types``, ``nan_hooks``, ``project_source``;
 ``schedules``, ``policy``, ``policies``; ``loops``; ``hooks``;
 ``environment``. ``place`` and ``comments`` put the result back into the file.
 """

@@ -63,7 +63,7 @@ def migrate(
         text = file.read()
     source = Source(text, str(path))
     notes = Notes()
-    made = Migration(source, load(path), load_bases(path), notes)
+    made = Migration(path, source, load(path), load_bases(path), notes)
     find_old(made)
     choose_guard(made, overlay, guard)
     # Determined before the steps, which remove keys from made.old that they

@@ -216,6 +216,24 @@ def test_a_loss_that_climbs_back():
     assert 120 < alerts[0].iter <= 140
 
 
+def test_losses_that_are_read_now_and_then():
+    losses = [4.0] * 40 + [1.0] * 80 + [2.5] * 40
+    iterations = []
+    for every in (1, 8):
+        monitor, commits, alerts = Monitor(), [], []
+        for update, loss in enumerate(losses, 1):
+            # The guard keeps the last 64, some of which were read before.
+            commits = [*commits, Commit(update, loss)][-64:]
+            if update % every == 0:
+                monitor, new = monitor.after_commit(
+                    update, 'default', commits, LIMITS
+                )
+                alerts += new
+        iterations.append([alert.iter for alert in alerts])
+    (at_once,), (later,) = iterations
+    assert at_once <= later < at_once + 8
+
+
 def test_a_commit_counts_once():
     commits = [Commit(1, 4.0)]
     monitor, _ = Monitor().after_commit(1, 'default', commits, LIMITS)

@@ -175,25 +175,27 @@ class Monitor:
         commits: Sequence[Commit],
         limits: StabilityLimits,
     ) -> 'Judgement':
-        """Return the memory after the last committed update of an optimizer.
+        """Return the memory after the last committed updates of an optimizer.
 
         Args:
-            iteration: The iteration of the update, from 1.
+            iteration: The iteration of the last update, from 1.
             name: The name of the optimizer.
-            commits: Its last commits, oldest first.
+            commits: Its last commits, oldest first. Those that were counted
+                already are left out.
             limits: The limits of the rules.
         """
-        share = limits.diverging
-        if share is None or not commits:
+        share, seen = limits.diverging, self.updates.get(name, 0)
+        new = [commit for commit in commits if commit.update > seen]
+        if share is None or not new:
             return Judgement(self, [])
-        commit = commits[-1]
-        if self.updates.get(name) == commit.update:
-            return Judgement(self, [])
+        commit = new[-1]
         level = self.levels.get(name) or LossLevel(WINDOW)
-        rise = Divergence(WINDOW, share).find(level, commit.loss)
+        losses = [commit.loss for commit in new]
+        level = level.after(*filter(math.isfinite, losses))
+        rise = Divergence(WINDOW, share).find_risen(level, new)
         after = replace(
             self,
-            levels={**self.levels, name: level.after(commit.loss)},
+            levels={**self.levels, name: level},
             updates={**self.updates, name: commit.update},
         )
         if rise is None or DIVERGING in self.open_alerts:
