@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from mmnanguard._support.escape import escape
 from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.core.rows.event_files import events_file, samples_file
+from mmnanguard.core.rows.rollback_row import RollbackRow
 from mmnanguard.core.stability.limits import StabilityLimits
 from mmnanguard.core.stability.margins import margins
 from mmnanguard.core.stability.monitor import Judgement, Monitor, is_due
@@ -20,7 +21,7 @@ from mmnanguard.registry import HOOKS
 from .._shared.bare_model import bare_model
 from .._shared.compiled import is_compiled
 from .._shared.find_guards import find_guards, longest_window
-from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs
+from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs, Row
 from .._shared.patches import PatchingHook
 from .acts import Acts
 from .measured import (
@@ -213,13 +214,23 @@ class StabilityMonitorHook(PatchingHook):
         )
         self._drop()
         self._last = sample
+        losses = {
+            name: [commit.loss for commit in guard.state.recent_commits]
+            for name, guard in self._guards.items()
+        }
         self._tell(
-            runner, self._monitor.after(sample, self._limits, self._interval)
+            runner,
+            self._monitor.after(sample, self._limits, self._interval, losses),
         )
         self._acts.after_sample(runner, sample, self._monitor, self._limits)
         self._record(runner, sample)
         if iteration > 5 * self._interval:
             self._tell_margins(runner)
+
+    def after_guard_row(self, runner: Runner, row: Row) -> None:
+        """Forget the trends when the run goes back to an earlier state."""
+        if row['kind'] == RollbackRow.KIND:
+            self._monitor = self._monitor.after_rollback()
 
     def _read_commits(self, runner: Runner) -> None:
         """Judge the losses since the last call; the guards keep 64 of them."""
