@@ -138,7 +138,7 @@ def test_a_pass_that_fails_early_leaves_the_users_mode():
 
 @pytest.mark.parametrize('size', [-7.0, 7.0, float('nan')])
 def test_a_module_that_runs_often_has_two_numbers(size):
-    """Otherwise an RNN, or a long window, would keep a number of each run."""
+    """An RNN, or a long window, would keep a number of each run otherwise."""
     extremes = Extremes()
     for number in (1.0, size, *[-2.0] * 50):
         extremes.add('cell', torch.tensor([0.5, number]))
