@@ -25,23 +25,31 @@ def migrate_model(m: Migration) -> None:
         m.notes.done.append((line, f'{name} -> model.{name}'))
         readers = source.readers(name, index)
         source.new[index] = []
-        if entries is not None and not is_empty(entries.get(name), name):
-            # 1.x allows the key in both places only if this one is empty.
-            continue
-        if entries is not None and not late_names(m, node):
-            inside[name] = source.moved(node, 4, name + '=')
-            source.heir[index] = source.place['model']
-            readers = [at for at in readers if at != source.place['model']]
+        # 1.x allows the key in both places only if one of them is empty.
+        is_both = entries is not None and not is_empty(entries.get(name), name)
+        if is_both or (entries is not None and not late_names(m, node)):
+            at = source.place['model']
+            source.heir[index] = at
+            readers = [reader for reader in readers if reader != at]
+            if not is_both:
+                inside[name] = source.moved(node, 4, name + '=')
         else:
-            start = f"model['{name}'] = " if is_set else f'model = dict({name}='
+            start = (
+                f"model['{name}'] = " if is_set else f'model = dict({name}='
+            )
             end = '' if is_set else ')'
             code = source.module.code_for_node(source.moved(node, 0, start))
             source.new[index] = [f'{start}{code}{end}']
             is_set = True
         if readers:
+            source.stays.add(index)
             lines = ', '.join(str(source.line_of(at)) for at in readers)
             m.notes.left.append(
-                (line, f'line {lines} reads {name}, which is in model now')
+                (
+                    line,
+                    f'{name} stays, because line {lines} reads it: give it '
+                    'another name, for MMEngine takes it for its loop',
+                )
             )
     if inside and model is not None:
         code = source.module.code_for_node(edit_dict(model, inside))

@@ -5,11 +5,11 @@ model, and its builder gives them to the model. In MMEngine these names are
 those of the loops.
 """
 
-from typing import Container, List, Mapping, Optional
+from typing import List, Mapping, Optional
 
 import libcst as cst
 
-from .config_value import ConfigDict, leave_out
+from .config_value import ConfigDict, leave_out, select
 from .dict_source import entries_of
 
 __all__ = ['model_keys_in', 'move_to_model']
@@ -43,33 +43,31 @@ def move_to_model(cfg: ConfigDict) -> None:
         value = cfg.get(name)
         if not isinstance(value, dict) or 'type' in value:
             continue
-        own = leave_out(value, LOOP_KEYS)
-        if own:
-            cfg[name] = {key: value[key] for key in value if key not in own}
+        of_model = leave_out(value, LOOP_KEYS)
+        if of_model:
+            cfg[name] = select(value, filter(LOOP_KEYS.__contains__, value))
             if not cfg[name]:
                 del cfg[name]
             if isinstance(cfg.get('model'), dict):
-                cfg['model'] = {name: own, **cfg['model']}
+                cfg['model'] = {name: of_model, **cfg['model']}
 
 
-def model_keys_in(
-    assigned: Mapping[str, cst.BaseExpression],
-) -> List[str]:
+def model_keys_in(assigned: Mapping[str, cst.BaseExpression]) -> List[str]:
     """Return the names of a file that are the model's and not a loop's."""
     is_old = not {*OLD_NAMES}.isdisjoint(assigned)
     is_old &= {*NEW_NAMES}.isdisjoint(assigned)
-    own = []
+    names = []
     empty = []
     for name in NAMES:
         node = assigned.get(name)
         entries = entries_of(node)
         if entries and {*LOOP_KEYS}.isdisjoint({*entries} - {'_delete_'}):
-            own.append(name)
+            names.append(name)
         elif entries == {} or is_none(node):
             empty.append(name)
-    if is_old or own:
-        own += empty
-    return own
+    if is_old or names:
+        names += empty
+    return names
 
 
 def is_none(node: Optional[cst.BaseExpression]) -> bool:
