@@ -12,9 +12,9 @@ import libcst as cst
 from .config_value import ConfigDict, leave_out, select
 from .dict_source import entries_of
 
-__all__ = ['model_keys_in', 'move_to_model']
+__all__ = ['MODEL_KEYS', 'model_keys_in', 'move_to_model']
 
-NAMES = ('train_cfg', 'test_cfg')
+MODEL_KEYS = ('train_cfg', 'test_cfg')
 # The keys of MMEngine's loops.
 LOOP_KEYS = (
     'type',
@@ -39,7 +39,7 @@ def move_to_model(cfg: ConfigDict) -> None:
     A value may have the keys of both, if the base is of 1.x and the config
     that inherits it is migrated already.
     """
-    for name in NAMES:
+    for name in MODEL_KEYS:
         value = cfg.get(name)
         if not isinstance(value, dict) or 'type' in value:
             continue
@@ -58,7 +58,7 @@ def model_keys_in(assigned: Mapping[str, cst.BaseExpression]) -> List[str]:
     is_old &= {*NEW_NAMES}.isdisjoint(assigned)
     names = []
     empty = []
-    for name in NAMES:
+    for name in MODEL_KEYS:
         node = assigned.get(name)
         entries = entries_of(node)
         if entries and {*LOOP_KEYS}.isdisjoint({*entries} - {'_delete_'}):
