@@ -2,6 +2,7 @@
 
 import ast
 from collections import Counter
+from typing import Counter as Counts
 from typing import Mapping, Optional, Sequence, Union
 
 import libcst as cst
@@ -110,7 +111,7 @@ def remove_variables(m: Migration, edit: 'HookEdit') -> None:
             m.source.new[m.source.place[name]] = []
 
 
-def report_others(m: Migration, removed: 'Counter[str]') -> None:
+def report_others(m: Migration, removed: Counts[str]) -> None:
     """Report the guards that are not written in this file as such."""
     for name in NAMES:
         hooks = m.cfg.get(name) or []
