@@ -11,6 +11,7 @@ from mmnanguard.read_config import read_config
 
 from .config_value import ConfigDict, ConfigValue
 from .migration import TARGETS
+from .model_keys import move_to_model
 
 __all__ = ['load', 'load_bases', 'old_bases', 'same_targets']
 
@@ -35,6 +36,7 @@ def load(path: ConfigValue) -> ConfigDict:
             f'MMEngine cannot read {path}: {type(error).__name__}: {error}'
         ) from error
     values: ConfigDict = cfg.to_dict()
+    move_to_model(values)
     return values
 
 

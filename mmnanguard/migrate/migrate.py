@@ -8,11 +8,13 @@ from mmnanguard.core import GuardConfigError
 
 from .bases import load, load_bases, old_bases, same_targets
 from .config_value import ConfigValue
+from .custom_hooks import migrate_custom_hooks
 from .environment import migrate_environment
 from .guarded_types import is_half
-from .hooks import migrate_custom_hooks, migrate_hooks
+from .hooks import migrate_hooks
 from .loops import migrate_data, migrate_loops, migrate_resume
 from .migration import TARGETS, Migration
+from .model_config import migrate_model
 from .notes import Notes
 from .place import place
 from .schedules import migrate_schedules
@@ -83,6 +85,7 @@ def migrate(
     # A removed hook may have a limit, which goes into the guard of the new
     # wrapper: the wrapper has to exist.
     migrate_custom_hooks(made, is_1x)
+    migrate_model(made)
     # The keys of 2.x can be ordered in the file once all of them are known.
     place(made)
     report_remaining(made, path, is_1x)
@@ -129,7 +132,8 @@ def find_old(m: Migration) -> None:
             rival = find_rival(m, targets)
             if rival is None:
                 m.old.add(key)
-            else:
+            # A variable of a config of 2.x may have the name of a key of 1.x.
+            elif not m.source.readers(key, m.source.place[key]):
                 m.left(
                     key,
                     f'{key} has no effect: MMEngine reads {rival} '
