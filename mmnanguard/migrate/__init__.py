@@ -10,9 +10,9 @@ steps share, and which key goes where; ``notes``, ``config_value``),
 ``source``, ``dict_source`` and ``render`` (the file as a syntax tree),
 ``bases`` (what it inherits), then the steps: ``wrapper``,
 ``optimizer_config``, ``guarded_types``, ``nan_hooks``, ``project_source``;
-``schedules``, ``policy``, ``policies``; ``loops``; ``hooks``;
-``environment``; ``model_config`` (``model_keys``). ``place`` and ``comments``
-put the result back into the file.
+``schedules``, ``policy``, ``policies``; ``loops``; ``hooks``,
+``custom_hooks``; ``environment``; ``model_config`` (``model_keys``).
+``place`` and ``comments`` put the result back into the file.
 """
 
 from .migrate import Migrated, migrate

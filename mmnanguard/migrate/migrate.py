@@ -8,9 +8,10 @@ from mmnanguard.core import GuardConfigError
 
 from .bases import load, load_bases, old_bases, same_targets
 from .config_value import ConfigValue
+from .custom_hooks import migrate_custom_hooks
 from .environment import migrate_environment
 from .guarded_types import is_half
-from .hooks import migrate_custom_hooks, migrate_hooks
+from .hooks import migrate_hooks
 from .loops import migrate_data, migrate_loops, migrate_resume
 from .migration import TARGETS, Migration
 from .model_config import migrate_model

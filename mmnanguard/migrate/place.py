@@ -96,7 +96,7 @@ def edited(m: Migration, name: str) -> List[str]:
     """Return the new source of a key of 2.x that the file has."""
     if name == 'custom_hooks' and is_empty(m.source.assigned[name]):
         # An empty list still replaces the list of a base.
-        if m.inherited.get(name):
+        if m.inherited.get(name) or 'read_base' in m.source.text:
             return ['custom_hooks = []']
         return []
     value = m.new[name]

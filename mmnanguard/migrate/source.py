@@ -24,7 +24,7 @@ from .dict_source import edit_dict, entries_of
 from .model_keys import model_keys_in
 from .render import Kept, Piece, render
 
-__all__ = ['Source', 'names_in']
+__all__ = ['Source', 'names_in', 'stored_in']
 
 
 class Source:
@@ -149,6 +149,15 @@ class Source:
             if at != index and name in names_in(statement):
                 readers.append(at)
         return readers
+
+    def imported_names(self) -> Dict[str, str]:
+        """Return the original names of what is imported as another name."""
+        names = {}
+        for node in ast.walk(ast.parse(self.text)):
+            if isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    names[alias.asname or alias.name] = alias.name
+        return names
 
     def moved(
         self, node: cst.BaseExpression, indent: int, start: str
