@@ -14,6 +14,6 @@ steps share, and which key goes where; ``notes``, ``config_value``),
 ``environment``. ``place`` and ``comments`` put the result back into the file.
 """
 
-from .migrate import Migrated, migrate
+from .migrate import Migrated, Migrations, flatten, migrate, migrate_tree
 
-__all__ = ['Migrated', 'migrate']
+__all__ = ['Migrated', 'Migrations', 'flatten', 'migrate', 'migrate_tree']

@@ -2,6 +2,8 @@
 
 import ast
 import os
+import traceback
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import List, Optional, Set
@@ -13,7 +15,15 @@ from .config_value import ConfigDict, ConfigValue
 from .migration import TARGETS
 from .source import Source
 
-__all__ = ['ConfigFile', 'base_names', 'find_rival', 'load', 'read_file']
+__all__ = [
+    'ConfigFile',
+    'assigned_names',
+    'base_names',
+    'direct_bases',
+    'find_rival',
+    'load',
+    'read_file',
+]
 
 
 def load(path: ConfigValue) -> ConfigDict:
@@ -31,7 +41,11 @@ def load(path: ConfigValue) -> ConfigDict:
         # The reader's own message names the file already.
         raise
     except Exception as error:
-        # A config is a program: it may raise any exception.
+        # A config is a program: it may raise any exception. MMEngine leaves
+        # a temporary file open in its frames.
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', ResourceWarning)
+            traceback.clear_frames(error.__traceback__)
         raise GuardConfigError(
             f'MMEngine cannot read {path}: {type(error).__name__}: {error}'
         ) from error

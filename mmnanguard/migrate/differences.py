@@ -5,7 +5,7 @@ from typing import Mapping, Optional, Tuple
 from .config_value import ConfigDict, ConfigValue, leave_out
 from .render import Kept
 
-__all__ = ['difference', 'is_writable', 'missing', 'plain', 'same']
+__all__ = ['difference', 'is_writable', 'missing', 'opened', 'plain', 'same']
 
 PLAIN = (str, int, float, bool, bytes, type(None), range)
 

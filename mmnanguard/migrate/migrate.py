@@ -1,23 +1,26 @@
 """Migration of configs of 1.x, or unguarded configs, to guarded ones."""
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Collection, Dict, List, Mapping, Optional, Set, Tuple
 
 from mmnanguard.core import GuardConfigError
 
+from .bases import load
 from .config_value import ConfigDict, ConfigValue
-from .differences import difference, is_writable, missing, plain
+from .differences import difference, is_writable, missing, opened, plain
 from .guarded_types import is_guarded_type, short
-from .migration import Migration
+from .migration import TARGETS, Migration
 from .notes import Notes
 from .place import ORDER
 from .policy import Loop
-from .rewrite import OWNERS, Job, Overlay, merged_form, rewrite
-from .tree import Copy, Tree
+from .render import render
+from .rewrite import OWNERS, Job, Overlay, belongs_above, merged_form, rewrite
+from .tree import Copy, Tree, configs_in
 
-__all__ = ['Migrated', 'Migrations', 'migrate', 'migrate_tree']
+__all__ = ['Migrated', 'Migrations', 'flatten', 'migrate', 'migrate_tree']
 
 # A phase that a config does without has None for these keys.
 PHASES = (
@@ -31,6 +34,8 @@ PHASES = (
 
 # Entries of a wrapper that mean the same as no entry; they reset what a base
 # has.
+# What MMEngine's CheckpointHook counts unless it is told.
+EPOCHS = dict(by_epoch=True)
 UNSET = dict(
     accumulative_counts=1, constructor='DefaultOptimWrapperConstructor'
 )
@@ -92,31 +97,72 @@ def migrate(
         raise tree.refused[path]
     with Copy(tree) as copy:
         run = Run(tree, copy, overlay, guard, is_alone=path)
-        return run.result(path)
+        migrated = run.result(path)
+        for base in tree.below(path)[1:]:
+            old = run.old.get(base, [])
+            if old:
+                name = os.path.relpath(base, path.parent)
+                migrated.notes.left.append(
+                    (
+                        None,
+                        f'{name} is of 1.x as well ({", ".join(old)}): '
+                        'migrate it',
+                    )
+                )
+        return migrated
+
+
+def flatten(
+    path: Path, overlay: Overlay, guard: Optional[str] = None
+) -> Migrated:
+    """Return the guarded form of a config and its bases in one file.
+
+    Args:
+        path: A Python config.
+        overlay: The function that returns a guard's overlay by the guard's
+            name.
+        guard: The name of the guard; None selects the guard for the
+            config's precision.
+
+    Raises:
+        GuardConfigError: If the file is no config, or cannot be read.
+    """
+    text = ''
+    for name, value in load(path).items():
+        # Objects that are no builtins have no source.
+        if is_writable(value):
+            text += f'{name} = {render(value, lambda kept: None)}\n'
+    with tempfile.TemporaryDirectory() as folder:
+        flat = Path(folder) / path.name
+        flat.write_text(text, encoding='utf-8')
+        return migrate(flat, overlay, guard)
 
 
 def migrate_tree(
     paths: Collection[Path],
     overlay: Overlay,
     guard: Optional[str] = None,
-    shared: Collection[Path] = (),
+    is_moved: bool = False,
 ) -> Migrations:
     """Return the guarded forms of configs and of all their bases.
 
-    All files are read before any is changed, and none is changed here.
+    All files are read before any is changed, and none is changed here. A base
+    keeps a key of 1.x that only the configs above it can migrate if some of
+    them are not among these.
 
     Args:
-        paths: Python configs.
+        paths: Python configs, and folders of them.
         overlay: The function that returns a guard's overlay by the guard's
             name.
         guard: The name of the guard; None selects the guard for the
             precision of each config.
-        shared: Bases from which other configs inherit that are not migrated
-            with these; they keep what those need.
+        is_moved: Whether the new files go to another folder, so that other
+            configs still find the old ones.
     """
-    tree = Tree(paths)
+    tree = Tree(configs_in(paths))
     if not tree.files:
         return Migrations(Path(), {}, tree.refused)
+    shared = set() if is_moved else tree.shared()
     with Copy(tree) as copy:
         run = Run(tree, copy, overlay, guard, shared=shared)
         waiting = list(tree.files)
@@ -141,6 +187,9 @@ class Run:
 
     Attributes:
         made: The results so far.
+        values: The values of the new files.
+        withheld: The keys of 2.x that a file leaves to another.
+        old: The keys of 1.x that a file has and should not keep.
     """
 
     def __init__(
@@ -158,6 +207,7 @@ class Run:
         self.made: Dict[Path, Migrated] = {}
         self.values: Dict[Path, ConfigDict] = {}
         self.withheld: Dict[Path, Set[str]] = {}
+        self.old: Dict[Path, List[str]] = {}
 
     def result(self, path: Path) -> Migrated:
         """Return the result for a file, after those for its bases."""
@@ -227,6 +277,7 @@ class Run:
         """Return the result for a file whose bases have theirs."""
         job = self.job(path)
         old = job.file.text
+        self.old[path] = old_keys(job)
         # A base that is migrated later stays as it is until then.
         if self.is_alone not in (None, path) and not job.alive:
             self.values[path] = self.copy.load(path)
@@ -319,6 +370,16 @@ class Run:
         return more, whole.notes
 
 
+def old_keys(job: Job) -> List[str]:
+    """Return the keys of 1.x that a file sets and does not keep for others."""
+    keys = []
+    for key in TARGETS:
+        is_kept = key not in job.file.dead and belongs_above(job, key)
+        if key in job.file.own and not is_kept:
+            keys.append(key)
+    return keys
+
+
 def everything(m: Migration) -> ConfigDict:
     """Return the keys of 2.x that a migration makes."""
     made = dict(m.new)
@@ -369,24 +430,25 @@ def compared(
     if key not in value:
         return (want,)
     have = value[key]
+    want = opened(want)
     if key == 'optim_wrapper' and isinstance(have, dict):
+        # The limits of removed hooks are known to the file alone.
+        want = {k: v for k, v in want.items() if k != 'guard'}
         have = {
             k: v for k, v in have.items() if k in want or not is_unset(k, v)
         }
-        # The limits of removed hooks are known to the file alone.
-        want = {k: v for k, v in want.items() if k != 'guard'}
     if key == 'default_hooks':
         # Other hooks may be there as well.
         have = {k: v for k, v in have.items() if k in want}
+        if is_without_unit(want.get('checkpoint')) and have.get('checkpoint'):
+            want = {**want, 'checkpoint': {**want['checkpoint'], **EPOCHS}}
+            have = {**have, 'checkpoint': {**EPOCHS, **have['checkpoint']}}
     return difference(have, want)
 
 
 def is_unset(key: str, value: ConfigValue) -> bool:
     """Whether an entry of a wrapper is as good as none."""
-    return key == 'guard' or value in (
-        None,
-        UNSET.get(key),
-    )
+    return key == 'guard' or value in (None, UNSET.get(key))
 
 
 def rivals_without_owner(

@@ -114,7 +114,7 @@ def report_users(m: Migration, key: str) -> List[int]:
 
 def entries_for_default_hooks(m: Migration) -> ConfigDict:
     """Return ``default_hooks`` with the new hooks; empty if not possible."""
-    if not m.hooks or 'default_hooks' in m.kept_back:
+    if not m.hooks:
         return {}
     # MMEngine refuses two sibling bases that both set default_hooks.
     is_part = not {'model', 'default_hooks'} & {*m.cfg} and not m.inherited
@@ -126,6 +126,8 @@ def entries_for_default_hooks(m: Migration) -> ConfigDict:
                 f'have default_hooks: add {", ".join(m.hooks)} to the config '
                 'that you train with',
             )
+        return {}
+    if 'default_hooks' in m.kept_back:
         return {}
     node = m.source.assigned.get('default_hooks')
     if node is None:

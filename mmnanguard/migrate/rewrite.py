@@ -18,7 +18,7 @@ from .schedules import migrate_schedules
 from .source import Source
 from .wrapper import migrate_wrapper
 
-__all__ = ['OWNERS', 'Job', 'merged_form', 'rewrite']
+__all__ = ['OWNERS', 'Job', 'belongs_above', 'merged_form', 'rewrite']
 
 Overlay = Callable[[str], Mapping[str, ConfigValue]]
 
@@ -26,13 +26,11 @@ Overlay = Callable[[str], Mapping[str, ConfigValue]]
 # refuses bases beside one another that set the same key, so that a part
 # without any of them keeps its other keys for the file that inherits it.
 OWNERS: Dict[str, Tuple[str, ...]] = {
-    'optim_wrapper': ('optimizer',),
-    'param_scheduler': ('lr_config',),
+    'optim_wrapper': ('optimizer', 'optimizer_config'),
+    'param_scheduler': ('lr_config', 'momentum_config'),
     'train_cfg': ('runner', 'total_epochs', 'total_iters'),
     'default_hooks': ('log_config',),
     'env_cfg': ('dist_params',),
-    'randomness': ('seed',),
-    'resume': ('resume_from',),
 }
 # How training changes because MMEngine ignores a key of 1.x.
 SILENT = {
@@ -127,8 +125,8 @@ def merged_form(job: Job, keys: Collection[str]) -> Migration:
         keys: The keys of 1.x to migrate.
     """
     m = migration_of(job)
-    m.is_merged, m.inherited = True, {}
-    m.old = {key for key in keys if not kept_back(m, key)}
+    m.is_merged, m.inherited, m.base_loop = True, {}, None
+    m.old = {key for key in keys if not belongs_above(job, key)}
     choose_guard(m, job)
     for step in STEPS:
         step(m)
@@ -142,24 +140,30 @@ def migration_of(job: Job) -> Migration:
     m = Migration(source, file.cfg, file.inherited, Notes())
     m.loop, m.base_loop, m.is_alone = job.loop, job.base_loop, job.is_alone
     m.new_bases = job.bases
-    m.kept_back = set(job.withheld)
-    # A file with a model is no part of another config's tree only.
-    if 'model' not in file.cfg:
-        for key, owners in OWNERS.items():
-            if not {key, *owners} & {*file.cfg}:
-                m.kept_back.add(key)
-    if not job.is_alone and job.gives_away and job.loop.total is None:
-        m.kept_back.add('param_scheduler')
+    m.kept_back = kept_back(job)
     return m
 
 
-def kept_back(m: Migration, key: str) -> Set[str]:
-    """Return the keys of 2.x for which a key of 1.x has to stay."""
+def kept_back(job: Job) -> Set[str]:
+    """Return the keys of 2.x that the files above this one have to set."""
+    keys = set(job.withheld)
+    # A file with a model is more than a part of other configs.
+    if 'model' not in job.file.cfg:
+        for key, owners in OWNERS.items():
+            if not {key, *owners} & {*job.file.cfg}:
+                keys.add(key)
+    if job.gives_away and job.loop.total is None:
+        keys.add('param_scheduler')
+    return keys
+
+
+def belongs_above(job: Job, key: str) -> Set[str]:
+    """Return the keys of 2.x for which a key of 1.x is kept for others."""
     targets = {*TARGETS[key]}
     # Only the option save_best goes to the hooks.
-    if key == 'evaluation' and 'save_best' in (m.cfg.get(key) or {}):
+    if key == 'evaluation' and 'save_best' in (job.file.cfg.get(key) or {}):
         targets.add('default_hooks')
-    return targets & m.kept_back
+    return targets & kept_back(job)
 
 
 def find_old(m: Migration, job: Job, more: Mapping[str, ConfigValue]) -> None:
@@ -175,7 +179,7 @@ def find_old(m: Migration, job: Job, more: Mapping[str, ConfigValue]) -> None:
             m.left(key, f'{key} is set or changed at lines {lines}: {advice}')
         elif key in m.source.assigned:
             rival = find_rival(m.source, key)
-            belongs = kept_back(m, key)
+            belongs = belongs_above(job, key)
             if rival is not None:
                 m.left(
                     key,

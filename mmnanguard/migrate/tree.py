@@ -1,5 +1,6 @@
 """A tree of configs: the files that configs inherit from, and themselves."""
 
+import ast
 import os
 import tempfile
 from pathlib import Path
@@ -7,7 +8,14 @@ from typing import Any, Collection, Dict, List, Optional, Set
 
 from mmnanguard.core import GuardConfigError
 
-from .bases import ConfigFile, base_names, load, read_file
+from .bases import (
+    ConfigFile,
+    assigned_names,
+    base_names,
+    direct_bases,
+    load,
+    read_file,
+)
 from .config_value import ConfigDict, ConfigValue
 from .migration import LENGTHS, TARGETS, loop_of
 from .policy import Loop
@@ -104,11 +112,56 @@ class Tree:
         """Whether a config, or a file below it, sets a key itself."""
         return any(key in self.files[file].own for file in self.below(path))
 
+    def shared(self) -> Set[Path]:
+        """Return the files from which configs outside of the tree inherit.
+
+        They are looked for in the folder of the tree.
+        """
+        found: Set[Path] = set()
+        for path in sorted(self.root.rglob('*.py')):
+            if path in self.files or path in self.refused:
+                continue
+            try:
+                bases = direct_bases(path)
+            except (GuardConfigError, SyntaxError, ValueError):
+                continue
+            for base in bases:
+                if base in self.files:
+                    found |= {*self.below(base)}
+        return found
+
     @property
     def root(self) -> Path:
         """The folder that holds all files."""
         folders = [str(path.parent) for path in self.files]
         return Path(os.path.commonpath(folders))
+
+
+def configs_in(paths: Collection[Path]) -> List[Path]:
+    """Return the configs among some files, and those in folders."""
+    found = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        for file in sorted(path.rglob('*.py')):
+            # Other files, such as scripts, would be executed.
+            if looks_like_config(file):
+                found.append(file)
+    return found
+
+
+def looks_like_config(path: Path) -> bool:
+    """Whether a file sets a key of a config."""
+    try:
+        body = ast.parse(path.read_text(encoding='utf-8')).body
+    except (SyntaxError, ValueError):
+        return False
+    names = set()
+    for node in body:
+        if isinstance(node, ast.Assign):
+            names |= {*assigned_names(node)}
+    return bool(names & {'_base_', 'model', 'optim_wrapper', *TARGETS})
 
 
 class Copy:

@@ -36,6 +36,8 @@ def migrate_wrapper(m: Migration) -> None:
         return
     if keys:
         m.new['optim_wrapper'] = wrapper_of_old(m)
+    elif m.is_merged:
+        return
     elif 'optim_wrapper' in m.source.assigned:
         from_new(m)
         if 'optim_wrapper' not in m.new:
