@@ -87,25 +87,35 @@ def count_work(side, device):
 
     The bytes are the most that the update holds beyond those held before.
     """
-    activities = [ProfilerActivity.CPU]
-    if device == 'cuda':
-        activities.append(ProfilerActivity.CUDA)
     side.prepare()
-    with profile(activities=activities, profile_memory=True) as profiler:
+    with record(device) as profiler:
         side.run()
     events = profiler.profiler.kineto_results.events()
-    sizes = sorted(
-        (event.start_ns(), event.nbytes())
-        for event in events
-        if event.name() == '[memory]'
-        and device in str(event.device_type()).lower()
-    )
     operators = [event for event in profiler.events() if not event.cpu_parent]
     return dict(
         operators=sum(e.name.startswith('aten::') for e in operators),
         kernels=sum('LaunchKernel' in event.name() for event in events),
-        peak_bytes=int(max(0, *np.cumsum([0, *(s for _, s in sizes)]))),
+        peak_bytes=peak_bytes(profiler, device),
     )
+
+
+def record(device):
+    """Return a profiler of operators, kernels and memory."""
+    activities = [ProfilerActivity.CPU]
+    if device == 'cuda':
+        activities.append(ProfilerActivity.CUDA)
+    return profile(activities=activities, profile_memory=True)
+
+
+def peak_bytes(profiler, device):
+    """Return the most bytes that were held beyond those held before."""
+    sizes = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in profiler.profiler.kineto_results.events()
+        if event.name() == '[memory]'
+        and device in str(event.device_type()).lower()
+    )
+    return int(max(0, *np.cumsum([0, *(size for _, size in sizes)])))
 
 
 def bytes_held():

@@ -7,7 +7,8 @@ round. A hook is alone with the guard; EventLogHook needs NanGuardHook. Work
 that a hook does at an interval is done in each iteration here, so that its
 price is visible. Milliseconds rise above the noise with ``--model small
 --repeat 300``. A read is a moment at which Python waits for numbers from the
-device.
+device. ``peak_mb`` are the tensors of an iteration beyond those that it begins
+with, ``resnet50`` and ``vit-b`` are mmpretrain's if it imports.
 
 Example:
     python benchmarks/benchmark_hooks.py --threads 1 --json hooks.json
@@ -23,9 +24,16 @@ from typing import NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
-from benchmark import HostReads, describe_machine, save, show
+from benchmark import (
+    HostReads,
+    describe_machine,
+    peak_bytes,
+    record,
+    save,
+    show,
+)
 from mmengine.device import get_device
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, ImgDataPreprocessor
 from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.structures import BaseDataElement
 from rich.console import Console
@@ -33,6 +41,7 @@ from rich.progress import track
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
+from whole_models import PARTS, build_model
 
 # The guard and its hooks compare tensors and batches in the first three.
 NUM_WARM_UPS = 6
@@ -186,7 +195,11 @@ class SteppedLoop(IterBasedTrainLoop):
 
 def make_runner(name, args, dataset, folder):
     """Return a runner that is ready to train its first batch."""
-    side, model = SIDES[name], MODELS[args.model]
+    side, model = SIDES[name], MODELS.get(args.model)
+    if model is None:
+        torch.manual_seed(0)
+        model, *_ = build_model(args.model, args.image_size)
+        model.data_preprocessor = ImgDataPreprocessor(**PIXELS)
     if isinstance(model, list):
         model = dict(type=ResNet, widths=model)
     sgd = dict(type='SGD', lr=1e-9, momentum=0.9)
@@ -245,16 +258,25 @@ def count_reads(runner):
     return reads.count
 
 
-def make_rows(names, times, reads):
+def measure_peak(runner, device):
+    """Return the most bytes that the next iteration holds beyond its first."""
+    batch = next(runner.train_loop.dataloader_iterator)
+    with record(device) as profiler:
+        runner.train_loop.run_iter(batch)
+    return peak_bytes(profiler, device)
+
+
+def make_rows(names, times, reads, peaks):
     """Yield a row of the table for each runner.
 
     Args:
         names: The names of the rows.
         times: Milliseconds, of shape (rounds, rows).
         reads: The host reads of an iteration, by row.
+        peaks: The bytes of an iteration at its peak, by row.
     """
     plain, guard = times.T[:2]
-    for name, spent, num_reads in zip(names, times.T, reads):
+    for name, spent, num_reads, peak in zip(names, times.T, reads, peaks):
         row = dict(ms=np.median(spent), more_ms=np.median(spent - guard))
         for key, other in (('to_mmengine', plain), ('to_guard', guard)):
             # Only times of the same round are compared: the load of the
@@ -262,14 +284,15 @@ def make_rows(names, times, reads):
             ratios = np.percentile(spent / other, (50, 10, 90))
             row.update(zip((key, f'{key}_p10', f'{key}_p90'), ratios))
         row = {key: round(number, 3) for key, number in row.items()}
-        yield dict(hooks=name, **row, reads=num_reads)
+        peak_mb = round(peak / 1e6, 2)
+        yield dict(hooks=name, **row, reads=num_reads, peak_mb=peak_mb)
 
 
 def main(argv=None):
     """Run the benchmark; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     add = parser.add_argument
-    add('--model', choices=MODELS, default='resnet18')
+    add('--model', choices=[*MODELS, *PARTS], default='resnet18')
     add('--hooks', nargs='+', choices=SIDES, default=[*SIDES], metavar='ROW')
     add('--batch-size', type=int, default=8)
     add('--image-size', type=int, default=32)
@@ -283,9 +306,12 @@ def main(argv=None):
     device, num, size = get_device(), args.batch_size, args.image_size
     # The first two are always there: the others are compared with them.
     names = [*dict.fromkeys([*SIDES][:2] + args.hooks)]
-    sample_type = BaseDataElement
+    sample_type, source = BaseDataElement, args.model
     if args.model == 'mmpretrain':
         from mmpretrain.structures import DataSample as sample_type
+    elif args.model in PARTS:
+        _, sample_type, owner = build_model(args.model, size)
+        source += f' ({owner})'
     dataset = Images(4 * num, size, sample_type)
     with tempfile.TemporaryDirectory() as folder:
         runners = [make_runner(name, args, dataset, folder) for name in names]
@@ -296,9 +322,11 @@ def main(argv=None):
             # It leaves out the time of other processes on the machine.
             clock = time.thread_time
         times = measure(runners, args.repeat, clock, wait)
-        rows = [*make_rows(names, times, map(count_reads, runners))]
+        reads = [*map(count_reads, runners)]
+        peaks = [measure_peak(runner, device) for runner in runners]
+        rows = [*make_rows(names, times, reads, peaks)]
     machine = describe_machine(device, cpu_note='no GPU')
-    machine += f', {args.model}, {num} images of {size} x {size}'
+    machine += f', {source}, {num} images of {size} x {size}'
     machine += f', {clock.__name__}'
     show(machine, rows, args.markdown)
     save(machine, rows, args.json)

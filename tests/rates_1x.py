@@ -163,20 +163,31 @@ DIFFERS = {
 }
 
 
-def rate(loop, config, iteration):
-    """Return the learning rate of an iteration; the first iteration is 0."""
+def rate(loop, config, iteration, base=BASE, epoch=EPOCH):
+    """Return the learning rate of an iteration; the first iteration is 0.
+
+    Args:
+        loop: The config's ``runner``, in a dict.
+        config: The config's ``lr_config``.
+        iteration: The iteration.
+        base: The learning rate of the optimizer.
+        epoch: The number of iterations in an epoch.
+    """
     policy = config['policy'].lower()
     is_iter = 'max_iters' in loop['runner'] or policy in ('onecycle', 'cyclic')
     by_epoch = config.get('by_epoch', not is_iter)
-    now = iteration // EPOCH if by_epoch else iteration
-    end = EPOCHS if by_epoch else TOTAL
-    regular = RULES[policy](config, now, end)
-    length = config.get('warmup_iters', 0)
+    now = iteration // epoch if by_epoch else iteration
+    if 'max_iters' in loop['runner']:
+        end = loop['runner']['max_iters']
+    else:
+        end = loop['runner']['max_epochs'] * (1 if by_epoch else epoch)
+    regular = RULES[policy](config, now, end, base)
+    length = config.get('warmup_iters', 0) if config.get('warmup') else 0
     if config.get('warmup_by_epoch'):
-        length *= EPOCH
+        length *= epoch
     if iteration >= length:
         return regular
-    ratio, share = config['warmup_ratio'], iteration / length
+    ratio, share = config.get('warmup_ratio', 0.1), iteration / length
     return (
         regular
         * {
@@ -187,9 +198,9 @@ def rate(loop, config, iteration):
     )
 
 
-def floor(config):
+def floor(config, base):
     ratio = config.get('min_lr_ratio')
-    return config.get('min_lr', 0.0) if ratio is None else BASE * ratio
+    return config.get('min_lr', 0.0) if ratio is None else base * ratio
 
 
 def cosine(start, end, share):
@@ -200,39 +211,41 @@ def linear(start, end, share):
     return start + (end - start) * share
 
 
-def step(config, now, end):
+def step(config, now, end, base):
     steps = config['step']
     if isinstance(steps, int):
         passed = now // steps
     else:
         passed = sum(now >= milestone for milestone in steps)
-    lr = BASE * config.get('gamma', 0.1) ** passed
+    lr = base * config.get('gamma', 0.1) ** passed
     return max(lr, config.get('min_lr', 0))
 
 
-def poly(config, now, end):
+def poly(config, now, end, base):
     share = (1 - now / end) ** config.get('power', 1)
-    return linear(floor(config), BASE, share)
+    return linear(floor(config, base), base, share)
 
 
-def flat(config, now, end):
+def flat(config, now, end, base):
     start = round(end * config.get('start_percent', 0.75))
     if now < start:
-        return BASE
-    return cosine(BASE, floor(config), (now - start) / (end - start))
+        return base
+    return cosine(base, floor(config, base), (now - start) / (end - start))
 
 
-def restart(config, now, end):
-    for weight, period in zip(config['restart_weights'], config['periods']):
+def restart(config, now, end, base):
+    weights = config.get('restart_weights', [1])
+    for weight, period in zip(weights, config['periods']):
         if now < period:
-            low = floor(config)
-            return cosine(low + weight * (BASE - low), low, now / period)
+            low = floor(config, base)
+            return cosine(low + weight * (base - low), low, now / period)
         now -= period
     raise AssertionError('after the last period')
 
 
-def one_cycle(config, now, end):
+def one_cycle(config, now, end, base):
     top, share = config['max_lr'], config.get('pct_start', 0.3)
+    end = config.get('total_steps', end)
     bottom = top / config.get('div_factor', 25)
     knots = [(0, bottom), (share * end - 1, top)]
     if config.get('three_phase'):
@@ -245,28 +258,28 @@ def one_cycle(config, now, end):
     raise AssertionError('after the last phase')
 
 
-def cyclic(config, now, end):
+def cyclic(config, now, end, base):
     period = end // config.get('cyclic_times', 1)
     rise = int(period * config.get('step_ratio_up', 0.4))
-    high, low = config['target_ratio']
+    high, low = config.get('target_ratio', (10, 1e-4))
     scale = config.get('gamma', 1) ** (now // period)
     top = 1 + scale * (high - 1)
     now %= period
     if now < rise:
-        return BASE * cosine(1, top, now / rise)
-    return BASE * cosine(top, low, (now - rise) / (period - rise))
+        return base * cosine(1, top, now / rise)
+    return base * cosine(top, low, (now - rise) / (period - rise))
 
 
 RULES = {
-    'fixed': lambda config, now, end: BASE,
+    'fixed': lambda config, now, end, base: base,
     'step': step,
-    'exp': lambda config, now, end: BASE * config['gamma'] ** now,
+    'exp': lambda config, now, end, base: base * config['gamma'] ** now,
     'poly': poly,
-    'linearannealing': lambda config, now, end: linear(
-        BASE, floor(config), now / end
+    'linearannealing': lambda config, now, end, base: linear(
+        base, floor(config, base), now / end
     ),
-    'cosineannealing': lambda config, now, end: cosine(
-        BASE, floor(config), now / end
+    'cosineannealing': lambda config, now, end, base: cosine(
+        base, floor(config, base), now / end
     ),
     'flatcosineannealing': flat,
     'cosinerestart': restart,

@@ -5,7 +5,7 @@ A config is converted with all files that it inherits from. Prints the
 differences and notes on them; writes only with --out or --write. The configs
 are executed to be read, as MMEngine does with any. Exit status: 0 if all is
 done, 1 if something is left to you, 2 for a wrong command line or a file that
-cannot be read.
+cannot be read, 70 with a traceback if the tool itself fails.
 
 Example:
     python tools/migrate_config.py configs/cases/fp16_static_scale/old_1x.py
@@ -14,6 +14,7 @@ Example:
 import argparse
 import difflib
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional, Sequence
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from mmnanguard.migrate import Migrated
 
 ROOT = Path(__file__).resolve().parents[1]
+# The exit status of a fault of this tool (EX_SOFTWARE of sysexits.h).
+CRASHED = 70
 COLOURS = {'+': 'green', '-': 'red', '@': 'cyan'}
 
 
@@ -68,10 +71,11 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     if args.out and args.out.exists():
         parser.error(f'{args.out} exists: remove it, or use --write')
     is_file = args.out and args.out.suffix == '.py'
-    if (args.flatten or is_file) and len(args.config) > 1:
+    is_one = args.flatten or is_file
+    if is_one and (len(args.config) > 1 or args.config[0].is_dir()):
         parser.error('a single file is made of a single config')
-    if args.flatten and not is_file:
-        parser.error('--flatten needs --out FILE.py')
+    if args.flatten and args.write:
+        parser.error('--flatten needs --out, for the bases stay')
     # MMEngine resolves _base_ from the folder of the file.
     if is_file and not args.flatten:
         (path,) = args.config
@@ -121,44 +125,31 @@ def write(path: Path, text: str) -> None:
 
 
 def write_one(args: argparse.Namespace) -> int:
-    """Make one file of one config; return the exit status."""
+    """Convert one config to one file; return the exit status."""
     from mmnanguard.migrate import flatten, migrate
     from mmnanguard.optim.apply_guard import load_overlay
 
     (path,) = args.config
-    try:
-        if args.flatten:
-            migrated = flatten(path, load_overlay, args.guard)
-        else:
-            migrated = migrate(path, load_overlay, args.guard)
-    except ValueError as error:  # GuardConfigError says what to do
-        print(f'{type(error).__name__}: {error}', file=sys.stderr)
-        return 2
+    make = migrate
+    if args.flatten:
+        make = flatten
+    migrated = make(path, load_overlay, args.guard)
     show(migrated, path)
-    write(args.out, migrated.new)
+    if args.out and args.out.suffix == '.py':
+        write(args.out, migrated.new)
+    elif args.out:
+        write(args.out / path.name, migrated.new)
     return int(bool(migrated.notes.left))
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the tool; return its exit status."""
-    args = parse_args(argv)
-    # libcst is needed for this tool only and is not installed by default.
-    try:
-        from mmnanguard.migrate import migrate_tree
-    except ImportError as error:
-        print(f'{error}: pip install libcst', file=sys.stderr)
-        return 2
+def write_tree(args: argparse.Namespace) -> int:
+    """Convert configs and their bases; return the exit status."""
+    from mmnanguard.migrate import migrate_tree
     from mmnanguard.optim.apply_guard import load_overlay
 
-    if args.out and args.out.suffix == '.py':
-        return write_one(args)
-    try:
-        tree = migrate_tree(
-            args.config, load_overlay, args.guard, is_moved=bool(args.out)
-        )
-    except ValueError as error:
-        print(f'{type(error).__name__}: {error}', file=sys.stderr)
-        return 2
+    tree = migrate_tree(
+        args.config, load_overlay, args.guard, is_moved=bool(args.out)
+    )
     for path, migrated in tree.files.items():
         if migrated.old != migrated.new or migrated.notes.left:
             show(migrated, shown(path))
@@ -173,6 +164,36 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if tree.refused:
         return 2
     return int(any(file.notes.left for file in tree.files.values()))
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the tool; return its exit status."""
+    args = parse_args(argv)
+    # libcst is needed for this tool only and is not installed by default.
+    try:
+        import mmnanguard.migrate  # noqa: F401
+    except ImportError as error:
+        print(f'{error}: pip install libcst', file=sys.stderr)
+        return 2
+    from mmnanguard.core import GuardConfigError
+
+    try:
+        if args.flatten or (args.out and args.out.suffix == '.py'):
+            return write_one(args)
+        return write_tree(args)
+    except (GuardConfigError, OSError, UnicodeError) as error:
+        print(f'{type(error).__name__}: {error}', file=sys.stderr)
+        return 2
+    except Exception:
+        # Python's own exit status would be 1: that something is left to you.
+        traceback.print_exc()
+        names = ', '.join(map(str, args.config))
+        print(
+            f'{names} could not be migrated; nothing was written. This is a '
+            'fault of the tool: please report it with the config.',
+            file=sys.stderr,
+        )
+        return CRASHED
 
 
 def shown(path: Path) -> Path:

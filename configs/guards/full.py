@@ -1,6 +1,8 @@
 # Every part of the guard that needs no number from you, at the config's own
 # precision. The wrapper's type is replaced by its guarded type. What happens,
 # step by step:
+#   numbers grow           alerts say which module, and how long ahead
+#   trouble ahead          a warning, while every number is still fine
 #   a routine overflow     the loss scale is lowered
 #   any other bad update   the update is skipped and its batch dumped; an
 #                          autopsy runs for the first of each kind
@@ -20,6 +22,7 @@ default_hooks = dict(
     fp32=dict(type='mmnanguard.Fp32ModulesHook', auto=True),
     input_guard=dict(type='mmnanguard.InputGuardHook', action='explain'),
     dump=dict(type='mmnanguard.BatchDumpHook', save_weights='auto'),
+    stability=dict(type='mmnanguard.StabilityMonitorHook'),
     audit=dict(type='mmnanguard.StateAuditHook'),
     rollback=dict(type='mmnanguard.RollbackHook', lr_factor=0.1),
 )

@@ -9,5 +9,6 @@ Nothing here knows about guards, tensors or MMEngine:
 - ``sample_name``: the name of a sample from its metadata.
 - ``dataset_parts``: the datasets that a wrapped dataset consists of.
 - ``sample_validator``: the role of transforms that validate samples.
+- ``loss_checks``: the reader of functions that check a loss.
 - ``smallest_subset``: a minimal failing subset of items (ddmin).
 """

@@ -14,6 +14,7 @@ Everything here is a frozen record or a pure function. Read in this order:
 7. ``launch``, ``older_checkpoint``, ``how_to_guard``: the commands and
    settings that a message hands out.
 8. ``halted``: the exceptions that end a run.
+9. ``hook_source``: which hooks of a user end a run by themselves.
 """
 
 from .bad_tensor import BadTensor

@@ -1,5 +1,6 @@
 """The optimizer wrappers of MMEngine and the guarded type for each."""
 
+import re
 from typing import Collection, Dict, Mapping
 
 from .config_value import ConfigValue, select
@@ -7,8 +8,10 @@ from .nan_hooks import WRAPPERS
 
 __all__ = [
     'AMP',
+    'DEEPSPEED',
     'FULL',
     'GUARDED_TYPES',
+    'base_for',
     'is_guarded_type',
     'is_half',
     'short',
@@ -16,13 +19,18 @@ __all__ = [
 
 FULL = 'mmnanguard.NanGuardOptimWrapper'
 AMP = 'mmnanguard.NanGuardAmpOptimWrapper'
+DEEPSPEED = 'mmnanguard.NanGuardDeepSpeedOptimWrapper'
+# Names of classes for half precision.
+HALF = re.compile('A(mp(?![a-z])|MP)|[Ff][Pp]16|Half')
 # The guarded wrappers stand for themselves, so that a guard that the user
 # names can replace another.
 GUARDED_TYPES: Dict[str, str] = {
     'OptimWrapper': FULL,
     'AmpOptimWrapper': AMP,
+    'DeepSpeedOptimWrapper': DEEPSPEED,
     'NanGuardOptimWrapper': FULL,
     'NanGuardAmpOptimWrapper': AMP,
+    'NanGuardDeepSpeedOptimWrapper': DEEPSPEED,
 }
 
 
@@ -44,6 +52,9 @@ def is_half(cfg: Mapping[str, ConfigValue], old: Collection[str]) -> bool:
     # MMEngine ignores the keys of 1.x beside an optim_wrapper.
     if wrapper:
         live = select(live, old)
+    # The hook for apex does without fp16, which such configs set to None.
+    if (live.get('optimizer_config') or {}).get('use_fp16'):
+        return True
     # fp16 = None switches off the half precision of a base.
     if 'fp16' in old:
         return live['fp16'] is not None
@@ -59,4 +70,18 @@ def is_half(cfg: Mapping[str, ConfigValue], old: Collection[str]) -> bool:
 
 def is_guarded_type(kind: str) -> bool:
     """Whether a bare type name is a guarded wrapper of this package."""
-    return f'mmnanguard.{kind}' in (FULL, AMP)
+    return f'mmnanguard.{kind}' in (FULL, AMP, DEEPSPEED)
+
+
+def base_for(kind: str, trains_in_half: bool = False) -> str:
+    """Return the guarded type of which a class should be a subclass.
+
+    Args:
+        kind: The bare name of an optimizer wrapper or an optimizer hook.
+        trains_in_half: Whether the config trains in half precision.
+    """
+    if 'DeepSpeed' in kind:
+        return DEEPSPEED
+    if trains_in_half or HALF.search(kind):
+        return AMP
+    return FULL

@@ -1,14 +1,20 @@
 """Migration of ``runner``, ``evaluation``, ``data`` and ``resume_from``."""
 
-from typing import Dict, Mapping, Tuple
+from typing import Collection, Dict, Mapping, Tuple
 
 from .config_value import ConfigDict, ConfigValue
 from .migration import Migration
 
 __all__ = ['migrate_data', 'migrate_loops', 'migrate_resume']
 
-# The runners of mmcv, and whether they count epochs.
-RUNNERS = {'EpochBasedRunner': True, 'IterBasedRunner': False}
+# The runners of mmcv, and those that projects had for apex; whether they count
+# epochs.
+RUNNERS = {
+    'EpochBasedRunner': True,
+    'IterBasedRunner': False,
+    'EpochBasedRunnerAmp': True,
+    'IterBasedRunnerAmp': False,
+}
 # Options of EvalHook itself; all others went to the dataset's evaluate().
 BEST = ('save_best', 'rule', 'greater_keys', 'less_keys')
 WHEN = ('interval', 'start', 'by_epoch', 'dynamic_intervals')
@@ -16,6 +22,10 @@ WHEN = ('interval', 'start', 'by_epoch', 'dynamic_intervals')
 LOADER = {
     'samples_per_gpu': 'batch_size',
     'workers_per_gpu': 'num_workers',
+    'imgs_per_gpu': 'batch_size',
+    'videos_per_gpu': 'batch_size',
+    'batch_size': 'batch_size',
+    'num_workers': 'num_workers',
     'persistent_workers': 'persistent_workers',
     'pin_memory': 'pin_memory',
     'prefetch_factor': 'prefetch_factor',
@@ -75,6 +85,11 @@ def migrate_loops(m: Migration) -> None:
 def evaluation(m: Migration) -> ConfigDict:
     """Return the keys of ``train_cfg`` that say when to validate."""
     config = m.set_here('evaluation')
+    if 'evaluation' in m.old and not isinstance(m.cfg['evaluation'], dict):
+        m.left(
+            'evaluation', 'evaluation is no dict: write val_evaluator by hand'
+        )
+        m.old.discard('evaluation')
     if not config:
         return {}
     made: ConfigDict = {}
@@ -85,8 +100,12 @@ def evaluation(m: Migration) -> ConfigDict:
             f'by_epoch={by_epoch} is not the unit of the '
             'loop: write train_cfg.val_interval in it',
         )
+    elif is_unknown(config):
+        m.left('evaluation', 'interval: write train_cfg.val_interval by hand')
     else:
-        if 'interval' in config:
+        if isinstance(config.get('interval'), dict):
+            made.update(stepwise(config['interval']))
+        elif 'interval' in config:
             made['val_interval'] = m.keep('evaluation', 'interval')
         # mmcv's default is 1; MMEngine's is 1000 in a loop of iterations. With
         # bases it is not written: a base may have set another interval.
@@ -116,11 +135,31 @@ def evaluation(m: Migration) -> ConfigDict:
     return made
 
 
+def is_unknown(config: Mapping[str, ConfigValue]) -> bool:
+    """Whether the interval is neither a number nor one of mmgen's dicts."""
+    interval = config.get('interval', 1)
+    if isinstance(interval, dict):
+        return {*interval} != {'milestones', 'interval'}
+    return not (isinstance(interval, (int, float)) and interval > 0)
+
+
+def stepwise(interval: Mapping[str, ConfigValue]) -> ConfigDict:
+    """Return the keys of ``train_cfg`` for an interval that changes.
+
+    mmgen writes it as ``dict(milestones=[800], interval=[100, 20])``.
+    """
+    first, *later = interval['interval']
+    steps = list(zip(interval['milestones'], later))
+    return dict(val_interval=first, dynamic_intervals=steps)
+
+
 def report_validation_times(
     m: Migration, config: Mapping[str, ConfigValue]
 ) -> None:
     """Report where MMEngine validates at other times than mmcv."""
     interval = config.get('interval', 1)
+    if isinstance(interval, dict):
+        interval = interval['interval'][-1]
     total = m.loop.total
     unit = 'iteration'
     if m.loop.by_epoch:
@@ -178,11 +217,11 @@ def migrate_data(m: Migration) -> None:
     data = m.set_here('data')
     if not data:
         return
-    known = {*LOADER, *PHASES, 'shuffle', 'test_samples_per_gpu'}
+    known = {*LOADER, *PHASES, 'shuffle'}
     made = []
     for phase in PHASES:
         name = f'{phase}_dataloader'
-        known.add(name)
+        known |= {name, *(f'{phase}_{key}' for key in LOADER)}
         loader = dataloader(m, phase, data)
         if loader:
             m.new[name] = loader
@@ -191,6 +230,8 @@ def migrate_data(m: Migration) -> None:
             # phase together; {} stands for the default loop.
             if 'dataset' in loader and phase != 'train':
                 m.new[f'{phase}_cfg'] = {}
+    if m.replaces('data'):
+        delete_loaders(m)
     m.done('data', f'data -> {", ".join(made)}')
     unknown = sorted({*data} - known)
     if unknown:
@@ -203,6 +244,18 @@ def migrate_data(m: Migration) -> None:
         )
 
 
+def delete_loaders(m: Migration) -> None:
+    """Delete the inherited loaders, which ``_delete_`` in data stands for."""
+    for phase in PHASES:
+        for name in (f'{phase}_dataloader', f'{phase}_cfg'):
+            if name not in m.inherited or name == 'train_cfg':
+                continue
+            if name not in m.new:
+                m.new[name] = None
+            elif m.new[name]:
+                m.new[name] = dict(_delete_=True, **m.new[name])
+
+
 def dataloader(
     m: Migration, phase: str, data: Mapping[str, ConfigValue]
 ) -> ConfigDict:
@@ -213,35 +266,27 @@ def dataloader(
         phase: 'train', 'val' or 'test'.
         data: The entries of ``data`` that the file sets.
     """
-    # An option in data.<phase>_dataloader has priority over that of data.
-    special = data.get(f'{phase}_dataloader') or {}
-    paths: Dict[str, Tuple[str, ...]] = {}
-    for key in data:
-        paths[key] = ('data', key)
-    for key in special:
-        paths[key] = ('data', f'{phase}_dataloader', key)
     is_training = phase == 'train'
-    # A loader without a dataset is incomplete; only the training loader may
-    # inherit its dataset.
-    if not is_training and phase not in data:
+    # A loader without a dataset is incomplete.
+    if phase not in data and not is_training and not inherits(m, phase):
         return {}
+    common: Dict[str, Tuple[str, ...]] = {key: ('data', key) for key in data}
+    special = own_options(phase, data)
     made: ConfigDict = {}
-    for old, new in LOADER.items():
-        # The tools of 1.x built the loaders of evaluation without drop_last.
-        if old in paths and (is_training or old != 'drop_last'):
-            made[new] = m.keep(*paths[old])
-    has_size = isinstance(data.get(phase), dict) and BATCH in data[phase]
-    if not is_training and has_size:
-        # The tools of 1.x take the batch size of the dataset first.
-        made['batch_size'] = m.keep('data', phase, BATCH)
-    elif not is_training and BATCH not in special:
-        made['batch_size'] = 1
-        m.changed(
-            ('data', phase),
-            f'{phase}_dataloader.batch_size is 1, as '
-            "in mmdet's and mmseg's 1.x tools; others took "
-            'samples_per_gpu',
-        )
+    # An option of the phase has priority over that of data.
+    for options in (common, special):
+        for old in filter(LOADER.__contains__, options):
+            new = LOADER[old]
+            # The tools of 1.x built the loaders of evaluation without
+            # drop_last, and not with the batch size of training.
+            is_foreign = new == 'drop_last' or (
+                new == 'batch_size' and options is common
+            )
+            if is_training or not is_foreign:
+                made[new] = m.keep(*options[old])
+    paths = {**common, **special}
+    if phase in data and not is_training:
+        made.update(batch_size(m, phase, data[phase], special))
     if phase in data:
         sampler = 'DefaultSampler'
         # A loop of iterations needs a sampler that never ends.
@@ -253,6 +298,52 @@ def dataloader(
         made['sampler'] = dict(type=sampler, shuffle=shuffle)
         made['dataset'] = dataset_of(m, phase, data[phase])
     return made
+
+
+def own_options(
+    phase: str, data: Mapping[str, ConfigValue]
+) -> Dict[str, Tuple[str, ...]]:
+    """Return the paths of the options for the loader of a single phase."""
+    paths: Dict[str, Tuple[str, ...]] = {}
+    # mmediting has data.val_workers_per_gpu beside data.val_dataloader.
+    for key in LOADER:
+        name = f'{phase}_{key}'
+        if name in data:
+            paths[key] = ('data', name)
+    loader = f'{phase}_dataloader'
+    for key in data.get(loader) or {}:
+        paths[key] = ('data', loader, key)
+    return paths
+
+
+def inherits(m: Migration, phase: str) -> bool:
+    """Whether a base has the dataset of a phase, migrated or not."""
+    loader = m.inherited.get(f'{phase}_dataloader') or {}
+    return phase in (m.inherited.get('data') or {}) or 'dataset' in loader
+
+
+def batch_size(
+    m: Migration, phase: str, dataset: ConfigValue, special: Collection[str]
+) -> ConfigDict:
+    """Return the ``batch_size`` of a loader of evaluation, if it is missing.
+
+    Args:
+        m: The migration.
+        phase: 'val' or 'test'.
+        dataset: The value of the phase in ``data``.
+        special: The names of the options for the loader of this phase alone.
+    """
+    # The tools of 1.x take the batch size of the dataset first.
+    if isinstance(dataset, dict) and BATCH in dataset:
+        return dict(batch_size=m.keep('data', phase, BATCH))
+    if any(LOADER.get(key) == 'batch_size' for key in special):
+        return {}
+    m.changed(
+        ('data', phase),
+        f"{phase}_dataloader.batch_size is 1, as in mmdet's and mmseg's 1.x "
+        'tools; others took samples_per_gpu',
+    )
+    return dict(batch_size=1)
 
 
 def dataset_of(m: Migration, phase: str, source: ConfigValue) -> ConfigValue:

@@ -1,6 +1,7 @@
 """The state that the steps of a migration share."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Dict, Iterable, Mapping, Optional, Set, Tuple, Union
 
 import libcst as cst
@@ -53,6 +54,7 @@ class Migration:
     """A config that is being migrated.
 
     Attributes:
+        path: The path of the file.
         source: The file.
         cfg: The value of the config, with everything it inherits, as
             builtins.
@@ -77,6 +79,7 @@ class Migration:
         hooks: The entries to add to ``default_hooks``.
     """
 
+    path: Path
     source: Source
     cfg: Mapping[str, ConfigValue]
     inherited: Mapping[str, ConfigValue]

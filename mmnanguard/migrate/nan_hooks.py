@@ -8,8 +8,12 @@ from .config_value import ConfigDict, ConfigValue
 
 __all__ = [
     'AUTOPSY',
+    'FAIL_FAST',
+    'FIRST',
     'HOOKS',
     'IN_A_ROW',
+    'LATE_STOP',
+    'SKIPS',
     'WRAPPERS',
     'HandWritten',
     'guard_options',
@@ -56,8 +60,9 @@ SANITIZE = (
     'out anyway, and nobody is named'
 )
 
-# Classes are recognized by their names only. A class that is not in these
-# tables stays as it is, and looks_alike() reports it.
+# Classes that are recognized by their names. A class that is not in these
+# tables is judged by its source, if that is found, and looks_alike() reports
+# it otherwise.
 WRAPPERS: Dict[str, HandWritten] = {
     'NaNSafeOptimWrapper': HandWritten(SKIPS, limit='max_skips'),
     'DeepRoofSafeOptimWrapper': HandWritten(SKIPS),

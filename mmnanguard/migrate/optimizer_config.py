@@ -1,11 +1,20 @@
 """Migration of ``optimizer``, ``optimizer_config`` and ``fp16``."""
 
-from typing import Collection, List, Mapping, Tuple
+from typing import Collection, List, Mapping, Optional, Tuple
 
 from .config_value import ConfigDict, ConfigValue, select
-from .guarded_types import is_half, short
+from .guarded_types import base_for, is_half, short
 from .migration import KeyPath, Migration
-from .nan_hooks import IN_A_ROW, WRAPPERS, guard_options
+from .nan_hooks import (
+    FAIL_FAST,
+    FIRST,
+    IN_A_ROW,
+    SKIPS,
+    WRAPPERS,
+    HandWritten,
+    guard_options,
+)
+from .project_source import find_hook
 
 __all__ = ['can_migrate', 'wrapper_of_old']
 
@@ -14,6 +23,8 @@ KNOWN = (
     'type',
     'grad_clip',
     'cumulative_iters',
+    'update_interval',
+    'use_fp16',
     'loss_scale',
     'detect_anomalous_params',
 )
@@ -31,7 +42,15 @@ PLAIN = (
 # lists them.
 OLD_KEYS = ('optimizer', 'optimizer_config', 'fp16')
 # Options of optimizer_config that have another name in 2.x.
-MOVED = {'grad_clip': 'clip_grad', 'cumulative_iters': 'accumulative_counts'}
+MOVED = {
+    'grad_clip': 'clip_grad',
+    'cumulative_iters': 'accumulative_counts',
+    'update_interval': 'accumulative_counts',
+    'paramwise_options': 'paramwise_cfg',
+}
+# The options for the batches of an update: of mmcv, and of the hook that
+# projects have for apex.
+COUNTS = ('cumulative_iters', 'update_interval')
 # Options of mmcv's LossScaler, which torch's GradScaler does not know.
 LOSS_SCALER = ('mode', 'scale_factor', 'scale_window')
 
@@ -46,13 +65,20 @@ def can_migrate(m: Migration, keys: Collection[str]) -> bool:
             'run this again',
         )
         return False
+    if 'optimizer' in keys and m.cfg['optimizer'] is None:
+        m.left('optimizer', 'optimizer is None: there is nothing to guard')
+        return False
     kind = short((m.cfg.get('optimizer_config') or {}).get('type', PLAIN[0]))
-    if 'optimizer_config' in keys and kind not in (*PLAIN, *WRAPPERS):
+    if (
+        'optimizer_config' in keys
+        and kind not in PLAIN
+        and hand_of(m, kind) is None
+    ):
+        base = base_for(kind, is_half(m.cfg, m.old))
         m.left(
             'optimizer_config',
-            f'{kind} is a class of your own: what it '
-            'does between backward and step belongs into a subclass of '
-            'NanGuardOptimWrapper',
+            f'{kind} is a class of your own: what it does between backward '
+            f'and step belongs into a subclass of {base}',
         )
         return False
     # A merge with the base's AmpOptimWrapper would keep its dtype and scale.
@@ -87,8 +113,16 @@ def wrapper_of_old(m: Migration) -> ConfigDict:
     wrapper = select(overlay, ('type', 'dtype'))
     if {'fp16', 'optimizer_config'} & m.old and is_half(m.cfg, m.old):
         wrapper.update(loss_scale(m, wrapper))
-    if 'cumulative_iters' in config:
-        path = ('optimizer_config', 'cumulative_iters')
+    counts = [key for key in COUNTS if key in config]
+    # The hook for apex names 1, its default, in most configs.
+    if (
+        counts == ['update_interval']
+        and config['update_interval'] == 1
+        and not is_inherited(m, 'optimizer_config', 'update_interval')
+    ):
+        counts = []
+    if counts:
+        path = ('optimizer_config', counts[0])
         wrapper['accumulative_counts'] = m.keep(*path)
         units = ''
         if not m.loop.by_epoch:
@@ -99,7 +133,7 @@ def wrapper_of_old(m: Migration) -> ConfigDict:
             "(guard.accumulation='microbatch' leaves out that batch)",
         )
     # The default is written out, because a merge would keep the base's value.
-    elif is_deleted(m, 'optimizer_config', 'cumulative_iters'):
+    elif any(is_deleted(m, 'optimizer_config', key) for key in COUNTS):
         wrapper['accumulative_counts'] = 1
     wrapper.update(clip(m, config))
     wrapper.update(optimizer(m))
@@ -108,7 +142,7 @@ def wrapper_of_old(m: Migration) -> ConfigDict:
     wrapper.update(overlay)
     if guard:
         wrapper['guard'] = guard
-    unknown = sorted({*config} - {*KNOWN, *DROPPED, *limit_of(config)})
+    unknown = sorted({*config} - {*KNOWN, *DROPPED, *limit_of(m, config)})
     if unknown:
         m.left('optimizer_config', f'{", ".join(unknown)}: not migrated')
     dropped = [key for key in config if key in DROPPED]
@@ -144,6 +178,12 @@ def loss_scale(m: Migration, wrapper: Mapping[str, ConfigValue]) -> ConfigDict:
     if path:
         scale = m.keep(*path)
         value, default, where = scale.value, '', path
+    elif config.get('use_fp16'):
+        m.changed(
+            ('optimizer_config', 'use_fp16'),
+            "apex's O1 becomes autocast, with a dynamic loss scale as before",
+        )
+        return {}
     elif 'fp16' in m.old:
         where = 'fp16'
     if isinstance(value, (int, float)):
@@ -211,9 +251,16 @@ def hand_written(
 ) -> ConfigDict:
     """Return the guard's options that replace a hand-written hook."""
     kind = short(config.get('type', PLAIN[0]))
-    if kind not in WRAPPERS:
+    hand = hand_of(m, kind)
+    if hand is None:
         return {}
-    hand = WRAPPERS[kind]
+    if kind not in WRAPPERS:
+        base = base_for(kind, is_half(m.cfg, m.old))
+        m.left(
+            ('optimizer_config', 'type'),
+            f'{kind}: only its check was read; what else it does between '
+            f'backward and step belongs into a subclass of {base}',
+        )
     m.done(('optimizer_config', 'type'), f'{kind} -> the guard: {hand.why}')
     options = guard_options(hand, config)
     if hand.limit in config:
@@ -224,9 +271,24 @@ def hand_written(
     return options
 
 
-def limit_of(config: Mapping[str, ConfigValue]) -> List[str]:
+def hand_of(m: Migration, kind: str) -> Optional[HandWritten]:
+    """Return what an optimizer hook is as a guard; None if it is none.
+
+    A hook with an unknown name is judged by its source.
+    """
+    if kind in PLAIN or kind in WRAPPERS:
+        return WRAPPERS.get(kind)
+    source = find_hook(m.path, m.cfg, kind)
+    if source is not None and source.leaves_out_steps():
+        return HandWritten(SKIPS)
+    if source is not None and source.ends_run():
+        return HandWritten(FAIL_FAST, guard=FIRST)
+    return None
+
+
+def limit_of(m: Migration, config: Mapping[str, ConfigValue]) -> List[str]:
     """Return the name of a hand-written hook's limit; empty if unknown."""
-    hand = WRAPPERS.get(short(config.get('type')))
+    hand = hand_of(m, short(config.get('type')))
     if hand is None:
         return []
     return [hand.limit]
@@ -238,7 +300,7 @@ def optimizer(m: Migration) -> ConfigDict:
     if not config:
         return {}
     # In 2.x constructor and paramwise_cfg are keys of the wrapper.
-    without = ['constructor', 'paramwise_cfg']
+    without = ['constructor', 'paramwise_cfg', 'paramwise_options']
     made: ConfigDict = {}
     if set(config) - set(without):
         made['optimizer'] = m.keep('optimizer', without=without)
@@ -246,8 +308,12 @@ def optimizer(m: Migration) -> ConfigDict:
         made['constructor'] = m.keep('optimizer', 'constructor')
     elif is_deleted(m, 'optimizer', 'constructor'):
         made['constructor'] = 'DefaultOptimWrapperConstructor'
-    if config.get('paramwise_cfg') is not None:
-        made['paramwise_cfg'] = whole(m, 'optimizer', 'paramwise_cfg')
+    rules = 'paramwise_cfg'
+    # The name that mmdet 1.x had for it.
+    if 'paramwise_options' in config:
+        rules = 'paramwise_options'
+    if config.get(rules) is not None:
+        made['paramwise_cfg'] = whole(m, 'optimizer', rules)
     elif is_deleted(m, 'optimizer', 'paramwise_cfg'):
         made['paramwise_cfg'] = None
     constructor = config.get('constructor')

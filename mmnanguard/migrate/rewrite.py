@@ -1,7 +1,16 @@
 """The migration of one file, as a part of its tree."""
 
 from dataclasses import dataclass, field
-from typing import Callable, Collection, Dict, Mapping, Optional, Set, Tuple
+from typing import (
+    Any,
+    Callable,
+    Collection,
+    Dict,
+    Mapping,
+    Optional,
+    Set,
+    Tuple,
+)
 
 from .bases import ConfigFile, find_rival
 from .config_value import ConfigDict, ConfigValue, leave_out
@@ -11,6 +20,7 @@ from .hooks import migrate_custom_hooks, migrate_hooks
 from .loops import migrate_data, migrate_loops, migrate_resume
 from .migration import TARGETS, Migration
 from .notes import Notes
+from .old_schedules import lr_config_of
 from .place import place
 from .policy import Loop
 from .render import Kept
@@ -20,7 +30,7 @@ from .wrapper import migrate_wrapper
 
 __all__ = ['OWNERS', 'Job', 'belongs_above', 'merged_form', 'rewrite']
 
-Overlay = Callable[[str], Mapping[str, ConfigValue]]
+Overlay = Callable[[str], Any]
 
 # The keys of 1.x that decide which file of a tree gets a key of 2.x. MMEngine
 # refuses bases beside one another that set the same key, so that a part
@@ -66,6 +76,7 @@ class Job:
             it, so that keys which belong to them are removed here.
         is_alone: Whether this file alone is migrated.
         bases: The merged value of the bases after their migration.
+        set_below: The keys of 2.x that the file or one below it sets itself.
     """
 
     file: ConfigFile
@@ -78,6 +89,7 @@ class Job:
     gives_away: bool = False
     is_alone: bool = True
     bases: ConfigDict = field(default_factory=dict)
+    set_below: Set[str] = field(default_factory=set)
 
 
 def rewrite(
@@ -137,11 +149,29 @@ def migration_of(job: Job) -> Migration:
     """Return the migration of a file before its first step."""
     file = job.file
     source = Source(file.text, str(file.path))
-    m = Migration(source, file.cfg, file.inherited, Notes())
+    cfg = {**file.cfg, **inherited_schedule(job)}
+    m = Migration(file.path, source, cfg, file.inherited, Notes())
     m.loop, m.base_loop, m.is_alone = job.loop, job.base_loop, job.is_alone
     m.new_bases = job.bases
     m.kept_back = kept_back(job)
     return m
+
+
+def inherited_schedule(job: Job) -> ConfigDict:
+    """Return the ``lr_config`` of a config whose base is migrated already.
+
+    Empty if the config inherits no schedulers, or if it is not known what
+    they were in 1.x.
+    """
+    file = job.file
+    schedulers = file.inherited.get('param_scheduler')
+    if 'param_scheduler' in file.own or not isinstance(schedulers, list):
+        return {}
+    old = file.cfg.get('lr_config') or {}
+    base = lr_config_of(schedulers, job.base_loop or job.loop)
+    if base is None or '_delete_' in old:
+        return {}
+    return dict(lr_config={**base, **old})
 
 
 def kept_back(job: Job) -> Set[str]:

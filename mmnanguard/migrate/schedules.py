@@ -33,9 +33,11 @@ def migrate_schedules(m: Migration) -> None:
         # The optimizer may be in an optim_wrapper already, here or in a base.
         optimizer = m.cfg.get('optimizer') or {}
         if isinstance(m.cfg.get('optim_wrapper'), dict):
-            optimizer = m.cfg['optim_wrapper'].get('optimizer', optimizer)
+            optimizer = m.cfg['optim_wrapper'].get('optimizer') or optimizer
+        base = optimizer.get(option)
         # Adam's momentum is its first beta.
-        base = optimizer.get(option, (optimizer.get('betas') or [None])[0])
+        if option == 'momentum' and optimizer.get('betas'):
+            base = optimizer['betas'][0]
         schedule = migrate_schedule(name, config, m.loop, base)
         for note in schedule.changed:
             m.changed(name, note)

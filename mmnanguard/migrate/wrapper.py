@@ -6,7 +6,15 @@ import libcst as cst
 
 from .config_value import ConfigDict, ConfigValue
 from .dict_source import entries_of
-from .guarded_types import AMP, FULL, GUARDED_TYPES, is_guarded_type, short
+from .guarded_types import (
+    AMP,
+    DEEPSPEED,
+    FULL,
+    GUARDED_TYPES,
+    base_for,
+    is_guarded_type,
+    short,
+)
 from .migration import Migration
 from .nan_hooks import IN_A_ROW, WRAPPERS, guard_options, looks_alike
 from .optimizer_config import can_migrate, wrapper_of_old
@@ -25,6 +33,13 @@ TAKEN = (
     'paramwise_cfg',
 )
 TAKEN_BY_AMP = ('loss_scale', 'dtype', 'use_fsdp')
+# MMEngine's wrappers that no guard can stand for: they step by themselves.
+NO_GUARD = {
+    'ApexOptimWrapper': f"use {AMP} with dtype='float16' in its place",
+    'ColossalAIOptimWrapper': 'no guard can stand for it',
+}
+# The constructor that reads no keys of its own; None stands for it too.
+OWN_CONSTRUCTORS = (None, 'DefaultOptimWrapperConstructor')
 
 
 def migrate_wrapper(m: Migration) -> None:
@@ -61,7 +76,7 @@ def from_bases(m: Migration) -> bool:
     if 'optim_wrapper' in m.source.tangled:
         m.left(
             'optim_wrapper',
-            f'it is changed here: set its type to {FULL} or {AMP} by hand',
+            f'it is changed here: set its type to {base_for(kind)} by hand',
         )
         return False
     if (
@@ -75,11 +90,11 @@ def from_bases(m: Migration) -> bool:
             'the file that has it',
         )
         return False
-    m.new['optim_wrapper'] = dict(m.guard['optim_wrapper'])
-    m.done(
-        (),
-        f'the inherited {kind} -> {short(m.guard["optim_wrapper"]["type"])}',
-    )
+    changes = guarded_form(m, kind, wrapper)
+    if not changes:
+        return False
+    m.new['optim_wrapper'] = changes
+    m.done((), f'the inherited {kind} -> {short(changes["type"])}')
     return True
 
 
@@ -87,6 +102,9 @@ def from_new(m: Migration) -> None:
     """Guard a wrapper of 2.x that this file sets."""
     node = m.source.assigned['optim_wrapper']
     value = m.cfg['optim_wrapper']
+    # None switches off the training of a base.
+    if value is None:
+        return
     changes = guarded(m, ('optim_wrapper',), value, node)
     if changes:
         m.new['optim_wrapper'] = changes
@@ -97,6 +115,7 @@ def guarded(
     path: Tuple[str, ...],
     value: Mapping[str, ConfigValue],
     node: Optional[cst.BaseExpression],
+    is_custom: bool = False,
 ) -> ConfigDict:
     """Return the changes that guard a wrapper, or several in a dict.
 
@@ -105,13 +124,15 @@ def guarded(
         path: The keys at which the wrapper stands.
         value: The value of the wrapper.
         node: The source of the wrapper, if it is in this file.
+        is_custom: Whether a constructor of the user's reads a dict around it.
     """
+    is_custom |= value.get('constructor') is not None and (
+        short(value['constructor']) not in OWN_CONSTRUCTORS
+    )
     entries = entries_of(node)
     if entries is None:
-        m.left(
-            path,
-            f'it is computed: set its type to one of {FULL}, {AMP} by hand',
-        )
+        kind = base_for(short(value.get('type')))
+        m.left(path, f'it is computed: set its type to {kind} by hand')
         return {}
     # A dict without an optimizer holds a wrapper for each of several
     # optimizers, or is a part whose optimizer another file sets. Such a part
@@ -120,7 +141,9 @@ def guarded(
         changes: ConfigDict = {}
         for key, wrapper in value.items():
             if isinstance(wrapper, dict) and 'optimizer' in wrapper:
-                inner = guarded(m, (*path, key), wrapper, entries.get(key))
+                inner = guarded(
+                    m, (*path, key), wrapper, entries.get(key), is_custom
+                )
                 if inner:
                     changes[key] = inner
         return changes
@@ -132,12 +155,13 @@ def guarded(
         reason = 'is not known here'
         if looks_alike(kind):
             reason = 'looks like a guard of your own'
+        base = base_for(kind)
+        advice = f'make it a subclass of {base}, or write that'
         m.left(
-            (*path, 'type'),
-            f'{kind} {reason}: make it a subclass of {FULL}, or write that',
+            (*path, 'type'), f'{kind} {reason}: {NO_GUARD.get(kind, advice)}'
         )
         return {}
-    return swapped(m, path, kind, value, entries)
+    return swapped(m, path, kind, value, entries, is_custom)
 
 
 def swapped(
@@ -146,10 +170,13 @@ def swapped(
     kind: str,
     value: Mapping[str, ConfigValue],
     entries: Mapping[str, cst.BaseExpression],
+    is_custom: bool,
 ) -> ConfigDict:
     """Return the changes that make a known wrapper a guarded one."""
     hand = WRAPPERS.get(kind)
     changes = guarded_form(m, kind, value)
+    if not changes:
+        return {}
     options: ConfigDict = {}
     why = ''
     if hand:
@@ -166,6 +193,10 @@ def swapped(
     # that the loss scale has no effect.
     if changes.get('dtype') == 'bfloat16':
         taken.remove('loss_scale')
+    # A constructor of the user's takes its own keys out of the wrapper. Keys
+    # of a class that is replaced cannot be told from them.
+    if is_custom and hand is None:
+        taken += {*entries} - {*TAKEN_BY_AMP}
     dropped: List[str] = [key for key in entries if key not in taken]
     # None removes an entry.
     changes.update(dict.fromkeys(dropped))
@@ -194,15 +225,27 @@ def guarded_form(
         m: The migration.
         kind: The bare name of the wrapper's type.
         value: The value of the wrapper.
+
+    Returns:
+        The changed keys; empty, with a note, if there is no such guard.
     """
+    if m.is_named and GUARDED_TYPES.get(kind) == DEEPSPEED:
+        m.left(
+            'optim_wrapper',
+            'a guard by name changes the strategy of DeepSpeed too: give '
+            '--guard to tools/train.py instead',
+        )
+        return {}
     if m.is_named:
         return dict(m.guard['optim_wrapper'])
     # The guard's overlay follows the precision of the whole config, but only
     # some of several wrappers may be in half precision.
     hand = WRAPPERS.get(kind)
-    is_amp = hand.is_amp if hand else GUARDED_TYPES[kind] == AMP
-    if not is_amp:
-        return dict(type=FULL)
+    guarded_type = GUARDED_TYPES.get(kind, FULL)
+    if hand and hand.is_amp:
+        guarded_type = AMP
+    if guarded_type != AMP:
+        return dict(type=guarded_type)
     # Without a dtype, autocast on a CPU would take bfloat16.
     return dict(type=AMP, dtype=value.get('dtype', 'float16'))
 

@@ -15,7 +15,8 @@
 6. ``guarded_params``, ``streak``, ``coverage_warnings``, ``clip_grad``,
    ``resolve_clip_names``, ``autocast_dtype``, ``refusals``: parts of the guard
    and of the wrappers.
-7. ``apply_guard``: puts the wrappers into a config.
+7. ``apply_guard``: puts the wrappers into a config; ``stopping_hooks`` takes
+   out hooks that would end a guarded run.
 """
 
 from .apply_guard import apply_guard

@@ -4,10 +4,11 @@ import copy
 import inspect
 import logging
 from pathlib import Path
-from typing import Any, Dict, Union
+from typing import Any, Dict, Set, Union
 
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
+from mmengine.optim import AmpOptimWrapper
 
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.checks import check_keys
@@ -17,6 +18,7 @@ from .deepspeed.guard_config import name_of as type_name
 from .nan_guard_amp_optim_wrapper import NanGuardAmpOptimWrapper
 from .nan_guard_deepspeed_optim_wrapper import NanGuardDeepSpeedOptimWrapper
 from .nan_guard_optim_wrapper import NanGuardOptimWrapper
+from .stopping_hooks import leave_out_stopping_hooks
 
 __all__ = ['apply_guard']
 
@@ -31,6 +33,8 @@ GUARDED_TYPES = {
 }
 # Keys that MMEngine's builders read, not the wrapper.
 BUILDER_KEYS = ('type', '_scope_', 'constructor', 'paramwise_cfg')
+# The constructor that takes no keys of its own; '' stands for it too.
+OWN_CONSTRUCTORS = ('', 'DefaultOptimWrapperConstructor')
 
 
 def apply_guard(cfg: Config, guard: str = 'full') -> Config:
@@ -38,10 +42,13 @@ def apply_guard(cfg: Config, guard: str = 'full') -> Config:
 
     Each dict below ``optim_wrapper`` that holds an ``optimizer`` (several in
     GAN-style configs) gets the guard's keys. Keys that the new wrapper does
-    not know are dropped and logged; all other keys are kept. Overlays are
+    not know are dropped and logged, unless a constructor of the user's may
+    read them; all other keys are kept. Overlays are
     merged by key, as ``_base_`` configs are. With MMEngine's
     DeepSpeedStrategy, precision, accumulation and norm clipping are set in
     the strategy, and hooks that cannot work there are left out and logged.
+    So are hooks that end the run at a loss that is not finite: they would
+    end it on an update that the guard has skipped.
 
     Args:
         cfg: The config; not changed.
@@ -78,6 +85,7 @@ def apply_guard(cfg: Config, guard: str = 'full') -> Config:
             'no dict at or below optim_wrapper holds an `optimizer`, so '
             f'guard {guard!r} has nothing to guard.'
         )
+    leave_out_stopping_hooks(cfg)
     hooks = hooks_to_add(cfg, changes.hooks)
     cfg.merge_from_dict(dict(default_hooks=hooks))
     return cfg
@@ -133,20 +141,36 @@ def load_overlay(guard: str) -> Config:
     return overlay
 
 
-def guard_wrappers(node: Any, changes: Dict[str, Any], where: str) -> Any:
-    """Rewrite each dict at or below ``node`` that holds an optimizer."""
+def guard_wrappers(
+    node: Any, changes: Dict[str, Any], where: str, is_custom: bool = False
+) -> Any:
+    """Rewrite each dict at or below ``node`` that holds an optimizer.
+
+    Args:
+        node: An ``optim_wrapper``, or a value in it.
+        changes: The keys of the overlay.
+        where: The path of the node.
+        is_custom: Whether a constructor above the node reads it.
+    """
     if not isinstance(node, dict):
         return node
+    constructor = type_name({'type': node.get('constructor')})
+    is_custom = is_custom or constructor not in OWN_CONSTRUCTORS
     if 'optimizer' in node:
-        return guard_wrapper(node, changes, where)
+        return guard_wrapper(node, changes, where, is_custom)
     guarded = ConfigDict()
     for key, value in node.items():
-        guarded[key] = guard_wrappers(value, changes, f'{where}.{key}')
+        guarded[key] = guard_wrappers(
+            value, changes, f'{where}.{key}', is_custom
+        )
     return guarded
 
 
 def guard_wrapper(
-    wrapper: Dict[str, Any], changes: Dict[str, Any], where: str
+    wrapper: Dict[str, Any],
+    changes: Dict[str, Any],
+    where: str,
+    is_custom: bool,
 ) -> ConfigDict:
     """Return a wrapper's config in its guarded form."""
     guarded_type = guarded_type_of(wrapper.get('type', 'OptimWrapper'), where)
@@ -155,22 +179,33 @@ def guard_wrapper(
     # The signature of the type says which keys it takes.
     taken = [*inspect.signature(guarded_type).parameters, *BUILDER_KEYS]
     check_keys(changes, taken, f'overlay for {guarded_type.__name__}')
-    dropped = sorted(set(wrapper) - set(taken))
+    dropped = set(wrapper) - set(taken)
+    if is_custom:
+        # A constructor of the user's takes its own keys out of the wrapper.
+        dropped &= keys_of_wrappers()
     if dropped:
+        items = [f'{key}={wrapper[key]!r}' for key in sorted(dropped)]
         print_log(
             f'{where}: {guarded_type.__name__} does not take '
-            f'{", ".join(f"{key}={wrapper[key]!r}" for key in dropped)}; '
-            'dropped',
+            f'{", ".join(items)}; dropped',
             logger='current',
             level=logging.WARNING,
         )
-    kept = {key: value for key, value in wrapper.items() if key in taken}
+    kept = {key: value for key, value in wrapper.items() if key not in dropped}
     # Config merges by key and respects _delete_, as for _base_ files.
     merged = Config(dict(wrapper=kept))
     merged.merge_from_dict(dict(wrapper=changes))
     guarded: ConfigDict = merged.wrapper
     guarded.type = f'mmnanguard.{guarded_type.__name__}'
     return guarded
+
+
+def keys_of_wrappers() -> Set[str]:
+    """Return the keys that a wrapper of MMEngine or of this package takes."""
+    keys = set(inspect.signature(AmpOptimWrapper).parameters)
+    for kind in GUARDED_TYPES.values():
+        keys.update(inspect.signature(kind).parameters)
+    return keys
 
 
 def guarded_type_of(type_: Union[str, type], where: str) -> type:

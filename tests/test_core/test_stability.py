@@ -142,6 +142,89 @@ def test_the_limits_of_updates(ratio, is_adaptive, told_at):
         assert "'stem.weight'" in alert.line()
 
 
+def with_losses(losses, ratio, is_adaptive=False):
+    """Return the alerts of samples each 5 iterations, with the losses."""
+    monitor, alerts = Monitor(), []
+    for i in range(1, len(losses) + 1, 5):
+        sample = Sample(i, update_ratio=ratio, is_adaptive=is_adaptive)
+        known = {'default': losses[max(i - 64, 0) : i]}
+        monitor, new = monitor.after(sample, LIMITS, 50, known)
+        alerts += [alert for alert in new if alert.cleared is None]
+    return alerts
+
+
+FALLING = [4.0 * 0.97**i for i in range(60)]
+FLAT = [2.3 + 0.05 * (i % 3) for i in range(60)]
+
+
+@pytest.mark.parametrize(
+    ('losses', 'ratio', 'is_told'),
+    [
+        (FALLING, 0.1, False),
+        ([loss - 10 for loss in FALLING], 0.1, False),
+        # A quarter of the weights in each update is too much in any case.
+        (FALLING, 0.25, True),
+        (FLAT, 0.1, True),
+        # It fell from a height that it had reached before.
+        ([2.3, 2.3, 2.3, *[9.0 * 0.98**i for i in range(57)]], 0.1, True),
+        ([NAN] * 60, 0.1, True),
+    ],
+)
+def test_large_updates_are_judged_by_the_losses(losses, ratio, is_told):
+    alerts = with_losses(losses, ratio)
+    assert bool(alerts) is is_told
+
+
+def test_large_updates_of_a_run_that_has_learnt():
+    flat = [1.2 + 0.2 * (i % 2) for i in range(40)]
+    assert with_losses([*FALLING[:40], *flat], 0.1) == []
+    (alert,) = with_losses([*FALLING[:40], *[1.8 + x for x in flat]], 0.1)
+    assert alert.iter > 40
+    assert 'and the loss is at 3 (at the start 3.88)' in alert.line()
+
+
+def test_logits_of_before_the_first_update_do_not_blame_the_rate():
+    samples = [Sample(i, logits={'attn': v}) for i, v in ((1, 1e6), (11, 1e5))]
+    _, alerts = feed(samples)
+    assert not alerts[0].advice
+    assert 'learning rate' not in alerts[0].line()
+    assert 'at 1e+06 before the first update' in alerts[0].line()
+    grown = [Sample(i, logits={'attn': 10.0 * i}) for i in (1, 11)]
+    _, alerts = feed(grown)
+    assert alerts[0].advice == 'lr'
+
+
+def test_a_loss_scale_that_grows_and_falls_again():
+    monitor, alerts = Monitor(), []
+    for i in range(30, 200):
+        scale = 1024.0 * 2 ** (i // 5 % 3)
+        monitor, new = monitor.after_scale(i, scale, LIMITS)
+        alerts += new
+    assert alerts == []
+    for i in range(4):
+        monitor, new = monitor.after_scale(200 + i, 512.0 / 2**i, LIMITS)
+        alerts += new
+    assert [alert.rule for alert in alerts] == ['scale_falls']
+
+
+def test_a_rollback_begins_new_trends():
+    losses = [Commit(i, 3.0 - i / 40) for i in range(1, 80)]
+    monitor = Monitor()
+    for i in range(1, 80):
+        monitor, _ = monitor.after_commit(i, 'default', losses[:i], LIMITS)
+    monitor, _ = feed(doubling(13.0, last=60), monitor=monitor)
+    again = monitor.after_rollback()
+    assert again.trends == {}
+    alerts = []
+    for i in range(80, 120):
+        commits = [*losses, Commit(i, 3.0)]
+        again, new = again.after_commit(i, 'default', commits, LIMITS)
+        monitor, old = monitor.after_commit(i, 'default', commits, LIMITS)
+        assert new == []
+        alerts += old
+    assert [alert.rule for alert in alerts] == ['diverging']
+
+
 def test_one_large_update_is_no_alert():
     ratios = [0.01, 0.5, 0.01, 0.5, 0.01]
     samples = [Sample(i, update_ratio=r) for i, r in enumerate(ratios, 1)]
@@ -214,6 +297,24 @@ def test_a_loss_that_climbs_back():
         alerts += new
     assert [alert.rule for alert in alerts] == ['diverging']
     assert 120 < alerts[0].iter <= 140
+
+
+def test_losses_that_are_read_now_and_then():
+    losses = [4.0] * 40 + [1.0] * 80 + [2.5] * 40
+    iterations = []
+    for every in (1, 8):
+        monitor, commits, alerts = Monitor(), [], []
+        for update, loss in enumerate(losses, 1):
+            # The guard keeps the last 64, some of which were read before.
+            commits = [*commits, Commit(update, loss)][-64:]
+            if update % every == 0:
+                monitor, new = monitor.after_commit(
+                    update, 'default', commits, LIMITS
+                )
+                alerts += new
+        iterations.append([alert.iter for alert in alerts])
+    (at_once,), (later,) = iterations
+    assert at_once <= later < at_once + 8
 
 
 def test_a_commit_counts_once():

@@ -3,6 +3,7 @@ import math
 from pathlib import Path
 
 import pytest
+import stopping
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
@@ -313,6 +314,27 @@ def test_leftovers_of_1x(tmp_path, leftover, cure):
     )
     assert next(iter(leftover)) in warning
     assert cure in warning
+
+
+@pytest.mark.parametrize('kind', stopping.STOPPING)
+def test_a_hook_that_ends_the_run_is_named_at_its_start(tmp_path, kind):
+    runner = make_runner(
+        tmp_path,
+        GUARDED,
+        custom_hooks=[kind()],
+        default_hooks=guard_hooks(*FAULTS[1:]),
+    )
+    runner.train()
+    assert f'mmnanguard: {kind.__name__} ends the run' in log_of(runner)
+
+
+@pytest.mark.parametrize('kind', stopping.HARMLESS)
+def test_a_hook_that_does_not_is_not(tmp_path, kind):
+    runner = make_runner(
+        tmp_path, GUARDED, custom_hooks=[kind()], default_hooks=guard_hooks()
+    )
+    runner.train()
+    assert 'ends the run' not in log_of(runner)
 
 
 def test_nothing_is_said_of_a_clean_config(tmp_path):

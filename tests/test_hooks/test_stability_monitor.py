@@ -35,12 +35,12 @@ class AttentionNet(BaseModel):
 
     def __init__(self, reward=0.0, has_checkpoints=False):
         super().__init__()
-        self.stem = nn.Conv2d(3, 8, 2, 2)
-        self.norm = nn.BatchNorm2d(8)
+        self.stem = nn.Conv2d(3, 16, 2, 2)
+        self.norm = nn.BatchNorm2d(16)
         self.drop = nn.Dropout(0.1)
         self.softmax = SoftmaxAttention()
         self.fused = FusedAttention()
-        self.head = nn.Linear(8, 2)
+        self.head = nn.Linear(16, 2)
         self.reward = reward
         self.has_checkpoints = has_checkpoints
 
@@ -63,7 +63,7 @@ class AttentionNet(BaseModel):
 class SoftmaxAttention(nn.Module):
     def __init__(self):
         super().__init__()
-        self.qkv = nn.Linear(8, 24)
+        self.qkv = nn.Linear(16, 48)
 
     def forward(self, x):
         query, key, value = self.qkv(x).chunk(3, -1)
@@ -229,7 +229,7 @@ def test_weights_that_begin_with_0_are_left_out(tmp_path):
     class Zero(AttentionNet):
         def __init__(self):
             super().__init__()
-            for module in (self.softmax, self.fused, self.stem):
+            for module in (self.softmax, self.fused):
                 for parameter in module.parameters():
                     nn.init.zeros_(parameter)
 

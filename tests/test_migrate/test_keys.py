@@ -99,6 +99,29 @@ CASES = {
         'train_cfg',
         dict(by_epoch=False, max_iters=100),
     ),
+    'apex': (
+        f'{SGD}fp16 = None\noptimizer_config = dict(type="DistOptimizerHook", '
+        'update_interval=2, coalesce=True, bucket_size_mb=-1, use_fp16=True)',
+        'optim_wrapper',
+        dict(**HALF, accumulative_counts=2, optimizer=BUILT),
+    ),
+    'apex that is off': (
+        f'{SGD}optimizer_config = dict(type="DistOptimizerHook", '
+        'update_interval=1, use_fp16=False)\n',
+        'optim_wrapper',
+        dict(type=FP32, optimizer=BUILT),
+    ),
+    'apex has its runner': (
+        'runner = dict(type="EpochBasedRunnerAmp", max_epochs=12)\n',
+        'train_cfg',
+        dict(by_epoch=True, max_epochs=12),
+    ),
+    'paramwise_options': (
+        "optimizer = dict(type='SGD', lr=0.1, "
+        'paramwise_options=dict(bias_lr_mult=2.0))\n',
+        'optim_wrapper',
+        dict(type=FP32, optimizer=BUILT, paramwise_cfg=dict(bias_lr_mult=2.0)),
+    ),
     'detect_anomalous_params': (
         f'{SGD}optimizer_config = dict(detect_anomalous_params=True)\n'
         'find_unused_parameters = True\n',
@@ -119,6 +142,17 @@ CASES = {
         f'{EPOCHS}evaluation = dict(interval=3, start=6, metric="mIoU")\n',
         'train_cfg',
         dict(by_epoch=True, max_epochs=12, val_interval=3, val_begin=6),
+    ),
+    'evaluation in steps': (
+        f'{ITERS}evaluation = dict(interval=dict(milestones=[40, 80], '
+        'interval=[20, 10, 5]))\n',
+        'train_cfg',
+        dict(
+            by_epoch=False,
+            max_iters=100,
+            val_interval=20,
+            dynamic_intervals=[(40, 10), (80, 5)],
+        ),
     ),
     'checkpoint': (
         f'{MODEL}{ITERS}checkpoint_config = dict(interval=10, '
@@ -246,6 +280,28 @@ CASES = {
             dataset=dict(type='D'),
         ),
     ),
+    'the size has other names': (
+        'data = dict(videos_per_gpu=8, workers_per_gpu=2, val=dict('
+        "type='D'), val_dataloader=dict(imgs_per_gpu=3), "
+        'val_workers_per_gpu=4)\n',
+        'val_dataloader',
+        dict(
+            num_workers=4,
+            batch_size=3,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=dict(type='D'),
+        ),
+    ),
+    'the size of training has other names': (
+        'data = dict(imgs_per_gpu=2, train_dataloader=dict(batch_size=4), '
+        "train=dict(type='D'))\n",
+        'train_dataloader',
+        dict(
+            batch_size=4,
+            sampler=dict(type='DefaultSampler', shuffle=True),
+            dataset=dict(type='D'),
+        ),
+    ),
     'ema': (
         "total_epochs = 1\ncustom_hooks = [dict(type='EMAHook', "
         'momentum=0.001, interval=2, warm_up=100, priority=49)]\n',
@@ -367,9 +423,13 @@ CANNOT = {
     ),
     'data = dict(train=dict(type="D"), sampler_cfg=1)': 'sampler_cfg: not mi',
     'data = dict(train=dict(type="D", pipeline=[]))': 'datasets and pipelines',
-    'optimizer_config = dict(type="DistOptimizerHook", use_fp16=True)': (
-        'use_fp16: not migrated'
+    'optimizer_config = dict(type="DistOptimizerHook", odd=True)': (
+        'odd: not migrated'
     ),
+    'optimizer = None': 'there is nothing to guard',
+    f'{EPOCHS}evaluation = [dict(interval=1)]': 'evaluation is no dict',
+    f'{EPOCHS}evaluation = dict(interval=dict(a=1))': 'val_interval by hand',
+    f'{EPOCHS}evaluation = dict(interval=0)': 'val_interval by hand',
     'seed = 1\nimg_norm_cfg = dict(mean=[1])': 'line 2: normalising moves',
     'seed = 1\nmodel = dict(type="M")': 'default_scope',
     'seed = 1\ncustom_hooks = [dict(type="Mine")]': 'line 2: Mine was written',
@@ -457,3 +517,28 @@ def test_what_has_no_effect_gets_none(tmp_path):
     migration = Migration(tmp_path, text)
     assert migration.cfg['optim_wrapper']['type'] == FP32
     assert 'fp16 = dict()' in migration.new
+
+
+def test_the_workers_of_inherited_loaders(tmp_path):
+    base = "data = dict(imgs_per_gpu=2, workers_per_gpu=2, val=dict(type='D'))"
+    migration = Migration(
+        tmp_path,
+        "_base_ = 'base.py'\ndata = dict(imgs_per_gpu=4, workers_per_gpu=8)\n",
+        base=base,
+    )
+    assert migration.cfg['train_dataloader'] == dict(
+        batch_size=4, num_workers=8
+    )
+    # Evaluation does not take the batch size of training.
+    assert migration.cfg['val_dataloader'] == dict(num_workers=8)
+    assert 'test_dataloader' not in migration.cfg
+
+
+def test_betas_are_no_learning_rate(tmp_path):
+    migration = Migration(
+        tmp_path,
+        "optimizer = dict(type='Adam', betas=(0.9, 0.99))\n"
+        "lr_config = dict(policy='CosineRestart', min_lr=0.1, periods=[9])\n"
+        f'{EPOCHS}',
+    )
+    assert "needs the optimizer's lr" in migration.left

@@ -9,6 +9,7 @@ from mmnanguard.migrate.nan_hooks import HOOKS, WRAPPERS, looks_alike
 
 SGD = "optimizer=dict(type='SGD', lr=0.1)"
 NO_LIMIT = dict(max_consecutive_skips=None, max_skip_rate=None)
+DEEPSPEED = 'mmnanguard.NanGuardDeepSpeedOptimWrapper'
 FIRST = dict(max_consecutive_skips=1)
 
 # options of a hand-written wrapper, and the guard's wrapper
@@ -68,14 +69,17 @@ def test_a_wrapper(options, expected, tmp_path):
 
 def test_wrappers_of_several_optimizers(tmp_path):
     part = f"dict(type='NaNSafeOptimWrapper', {SGD})"
+    other = f"dict(modules='.*lora', {SGD})"
     migration = Migration(
         tmp_path,
         "model = dict()\noptim_wrapper = dict(constructor='Mine', "
-        f'generator={part},\n    discriminator={part})\n',
+        f'generator={part},\n    discriminator={other})\n',
     )
     built = dict(type=FP32, optimizer=dict(type='SGD', lr=0.1))
     assert migration.cfg['optim_wrapper'] == dict(
-        constructor='Mine', generator=built, discriminator=built
+        constructor='Mine',
+        generator=built,
+        discriminator=dict(built, modules='.*lora'),
     )
 
 
@@ -98,6 +102,48 @@ def test_an_optimizer_hook_of_1x(options, guard, tmp_path):
         clip_grad=dict(max_norm=35),
         optimizer=dict(type='SGD', lr=0.1),
     )
+
+
+STEPPING = """
+class Odd(OptimizerHook):
+    def after_train_iter(self, runner):
+        runner.outputs['loss'].backward()
+        if torch.isfinite(self.clip_grads(runner.model.parameters())):
+            runner.optimizer.step()
+
+
+class Strict(OptimizerHook):
+    def after_train_iter(self, runner):
+        loss = runner.outputs['loss']
+        if math.isnan(loss):
+            raise ValueError('NaN')
+        super().after_train_iter(runner)
+
+
+class Slow(OptimizerHook):
+    def after_train_iter(self, runner):
+        if self.every_n_iters(runner, 2):
+            runner.optimizer.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ('kind', 'guard'), [('Odd', {}), ('Strict', FIRST), ('Slow', None)]
+)
+def test_an_optimizer_hook_whose_source_is_found(kind, guard, tmp_path):
+    migration = Migration(
+        tmp_path,
+        "model = dict(type='M')\noptimizer = dict(type='SGD', lr=0.1)\n"
+        f"optimizer_config = dict(type='{kind}')\n"
+        "custom_imports = dict(imports=['odd_hooks'])\n",
+        odd_hooks=STEPPING,
+    )
+    assert f'{kind}' in migration.left
+    if guard is None:
+        assert 'optim_wrapper' not in migration.cfg
+    else:
+        assert migration.cfg['optim_wrapper'].get('guard', {}) == guard
+        assert f'{kind} -> the guard' in migration.notes_of('done')
 
 
 @pytest.mark.parametrize(
@@ -145,6 +191,24 @@ def test_a_hook_goes(kind, is_in_list, tmp_path):
     for name in hand.hooks:
         REGISTRY.build(migration.cfg['default_hooks'][name])
     assert not migration.left
+
+
+def test_keys_of_a_constructor_stay(tmp_path):
+    migration = Migration(
+        tmp_path,
+        "model = dict()\noptim_wrapper = dict(constructor='Mine', "
+        f"part='.*lora', loss_scale=2.0, {SGD})\n",
+    )
+    wrapper = migration.cfg['optim_wrapper']
+    assert wrapper['part'] == '.*lora'
+    # A key of a wrapper, which that of float32 would refuse.
+    assert 'loss_scale' not in wrapper
+    default = "constructor='DefaultOptimWrapperConstructor'"
+    migration = Migration(
+        tmp_path,
+        f'model = dict()\noptim_wrapper = dict({default}, part=1, {SGD})\n',
+    )
+    assert 'does without part' in migration.changed
 
 
 def test_a_list_of_hooks(tmp_path):
@@ -229,13 +293,34 @@ def test_what_sounds_like_one(name, is_alike, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'kind', ['MyNaNOptimWrapper', 'DeepSpeedOptimWrapper']
+    ('kind', 'base'),
+    [
+        ('MyNaNOptimWrapper', FP32),
+        ('MyAmpOptimWrapper', FP16),
+        ('MyDeepSpeedOptimWrapper', DEEPSPEED),
+        ('ApexOptimWrapper', FP16),
+    ],
 )
-def test_a_wrapper_that_is_not_known_stays(kind, tmp_path):
+def test_a_wrapper_that_is_not_known_stays(kind, base, tmp_path):
     text = f"model = dict()\noptim_wrapper = dict(type='{kind}', {SGD})\n"
     migration = Migration(tmp_path, text)
     assert migration.new == text
     assert f'line 2: {kind}' in migration.left
+    assert base in migration.left
+
+
+@pytest.mark.parametrize('is_inherited', [True, False])
+def test_the_wrapper_of_deepspeed(is_inherited, tmp_path):
+    text = f"optim_wrapper = dict(type='DeepSpeedOptimWrapper', {SGD})\n"
+    child = "_base_ = 'base.py'\nmodel = dict()\n"
+    if is_inherited:
+        migration = Migration(tmp_path, child, base=text)
+    else:
+        migration = Migration(tmp_path, f'model = dict()\n{text}')
+    assert migration.cfg['optim_wrapper']['type'] == DEEPSPEED
+    assert not migration.left
+    named = Migration(tmp_path, f'model = dict()\n{text}', 'full')
+    assert '--guard to tools/train.py' in named.left
 
 
 def test_classes_of_a_new_style_config(tmp_path):

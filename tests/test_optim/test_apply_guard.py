@@ -5,7 +5,10 @@ import pytest
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import HOOKS
+from stopping import STOPPING, Asserts, DoesMore, Warns
 from torch import nn
+from toys import make_runner
 
 from mmnanguard import apply_guard
 from mmnanguard.core import GuardConfigError
@@ -209,3 +212,77 @@ def test_a_hook_that_is_there_by_another_name_is_not_doubled():
     assert len(types) == len(set(types))
     assert guarded.custom_hooks == audits
     assert apply_guard(guarded).to_dict() == guarded.to_dict()
+
+
+def test_keys_of_a_constructor_stay(messages):
+    wrapper = dict(constructor='Mine', part='.*lora', optimizer=SGD)
+    cfg = guarded(dict(wrapper, loss_scale=2.0), 'fp32')
+    assert cfg.optim_wrapper.part == '.*lora'
+    assert 'loss_scale' not in cfg.optim_wrapper
+    assert 'does not take loss_scale=2.0; dropped' in messages[-1]
+    several = dict(constructor='Mine', a=dict(part=1, optimizer=SGD))
+    assert guarded(several, 'fp32').optim_wrapper.a.part == 1
+    default = dict(wrapper, constructor='DefaultOptimWrapperConstructor')
+    assert 'part' not in guarded(default, 'fp32').optim_wrapper
+
+
+@pytest.mark.parametrize(
+    'hook',
+    [
+        dict(type=Asserts),
+        dict(type='stopping.Asserts', priority='LOW'),
+        dict(type='CheckInvalidLossHook', interval=50),
+        dict(type='mmdet.CheckInvalidLossHook'),
+        Asserts(),
+    ],
+)
+def test_a_hook_that_ends_the_run_is_left_out(hook, messages):
+    wrapper = dict(type='OptimWrapper', optimizer=SGD)
+    cfg = apply_guard(
+        Config(
+            dict(
+                optim_wrapper=wrapper,
+                custom_hooks=[dict(type=Warns), hook],
+                default_hooks=dict(mine=hook, logger=dict(type='LoggerHook')),
+            )
+        ),
+        'fp32',
+    )
+    assert cfg.custom_hooks == [dict(type=Warns)]
+    assert 'mine' not in cfg.default_hooks
+    assert 'logger' in cfg.default_hooks
+    first, second = messages[-2:]
+    assert first.startswith('custom_hooks[1]: ')
+    assert second.startswith('default_hooks.mine: ')
+    assert 'it is left out' in first
+
+
+def test_a_hook_that_does_more_stays_and_is_named(messages):
+    wrapper = dict(type='OptimWrapper', optimizer=SGD)
+    hooks = [dict(type=DoesMore)]
+    cfg = guarded(wrapper, 'fp32', custom_hooks=hooks)
+    assert cfg.custom_hooks == hooks
+    assert 'it does more, so it stays' in messages[-1]
+
+
+@pytest.mark.parametrize('kind', STOPPING[:-1])
+def test_a_guarded_run_goes_on_past_a_skip(kind, tmp_path):
+    HOOKS.register_module(module=kind, force=True)
+    cfg = guarded(
+        dict(type='OptimWrapper', optimizer=SGD),
+        'fp32',
+        custom_hooks=[dict(type=kind.__name__)],
+    )
+    drill = dict(
+        type='mmnanguard.FaultInjectionHook',
+        faults=[dict(iter=2, site='activation', value='nan', where='head')],
+    )
+    runner = make_runner(
+        tmp_path,
+        cfg.optim_wrapper,
+        custom_hooks=cfg.custom_hooks,
+        default_hooks=dict(cfg.default_hooks, drill=drill),
+    )
+    runner.train()
+    assert runner.message_hub.get_scalar('train/guard/skipped').current() == 1
+    assert runner.iter == runner.max_iters

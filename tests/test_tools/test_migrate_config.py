@@ -99,6 +99,21 @@ def test_what_cannot_be_read(tool, old, capsys):
     assert 'is no Python' in capsys.readouterr().err
 
 
+def test_a_fault_of_the_tool_is_told_from_a_note(
+    tool, old, capsys, monkeypatch
+):
+    def fail(*_, **__):
+        raise ValueError('of the tool')
+
+    monkeypatch.setattr('mmnanguard.migrate.migrate_tree', fail)
+    status = tool.main([str(old), '--in-place'])
+    error = capsys.readouterr().err
+    assert status not in (0, 1, 2)
+    assert 'ValueError: of the tool' in error
+    assert 'nothing was written' in error
+    assert old.read_text() == CASE.read_text()
+
+
 def test_without_libcst(tool, old, capsys, monkeypatch):
     for name in [*sys.modules]:
         if name.startswith('mmnanguard.migrate'):

@@ -52,6 +52,10 @@ class AlertRow(RowRecord):
         op: For 'operands', the operation, such as 'log'.
         source: Its line, as 'head.py:12'; '' on a rank that did not run it.
         most: For 'update_ratio', the ratio of ``module``.
+        loss: For 'update_ratio', the median of the last losses, if it has
+            not fallen since the start, or rises; otherwise NaN.
+        first_loss: The median of the first losses of the run, likewise.
+        first: For 'attention_logits', the number of the first sample.
         loss_scale: The loss scale of the sample; 1 without one.
         lr: The highest learning rate of the sample; NaN if it is not known.
         advice: What to do: 'fp32', 'lr', 'scale' or ''.
@@ -79,6 +83,9 @@ class AlertRow(RowRecord):
     op: str = ''
     source: str = ''
     most: float = math.nan
+    loss: float = math.nan
+    first_loss: float = math.nan
+    first: Optional[float] = None
     loss_scale: float = 1.0
     lr: float = math.nan
     advice: str = ''
@@ -130,19 +137,31 @@ def headroom(alert: AlertRow) -> str:
 
 def update_ratio(alert: AlertRow) -> str:
     """Describe updates that are large beside the weights."""
+    losses = ''
+    if not math.isnan(alert.loss):
+        losses = (
+            f', and the loss is at {alert.loss:.4g} (at the start '
+            f'{alert.first_loss:.4g})'
+        )
     return (
         f'an update moves the weights by {percent(alert.value)} (median; '
-        f"most: '{alert.module}', {percent(alert.most)}); runs that learn "
-        f'stay below {percent(alert.limit)}: {slower(alert)}'
+        f"most: '{alert.module}', {percent(alert.most)}; limit "
+        f'{percent(alert.limit)}){losses}: {slower(alert)}'
     )
 
 
 def attention_logits(alert: AlertRow) -> str:
     """Describe arguments of a softmax that are too large."""
+    cure = f'{slower(alert)}, or normalize queries and keys'
+    if not alert.advice:
+        cure = (
+            f'they were at {alert.first:.3g} before the first update: divide '
+            'them by the root of the size of a key, or normalize queries and '
+            'keys'
+        )
     return (
         f"attention logits of '{alert.module}' reach {alert.value:.3g} (limit "
-        f'{alert.limit:g}): the softmax is near one-hot; {slower(alert)}, or '
-        'normalize queries and keys'
+        f'{alert.limit:g}): the softmax is near one-hot; {cure}'
     )
 
 

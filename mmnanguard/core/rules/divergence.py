@@ -44,21 +44,26 @@ class LossLevel:
     swing: float = 0.0
     needs_trial: bool = False
 
-    def after(self, loss: float) -> 'LossLevel':
-        """Return the level after one more committed update."""
-        if self.window == 0:
+    def after(self, *losses: float) -> 'LossLevel':
+        """Return the level after the losses of more committed updates.
+
+        After several updates, only the window that ends with the last one has
+        a median. There should be far fewer of them than ``window``.
+        """
+        if self.window == 0 or not losses:
             return self
-        recent = (*self.recent, loss)[-self.window :]
+        recent = (*self.recent, *losses)[-self.window :]
         if len(recent) < self.window:
             return replace(self, recent=recent)
-        now = median_low(recent)
+        ordered = sorted(recent)
+        now = ordered[(self.window - 1) // 2]
         # The noise above the median, because a divergence is a rise.
-        spread = sorted(recent)[self.window * 3 // 4] - now
+        spread = ordered[self.window * 3 // 4] - now
         if self.start is not None and now >= self.best:
-            age = self.age + 1
+            age = self.age + len(losses)
             # The window with the lowest median may hold a steep fall, which is
             # no noise. The next full window does not.
-            if age == self.window:
+            if self.age < self.window <= age:
                 spread = min(spread, self.spread)
             else:
                 spread = self.spread

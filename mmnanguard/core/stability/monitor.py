@@ -2,7 +2,16 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import (
+    Any,
+    Dict,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from ..rows.alert_row import (
     DIVERGING,
@@ -16,8 +25,9 @@ from ..rows.remedy_row import line_of_fp32
 from ..rules.divergence import Divergence, LossLevel
 from ..rules.recent_commits import Commit
 from .headroom import MAX_POINTS, Point
+from .learning import first_loss, read_losses
 from .limits import StabilityLimits
-from .rules import WATCHED, Reading, read_sample
+from .rules import WATCHED, Past, Reading, read_sample
 from .sample import LIMITS, Sample
 
 __all__ = ['Judgement', 'Monitor', 'fitting_scale', 'is_due']
@@ -52,6 +62,9 @@ class Monitor:
         largest_grad: The largest gradient of a float16 output so far, without
             the loss scale; 0 if there is none.
         num_samples: Number of samples.
+        first_losses: The level of the first losses of each optimizer.
+        first_logits: The largest argument of a softmax in the first sample
+            that had one.
         scales: The loss scale after each of its last moves, with the
             iteration, from the one that was in force 100 iterations ago.
         levels: The level of the losses of each optimizer.
@@ -66,12 +79,18 @@ class Monitor:
     watch_until: int = 0
     largest_grad: float = 0.0
     num_samples: int = 0
+    first_losses: Mapping[str, float] = field(default_factory=dict)
+    first_logits: Optional[float] = None
     scales: Tuple[Tuple[int, float], ...] = ()
     levels: Mapping[str, LossLevel] = field(default_factory=dict)
     updates: Mapping[str, int] = field(default_factory=dict)
 
     def after(
-        self, sample: Sample, limits: StabilityLimits, interval: int
+        self,
+        sample: Sample,
+        limits: StabilityLimits,
+        interval: int,
+        losses: Optional[Mapping[str, Sequence[float]]] = None,
     ) -> 'Judgement':
         """Return the memory after a sample, and the alerts to tell.
 
@@ -79,6 +98,8 @@ class Monitor:
             sample: The sample.
             limits: The limits of the rules.
             interval: Number of iterations between two samples.
+            losses: The losses of the last committed updates of each
+                optimizer, oldest first; None if they are not known.
         """
         trends = extended(self.trends, sample)
         operands = dict(self.operands)
@@ -88,7 +109,20 @@ class Monitor:
                 max(math.log2(operand.value) + LEAST_BITS, 0.0),
             )
             operands[name] = (*operands.get(name, ()), point)[-MAX_POINTS:]
-        readings = read_sample(sample, trends, operands, limits)
+        first_losses, levels = dict(self.first_losses), []
+        for name, of_name in (losses or {}).items():
+            first = first_losses.get(name, first_loss(of_name))
+            if first is not None:
+                first_losses[name] = first
+            # Some wrappers see no losses.
+            if any(map(math.isfinite, of_name)):
+                levels.append(read_losses(of_name, first))
+        first_logits = self.first_logits
+        if first_logits is None and sample.logits:
+            first_logits = max(sample.logits.values())
+        readings = read_sample(
+            sample, Past(trends, operands, levels, first_logits), limits
+        )
         over, watched = dict(self.over), dict(self.watched)
         open_alerts = dict(self.open_alerts)
         alerts: List[AlertRow] = []
@@ -127,6 +161,8 @@ class Monitor:
             watch_until=watch_until,
             largest_grad=largest,
             num_samples=self.num_samples + 1,
+            first_losses=first_losses,
+            first_logits=first_logits,
         )
         return Judgement(after, alerts)
 
@@ -149,9 +185,11 @@ class Monitor:
         while len(scales) > 1 and scales[1][0] <= iteration - SCALE_WINDOW:
             scales.pop(0)
         after = replace(self, scales=tuple(scales))
-        num_falls = 0
-        for (_, before), (_, now) in zip(scales, scales[1:]):
-            num_falls += now < before
+        # A scale that grows and falls again has found its place.
+        num_falls, lowest = 0, scales[0][1]
+        for _, now in scales:
+            num_falls += now < lowest
+            lowest = min(lowest, now)
         needed = limits.scale_falls
         if (
             needed is None
@@ -175,25 +213,27 @@ class Monitor:
         commits: Sequence[Commit],
         limits: StabilityLimits,
     ) -> 'Judgement':
-        """Return the memory after the last committed update of an optimizer.
+        """Return the memory after the last committed updates of an optimizer.
 
         Args:
-            iteration: The iteration of the update, from 1.
+            iteration: The iteration of the last update, from 1.
             name: The name of the optimizer.
-            commits: Its last commits, oldest first.
+            commits: Its last commits, oldest first. Those that were counted
+                already are left out.
             limits: The limits of the rules.
         """
-        share = limits.diverging
-        if share is None or not commits:
+        share, seen = limits.diverging, self.updates.get(name, 0)
+        new = [commit for commit in commits if commit.update > seen]
+        if share is None or not new:
             return Judgement(self, [])
-        commit = commits[-1]
-        if self.updates.get(name) == commit.update:
-            return Judgement(self, [])
+        commit = new[-1]
         level = self.levels.get(name) or LossLevel(WINDOW)
-        rise = Divergence(WINDOW, share).find(level, commit.loss)
+        losses = [commit.loss for commit in new]
+        level = level.after(*filter(math.isfinite, losses))
+        rise = Divergence(WINDOW, share).find_risen(level, new)
         after = replace(
             self,
-            levels={**self.levels, name: level.after(commit.loss)},
+            levels={**self.levels, name: level},
             updates={**self.updates, name: commit.update},
         )
         if rise is None or DIVERGING in self.open_alerts:
@@ -207,6 +247,22 @@ class Monitor:
             advice='lr',
         )
         return Judgement(after.opened(alert), [alert])
+
+    def after_rollback(self) -> 'Monitor':
+        """Return the memory of a run that went back to an earlier state.
+
+        The trends of before do not go on. What began with the run, and the
+        open alerts, stay.
+        """
+        return replace(
+            Monitor(),
+            open_alerts=self.open_alerts,
+            largest_grad=self.largest_grad,
+            num_samples=self.num_samples,
+            first_losses=self.first_losses,
+            first_logits=self.first_logits,
+            updates=self.updates,
+        )
 
     def opened(self, alert: AlertRow) -> 'Monitor':
         """Return the memory with an alert that is open."""

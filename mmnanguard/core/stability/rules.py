@@ -11,10 +11,11 @@ from ..rows.alert_row import (
     UPDATE_RATIO,
 )
 from .headroom import Point, count_down
+from .learning import Losses
 from .limits import StabilityLimits
 from .sample import Sample
 
-__all__ = ['WATCHED', 'Reading', 'headroom', 'read_sample']
+__all__ = ['WATCHED', 'Past', 'Reading', 'headroom', 'read_sample']
 
 # Growth below it is no countdown, as outputs rise when learning begins.
 LEAST_GROWN = 256.0
@@ -22,6 +23,10 @@ LEAST_GROWN = 256.0
 WATCHED = 0.5
 LIMIT_OF_SGD = 0.05
 LIMIT_OF_ADAPTIVE = 0.02
+# Of the limit: watched, but not told of.
+JUST_INSIDE = 1 - 1e-9
+# Of the limit: updates of such a size count whatever the loss does.
+FAR_OVER = 4.0
 
 
 class Reading(NamedTuple):
@@ -40,26 +45,40 @@ class Reading(NamedTuple):
     facts: Dict[str, Any]
 
 
+class Past(NamedTuple):
+    """The knowledge of the run beside the sample.
+
+    Attributes:
+        trends: The last points of each module, the sample's included.
+        operands: The last points of the smallest operand of each module.
+        losses: The losses of each optimizer, None if too few are known;
+            empty if the run keeps none.
+        first_logits: The largest argument of a softmax in the first sample
+            that had one.
+    """
+
+    trends: Mapping[str, Sequence[Point]]
+    operands: Mapping[str, Sequence[Point]]
+    losses: Sequence[Optional[Losses]] = ()
+    first_logits: Optional[float] = None
+
+
 def read_sample(
-    sample: Sample,
-    trends: Mapping[str, Sequence[Point]],
-    operands: Mapping[str, Sequence[Point]],
-    limits: StabilityLimits,
+    sample: Sample, past: Past, limits: StabilityLimits
 ) -> Dict[str, Reading]:
     """Return the reading of each rule that has something to read.
 
     Args:
         sample: The sample.
-        trends: The last points of each module, this sample's included.
-        operands: The last points of the smallest operand of each module.
+        past: What was seen up to now.
         limits: The limits of the rules.
     """
     readings = (
-        headroom(sample, trends, limits.headroom),
-        update_ratio(sample, limits.update_ratio),
-        attention_logits(sample, limits.attention_logits),
+        headroom(sample, past.trends, limits.headroom),
+        update_ratio(sample, past.losses, limits.update_ratio),
+        attention_logits(sample, past.first_logits, limits.attention_logits),
         underflow(sample, limits.underflow),
-        falling_operand(sample, operands, limits.operands),
+        falling_operand(sample, past.operands, limits.operands),
     )
     return {r.rule: r for r in readings if r is not None}
 
@@ -107,8 +126,14 @@ def headroom(
     return worst
 
 
-def update_ratio(sample: Sample, limit: Any) -> Optional[Reading]:
-    """Read the size of the update beside the weights."""
+def update_ratio(
+    sample: Sample, losses: Sequence[Optional[Losses]], limit: Any
+) -> Optional[Reading]:
+    """Read the size of the update beside the weights.
+
+    As long as the loss shows no harm, large updates are only watched, up to
+    four times the limit: small nets learn well with them.
+    """
     if limit is None or sample.update_ratio is None:
         return None
     if math.isinf(sample.update_ratio):
@@ -127,20 +152,32 @@ def update_ratio(sample: Sample, limit: Any) -> Optional[Reading]:
         advice='lr',
     )
     level = above(sample.update_ratio, limit)
+    is_harmed = not losses
+    for of_optimizer in losses:
+        if of_optimizer is not None and of_optimizer.is_harmed:
+            is_harmed = True
+            facts.update(loss=of_optimizer.now, first_loss=of_optimizer.first)
+    if not is_harmed:
+        level = max(level / FAR_OVER, min(level, JUST_INSIDE))
     return Reading(UPDATE_RATIO, level, num_needed, facts)
 
 
 def attention_logits(
-    sample: Sample, limit: Optional[float]
+    sample: Sample, first: Optional[float], limit: Optional[float]
 ) -> Optional[Reading]:
-    """Read the largest argument of a softmax."""
+    """Read the largest argument of a softmax.
+
+    The learning rate has not made what was there before the first update.
+    """
     if limit is None or not sample.logits:
         return None
     module = max(sample.logits, key=sample.logits.__getitem__)
     value = sample.logits[module]
     if math.isinf(value):
         return None
-    facts = dict(module=module, value=value, limit=limit, advice='lr')
+    facts = dict(module=module, value=value, limit=limit, first=first)
+    if first is None or first < limit:
+        facts['advice'] = 'lr'
     return Reading(ATTENTION_LOGITS, value / limit, 1, facts)
 
 
@@ -181,5 +218,4 @@ def falling_operand(
 
 def above(value: float, limit: float) -> float:
     """Return the level of a value whose limit is exclusive."""
-    # The limit itself is just below 1.
-    return value / limit * (1 - 1e-9)
+    return value / limit * JUST_INSIDE

@@ -1,8 +1,10 @@
 """The warnings about a run that the guard gives before it trains."""
 
-from typing import Container
+from typing import Collection
 
 from mmengine.runner import Runner
+
+from mmnanguard.core.hook_source import ends_run
 
 from .._shared.find_guards import find_wrappers, how_to_guard_wrapper
 from .check_listeners import misspelt_methods
@@ -18,7 +20,7 @@ LEFTOVERS = {
 }
 
 
-def warn_at_start(runner: Runner, guarded: Container[str]) -> None:
+def warn_at_start(runner: Runner, guarded: Collection[str]) -> None:
     """Warn of unguarded optimizers, and of names that nothing reads.
 
     Args:
@@ -31,6 +33,14 @@ def warn_at_start(runner: Runner, guarded: Container[str]) -> None:
             runner.logger.error(
                 f"mmnanguard: optimizer '{name}' is run by {kind}: ITS "
                 f'UPDATES ARE NOT GUARDED. {how_to_guard_wrapper(wrapper)}'
+            )
+    for hook in runner.hooks:
+        if guarded and ends_run(type(hook)):
+            runner.logger.warning(
+                f'mmnanguard: {type(hook).__name__} ends the run at a loss '
+                'that is not finite, also when the guard has skipped that '
+                'update. Remove the hook; guard.max_consecutive_skips ends '
+                'the run instead.'
             )
     for warning in misspelt_methods(runner.hooks):
         runner.logger.warning(f'mmnanguard: {warning}')

@@ -4,6 +4,7 @@ from typing import List, Optional, Set, Tuple
 
 from mmengine.runner import Runner
 
+from mmnanguard.core import Action, GuardEvent
 from mmnanguard.core.rows.alert_row import AlertRow
 from mmnanguard.core.rules.recent_commits import NUM_RECENT_COMMITS
 from mmnanguard.numerics.guard_protocol import GuardProtocol
@@ -46,7 +47,8 @@ class KeptStates:
         self._kept: List[EarlierState] = []
         self._used: Optional[EarlierState] = None
         self._open_alerts: Set[str] = set()
-        self._is_warned = False
+        # Since the last state was kept.
+        self._is_warned = self._has_rejected = False
         self._went_back_at = -1
         self._num_steps = count_steps(runner)
         self._origin = f'training began (iteration {runner.iter + 1})'
@@ -63,14 +65,19 @@ class KeptStates:
     def add(self, state: EarlierState) -> None:
         """Keep a state, and drop the oldest one if there are too many."""
         self._kept.append(state)
-        self._is_warned = False
+        self._is_warned = self._has_rejected = False
         del self._kept[: -self._num_kept]
+
+    def note_event(self, event: GuardEvent) -> None:
+        """Note that an update was rejected, other than by the loss scale."""
+        is_step = event.action is Action.STEP
+        self._has_rejected |= not (is_step or event.is_routine)
 
     def note_row(self, row: Row) -> None:
         """Let an alert keep the state that it finds.
 
-        Only the first of several alerts does: states of the trouble itself
-        must not push out the older ones.
+        Only the first of several alerts does, and none after a rejected
+        update: states of the trouble itself must not push out the older ones.
         """
         if row['kind'] != AlertRow.KIND:
             return
@@ -78,7 +85,7 @@ class KeptStates:
             self._open_alerts.discard(row['rule'])
             return
         if not self._open_alerts:
-            self._is_warned = self._num_kept > 1
+            self._is_warned = self._num_kept > 1 and not self._has_rejected
         self._open_alerts.add(row['rule'])
 
     def peek(self, first_bad: int) -> Optional[EarlierState]:

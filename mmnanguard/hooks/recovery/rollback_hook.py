@@ -163,14 +163,14 @@ class RollbackHook(GuardListener):
         self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
         # Trouble in the first interval needs a state to go back to as well.
-        # Not before the first iteration, which hooks may prepare for: they
-        # set the mode of a schedule-free optimizer, for example.
+        # Hooks may prepare for the first iteration (schedule-free optimizers).
         if not self._has_begun:
             self._has_begun = True
             self._keep(runner, runner.iter)
         self._rises.try_batch(runner, batch_idx, data_batch)
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
+        self._states.note_event(event)
         if event.action is Action.ROLLBACK:
             # Hooks that receive the event later, such as those that dump the
             # batch, need the state as the update left it.

@@ -10,7 +10,7 @@ from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.update.blame import plain_name
 
 from .._shared.bare_model import bare_model
-from .._shared.find_guards import find_guards, find_wrappers
+from .._shared.find_guards import find_wrappers
 
 __all__ = [
     'find_modules',
@@ -73,13 +73,15 @@ def guarded_scale(guards: Mapping[str, GuardProtocol]) -> Optional[float]:
     """Return the loss scale of a guarded wrapper; None without one."""
     for guard in guards.values():
         if guard.scaler.is_enabled():
-            return guard.scaler.read().value
+            return guard.scaler.get_scale()
     return None
 
 
-def loss_scale_of(runner: Runner) -> Union[float, Tensor, None]:
+def loss_scale_of(
+    runner: Runner, guards: Mapping[str, GuardProtocol]
+) -> Union[float, Tensor, None]:
     """Return the loss scale that is in force; None without one. No sync."""
-    guarded = guarded_scale(find_guards(runner))
+    guarded = guarded_scale(guards)
     if guarded is not None:
         return guarded
     for wrapper in find_wrappers(runner).values():

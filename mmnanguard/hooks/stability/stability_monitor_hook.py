@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from mmnanguard._support.escape import escape
 from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.core.rows.event_files import events_file, samples_file
+from mmnanguard.core.rows.rollback_row import RollbackRow
 from mmnanguard.core.stability.limits import StabilityLimits
 from mmnanguard.core.stability.margins import margins
 from mmnanguard.core.stability.monitor import Judgement, Monitor, is_due
@@ -17,9 +18,10 @@ from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.stability.window_probe import WindowProbe
 from mmnanguard.registry import HOOKS
 
+from .._shared.bare_model import bare_model
 from .._shared.compiled import is_compiled
-from .._shared.find_guards import find_guards, is_within_window, longest_window
-from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs
+from .._shared.find_guards import find_guards, longest_window
+from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs, Row
 from .._shared.patches import PatchingHook
 from .acts import Acts
 from .measured import (
@@ -35,6 +37,8 @@ from .sample_file import SampleFile
 __all__ = ['StabilityMonitorHook']
 
 KEY = 'nanguard_stability'
+# Number of iterations after which the losses of the last ones are judged.
+READ_EVERY = 16
 
 
 @HOOKS.register_module()
@@ -134,6 +138,8 @@ class StabilityMonitorHook(PatchingHook):
         self._num_alerts = 0
         self._guards: Dict[str, GuardProtocol] = {}
         self._is_due = self._has_told_margins = self._has_lost = False
+        # Whether a sample has to look outside of the model's forward pass.
+        self._is_partial = False
 
     def before_run(self, runner: Runner) -> None:
         super().before_run(runner)
@@ -161,7 +167,8 @@ class StabilityMonitorHook(PatchingHook):
     ) -> None:
         """Begin a sample, if one is due and a window begins."""
         scale = guarded_scale(self._guards)
-        if scale is not None:
+        scales = self._monitor.scales
+        if scale is not None and (not scales or scale != scales[-1][1]):
             self._tell(
                 runner,
                 self._monitor.after_scale(
@@ -171,7 +178,7 @@ class StabilityMonitorHook(PatchingHook):
         if is_due(runner.iter, self._interval, self._monitor.watch_until):
             self._is_due = True
         self._is_due = self._is_due or self._acts.wants_sample
-        if not self._is_due or goes_on(runner):
+        if not self._is_due or self._goes_on(runner):
             return
         self._is_due = False
         self._drop()
@@ -179,7 +186,11 @@ class StabilityMonitorHook(PatchingHook):
         if not self._is_compiled:
             modules = find_modules(runner)
         self._probe = WindowProbe(
-            modules, find_params(runner), self._zeros, loss_scale_of(runner)
+            modules,
+            find_params(runner),
+            self._zeros,
+            loss_scale_of(runner, self._guards),
+            None if self._is_partial else bare_model(runner.model),
         )
         self._acts.begin(modules)
 
@@ -192,29 +203,45 @@ class StabilityMonitorHook(PatchingHook):
     ) -> None:
         """End a sample with the window, and judge it."""
         iteration = runner.iter + 1
-        for name, guard in self._guards.items():
-            commits = guard.state.recent_commits
-            self._tell(
-                runner,
-                self._monitor.after_commit(
-                    iteration, name, commits, self._limits
-                ),
-            )
-        if self._probe is None or goes_on(runner, 1):
+        if iteration % READ_EVERY == 0:
+            self._read_commits(runner)
+        if self._probe is None or self._goes_on(runner, 1):
             return
+        self._is_partial = self._is_partial or self._probe.is_partial
         self._acts.end(runner, self._monitor)
         sample = self._probe.sample(
             iteration, highest_lr(runner), is_adaptive(runner)
         )
         self._drop()
         self._last = sample
+        losses = {
+            name: [commit.loss for commit in guard.state.recent_commits]
+            for name, guard in self._guards.items()
+        }
         self._tell(
-            runner, self._monitor.after(sample, self._limits, self._interval)
+            runner,
+            self._monitor.after(sample, self._limits, self._interval, losses),
         )
         self._acts.after_sample(runner, sample, self._monitor, self._limits)
         self._record(runner, sample)
         if iteration > 5 * self._interval:
             self._tell_margins(runner)
+
+    def after_guard_row(self, runner: Runner, row: Row) -> None:
+        """Forget the trends when the run goes back to an earlier state."""
+        if row['kind'] == RollbackRow.KIND:
+            self._monitor = self._monitor.after_rollback()
+
+    def _read_commits(self, runner: Runner) -> None:
+        """Judge the losses since the last call; the guards keep 64 of them."""
+        for name, guard in self._guards.items():
+            commits = guard.state.recent_commits
+            self._tell(
+                runner,
+                self._monitor.after_commit(
+                    runner.iter + 1, name, commits, self._limits
+                ),
+            )
 
     def before_val(self, runner: Runner) -> None:
         # A validation in the middle of a window runs the modules as well.
@@ -230,6 +257,7 @@ class StabilityMonitorHook(PatchingHook):
         checkpoint[KEY] = {
             'monitor': self._monitor.to_dict(),
             'zeros': sorted(self._zeros),
+            'is_partial': self._is_partial,
             'acts': self._acts.to_dict(),
         }
 
@@ -241,6 +269,7 @@ class StabilityMonitorHook(PatchingHook):
         if saved is not None and runner._resume:
             self._monitor = Monitor.from_dict(saved['monitor'])
             self._zeros = set(saved['zeros'])
+            self._is_partial = saved.get('is_partial', False)
             self._acts.load(runner, saved['acts'])
 
     def _drop(self) -> None:
@@ -310,16 +339,15 @@ class StabilityMonitorHook(PatchingHook):
         if line:
             runner.logger.info(escape(f'Iter {self._last.iter}: {line}'))
 
+    def _goes_on(self, runner: Runner, num_more: int = 0) -> bool:
+        """Whether a window goes on, also that of a wrapper without a guard.
 
-def goes_on(runner: Runner, num_more: int = 0) -> bool:
-    """Whether a window goes on, also that of a wrapper without a guard.
-
-    Args:
-        runner: The runner.
-        num_more: Number of iterations after those that the runner counts.
-    """
-    # The last window of a run may be shorter.
-    done = runner.iter + num_more
-    is_last = done >= runner.max_iters
-    is_counted = not is_last and done % longest_window(runner) != 0
-    return is_counted or is_within_window(runner)
+        Args:
+            runner: The runner.
+            num_more: Number of iterations after those that the runner counts.
+        """
+        # The last window of a run may be shorter.
+        done = runner.iter + num_more
+        is_last = done >= runner.max_iters
+        is_counted = not is_last and done % longest_window(runner) != 0
+        return is_counted or any(g.is_open for g in self._guards.values())

@@ -13,6 +13,7 @@ from ..base.tensor_kinds import is_ordinary
 from ..probe.place import find_running, method_of
 from ..probe.sample_tracker import Args, Kwargs, Operation
 from .output_probe import largest
+from .without_modes import without_modes
 
 __all__ = ['HalfProbe']
 
@@ -119,9 +120,10 @@ class HalfProbe(TorchDispatchMode):
 def largest_halves(leaves: Sequence[object]) -> List[Tensor]:
     """Return the largest number of each tensor in float16."""
     values = []
-    for leaf in leaves:
-        if not isinstance(leaf, Tensor) or leaf.dtype != torch.float16:
-            continue
-        if is_ordinary(leaf) and leaf.numel():
-            values.append(largest(leaf))
+    with without_modes():
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor) or leaf.dtype != torch.float16:
+                continue
+            if is_ordinary(leaf) and leaf.numel():
+                values.append(largest(leaf))
     return values

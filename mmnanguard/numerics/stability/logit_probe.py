@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _disable_current_modes
 
 from ..base.tensor_kinds import is_ordinary
 from ..probe.place import find_running
 from .operand_probe import OperandProbe
+from .without_modes import without_modes
 
 __all__ = ['LogitProbe']
 
@@ -62,7 +62,7 @@ class LogitProbe(TorchFunctionMode):
         if not isinstance(logits, Tensor) or not is_ordinary(logits):
             return
         if logits.is_floating_point() and logits.numel():
-            with torch.no_grad(), _disable_current_modes():
+            with without_modes():
                 value = logits.detach().max()
             running, _ = find_running(sys._getframe(), self._names)
             self.values.append((running.name if running else '', value))
@@ -80,7 +80,7 @@ class LogitProbe(TorchFunctionMode):
     ) -> None:
         if not (is_ordinary(query) and is_ordinary(key) and query.numel()):
             return
-        with torch.no_grad(), _disable_current_modes():
+        with without_modes():
             logits = some_logits(query.detach(), key.detach(), scale)
         self._note(logits)
 

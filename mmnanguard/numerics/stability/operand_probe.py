@@ -15,10 +15,10 @@ from typing import (
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from ..base.tensor_kinds import is_ordinary
 from ..probe.place import find_running
+from .without_modes import without_modes
 
 __all__ = ['OperandProbe', 'SmallOperand']
 
@@ -39,6 +39,11 @@ KEEPS = (
     *('expand', 'expand_as', 'flatten', 'permute', 'transpose', 'to'),
     *('__getitem__', 'type_as', 'contiguous', 'clone', 'double', 'sum'),
 )
+# The names of all functions that matter here, without the underscore of those
+# that write to their argument, as in ``sqrt_``.
+NAMES: Dict[str, str] = {}
+for _name in (*POLES, *BOUNDS, *SUMS, *KEEPS):
+    NAMES.update({_name: _name, f'{_name}_': _name})
 
 
 class SmallOperand(NamedTuple):
@@ -87,10 +92,9 @@ class OperandProbe:
         kwargs: Dict[str, Any],
     ) -> Any:
         """Run a function of PyTorch, and note its operand if it has one."""
-        name = getattr(func, '__name__', '')
-        if not name.startswith('__'):
-            # A function that writes to its argument, as in ``sqrt_``.
-            name = name.rstrip('_')
+        name = NAMES.get(getattr(func, '__name__', ''))
+        if name is None:
+            return func(*args, **kwargs)
         if name in POLES and torch.is_grad_enabled():
             op, place = POLES[name]
             operand = operand_of(args, kwargs, place)
@@ -110,7 +114,7 @@ class OperandProbe:
             return
         if not is_ordinary(operand) or self._has_bound(operand):
             return
-        with torch.no_grad(), _disable_current_modes():
+        with without_modes():
             # A float64 that float32 has no number for counts as 0.
             size = operand.detach().abs().float()
             value = torch.where(size > 0, size, float('inf')).min()

@@ -12,14 +12,17 @@ __all__ = ['WeightProbe']
 
 # Elements of each matrix that are compared, evenly spread.
 NUM_ELEMENTS = 4096
+# Smaller matrices turn in a few updates of healthy runs.
+LEAST_ELEMENTS = 100
 
 
 class WeightProbe:
     """Copies some elements of the weight matrices, to compare them later.
 
-    Biases, norms, embeddings of tokens that are no matrices of a module, and
-    weights that begin with 0, such as the second matrix of LoRA, are left
-    out: their ratios are large in healthy runs.
+    Biases, norms, matrices of fewer than 100 elements, embeddings of tokens
+    that are no matrices of a module, and weights that begin with 0, such as
+    the second matrix of LoRA, are left out: their ratios are large in healthy
+    runs.
 
     Args:
         params: The trained parameters by name.
@@ -61,7 +64,8 @@ def is_matrix(name: str, param: Tensor) -> bool:
         and param.requires_grad
         and param.is_floating_point()
         and is_ordinary(local(param.detach()))
-        and local(param.detach()).numel() > 0
+        # Of the whole matrix, so that all ranks compare the same ones.
+        and param.numel() >= LEAST_ELEMENTS
     )
 
 
@@ -71,4 +75,4 @@ def some(param: Tensor) -> Tensor:
     A view, unless the parameter is not contiguous.
     """
     values = local(param.detach()).reshape(-1)
-    return values[:: -(-values.numel() // NUM_ELEMENTS)]
+    return values[:: max(-(-values.numel() // NUM_ELEMENTS), 1)]

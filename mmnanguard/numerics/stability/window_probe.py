@@ -44,6 +44,8 @@ class WindowProbe:
         zeros: The names of the matrices that began with 0; new ones are
             added.
         loss_scale: The loss scale of the window; None without one.
+        model: The model whose forward pass runs all operations with logits or
+            operands; None if others do as well, which costs more.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class WindowProbe:
         params: Mapping[str, nn.Parameter],
         zeros: Set[str],
         loss_scale: Union[float, Tensor, None],
+        model: Optional[nn.Module] = None,
     ) -> None:
         self._places = {name: place for place, name in enumerate(modules)}
         self._zeros = zeros
@@ -61,15 +64,47 @@ class WindowProbe:
         self._weights = WeightProbe(params, zeros)
         self._outputs = OutputProbe(modules, loss_scale is not None)
         self._logits = LogitProbe(modules)
+        self._mode = ExitStack()
         self._added = ExitStack()
-        self._added.callback(self._outputs.remove)
+        add = self._added.callback
+        add(self._outputs.remove)
+        # The forward passes that run now and that the mode sees, and all.
+        self._depth = self._num_seen = 0
         # Dynamo would trace a mode into compiled code.
-        if modules:
-            self._added.enter_context(self._logits)
+        if modules and model is None:
+            self._enter()
+        elif modules and model is not None:
+            # The guard and the optimizer run more operations than the model.
+            add(model.register_forward_pre_hook(self._enter).remove)
+            end = model.register_forward_hook(self._exit, always_call=True)
+            add(end.remove)
+
+    def _enter(self, *_: object) -> None:
+        if self._depth == 0:
+            self._mode.enter_context(self._logits)
+        self._depth += 1
+        self._num_seen += 1
+        self._outputs.is_seen = True
+
+    def _exit(self, *_: object) -> None:
+        # A pass that fails before its beginning has an end all the same.
+        self._depth = max(self._depth - 1, 0)
+        if self._depth == 0:
+            self._outputs.is_seen = False
+            self._mode.close()
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether a trained module ran outside of the model's forward pass.
+
+        So it is with a ``train_step`` that runs other modules than the model.
+        """
+        return self._outputs.has_missed or self._num_seen == 0
 
     def close(self) -> None:
         """Remove all that was added to the forward pass."""
         self._added.close()
+        self._mode.close()
 
     def sample(self, iteration: int, lr: float, is_adaptive: bool) -> Sample:
         """Return the sample of the window, which its step has ended.
@@ -87,7 +122,7 @@ class WindowProbe:
         small = self._logits.operands.values
         parts, local = read_largest(
             [
-                self._by_module(self._outputs.values),
+                self._by_module(self._outputs.values()),
                 self._by_module(self._logits.values),
                 # The smallest is the largest of the negative numbers.
                 self._by_module((s.module, -s.value) for s in small),
