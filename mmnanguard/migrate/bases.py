@@ -13,6 +13,7 @@ from mmnanguard.read_config import read_config
 
 from .config_value import ConfigDict, ConfigValue
 from .migration import TARGETS
+from .model_keys import move_to_model
 from .source import Source
 
 __all__ = [
@@ -50,6 +51,7 @@ def load(path: ConfigValue) -> ConfigDict:
             f'MMEngine cannot read {path}: {type(error).__name__}: {error}'
         ) from error
     values: ConfigDict = cfg.to_dict()
+    move_to_model(values)
     return values
 
 
@@ -118,7 +120,7 @@ class ConfigFile:
         path: The absolute path of the file.
         text: The text of the file, with its own line ends.
         bases: The Python files that it inherits from, without theirs.
-        own: The names that the file itself sets or changes.
+        names: The names that the file itself sets or changes.
         dead: The keys of 1.x that have no effect, because the file sets a key
             of 2.x in their place.
         cfg: The value of the config, with everything it inherits.
@@ -128,7 +130,7 @@ class ConfigFile:
     path: Path
     text: str
     bases: List[Path]
-    own: Set[str]
+    names: Set[str]
     dead: Set[str]
     cfg: ConfigDict
     inherited: ConfigDict
@@ -146,14 +148,14 @@ def read_file(path: Path) -> ConfigFile:
     with path.open(encoding='utf-8', newline='') as file:
         text = file.read()
     source = Source(text, str(path))
-    own = {*source.assigned, *source.tangled}
+    names = {*source.assigned, *source.tangled}
     dead = set()
-    for key in own & {*TARGETS}:
+    for key in names & {*TARGETS}:
         if find_rival(source, key):
             dead.add(key)
     cfg = load(path)
     bases = direct_bases(path)
-    return ConfigFile(path, text, bases, own, dead, cfg, load_bases(path))
+    return ConfigFile(path, text, bases, names, dead, cfg, load_bases(path))
 
 
 def find_rival(source: Source, key: str) -> Optional[str]:

@@ -84,7 +84,8 @@ def inner_comments(
     """
     # libcst counts the lines above a statement as part of it.
     bare = statement.with_changes(leading_lines=[])
-    if not is_removed:
+    # The last line of a compound statement is within it.
+    if not is_removed and isinstance(bare, cst.SimpleStatementLine):
         bare = bare.with_changes(trailing_whitespace=cst.TrailingWhitespace())
     comments = matchers.findall(bare, matchers.Comment())
     return [node for node in comments if isinstance(node, cst.Comment)]

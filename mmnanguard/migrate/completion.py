@@ -1,4 +1,4 @@
-"""What a new file lacks of the value that its config has to have."""
+"""Comparison of a new file with the value that its config has to have."""
 
 from typing import Mapping, Optional, Tuple
 
@@ -44,13 +44,13 @@ def lacks(
         if key in job.set_below:
             continue
         if key in wanted:
-            found = compared(key, value, wanted[key])
-            if found is not None:
-                (more[key],) = found
+            rest = compared(key, value, wanted[key])
+            if rest is not None:
+                (more[key],) = rest
         elif key in PHASES and value.get(key) and 'data' in whole.old:
             more[key] = None
     # Keys of 1.x that a base keeps for this file.
-    waiting = (job.alive & {*value}) - job.file.own
+    waiting = (job.alive & {*value}) - job.file.names
     for key, want in everything(merged_form(job, waiting)).items():
         if key not in more and key not in m.kept_back:
             more.update(missing(value, {key: want}))
@@ -112,7 +112,7 @@ def follow_length(
     if (
         not (is_new_length(job) or 'lr_config' in m.source.tangled)
         or not value.get(key)
-        or key in {*job.file.own, *more, *m.new, *m.kept_back}
+        or key in {*job.file.names, *more, *m.new, *m.kept_back}
         or key not in job.set_below
     ):
         return
@@ -157,11 +157,11 @@ def add_units(
         return
     hooks = value.get('default_hooks') or {}
     checkpoint = hooks.get('checkpoint')
-    if is_without_unit(checkpoint) and 'default_hooks' not in job.file.own:
+    if is_without_unit(checkpoint) and 'default_hooks' not in job.file.names:
         made = more.setdefault('default_hooks', {})
         made.setdefault('checkpoint', {}).setdefault('by_epoch', False)
     processor = value.get('log_processor')
-    if is_without_unit(processor) and 'log_processor' not in job.file.own:
+    if is_without_unit(processor) and 'log_processor' not in job.file.names:
         more.setdefault('log_processor', {}).setdefault('by_epoch', False)
 
 

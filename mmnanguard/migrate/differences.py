@@ -1,4 +1,4 @@
-"""What a migrated file still lacks of the value that it has to have."""
+"""Differences between the values of configs."""
 
 from typing import Mapping, Optional, Tuple
 

@@ -134,6 +134,17 @@ class Migration:
             without = (*without, '_delete_')
         return Kept(path, value, tuple(without), is_said=True)
 
+    def is_variable(self, name: str) -> bool:
+        """Whether a dict is a variable of this file that has no single value.
+
+        It was imported by ``read_base``, or is changed in place. An assignment
+        would replace it, and not be merged.
+        """
+        if name in self.source.assigned or name in self.source.apart:
+            return False
+        is_here = name in self.source.tangled or name not in self.inherited
+        return is_here and isinstance(self.cfg.get(name), dict)
+
     def replaces(self, name: str) -> bool:
         """Whether a dict has ``_delete_``, so that it ignores its bases."""
         if self.is_merged:

@@ -77,8 +77,9 @@ def can_migrate(m: Migration, keys: Collection[str]) -> bool:
         base = base_for(kind, is_half(m.cfg, m.old))
         m.left(
             'optimizer_config',
-            f'{kind} is a class of your own: what it does between backward '
-            f'and step belongs into a subclass of {base}',
+            f'{kind} is a class of your own, so {", ".join(sorted(keys))} '
+            'stay: what it does between backward and step belongs into a '
+            f'subclass of {base}',
         )
         return False
     # A merge with the base's AmpOptimWrapper would keep its dtype and scale.

@@ -1,6 +1,6 @@
 """Placement of the new statements where the old ones stood."""
 
-from typing import List
+from typing import List, Optional
 
 import libcst as cst
 
@@ -65,7 +65,10 @@ def place(m: Migration) -> None:
         elif not keys:
             # No key of 1.x in the file becomes this key: the hook is new, or
             # the wrapper is inherited.
-            source.last.append(source.render(name, m.new[name], gone))
+            text = source.render(name, m.new[name], gone)
+            if m.is_variable(name):
+                text = text.replace(' = ', '.update(', 1) + ')'
+            source.last.append(text)
             continue
         else:
             at = source.place[keys[0]]
@@ -93,7 +96,7 @@ def edited(m: Migration, name: str) -> List[str]:
     """Return the new source of a key of 2.x that the file has."""
     if name == 'custom_hooks' and is_empty(m.source.assigned[name]):
         # An empty list still replaces the list of a base.
-        if m.inherited.get(name):
+        if m.inherited.get(name) or 'read_base' in m.source.text:
             return ['custom_hooks = []']
         return []
     value = m.new[name]
@@ -130,9 +133,12 @@ def entries_for_default_hooks(m: Migration) -> ConfigDict:
     if 'default_hooks' in m.kept_back:
         return {}
     node = m.source.assigned.get('default_hooks')
-    if node is None:
+    if m.is_variable('default_hooks'):
+        existing: Optional[ConfigDict] = m.cfg['default_hooks']
+    elif node is None:
         return dict(default_hooks=m.hooks)
-    existing = entries_of(node)
+    else:
+        existing = entries_of(node)
     if existing is None:
         m.left('default_hooks', f'it is computed: add {", ".join(m.hooks)}')
         return {}

@@ -14,11 +14,13 @@ from typing import (
 
 from .bases import ConfigFile, find_rival
 from .config_value import ConfigDict, ConfigValue, leave_out
+from .custom_hooks import migrate_custom_hooks
 from .environment import migrate_environment
 from .guarded_types import is_half
-from .hooks import migrate_custom_hooks, migrate_hooks
+from .hooks import migrate_hooks
 from .loops import migrate_data, migrate_loops, migrate_resume
 from .migration import TARGETS, Migration
+from .model_config import migrate_model
 from .notes import Notes
 from .old_schedules import lr_config_of
 from .place import place
@@ -61,7 +63,7 @@ STEPS = (
 
 @dataclass
 class Job:
-    """What the migration of a file has to know of its tree.
+    """A file to migrate, and the facts about its tree.
 
     Attributes:
         file: The file.
@@ -116,6 +118,7 @@ def rewrite(
     # A removed hook may have a limit, which goes into the guard of the new
     # wrapper: the wrapper has to exist.
     migrate_custom_hooks(m, is_1x)
+    migrate_model(m)
     for key, value in more.items():
         if key == 'default_hooks':
             m.hooks = merged(m.hooks, value)
@@ -165,7 +168,7 @@ def inherited_schedule(job: Job) -> ConfigDict:
     """
     file = job.file
     schedulers = file.inherited.get('param_scheduler')
-    if 'param_scheduler' in file.own or not isinstance(schedulers, list):
+    if 'param_scheduler' in file.names or not isinstance(schedulers, list):
         return {}
     old = file.cfg.get('lr_config') or {}
     base = lr_config_of(schedulers, job.base_loop or job.loop)
@@ -211,6 +214,10 @@ def find_old(m: Migration, job: Job, more: Mapping[str, ConfigValue]) -> None:
             rival = find_rival(m.source, key)
             belongs = belongs_above(job, key)
             if rival is not None:
+                # A variable of a config of 2.x may have the name of a key of
+                # 1.x.
+                if m.source.readers(key, m.source.place[key]):
+                    continue
                 m.left(
                     key,
                     f'{key} has no effect: MMEngine reads {rival} '

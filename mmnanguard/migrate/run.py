@@ -98,7 +98,7 @@ class Run:
             for loser in rivals_without_owner(self.tree, key, rivals):
                 for path in self.tree.below(loser):
                     # What the file has set before stays there.
-                    if key not in self.tree.files[path].own:
+                    if key not in self.tree.files[path].names:
                         self.withheld.setdefault(path, set()).add(key)
                         void |= {path} | self.tree.above(path)
         for path in void:
@@ -138,15 +138,20 @@ class Run:
         job = self.job(path)
         old = job.file.text
         self.old[path] = old_keys(job)
+        if 'read_base' in old:
+            # Its bases are modules of a package, which a copy is not.
+            self.values[path] = dict(job.file.cfg)
+            m = rewrite(job, {})
+            return Migrated(old, m.source.code(), m.notes)
         # A base that is migrated later stays as it is until then.
         if self.is_alone not in (None, path) and not job.alive:
             self.values[path] = self.copy.load(path)
             return Migrated(old, old, Notes())
         m, value = self.attempt(job, {})
-        more, told = lacks(job, m, value)
+        more, notes = lacks(job, m, value)
         if more:
             m, value = self.attempt(job, more)
-            self.tell(job, m, more, told)
+            self.tell(job, m, more, notes)
             rest, _ = lacks(job, m, value)
             if rest:
                 names = ', '.join(rest)
@@ -159,7 +164,7 @@ class Run:
         job: Job,
         m: Migration,
         more: Mapping[str, ConfigValue],
-        told: Notes,
+        notes: Notes,
     ) -> None:
         """Add notes on what a file needs beside what it says itself."""
         names = [key for key in more if key != 'default_hooks']
@@ -167,11 +172,11 @@ class Run:
             m.done((), f'{", ".join(names)}: completed for this config')
         known = {text for _, text in (*m.notes.changed, *m.notes.left)}
         for path in self.tree.below(job.file.path)[1:]:
-            notes = self.made[path].notes
-            known |= {text for _, text in (*notes.changed, *notes.left)}
+            base = self.made[path].notes
+            known |= {text for _, text in (*base.changed, *base.left)}
         for mine, theirs in (
-            (m.notes.changed, told.changed),
-            (m.notes.left, told.left),
+            (m.notes.changed, notes.changed),
+            (m.notes.left, notes.left),
         ):
             mine += [note for note in theirs if note[1] not in known]
 
@@ -197,7 +202,7 @@ def old_keys(job: Job) -> List[str]:
     keys = []
     for key in TARGETS:
         is_kept = key not in job.file.dead and belongs_above(job, key)
-        if key in job.file.own and not is_kept:
+        if key in job.file.names and not is_kept:
             keys.append(key)
     return keys
 

@@ -21,9 +21,10 @@ from mmnanguard.core import GuardConfigError
 from .comments import Statement, place_comments
 from .config_value import ConfigValue
 from .dict_source import edit_dict, entries_of
+from .model_keys import model_keys_in
 from .render import Kept, Piece, render
 
-__all__ = ['Source']
+__all__ = ['Source', 'names_in', 'stored_in']
 
 
 class Source:
@@ -39,6 +40,9 @@ class Source:
         place: The index of that statement, by name.
         tangled: The lines of each name that is set more than once, in another
             kind of statement, or changed in place.
+        apart: The index and value of each statement with a key of the model,
+            which has the name of a key of MMEngine; they are not in
+            ``assigned``.
         new: The source that replaces a statement, by its index.
         stays: Indices of statements that stay beside their replacement.
         heir: The index of the statement that takes over the comments of a
@@ -68,6 +72,9 @@ class Source:
         self.tangled: Dict[str, List[int]] = {}
         for index, statement in enumerate(self.statements):
             self._read_statement(index, statement)
+        self.apart: Dict[str, Tuple[int, cst.BaseExpression]] = {}
+        for name in model_keys_in(self.assigned):
+            self.apart[name] = self.place.pop(name), self.assigned.pop(name)
         self.new: Dict[int, List[str]] = {}
         self.stays: Set[int] = set()
         self.heir: Dict[int, int] = {}
@@ -142,6 +149,47 @@ class Source:
             if index not in dropped and name in names_in(statement):
                 lines.append(self.line_of(index))
         return lines
+
+    def readers(self, name: str, index: int) -> List[int]:
+        """Return the indices of statements that name a variable.
+
+        Args:
+            name: The name of the variable.
+            index: The statement that sets it, which is left out.
+        """
+        readers = []
+        for at, statement in enumerate(self.statements):
+            if at != index and name in names_in(statement):
+                readers.append(at)
+        return readers
+
+    def imported_names(self) -> Dict[str, str]:
+        """Return the original names of what is imported as another name."""
+        names = {}
+        for node in ast.walk(ast.parse(self.text)):
+            if isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    names[alias.asname or alias.name] = alias.name
+        return names
+
+    def moved(
+        self, node: cst.BaseExpression, indent: int, start: str
+    ) -> cst.BaseExpression:
+        """Return an expression, indented for another place.
+
+        Args:
+            node: An expression of this file.
+            indent: The indentation of the line that it will stand on.
+            start: The text before it on that line.
+        """
+        position = self.positions[node].start
+        line = self.lines[position.line - 1]
+        piece = Piece(
+            text=self.module.code_for_node(node),
+            indent=len(line) - len(line.lstrip()),
+            column=position.column,
+        )
+        return cst.parse_expression(piece.at(indent, indent + len(start)))
 
     def piece(self, kept: Kept, gone: Iterable[str]) -> Optional[Piece]:
         """Return the source of a kept value; None if it cannot be moved.

@@ -56,22 +56,22 @@ class Tree:
 
     def below(self, path: Path) -> List[Path]:
         """Return a file and all files that it inherits from."""
-        found = [path]
+        files = [path]
         for base in self.files[path].bases:
-            found += self.below(base)
-        return found
+            files += self.below(base)
+        return files
 
     def above(self, path: Path) -> Set[Path]:
         """Return all files that inherit from a file."""
-        found = set(self.users.get(path, ()))
+        files = set(self.users.get(path, ()))
         for user in self.users.get(path, ()):
-            found |= self.above(user)
-        return found
+            files |= self.above(user)
+        return files
 
     def alive(self, path: Path) -> Set[str]:
         """Return the keys of 1.x that have an effect in a config."""
         file = self.files[path]
-        keys = file.own & {*TARGETS}
+        keys = file.names & {*TARGETS}
         for base in file.bases:
             keys |= self.alive(base)
         return (keys - file.dead) & {*file.cfg}
@@ -79,9 +79,9 @@ class Tree:
     def loop(self, path: Path) -> Optional[Loop]:
         """Return the training loop of a config; None if it has none."""
         file = self.files[path]
-        if file.own & {*LENGTHS} - file.dead:
+        if file.names & {*LENGTHS} - file.dead:
             return loop_of(file.cfg)
-        if 'train_cfg' in file.own:
+        if 'train_cfg' in file.names:
             return loop_of(dict(train_cfg=file.cfg['train_cfg']))
         return self.base_loop(path)
 
@@ -110,14 +110,14 @@ class Tree:
 
     def is_set_in(self, key: str, path: Path) -> bool:
         """Whether a config, or a file below it, sets a key itself."""
-        return any(key in self.files[file].own for file in self.below(path))
+        return any(key in self.files[file].names for file in self.below(path))
 
     def shared(self) -> Set[Path]:
         """Return the files from which configs outside of the tree inherit.
 
         They are looked for in the folder of the tree.
         """
-        found: Set[Path] = set()
+        shared: Set[Path] = set()
         for path in sorted(self.root.rglob('*.py')):
             if path in self.files or path in self.refused:
                 continue
@@ -127,8 +127,8 @@ class Tree:
                 continue
             for base in bases:
                 if base in self.files:
-                    found |= {*self.below(base)}
-        return found
+                    shared |= {*self.below(base)}
+        return shared
 
     @property
     def root(self) -> Path:
@@ -139,16 +139,16 @@ class Tree:
 
 def configs_in(paths: Collection[Path]) -> List[Path]:
     """Return the configs among some files, and those in folders."""
-    found = []
+    configs = []
     for path in paths:
         if not path.is_dir():
-            found.append(path)
+            configs.append(path)
             continue
         for file in sorted(path.rglob('*.py')):
             # Other files, such as scripts, would be executed.
             if looks_like_config(file):
-                found.append(file)
-    return found
+                configs.append(file)
+    return configs
 
 
 def looks_like_config(path: Path) -> bool:

@@ -73,28 +73,25 @@ def from_bases(m: Migration) -> bool:
     if not wrapper or is_guarded_type(short(wrapper.get('type'))):
         return False
     kind = short(wrapper.get('type', 'OptimWrapper'))
-    if 'optim_wrapper' in m.source.tangled:
-        m.left(
-            'optim_wrapper',
-            f'it is changed here: set its type to {base_for(kind)} by hand',
-        )
-        return False
+    is_variable = m.is_variable('optim_wrapper')
     if (
-        'optim_wrapper' not in m.inherited
+        not (is_variable or 'optim_wrapper' in m.inherited)
         or 'optimizer' not in wrapper
-        or (kind not in GUARDED_TYPES)
+        or kind not in GUARDED_TYPES
     ):
-        m.left(
-            (),
-            f'optim_wrapper (type {kind}) is inherited: guard it in '
-            'the file that has it',
-        )
+        advice = 'is inherited: guard it in the file that has it'
+        if is_variable:
+            advice = f'is changed here: set its type to {base_for(kind)}'
+        m.left('optim_wrapper', f'optim_wrapper (type {kind}) {advice}')
         return False
     changes = guarded_form(m, kind, wrapper)
     if not changes:
         return False
     m.new['optim_wrapper'] = changes
     m.done((), f'the inherited {kind} -> {short(changes["type"])}')
+    lost = [key for key in wrapper if key in TAKEN_BY_AMP]
+    if lost and changes['type'] == FULL:
+        m.left((), f'optim_wrapper: {FULL} refuses {", ".join(lost)}')
     return True
 
 

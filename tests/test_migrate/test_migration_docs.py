@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS as REGISTRY
 
 from mmnanguard.migrate.migration import TARGETS
+from mmnanguard.migrate.model_keys import MODEL_KEYS
 from mmnanguard.migrate.nan_hooks import HOOKS, WRAPPERS
 from mmnanguard.migrate.policies import POLICIES
 from tools.migrate_config import main, parse_args
@@ -49,7 +50,11 @@ def test_the_example_is_what_the_tool_makes_of_it(tmp_path, capsys):
 
 def test_each_key_is_in_the_table():
     cells = ' '.join(first_cells('| 1.x | 2.x | what else |\n'))
-    assert {*re.findall(r'`(\w+)`', cells)} == {*TARGETS, 'custom_hooks'}
+    assert {*re.findall(r'`(\w+)`', cells)} == {
+        *TARGETS,
+        *MODEL_KEYS,
+        'custom_hooks',
+    }
 
 
 def test_each_policy_is_in_the_table():

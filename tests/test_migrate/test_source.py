@@ -240,11 +240,68 @@ def test_what_a_base_must_do_itself(kind, tmp_path):
     assert f'optim_wrapper (type {kind}) is inherited' in child.left
 
 
-def test_a_wrapper_that_is_changed_in_place(tmp_path):
-    text = 'optim_wrapper = dict(optimizer=dict())\noptim_wrapper["a"] = 1\n'
+@pytest.mark.parametrize(
+    'change', ["optim_wrapper['clip_grad'] = None", 'optim_wrapper.update({})']
+)
+def test_a_wrapper_that_is_changed_in_place(change, tmp_path):
+    text = f"optim_wrapper = dict(optimizer=dict(type='SGD'))\n{change}\n"
+    text += "default_hooks = dict(logger=None)\ndefault_hooks['a'] = None\n"
+    child = Migration(tmp_path, f'model = dict()\n{text}')
+    assert child.new.startswith(f'model = dict()\n{text}')
+    assert child.cfg['optim_wrapper']['type'] == FP32
+    assert child.cfg['optim_wrapper']['optimizer'] == dict(type='SGD')
+    assert {'logger', 'a', 'nan_guard'} <= {*child.cfg['default_hooks']}
+
+
+def test_what_is_changed_and_not_known_stays(tmp_path):
+    text = "optim_wrapper = dict(type='Mine', optimizer=dict())\n"
+    text += 'optim_wrapper.update({})\n'
     child = Migration(tmp_path, text)
     assert child.new == text
-    assert 'line 2: it is changed here' in child.left
+    assert 'line 2: optim_wrapper (type Mine) is changed here' in child.left
+
+
+RUNTIME_2X = """
+default_hooks = dict(
+    logger=dict(type='LoggerHook', interval=20),
+    checkpoint=dict(type='CheckpointHook', interval=3, save_best='auto'))
+"""
+WRAPPER_2X = """
+from mmengine.optim import AmpOptimWrapper
+from torch.optim import SGD
+optim_wrapper = dict(
+    type=AmpOptimWrapper, loss_scale=4.0, optimizer=dict(type=SGD, lr=0.1))
+"""
+READ_BASE = """
+from mmengine.config import read_base
+with read_base():
+    from .runtime import *
+model = dict()
+"""
+
+
+@pytest.mark.parametrize('change', ['', 'optim_wrapper.update(clip_grad={})'])
+@pytest.mark.parametrize('is_inherited', [True, False])
+def test_what_read_base_imports_is_merged(change, is_inherited, tmp_path):
+    base, text = RUNTIME_2X + WRAPPER_2X, READ_BASE
+    if not is_inherited:
+        base, text = RUNTIME_2X, READ_BASE + WRAPPER_2X
+    child = Migration(tmp_path, f'{text}{change}\n', runtime=base)
+    hooks = child.cfg['default_hooks']
+    assert {'nan_guard', 'event_log'} <= {*hooks}
+    assert hooks['checkpoint']['save_best'] == 'auto'
+    assert hooks['logger']['interval'] == 20
+    wrapper = child.cfg['optim_wrapper']
+    assert wrapper['type'] == FP16
+    assert wrapper['loss_scale'] == 4.0
+    assert wrapper['optimizer']['lr'] == 0.1
+    assert not child.left
+
+
+def test_a_guard_that_refuses_what_is_inherited_is_told(tmp_path):
+    base = RUNTIME_2X + WRAPPER_2X
+    child = Migration(tmp_path, READ_BASE, 'fp32', runtime=base)
+    assert 'refuses loss_scale' in child.left
 
 
 def test_where_to_resume_wins(tmp_path):
