@@ -189,6 +189,7 @@ class Sampled(Iteration):
             dict(self.model.named_parameters()),
             set(),
             self.wrapper.guard.scaler.get_scale(),
+            self.model,
         )
         super().run()
         probe.sample(1, 1e-6, is_adaptive=True)

@@ -1,5 +1,6 @@
 """Migration of ``runner``, ``evaluation``, ``data`` and ``resume_from``."""
 
+from textwrap import shorten
 from typing import Collection, Dict, Mapping, Tuple
 
 from .config_value import ConfigDict, ConfigValue
@@ -35,6 +36,8 @@ LOADER = {
 # The option of mmcv for the batch size.
 BATCH = 'samples_per_gpu'
 PHASES = ('train', 'val', 'test')
+# The length of an example in a note, in characters.
+MAX_EXAMPLE = 60
 
 
 def migrate_loops(m: Migration) -> None:
@@ -125,12 +128,11 @@ def evaluation(m: Migration) -> ConfigDict:
             options.append(f'{key}={config[key]!r}')
     example = ''
     if options:
-        example = f' (here {", ".join(options)})'
+        example = f' ({shorten(", ".join(options), MAX_EXAMPLE)})'
     m.left(
         'evaluation',
-        f'which metric, only you know{example}: write val_evaluator (and '
-        'test_evaluator), which MMEngine asks for wherever there is a '
-        'val_dataloader',
+        f'evaluation: write its metric{example} as val_evaluator and '
+        'test_evaluator, which the dataloaders of MMEngine need',
     )
     return made
 

@@ -17,7 +17,7 @@ from .guarded_types import (
 )
 from .migration import Migration
 from .nan_hooks import IN_A_ROW, WRAPPERS, guard_options, looks_alike
-from .optimizer_config import can_migrate, wrapper_of_old
+from .optimizer_config import SEVERAL, can_migrate, wrapper_of_old
 
 __all__ = ['migrate_wrapper']
 
@@ -45,6 +45,9 @@ OWN_CONSTRUCTORS = (None, 'DefaultOptimWrapperConstructor')
 def migrate_wrapper(m: Migration) -> None:
     """Guard the optimizer wrapper, and add the hooks of the guard."""
     keys = {'optimizer', 'optimizer_config', 'fp16'} & m.old
+    # The key of mmediting, which has an optimizer for each part of a model.
+    if 'optimizers' in m.source.assigned and not m.cfg.get('optim_wrapper'):
+        m.left('optimizers', SEVERAL)
     if not can_migrate(m, keys):
         # The three keys become a single key: all of them stay, or none.
         m.old -= keys

@@ -429,3 +429,5 @@ def test_all_ranks_tell_the_same(tmp_path):
         assert first['alerts'] == second['alerts']
         assert first['is_equal']
         assert second['is_equal']
+        # The wrapper runs the forward pass of the model itself.
+        assert not first['is_partial']

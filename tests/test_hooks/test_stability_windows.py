@@ -1,5 +1,7 @@
 """A sample looks at the model's forward pass, and further where it must."""
 
+import math
+
 import pytest
 import torch
 from mmengine.hooks import Hook
@@ -11,6 +13,7 @@ from torch.overrides import _get_current_function_mode_stack as modes
 from torch.utils.checkpoint import checkpoint
 from toys import assert_same, guard_hooks, make_runner, wrapper
 
+from mmnanguard.numerics.stability.extremes import Extremes
 from mmnanguard.numerics.stability.window_probe import WindowProbe
 
 
@@ -131,3 +134,21 @@ def test_a_pass_that_fails_early_leaves_the_users_mode():
     assert probe.sample(1, 0.1, False).logits == {'0': 1.0}
     assert not net._forward_hooks
     assert not net._forward_pre_hooks
+
+
+@pytest.mark.parametrize('size', [-7.0, 7.0, float('nan')])
+def test_a_module_that_runs_often_has_two_numbers(size):
+    """An RNN, or a long window, would keep a number of each run otherwise."""
+    extremes = Extremes()
+    for number in (1.0, size, *[-2.0] * 50):
+        extremes.add('cell', torch.tensor([0.5, number]))
+    extremes.add('cell', torch.tensor([3.0], dtype=torch.float16))
+    assert extremes.dtypes() == [
+        ('cell', torch.float32),
+        ('cell', torch.float16),
+    ]
+    numbers = [number.item() for _, number in extremes.numbers()]
+    assert len(numbers) == 4
+    is_nan = math.isnan(size)
+    assert any(map(math.isnan, numbers)) is is_nan
+    assert is_nan or max(numbers) == 7

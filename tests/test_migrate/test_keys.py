@@ -392,7 +392,8 @@ CANNOT = {
     f'{SGD}fp16 = dict(loss_scale=dict(mode="dynamic", scale_window=9))': (
         "mmcv's own scaler"
     ),
-    'optimizer = dict(type="SGD", lr=1, constructor="Mine")': 'Mine builds an',
+    'optimizer = dict(type="SGD", lr=1, constructor="Mine")': 'Mine: in 2.x a',
+    'optimizers = dict(g=dict(type="SGD", lr=1))': 'line 1: several opt',
     'lr_config = dict(policy="Inv", gamma=1)': "policy 'Inv' has no scheduler",
     'lr_config = dict(warmup_iters=9)': 'it has no policy',
     'lr_config = dict(policy="poly", power=1.0)': 'how long training takes',
@@ -453,6 +454,28 @@ CANNOT = {
 @pytest.mark.parametrize('text', CANNOT)
 def test_what_it_cannot_do(text, tmp_path):
     assert CANNOT[text] in Migration(tmp_path, f'{text}\n').left
+
+
+LONG = "[dict(type='Metric', path='some/where/" + 50 * 'x' + "')] * 3"
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        *CANNOT,
+        f'{SGD}evaluation = dict(interval=1, metrics={LONG})',
+        f'{SGD}evaluation = dict(interval=dict(a={LONG}))',
+        f'{SGD}custom_hooks = [dict(type="Mine", data={LONG})]',
+        f'{SGD}optimizer_config = dict(type="Mine", data={LONG})',
+        f'{SGD}optimizers = dict(a={LONG})',
+    ],
+)
+def test_a_note_is_one_short_line(text, tmp_path):
+    notes = Migration(tmp_path, f'{text}\n').notes
+    for lines in notes.sections().values():
+        for line in lines:
+            assert '\n' not in line
+            assert len(line) < 190, line
 
 
 def test_names_are_followed_and_kept(tmp_path):

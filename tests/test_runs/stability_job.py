@@ -19,6 +19,8 @@ from toys import (
     wrapper,
 )
 
+from mmnanguard.hooks import StabilityMonitorHook
+
 MONITOR = dict(
     stability=dict(
         type='mmnanguard.StabilityMonitorHook', interval=1, update_ratio=None
@@ -82,8 +84,12 @@ def main(work_dir):
             runner, alerts = train(Path(work_dir, way, name), way, **hooks)
             states.append(everything(runner))
         before, after = states
+        (hook,) = [
+            h for h in runner.hooks if isinstance(h, StabilityMonitorHook)
+        ]
         seen[way] = dict(
             alerts=alerts,
+            is_partial=hook._is_partial,
             is_equal=all(same(before[name], after[name]) for name in before),
         )
         if dist.get_rank() == 0:

@@ -7,5 +7,5 @@
 4. ``weight_probe``: the size of the update beside the weights.
 5. ``window_probe``: all of them, for one window and one host read.
 6. ``half_probe``: the modules that have to run in float32.
-7. ``without_modes``: hides the measurements from the modes of others.
+7. ``extremes`` and ``without_modes``: the operations of a measurement.
 """

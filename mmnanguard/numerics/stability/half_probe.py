@@ -12,7 +12,7 @@ from ..base.host_read import on_one_device
 from ..base.tensor_kinds import is_ordinary
 from ..probe.place import find_running, method_of
 from ..probe.sample_tracker import Args, Kwargs, Operation
-from .output_probe import largest
+from .extremes import largest
 from .without_modes import without_modes
 
 __all__ = ['HalfProbe']

@@ -11,9 +11,10 @@ from torch.utils._pytree import tree_flatten
 from mmnanguard.core.stability.sample import LIMITS
 
 from ..base.tensor_kinds import is_ordinary
+from .extremes import Extremes
 from .without_modes import without_modes
 
-__all__ = ['OutputProbe', 'largest']
+__all__ = ['OutputProbe']
 
 NAMES = {getattr(torch, name): name for name in LIMITS}
 
@@ -26,8 +27,8 @@ class OutputProbe:
         needs_grads: Whether to note gradients of outputs as well.
 
     Attributes:
-        dtypes: The narrowest dtype of each module's outputs.
-        grads: The largest absolute element of each gradient of an output.
+        outputs: The outputs, by the name of the module.
+        grads: The gradients of outputs, likewise.
         is_seen: Whether other probes see the operations of a module that runs
             now.
         has_missed: Whether a trained module ran that they did not see.
@@ -39,11 +40,7 @@ class OutputProbe:
         self._needs_grads = needs_grads
         # The last output: that of a Sequential is that of its last child.
         self._last: Tuple[Callable[[], Optional[Tensor]], int] = (gone, 0)
-        self._names: List[str] = []
-        self._lowest: List[Tensor] = []
-        self._highest: List[Tensor] = []
-        self.dtypes: Dict[str, str] = {}
-        self.grads: List[Tensor] = []
+        self.outputs, self.grads = Extremes(), Extremes()
         self.is_seen = self.has_missed = False
         self._handles = []
         for name, module in modules.items():
@@ -56,16 +53,13 @@ class OutputProbe:
             handle.remove()
         self._handles = []
 
-    def values(self) -> List[Tuple[str, Tensor]]:
-        """Return two numbers of each output, with the name of its module.
-
-        They are its largest element, and its smallest one times -1, both
-        0-dim. No sync.
-        """
-        if not self._names:
-            return []
-        lowest = torch._foreach_neg(self._lowest)
-        return [*zip(self._names, self._highest), *zip(self._names, lowest)]
+    def dtypes(self) -> Dict[str, str]:
+        """Return the narrowest dtype of each module's outputs."""
+        narrowest: Dict[str, str] = {}
+        for name, dtype in self.outputs.dtypes():
+            known = narrowest.get(name, NAMES[dtype])
+            narrowest[name] = min(NAMES[dtype], known, key=LIMITS.__getitem__)
+        return narrowest
 
     def _note(
         self, name: str, module: nn.Module, args: object, outputs: object
@@ -80,27 +74,21 @@ class OutputProbe:
                 self._note_output(name, output)
 
     def _note_output(self, name: str, output: Tensor) -> None:
-        dtype = NAMES.get(output.dtype)
-        if dtype is None:
+        if output.dtype not in NAMES:
             return
-        low, high = torch.aminmax(output.detach())
-        self._names.append(name)
-        self._lowest.append(low)
-        self._highest.append(high)
-        if LIMITS[dtype] < LIMITS[self.dtypes.setdefault(name, dtype)]:
-            self.dtypes[name] = dtype
+        self.outputs.add(name, output)
         if not output.requires_grad:
             return
         # A backward pass may run checkpointed modules once more.
         if not self.is_seen and torch._C._current_autograd_node() is None:
             self.has_missed = True
         if self._needs_grads and output.dtype == torch.float16:
-            output.register_hook(self._note_grad)
+            output.register_hook(partial(self._note_grad, name))
 
-    def _note_grad(self, grad: Tensor) -> None:
+    def _note_grad(self, name: str, grad: Tensor) -> None:
         with without_modes():
             if is_ordinary(grad) and grad.numel():
-                self.grads.append(largest(grad))
+                self.grads.add(name, grad)
 
 
 def tensors_in(outputs: object) -> Iterator[Tensor]:
@@ -113,12 +101,6 @@ def tensors_in(outputs: object) -> Iterator[Tensor]:
             continue
         if is_ordinary(leaf) and leaf.numel():
             yield leaf
-
-
-def largest(tensor: Tensor) -> Tensor:
-    """Return the largest absolute element, 0-dim; NaN counts as inf."""
-    low, high = torch.aminmax(tensor.detach())
-    return torch.maximum(high, -low)
 
 
 def gone() -> Optional[Tensor]:

@@ -99,7 +99,8 @@ class WindowProbe:
 
         So it is with a ``train_step`` that runs other modules than the model.
         """
-        return self._outputs.has_missed or self._num_seen == 0
+        is_unseen = bool(self._places) and self._num_seen == 0
+        return is_unseen or self._outputs.has_missed
 
     def close(self) -> None:
         """Remove all that was added to the forward pass."""
@@ -120,14 +121,15 @@ class WindowProbe:
         self.close()
         moved, before = self._weights.norms()
         small = self._logits.operands.values
+        grads = self._outputs.grads.numbers()
         parts, local = read_largest(
             [
-                self._by_module(self._outputs.values()),
+                self._by_module(self._outputs.outputs.numbers()),
                 self._by_module(self._logits.values),
                 # The smallest is the largest of the negative numbers.
                 self._by_module((s.module, -s.value) for s in small),
                 [[-s.value for s in small if not s.module]],
-                [self._outputs.grads, self._scale],
+                [[grad for _, grad in grads], self._scale],
                 [[norm] for norm in moved],
                 [[norm] for norm in before],
             ],
@@ -187,7 +189,7 @@ class WindowProbe:
     def _dtypes(self) -> List[float]:
         """Return the narrowest dtype of each module, as its place."""
         narrowest = [NONE] * len(self._places)
-        for name, dtype in self._outputs.dtypes.items():
+        for name, dtype in self._outputs.dtypes().items():
             narrowest[self._places[name]] = DTYPES.index(dtype)
         return narrowest
 
