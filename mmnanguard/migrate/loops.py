@@ -232,6 +232,8 @@ def migrate_data(m: Migration) -> None:
             # phase together; {} stands for the default loop.
             if 'dataset' in loader and phase != 'train':
                 m.new[f'{phase}_cfg'] = {}
+    if m.replaces('data'):
+        delete_loaders(m)
     m.done('data', f'data -> {", ".join(made)}')
     unknown = sorted({*data} - known)
     if unknown:
@@ -242,6 +244,18 @@ def migrate_data(m: Migration) -> None:
             'datasets and pipelines are carried over as they are: '
             "give them the names and keys of your project's 2.x",
         )
+
+
+def delete_loaders(m: Migration) -> None:
+    """Delete the inherited loaders, which ``_delete_`` in data stands for."""
+    for phase in PHASES:
+        for name in (f'{phase}_dataloader', f'{phase}_cfg'):
+            if name not in m.inherited or name == 'train_cfg':
+                continue
+            if name not in m.new:
+                m.new[name] = None
+            elif m.new[name]:
+                m.new[name] = dict(_delete_=True, **m.new[name])
 
 
 def dataloader(

@@ -54,6 +54,8 @@ def migrate_wrapper(m: Migration) -> None:
         return
     if keys:
         m.new['optim_wrapper'] = wrapper_of_old(m)
+    elif m.is_merged:
+        return
     elif 'optim_wrapper' in m.source.assigned:
         from_new(m)
         if 'optim_wrapper' not in m.new:
@@ -68,7 +70,8 @@ def migrate_wrapper(m: Migration) -> None:
 
 def from_bases(m: Migration) -> bool:
     """Guard an inherited wrapper; return whether that was possible."""
-    wrapper = m.cfg.get('optim_wrapper')
+    # In a tree the bases are guarded already.
+    wrapper = {**m.cfg, **m.new_bases}.get('optim_wrapper')
     # An inherited guard stays as it is, even if the user names another.
     if not wrapper or is_guarded_type(short(wrapper.get('type'))):
         return False
