@@ -24,7 +24,7 @@ EXPORTED = {
         'InputGuardHook LrFactorHook NanGuardHook RollbackHook '
         'StabilityMonitorHook StateAuditHook choose_resume'
     ),
-    'migrate': 'Migrated migrate',
+    'migrate': 'Migrated Migrations flatten migrate migrate_tree',
     'models': 'SafeAdaLNZero SafeAttention SafeRMSNorm',
     'numerics': (
         'AdaptiveGradClip GuardedGradScaler StateCopy load_plain masked_mean '

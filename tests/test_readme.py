@@ -30,15 +30,19 @@ def blocks(text, language):
 
 def test_both_languages_show_the_same_code():
     texts = [(ROOT / name).read_text() for name in READMES]
-    for language in ('python', 'json', 'text'):
-        assert blocks(texts[0], language) == blocks(texts[1], language)
-    for mark in ('drill', 'benchmark'):
-        marked = rf'<!-- {mark} -->(.*?)<!-- /{mark} -->'
-        numbers = []
-        for text in texts:
-            for part in re.findall(marked, text, re.S):
-                numbers.append(re.findall(r'\d+\.\d+', part))
-        assert numbers[0] == numbers[1] != []
+    for language in ('diff', 'bash', 'text'):
+        assert blocks(texts[0], language) == blocks(texts[1], language) != []
+    numbers = []
+    for text in texts:
+        (table,) = re.findall(
+            '<!-- compare -->(.*?)<!-- /compare -->', text, re.S
+        )
+        numbers.append(re.findall(r'\d+\.\d+', table))
+    assert numbers[0] == numbers[1] != []
+
+
+def test_it_is_short(readme):
+    assert len(readme.splitlines()) <= 150
 
 
 def test_the_config_builds(readme):
@@ -56,14 +60,18 @@ def test_the_config_builds(readme):
         HOOKS.build(hook)
 
 
-def test_the_drill_builds(readme):
-    cfg = Config.fromstring(blocks(readme, 'python')[-1], '.py')
+@pytest.mark.parametrize('language', ['en', 'zh_cn'])
+def test_the_drill_builds(language):
+    text = (ROOT / 'docs' / language / 'get_started.md').read_text()
+    cfg = Config.fromstring(blocks(text, 'python')[-1], '.py')
     assert len(HOOKS.build(cfg.default_hooks.fire_drill).faults) == 2
 
 
-def test_the_overlay_applies(readme, tmp_path):
+@pytest.mark.parametrize('language', ['en', 'zh_cn'])
+def test_the_overlay_applies(language, tmp_path):
+    text = (ROOT / 'docs' / language / 'recipes.md').read_text()
     path = tmp_path / 'overlay.py'
-    path.write_text(blocks(readme, 'python')[0])
+    path.write_text(blocks(text, 'python')[0])
     cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=1))))
     cfg = apply_guard(cfg, str(path))
     assert cfg.optim_wrapper.guard.max_consecutive_skips == 50

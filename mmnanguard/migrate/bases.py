@@ -2,9 +2,11 @@
 
 import ast
 import os
-from collections import defaultdict
+import traceback
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterator, List, Set
+from typing import List, Optional, Set
 
 from mmnanguard.core import GuardConfigError
 from mmnanguard.read_config import read_config
@@ -12,8 +14,17 @@ from mmnanguard.read_config import read_config
 from .config_value import ConfigDict, ConfigValue
 from .migration import TARGETS
 from .model_keys import move_to_model
+from .source import Source
 
-__all__ = ['load', 'load_bases', 'old_bases', 'same_targets']
+__all__ = [
+    'ConfigFile',
+    'assigned_names',
+    'base_names',
+    'direct_bases',
+    'find_rival',
+    'load',
+    'read_file',
+]
 
 
 def load(path: ConfigValue) -> ConfigDict:
@@ -31,7 +42,11 @@ def load(path: ConfigValue) -> ConfigDict:
         # The reader's own message names the file already.
         raise
     except Exception as error:
-        # A config is a program: it may raise any exception.
+        # A config is a program: it may raise any exception. MMEngine leaves
+        # a temporary file open in its frames.
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', ResourceWarning)
+            traceback.clear_frames(error.__traceback__)
         raise GuardConfigError(
             f'MMEngine cannot read {path}: {type(error).__name__}: {error}'
         ) from error
@@ -72,6 +87,19 @@ def base_names(path: Path) -> List[str]:
     return []
 
 
+def direct_bases(path: Path) -> List[Path]:
+    """Return the Python files that a file names as bases.
+
+    Bases in a package (``mmpretrain::...``) are not the user's to migrate.
+    """
+    bases = []
+    for name in base_names(path):
+        base = Path(os.path.abspath(path.parent / name))
+        if base.suffix == '.py' and '::' not in name:
+            bases.append(base)
+    return bases
+
+
 def load_bases(path: Path) -> ConfigDict:
     """Return the merged value of all bases."""
     made: ConfigDict = {}
@@ -84,59 +112,60 @@ def load_bases(path: Path) -> ConfigDict:
     return made
 
 
-def direct_bases(path: Path) -> Iterator[Path]:
-    """Yield the Python files that a file names as bases.
+@dataclass
+class ConfigFile:
+    """A config as it is before the migration.
 
-    Bases in a package (``mmpretrain::...``) are not the user's to migrate.
+    Attributes:
+        path: The absolute path of the file.
+        text: The text of the file, with its own line ends.
+        bases: The Python files that it inherits from, without theirs.
+        names: The names that the file itself sets or changes.
+        dead: The keys of 1.x that have no effect, because the file sets a key
+            of 2.x in their place.
+        cfg: The value of the config, with everything it inherits.
+        inherited: The merged value of the bases.
     """
-    for name in base_names(path):
-        base = path.parent / name
-        if base.suffix == '.py' and '::' not in name:
-            yield base
+
+    path: Path
+    text: str
+    bases: List[Path]
+    names: Set[str]
+    dead: Set[str]
+    cfg: ConfigDict
+    inherited: ConfigDict
 
 
-def files_below(path: Path) -> Iterator[Path]:
-    """Yield all files that a file inherits from, directly or not."""
-    for base in direct_bases(path):
-        yield base
-        yield from files_below(base)
+def read_file(path: Path) -> ConfigFile:
+    """Read a config; the file and its bases are executed.
 
-
-def old_keys(path: Path) -> List[str]:
-    """Return the keys of 1.x that a file itself sets."""
-    keys: List[str] = []
-    for node in ast.parse(path.read_text(encoding='utf-8')).body:
-        if isinstance(node, ast.Assign):
-            keys += filter(TARGETS.__contains__, assigned_names(node))
-    return keys
-
-
-def old_bases(path: Path) -> Dict[str, List[str]]:
-    """Return the keys of 1.x by base file, for files that have any."""
-    # The keys are stored by file, so that a base that two bases share is
-    # reported once.
-    keys_by_base = {}
-    for base in files_below(path):
-        keys = old_keys(base)
-        if keys:
-            keys_by_base[os.path.relpath(base, path.parent)] = keys
-    return keys_by_base
-
-
-def same_targets(path: Path) -> Dict[str, List[str]]:
-    """Return the keys of 2.x that several sibling bases would set.
-
-    MMEngine refuses sibling bases that set the same key. Two keys of 1.x
-    such as ``optimizer`` and ``fp16`` become the same key of 2.x.
+    Raises:
+        GuardConfigError: If the file is no config, or cannot be read.
     """
-    owners = defaultdict(list)
-    for base in direct_bases(path):
-        # A set counts a base once: 'optimizer' and 'fp16' in a single base are
-        # no conflict.
-        targets: Set[str] = set()
-        for file in (base, *files_below(base)):
-            for key in old_keys(file):
-                targets.update(TARGETS[key])
-        for target in targets:
-            owners[target].append(base.name)
-    return {key: names for key, names in owners.items() if len(names) > 1}
+    if path.suffix != '.py':
+        raise GuardConfigError(f'{path} is no Python file (.py).')
+    # newline='' keeps the file's line ends, which a translation would lose.
+    with path.open(encoding='utf-8', newline='') as file:
+        text = file.read()
+    source = Source(text, str(path))
+    names = {*source.assigned, *source.tangled}
+    dead = set()
+    for key in names & {*TARGETS}:
+        if find_rival(source, key):
+            dead.add(key)
+    cfg = load(path)
+    bases = direct_bases(path)
+    return ConfigFile(path, text, bases, names, dead, cfg, load_bases(path))
+
+
+def find_rival(source: Source, key: str) -> Optional[str]:
+    """Return the key of 2.x in a file that overrides a key of 1.x.
+
+    MMEngine reads only the key of 2.x if a file has both.
+    """
+    for target in TARGETS[key]:
+        # default_hooks is no rival: the file's entries stay, and the entries
+        # for the migrated hooks are added beside them.
+        if target in source.assigned and target != 'default_hooks':
+            return target
+    return None

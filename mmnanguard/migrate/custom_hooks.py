@@ -163,6 +163,14 @@ class HookEdit(cst.CSTTransformer):
         self.removed: Counter[str] = Counter()
         self.variables: Counter[str] = Counter()
 
+    def visit_Call(self, node: cst.Call) -> bool:
+        """Whether to look into a call: not into a hook's options."""
+        return not is_hook(node)
+
+    def visit_Dict(self, node: cst.Dict) -> bool:
+        """Whether to look into a dict: not into a hook's options."""
+        return not is_hook(node)
+
     def leave_List(
         self, original_node: cst.List, updated_node: cst.List
     ) -> Container:
@@ -225,6 +233,9 @@ class HookEdit(cst.CSTTransformer):
             parts: The container's original entries. Only original nodes have
                 known lines.
         """
+        # The entries of a hook are its options, and no hooks.
+        if is_hook(node):
+            return node
         gone = []
         for index, part in enumerate(parts):
             if self.is_removed(part.value):
@@ -347,6 +358,11 @@ class HookEdit(cst.CSTTransformer):
             value=edit_dict(parts[index].value, changes)
         )
         return with_parts(node, parts)
+
+
+def is_hook(node: cst.CSTNode) -> bool:
+    """Whether a node is the config of a hook, and not of several."""
+    return 'type' in (entries_of(node) or {})
 
 
 def read_literals(node: cst.BaseExpression) -> ConfigDict:

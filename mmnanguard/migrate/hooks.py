@@ -115,7 +115,11 @@ def logger(m: Migration) -> ConfigDict:
     units = [hook.get('by_epoch') for hook in hooks]
     # A file that is only a base of other files may not show the loop; then
     # by_epoch=False of a logger hook shows that it counts iterations.
-    processor['by_epoch'] = m.loop.by_epoch and False not in units
+    by_epoch = m.loop.by_epoch and False not in units
+    # MMEngine's default is True; what a part leaves open, the config that
+    # inherits it can set.
+    if m.loop.is_known or not by_epoch:
+        processor['by_epoch'] = by_epoch
     m.new['log_processor'] = processor
     m.done('log_config', 'log_config -> default_hooks.logger, log_processor')
     backends = vis_backends(m, hooks)

@@ -1,5 +1,6 @@
 """Migration of ``runner``, ``evaluation``, ``data`` and ``resume_from``."""
 
+from textwrap import shorten
 from typing import Collection, Dict, Mapping, Tuple
 
 from .config_value import ConfigDict, ConfigValue
@@ -35,6 +36,8 @@ LOADER = {
 # The option of mmcv for the batch size.
 BATCH = 'samples_per_gpu'
 PHASES = ('train', 'val', 'test')
+# The length of an example in a note, in characters.
+MAX_EXAMPLE = 60
 
 
 def migrate_loops(m: Migration) -> None:
@@ -125,12 +128,11 @@ def evaluation(m: Migration) -> ConfigDict:
             options.append(f'{key}={config[key]!r}')
     example = ''
     if options:
-        example = f' (here {", ".join(options)})'
+        example = f' ({shorten(", ".join(options), MAX_EXAMPLE)})'
     m.left(
         'evaluation',
-        f'which metric, only you know{example}: write val_evaluator (and '
-        'test_evaluator), which MMEngine asks for wherever there is a '
-        'val_dataloader',
+        f'evaluation: write its metric{example} as val_evaluator and '
+        'test_evaluator, which the dataloaders of MMEngine need',
     )
     return made
 
@@ -230,6 +232,8 @@ def migrate_data(m: Migration) -> None:
             # phase together; {} stands for the default loop.
             if 'dataset' in loader and phase != 'train':
                 m.new[f'{phase}_cfg'] = {}
+    if m.replaces('data'):
+        delete_loaders(m)
     m.done('data', f'data -> {", ".join(made)}')
     unknown = sorted({*data} - known)
     if unknown:
@@ -240,6 +244,18 @@ def migrate_data(m: Migration) -> None:
             'datasets and pipelines are carried over as they are: '
             "give them the names and keys of your project's 2.x",
         )
+
+
+def delete_loaders(m: Migration) -> None:
+    """Delete the inherited loaders, which ``_delete_`` in data stands for."""
+    for phase in PHASES:
+        for name in (f'{phase}_dataloader', f'{phase}_cfg'):
+            if name not in m.inherited or name == 'train_cfg':
+                continue
+            if name not in m.new:
+                m.new[name] = None
+            elif m.new[name]:
+                m.new[name] = dict(_delete_=True, **m.new[name])
 
 
 def dataloader(

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, Iterable, Mapping, Optional, Set, Tuple, Union
 
+import libcst as cst
+
 from .config_value import ConfigDict, ConfigValue, leave_out
 from .dict_source import entries_of
 from .notes import Notes
@@ -11,7 +13,7 @@ from .policy import Loop
 from .render import Kept
 from .source import Source
 
-__all__ = ['TARGETS', 'KeyPath', 'Migration']
+__all__ = ['LENGTHS', 'TARGETS', 'KeyPath', 'Migration', 'loop_of']
 
 # The keys of 2.x that a key of 1.x becomes; () for a key that is left out.
 TARGETS: Dict[str, Tuple[str, ...]] = {
@@ -40,7 +42,8 @@ TARGETS: Dict[str, Tuple[str, ...]] = {
     'seed': ('randomness',),
     'deterministic': ('randomness',),
 }
-
+# The keys of 1.x that say how long training takes.
+LENGTHS = ('runner', 'total_epochs', 'total_iters')
 
 # A name that a file assigns, alone or with the keys below it; () for no line.
 KeyPath = Union[str, Tuple[str, ...]]
@@ -57,11 +60,20 @@ class Migration:
             builtins.
         inherited: The merged value of the config's bases.
         notes: The notes for the user.
+        loop: The training loop of the whole config, inherited keys included.
+        base_loop: The training loop of the bases; None if they have none.
+        is_merged: Whether the migration is of the merged value of the config,
+            as if one file said all of it, and not of what this file says.
         guard: The overlay of the guard: ``optim_wrapper`` and
             ``default_hooks``.
         is_named: Whether the user named the guard; otherwise it follows the
             precision of the config.
         old: The keys of 1.x that the file sets and that can be migrated.
+        moved: The keys of 1.x whose value goes into the files that inherit
+            it, so that the statement is removed here.
+        kept_back: The keys of 2.x that this file may not set.
+        new_bases: The merged value of the bases after their migration.
+        is_alone: Whether this file alone is migrated.
         new: The keys of 2.x that the keys of 1.x become, with their values; a
             dict is merged with the dict of the bases.
         hooks: The entries to add to ``default_hooks``.
@@ -72,9 +84,16 @@ class Migration:
     cfg: Mapping[str, ConfigValue]
     inherited: Mapping[str, ConfigValue]
     notes: Notes
+    loop: Loop = field(default_factory=lambda: Loop(True, None))
+    base_loop: Optional[Loop] = None
+    is_merged: bool = False
     guard: ConfigDict = field(default_factory=dict)
     is_named: bool = False
     old: Set[str] = field(default_factory=set)
+    moved: Set[str] = field(default_factory=set)
+    kept_back: Set[str] = field(default_factory=set)
+    new_bases: ConfigDict = field(default_factory=dict)
+    is_alone: bool = True
     new: ConfigDict = field(default_factory=dict)
     hooks: ConfigDict = field(default_factory=dict)
 
@@ -88,6 +107,8 @@ class Migration:
         if name not in self.old or not isinstance(value, dict):
             return {}
         dropped = {'_delete_'}
+        if self.is_merged:
+            return leave_out(value, dropped)
         entries = entries_of(self.source.assigned.get(name))
         # A computed dict does not show which of its entries are inherited:
         # then all count as set here.
@@ -100,6 +121,9 @@ class Migration:
         value: ConfigValue = self.cfg
         for key in path:
             value = value[key]
+        if self.is_merged:
+            return Kept(path, value, (*without, '_delete_'))
+        value = said(self.source, self.source.node(path), value)
         if len(path) == 1 and isinstance(value, dict):
             # Inherited entries reach the new key through the bases.
             value = self.set_here(path[0])
@@ -108,7 +132,7 @@ class Migration:
         if not self.inherited:
             # MMEngine leaves _delete_ in a dict that has no base.
             without = (*without, '_delete_')
-        return Kept(path, value, tuple(without))
+        return Kept(path, value, tuple(without), is_said=True)
 
     def is_variable(self, name: str) -> bool:
         """Whether a dict is a variable of this file that has no single value.
@@ -123,6 +147,8 @@ class Migration:
 
     def replaces(self, name: str) -> bool:
         """Whether a dict has ``_delete_``, so that it ignores its bases."""
+        if self.is_merged:
+            return False
         node = self.source.assigned.get(name)
         return '_delete_' in (entries_of(node) or {})
 
@@ -147,18 +173,29 @@ class Migration:
         return self.source.line(*path)
 
     @property
-    def loop(self) -> Loop:
-        """The training loop of the whole config, inherited keys included."""
-        return loop_of(self.cfg)
-
-    @property
     def counts_anew(self) -> bool:
         """Whether this file and its bases count in different units."""
-        keys = {'runner', 'train_cfg', 'total_epochs', 'total_iters'}
         return (
-            bool(keys & {*self.inherited})
-            and loop_of(self.inherited).by_epoch != self.loop.by_epoch
+            self.base_loop is not None
+            and self.base_loop.by_epoch != self.loop.by_epoch
         )
+
+
+def said(
+    source: Source, node: Optional[cst.BaseExpression], value: ConfigValue
+) -> ConfigValue:
+    """Return what a file says of a value that is merged with its bases'."""
+    entries = source.entries(node)
+    if entries is None or not isinstance(value, dict):
+        return value
+    made: ConfigDict = {}
+    for key, entry in entries.items():
+        if key in value:
+            made[key] = said(source, entry, value[key])
+        elif key == '_delete_':
+            # MMEngine drops it where it has deleted something.
+            made[key] = True
+    return made
 
 
 def loop_of(cfg: Mapping[str, ConfigValue]) -> Loop:

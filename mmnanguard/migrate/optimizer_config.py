@@ -16,7 +16,7 @@ from .nan_hooks import (
 )
 from .project_source import find_hook
 
-__all__ = ['can_migrate', 'wrapper_of_old']
+__all__ = ['SEVERAL', 'can_migrate', 'wrapper_of_old']
 
 # Options of optimizer_config that are migrated.
 KNOWN = (
@@ -38,6 +38,11 @@ PLAIN = (
     'GradientCumulativeOptimizerHook',
     'GradientCumulativeFp16OptimizerHook',
 )
+# The note on a config with several optimizers.
+SEVERAL = (
+    'several optimizers: MMEngine takes a wrapper for each and a constructor '
+    'of your own; write those, then run this again'
+)
 # The keys of 1.x that become optim_wrapper, in the order in which a note
 # lists them.
 OLD_KEYS = ('optimizer', 'optimizer_config', 'fp16')
@@ -58,12 +63,7 @@ LOSS_SCALER = ('mode', 'scale_factor', 'scale_window')
 def can_migrate(m: Migration, keys: Collection[str]) -> bool:
     """Whether the keys can be migrated; reports the reason if not."""
     if has_several_optimizers(m.cfg.get('optimizer')):
-        m.left(
-            'optimizer',
-            'several optimizers: MMEngine takes a wrapper '
-            'for each and a constructor of your own; write those, then '
-            'run this again',
-        )
+        m.left('optimizer', SEVERAL)
         return False
     if 'optimizer' in keys and m.cfg['optimizer'] is None:
         m.left('optimizer', 'optimizer is None: there is nothing to guard')
@@ -325,9 +325,7 @@ def optimizer(m: Migration) -> ConfigDict:
     else:
         m.left(
             ('optimizer', 'constructor'),
-            f'{constructor} builds an '
-            'optimizer; in 2.x a constructor builds the wrapper, is '
-            'registered in OPTIM_WRAPPER_CONSTRUCTORS and may have '
-            'another name',
+            f'{constructor}: in 2.x a constructor builds the wrapper and is '
+            'registered in OPTIM_WRAPPER_CONSTRUCTORS',
         )
     return made

@@ -6,10 +6,10 @@ import libcst as cst
 
 from .config_value import ConfigDict, ConfigValue, leave_out
 from .dict_source import entries_of
+from .differences import plain
 from .migration import TARGETS, Migration
-from .render import Kept
 
-__all__ = ['place']
+__all__ = ['ORDER', 'place']
 
 # The order in which statements are written if a key of 1.x becomes several.
 ORDER = (
@@ -45,7 +45,7 @@ def place(m: Migration) -> None:
     """Enter the new statements into the source, each at its place."""
     source = m.source
     gone = set()
-    for key in m.old:
+    for key in (*m.old, *m.moved):
         # An empty list removes the statement, unless it also stays.
         source.new[source.place[key]] = []
         if report_users(m, key):
@@ -108,7 +108,7 @@ def edited(m: Migration, name: str) -> List[str]:
 
 def report_users(m: Migration, key: str) -> List[int]:
     """Report and return the lines that still read a key of 1.x."""
-    lines = m.source.users(key, m.old)
+    lines = m.source.users(key, m.old | m.moved)
     if lines:
         line_numbers = ', '.join(map(str, lines))
         m.left(key, f'{key} stays, because line {line_numbers} reads it')
@@ -122,12 +122,15 @@ def entries_for_default_hooks(m: Migration) -> ConfigDict:
     # MMEngine refuses two sibling bases that both set default_hooks.
     is_part = not {'model', 'default_hooks'} & {*m.cfg} and not m.inherited
     if is_part and {*m.hooks} == {*m.guard['default_hooks']}:
-        m.left(
-            (),
-            'this looks like a part for _base_, of which only one may have '
-            f'default_hooks: add {", ".join(m.hooks)} to the config that you '
-            'train with',
-        )
+        if m.is_alone:
+            m.left(
+                (),
+                'this looks like a part for _base_, of which only one may '
+                f'have default_hooks: add {", ".join(m.hooks)} to the config '
+                'that you train with',
+            )
+        return {}
+    if 'default_hooks' in m.kept_back:
         return {}
     node = m.source.assigned.get('default_hooks')
     if m.is_variable('default_hooks'):
@@ -150,22 +153,20 @@ def entries_for_default_hooks(m: Migration) -> ConfigDict:
         )
     if not new:
         return {}
-    return dict(default_hooks=plain(m, new))
+    return dict(default_hooks=for_edit(new))
 
 
-def plain(m: Migration, value: ConfigValue) -> ConfigValue:
+def for_edit(value: ConfigValue) -> ConfigValue:
     """Return a value with its kept parts replaced by plain values.
 
     An edit of an existing dict cannot move source into it.
     """
-    if isinstance(value, Kept):
-        return value.value
     if isinstance(value, dict):
-        return {key: plain(m, item) for key, item in value.items()}
+        return {key: for_edit(item) for key, item in value.items()}
     if value is None:
         # In an edit None would remove the entry.
         return cst.Name('None')
-    return value
+    return plain(value)
 
 
 def is_empty(node: cst.BaseExpression) -> bool:

@@ -21,10 +21,12 @@ class Loop:
         by_epoch: Whether its length is in epochs; otherwise it is in
             iterations.
         total: The length of training; None if it is not known.
+        is_known: Whether a config says anything of the loop.
     """
 
     by_epoch: bool
     total: Optional[Kept]
+    is_known: bool = True
 
 
 @dataclass

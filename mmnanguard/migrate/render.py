@@ -19,11 +19,14 @@ class Kept:
         path: The name that the file assigns, then the keys below it.
         value: The value, which is written if its source cannot be moved.
         without: The keys of a dict that are left out.
+        is_said: Whether the source says the whole value; otherwise the value
+            may have entries that the source inherits.
     """
 
     path: Tuple[str, ...]
     value: ConfigValue
     without: Tuple[str, ...] = ()
+    is_said: bool = False
 
 
 @dataclass(frozen=True)

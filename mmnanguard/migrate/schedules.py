@@ -101,7 +101,7 @@ def kind_of(policy: Policy) -> str:
     if kind not in POLICIES:
         raise CannotMigrate(
             f'the policy {policy.config["policy"]!r} has no scheduler in '
-            f'MMEngine; there are {", ".join(sorted(POLICIES))}'
+            'MMEngine: write param_scheduler'
         )
     return kind
 

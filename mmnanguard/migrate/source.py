@@ -48,6 +48,7 @@ class Source:
         heir: The index of the statement that takes over the comments of a
             removed statement, by the index of the removed statement.
         last: New statements at the end of the file.
+        is_plain: Whether no source is moved, so that values are written.
 
     Raises:
         GuardConfigError: If the text is no Python.
@@ -78,6 +79,7 @@ class Source:
         self.stays: Set[int] = set()
         self.heir: Dict[int, int] = {}
         self.last: List[str] = []
+        self.is_plain = False
 
     def _read_statement(self, index: int, statement: Statement) -> None:
         assignment = simple_assignment(statement)
@@ -125,6 +127,17 @@ class Source:
         for key in path[1:]:
             node = (entries_of(node) or {}).get(key)
         return node
+
+    def entries(
+        self, node: Optional[cst.BaseExpression]
+    ) -> Optional[Dict[str, cst.BaseExpression]]:
+        """Return a dict's values by key, also if the dict is given by name.
+
+        None if the node is no dict, or is computed.
+        """
+        if isinstance(node, cst.Name):
+            node = self.assigned.get(node.value)
+        return entries_of(node)
 
     def users(self, name: str, gone: Iterable[str]) -> List[int]:
         """Return the lines of statements that name a key and will stay."""
@@ -185,23 +198,30 @@ class Source:
             kept: The value.
             gone: The names that cannot be used at the value's new place.
         """
-        node = self.node(kept.path)
+        node = None if self.is_plain else self.node(kept.path)
         # At the new place such a name is undefined or may hold another value.
         if node is None or names_in(node) & set(gone):
             return None
+        named = isinstance(node, cst.Name)
         if isinstance(kept.value, dict):
-            # A dict that is given by name, as in 'runner = my_runner', can be
-            # moved as a whole, but not without some of its keys.
-            named = node.value if isinstance(node, cst.Name) else ''
-            entries = entries_of(self.assigned.get(named, node))
-            # The source lacks the entries that the value inherits.
-            if entries is None or ({*entries} ^ {*kept.value}) - {'_delete_'}:
+            entries = self.entries(node)
+            # A dict that is given by name, as in 'runner = my_runner', or is
+            # computed, can be moved as a whole, but not without some keys.
+            if (named or entries is None) and {*kept.value} & {*kept.without}:
                 return None
-            if named and {*entries} & {*kept.without}:
+            # The source lacks the entries that the value inherits.
+            if not kept.is_said and (
+                entries is None or ({*entries} ^ {*kept.value}) - {'_delete_'}
+            ):
                 return None
         start = self.positions[node].start
         line = self.lines[start.line - 1]
-        if isinstance(kept.value, dict) and kept.without and not named:
+        if (
+            isinstance(kept.value, dict)
+            and kept.without
+            and not named
+            and self.entries(node) is not None
+        ):
             node = edit_dict(node, dict.fromkeys(kept.without))
         return Piece(
             text=self.module.code_for_node(node),

@@ -17,7 +17,7 @@ from .guarded_types import (
 )
 from .migration import Migration
 from .nan_hooks import IN_A_ROW, WRAPPERS, guard_options, looks_alike
-from .optimizer_config import can_migrate, wrapper_of_old
+from .optimizer_config import SEVERAL, can_migrate, wrapper_of_old
 
 __all__ = ['migrate_wrapper']
 
@@ -45,12 +45,17 @@ OWN_CONSTRUCTORS = (None, 'DefaultOptimWrapperConstructor')
 def migrate_wrapper(m: Migration) -> None:
     """Guard the optimizer wrapper, and add the hooks of the guard."""
     keys = {'optimizer', 'optimizer_config', 'fp16'} & m.old
+    # The key of mmediting, which has an optimizer for each part of a model.
+    if 'optimizers' in m.source.assigned and not m.cfg.get('optim_wrapper'):
+        m.left('optimizers', SEVERAL)
     if not can_migrate(m, keys):
         # The three keys become a single key: all of them stay, or none.
         m.old -= keys
         return
     if keys:
         m.new['optim_wrapper'] = wrapper_of_old(m)
+    elif m.is_merged:
+        return
     elif 'optim_wrapper' in m.source.assigned:
         from_new(m)
         if 'optim_wrapper' not in m.new:
@@ -65,7 +70,8 @@ def migrate_wrapper(m: Migration) -> None:
 
 def from_bases(m: Migration) -> bool:
     """Guard an inherited wrapper; return whether that was possible."""
-    wrapper = m.cfg.get('optim_wrapper')
+    # In a tree the bases are guarded already.
+    wrapper = {**m.cfg, **m.new_bases}.get('optim_wrapper')
     # An inherited guard stays as it is, even if the user names another.
     if not wrapper or is_guarded_type(short(wrapper.get('type'))):
         return False

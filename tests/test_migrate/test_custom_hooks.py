@@ -130,3 +130,14 @@ def test_a_hook_of_the_project_is_found(is_marked, tmp_path):
     text = f"{GUARDED}custom_hooks = [dict(type='Asserts')]\n"
     migration = Migration(tmp_path / 'configs', text)
     assert ('Asserts' not in migration.new) == is_marked
+
+
+def test_the_options_of_a_hook_are_no_hooks(tmp_path):
+    migration = Migration(
+        tmp_path,
+        "seed = 1\ncustom_hooks = [dict(type='Mine', data=dict(type='Images', "
+        "pipeline=[dict(type='Resize')]))]\n",
+    )
+    assert 'Mine was written for mmcv' in migration.left
+    assert 'Images' not in migration.left
+    assert 'Resize' not in migration.left

@@ -76,7 +76,8 @@ def test_of_a_loop(tmp_path):
     cfg = migrated_with_base(
         tmp_path, text, f'{BASE}evaluation = dict(start=2)\n'
     )
-    expected = dict(by_epoch=False, max_iters=9, val_interval=3)
+    # Only the runner is deleted: mmcv merges the two of evaluation.
+    expected = dict(by_epoch=False, max_iters=9, val_interval=3, val_begin=2)
     assert cfg['train_cfg'] == expected
     longer = migrated_with_base(tmp_path, 'runner = dict(max_epochs=36)\n')
     assert longer['train_cfg'] == dict(by_epoch=True, max_epochs=36)

@@ -3,6 +3,7 @@
 import pytest
 from migrating import FP16, FP32, Migration
 
+MODEL = "model = dict(type='M')\n"
 SGD = "optimizer = dict(type='SGD', lr=0.1)\n"
 EPOCHS = "runner = dict(type='EpochBasedRunner', max_epochs=12)\n"
 ITERS = "runner = dict(type='IterBasedRunner', max_iters=100)\n"
@@ -154,7 +155,8 @@ CASES = {
         ),
     ),
     'checkpoint': (
-        f'{ITERS}checkpoint_config = dict(interval=10, max_keep_ckpts=3)\n',
+        f'{MODEL}{ITERS}checkpoint_config = dict(interval=10, '
+        'max_keep_ckpts=3)\n',
         'default_hooks',
         dict(
             checkpoint=dict(
@@ -166,7 +168,7 @@ CASES = {
         ),
     ),
     'save_best': (
-        f'{EPOCHS}checkpoint_config = dict(interval=1)\nevaluation = '
+        f'{MODEL}{EPOCHS}checkpoint_config = dict(interval=1)\nevaluation = '
         "dict(interval=1, save_best='auto', rule='greater')\n",
         'default_hooks',
         dict(
@@ -347,7 +349,8 @@ def test_what_it_becomes(case, tmp_path):
     ],
 )
 def test_what_goes(key, value, tmp_path):
-    migration = Migration(tmp_path, f'{key} = {value}\nlog_level = 1\n')
+    text = f'{MODEL}{key} = {value}\nlog_level = 1\n'
+    migration = Migration(tmp_path, text)
     assert key not in migration.cfg
     assert migration.cfg['log_level'] == 1
 
@@ -364,14 +367,17 @@ def test_what_goes(key, value, tmp_path):
         (f'{EPOCHS}evaluation = dict(interval=5)', 'after the last epoch'),
         (f'{EPOCHS}evaluation = dict(start=0)', 'once before training'),
         (f'{EPOCHS}evaluation = dict(interval=2, start=5)', 'counted the int'),
-        ("evaluation = dict(save_best='bbox_mAP')", "'coco/bbox_mAP'"),
+        (f"{MODEL}evaluation = dict(save_best='bbox_mAP')", "'coco/bbox_mAP'"),
         ("data = dict(val=dict(type='D'))", 'batch_size is 1'),
         ("seed = 1\ncustom_hooks = [dict(type='EMAHook')]", 'state_dict'),
         (
             "seed = 1\ncustom_hooks = [dict(type='EMAHook', momentum=0.1)]",
             'MomentumAnnealingEMA',
         ),
-        ('checkpoint_config = dict(create_symlink=True)', 'create_symlink'),
+        (
+            f'{MODEL}checkpoint_config = dict(create_symlink=True)',
+            'create_symlink',
+        ),
     ],
 )
 def test_what_is_told_to_have_changed(text, message, tmp_path):
@@ -386,7 +392,8 @@ CANNOT = {
     f'{SGD}fp16 = dict(loss_scale=dict(mode="dynamic", scale_window=9))': (
         "mmcv's own scaler"
     ),
-    'optimizer = dict(type="SGD", lr=1, constructor="Mine")': 'Mine builds an',
+    'optimizer = dict(type="SGD", lr=1, constructor="Mine")': 'Mine: in 2.x a',
+    'optimizers = dict(g=dict(type="SGD", lr=1))': 'line 1: several opt',
     'lr_config = dict(policy="Inv", gamma=1)': "policy 'Inv' has no scheduler",
     'lr_config = dict(warmup_iters=9)': 'it has no policy',
     'lr_config = dict(policy="poly", power=1.0)': 'how long training takes',
@@ -409,7 +416,7 @@ CANNOT = {
     'workflow = [("train", 1), ("val", 1)]': "its 'val' computed losses",
     'resume_from = "a.pth"': 'cannot be resumed, for it has no message_hub',
     'auto_resume = True\nload_from = "a.pth"': 'line 1: resume=True would res',
-    'evaluation = dict(interval=1, metric="bbox")': "metric='bbox'",
+    f'{EPOCHS}evaluation = dict(interval=1, metric="bbox")': "metric='bbox'",
     f'{EPOCHS}evaluation = dict(by_epoch=False, interval=9)': 'not the unit',
     'log_config = dict(hooks=[dict(type="PaviLoggerHook")])': 'no backend',
     'log_config = dict(hooks=[dict(type="WandbLoggerHook", log_dir=1)])': (
@@ -421,9 +428,9 @@ CANNOT = {
         'odd: not migrated'
     ),
     'optimizer = None': 'there is nothing to guard',
-    f'{SGD}evaluation = [dict(interval=1)]': 'evaluation is no dict',
-    f'{SGD}evaluation = dict(interval=dict(a=1))': 'val_interval by hand',
-    f'{SGD}evaluation = dict(interval=0)': 'val_interval by hand',
+    f'{EPOCHS}evaluation = [dict(interval=1)]': 'evaluation is no dict',
+    f'{EPOCHS}evaluation = dict(interval=dict(a=1))': 'val_interval by hand',
+    f'{EPOCHS}evaluation = dict(interval=0)': 'val_interval by hand',
     'seed = 1\nimg_norm_cfg = dict(mean=[1])': 'line 2: normalising moves',
     'seed = 1\nmodel = dict(type="M")': 'default_scope',
     'seed = 1\ncustom_hooks = [dict(type="Mine")]': 'line 2: Mine was written',
@@ -447,6 +454,28 @@ CANNOT = {
 @pytest.mark.parametrize('text', CANNOT)
 def test_what_it_cannot_do(text, tmp_path):
     assert CANNOT[text] in Migration(tmp_path, f'{text}\n').left
+
+
+LONG = "[dict(type='Metric', path='some/where/" + 50 * 'x' + "')] * 3"
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        *CANNOT,
+        f'{SGD}evaluation = dict(interval=1, metrics={LONG})',
+        f'{SGD}evaluation = dict(interval=dict(a={LONG}))',
+        f'{SGD}custom_hooks = [dict(type="Mine", data={LONG})]',
+        f'{SGD}optimizer_config = dict(type="Mine", data={LONG})',
+        f'{SGD}optimizers = dict(a={LONG})',
+    ],
+)
+def test_a_note_is_one_short_line(text, tmp_path):
+    notes = Migration(tmp_path, f'{text}\n').notes
+    for lines in notes.sections().values():
+        for line in lines:
+            assert '\n' not in line
+            assert len(line) < 190, line
 
 
 def test_names_are_followed_and_kept(tmp_path):
@@ -499,7 +528,7 @@ def test_a_name_that_comes_later_is_not_used(tmp_path):
 
 def test_a_name_that_goes_is_not_used(tmp_path):
     text = (
-        'evaluation = dict(interval=2)\n'
+        f'{MODEL}evaluation = dict(interval=2)\n'
         'checkpoint_config = dict(interval=evaluation["interval"])\n'
     )
     hooks = Migration(tmp_path, text).cfg['default_hooks']

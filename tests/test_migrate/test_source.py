@@ -311,15 +311,18 @@ def test_where_to_resume_wins(tmp_path):
     assert migration.cfg == dict(load_from='b.pth', resume=False)
 
 
-def test_bases_that_would_collide_are_told(tmp_path):
-    child = Migration(
-        tmp_path,
-        "_base_ = ['schedule.py', 'runtime.py']\nseed = 1\n",
-        schedule='checkpoint_config = dict(interval=1)\n',
-        runtime=RUNTIME,
+def test_a_part_keeps_what_another_part_would_set(tmp_path):
+    """MMEngine refuses bases beside one another that set the same key."""
+    text = "_base_ = ['schedule.py', 'runtime.py']\nseed = 1\n"
+    parts = dict(
+        schedule='checkpoint_config = dict(interval=1)\n', runtime=RUNTIME
     )
-    message = 'schedule.py, runtime.py would all set default_hooks'
-    assert message in child.left
+    child = Migration(tmp_path, text, **parts)
+    assert 'schedule.py' not in child.left
+    assert child.cfg['default_hooks']['checkpoint']['interval'] == 1
+    part = Migration(tmp_path, parts['schedule'])
+    assert part.new == parts['schedule']
+    assert 'line 1: checkpoint_config stays: default_hooks' in part.left
     # One below the other is no such pair.
     chain = Migration(
         tmp_path,
@@ -327,7 +330,7 @@ def test_bases_that_would_collide_are_told(tmp_path):
         schedule="_base_ = 'runtime.py'\ncheckpoint_config = None\n",
     )
     assert 'runtime.py is of 1.x' in chain.left
-    assert 'would all set' not in chain.left
+    assert 'schedule.py is of 1.x' in chain.left
 
 
 def test_a_part_for_base_gets_no_hooks(tmp_path):

@@ -102,10 +102,10 @@ def test_what_cannot_be_read(tool, old, capsys):
 def test_a_fault_of_the_tool_is_told_from_a_note(
     tool, old, capsys, monkeypatch
 ):
-    def fail(*_):
+    def fail(*_, **__):
         raise ValueError('of the tool')
 
-    monkeypatch.setattr('mmnanguard.migrate.migrate', fail)
+    monkeypatch.setattr('mmnanguard.migrate.migrate_tree', fail)
     status = tool.main([str(old), '--in-place'])
     error = capsys.readouterr().err
     assert status not in (0, 1, 2)

@@ -1,0 +1,146 @@
+"""Trees of configs of 1.x: what a leaf is after the migration is what it was
+before, in whatever order its files are migrated.
+"""
+
+from itertools import permutations
+
+import pytest
+from mmengine.config import Config
+
+from mmnanguard.migrate import flatten, migrate
+from mmnanguard.optim.apply_guard import load_overlay
+from tools.migrate_config import main
+
+PARTS = dict(
+    dataset="""\
+train_pipeline = [dict(type='Load'), dict(type='Flip')]
+data = dict(
+    samples_per_gpu=2, workers_per_gpu=2,
+    train=dict(type='D', ann='train.json', pipeline=train_pipeline),
+    val=dict(type='D', ann='val.json', sampler=dict(n=2, stride=1)),
+    test=dict(type='D', ann='val.json'))
+evaluation = dict(interval=1, metric='bbox')
+""",
+    schedule="""\
+optimizer = dict(type='SGD', lr=0.01, momentum=0.9)
+optimizer_config = dict(grad_clip=None)
+lr_config = dict(
+    policy='poly', power=0.9, min_lr=1e-4, by_epoch=False,
+    warmup='linear', warmup_iters=500)
+runner = dict(type='IterBasedRunner', max_iters=1000)
+checkpoint_config = dict(interval=100)
+""",
+    runtime="""\
+log_config = dict(interval=50, hooks=[dict(type='TextLoggerHook')])
+cudnn_benchmark = True
+""",
+    env="dist_params = dict(backend='nccl')\n",
+)
+BASES = "_base_ = ['dataset.py', 'schedule.py', 'runtime.py', 'env.py']\n"
+MODEL = "model = dict(type='M')\n"
+LEAVES = {
+    'plain': '',
+    'longer': "runner = dict(type='IterBasedRunner', max_iters=4000)\n",
+    'in epochs': (
+        "runner = dict(_delete_=True, type='EpochBasedRunner', "
+        "max_epochs=9)\nlr_config = dict(_delete_=True, policy='step', "
+        'step=[3])\n'
+    ),
+    'in part': (
+        "train_pipeline = [dict(type='Load'), dict(type='Resize', s=2)]\n"
+        'data = dict(\n    workers_per_gpu=5,\n'
+        '    train=dict(pipeline=train_pipeline),\n'
+        '    val=dict(sampler=dict(_delete_=True, n=30)))\n'
+    ),
+    'deleted': "data = dict(_delete_=True, train=dict(type='E'))\n",
+    'half': (
+        'fp16 = dict(loss_scale=512.)\noptimizer = dict(lr=1)\n'
+        "evaluation = dict(interval=7, save_best='auto')\n"
+    ),
+    'in place': "lr_config = dict(power=1.0)\nlr_config['min_lr'] = 1e-5\n",
+}
+# What tells one run from another: the keys of 2.x.
+KEYS = (
+    'optim_wrapper',
+    'param_scheduler',
+    'train_cfg',
+    'train_dataloader',
+    'val_dataloader',
+    'test_dataloader',
+    'default_hooks',
+    'log_processor',
+    'env_cfg',
+)
+# Entries that are as good as none.
+NONE = dict(clip_grad=None, by_epoch=True)
+
+
+def load(path):
+    return Config.fromfile(path, import_custom_modules=False).to_dict()
+
+
+def write(folder, leaf):
+    for name, text in dict(PARTS, leaf=f'{BASES}{MODEL}{leaf}').items():
+        (folder / f'{name}.py').write_text(text)
+    return folder / 'leaf.py'
+
+
+def run_of(cfg):
+    """Return what decides on a run, without what is as good as none."""
+    if isinstance(cfg, dict):
+        return {
+            key: run_of(value)
+            for key, value in cfg.items()
+            if value is not None and NONE.get(key, cfg) != value
+        }
+    return cfg
+
+
+def runs_of(cfg):
+    run = run_of({key: cfg.get(key) for key in KEYS})
+    # A part that knows no loop has the DefaultSampler, with which MMEngine's
+    # loop of iterations begins anew after an epoch, as mmcv's did.
+    run['train_dataloader']['sampler'].pop('type')
+    return run
+
+
+@pytest.fixture(params=LEAVES)
+def case(request, tmp_path):
+    """Return a leaf, and the run that it describes: that of one flat file,
+    for which the other tests speak.
+    """
+    leaf = write(tmp_path, LEAVES[request.param])
+    flat = tmp_path / 'flat' / 'flat.py'
+    flat.parent.mkdir()
+    flat.write_text(flatten(leaf, load_overlay).new)
+    return leaf, runs_of(load(flat))
+
+
+def test_a_tree(case):
+    leaf, run = case
+    out = leaf.parent / 'out'
+    main([str(leaf), '--out', str(out)])
+    assert runs_of(load(out / 'leaf.py')) == run
+    left = ''.join(path.read_text() for path in out.iterdir())
+    assert 'evaluation' not in left
+    assert 'checkpoint_config' not in left
+
+
+def test_in_place_and_again(case):
+    leaf, run = case
+    main([str(leaf), '--write'])
+    assert runs_of(load(leaf)) == run
+    first = {path: path.read_text() for path in leaf.parent.glob('*.py')}
+    main([str(leaf), '--write'])
+    assert first == {path: path.read_text() for path in first}
+
+
+@pytest.mark.parametrize(
+    'order', [*permutations(('dataset', 'schedule', 'leaf'))]
+)
+def test_one_by_one_in_any_order(case, order):
+    leaf, run = case
+    for name in ('runtime', *order, 'env'):
+        path = leaf.parent / f'{name}.py'
+        path.write_text(migrate(path, load_overlay).new)
+    assert runs_of(load(leaf)) == run
