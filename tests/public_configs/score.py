@@ -87,7 +87,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument(
         '--show', action='store_true', help='print what differs, with a leaf'
     )
-    return parser.parse_args(argv)
+    # Names may follow the options.
+    return parser.parse_intermixed_args(argv)
 
 
 def sort_leaves(
