@@ -183,6 +183,23 @@ def test_large_updates_of_a_run_that_has_learnt():
     assert 'and the loss is at 3 (at the start 3.88)' in alert.line()
 
 
+@pytest.mark.parametrize('is_told', [True, False])
+def test_updates_that_grow_while_the_loss_still_falls(is_told):
+    """A learning rate that rises too far shows in the updates first."""
+    monitor, alerts = Monitor(), []
+    ratios = [0.01, 0.02, 0.02, 0.03, 0.055, 0.065, 0.07]
+    if not is_told:
+        ratios[2] = 0.04
+    for i, ratio in enumerate(ratios):
+        sample = Sample(1 + 5 * i, update_ratio=ratio)
+        losses = {'default': FALLING[: 1 + 5 * i]}
+        monitor, new = monitor.after(sample, LIMITS, 50, losses)
+        alerts += new
+    assert bool(alerts) is is_told
+    for alert in alerts:
+        assert 'limit 5 %, at the start 2 %)' in alert.line()
+
+
 def test_logits_of_before_the_first_update_do_not_blame_the_rate():
     samples = [Sample(i, logits={'attn': v}) for i, v in ((1, 1e6), (11, 1e5))]
     _, alerts = feed(samples)

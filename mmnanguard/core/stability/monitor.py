@@ -25,10 +25,11 @@ from ..rows.remedy_row import line_of_fp32
 from ..rules.divergence import Divergence, LossLevel
 from ..rules.recent_commits import Commit
 from .headroom import MAX_POINTS, Point
-from .learning import first_loss, read_losses
+from .learning import read_losses
 from .limits import StabilityLimits
 from .rules import WATCHED, Past, Reading, read_sample
 from .sample import LIMITS, Sample
+from .start import Start
 
 __all__ = ['Judgement', 'Monitor', 'fitting_scale', 'is_due']
 
@@ -62,9 +63,7 @@ class Monitor:
         largest_grad: The largest gradient of a float16 output so far, without
             the loss scale; 0 if there is none.
         num_samples: Number of samples.
-        first_losses: The level of the first losses of each optimizer.
-        first_logits: The largest argument of a softmax in the first sample
-            that had one.
+        start: The numbers that the run began with.
         scales: The loss scale after each of its last moves, with the
             iteration, from the one that was in force 100 iterations ago.
         levels: The level of the losses of each optimizer.
@@ -79,8 +78,7 @@ class Monitor:
     watch_until: int = 0
     largest_grad: float = 0.0
     num_samples: int = 0
-    first_losses: Mapping[str, float] = field(default_factory=dict)
-    first_logits: Optional[float] = None
+    start: Start = field(default_factory=Start)
     scales: Tuple[Tuple[int, float], ...] = ()
     levels: Mapping[str, LossLevel] = field(default_factory=dict)
     updates: Mapping[str, int] = field(default_factory=dict)
@@ -109,20 +107,14 @@ class Monitor:
                 max(math.log2(operand.value) + LEAST_BITS, 0.0),
             )
             operands[name] = (*operands.get(name, ()), point)[-MAX_POINTS:]
-        first_losses, levels = dict(self.first_losses), []
+        start = self.start.after(sample, losses or {})
+        levels = []
         for name, of_name in (losses or {}).items():
-            first = first_losses.get(name, first_loss(of_name))
-            if first is not None:
-                first_losses[name] = first
             # Some wrappers see no losses.
             if any(map(math.isfinite, of_name)):
-                levels.append(read_losses(of_name, first))
-        first_logits = self.first_logits
-        if first_logits is None and sample.logits:
-            first_logits = max(sample.logits.values())
-        readings = read_sample(
-            sample, Past(trends, operands, levels, first_logits), limits
-        )
+                levels.append(read_losses(of_name, start.losses.get(name)))
+        past = Past(trends, operands, levels, start)
+        readings = read_sample(sample, past, limits)
         over, watched = dict(self.over), dict(self.watched)
         open_alerts = dict(self.open_alerts)
         alerts: List[AlertRow] = []
@@ -161,8 +153,7 @@ class Monitor:
             watch_until=watch_until,
             largest_grad=largest,
             num_samples=self.num_samples + 1,
-            first_losses=first_losses,
-            first_logits=first_logits,
+            start=start,
         )
         return Judgement(after, alerts)
 
@@ -259,8 +250,7 @@ class Monitor:
             open_alerts=self.open_alerts,
             largest_grad=self.largest_grad,
             num_samples=self.num_samples,
-            first_losses=self.first_losses,
-            first_logits=self.first_logits,
+            start=self.start,
             updates=self.updates,
         )
 
@@ -284,6 +274,7 @@ class Monitor:
                 rule: alert.to_row()
                 for rule, alert in self.open_alerts.items()
             },
+            start=vars(self.start),
             levels={name: vars(level) for name, level in self.levels.items()},
         )
 
@@ -298,7 +289,12 @@ class Monitor:
             name: LossLevel.from_dict(level, WINDOW)
             for name, level in saved['levels'].items()
         }
-        return cls(**{**saved, 'open_alerts': open_alerts, 'levels': levels})
+        read = dict(
+            open_alerts=open_alerts,
+            levels=levels,
+            start=Start.from_dict(saved['start']),
+        )
+        return cls(**{**saved, **read})
 
 
 class Judgement(NamedTuple):
