@@ -47,7 +47,11 @@ def lacks(
             rest = compared(key, value, wanted[key])
             if rest is not None:
                 (more[key],) = rest
-        elif key in PHASES and value.get(key) and 'data' in whole.old:
+        elif (
+            key in PHASES
+            and value.get(key) is not None
+            and 'data' in whole.old
+        ):
             more[key] = None
     # Keys of 1.x that a base keeps for this file.
     waiting = (job.alive & {*value}) - job.file.names
