@@ -1,6 +1,6 @@
 """The migration of one file, as a part of its tree."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import (
     Any,
     Callable,
@@ -124,6 +124,8 @@ def rewrite(
             m.hooks = merged(m.hooks, value)
         else:
             m.new[key] = merged(m.new.get(key), value)
+    for key, value in m.new.items():
+        m.new[key] = without_delete(value, job.bases.get(key))
     # The keys of 2.x can be ordered in the file once all of them are known.
     place(m)
     report_remaining(m, is_1x)
@@ -145,6 +147,9 @@ def merged_form(job: Job, keys: Collection[str]) -> Migration:
     choose_guard(m, job)
     for step in STEPS:
         step(m)
+    if 'model' not in m.cfg:
+        # The guard's hooks are for the configs that one trains with.
+        m.hooks = leave_out(m.hooks, m.guard['default_hooks'])
     return m
 
 
@@ -281,6 +286,26 @@ def merged(old: ConfigValue, new: ConfigValue) -> ConfigValue:
     for key, value in new.items():
         made[key] = merged(old.get(key), value)
     return made
+
+
+def without_delete(value: ConfigValue, base: ConfigValue) -> ConfigValue:
+    """Return a value without each ``_delete_`` that has nothing to delete.
+
+    MMEngine would leave it in the value.
+    """
+    if isinstance(value, Kept):
+        if isinstance(value.value, dict) and not isinstance(base, dict):
+            return replace(value, without=(*value.without, '_delete_'))
+        return value
+    if not isinstance(value, dict):
+        return value
+    if not isinstance(base, dict):
+        value, base = leave_out(value, ('_delete_',)), {}
+    elif '_delete_' in value:
+        base = {}
+    return {
+        key: without_delete(item, base.get(key)) for key, item in value.items()
+    }
 
 
 def report_remaining(m: Migration, is_1x: bool) -> None:
