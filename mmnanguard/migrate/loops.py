@@ -35,6 +35,8 @@ LOADER = {
 }
 # The option of mmcv for the batch size.
 BATCH = 'samples_per_gpu'
+# Options that the loaders of evaluation have as data.val_workers_per_gpu too.
+OWN_OPTIONS = (BATCH, 'workers_per_gpu')
 PHASES = ('train', 'val', 'test')
 # The length of an example in a note, in characters.
 MAX_EXAMPLE = 60
@@ -223,7 +225,9 @@ def migrate_data(m: Migration) -> None:
     made = []
     for phase in PHASES:
         name = f'{phase}_dataloader'
-        known |= {name, *(f'{phase}_{key}' for key in LOADER)}
+        known.add(name)
+        if phase != 'train':
+            known |= {f'{phase}_{key}' for key in OWN_OPTIONS}
         loader = dataloader(m, phase, data)
         if loader:
             m.new[name] = loader
@@ -307,10 +311,10 @@ def own_options(
 ) -> Dict[str, Tuple[str, ...]]:
     """Return the paths of the options for the loader of a single phase."""
     paths: Dict[str, Tuple[str, ...]] = {}
-    # mmediting has data.val_workers_per_gpu beside data.val_dataloader.
-    for key in LOADER:
+    # mmediting has them beside data.val_dataloader.
+    for key in OWN_OPTIONS:
         name = f'{phase}_{key}'
-        if name in data:
+        if name in data and phase != 'train':
             paths[key] = ('data', name)
     loader = f'{phase}_dataloader'
     for key in data.get(loader) or {}:

@@ -83,12 +83,13 @@ def test_a_child_whose_base_is_not_migrated_yet(tmp_path):
     )
 
 
-@pytest.mark.parametrize('empty', ['None', 'dict()'])
-def test_an_empty_one_in_a_config_of_1x(empty, tmp_path):
+@pytest.mark.parametrize(
+    ('empty', 'moved'), [('None', {}), ('dict()', dict(train_cfg={}))]
+)
+def test_an_empty_one_in_a_config_of_1x(empty, moved, tmp_path):
     migration = Migration(tmp_path, f'{MODEL}train_cfg = {empty}\n{REST}')
     assert migration.cfg['train_cfg'] == LOOP
-    value = migration.cfg['model']['train_cfg']
-    assert value == (None if empty == 'None' else {})
+    assert migration.cfg['model'] == dict(type='M', **moved)
 
 
 @pytest.mark.parametrize(
