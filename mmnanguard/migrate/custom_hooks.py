@@ -53,7 +53,6 @@ ADDS = ('append', 'insert')
 
 def migrate_custom_hooks(m: Migration, is_1x: bool) -> None:
     """Remove hand-written guards, and give the EMAHook its form of 2.x."""
-    removed: Counter[str] = Counter()
     for name in NAMES:
         # default_hooks is a key of 2.x: its hooks were written for MMEngine.
         edit = HookEdit(m, is_1x and name == 'custom_hooks')
@@ -62,8 +61,7 @@ def migrate_custom_hooks(m: Migration, is_1x: bool) -> None:
         elif name in m.source.tangled:
             edit_statements(m, name, edit)
         remove_variables(m, edit)
-        removed += edit.removed
-    report_others(m, removed)
+        report_others(m, name, edit.removed)
 
 
 def edit_assigned(m: Migration, name: str, edit: 'HookEdit') -> None:
@@ -111,24 +109,39 @@ def remove_variables(m: Migration, edit: 'HookEdit') -> None:
             m.source.new[m.source.place[name]] = []
 
 
-def report_others(m: Migration, removed: Counts[str]) -> None:
-    """Report the guards that are not written in this file as such."""
-    for name in NAMES:
-        hooks = m.cfg.get(name) or []
-        if isinstance(hooks, dict):
-            hooks = hooks.values()
-        for hook in hooks:
-            kind = short(hook.get('type')) if isinstance(hook, dict) else ''
-            if not kind or hand_of(m, kind) is None:
-                continue
-            if removed[kind]:
-                removed[kind] -= 1
-                continue
+def report_others(m: Migration, name: str, removed: Counts[str]) -> None:
+    """Report the guards that are not written in this file as such.
+
+    Args:
+        m: The migration.
+        name: ``custom_hooks`` or ``default_hooks``.
+        removed: The number of removed guards of each type.
+    """
+    kinds = guards_of(m, m.cfg.get(name))
+    kinds.subtract(removed)
+    # In a tree the bases are migrated already.
+    if m.new_bases:
+        kinds.subtract(guards_of(m, m.inherited.get(name)))
+        kinds.update(guards_of(m, m.new_bases.get(name)))
+    for kind, number in kinds.items():
+        if number > 0:
             m.left(
                 name,
                 f'{kind} is inherited or computed: remove it where it comes '
                 'from, for the guard does its work',
             )
+
+
+def guards_of(m: Migration, hooks: ConfigValue) -> Counts[str]:
+    """Count the guards of each type among the hooks of a config's value."""
+    kinds: Counts[str] = Counter()
+    if isinstance(hooks, dict):
+        hooks = list(hooks.values())
+    for hook in hooks or []:
+        kind = short(hook.get('type')) if isinstance(hook, dict) else ''
+        if kind and hand_of(m, kind) is not None:
+            kinds[kind] += 1
+    return kinds
 
 
 def hand_of(m: Migration, kind: str) -> Optional[HandWritten]:
