@@ -2,8 +2,7 @@
 
 import ast
 from collections import Counter
-from typing import Counter as Counts
-from typing import Mapping, Optional, Sequence, Union
+from typing import Mapping, Sequence, Union
 
 import libcst as cst
 
@@ -18,12 +17,12 @@ from .dict_source import (
     with_parts,
 )
 from .guarded_types import short
+from .hook_guards import hand_of, report_others
 from .migration import Migration
 from .nan_hooks import (
     AUTOPSY,
     HOOKS,
     IN_A_ROW,
-    LATE_STOP,
     HandWritten,
     guard_options,
     looks_alike,
@@ -35,18 +34,6 @@ from .source import names_in, stored_in
 __all__ = ['migrate_custom_hooks']
 
 NAMES = ('custom_hooks', 'default_hooks')
-# The hooks of MMEngine that nearly every config has.
-USUAL = (
-    'None',
-    'IterTimerHook',
-    'LoggerHook',
-    'ParamSchedulerHook',
-    'CheckpointHook',
-    'DistSamplerSeedHook',
-    'RuntimeInfoHook',
-    'SyncBuffersHook',
-    'EMAHook',
-)
 # Methods of a list that cannot do without the hook that they add.
 ADDS = ('append', 'insert')
 
@@ -107,54 +94,6 @@ def remove_variables(m: Migration, edit: 'HookEdit') -> None:
         others = m.source.readers(name, m.source.place[name])
         if len(others) <= readers:
             m.source.new[m.source.place[name]] = []
-
-
-def report_others(m: Migration, name: str, removed: Counts[str]) -> None:
-    """Report the guards that are not written in this file as such.
-
-    Args:
-        m: The migration.
-        name: ``custom_hooks`` or ``default_hooks``.
-        removed: The number of removed guards of each type.
-    """
-    kinds = guards_of(m, m.cfg.get(name))
-    kinds.subtract(removed)
-    # In a tree the bases are migrated already.
-    if m.new_bases:
-        kinds.subtract(guards_of(m, m.inherited.get(name)))
-        kinds.update(guards_of(m, m.new_bases.get(name)))
-    for kind, number in kinds.items():
-        if number > 0:
-            m.left(
-                name,
-                f'{kind} is inherited or computed: remove it where it comes '
-                'from, for the guard does its work',
-            )
-
-
-def guards_of(m: Migration, hooks: ConfigValue) -> Counts[str]:
-    """Count the guards of each type among the hooks of a config's value."""
-    kinds: Counts[str] = Counter()
-    if isinstance(hooks, dict):
-        hooks = list(hooks.values())
-    for hook in hooks or []:
-        kind = short(hook.get('type')) if isinstance(hook, dict) else ''
-        if kind and hand_of(m, kind) is not None:
-            kinds[kind] += 1
-    return kinds
-
-
-def hand_of(m: Migration, kind: str) -> Optional[HandWritten]:
-    """Return what a hook is as a guard; None if it is none.
-
-    A hook with an unknown name is judged by its source.
-    """
-    if kind in HOOKS or kind in USUAL:
-        return HOOKS.get(kind)
-    source = find_hook(m.path, m.cfg, kind)
-    if source is not None and source.ends_run():
-        return LATE_STOP
-    return None
 
 
 class HookEdit(cst.CSTTransformer):
