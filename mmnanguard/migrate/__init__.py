@@ -14,8 +14,8 @@ where (``notes``, ``config_value``); ``source``, ``dict_source`` and
 ``optimizer_config``, ``guarded_types``, ``nan_hooks``, ``project_source``;
 ``schedules``, ``policy``, ``policies``, ``old_schedules``; ``loops``;
 ``hooks``, ``custom_hooks``, ``hook_guards``; ``environment``;
-``model_config`` (``model_keys``). ``place`` and ``comments`` put the result back into the
-file.
+``model_config`` (``model_keys``). ``place`` and ``comments`` put the result
+back into the file.
 """
 
 from .migrate import Migrated, Migrations, flatten, migrate, migrate_tree
