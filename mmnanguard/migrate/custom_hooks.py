@@ -2,6 +2,7 @@
 
 import ast
 from collections import Counter
+from typing import Counter as Counts
 from typing import Mapping, Sequence, Union
 
 import libcst as cst
@@ -112,8 +113,8 @@ class HookEdit(cst.CSTTransformer):
     def __init__(self, m: Migration, is_1x: bool) -> None:
         super().__init__()
         self.m, self.is_1x = m, is_1x
-        self.removed: Counter[str] = Counter()
-        self.variables: Counter[str] = Counter()
+        self.removed: Counts[str] = Counter()
+        self.variables: Counts[str] = Counter()
 
     def visit_Call(self, node: cst.Call) -> bool:
         """Whether to look into a call: not into a hook's options."""
