@@ -1,6 +1,7 @@
 """Hooks that end a run at a non-finite loss, and hooks that do not."""
 
 import math
+import sys
 
 import torch
 from mmengine.hooks import Hook
@@ -74,6 +75,12 @@ class ReturnsEarly(Hook):
         raise RuntimeError('stopped')
 
 
+class AsksTheTensor(Hook):
+    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        if outputs['loss'].isnan().sum().item() > 0:
+            sys.exit(1)
+
+
 class DoesMore(Asserts):
     def before_train(self, runner):
         runner.message_hub.update_info('before', True)
@@ -115,6 +122,7 @@ STOPPING = (
     Inherits,
     Counts,
     ReturnsEarly,
+    AsksTheTensor,
     DoesMore,
 )
 HARMLESS = (

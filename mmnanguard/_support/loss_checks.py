@@ -14,11 +14,18 @@ __all__ = [
 ]
 
 Functions = Dict[str, ast.FunctionDef]
-TESTS = re.compile(r'is_?(finite|nan|inf)', re.IGNORECASE)
+# Names of functions that ask whether a value is finite, such as isfinite and
+# has_nan.
+TESTS = re.compile(
+    r'\w*(is|has|any|all|check|contains)_?(non_?|neg|pos)?'
+    r'((in)?finite|nan|inf)(_\w+)?',
+    re.IGNORECASE,
+)
 # Words in the names of losses, and of what a hook that steps itself checks.
 LOSSES = re.compile(r'loss|output|log_var|scalar', re.IGNORECASE)
 GRADIENTS = re.compile(f'{LOSSES.pattern}|grad', re.IGNORECASE)
-EXITS = ('exit', '_exit', 'quit', 'abort', 'kill')
+# Functions that end the run, or wait for somebody at the terminal.
+EXITS = ('exit', '_exit', 'quit', 'abort', 'kill', 'set_trace', 'breakpoint')
 # Attributes of runners and loops that end the run when they are set.
 LIMITS = (
     'stop_training',

@@ -25,6 +25,7 @@ __all__ = [
     'load',
     'needs_hooks',
     'read_file',
+    'unmigrated_bases',
 ]
 
 
@@ -98,6 +99,30 @@ def direct_bases(path: Path) -> List[Path]:
         base = Path(os.path.abspath(path.parent / name))
         if base.suffix == '.py' and '::' not in name:
             bases.append(base)
+    return bases
+
+
+def unmigrated_bases(path: Path) -> List[Path]:
+    """Return the files that a config reads and that are not migrated with it.
+
+    These are bases that are no Python files, and the modules that
+    ``read_base`` imports relative to the config. A module stands for itself:
+    the config repeats what it changes.
+    """
+    bases = []
+    for name in base_names(path):
+        base = Path(os.path.abspath(path.parent / name))
+        if base.suffix != '.py' and '::' not in name:
+            bases.append(base)
+    for node in ast.parse(path.read_text(encoding='utf-8')).body:
+        if not isinstance(node, ast.With):
+            continue
+        for module in node.body:
+            # MMEngine allows no other statement below read_base.
+            if isinstance(module, ast.ImportFrom) and module.level:
+                folder = path.parents[module.level - 1]
+                name = (module.module or '').replace('.', '/')
+                bases.append(folder / f'{name}.py')
     return bases
 
 

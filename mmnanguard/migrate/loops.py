@@ -35,6 +35,8 @@ LOADER = {
 }
 # The option of mmcv for the batch size.
 BATCH = 'samples_per_gpu'
+# Options that the loaders of evaluation have as data.val_workers_per_gpu too.
+OWN_OPTIONS = (BATCH, 'workers_per_gpu')
 PHASES = ('train', 'val', 'test')
 # The length of an example in a note, in characters.
 MAX_EXAMPLE = 60
@@ -64,7 +66,7 @@ def migrate_loops(m: Migration) -> None:
         else:
             train['by_epoch'] = m.loop.by_epoch
         # MMEngine refuses max_epochs beside the max_iters of a base.
-        if m.counts_anew:
+        if m.counts_anew and bases_have_loop(m):
             train = dict(_delete_=True, **train)
         # An inherited length comes from the base's train_cfg.
         if length is not None and length.path[0] in m.old:
@@ -83,6 +85,16 @@ def migrate_loops(m: Migration) -> None:
             'MMEngine has nothing like it',
         )
         m.old.discard('workflow')
+
+
+def bases_have_loop(m: Migration) -> bool:
+    """Whether the bases have a ``train_cfg`` once they are migrated."""
+    if m.new_bases:
+        return bool(m.new_bases.get('train_cfg'))
+    kind = (m.inherited.get('runner') or {}).get('type')
+    lengths = {'train_cfg', 'total_epochs', 'total_iters'}
+    # The runner of a project stays in its base.
+    return kind in RUNNERS or bool(lengths & {*m.inherited})
 
 
 def evaluation(m: Migration) -> ConfigDict:
@@ -223,7 +235,9 @@ def migrate_data(m: Migration) -> None:
     made = []
     for phase in PHASES:
         name = f'{phase}_dataloader'
-        known |= {name, *(f'{phase}_{key}' for key in LOADER)}
+        known.add(name)
+        if phase != 'train':
+            known |= {f'{phase}_{key}' for key in OWN_OPTIONS}
         loader = dataloader(m, phase, data)
         if loader:
             m.new[name] = loader
@@ -307,10 +321,10 @@ def own_options(
 ) -> Dict[str, Tuple[str, ...]]:
     """Return the paths of the options for the loader of a single phase."""
     paths: Dict[str, Tuple[str, ...]] = {}
-    # mmediting has data.val_workers_per_gpu beside data.val_dataloader.
-    for key in LOADER:
+    # mmediting has them beside data.val_dataloader.
+    for key in OWN_OPTIONS:
         name = f'{phase}_{key}'
-        if name in data:
+        if name in data and phase != 'train':
             paths[key] = ('data', name)
     loader = f'{phase}_dataloader'
     for key in data.get(loader) or {}:

@@ -10,6 +10,7 @@ from mmnanguard.core import GuardConfigError
 
 from .bases import load
 from .differences import is_writable
+from .notes import Notes
 from .render import render
 from .rewrite import Overlay
 from .run import Migrated, Run
@@ -25,7 +26,8 @@ class Migrations:
     Attributes:
         root: The folder that holds all files.
         files: The result for each file, each after its bases, by absolute
-            path.
+            path; files that configs only read, such as those that
+            ``read_base`` imports, stay as they are.
         refused: The reasons why other files cannot be read, by absolute path.
     """
 
@@ -132,5 +134,9 @@ def migrate_tree(
             for path in waiting:
                 run.result(path)
             waiting = [path for path in tree.files if path not in run.made]
-        files = {path: run.made[path] for path in tree.files}
+        files = {}
+        for path, text in tree.unmigrated.items():
+            files[path] = Migrated(text, text, Notes())
+        for path in tree.files:
+            files[path] = run.made[path]
         return Migrations(tree.root, files, tree.refused)

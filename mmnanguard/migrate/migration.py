@@ -220,5 +220,5 @@ def loop_of(cfg: Mapping[str, ConfigValue]) -> Loop:
     # Without a length, the type of the runner, or by_epoch or the type of the
     # loop, says the unit.
     kind = str(runner.get('type') or train.get('type') or '')
-    is_epochs = train.get('by_epoch', not kind.startswith('Iter'))
+    is_epochs = train.get('by_epoch', 'Iter' not in kind)
     return Loop(bool(is_epochs), None)

@@ -6,6 +6,7 @@ import libcst as cst
 
 from .dict_source import edit_dict, entries_of
 from .migration import Migration
+from .model_keys import is_none
 from .source import names_in
 
 __all__ = ['migrate_model']
@@ -19,6 +20,7 @@ def migrate_model(m: Migration) -> None:
     model = source.assigned.get('model')
     entries = entries_of(model)
     is_set = 'model' in {*source.assigned, *source.tangled}
+    inherited = m.inherited.get('model') or {}
     inside: Dict[str, cst.BaseExpression] = {}
     for name, (index, node) in source.apart.items():
         line = source.line_of(index)
@@ -31,7 +33,8 @@ def migrate_model(m: Migration) -> None:
             at = source.place['model']
             source.heir[index] = at
             readers = [reader for reader in readers if reader != at]
-            if not is_both:
+            # None is the default of the model's class.
+            if not is_both and (not is_none(node) or inherited.get(name)):
                 inside[name] = source.moved(node, 4, name + '=')
         else:
             start = (

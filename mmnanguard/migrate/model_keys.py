@@ -12,7 +12,7 @@ import libcst as cst
 from .config_value import ConfigDict, leave_out, select
 from .dict_source import entries_of
 
-__all__ = ['MODEL_KEYS', 'model_keys_in', 'move_to_model']
+__all__ = ['MODEL_KEYS', 'is_none', 'model_keys_in', 'move_to_model']
 
 MODEL_KEYS = ('train_cfg', 'test_cfg')
 # The keys of MMEngine's loops.
@@ -67,7 +67,7 @@ def model_keys_in(assigned: Mapping[str, cst.BaseExpression]) -> List[str]:
             empty.append(name)
     if is_old or names:
         names += empty
-    return names
+    return sorted(names, key=MODEL_KEYS.index)
 
 
 def is_none(node: Optional[cst.BaseExpression]) -> bool:

@@ -11,10 +11,10 @@ from mmnanguard.core import GuardConfigError
 from .bases import (
     ConfigFile,
     assigned_names,
-    base_names,
     direct_bases,
     load,
     read_file,
+    unmigrated_bases,
 )
 from .config_value import ConfigDict, ConfigValue
 from .migration import LENGTHS, TARGETS, loop_of
@@ -32,14 +32,19 @@ class Tree:
     Attributes:
         files: The files that can be read, each after its bases, by path.
         refused: The reasons why the others cannot be read, by path.
+        unmigrated: The texts of the files that configs read and that are not
+            migrated, by path.
     """
 
     def __init__(self, paths: Collection[Path]) -> None:
         self.files: Dict[Path, ConfigFile] = {}
         self.refused: Dict[Path, GuardConfigError] = {}
+        self.unmigrated: Dict[Path, str] = {}
         self.users: Dict[Path, Set[Path]] = {}
         for path in paths:
             self._read(Path(os.path.abspath(path)))
+        for path in self.files:
+            self._read_unmigrated(path)
 
     def _read(self, path: Path) -> None:
         if path in self.files or path in self.refused:
@@ -53,6 +58,15 @@ class Tree:
             self._read(base)
             self.users.setdefault(base, set()).add(path)
         self.files[path] = file
+
+    def _read_unmigrated(self, path: Path) -> None:
+        for base in unmigrated_bases(path):
+            if base in self.files or base in self.unmigrated:
+                continue
+            with base.open(encoding='utf-8', newline='') as file:
+                self.unmigrated[base] = file.read()
+            if base.suffix == '.py':
+                self._read_unmigrated(base)
 
     def below(self, path: Path) -> List[Path]:
         """Return a file and all files that it inherits from."""
@@ -81,7 +95,8 @@ class Tree:
         file = self.files[path]
         if file.names & {*LENGTHS} - file.dead:
             return loop_of(file.cfg)
-        if 'train_cfg' in file.names:
+        # None says that a config does not train, and no unit.
+        if 'train_cfg' in file.names and file.cfg['train_cfg'] is not None:
             return loop_of(dict(train_cfg=file.cfg['train_cfg']))
         return self.base_loop(path)
 
@@ -133,7 +148,8 @@ class Tree:
     @property
     def root(self) -> Path:
         """The folder that holds all files."""
-        folders = [str(path.parent) for path in self.files]
+        paths = [*self.files, *self.unmigrated]
+        folders = [str(path.parent) for path in paths]
         return Path(os.path.commonpath(folders))
 
 
@@ -174,11 +190,9 @@ class Copy:
     def __init__(self, tree: Tree) -> None:
         self.root = tree.root
         self.folder = tempfile.TemporaryDirectory()
+        for path, text in tree.unmigrated.items():
+            self.write(path, text)
         for path, file in tree.files.items():
-            for name in base_names(path):
-                base = Path(os.path.abspath(path.parent / name))
-                if '::' not in name and base.suffix != '.py':
-                    self.write(base, base.read_text(encoding='utf-8'))
             self.write(path, file.text)
 
     def __enter__(self) -> 'Copy':

@@ -29,6 +29,7 @@ WORDS = {
     'log by_epoch': 'log_config|log_processor',
     'log services': 'log_config|backend',
     'load_from': 'load_from|resume_from',
+    'workflow': "workflow|'val' computed losses",
     'model': 'model|train_cfg|test_cfg',
 }
 # Facts that MMEngine gives only with a loop.

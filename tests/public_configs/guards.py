@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmnanguard.core import GuardConfigError
 from mmnanguard.optim import apply_guard as guarded
 from public_configs.compare import INVALID_LOSS
+from public_configs.facts import agree
 from public_configs.stubs import stubbed_packages
 
 GUARDS = ('fp32', 'bf16', 'fp16', 'full')
@@ -51,7 +52,7 @@ def compare_guarded(
     hooks: Dict[str, Any] = new.get('default_hooks') or {}
     for key, hook in (old.get('default_hooks') or {}).items():
         is_invalid_loss = INVALID_LOSS in str(hook)
-        if hooks.get(key) != hook and not is_invalid_loss:
+        if not (agree(hook, hooks.get(key)) or is_invalid_loss):
             problems.append(f'default_hooks.{key} is lost')
     wrapper = old.get('optim_wrapper') or {}
     if 'optimizer' in wrapper and 'nan_guard' not in hooks:
@@ -60,7 +61,7 @@ def compare_guarded(
     if INVALID_LOSS in all_hooks and INVALID_LOSS not in log:
         problems.append(f'{INVALID_LOSS} is neither removed nor named')
     for key, value in old.items():
-        if key not in CHANGED and new.get(key) != value:
+        if key not in CHANGED and not agree(value, new.get(key)):
             problems.append(f'{key} is changed')
     return problems
 

@@ -36,6 +36,7 @@ PLAIN = (
     *HALF,
 )
 BACKENDS = ('Tensorboard', 'Wandb', 'Mlflow', 'ClearML', 'Neptune', 'Dvclive')
+MODEL_KEYS = ('train_cfg', 'test_cfg')
 # Keys of a loop of MMEngine; train_cfg of 1.x has the model's.
 LOOP_KEYS = frozenset(['type', 'by_epoch', 'max_epochs', 'max_iters'])
 
@@ -222,10 +223,17 @@ def first(config: Mapping[str, Any], names: Any) -> Any:
 def loaders(data: Mapping[str, Any]) -> Facts:
     """Return the facts of the data loaders."""
     facts: Facts = {}
-    read = {*BATCH, *WORKERS, *PHASES, *LOADER}
+    options = {*BATCH, *WORKERS, *LOADER}
+    read = {*options, *PHASES}
     for phase in PHASES:
         read.add(f'{phase}_dataloader')
-        special = data.get(f'{phase}_dataloader') or {}
+        special = dict(data.get(f'{phase}_dataloader') or {})
+        # mmediting has val_samples_per_gpu, train_drop_last and so on.
+        for key in data:
+            option = key[len(phase) + 1 :]
+            if key == f'{phase}_{option}' and option in options:
+                special[option] = data[key]
+                read.add(key)
         dataset = data.get(phase)
         if dataset is None and (phase != 'train' or not data):
             continue
@@ -242,7 +250,9 @@ def loaders(data: Mapping[str, Any]) -> Facts:
             is_ordered = phase != 'train' and key in ('shuffle', 'drop_last')
             if key in {**data, **special} and not is_ordered:
                 facts[f'{phase} {key}'] = {**data, **special}[key]
-        workers = first({**data, **special}, WORKERS)
+        workers = first(special, WORKERS)
+        if workers is None:
+            workers = first(data, WORKERS)
         if workers is not None:
             facts[f'{phase} workers'] = workers
         if isinstance(dataset, (list, tuple)):
@@ -283,9 +293,18 @@ def model(cfg: Mapping[str, Any]) -> Optional[Dict[str, Any]]:
     if not isinstance(config, dict):
         return config
     merged = dict(config)
-    for key in ('train_cfg', 'test_cfg'):
+    for key in MODEL_KEYS:
         value = cfg.get(key)
         is_loop = isinstance(value, dict) and {*value} & LOOP_KEYS
         if value is not None and not is_loop and not merged.get(key):
             merged[key] = value
-    return merged
+    return without_none(merged)
+
+
+def without_none(config: Mapping[str, Any]) -> Dict[str, Any]:
+    """Return a model without a ``train_cfg`` or ``test_cfg`` of None."""
+    return {
+        key: value
+        for key, value in config.items()
+        if value is not None or key not in MODEL_KEYS
+    }

@@ -87,7 +87,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument(
         '--show', action='store_true', help='print what differs, with a leaf'
     )
-    return parser.parse_args(argv)
+    # Names may follow the options.
+    return parser.parse_intermixed_args(argv)
 
 
 def sort_leaves(
@@ -158,7 +159,7 @@ def show(project: Path, outcomes: Outcomes, problems: Problems) -> None:
             example = f'{name}: {old!s:.150} -> {new!s:.150}'
             kinds[f'{verb}: {difference.fact}'].append(example)
     for (leaf, guard), texts in problems.items():
-        for text in texts:
+        for text in set(texts) - {REFUSED}:
             example = f'{leaf.relative_to(project)} ({guard})'
             kinds[f'guard: {text}'].append(example)
     for kind, examples in sorted(kinds.items()):

@@ -295,6 +295,65 @@ def test_a_crash_and_a_result_that_does_not_load(monkeypatch, tmp_path):
     assert (numbers['crashed'], numbers['load']) == (1, 0)
 
 
+TREE = {
+    '_base_/data.py': """\
+data = dict(
+    samples_per_gpu=2,
+    train=dict(type='Boxes', path='{{ fileDirname }}', pipeline=[]))
+""",
+    '_base_/schedule.py': """\
+optimizer = dict(type='SGD', lr=0.02)
+lr_config = dict(policy='CosineAnnealing', min_lr=0.0)
+runner = dict(type='EpochBasedRunner', max_epochs=12)
+""",
+    '_base_/runtime.py': """\
+checkpoint_config = dict(interval=1)
+log_config = dict(interval=50, hooks=[dict(type='TextLoggerHook')])
+evaluation = dict(interval=1)
+""",
+    'net/leaf.py': """\
+_base_ = ['../_base_/data.py', '../_base_/schedule.py',
+          '../_base_/runtime.py']
+model = dict(type='Net')
+runner = dict(max_epochs=24)
+data = dict(samples_per_gpu=4)
+""",
+}
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name, text in TREE.items():
+        path = tmp_path / 'project' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / 'project'
+
+
+@pytest.mark.parametrize('options', [[], ['--flatten']])
+def test_a_tree(options, tree, tmp_path):
+    leaf, out = tree / 'net' / 'leaf.py', tmp_path / 'out'
+    outcome = trees.migrate_leaf(leaf, out, *options)
+    assert outcome.loads
+    assert outcome.differences == []
+    # The base's schedule in place of the leaf's.
+    new = trees.result_of(leaf, out)
+    with new.open('a') as file:
+        file.write('param_scheduler[0].update(T_max=12, end=12)\n')
+    differences = trees.judge(
+        trees.read(leaf), trees.read_result(leaf, out), outcome.notes
+    )
+    assert [d.fact for d in differences if not d.is_told] == ['rates']
+
+
+def test_a_table(tree, capsys):
+    assert score.main([str(tree.parent), '--show']) == 0
+    header, line, total = capsys.readouterr().out.splitlines()
+    numbers = dict(zip(header.split()[1:], line.split()[2:]))
+    assert numbers['leaves'] == numbers['load'] == numbers['agree'] == '1'
+    assert line.split()[2:] == total.split()[2:]
+
+
 def test_leaves_are_no_parts(tmp_path):
     for name in ('_base_/schedule.py', 'net/leaf.py', 'net/broken.py'):
         (tmp_path / name).parent.mkdir(exist_ok=True)

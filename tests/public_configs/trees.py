@@ -89,7 +89,7 @@ def migrate_leaf(leaf: Path, out: Path, *options: str) -> Outcome:
         outcome = run_tool(leaf, out, *options)
     if outcome.kind == 'migrated':
         try:
-            new = read(result_of(leaf, out))
+            new = read_result(leaf, out)
         except Exception as error:
             # A config is a program: it may raise any exception.
             outcome.error = f'{type(error).__name__}: {error}'
@@ -149,10 +149,30 @@ def parse_notes(text: str) -> Notes:
     return Notes(**notes)
 
 
+def read_result(leaf: Path, out: Path) -> Dict[str, Any]:
+    """Return the migrated form of a config, as if it stood at its place.
+
+    A config may contain its own folder ({{ fileDirname }}).
+    """
+    path = result_of(leaf, out)
+    folder = leaf.parents[len(path.relative_to(out).parts) - 1]
+    values: Dict[str, Any] = moved(read(path), str(out), str(folder))
+    return values
+
+
+def moved(value: Any, old: str, new: str) -> Any:
+    """Return a value with another folder in its strings."""
+    if isinstance(value, str):
+        return value.replace(old, new)
+    if isinstance(value, dict):
+        return {key: moved(entry, old, new) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [moved(entry, old, new) for entry in value]
+    return value
+
+
 def result_of(leaf: Path, out: Path) -> Path:
     """Return the migrated form of a config below a folder."""
-    if out.is_file():
-        return out
     parts = leaf.parts
     for begin in range(len(parts)):
         path = out.joinpath(*parts[begin:]) if begin else out

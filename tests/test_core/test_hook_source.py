@@ -59,3 +59,24 @@ def test_a_hook_that_leaves_out_steps(kind, expected):
 
 def test_a_class_that_is_not_there():
     assert not HookSource.of_text(STEPS, 'Other').ends_run()
+
+
+@pytest.mark.parametrize(
+    ('name', 'expected'),
+    [
+        ('has_nan', True),
+        ('np.isinf', True),
+        ('is_non_finite', True),
+        ('check_infinite', True),
+        ('has_info', False),
+        ('is_sampled', False),
+    ],
+)
+def test_a_function_of_another_module_is_known_by_its_name(name, expected):
+    text = (
+        'class Mine(Hook):\n'
+        '    def after_train_iter(self, runner, *args, outputs=None):\n'
+        f"        if {name}(outputs['loss']):\n"
+        '            breakpoint()\n'
+    )
+    assert HookSource.of_text(text, 'Mine').ends_run() == expected

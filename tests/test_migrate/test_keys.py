@@ -431,6 +431,7 @@ CANNOT = {
         'log_dir of WandbLoggerHook'
     ),
     'data = dict(train=dict(type="D"), sampler_cfg=1)': 'sampler_cfg: not mi',
+    'data = dict(train=dict(type="D"), train_drop_last=1)': 'last: not migra',
     'data = dict(train=dict(type="D", pipeline=[]))': 'datasets and pipelines',
     f'{SGD}optimizer_config = dict(type="DistOptimizerHook", odd=True)': (
         'odd: not migrated'
@@ -573,3 +574,12 @@ def test_betas_are_no_learning_rate(tmp_path):
         f'{EPOCHS}',
     )
     assert "needs the optimizer's lr" in migration.left
+
+
+def test_a_projects_runner_counts_what_its_name_says(tmp_path):
+    child = Migration(
+        tmp_path,
+        "_base_ = 'base.py'\ntotal_iters = 9\n",
+        base="runner = dict(type='DynamicIterBasedRunner', dynamic=True)\n",
+    )
+    assert child.cfg['train_cfg'] == dict(by_epoch=False, max_iters=9)

@@ -144,3 +144,37 @@ def test_one_by_one_in_any_order(case, order):
         path = leaf.parent / f'{name}.py'
         path.write_text(migrate(path, load_overlay).new)
     assert runs_of(load(leaf)) == run
+
+
+GUARDABLE = "optim_wrapper = dict(optimizer=dict(type='SGD', lr=1))\n"
+LAZY = f"""\
+from mmengine.config import read_base
+
+with read_base():
+    from .._base_.runtime import *
+
+{GUARDABLE}"""
+RUNTIME = "default_hooks = dict(checkpoint=dict(type='CheckpointHook'))\n"
+
+
+@pytest.mark.parametrize(
+    ('leaf', 'base'),
+    [
+        (LAZY, ('runtime.py', RUNTIME)),
+        (
+            "_base_ = '../_base_/runtime.json'\n"
+            + LAZY[LAZY.index('optim') :],
+            ('runtime.json', '{"default_hooks": {"checkpoint": {}}}\n'),
+        ),
+    ],
+)
+def test_files_that_are_only_read(leaf, base, tmp_path):
+    old, out = tmp_path / 'old', tmp_path / 'out'
+    name, text = base
+    for path, content in (('net/leaf.py', leaf), (f'_base_/{name}', text)):
+        (old / path).parent.mkdir(parents=True)
+        (old / path).write_text(content)
+    main([str(old / 'net' / 'leaf.py'), '--out', str(out)])
+    hooks = load(out / 'net' / 'leaf.py')['default_hooks']
+    assert {'checkpoint', 'nan_guard'} <= {*hooks}
+    assert (out / '_base_' / name).read_text() == text

@@ -55,7 +55,8 @@ class AlertRow(RowRecord):
         loss: For 'update_ratio', the median of the last losses, if it has
             not fallen since the start, or rises; otherwise NaN.
         first_loss: The median of the first losses of the run, likewise.
-        first: For 'attention_logits', the number of the first sample.
+        first: For 'attention_logits', the number of the first sample; for
+            'update_ratio', the largest of the first samples, if it has grown.
         loss_scale: The loss scale of the sample; 1 without one.
         lr: The highest learning rate of the sample; NaN if it is not known.
         advice: What to do: 'fp32', 'lr', 'scale' or ''.
@@ -137,6 +138,9 @@ def headroom(alert: AlertRow) -> str:
 
 def update_ratio(alert: AlertRow) -> str:
     """Describe updates that are large beside the weights."""
+    since = ''
+    if alert.first is not None:
+        since = f', at the start {percent(alert.first)}'
     losses = ''
     if not math.isnan(alert.loss):
         losses = (
@@ -146,7 +150,7 @@ def update_ratio(alert: AlertRow) -> str:
     return (
         f'an update moves the weights by {percent(alert.value)} (median; '
         f"most: '{alert.module}', {percent(alert.most)}; limit "
-        f'{percent(alert.limit)}){losses}: {slower(alert)}'
+        f'{percent(alert.limit)}{since}){losses}: {slower(alert)}'
     )
 
 

@@ -2,13 +2,13 @@
 
 import math
 from statistics import median_low
-from typing import List, NamedTuple, Optional, Sequence
+from typing import NamedTuple, Optional, Sequence
 
-__all__ = ['Losses', 'first_loss', 'read_losses']
+__all__ = ['Losses', 'read_losses']
 
 # Losses that are compared: those of ten updates with those of ten before.
 NUM_COMPARED = 20
-NUM_FIRST = 3
+LEAST_COMPARED = 3
 # Share of the first loss by which a loss has to fall or rise to be noticed.
 LEAST_CHANGE = 0.05
 
@@ -34,16 +34,6 @@ class Losses(NamedTuple):
         return not has_fallen or self.now > self.before + change
 
 
-def first_loss(losses: Sequence[float]) -> Optional[float]:
-    """Return the median of the first losses; None if there are too few.
-
-    Args:
-        losses: The losses of all committed updates, oldest first.
-    """
-    first = finite(losses)[:NUM_FIRST]
-    return median_low(first) if len(first) == NUM_FIRST else None
-
-
 def read_losses(
     losses: Sequence[float], first: Optional[float]
 ) -> Optional[Losses]:
@@ -53,14 +43,10 @@ def read_losses(
         losses: The losses of the last committed updates, oldest first.
         first: The level at the start.
     """
-    compared = finite(losses)[-NUM_COMPARED:]
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    compared = finite[-NUM_COMPARED:]
     half = len(compared) // 2
-    if first is None or half < NUM_FIRST:
+    if first is None or half < LEAST_COMPARED:
         return None
     before, now = compared[:half], compared[-half:]
     return Losses(first, median_low(before), median_low(now))
-
-
-def finite(losses: Sequence[float]) -> List[float]:
-    """Return the losses that are finite."""
-    return [loss for loss in losses if math.isfinite(loss)]

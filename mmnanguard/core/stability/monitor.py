@@ -25,12 +25,14 @@ from ..rows.remedy_row import line_of_fp32
 from ..rules.divergence import Divergence, LossLevel
 from ..rules.recent_commits import Commit
 from .headroom import MAX_POINTS, Point
-from .learning import first_loss, read_losses
+from .learning import read_losses
 from .limits import StabilityLimits
+from .loss_scales import fitting_scale
 from .rules import WATCHED, Past, Reading, read_sample
-from .sample import LIMITS, Sample
+from .sample import Sample
+from .start import Start
 
-__all__ = ['Judgement', 'Monitor', 'fitting_scale', 'is_due']
+__all__ = ['Judgement', 'Monitor', 'is_due']
 
 # A level that has been watched is watched again once it has grown.
 GROWN = 1.25
@@ -62,9 +64,7 @@ class Monitor:
         largest_grad: The largest gradient of a float16 output so far, without
             the loss scale; 0 if there is none.
         num_samples: Number of samples.
-        first_losses: The level of the first losses of each optimizer.
-        first_logits: The largest argument of a softmax in the first sample
-            that had one.
+        start: The numbers that the run began with.
         scales: The loss scale after each of its last moves, with the
             iteration, from the one that was in force 100 iterations ago.
         levels: The level of the losses of each optimizer.
@@ -79,8 +79,7 @@ class Monitor:
     watch_until: int = 0
     largest_grad: float = 0.0
     num_samples: int = 0
-    first_losses: Mapping[str, float] = field(default_factory=dict)
-    first_logits: Optional[float] = None
+    start: Start = field(default_factory=Start)
     scales: Tuple[Tuple[int, float], ...] = ()
     levels: Mapping[str, LossLevel] = field(default_factory=dict)
     updates: Mapping[str, int] = field(default_factory=dict)
@@ -109,20 +108,14 @@ class Monitor:
                 max(math.log2(operand.value) + LEAST_BITS, 0.0),
             )
             operands[name] = (*operands.get(name, ()), point)[-MAX_POINTS:]
-        first_losses, levels = dict(self.first_losses), []
+        start = self.start.after(sample, losses or {})
+        levels = []
         for name, of_name in (losses or {}).items():
-            first = first_losses.get(name, first_loss(of_name))
-            if first is not None:
-                first_losses[name] = first
             # Some wrappers see no losses.
             if any(map(math.isfinite, of_name)):
-                levels.append(read_losses(of_name, first))
-        first_logits = self.first_logits
-        if first_logits is None and sample.logits:
-            first_logits = max(sample.logits.values())
-        readings = read_sample(
-            sample, Past(trends, operands, levels, first_logits), limits
-        )
+                levels.append(read_losses(of_name, start.losses.get(name)))
+        past = Past(trends, operands, levels, start)
+        readings = read_sample(sample, past, limits)
         over, watched = dict(self.over), dict(self.watched)
         open_alerts = dict(self.open_alerts)
         alerts: List[AlertRow] = []
@@ -146,6 +139,12 @@ class Monitor:
             if is_near and reading.level > GROWN * watched.get(rule, 0.0):
                 watched[rule] = reading.level
                 watch_until = sample.iter + interval
+        # A loss scale that has found its place falls no more.
+        falls = open_alerts.get(SCALE_FALLS)
+        last_move = self.scales[-1][0] if self.scales else 0
+        if falls is not None and sample.iter - last_move >= SCALE_WINDOW:
+            alerts.append(falls.replace(cleared=sample.iter))
+            del open_alerts[SCALE_FALLS]
         largest = self.largest_grad
         # An infinite one was too large for the loss scale of its moment.
         if sample.scaled_grad and math.isfinite(sample.scaled_grad):
@@ -161,8 +160,7 @@ class Monitor:
             watch_until=watch_until,
             largest_grad=largest,
             num_samples=self.num_samples + 1,
-            first_losses=first_losses,
-            first_logits=first_logits,
+            start=start,
         )
         return Judgement(after, alerts)
 
@@ -236,7 +234,13 @@ class Monitor:
             levels={**self.levels, name: level},
             updates={**self.updates, name: commit.update},
         )
-        if rise is None or DIVERGING in self.open_alerts:
+        open_alert = self.open_alerts.get(DIVERGING)
+        # The median is at its lowest: what was lost has been learnt again.
+        has_recovered = level.age == 0 and len(after.levels) == 1
+        if open_alert is not None and has_recovered:
+            cleared = open_alert.replace(cleared=iteration)
+            return Judgement(after.closed(DIVERGING), [cleared])
+        if rise is None or open_alert is not None:
             return Judgement(after, [])
         alert = AlertRow(
             iter=iteration,
@@ -259,8 +263,7 @@ class Monitor:
             open_alerts=self.open_alerts,
             largest_grad=self.largest_grad,
             num_samples=self.num_samples,
-            first_losses=self.first_losses,
-            first_logits=self.first_logits,
+            start=self.start,
             updates=self.updates,
         )
 
@@ -269,6 +272,12 @@ class Monitor:
         return replace(
             self, open_alerts={**self.open_alerts, alert.rule: alert}
         )
+
+    def closed(self, rule: str) -> 'Monitor':
+        """Return the memory without the open alert of a rule."""
+        open_alerts = dict(self.open_alerts)
+        del open_alerts[rule]
+        return replace(self, open_alerts=open_alerts)
 
     def with_told(self, alert: AlertRow) -> 'Monitor':
         """Return the memory with an alert that has its id now."""
@@ -284,6 +293,7 @@ class Monitor:
                 rule: alert.to_row()
                 for rule, alert in self.open_alerts.items()
             },
+            start=vars(self.start),
             levels={name: vars(level) for name, level in self.levels.items()},
         )
 
@@ -298,7 +308,12 @@ class Monitor:
             name: LossLevel.from_dict(level, WINDOW)
             for name, level in saved['levels'].items()
         }
-        return cls(**{**saved, 'open_alerts': open_alerts, 'levels': levels})
+        read = dict(
+            open_alerts=open_alerts,
+            levels=levels,
+            start=Start.from_dict(saved['start']),
+        )
+        return cls(**{**saved, **read})
 
 
 class Judgement(NamedTuple):
@@ -362,10 +377,10 @@ def alert_of(reading: Reading, sample: Sample) -> AlertRow:
     if alert.rule == HEADROOM and alert.advice:
         alert = alert.replace(config=line_of_fp32([alert.module]))
     if alert.rule == UNDERFLOW:
-        scale = fitting_scale(alert.value / alert.loss_scale)
-        alert = alert.replace(
-            config=f'optim_wrapper=dict(loss_scale={scale:g})'
-        )
+        scale = "'dynamic'"
+        if alert.value > 0:
+            scale = f'{fitting_scale(alert.value / alert.loss_scale):g}'
+        alert = alert.replace(config=f'optim_wrapper=dict(loss_scale={scale})')
     return alert
 
 
@@ -375,22 +390,5 @@ def is_news(alert: AlertRow, before: AlertRow) -> bool:
     if alert.rule == OPERANDS:
         return False
     if alert.rule == UNDERFLOW:
-        return alert.value * TOLD_AGAIN <= before.value
+        return alert.value * TOLD_AGAIN < before.value
     return alert.value >= TOLD_AGAIN * before.value
-
-
-def fitting_scale(grad: float) -> float:
-    """Return the loss scale, a power of 2, that lifts a gradient to 2**12.
-
-    That is the middle between 2**-12, below which other gradients vanish,
-    and 2**16, where float16 ends, with room for larger gradients.
-
-    Args:
-        grad: The largest gradient, without a loss scale.
-    """
-    return 2.0 ** math.floor(12 - math.log2(grad))
-
-
-def largest_scale(grad: float) -> float:
-    """Return the largest power of 2 at which a gradient fits float16."""
-    return 2.0 ** math.floor(math.log2(LIMITS['float16'] / grad))

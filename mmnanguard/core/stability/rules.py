@@ -14,6 +14,7 @@ from .headroom import Point, count_down
 from .learning import Losses
 from .limits import StabilityLimits
 from .sample import Sample
+from .start import Start
 
 __all__ = ['WATCHED', 'Past', 'Reading', 'headroom', 'read_sample']
 
@@ -25,6 +26,9 @@ LIMIT_OF_SGD = 0.05
 LIMIT_OF_ADAPTIVE = 0.02
 # Of the limit: watched, but not told of.
 JUST_INSIDE = 1 - 1e-9
+# Of the ratio of the first samples: the learning rate has risen, and the loss
+# may take long to show it.
+GROWN_RATIO = 3.0
 # Of the limit: updates of such a size count whatever the loss does.
 FAR_OVER = 4.0
 
@@ -53,14 +57,13 @@ class Past(NamedTuple):
         operands: The last points of the smallest operand of each module.
         losses: The losses of each optimizer, None if too few are known;
             empty if the run keeps none.
-        first_logits: The largest argument of a softmax in the first sample
-            that had one.
+        start: The numbers that the run began with.
     """
 
     trends: Mapping[str, Sequence[Point]]
     operands: Mapping[str, Sequence[Point]]
     losses: Sequence[Optional[Losses]] = ()
-    first_logits: Optional[float] = None
+    start: Start = Start()
 
 
 def read_sample(
@@ -75,8 +78,8 @@ def read_sample(
     """
     readings = (
         headroom(sample, past.trends, limits.headroom),
-        update_ratio(sample, past.losses, limits.update_ratio),
-        attention_logits(sample, past.first_logits, limits.attention_logits),
+        update_ratio(sample, past, limits.update_ratio),
+        attention_logits(sample, past.start.logits, limits.attention_logits),
         underflow(sample, limits.underflow),
         falling_operand(sample, past.operands, limits.operands),
     )
@@ -126,13 +129,12 @@ def headroom(
     return worst
 
 
-def update_ratio(
-    sample: Sample, losses: Sequence[Optional[Losses]], limit: Any
-) -> Optional[Reading]:
+def update_ratio(sample: Sample, past: Past, limit: Any) -> Optional[Reading]:
     """Read the size of the update beside the weights.
 
-    As long as the loss shows no harm, large updates are only watched, up to
-    four times the limit: small nets learn well with them.
+    As long as the loss shows no harm and the ratio has not grown, large
+    updates are only watched, up to four times the limit: small nets learn
+    well with them.
     """
     if limit is None or sample.update_ratio is None:
         return None
@@ -152,12 +154,15 @@ def update_ratio(
         advice='lr',
     )
     level = above(sample.update_ratio, limit)
-    is_harmed = not losses
-    for of_optimizer in losses:
-        if of_optimizer is not None and of_optimizer.is_harmed:
-            is_harmed = True
-            facts.update(loss=of_optimizer.now, first_loss=of_optimizer.first)
-    if not is_harmed:
+    has_grown = sample.update_ratio >= GROWN_RATIO * past.start.ratio
+    if has_grown:
+        facts['first'] = past.start.ratio
+    is_suspect = has_grown or not past.losses
+    for losses in past.losses:
+        if losses is not None and losses.is_harmed:
+            is_suspect = True
+            facts.update(loss=losses.now, first_loss=losses.first)
+    if not is_suspect:
         level = max(level / FAR_OVER, min(level, JUST_INSIDE))
     return Reading(UPDATE_RATIO, level, num_needed, facts)
 
@@ -183,11 +188,15 @@ def attention_logits(
 
 def underflow(sample: Sample, limit: Optional[float]) -> Optional[Reading]:
     """Read the largest gradient in float16."""
-    # Gradients that are all 0 may be those of a loss of 0.
-    if limit is None or not sample.scaled_grad:
+    grad = sample.scaled_grad
+    # Gradients that are all 0 may be those of a loss of 0, unless a loss scale
+    # made them smaller.
+    if limit is None or grad is None or (grad == 0 and sample.loss_scale >= 1):
         return None
-    facts = dict(value=sample.scaled_grad, limit=limit, advice='scale')
-    level = above(limit, sample.scaled_grad)
+    facts = dict(value=grad, limit=limit, advice='scale')
+    level = math.inf
+    if grad > 0:
+        level = above(limit, grad)
     return Reading(UNDERFLOW, level, 2, facts)
 
 

@@ -1,7 +1,7 @@
 """The measured parts of a run: modules, weights, rates and loss scales."""
 
 import math
-from typing import Any, Dict, List, Mapping, Optional, Set, Union
+from typing import Any, Dict, List, Mapping, Optional, Set, Tuple, Union
 
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -13,8 +13,7 @@ from .._shared.bare_model import bare_model
 from .._shared.find_guards import find_wrappers
 
 __all__ = [
-    'find_modules',
-    'find_params',
+    'find_parts',
     'guarded_scale',
     'highest_lr',
     'is_adaptive',
@@ -25,28 +24,30 @@ __all__ = [
 PROPORTIONAL = ('SGD', 'LARS', 'LBFGS')
 
 
-def find_modules(runner: Runner) -> Dict[str, nn.Module]:
-    """Return all modules of the model by name, but for the model itself."""
-    modules = {}
-    for name, module in bare_model(runner.model).named_modules():
-        # A wrapper such as FSDP's has the name of the module inside of it,
-        # which comes later.
-        modules[plain_name(name)] = module
-    modules.pop('', None)
-    return modules
+def find_parts(
+    runner: Runner,
+) -> Tuple[Dict[str, nn.Module], Dict[str, nn.Parameter]]:
+    """Return all modules but the model itself, and their trained weights.
 
-
-def find_params(runner: Runner) -> Dict[str, nn.Parameter]:
-    """Return the trained parameters of all optimizers by name."""
+    Both are by name. The weights are the parameters of modules that have the
+    name 'weight', the matrices among them; one that is shared comes once.
+    """
     trained: Set[int] = set()
     for wrapper in find_wrappers(runner).values():
         for group in wrapper.optimizer.param_groups:
             trained.update(map(id, group['params']))
-    params = {}
-    for name, param in bare_model(runner.model).named_parameters():
-        if id(param) in trained:
-            params[plain_name(name)] = param
-    return params
+    modules, weights = {}, {}
+    for wrapped_name, module in bare_model(runner.model).named_modules():
+        # A wrapper such as FSDP's has the name of the module inside of it,
+        # which comes later.
+        name = plain_name(wrapped_name)
+        modules[name] = module
+        weight = module._parameters.get('weight')
+        if weight is not None and id(weight) in trained:
+            trained.remove(id(weight))
+            weights[f'{name}.weight'.lstrip('.')] = weight
+    modules.pop('', None)
+    return modules, weights
 
 
 def highest_lr(runner: Runner) -> float:

@@ -25,8 +25,7 @@ from .._shared.hook_arguments import Checkpoint, DataBatch, Outputs, Row
 from .._shared.patches import PatchingHook
 from .acts import Acts
 from .measured import (
-    find_modules,
-    find_params,
+    find_parts,
     guarded_scale,
     highest_lr,
     is_adaptive,
@@ -149,6 +148,7 @@ class StabilityMonitorHook(PatchingHook):
     def before_train(self, runner: Runner) -> None:
         # Once, because each iteration asks for them.
         self._guards = find_guards(runner)
+        self._has_scale = guarded_scale(self._guards) is not None
         self._acts.check(runner)
         self._is_due = self._has_told_margins = self._has_lost = False
         self._last = None
@@ -166,28 +166,24 @@ class StabilityMonitorHook(PatchingHook):
         self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
         """Begin a sample, if one is due and a window begins."""
-        scale = guarded_scale(self._guards)
-        scales = self._monitor.scales
-        if scale is not None and (not scales or scale != scales[-1][1]):
-            self._tell(
-                runner,
-                self._monitor.after_scale(
-                    runner.iter + 1, scale, self._limits
-                ),
-            )
-        if is_due(runner.iter, self._interval, self._monitor.watch_until):
+        done = runner.iter
+        if done % READ_EVERY == 0:
+            self._read_commits(runner)
+        if self._has_scale:
+            self._read_scale(runner)
+        if is_due(done, self._interval, self._monitor.watch_until):
             self._is_due = True
         self._is_due = self._is_due or self._acts.wants_sample
         if not self._is_due or self._goes_on(runner):
             return
         self._is_due = False
         self._drop()
-        modules = {}
-        if not self._is_compiled:
-            modules = find_modules(runner)
+        modules, weights = find_parts(runner)
+        if self._is_compiled:
+            modules = {}
         self._probe = WindowProbe(
             modules,
-            find_params(runner),
+            weights,
             self._zeros,
             loss_scale_of(runner, self._guards),
             None if self._is_partial else bare_model(runner.model),
@@ -202,11 +198,9 @@ class StabilityMonitorHook(PatchingHook):
         outputs: Outputs = None,
     ) -> None:
         """End a sample with the window, and judge it."""
-        iteration = runner.iter + 1
-        if iteration % READ_EVERY == 0:
-            self._read_commits(runner)
         if self._probe is None or self._goes_on(runner, 1):
             return
+        iteration = runner.iter + 1
         self._is_partial = self._is_partial or self._probe.is_partial
         self._acts.end(runner, self._monitor)
         sample = self._probe.sample(
@@ -232,6 +226,18 @@ class StabilityMonitorHook(PatchingHook):
         if row['kind'] == RollbackRow.KIND:
             self._monitor = self._monitor.after_rollback()
 
+    def _read_scale(self, runner: Runner) -> None:
+        """Judge the loss scale of a guarded wrapper if it has moved."""
+        scale = guarded_scale(self._guards)
+        scales = self._monitor.scales
+        if scale is not None and (not scales or scale != scales[-1][1]):
+            self._tell(
+                runner,
+                self._monitor.after_scale(
+                    runner.iter + 1, scale, self._limits
+                ),
+            )
+
     def _read_commits(self, runner: Runner) -> None:
         """Judge the losses since the last call; the guards keep 64 of them."""
         for name, guard in self._guards.items():
@@ -239,7 +245,7 @@ class StabilityMonitorHook(PatchingHook):
             self._tell(
                 runner,
                 self._monitor.after_commit(
-                    runner.iter + 1, name, commits, self._limits
+                    runner.iter, name, commits, self._limits
                 ),
             )
 

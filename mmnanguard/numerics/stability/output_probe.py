@@ -2,7 +2,7 @@
 
 import weakref
 from functools import partial
-from typing import Callable, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -65,17 +65,21 @@ class OutputProbe:
         self, name: str, module: nn.Module, args: object, outputs: object
     ) -> None:
         """Note the outputs of a forward pass; changes none of them."""
+        leaves: List[object] = [outputs]
+        if not isinstance(outputs, Tensor):
+            leaves = tree_flatten(outputs)[0]
         with without_modes():
-            for output in tensors_in(outputs):
-                before, version = self._last
-                if before() is output and version == output._version:
+            for leaf in leaves:
+                if not isinstance(leaf, Tensor) or leaf.dtype not in NAMES:
                     continue
-                self._last = weakref.ref(output), output._version
-                self._note_output(name, output)
+                if is_ordinary(leaf) and leaf.numel():
+                    self._note_output(name, leaf)
 
     def _note_output(self, name: str, output: Tensor) -> None:
-        if output.dtype not in NAMES:
+        before, version = self._last
+        if before() is output and version == output._version:
             return
+        self._last = weakref.ref(output), output._version
         self.outputs.add(name, output)
         if not output.requires_grad:
             return
@@ -89,18 +93,6 @@ class OutputProbe:
         with without_modes():
             if is_ordinary(grad) and grad.numel():
                 self.grads.add(name, grad)
-
-
-def tensors_in(outputs: object) -> Iterator[Tensor]:
-    """Yield the tensors of real floats in outputs that can be read."""
-    leaves: List[object] = [outputs]
-    if not isinstance(outputs, Tensor):
-        leaves = tree_flatten(outputs)[0]
-    for leaf in leaves:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-            continue
-        if is_ordinary(leaf) and leaf.numel():
-            yield leaf
 
 
 def gone() -> Optional[Tensor]:

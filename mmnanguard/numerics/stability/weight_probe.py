@@ -34,13 +34,13 @@ class WeightProbe:
     ) -> None:
         self.names: List[str] = []
         self._params: List[nn.Parameter] = []
-        for name, param in params.items():
-            if name in zeros or not is_matrix(name, param):
-                continue
-            self.names.append(name)
-            self._params.append(param)
+        self._before: List[Tensor] = []
         with torch.no_grad():
-            self._before = [some(p).clone() for p in self._params]
+            for name, param in params.items():
+                if name not in zeros and is_matrix(name, param):
+                    self.names.append(name)
+                    self._params.append(param)
+                    self._before.append(some(param).clone())
 
     def norms(self) -> Tuple[List[Tensor], List[Tensor]]:
         """Return the L2 norm of each update and of each weight; no sync."""
