@@ -2,7 +2,7 @@
 
 from mmengine.config import Config
 
-from mmnanguard.migrate import migrate
+from mmnanguard.migrate import migrate, migrate_tree
 from mmnanguard.optim.apply_guard import load_overlay
 
 FP32 = 'mmnanguard.NanGuardOptimWrapper'
@@ -37,3 +37,17 @@ class Migration:
     @property
     def changed(self):
         return self.notes_of('changed in meaning')
+
+
+def migrate_in_place(folder, leaf, **bases):
+    """Migrate a leaf with its bases; return its new value and the notes."""
+    for name, text in dict(bases, leaf=leaf).items():
+        (folder / f'{name}.py').write_text(text)
+    path = folder / 'leaf.py'
+    notes = ''
+    for file, migrated in migrate_tree([path], load_overlay).files.items():
+        file.write_text(migrated.new)
+        for lines in migrated.notes.sections().values():
+            notes += '\n'.join(lines)
+    cfg = Config.fromfile(str(path), import_custom_modules=False)
+    return cfg.to_dict(), notes

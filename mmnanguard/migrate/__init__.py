@@ -13,9 +13,9 @@ where (``notes``, ``config_value``); ``source``, ``dict_source`` and
 ``render`` are the file as a syntax tree. The steps: ``wrapper``,
 ``optimizer_config``, ``guarded_types``, ``nan_hooks``, ``project_source``;
 ``schedules``, ``policy``, ``policies``, ``old_schedules``; ``loops``;
-``hooks``, ``custom_hooks``; ``environment``; ``model_config``
-(``model_keys``). ``place`` and ``comments`` put the result back into the
-file.
+``hooks``, ``custom_hooks``, ``hook_guards``; ``environment``;
+``model_config`` (``model_keys``). ``place`` and ``comments`` put the result
+back into the file.
 """
 
 from .migrate import Migrated, Migrations, flatten, migrate, migrate_tree

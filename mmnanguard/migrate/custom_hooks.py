@@ -3,7 +3,7 @@
 import ast
 from collections import Counter
 from typing import Counter as Counts
-from typing import Mapping, Optional, Sequence, Union
+from typing import Mapping, Sequence, Union
 
 import libcst as cst
 
@@ -18,12 +18,12 @@ from .dict_source import (
     with_parts,
 )
 from .guarded_types import short
+from .hook_guards import hand_of, report_others
 from .migration import Migration
 from .nan_hooks import (
     AUTOPSY,
     HOOKS,
     IN_A_ROW,
-    LATE_STOP,
     HandWritten,
     guard_options,
     looks_alike,
@@ -35,25 +35,12 @@ from .source import names_in, stored_in
 __all__ = ['migrate_custom_hooks']
 
 NAMES = ('custom_hooks', 'default_hooks')
-# The hooks of MMEngine that nearly every config has.
-USUAL = (
-    'None',
-    'IterTimerHook',
-    'LoggerHook',
-    'ParamSchedulerHook',
-    'CheckpointHook',
-    'DistSamplerSeedHook',
-    'RuntimeInfoHook',
-    'SyncBuffersHook',
-    'EMAHook',
-)
 # Methods of a list that cannot do without the hook that they add.
 ADDS = ('append', 'insert')
 
 
 def migrate_custom_hooks(m: Migration, is_1x: bool) -> None:
     """Remove hand-written guards, and give the EMAHook its form of 2.x."""
-    removed: Counter[str] = Counter()
     for name in NAMES:
         # default_hooks is a key of 2.x: its hooks were written for MMEngine.
         edit = HookEdit(m, is_1x and name == 'custom_hooks')
@@ -62,8 +49,7 @@ def migrate_custom_hooks(m: Migration, is_1x: bool) -> None:
         elif name in m.source.tangled:
             edit_statements(m, name, edit)
         remove_variables(m, edit)
-        removed += edit.removed
-    report_others(m, removed)
+        report_others(m, name, edit.removed)
 
 
 def edit_assigned(m: Migration, name: str, edit: 'HookEdit') -> None:
@@ -111,39 +97,6 @@ def remove_variables(m: Migration, edit: 'HookEdit') -> None:
             m.source.new[m.source.place[name]] = []
 
 
-def report_others(m: Migration, removed: Counts[str]) -> None:
-    """Report the guards that are not written in this file as such."""
-    for name in NAMES:
-        hooks = m.cfg.get(name) or []
-        if isinstance(hooks, dict):
-            hooks = hooks.values()
-        for hook in hooks:
-            kind = short(hook.get('type')) if isinstance(hook, dict) else ''
-            if not kind or hand_of(m, kind) is None:
-                continue
-            if removed[kind]:
-                removed[kind] -= 1
-                continue
-            m.left(
-                name,
-                f'{kind} is inherited or computed: remove it where it comes '
-                'from, for the guard does its work',
-            )
-
-
-def hand_of(m: Migration, kind: str) -> Optional[HandWritten]:
-    """Return what a hook is as a guard; None if it is none.
-
-    A hook with an unknown name is judged by its source.
-    """
-    if kind in HOOKS or kind in USUAL:
-        return HOOKS.get(kind)
-    source = find_hook(m.path, m.cfg, kind)
-    if source is not None and source.ends_run():
-        return LATE_STOP
-    return None
-
-
 class HookEdit(cst.CSTTransformer):
     """An edit of the hooks in a list or a dict.
 
@@ -160,8 +113,8 @@ class HookEdit(cst.CSTTransformer):
     def __init__(self, m: Migration, is_1x: bool) -> None:
         super().__init__()
         self.m, self.is_1x = m, is_1x
-        self.removed: Counter[str] = Counter()
-        self.variables: Counter[str] = Counter()
+        self.removed: Counts[str] = Counter()
+        self.variables: Counts[str] = Counter()
 
     def visit_Call(self, node: cst.Call) -> bool:
         """Whether to look into a call: not into a hook's options."""

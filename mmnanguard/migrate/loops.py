@@ -66,7 +66,7 @@ def migrate_loops(m: Migration) -> None:
         else:
             train['by_epoch'] = m.loop.by_epoch
         # MMEngine refuses max_epochs beside the max_iters of a base.
-        if m.counts_anew:
+        if m.counts_anew and bases_have_loop(m):
             train = dict(_delete_=True, **train)
         # An inherited length comes from the base's train_cfg.
         if length is not None and length.path[0] in m.old:
@@ -85,6 +85,16 @@ def migrate_loops(m: Migration) -> None:
             'MMEngine has nothing like it',
         )
         m.old.discard('workflow')
+
+
+def bases_have_loop(m: Migration) -> bool:
+    """Whether the bases have a ``train_cfg`` once they are migrated."""
+    if m.new_bases:
+        return bool(m.new_bases.get('train_cfg'))
+    kind = (m.inherited.get('runner') or {}).get('type')
+    lengths = {'train_cfg', 'total_epochs', 'total_iters'}
+    # The runner of a project stays in its base.
+    return kind in RUNNERS or bool(lengths & {*m.inherited})
 
 
 def evaluation(m: Migration) -> ConfigDict:

@@ -95,7 +95,8 @@ class Tree:
         file = self.files[path]
         if file.names & {*LENGTHS} - file.dead:
             return loop_of(file.cfg)
-        if 'train_cfg' in file.names:
+        # None says that a config does not train, and no unit.
+        if 'train_cfg' in file.names and file.cfg['train_cfg'] is not None:
             return loop_of(dict(train_cfg=file.cfg['train_cfg']))
         return self.base_loop(path)
 
@@ -107,7 +108,7 @@ class Tree:
             if loop is not None:
                 return loop
         # A base that is no Python file, or is in a package.
-        if {*LENGTHS, 'train_cfg'} & {*file.inherited}:
+        if any(file.inherited.get(key) for key in (*LENGTHS, 'train_cfg')):
             return loop_of(file.inherited)
         return None
 

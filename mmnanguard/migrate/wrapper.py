@@ -72,6 +72,8 @@ def from_bases(m: Migration) -> bool:
     """Guard an inherited wrapper; return whether that was possible."""
     # In a tree the bases are guarded already.
     wrapper = {**m.cfg, **m.new_bases}.get('optim_wrapper')
+    if 'optim_wrapper' in m.source.tangled:
+        wrapper = m.cfg.get('optim_wrapper')
     # An inherited guard stays as it is, even if the user names another.
     if not wrapper or is_guarded_type(short(wrapper.get('type'))):
         return False

@@ -1,7 +1,7 @@
 """Guards among the hooks of a config, wherever they are written."""
 
 import pytest
-from migrating import Migration
+from migrating import Migration, migrate_in_place
 
 GUARDED = """
 model = dict(type='M')
@@ -141,3 +141,26 @@ def test_the_options_of_a_hook_are_no_hooks(tmp_path):
     assert 'Mine was written for mmcv' in migration.left
     assert 'Images' not in migration.left
     assert 'Resize' not in migration.left
+
+
+@pytest.mark.parametrize(
+    'more', ['', f'custom_hooks = _base_.custom_hooks + [{SYNC}, {CHECK}]\n']
+)
+def test_a_guard_of_a_base_goes_with_its_base(more, tmp_path):
+    cfg, notes = migrate_in_place(
+        tmp_path,
+        f"_base_ = 'base.py'\n{GUARDED}{more}",
+        base=f'custom_hooks = [{SYNC}, {CHECK}]\n'
+        f'default_hooks = dict(check={CHECK})\n',
+    )
+    assert {*kinds_in(cfg['custom_hooks'])} == {'SyncBuffersHook'}
+    assert 'check' not in cfg['default_hooks']
+    assert 'nan_guard' in cfg['default_hooks']
+    assert 'inherited or computed' not in notes
+
+
+def test_a_guard_in_one_place_does_not_hide_one_in_another(tmp_path):
+    text = f"_base_ = 'base.py'\n{GUARDED}default_hooks = dict(a={CHECK})\n"
+    base = f'custom_hooks = [{CHECK}]\n'
+    migration = Migration(tmp_path, text, base=base)
+    assert 'inherited or computed' in migration.left

@@ -1,7 +1,7 @@
 """The model's own train_cfg and test_cfg at the top level of a config."""
 
 import pytest
-from migrating import FP32, Migration
+from migrating import FP32, Migration, migrate_in_place
 
 REST = """
 optimizer = dict(type='SGD', lr=0.01)
@@ -124,3 +124,28 @@ def test_a_variable_that_is_read_has_an_effect(tmp_path):
     assert migration.cfg['optim_wrapper']['optimizer']['lr'] == 1
     unread = Migration(tmp_path, f'{text}optimizer=dict(type="SGD"))\n')
     assert 'optimizer has no effect' in unread.left
+
+
+def test_a_tree_whose_runner_stays(tmp_path):
+    """MMEngine leaves _delete_ in a train_cfg that no base has."""
+    cfg, _ = migrate_in_place(
+        tmp_path,
+        "_base_ = 'base.py'\ntotal_iters = 9\n",
+        base=f"runner = dict(type='Mine', max_epochs=3)\n{MODEL}"
+        'train_cfg = dict(use_ema=True)\n',
+    )
+    assert cfg['train_cfg'] == dict(by_epoch=False, max_iters=9)
+    assert cfg['model'] == dict(type='M', train_cfg=dict(use_ema=True))
+
+
+def test_a_leaf_that_does_not_train_has_no_unit(tmp_path):
+    leaf = "_base_ = 'base.py'\ntrain_cfg = optim_wrapper = None\n"
+    base = (
+        'train_cfg = dict(by_epoch=False, max_iters=9)\n'
+        'log_processor = dict(by_epoch=False)\n'
+        "optim_wrapper = dict(optimizer=dict(type='SGD'))\n"
+    )
+    cfg, notes = migrate_in_place(tmp_path, leaf, base=base)
+    assert cfg['log_processor'] == dict(by_epoch=False)
+    assert cfg['optim_wrapper'] is None
+    assert 'is inherited' not in notes
