@@ -20,7 +20,7 @@ from public_configs.run_1x import (
     constructor,
     loop_of,
     warmup_of,
-    without_none,
+    without_empty,
 )
 
 AMP = 'mmnanguard.NanGuardAmpOptimWrapper'
@@ -42,7 +42,7 @@ def describe_2x(cfg: Mapping[str, Any], old: Mapping[str, Any]) -> Facts:
     facts.update(environment(cfg))
     facts['model'] = cfg.get('model')
     if isinstance(facts['model'], dict):
-        facts['model'] = without_none(facts['model'])
+        facts['model'] = without_empty(facts['model'])
     for key in cfg:
         facts[f'key {key}'] = cfg[key]
     return facts
