@@ -216,13 +216,22 @@ FAMILIES = {
         LR, partial(nets.cnn, width=24, has_norm=False), sgd(2.0), False
     ),
     'other-lr-resnet': bad(
-        LR, partial(nets.resnet, depth=5), adam(0.5), False, seed=3
+        LR, partial(nets.resnet, depth=5), sgd(30.0), False, seed=3
     ),
     'other-lr-mlp': bad(LR, WIDE, sgd(1.0), False, seed=4),
-    'other-lr-mlp-adam': bad(LR, NORMED, adam(0.1), False, seed=5),
-    'other-lr-vit-deep': bad(LR, DEEP, adam(0.05), False, seed=6),
+    'other-lr-mlp-adam': bad(LR, WIDE, adam(0.2), False, seed=5),
+    'other-lr-vit-deep': bad(LR, DEEP, adam(0.2), False, seed=6),
     'other-lr-mm-swin': bad(
         LR, nets.mm_swin, adam(0.1), False, size=32, num_iters=150, seed=7
+    ),
+    'lr-mlp': bad(LR, nets.mlp, sgd(0.2)),
+    'other-lr-vit': bad(LR, DEEP, sgd(1.0), False, seed=17),
+    'other-lr-cnn-adam': bad(
+        LR,
+        partial(nets.cnn, width=24, has_norm=False),
+        adam(0.3),
+        False,
+        seed=18,
     ),
     # A learning rate that rises until it is too high
     'ramp-cnn': bad(
@@ -232,7 +241,7 @@ FAMILIES = {
         RAMP, nets.mlp, sgd(1.0), schedule=ramp(100, 400), num_iters=500
     ),
     'ramp-vit': bad(
-        RAMP, VIT, adam(0.1), schedule=ramp(100, 400), num_iters=500
+        RAMP, VIT, adam(0.4), schedule=ramp(100, 400), num_iters=500
     ),
     'other-ramp-resnet': bad(
         RAMP,
@@ -251,6 +260,23 @@ FAMILIES = {
         schedule=ramp(200, 400),
         num_iters=500,
         seed=9,
+    ),
+    'ramp-resnet': bad(
+        RAMP,
+        BARE_RESNET,
+        adam(0.3),
+        schedule=ramp(300, 400),
+        num_iters=500,
+        seed=19,
+    ),
+    'other-ramp-vit': bad(
+        RAMP,
+        DEEP,
+        sgd(3.0),
+        False,
+        schedule=ramp(300, 400),
+        num_iters=500,
+        seed=20,
     ),
     # Outputs that grow until they overflow float16
     'growth-mlp': bad(GROWTH, nets.mlp, adam(5e-4), reward=0.05, **FP16),
@@ -283,22 +309,66 @@ FAMILIES = {
         seed=12,
         **FP16,
     ),
+    'growth-mlp-relu': bad(
+        GROWTH,
+        partial(nets.mlp, activation=nn.ReLU),
+        adam(5e-4),
+        reward=0.1,
+        num_iters=800,
+        **FP16,
+    ),
+    'growth-resnet-fast': bad(
+        GROWTH, BARE_RESNET, adam(4e-3), reward=0.3, num_iters=600, **FP16
+    ),
+    'growth-mlp-normed': bad(
+        GROWTH, NORMED, adam(1e-3), reward=0.1, num_iters=800, **FP16
+    ),
+    'other-growth-relu': bad(
+        GROWTH,
+        partial(nets.mlp, width=128, depth=3, activation=nn.ReLU),
+        adam(3e-4),
+        False,
+        reward=0.2,
+        num_iters=800,
+        seed=21,
+        **FP16,
+    ),
+    'other-growth-resnet': bad(
+        GROWTH,
+        partial(nets.resnet, depth=5, has_norm=False),
+        adam(1e-3),
+        False,
+        reward=0.1,
+        num_iters=800,
+        seed=22,
+        **FP16,
+    ),
+    'other-growth-slow': bad(
+        GROWTH,
+        WIDE,
+        adam(1e-4),
+        False,
+        reward=0.2,
+        num_iters=1200,
+        seed=23,
+        **FP16,
+    ),
     # Attention that becomes one-hot
-    'logits-vit': bad(LOGITS, VIT, adam(0.02), prepare=sharpen),
-    'logits-fused': bad(LOGITS, FUSED, adam(0.03)),
+    'logits-vit': bad(LOGITS, VIT, adam(0.2), prepare=sharpen),
+    'logits-fused': bad(LOGITS, FUSED, adam(0.1)),
     'other-logits': bad(
-        LOGITS, DEEP, adam(0.02), False, prepare=sharpen, seed=13
+        LOGITS, DEEP, adam(0.1), False, prepare=sharpen, seed=13
     ),
     'other-logits-fused': bad(
         LOGITS,
         partial(nets.ViT, is_fused=True, depth=5),
-        adam(0.02),
+        adam(0.1),
         False,
         seed=14,
     ),
     # Gradients that become 0 in float16
     'scale-cnn': bad(
-        SCALE, nets.cnn, sgd(0.05), dtype='float16', loss_scale=2.0**-14
+        SCALE, nets.cnn, sgd(0.05), dtype='float16', loss_scale=2.0**-22
     ),
     'scale-mlp': bad(
         SCALE, nets.mlp, adam(1e-3), dtype='float16', loss_scale=2.0**-18

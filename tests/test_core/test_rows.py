@@ -148,7 +148,8 @@ KEYS = {
     'audit': 'id run attempt iter epoch ranks where num_bad tensors '
     'checkpoint',
     'alert': 'id run attempt iter rule module value limit dtype doubles left '
-    'op source most loss_scale lr advice config acted cleared',
+    'op source most loss first_loss first loss_scale lr advice config acted '
+    'cleared',
     'bypass': 'iter optimizer is_guarded message',
     'halt': 'id iter story cause',
     'end': 'how iter error first_losses last_losses bad_params bad_inputs',

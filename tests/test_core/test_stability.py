@@ -165,7 +165,8 @@ FLAT = [2.3 + 0.05 * (i % 3) for i in range(60)]
         # A quarter of the weights in each update is too much in any case.
         (FALLING, 0.25, True),
         (FLAT, 0.1, True),
-        # It fell from a height that it had reached before.
+        # It fell from heights that the updates had driven it to.
+        ([2.3, *[900.0 * 0.7**i for i in range(17)], *[2.3] * 42], 0.1, True),
         ([2.3, 2.3, 2.3, *[9.0 * 0.98**i for i in range(57)]], 0.1, True),
         ([NAN] * 60, 0.1, True),
     ],
@@ -222,6 +223,49 @@ def test_a_loss_scale_that_grows_and_falls_again():
         monitor, new = monitor.after_scale(200 + i, 512.0 / 2**i, LIMITS)
         alerts += new
     assert [alert.rule for alert in alerts] == ['scale_falls']
+
+
+@pytest.mark.parametrize(('scale', 'is_told'), [(1.0, False), (2**-20, True)])
+def test_gradients_that_are_all_0(scale, is_told):
+    """A loss of 0 has them as well, but no loss scale below 1 is needed."""
+    samples = [Sample(i, scaled_grad=0.0, loss_scale=scale) for i in (1, 11)]
+    _, alerts = feed(samples)
+    assert bool(alerts) is is_told
+    for alert in alerts:
+        assert "loss_scale='dynamic'" in alert.line()
+
+
+def test_an_alert_on_a_falling_scale_ends_when_it_falls_no_more():
+    monitor, alerts = Monitor(), []
+    for i in range(5):
+        monitor, new = monitor.after_scale(30 + i, 64.0 / 2**i, LIMITS)
+        alerts += new
+    for i in (50, 100, 133, 134, 150):
+        monitor, new = monitor.after(Sample(i), LIMITS, 50)
+        alerts += new
+    assert [(a.rule, a.cleared) for a in alerts] == [
+        ('scale_falls', None),
+        ('scale_falls', 134),
+    ]
+    for i in range(5):
+        monitor, new = monitor.after_scale(200 + i, 2.0**-i, LIMITS)
+        alerts += new
+    assert alerts[-1].cleared is None
+
+
+def test_an_alert_on_a_divergence_ends_when_all_is_learnt_again():
+    falling = [3.0 - i / 40 for i in range(80)]
+    losses = [*falling, *[3.0] * 40, *[3.0 - i / 30 for i in range(80)]]
+    commits = [Commit(i, loss) for i, loss in enumerate(losses, 1)]
+    monitor, alerts = Monitor(), []
+    for i in range(1, len(commits) + 1):
+        known = commits[max(i - 64, 0) : i]
+        monitor, new = monitor.after_commit(i, 'default', known, LIMITS)
+        alerts += new
+    first, cleared = alerts
+    assert first.rule == 'diverging'
+    assert first.iter < 120 < 180 < cleared.cleared
+    assert cleared.id == first.id
 
 
 def test_a_rollback_begins_new_trends():

@@ -6,7 +6,7 @@ Everything is a frozen record or a pure function. Read in this order:
 2. ``limits``: the limits that a user sets, ``StabilityMonitorHook``.
 3. ``headroom``: the countdown of a module to the limit of its dtype.
 4. ``start``, ``learning``: what the run began with, and its losses since.
-5. ``rules``: the other rules, one function each.
+5. ``rules``: the other rules, one function each; ``loss_scales`` for one.
 6. ``monitor``: the memory from sample to sample, and which alerts to tell.
 7. ``margins``: how far a run is from its limits, in a line.
 """

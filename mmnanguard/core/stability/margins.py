@@ -3,7 +3,8 @@
 import math
 
 from .limits import LEAST_SCALED_GRAD
-from .monitor import Monitor, largest_scale
+from .loss_scales import largest_scale
+from .monitor import Monitor
 from .sample import Sample
 
 __all__ = ['margins']

@@ -27,11 +27,12 @@ from ..rules.recent_commits import Commit
 from .headroom import MAX_POINTS, Point
 from .learning import read_losses
 from .limits import StabilityLimits
+from .loss_scales import fitting_scale
 from .rules import WATCHED, Past, Reading, read_sample
-from .sample import LIMITS, Sample
+from .sample import Sample
 from .start import Start
 
-__all__ = ['Judgement', 'Monitor', 'fitting_scale', 'is_due']
+__all__ = ['Judgement', 'Monitor', 'is_due']
 
 # A level that has been watched is watched again once it has grown.
 GROWN = 1.25
@@ -138,6 +139,12 @@ class Monitor:
             if is_near and reading.level > GROWN * watched.get(rule, 0.0):
                 watched[rule] = reading.level
                 watch_until = sample.iter + interval
+        # A loss scale that has found its place falls no more.
+        falls = open_alerts.get(SCALE_FALLS)
+        last_move = self.scales[-1][0] if self.scales else 0
+        if falls is not None and sample.iter - last_move >= SCALE_WINDOW:
+            alerts.append(falls.replace(cleared=sample.iter))
+            del open_alerts[SCALE_FALLS]
         largest = self.largest_grad
         # An infinite one was too large for the loss scale of its moment.
         if sample.scaled_grad and math.isfinite(sample.scaled_grad):
@@ -227,7 +234,13 @@ class Monitor:
             levels={**self.levels, name: level},
             updates={**self.updates, name: commit.update},
         )
-        if rise is None or DIVERGING in self.open_alerts:
+        open_alert = self.open_alerts.get(DIVERGING)
+        # The median is at its lowest: what was lost has been learnt again.
+        has_recovered = level.age == 0 and len(after.levels) == 1
+        if open_alert is not None and has_recovered:
+            cleared = open_alert.replace(cleared=iteration)
+            return Judgement(after.closed(DIVERGING), [cleared])
+        if rise is None or open_alert is not None:
             return Judgement(after, [])
         alert = AlertRow(
             iter=iteration,
@@ -259,6 +272,12 @@ class Monitor:
         return replace(
             self, open_alerts={**self.open_alerts, alert.rule: alert}
         )
+
+    def closed(self, rule: str) -> 'Monitor':
+        """Return the memory without the open alert of a rule."""
+        open_alerts = dict(self.open_alerts)
+        del open_alerts[rule]
+        return replace(self, open_alerts=open_alerts)
 
     def with_told(self, alert: AlertRow) -> 'Monitor':
         """Return the memory with an alert that has its id now."""
@@ -358,10 +377,10 @@ def alert_of(reading: Reading, sample: Sample) -> AlertRow:
     if alert.rule == HEADROOM and alert.advice:
         alert = alert.replace(config=line_of_fp32([alert.module]))
     if alert.rule == UNDERFLOW:
-        scale = fitting_scale(alert.value / alert.loss_scale)
-        alert = alert.replace(
-            config=f'optim_wrapper=dict(loss_scale={scale:g})'
-        )
+        scale = "'dynamic'"
+        if alert.value > 0:
+            scale = f'{fitting_scale(alert.value / alert.loss_scale):g}'
+        alert = alert.replace(config=f'optim_wrapper=dict(loss_scale={scale})')
     return alert
 
 
@@ -371,22 +390,5 @@ def is_news(alert: AlertRow, before: AlertRow) -> bool:
     if alert.rule == OPERANDS:
         return False
     if alert.rule == UNDERFLOW:
-        return alert.value * TOLD_AGAIN <= before.value
+        return alert.value * TOLD_AGAIN < before.value
     return alert.value >= TOLD_AGAIN * before.value
-
-
-def fitting_scale(grad: float) -> float:
-    """Return the loss scale, a power of 2, that lifts a gradient to 2**12.
-
-    That is the middle between 2**-12, below which other gradients vanish,
-    and 2**16, where float16 ends, with room for larger gradients.
-
-    Args:
-        grad: The largest gradient, without a loss scale.
-    """
-    return 2.0 ** math.floor(12 - math.log2(grad))
-
-
-def largest_scale(grad: float) -> float:
-    """Return the largest power of 2 at which a gradient fits float16."""
-    return 2.0 ** math.floor(math.log2(LIMITS['float16'] / grad))

@@ -188,11 +188,15 @@ def attention_logits(
 
 def underflow(sample: Sample, limit: Optional[float]) -> Optional[Reading]:
     """Read the largest gradient in float16."""
-    # Gradients that are all 0 may be those of a loss of 0.
-    if limit is None or not sample.scaled_grad:
+    grad = sample.scaled_grad
+    # Gradients that are all 0 may be those of a loss of 0, unless a loss scale
+    # made them smaller.
+    if limit is None or grad is None or (grad == 0 and sample.loss_scale >= 1):
         return None
-    facts = dict(value=sample.scaled_grad, limit=limit, advice='scale')
-    level = above(limit, sample.scaled_grad)
+    facts = dict(value=grad, limit=limit, advice='scale')
+    level = math.inf
+    if grad > 0:
+        level = above(limit, grad)
     return Reading(UNDERFLOW, level, 2, facts)
 
 

@@ -18,7 +18,8 @@ class Start:
     """The first losses, attention logits and update ratios of a run.
 
     Attributes:
-        losses: The median of the first three losses of each optimizer.
+        losses: The median of the first three losses of each optimizer, or the
+            first one if it is lower.
         logits: The largest argument of a softmax in the first sample that had
             one; None if none had.
         ratios: The update ratios of the first three samples.
@@ -42,7 +43,9 @@ class Start:
         for name, of_name in losses.items():
             finite = [loss for loss in of_name if math.isfinite(loss)]
             if name not in first and len(finite) >= NUM_LOSSES:
-                first[name] = median_low(finite[:NUM_LOSSES])
+                # The first update may have driven the loss up already.
+                finite = finite[:NUM_LOSSES]
+                first[name] = min(finite[0], median_low(finite))
         logits, ratios = self.logits, self.ratios
         if logits is None and sample.logits:
             logits = max(sample.logits.values())

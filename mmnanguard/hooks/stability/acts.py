@@ -25,7 +25,8 @@ from mmnanguard.core.rows.remedy_row import (
     line_of_lr,
 )
 from mmnanguard.core.stability.limits import StabilityLimits
-from mmnanguard.core.stability.monitor import Monitor, fitting_scale
+from mmnanguard.core.stability.loss_scales import fitting_scale
+from mmnanguard.core.stability.monitor import Monitor
 from mmnanguard.core.stability.rules import headroom
 from mmnanguard.core.stability.sample import LIMITS, Sample
 from mmnanguard.numerics.stability.half_probe import HalfProbe
