@@ -105,7 +105,7 @@ def words_of(fact: str) -> str:
         return WORDS[fact]
     phase, _, rest = fact.partition(' ')
     if phase in ('train', 'val', 'test'):
-        return rf'{phase}_dataloader|data\.{phase}|{phase} {rest}|\bdata is'
+        return rf'{phase}_dataloader|data\.{phase}|{phase}_{rest}|\bdata is'
     name = re.split(r'[ .]', fact)[-1]
     return rf'\b{re.escape(name)}\b'
 

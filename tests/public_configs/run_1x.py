@@ -37,6 +37,13 @@ PLAIN = (
 )
 BACKENDS = ('Tensorboard', 'Wandb', 'Mlflow', 'ClearML', 'Neptune', 'Dvclive')
 MODEL_KEYS = ('train_cfg', 'test_cfg')
+# The last two are of apex, in forks of mmdet and mmseg.
+RUNNERS = (
+    'EpochBasedRunner',
+    'IterBasedRunner',
+    'EpochBasedRunnerAmp',
+    'IterBasedRunnerAmp',
+)
 # Keys of a loop of MMEngine; train_cfg of 1.x has the model's.
 LOOP_KEYS = frozenset(['type', 'by_epoch', 'max_epochs', 'max_iters'])
 
@@ -91,7 +98,7 @@ def loop_of(cfg: Mapping[str, Any]) -> Any:
     if not isinstance(length, int):
         return None if length is None else Unknown(f'length {length!r}')
     kind = (runner or {}).get('type', 'EpochBasedRunner')
-    if kind not in ('EpochBasedRunner', 'IterBasedRunner'):
+    if kind not in RUNNERS:
         return Unknown(f'{kind} is of a project')
     return Loop(by_epoch, length)
 

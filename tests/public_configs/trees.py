@@ -167,7 +167,7 @@ def moved(value: Any, old: str, new: str) -> Any:
     if isinstance(value, dict):
         return {key: moved(entry, old, new) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [moved(entry, old, new) for entry in value]
+        return type(value)(moved(entry, old, new) for entry in value)
     return value
 
 
