@@ -98,8 +98,10 @@ class Run:
             for loser in rivals_without_owner(self.tree, key, rivals):
                 for path in self.tree.below(loser):
                     # What the file has set before stays there.
-                    if key not in self.tree.files[path].names:
-                        self.withheld.setdefault(path, set()).add(key)
+                    withheld = self.withheld.setdefault(path, set())
+                    kept = self.tree.files[path].names | withheld
+                    if key not in kept:
+                        withheld.add(key)
                         void |= {path} | self.tree.above(path)
         for path in void:
             self.made.pop(path, None)
