@@ -97,10 +97,10 @@ class Run:
             rivals = [base for base in bases if key in self.values[base]]
             for loser in rivals_without_owner(self.tree, key, rivals):
                 for path in self.tree.below(loser):
-                    # What the file has set before stays there.
                     withheld = self.withheld.setdefault(path, set())
-                    kept = self.tree.files[path].names | withheld
-                    if key not in kept:
+                    # What the file has set before stays there.
+                    is_own = key in self.tree.files[path].names
+                    if not is_own and key not in withheld:
                         withheld.add(key)
                         void |= {path} | self.tree.above(path)
         for path in void:
