@@ -36,7 +36,9 @@ def migrate_model(m: Migration) -> None:
             # None is the default of the model's class.
             if not is_both and (not is_none(node) or inherited.get(name)):
                 inside[name] = source.moved(node, 4, name + '=')
-        else:
+        # A part without a model may stand beside that of the model, and bases
+        # beside one another may not set the same key.
+        elif is_set or inherited or not is_empty(node, name):
             start = (
                 f"model['{name}'] = " if is_set else f'model = dict({name}='
             )

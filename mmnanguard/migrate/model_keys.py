@@ -29,7 +29,18 @@ LOOP_KEYS = (
     '_delete_',
 )
 # A dict without entries, or None, is the model's only in a config of 1.x.
-OLD_NAMES = ('optimizer', 'lr_config', 'data', 'total_epochs', 'total_iters')
+OLD_NAMES = (
+    'optimizer',
+    'optimizer_config',
+    'lr_config',
+    'runner',
+    'total_epochs',
+    'total_iters',
+    'data',
+    'checkpoint_config',
+    'log_config',
+    'workflow',
+)
 NEW_NAMES = ('optim_wrapper', 'train_dataloader', 'val_dataloader', 'val_cfg')
 
 
