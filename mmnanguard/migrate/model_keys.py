@@ -33,15 +33,26 @@ OLD_NAMES = (
     'optimizer',
     'optimizer_config',
     'lr_config',
-    'runner',
+    'data',
     'total_epochs',
     'total_iters',
-    'data',
-    'checkpoint_config',
+    'runner',
+    'evaluation',
     'log_config',
+    'checkpoint_config',
+    'dist_params',
     'workflow',
 )
-NEW_NAMES = ('optim_wrapper', 'train_dataloader', 'val_dataloader', 'val_cfg')
+NEW_NAMES = (
+    'optim_wrapper',
+    'param_scheduler',
+    'train_dataloader',
+    'val_dataloader',
+    'test_dataloader',
+    'val_cfg',
+    'default_hooks',
+    'env_cfg',
+)
 
 
 def move_to_model(cfg: ConfigDict) -> None:
