@@ -85,7 +85,8 @@ def model_keys_in(assigned: Mapping[str, cst.BaseExpression]) -> List[str]:
     for name in MODEL_KEYS:
         node = assigned.get(name)
         entries = entries_of(node)
-        if entries and {*LOOP_KEYS}.isdisjoint({*entries} - {'_delete_'}):
+        keys = {*(entries or ())} - {'_delete_'}
+        if keys and {*LOOP_KEYS}.isdisjoint(keys):
             names.append(name)
         elif entries == {} or is_none(node):
             empty.append(name)
