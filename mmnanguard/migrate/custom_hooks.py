@@ -69,9 +69,10 @@ def edit_assigned(m: Migration, name: str, edit: 'HookEdit') -> None:
         if isinstance(value, cst.List) and variable not in NAMES:
             edited = value.visit(edit)
             assert isinstance(edited, cst.BaseExpression)
+            place = m.source.place[variable]
+            edit.note_edited(place, edited)
             if not edited.deep_equals(value):
                 code = m.source.module.code_for_node(edited)
-                place = m.source.place[variable]
                 m.source.new[place] = [f'{variable} = {code}']
 
 
