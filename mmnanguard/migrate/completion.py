@@ -137,8 +137,10 @@ def follow_length(
         or key not in job.set_below
     ):
         return
-    schedule = merged_form(job, {'lr_config'}).new.get(key)
-    if schedule is None:
+    whole = merged_form(job, {'lr_config'})
+    schedule = whole.new.get(key)
+    # Without lr_config the schedulers were written for MMEngine.
+    if schedule is None or not whole.cfg.get('lr_config'):
         m.left(
             (),
             'param_scheduler is inherited, and written for another '

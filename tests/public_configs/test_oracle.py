@@ -253,6 +253,14 @@ def test_a_guard_beside_the_hook_that_kills_it_is_found():
     assert guards.compare_guarded(old, {}, '') == []
 
 
+def test_a_migration_of_2x_changes_what_it_says():
+    old = dict(default_hooks={}, train_cfg=dict(max_iters=1))
+    new = dict(default_hooks={}, train_cfg=dict(max_iters=2))
+    assert facts_that_differ(new, old) == {'train_cfg is changed': False}
+    notes = Notes(['- runner -> train_cfg'], [], [])
+    assert facts_that_differ(new, old, notes) == {'train_cfg is changed': True}
+
+
 @pytest.mark.parametrize(
     ('status', 'kind'), [(0, 'migrated'), (1, 'migrated'), (2, 'refused')]
 )

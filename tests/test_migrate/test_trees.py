@@ -207,3 +207,20 @@ def test_bases_that_cannot_stand_beside_one_another_are_refused(
     leaf = str(tmp_path / 'leaf.py')
     assert main([leaf, '--out', str(tmp_path / 'out')]) == 2
     assert 'Duplicate key' in capsys.readouterr().err
+
+
+def test_schedulers_that_no_lr_config_became_stay(tmp_path, capsys):
+    schedulers = [dict(type='PolyLR', eta_min=1e-4, end=900, by_epoch=False)]
+    base = f"""\
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=1))
+param_scheduler = {schedulers}
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=1000)
+"""
+    leaf = "_base_ = 'base.py'\nrunner = dict(max_iters=4000)\n"
+    (tmp_path / 'base.py').write_text(base)
+    (tmp_path / 'leaf.py').write_text(leaf)
+    main([str(tmp_path / 'leaf.py'), '--out', str(tmp_path / 'out')])
+    new = load(tmp_path / 'out' / 'leaf.py')
+    assert new['train_cfg']['max_iters'] == 4000
+    assert new['param_scheduler'] == schedulers
+    assert 'param_scheduler is inherited' in capsys.readouterr().out
