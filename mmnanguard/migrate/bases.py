@@ -23,6 +23,7 @@ __all__ = [
     'direct_bases',
     'find_rival',
     'load',
+    'needs_hooks',
     'read_file',
     'unmigrated_bases',
 ]
@@ -174,13 +175,21 @@ def read_file(path: Path) -> ConfigFile:
         text = file.read()
     source = Source(text, str(path))
     names = {*source.assigned, *source.tangled}
+    cfg = load(path)
     dead = set()
     for key in names & {*TARGETS}:
-        if find_rival(source, key):
+        if find_rival(source, key) and not needs_hooks(cfg, key):
             dead.add(key)
-    cfg = load(path)
     bases = direct_bases(path)
     return ConfigFile(path, text, bases, names, dead, cfg, load_bases(path))
+
+
+def needs_hooks(cfg: ConfigDict, key: str) -> bool:
+    """Whether a key waits for a config above that has ``default_hooks``."""
+    if key != 'evaluation' or not isinstance(cfg.get(key), dict):
+        return False
+    # Only the option save_best goes to the hooks.
+    return 'save_best' in cfg[key] and 'default_hooks' not in cfg
 
 
 def find_rival(source: Source, key: str) -> Optional[str]:

@@ -47,13 +47,13 @@ def lacks(
             rest = compared(key, value, wanted[key])
             if rest is not None:
                 (more[key],) = rest
-        elif key in PHASES and value.get(key) and 'data' in whole.old:
+        elif (
+            key in PHASES
+            and value.get(key) is not None
+            and 'data' in whole.old
+        ):
             more[key] = None
-    # Keys of 1.x that a base keeps for this file.
-    waiting = (job.alive & {*value}) - job.file.names
-    for key, want in everything(merged_form(job, waiting)).items():
-        if key not in more and key not in m.kept_back:
-            more.update(missing(value, {key: want}))
+    add_waiting(job, m, value, more)
     follow_length(job, m, value, more)
     add_units(job, value, more)
     if trains(job, value):
@@ -66,6 +66,25 @@ def lacks(
         if not is_writable(plain(more[key])):
             del more[key]
     return more, whole.notes
+
+
+def add_waiting(
+    job: Job, m: Migration, value: ConfigDict, more: ConfigDict
+) -> None:
+    """Add the keys of 1.x that a migrated base keeps for this file."""
+    waiting = job.alive & {*job.bases}
+    if not waiting:
+        return
+    for key, want in everything(merged_form(job, waiting)).items():
+        if key not in more and key not in m.kept_back:
+            more.update(missing(value, {key: want}))
+    have = value.get('optim_wrapper') or {}
+    want = more.get('optim_wrapper', {})
+    # fp16 of a part beside the optimizer's changes the type of its wrapper.
+    if 'fp16' in waiting and 'optim_wrapper' not in job.file.names:
+        half = merged_form(job, waiting).new.get('optim_wrapper', {})
+        if half.get('type') != have.get('type'):
+            more['optim_wrapper'] = {**half, **want}
 
 
 def everything(m: Migration) -> ConfigDict:

@@ -3,9 +3,10 @@
 import ast
 from collections import Counter
 from typing import Counter as Counts
-from typing import Mapping, Sequence, Union
+from typing import Mapping, Sequence, Set, Union
 
 import libcst as cst
+from libcst import matchers
 
 from .config_value import ConfigDict, ConfigValue
 from .dict_source import (
@@ -61,15 +62,17 @@ def edit_assigned(m: Migration, name: str, edit: 'HookEdit') -> None:
         m.source.assigned[name] = edited
         # None means no new value: place() takes the edited source.
         m.new.setdefault(name, None)
+    edit.note_edited(m.source.place[name], edited)
     # Lists that the expression takes in, such as base_hooks + [...].
     for variable in sorted(names_in(node)):
         value = m.source.assigned.get(variable)
         if isinstance(value, cst.List) and variable not in NAMES:
             edited = value.visit(edit)
             assert isinstance(edited, cst.BaseExpression)
+            place = m.source.place[variable]
+            edit.note_edited(place, edited)
             if not edited.deep_equals(value):
                 code = m.source.module.code_for_node(edited)
-                place = m.source.place[variable]
                 m.source.new[place] = [f'{variable} = {code}']
 
 
@@ -80,21 +83,22 @@ def edit_statements(m: Migration, name: str, edit: 'HookEdit') -> None:
             continue
         edited = statement.visit(edit)
         if isinstance(edited, cst.RemovalSentinel):
+            edit.note_edited(index, cst.Pass())
             m.source.new[index] = []
-        elif isinstance(edited, cst.CSTNode) and not edited.deep_equals(
-            statement
-        ):
-            # The lines above it stay where they are.
-            bare = edited.with_changes(leading_lines=[])
-            m.source.new[index] = [m.source.module.code_for_node(bare)]
+        elif isinstance(edited, cst.CSTNode):
+            edit.note_edited(index, edited)
+            if not edited.deep_equals(statement):
+                # The lines above it stay where they are.
+                bare = edited.with_changes(leading_lines=[])
+                m.source.new[index] = [m.source.module.code_for_node(bare)]
 
 
 def remove_variables(m: Migration, edit: 'HookEdit') -> None:
     """Remove the variables of removed hooks that nothing else reads."""
-    for name, readers in edit.variables.items():
-        others = m.source.readers(name, m.source.place[name])
-        if len(others) <= readers:
-            m.source.new[m.source.place[name]] = []
+    for name in edit.variables - edit.names:
+        place = m.source.place[name]
+        if {*m.source.readers(name, place)} <= edit.statements:
+            m.source.new[place] = []
 
 
 class HookEdit(cst.CSTTransformer):
@@ -106,15 +110,25 @@ class HookEdit(cst.CSTTransformer):
 
     Attributes:
         removed: The number of removed hooks of each type.
-        variables: The names of variables that held removed hooks, and how
-            many entries named them.
+        variables: The names of variables that held removed hooks.
+        statements: The indices of the edited statements.
+        names: The names that the edited statements still read.
     """
 
     def __init__(self, m: Migration, is_1x: bool) -> None:
         super().__init__()
         self.m, self.is_1x = m, is_1x
         self.removed: Counts[str] = Counter()
-        self.variables: Counts[str] = Counter()
+        self.variables: Set[str] = set()
+        self.statements: Set[int] = set()
+        self.names: Set[str] = set()
+
+    def note_edited(self, index: int, node: cst.CSTNode) -> None:
+        """Note that a statement was edited, and what is left of it."""
+        self.statements.add(index)
+        for name in matchers.findall(node, matchers.Name()):
+            assert isinstance(name, cst.Name)
+            self.names.add(name.value)
 
     def visit_Call(self, node: cst.Call) -> bool:
         """Whether to look into a call: not into a hook's options."""
@@ -242,7 +256,7 @@ class HookEdit(cst.CSTTransformer):
         self.replace(line, kind, hand, options)
         self.removed[kind] += 1
         if variable:
-            self.variables[variable] += 1
+            self.variables.add(variable)
         return True
 
     def kind_of(self, options: Mapping[str, ConfigValue]) -> str:

@@ -24,7 +24,7 @@ def migrate_model(m: Migration) -> None:
     inside: Dict[str, cst.BaseExpression] = {}
     for name, (index, node) in source.apart.items():
         line = source.line_of(index)
-        m.notes.done.append((line, f'{name} -> model.{name}'))
+        target = f'model.{name}'
         readers = source.readers(name, index)
         source.new[index] = []
         # 1.x allows the key in both places only if one of them is empty.
@@ -36,14 +36,21 @@ def migrate_model(m: Migration) -> None:
             # None is the default of the model's class.
             if not is_both and (not is_none(node) or inherited.get(name)):
                 inside[name] = source.moved(node, 4, name + '=')
-        else:
-            start = (
-                f"model['{name}'] = " if is_set else f'model = dict({name}='
-            )
-            end = '' if is_set else ')'
-            code = source.module.code_for_node(source.moved(node, 0, start))
-            source.new[index] = [f'{start}{code}{end}']
+        elif is_set:
+            source.new[index] = [assignment(m, f"model['{name}']", node)]
+        elif inherited:
+            source.new[index] = [assignment(m, f'model = dict({name}', node)]
             is_set = True
+        elif is_empty(node):
+            target = 'nothing, for it is empty'
+        else:
+            # A part beside another one that has the model.
+            target = f'model_{name}'
+            source.new[index] = [assignment(m, target, node)]
+            m.notes.left.append(
+                (line, f'{name} is of the model: give it {name}={target}')
+            )
+        m.notes.done.append((line, f'{name} -> {target}'))
         if readers:
             source.stays.add(index)
             lines = ', '.join(str(source.line_of(at)) for at in readers)
@@ -59,10 +66,19 @@ def migrate_model(m: Migration) -> None:
         source.new[source.place['model']] = [f'model = {code}']
 
 
-def is_empty(node: Optional[cst.BaseExpression], name: str) -> bool:
-    """Whether the model's own entry says nothing, or reads the top level."""
+def is_empty(node: Optional[cst.BaseExpression], name: str = '') -> bool:
+    """Whether a value says nothing, or is the variable of this name."""
     code = 'None' if node is None else cst.Module([]).code_for_node(node)
     return code in (*EMPTY, name)
+
+
+def assignment(m: Migration, start: str, node: cst.BaseExpression) -> str:
+    """Return the source of an assignment, or of ``model = dict(key=...)``."""
+    is_open = '(' in start
+    start += '=' if is_open else ' = '
+    moved = m.source.moved(node, 0, start)
+    end = ')' if is_open else ''
+    return f'{start}{m.source.module.code_for_node(moved)}{end}'
 
 
 def late_names(m: Migration, node: cst.BaseExpression) -> bool:

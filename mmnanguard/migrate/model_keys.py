@@ -29,8 +29,30 @@ LOOP_KEYS = (
     '_delete_',
 )
 # A dict without entries, or None, is the model's only in a config of 1.x.
-OLD_NAMES = ('optimizer', 'lr_config', 'data', 'total_epochs', 'total_iters')
-NEW_NAMES = ('optim_wrapper', 'train_dataloader', 'val_dataloader', 'val_cfg')
+OLD_NAMES = (
+    'optimizer',
+    'optimizer_config',
+    'lr_config',
+    'data',
+    'total_epochs',
+    'total_iters',
+    'runner',
+    'evaluation',
+    'log_config',
+    'checkpoint_config',
+    'dist_params',
+    'workflow',
+)
+NEW_NAMES = (
+    'optim_wrapper',
+    'param_scheduler',
+    'train_dataloader',
+    'val_dataloader',
+    'test_dataloader',
+    'val_cfg',
+    'default_hooks',
+    'env_cfg',
+)
 
 
 def move_to_model(cfg: ConfigDict) -> None:

@@ -1,6 +1,6 @@
 """The migration of one file, as a part of its tree."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import (
     Any,
     Callable,
@@ -12,7 +12,7 @@ from typing import (
     Tuple,
 )
 
-from .bases import ConfigFile, find_rival
+from .bases import ConfigFile, find_rival, needs_hooks
 from .config_value import ConfigDict, ConfigValue, leave_out
 from .custom_hooks import migrate_custom_hooks
 from .environment import migrate_environment
@@ -38,7 +38,7 @@ Overlay = Callable[[str], Any]
 # refuses bases beside one another that set the same key, so that a part
 # without any of them keeps its other keys for the file that inherits it.
 OWNERS: Dict[str, Tuple[str, ...]] = {
-    'optim_wrapper': ('optimizer', 'optimizer_config'),
+    'optim_wrapper': ('optimizer',),
     'param_scheduler': ('lr_config', 'momentum_config'),
     'train_cfg': ('runner', 'total_epochs', 'total_iters'),
     'default_hooks': ('log_config',),
@@ -124,6 +124,8 @@ def rewrite(
             m.hooks = merged(m.hooks, value)
         else:
             m.new[key] = merged(m.new.get(key), value)
+    for key, value in m.new.items():
+        m.new[key] = without_delete(value, job.bases.get(key))
     # The keys of 2.x can be ordered in the file once all of them are known.
     place(m)
     report_remaining(m, is_1x)
@@ -145,6 +147,9 @@ def merged_form(job: Job, keys: Collection[str]) -> Migration:
     choose_guard(m, job)
     for step in STEPS:
         step(m)
+    if 'model' not in m.cfg:
+        # The guard's hooks are for the configs that one trains with.
+        m.hooks = leave_out(m.hooks, m.guard['default_hooks'])
     return m
 
 
@@ -172,7 +177,7 @@ def inherited_schedule(job: Job) -> ConfigDict:
         return {}
     old = file.cfg.get('lr_config') or {}
     base = lr_config_of(schedulers, job.base_loop or job.loop)
-    if base is None or '_delete_' in old:
+    if base is None or '_delete_' in old or 'lr_config' in file.inherited:
         return {}
     return dict(lr_config={**base, **old})
 
@@ -180,12 +185,21 @@ def inherited_schedule(job: Job) -> ConfigDict:
 def kept_back(job: Job) -> Set[str]:
     """Return the keys of 2.x that the files above this one have to set."""
     keys = set(job.withheld)
+    cfg = job.file.cfg
     # A file with a model is more than a part of other configs.
-    if 'model' not in job.file.cfg:
-        for key, owners in OWNERS.items():
-            if not {key, *owners} & {*job.file.cfg}:
-                keys.add(key)
-    if job.gives_away and job.loop.total is None:
+    if 'model' in cfg:
+        return keys
+    for key, owners in OWNERS.items():
+        if not {key, *owners} & {*cfg}:
+            keys.add(key)
+    # Without by_epoch a schedule counts as the loop does.
+    lr_config = cfg.get('lr_config') or dict(policy='fixed')
+    is_open = (
+        not job.loop.is_known
+        and 'by_epoch' not in lr_config
+        and lr_config.get('policy') != 'fixed'
+    )
+    if is_open or (job.gives_away and job.loop.total is None):
         keys.add('param_scheduler')
     return keys
 
@@ -193,8 +207,7 @@ def kept_back(job: Job) -> Set[str]:
 def belongs_above(job: Job, key: str) -> Set[str]:
     """Return the keys of 2.x for which a key of 1.x is kept for others."""
     targets = {*TARGETS[key]}
-    # Only the option save_best goes to the hooks.
-    if key == 'evaluation' and 'save_best' in (job.file.cfg.get(key) or {}):
+    if needs_hooks(job.file.cfg, key):
         targets.add('default_hooks')
     return targets & kept_back(job)
 
@@ -213,7 +226,7 @@ def find_old(m: Migration, job: Job, more: Mapping[str, ConfigValue]) -> None:
         elif key in m.source.assigned:
             rival = find_rival(m.source, key)
             belongs = belongs_above(job, key)
-            if rival is not None:
+            if rival is not None and key in job.file.dead:
                 # A variable of a config of 2.x may have the name of a key of
                 # 1.x.
                 if m.source.readers(key, m.source.place[key]):
@@ -232,9 +245,8 @@ def find_old(m: Migration, job: Job, more: Mapping[str, ConfigValue]) -> None:
             else:
                 m.left(
                     key,
-                    f'{key} stays: {", ".join(sorted(belongs))} would be set '
-                    'by several bases; the config that inherits this file '
-                    'takes it from here',
+                    f'{key} stays: {", ".join(sorted(belongs))} is set by the '
+                    'config that inherits this file, and takes it from here',
                 )
 
 
@@ -274,6 +286,26 @@ def merged(old: ConfigValue, new: ConfigValue) -> ConfigValue:
     for key, value in new.items():
         made[key] = merged(old.get(key), value)
     return made
+
+
+def without_delete(value: ConfigValue, base: ConfigValue) -> ConfigValue:
+    """Return a value without each ``_delete_`` that has nothing to delete.
+
+    MMEngine would leave it in the value.
+    """
+    if isinstance(value, Kept):
+        if isinstance(value.value, dict) and not isinstance(base, dict):
+            return replace(value, without=(*value.without, '_delete_'))
+        return value
+    if not isinstance(value, dict):
+        return value
+    if not isinstance(base, dict):
+        value, base = leave_out(value, ('_delete_',)), {}
+    elif '_delete_' in value:
+        base = {}
+    return {
+        key: without_delete(item, base.get(key)) for key, item in value.items()
+    }
 
 
 def report_remaining(m: Migration, is_1x: bool) -> None:

@@ -97,9 +97,11 @@ class Run:
             rivals = [base for base in bases if key in self.values[base]]
             for loser in rivals_without_owner(self.tree, key, rivals):
                 for path in self.tree.below(loser):
+                    withheld = self.withheld.setdefault(path, set())
                     # What the file has set before stays there.
-                    if key not in self.tree.files[path].names:
-                        self.withheld.setdefault(path, set()).add(key)
+                    is_own = key in self.tree.files[path].names
+                    if not is_own and key not in withheld:
+                        withheld.add(key)
                         void |= {path} | self.tree.above(path)
         for path in void:
             self.made.pop(path, None)

@@ -108,7 +108,7 @@ class Tree:
             if loop is not None:
                 return loop
         # A base that is no Python file, or is in a package.
-        if {*LENGTHS, 'train_cfg'} & {*file.inherited}:
+        if any(file.inherited.get(key) for key in (*LENGTHS, 'train_cfg')):
             return loop_of(file.inherited)
         return None
 

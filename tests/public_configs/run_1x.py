@@ -139,7 +139,9 @@ def optimizer(cfg: Mapping[str, Any]) -> Facts:
         facts['paramwise'] = rest.pop('paramwise_cfg', None) or old
         facts['constructor'] = constructor(rest.pop('constructor', None))
         facts['optimizer'] = rest
-        facts['guard'] = True
+        # A length means that mmcv's runner trains, and no code of a project.
+        if loop_of(cfg) is not None:
+            facts['guard'] = True
     kind = config.get('type', 'OptimizerHook')
     if kind not in PLAIN:
         facts['optimizer hook'] = Unknown(f'{kind} is of a project')
@@ -296,15 +298,15 @@ def model(cfg: Mapping[str, Any]) -> Optional[Dict[str, Any]]:
     for key in MODEL_KEYS:
         value = cfg.get(key)
         is_loop = isinstance(value, dict) and {*value} & LOOP_KEYS
-        if value is not None and not is_loop and not merged.get(key):
+        if value and not is_loop and not merged.get(key):
             merged[key] = value
-    return without_none(merged)
+    return without_empty(merged)
 
 
-def without_none(config: Mapping[str, Any]) -> Dict[str, Any]:
-    """Return a model without a ``train_cfg`` or ``test_cfg`` of None."""
+def without_empty(config: Mapping[str, Any]) -> Dict[str, Any]:
+    """Return a model without an empty ``train_cfg`` or ``test_cfg``."""
     return {
         key: value
         for key, value in config.items()
-        if value is not None or key not in MODEL_KEYS
+        if value or key not in MODEL_KEYS
     }

@@ -20,7 +20,7 @@ from public_configs.run_1x import (
     constructor,
     loop_of,
     warmup_of,
-    without_none,
+    without_empty,
 )
 
 AMP = 'mmnanguard.NanGuardAmpOptimWrapper'
@@ -42,7 +42,7 @@ def describe_2x(cfg: Mapping[str, Any], old: Mapping[str, Any]) -> Facts:
     facts.update(environment(cfg))
     facts['model'] = cfg.get('model')
     if isinstance(facts['model'], dict):
-        facts['model'] = without_none(facts['model'])
+        facts['model'] = without_empty(facts['model'])
     for key in cfg:
         facts[f'key {key}'] = cfg[key]
     return facts
@@ -125,9 +125,12 @@ def build(text: str) -> Tuple[Loop, int, int, Tuple[float, ...]]:
         optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
         runner.optim_wrapper = optim_wrapper
         built = runner.build_param_scheduler(schedulers)
-        rates = []
-        for now in range(max(moments, default=-1) + 1):
-            rates.append(optim_wrapper.param_groups[0]['lr'])
+        group = optim_wrapper.param_groups[0]
+        rates = dict.fromkeys(moments, group['lr'])
+        # Without schedulers the rate stays.
+        last = max(moments, default=-1) if built else -1
+        for now in range(last + 1):
+            rates[now] = group['lr']
             # As MMEngine's ParamSchedulerHook does it.
             is_end_of_epoch = by_epoch and (now + 1) % epoch == 0
             for scheduler in built:

@@ -164,3 +164,14 @@ def test_a_guard_in_one_place_does_not_hide_one_in_another(tmp_path):
     base = f'custom_hooks = [{CHECK}]\n'
     migration = Migration(tmp_path, text, base=base)
     assert 'inherited or computed' in migration.left
+
+
+def test_a_variable_that_something_reads_stays(tmp_path):
+    text = (
+        f'{GUARDED}check = {CHECK}\ncustom_hooks = [check, '
+        "dict(type='SyncBuffersHook', interval=check['interval'])]\n"
+    )
+    migration = Migration(tmp_path, text)
+    (hook,) = migration.cfg['custom_hooks']
+    assert hook == dict(type='SyncBuffersHook', interval=50)
+    assert migration.cfg['check']['interval'] == 50

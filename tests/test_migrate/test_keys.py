@@ -360,10 +360,13 @@ def test_what_goes(key, value, tmp_path):
     [
         (f'{SGD}fp16 = dict()', "512 (mmcv's default) was fixed"),
         (
-            f'{ITERS}{WINDOWS}',
-            'line 2: both count batches, not updates, so max_iters stays; a w',
+            f'{SGD}{ITERS}{WINDOWS}',
+            'line 3: both count batches, not updates, so max_iters stays; a w',
         ),
-        (f'{EPOCHS}{WINDOWS}', 'line 2: a window is one update, and one bad'),
+        (
+            f'{SGD}{EPOCHS}{WINDOWS}',
+            'line 3: a window is one update, and one bad',
+        ),
         (f'{EPOCHS}evaluation = dict(interval=5)', 'after the last epoch'),
         (f'{EPOCHS}evaluation = dict(start=0)', 'once before training'),
         (f'{EPOCHS}evaluation = dict(interval=2, start=5)', 'counted the int'),
@@ -394,18 +397,23 @@ CANNOT = {
     ),
     'optimizer = dict(type="SGD", lr=1, constructor="Mine")': 'Mine: in 2.x a',
     'optimizers = dict(g=dict(type="SGD", lr=1))': 'line 1: several opt',
-    'lr_config = dict(policy="Inv", gamma=1)': "policy 'Inv' has no scheduler",
-    'lr_config = dict(warmup_iters=9)': 'it has no policy',
-    'lr_config = dict(policy="poly", power=1.0)': 'how long training takes',
-    'lr_config = dict(policy="step", step=[1], gama=2)': 'gama: not a key',
+    f'{EPOCHS}lr_config = dict(policy="Inv", gamma=1)': (
+        "policy 'Inv' has no scheduler"
+    ),
+    f'{EPOCHS}lr_config = dict(warmup_iters=9)': 'it has no policy',
+    f'{MODEL}lr_config = dict(policy="poly", power=1.0)': (
+        'how long training takes'
+    ),
+    f'{EPOCHS}lr_config = dict(policy="step", step=[1], gama=2)': (
+        'gama: not a key'
+    ),
     f'{ITERS}lr_config = dict(policy="step", step=[1], by_epoch=True)': (
         'passes over the data'
     ),
     f'{ITERS}lr_config = dict(policy="fixed", warmup="linear", '
     'warmup_iters=1, warmup_by_epoch=True)': 'in an epoch',
-    f'{SGD}lr_config = dict(policy="step", step=[1, 2], min_lr=0.02)': (
-        'have no floor'
-    ),
+    f'{SGD}{EPOCHS}lr_config = dict(policy="step", step=[1, 2], '
+    'min_lr=0.02)': ('have no floor'),
     f'{EPOCHS}lr_config = dict(policy="fixed")\n'
     'momentum_config = dict(policy="OneCycle")': 'one-cycle schedule of mom',
     f'{EPOCHS}lr_config = dict(policy="fixed")\nmomentum_config = '
@@ -425,7 +433,7 @@ CANNOT = {
     'data = dict(train=dict(type="D"), sampler_cfg=1)': 'sampler_cfg: not mi',
     'data = dict(train=dict(type="D"), train_drop_last=1)': 'last: not migra',
     'data = dict(train=dict(type="D", pipeline=[]))': 'datasets and pipelines',
-    'optimizer_config = dict(type="DistOptimizerHook", odd=True)': (
+    f'{SGD}optimizer_config = dict(type="DistOptimizerHook", odd=True)': (
         'odd: not migrated'
     ),
     'optimizer = None': 'there is nothing to guard',

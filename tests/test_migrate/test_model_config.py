@@ -149,3 +149,18 @@ def test_a_leaf_that_does_not_train_has_no_unit(tmp_path):
     assert cfg['log_processor'] == dict(by_epoch=False)
     assert cfg['optim_wrapper'] is None
     assert 'is inherited' not in notes
+
+
+def test_parts_beside_the_model(tmp_path):
+    """An empty one of a part would be a second model beside its sibling."""
+    cfg, notes = migrate_in_place(
+        tmp_path,
+        "_base_ = ['net.py', 'runtime.py']\n" + REST,
+        net=MODEL,
+        runtime='train_cfg = {}\ntest_cfg = dict(a=1)\n'
+        "dist_params = dict(backend='nccl')\n",
+    )
+    assert cfg['model'] == dict(type='M')
+    assert cfg['train_cfg'] == LOOP
+    assert 'give it test_cfg=model_test_cfg' in notes
+    assert cfg['model_test_cfg'] == dict(a=1)

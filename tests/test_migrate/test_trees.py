@@ -178,3 +178,32 @@ def test_files_that_are_only_read(leaf, base, tmp_path):
     hooks = load(out / 'net' / 'leaf.py')['default_hooks']
     assert {'checkpoint', 'nan_guard'} <= {*hooks}
     assert (out / '_base_' / name).read_text() == text
+
+
+@pytest.mark.parametrize('value', ['{}', 'dict()', 'None'])
+def test_an_empty_train_cfg_beside_the_model(value, tmp_path):
+    """The model's, in a part that is no model's: MMEngine's is another."""
+    parts = dict(
+        net="model = dict(type='M')\n",
+        schedule=PARTS['schedule'],
+        runtime=f'train_cfg = {value}\n{PARTS["runtime"]}workflow = []\n',
+        leaf="_base_ = ['net.py', 'schedule.py', 'runtime.py']\n",
+    )
+    for name, text in parts.items():
+        (tmp_path / f'{name}.py').write_text(text)
+    out = tmp_path / 'out'
+    main([str(tmp_path / 'leaf.py'), '--out', str(out)])
+    assert load(out / 'leaf.py')['train_cfg'] == dict(
+        by_epoch=False, max_iters=1000
+    )
+
+
+def test_bases_that_cannot_stand_beside_one_another_are_refused(
+    tmp_path, capsys
+):
+    for name in 'ab':
+        (tmp_path / f'{name}.py').write_text('param_scheduler = []\n')
+    (tmp_path / 'leaf.py').write_text("_base_ = ['a.py', 'b.py']\n")
+    leaf = str(tmp_path / 'leaf.py')
+    assert main([leaf, '--out', str(tmp_path / 'out')]) == 2
+    assert 'Duplicate key' in capsys.readouterr().err
