@@ -49,8 +49,13 @@ def load(path: ConfigValue) -> ConfigDict:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', ResourceWarning)
             traceback.clear_frames(error.__traceback__)
+        advice = ''
+        if 'Duplicate key' in str(error):
+            advice = ' Keep each of them in one of these files, or set it in '
+            advice += 'the config that inherits them.'
         raise GuardConfigError(
             f'MMEngine cannot read {path}: {type(error).__name__}: {error}'
+            f'{advice}'
         ) from error
     values: ConfigDict = cfg.to_dict()
     move_to_model(values)

@@ -24,7 +24,7 @@ PHASES = (
 
 # Entries of a wrapper that mean the same as no entry; they reset what a base
 # has.
-# What MMEngine's CheckpointHook counts unless it is told.
+# What MMEngine's CheckpointHook and LogProcessor count unless they are told.
 EPOCHS = dict(by_epoch=True)
 UNSET = dict(
     accumulative_counts=1, constructor='DefaultOptimWrapperConstructor'
@@ -109,6 +109,8 @@ def compared(
         have = {
             k: v for k, v in have.items() if k in want or not is_unset(k, v)
         }
+    if key == 'log_processor':
+        have = {**EPOCHS, **have}
     if key == 'default_hooks':
         # Other hooks may be there as well.
         have = {k: v for k, v in have.items() if k in want}

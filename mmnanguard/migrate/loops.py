@@ -244,7 +244,8 @@ def migrate_data(m: Migration) -> None:
             made.append(name)
             # MMEngine's Runner demands dataloader, cfg and evaluator of a
             # phase together; {} stands for the default loop.
-            if 'dataset' in loader and phase != 'train':
+            is_new = m.replaces('data') or not inherits(m, phase)
+            if 'dataset' in loader and phase != 'train' and is_new:
                 m.new[f'{phase}_cfg'] = {}
     if m.replaces('data'):
         delete_loaders(m)
@@ -300,19 +301,24 @@ def dataloader(
             )
             if is_training or not is_foreign:
                 made[new] = m.keep(*options[old])
+    if phase not in data:
+        return made
     paths = {**common, **special}
-    if phase in data and not is_training:
-        made.update(batch_size(m, phase, data[phase], special))
-    if phase in data:
-        sampler = 'DefaultSampler'
+    # The loader of a base has these already.
+    is_new = m.replaces('data') or not inherits(m, phase)
+    if not is_training:
+        made.update(batch_size(m, phase, data[phase], special, is_new))
+    sampler: ConfigDict = {}
+    if is_new:
+        sampler = dict(type='DefaultSampler', shuffle=is_training)
         # A loop of iterations needs a sampler that never ends.
         if is_training and not m.loop.by_epoch:
-            sampler = 'InfiniteSampler'
-        shuffle: ConfigValue = is_training
-        if 'shuffle' in paths and (is_training or 'shuffle' in special):
-            shuffle = m.keep(*paths['shuffle'])
-        made['sampler'] = dict(type=sampler, shuffle=shuffle)
-        made['dataset'] = dataset_of(m, phase, data[phase])
+            sampler['type'] = 'InfiniteSampler'
+    if 'shuffle' in paths and (is_training or 'shuffle' in special):
+        sampler['shuffle'] = m.keep(*paths['shuffle'])
+    if sampler:
+        made['sampler'] = sampler
+    made['dataset'] = dataset_of(m, phase, data[phase])
     return made
 
 
@@ -339,7 +345,11 @@ def inherits(m: Migration, phase: str) -> bool:
 
 
 def batch_size(
-    m: Migration, phase: str, dataset: ConfigValue, special: Collection[str]
+    m: Migration,
+    phase: str,
+    dataset: ConfigValue,
+    special: Collection[str],
+    is_new: bool,
 ) -> ConfigDict:
     """Return the ``batch_size`` of a loader of evaluation, if it is missing.
 
@@ -348,11 +358,12 @@ def batch_size(
         phase: 'val' or 'test'.
         dataset: The value of the phase in ``data``.
         special: The names of the options for the loader of this phase alone.
+        is_new: Whether no base has this loader.
     """
     # The tools of 1.x take the batch size of the dataset first.
     if isinstance(dataset, dict) and BATCH in dataset:
         return dict(batch_size=m.keep('data', phase, BATCH))
-    if any(LOADER.get(key) == 'batch_size' for key in special):
+    if not is_new or any(LOADER.get(key) == 'batch_size' for key in special):
         return {}
     m.changed(
         ('data', phase),

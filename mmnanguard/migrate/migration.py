@@ -74,6 +74,7 @@ class Migration:
         kept_back: The keys of 2.x that this file may not set.
         new_bases: The merged value of the bases after their migration.
         is_alone: Whether this file alone is migrated.
+        readers: The files above that read a key of this one, by key.
         new: The keys of 2.x that the keys of 1.x become, with their values; a
             dict is merged with the dict of the bases.
         hooks: The entries to add to ``default_hooks``.
@@ -94,6 +95,7 @@ class Migration:
     kept_back: Set[str] = field(default_factory=set)
     new_bases: ConfigDict = field(default_factory=dict)
     is_alone: bool = True
+    readers: Mapping[str, str] = field(default_factory=dict)
     new: ConfigDict = field(default_factory=dict)
     hooks: ConfigDict = field(default_factory=dict)
 

@@ -70,8 +70,10 @@ def move_to_model(cfg: ConfigDict) -> None:
             cfg[name] = select(value, filter(LOOP_KEYS.__contains__, value))
             if not cfg[name]:
                 del cfg[name]
-            if isinstance(cfg.get('model'), dict):
-                cfg['model'] = {name: of_model, **cfg['model']}
+            model = cfg.get('model')
+            # 1.x allows the key in both places only if one of them is empty.
+            if isinstance(model, dict) and not model.get(name):
+                cfg['model'] = {**model, name: of_model}
 
 
 def model_keys_in(assigned: Mapping[str, cst.BaseExpression]) -> List[str]:
@@ -83,7 +85,8 @@ def model_keys_in(assigned: Mapping[str, cst.BaseExpression]) -> List[str]:
     for name in MODEL_KEYS:
         node = assigned.get(name)
         entries = entries_of(node)
-        if entries and {*LOOP_KEYS}.isdisjoint({*entries} - {'_delete_'}):
+        keys = {*(entries or ())} - {'_delete_'}
+        if keys and {*LOOP_KEYS}.isdisjoint(keys):
             names.append(name)
         elif entries == {} or is_none(node):
             empty.append(name)

@@ -106,13 +106,17 @@ def edited(m: Migration, name: str) -> List[str]:
     return [m.source.render(name, value, m.old)]
 
 
-def report_users(m: Migration, key: str) -> List[int]:
-    """Report and return the lines that still read a key of 1.x."""
+def report_users(m: Migration, key: str) -> bool:
+    """Report whether something still reads a key of 1.x."""
     lines = m.source.users(key, m.old | m.moved)
+    readers = ''
     if lines:
-        line_numbers = ', '.join(map(str, lines))
-        m.left(key, f'{key} stays, because line {line_numbers} reads it')
-    return lines
+        readers = f'line {", ".join(map(str, lines))}'
+    elif key in m.readers:
+        readers = m.readers[key]
+    if readers:
+        m.left(key, f'{key} stays, because {readers} reads it')
+    return bool(readers)
 
 
 def entries_for_default_hooks(m: Migration) -> ConfigDict:

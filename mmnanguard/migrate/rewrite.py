@@ -15,6 +15,7 @@ from typing import (
 from .bases import ConfigFile, find_rival, needs_hooks
 from .config_value import ConfigDict, ConfigValue, leave_out
 from .custom_hooks import migrate_custom_hooks
+from .differences import opened
 from .environment import migrate_environment
 from .guarded_types import is_half
 from .hooks import migrate_hooks
@@ -79,6 +80,7 @@ class Job:
         is_alone: Whether this file alone is migrated.
         bases: The merged value of the bases after their migration.
         set_below: The keys of 2.x that the file or one below it sets itself.
+        readers: The files above that read a key of this one, by key.
     """
 
     file: ConfigFile
@@ -92,6 +94,7 @@ class Job:
     is_alone: bool = True
     bases: ConfigDict = field(default_factory=dict)
     set_below: Set[str] = field(default_factory=set)
+    readers: Dict[str, str] = field(default_factory=dict)
 
 
 def rewrite(
@@ -124,8 +127,7 @@ def rewrite(
             m.hooks = merged(m.hooks, value)
         else:
             m.new[key] = merged(m.new.get(key), value)
-    for key, value in m.new.items():
-        m.new[key] = without_delete(value, job.bases.get(key))
+    m.new = over(m.new, job.bases)
     # The keys of 2.x can be ordered in the file once all of them are known.
     place(m)
     report_remaining(m, is_1x)
@@ -161,7 +163,7 @@ def migration_of(job: Job) -> Migration:
     m = Migration(file.path, source, cfg, file.inherited, Notes())
     m.loop, m.base_loop, m.is_alone = job.loop, job.base_loop, job.is_alone
     m.new_bases = job.bases
-    m.kept_back = kept_back(job)
+    m.kept_back, m.readers = kept_back(job), job.readers
     return m
 
 
@@ -288,24 +290,32 @@ def merged(old: ConfigValue, new: ConfigValue) -> ConfigValue:
     return made
 
 
-def without_delete(value: ConfigValue, base: ConfigValue) -> ConfigValue:
-    """Return a value without each ``_delete_`` that has nothing to delete.
+def over(config: ConfigDict, base: Mapping[str, ConfigValue]) -> ConfigDict:
+    """Return a dict with ``_delete_`` wherever MMEngine needs it to merge.
 
-    MMEngine would leave it in the value.
+    MMEngine refuses a dict over another value without it, and leaves it in
+    the value if the base has no such key.
     """
-    if isinstance(value, Kept):
-        if isinstance(value.value, dict) and not isinstance(base, dict):
-            return replace(value, without=(*value.without, '_delete_'))
-        return value
-    if not isinstance(value, dict):
-        return value
-    if not isinstance(base, dict):
-        value, base = leave_out(value, ('_delete_',)), {}
-    elif '_delete_' in value:
-        base = {}
-    return {
-        key: without_delete(item, base.get(key)) for key, item in value.items()
-    }
+    made: ConfigDict = {}
+    for key, value in config.items():
+        is_new = key not in base
+        if isinstance(value, Kept) and isinstance(value.value, dict):
+            if is_new:
+                value = replace(value, without=(*value.without, '_delete_'))
+            elif not isinstance(base[key], dict):
+                value = {**opened(value), '_delete_': True}
+        elif isinstance(value, dict):
+            under = base.get(key)
+            if '_delete_' in value or not isinstance(under, dict):
+                under = {}
+            entries = over(leave_out(value, ('_delete_',)), under)
+            if not is_new and (
+                '_delete_' in value or not isinstance(base[key], dict)
+            ):
+                entries = {'_delete_': True, **entries}
+            value = entries
+        made[key] = value
+    return made
 
 
 def report_remaining(m: Migration, is_1x: bool) -> None:

@@ -2,7 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Collection, Dict, List, Mapping, Optional, Set, Tuple
+from typing import (
+    Collection,
+    Dict,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
 from mmnanguard.core import GuardConfigError
 
@@ -131,6 +140,7 @@ class Run:
             and not self.is_alone
             and path not in self.shared,
             is_alone=self.is_alone is not None,
+            readers=tree.readers(path),
             set_below={key for key in ORDER if tree.is_set_in(key, path)},
             bases=bases,
         )
@@ -153,8 +163,12 @@ class Run:
         more, notes = lacks(job, m, value)
         if more:
             m, value = self.attempt(job, more)
-            self.tell(job, m, more, notes)
             rest, _ = lacks(job, m, value)
+            if rest:
+                # Source that was moved means something else at its new place.
+                m, value = self.attempt(job, more, [True])
+                rest, _ = lacks(job, m, value)
+            self.tell(job, m, more, notes)
             if rest:
                 names = ', '.join(rest)
                 m.left((), f'{names}: write by hand what 1.x had here')
@@ -183,11 +197,21 @@ class Run:
             mine += [note for note in theirs if note[1] not in known]
 
     def attempt(
-        self, job: Job, more: Mapping[str, ConfigValue]
+        self,
+        job: Job,
+        more: Mapping[str, ConfigValue],
+        forms: Sequence[bool] = (False, True),
     ) -> Tuple[Migration, ConfigDict]:
-        """Return the migration of a file, and the value of the new file."""
+        """Return the migration of a file, and the value of the new file.
+
+        Args:
+            job: The file.
+            more: Values to write beside those that the file says itself.
+            forms: Whether values are written in place of their source; the
+                first form that can be read is taken.
+        """
         error: Optional[GuardConfigError] = None
-        for is_plain in (False, True):
+        for is_plain in forms:
             m = rewrite(job, more, is_plain)
             self.copy.write(job.file.path, m.source.code())
             try:

@@ -334,9 +334,12 @@ def stored_in(statement: Statement) -> List[str]:
             node = node.value
             if is_stored and isinstance(node, ast.Name):
                 names.add(node.id)
-        # A method may change what it is called on: optimizer.update(...).
+        # A method may change what it is called on: optimizer.update(...),
+        # lr_config['step'].append(...).
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             owner = node.func.value
+            while isinstance(owner, (ast.Subscript, ast.Attribute)):
+                owner = owner.value
             if isinstance(owner, ast.Name):
                 names.add(owner.id)
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):

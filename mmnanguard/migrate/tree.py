@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any, Collection, Dict, List, Optional, Set
@@ -21,6 +22,10 @@ from .migration import LENGTHS, TARGETS, loop_of
 from .policy import Loop
 
 __all__ = ['Copy', 'Tree']
+
+
+# A key of a base that a config reads, as in {{_base_.data.train}}.
+BASE_KEY = re.compile(r'\b_base_\.(\w+)')
 
 
 class Tree:
@@ -111,6 +116,14 @@ class Tree:
         if any(file.inherited.get(key) for key in (*LENGTHS, 'train_cfg')):
             return loop_of(file.inherited)
         return None
+
+    def readers(self, path: Path) -> Dict[str, str]:
+        """Return the names of files that read a key of a base, by key."""
+        readers = {}
+        for user in sorted(self.above(path)):
+            for key in BASE_KEY.findall(self.files[user].text):
+                readers[key] = user.name
+        return readers
 
     def unit_of_users(self, path: Path) -> Optional[bool]:
         """Whether the configs above a file count epochs; None if unknown."""
