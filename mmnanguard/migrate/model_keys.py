@@ -79,6 +79,8 @@ def move_to_model(cfg: ConfigDict) -> None:
 def model_keys_in(assigned: Mapping[str, cst.BaseExpression]) -> List[str]:
     """Return the names of a file that are the model's and not a loop's."""
     is_old = not {*OLD_NAMES}.isdisjoint(assigned)
+    # A part with the model alone has both of them.
+    is_old |= {'model', *MODEL_KEYS} <= {*assigned}
     is_old &= {*NEW_NAMES}.isdisjoint(assigned)
     names = []
     empty = []

@@ -180,6 +180,22 @@ def test_files_that_are_only_read(leaf, base, tmp_path):
     assert (out / '_base_' / name).read_text() == text
 
 
+def test_empty_keys_of_a_model_beside_the_data(tmp_path):
+    parts = dict(
+        net="model = dict(type='M')\ntrain_cfg = None\ntest_cfg = None\n",
+        dataset=PARTS['dataset'],
+        schedule=PARTS['schedule'],
+        leaf="_base_ = ['net.py', 'dataset.py', 'schedule.py']\n",
+    )
+    for name, text in parts.items():
+        (tmp_path / f'{name}.py').write_text(text)
+    out = tmp_path / 'out'
+    main([str(tmp_path / 'leaf.py'), '--out', str(out)])
+    new = load(out / 'leaf.py')
+    assert new['test_cfg'] == {}
+    assert new['train_cfg']['max_iters'] == 1000
+
+
 @pytest.mark.parametrize('value', ['{}', 'dict()', 'None'])
 def test_an_empty_train_cfg_beside_the_model(value, tmp_path):
     """The model's, in a part that is no model's: MMEngine's is another."""
