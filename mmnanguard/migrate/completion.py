@@ -71,8 +71,8 @@ def lacks(
 def add_waiting(
     job: Job, m: Migration, value: ConfigDict, more: ConfigDict
 ) -> None:
-    """Add the keys of 1.x that a migrated base keeps for this file."""
-    waiting = job.alive & {*job.bases}
+    """Add the keys of 1.x that a base leaves to this file."""
+    waiting = job.alive & job.waiting
     if not waiting:
         return
     for key, want in everything(merged_form(job, waiting)).items():
@@ -137,7 +137,9 @@ def follow_length(
         or key not in job.set_below
     ):
         return
-    schedule = merged_form(job, {'lr_config'}).new.get(key)
+    schedule = None
+    if m.cfg.get('lr_config'):
+        schedule = merged_form(job, {'lr_config'}).new.get(key)
     if schedule is None:
         m.left(
             (),

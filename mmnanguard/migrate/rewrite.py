@@ -81,6 +81,7 @@ class Job:
         bases: The merged value of the bases after their migration.
         set_below: The keys of 2.x that the file or one below it sets itself.
         readers: The files above that read a key of this one, by key.
+        waiting: The keys of 1.x that bases leave to the files above them.
     """
 
     file: ConfigFile
@@ -95,6 +96,7 @@ class Job:
     bases: ConfigDict = field(default_factory=dict)
     set_below: Set[str] = field(default_factory=set)
     readers: Dict[str, str] = field(default_factory=dict)
+    waiting: Set[str] = field(default_factory=set)
 
 
 def rewrite(

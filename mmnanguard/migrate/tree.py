@@ -24,6 +24,8 @@ from .policy import Loop
 __all__ = ['Copy', 'Tree']
 
 
+# The keys of train_cfg that tell one loop from another.
+LOOP_KEYS = ('type', 'by_epoch', 'max_epochs', 'max_iters')
 # A key of a base that a config reads, as in {{_base_.data.train}}.
 BASE_KEY = re.compile(r'\b_base_\.(\w+)')
 
