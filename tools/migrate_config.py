@@ -157,7 +157,8 @@ def write_tree(args: argparse.Namespace) -> int:
             write(args.out / path.relative_to(tree.root), migrated.new)
         elif args.write and migrated.old != migrated.new:
             write(path, migrated.new)
-    if all(file.old == file.new for file in tree.files.values()):
+    is_same = all(file.old == file.new for file in tree.files.values())
+    if is_same and not tree.refused:
         print('nothing to do here')
     for error in tree.refused.values():
         print(f'{type(error).__name__}: {error}', file=sys.stderr)

@@ -1,6 +1,5 @@
 """The optimizer wrappers of MMEngine and the guarded type for each."""
 
-import re
 from typing import Collection, Dict, Mapping
 
 from .config_value import ConfigValue, select
@@ -11,7 +10,6 @@ __all__ = [
     'DEEPSPEED',
     'FULL',
     'GUARDED_TYPES',
-    'base_for',
     'is_guarded_type',
     'is_half',
     'short',
@@ -20,8 +18,6 @@ __all__ = [
 FULL = 'mmnanguard.NanGuardOptimWrapper'
 AMP = 'mmnanguard.NanGuardAmpOptimWrapper'
 DEEPSPEED = 'mmnanguard.NanGuardDeepSpeedOptimWrapper'
-# Names of classes for half precision.
-HALF = re.compile('A(mp(?![a-z])|MP)|[Ff][Pp]16|Half')
 # The guarded wrappers stand for themselves, so that a guard that the user
 # names can replace another.
 GUARDED_TYPES: Dict[str, str] = {
@@ -71,17 +67,3 @@ def is_half(cfg: Mapping[str, ConfigValue], old: Collection[str]) -> bool:
 def is_guarded_type(kind: str) -> bool:
     """Whether a bare type name is a guarded wrapper of this package."""
     return f'mmnanguard.{kind}' in (FULL, AMP, DEEPSPEED)
-
-
-def base_for(kind: str, trains_in_half: bool = False) -> str:
-    """Return the guarded type of which a class should be a subclass.
-
-    Args:
-        kind: The bare name of an optimizer wrapper or an optimizer hook.
-        trains_in_half: Whether the config trains in half precision.
-    """
-    if 'DeepSpeed' in kind:
-        return DEEPSPEED
-    if trains_in_half or HALF.search(kind):
-        return AMP
-    return FULL

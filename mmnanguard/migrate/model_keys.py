@@ -70,8 +70,10 @@ def move_to_model(cfg: ConfigDict) -> None:
             cfg[name] = select(value, filter(LOOP_KEYS.__contains__, value))
             if not cfg[name]:
                 del cfg[name]
-            if isinstance(cfg.get('model'), dict):
-                cfg['model'] = {name: of_model, **cfg['model']}
+            model = cfg.get('model')
+            # 1.x allows the key in both places only if one of them is empty.
+            if isinstance(model, dict) and not model.get(name):
+                cfg['model'] = {**model, name: of_model}
 
 
 def model_keys_in(assigned: Mapping[str, cst.BaseExpression]) -> List[str]:

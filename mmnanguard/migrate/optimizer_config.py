@@ -2,8 +2,10 @@
 
 from typing import Collection, List, Mapping, Optional, Tuple
 
+from mmnanguard.core.how_to_guard import base_for
+
 from .config_value import ConfigDict, ConfigValue, select
-from .guarded_types import base_for, is_half, short
+from .guarded_types import is_half, short
 from .migration import KeyPath, Migration
 from .nan_hooks import (
     FAIL_FAST,
@@ -74,7 +76,7 @@ def can_migrate(m: Migration, keys: Collection[str]) -> bool:
         and kind not in PLAIN
         and hand_of(m, kind) is None
     ):
-        base = base_for(kind, is_half(m.cfg, m.old))
+        base = base_for([kind], is_half(m.cfg, m.old))
         m.left(
             'optimizer_config',
             f'{kind} is a class of your own, so {", ".join(sorted(keys))} '
@@ -256,7 +258,7 @@ def hand_written(
     if hand is None:
         return {}
     if kind not in WRAPPERS:
-        base = base_for(kind, is_half(m.cfg, m.old))
+        base = base_for([kind], is_half(m.cfg, m.old))
         m.left(
             ('optimizer_config', 'type'),
             f'{kind}: only its check was read; what else it does between '

@@ -4,6 +4,12 @@ from typing import Container, List, Mapping, Optional, Tuple
 
 import libcst as cst
 
+from mmnanguard.core.how_to_guard import (
+    base_for,
+    has_guarded_form,
+    how_to_guard,
+)
+
 from .config_value import ConfigDict, ConfigValue
 from .dict_source import entries_of
 from .guarded_types import (
@@ -11,7 +17,6 @@ from .guarded_types import (
     DEEPSPEED,
     FULL,
     GUARDED_TYPES,
-    base_for,
     is_guarded_type,
     short,
 )
@@ -33,11 +38,6 @@ TAKEN = (
     'paramwise_cfg',
 )
 TAKEN_BY_AMP = ('loss_scale', 'dtype', 'use_fsdp')
-# MMEngine's wrappers that no guard can stand for: they step by themselves.
-NO_GUARD = {
-    'ApexOptimWrapper': f"use {AMP} with dtype='float16' in its place",
-    'ColossalAIOptimWrapper': 'no guard can stand for it',
-}
 # The constructor that reads no keys of its own; None stands for it too.
 OWN_CONSTRUCTORS = (None, 'DefaultOptimWrapperConstructor')
 
@@ -86,7 +86,7 @@ def from_bases(m: Migration) -> bool:
     ):
         advice = 'is inherited: guard it in the file that has it'
         if is_variable:
-            advice = f'is changed here: set its type to {base_for(kind)}'
+            advice = f'is changed here: set its type to {base_for([kind])}'
         m.left('optim_wrapper', f'optim_wrapper (type {kind}) {advice}')
         return False
     changes = guarded_form(m, kind, wrapper)
@@ -133,7 +133,7 @@ def guarded(
     )
     entries = entries_of(node)
     if entries is None:
-        kind = base_for(short(value.get('type')))
+        kind = base_for([short(value.get('type'))])
         m.left(path, f'it is computed: set its type to {kind} by hand')
         return {}
     # A dict without an optimizer holds a wrapper for each of several
@@ -157,11 +157,10 @@ def guarded(
         reason = 'is not known here'
         if looks_alike(kind):
             reason = 'looks like a guard of your own'
-        base = base_for(kind)
-        advice = f'make it a subclass of {base}, or write that'
-        m.left(
-            (*path, 'type'), f'{kind} {reason}: {NO_GUARD.get(kind, advice)}'
-        )
+        advice = f'make it a subclass of {base_for([kind])}, or write that'
+        if not has_guarded_form(kind):
+            advice = how_to_guard([kind])
+        m.left((*path, 'type'), f'{kind} {reason}: {advice}')
         return {}
     return swapped(m, path, kind, value, entries, is_custom)
 

@@ -12,6 +12,11 @@ from mmengine.optim import AmpOptimWrapper
 
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.checks import check_keys
+from mmnanguard.core.how_to_guard import (
+    base_for,
+    has_guarded_form,
+    how_to_guard,
+)
 
 from .deepspeed.guard_config import Changes, adapt_to_deepspeed, has_deepspeed
 from .deepspeed.guard_config import name_of as type_name
@@ -210,13 +215,16 @@ def keys_of_wrappers() -> Set[str]:
 
 def guarded_type_of(type_: Union[str, type], where: str) -> type:
     """Return the guarded form of a wrapper type."""
-    name = type_ if isinstance(type_, str) else type_.__name__
-    name = name.split('.')[-1]
+    names = [str(type_).split('.')[-1]]
+    if isinstance(type_, type):
+        names = [base.__name__ for base in type_.__mro__]
+    name = names[0]
     if name not in GUARDED_TYPES:
+        advice = f'make it a subclass of {base_for(names)}.'
+        if not has_guarded_form(name):
+            advice = how_to_guard([name])
         raise GuardConfigError(
-            f'{where}.type is {name}, which has no guarded form: '
-            'ColossalAI and Apex update parameters by themselves, and a '
-            "project's own wrapper may do anything. Guarded are: "
-            f'{", ".join(GUARDED_TYPES)}.'
+            f'{where}.type is {name}, which has no guarded form: {advice} '
+            f'Guarded are: {", ".join(GUARDED_TYPES)}.'
         )
     return GUARDED_TYPES[name]

@@ -6,6 +6,7 @@ import math
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,7 @@ class Outcome:
         loss: The median of the last losses.
         overflowed: The module that overflowed first, if any did.
         overflow: The iteration in which it did.
-        num_lost: Number of rejected updates, all of them.
+        lost: Number of rejected updates, by cause.
     """
 
     alerts: List[dict] = field(default_factory=list)
@@ -51,7 +52,7 @@ class Outcome:
     loss: float = math.nan
     overflowed: str = ''
     overflow: Optional[int] = None
-    num_lost: int = 0
+    lost: Counter = field(default_factory=Counter)
 
     @property
     def is_warned(self):
@@ -176,7 +177,7 @@ def judge(runner, model, rows, size):
     outcome.alerts = [row for row in rows if row['kind'] == 'alert']
     updates = [row for row in rows if row['kind'] == 'update']
     rejected = [row for row in updates if row['action'] != 'step']
-    outcome.num_lost = len(rejected)
+    outcome.lost = Counter(row['cause'] for row in rejected)
     # A single overflow of gradients is one of the loss scale.
     counted = [
         row

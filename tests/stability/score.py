@@ -3,25 +3,30 @@
 Example:
     python tests/stability/score.py
     python tests/stability/score.py lr-cnn growth-mlp
+    python tests/stability/score.py --act fp32
 
-A run takes a few seconds; all of them some ten minutes.
+With --act, healthy runs and those whose float16 outputs grow are run without
+and with the monitor's acting, and the updates lost and the ends are printed.
+A run takes a few seconds; all of them some ten minutes. The exit status is 1
+if what is asked of the whole list does not hold.
 """
 
 import argparse
 import importlib
 import sys
-from collections import defaultdict
-from itertools import chain
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Dict, List, Optional, Sequence
 
 sys.path[:0] = [str(Path(__file__).parents[level]) for level in (1, 2)]
-from stability.families import FAMILIES, HEALTHY, UNPREDICTABLE  # noqa: E402
+from stability.families import FAMILIES, GROWTH, HEALTHY, UNPREDICTABLE  # noqa: E402
 from stability.runs import Outcome, headroom_alerts, run, silence  # noqa: E402
 
 MMPRETRAIN = Path(sys.prefix) / 'mmpretrain'
 Outcomes = Dict[str, Outcome]
+FP32 = dict(fp32=dict(type='mmnanguard.Fp32ModulesHook'))
+OF_OUTPUTS = 'loss_nonfinite'
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -31,12 +36,17 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('names', nargs='*', help='runs; all if left out')
+    parser.add_argument(
+        '--act', action='append', choices=['fp32', 'scale', 'lr']
+    )
     args = parser.parse_args(argv)
     unknown = sorted(set(args.names) - set(FAMILIES))
     if unknown:
         parser.error(f'no such run: {", ".join(unknown)}')
     silence()
     find_mmpretrain()
+    if args.act:
+        return compare_acting(args.names, args.act)
     outcomes: Outcomes = {}
     for name in args.names or list(FAMILIES):
         outcomes[name] = run(name)
@@ -47,9 +57,44 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             for name, outcome in outcomes.items()
             if FAMILIES[name].is_seen is is_seen
         }
-        print(f'\n{title}: {summary(chosen)}')
-    print(f'\nall: {summary(outcomes)}')
-    return 0
+        print(f'\n{title}: {score(chosen)}')
+    whole = score(outcomes)
+    print(f'\nall: {whole}')
+    if args.names:
+        return 0
+    for gate, holds in whole.gates().items():
+        print(f'{"yes" if holds else "NO":4} {gate}')
+    return int(not all(whole.gates().values()))
+
+
+def compare_acting(names: Sequence[str], act: Sequence[str]) -> int:
+    """Print what runs lose without and with acting; return the status.
+
+    The status is 1 if outputs still overflow, or a healthy run ends worse.
+    """
+    if not names:
+        kinds = {name: family.kind for name, family in FAMILIES.items()}
+        names = [n for n, kind in kinds.items() if kind in (HEALTHY, GROWTH)]
+    monitor = dict(act=list(act))
+    num_wrong = 0
+    for name in names:
+        plain, acting = run(name), run(name, monitor=monitor, hooks=FP32)
+        is_healthy = FAMILIES[name].kind == HEALTHY
+        worse = is_healthy and acting.accuracy < plain.accuracy - 0.02
+        is_wrong = worse or acting.overflow is not None
+        num_wrong += is_wrong
+        print(
+            f'{name:22} {plain.accuracy:6.1%} -> {acting.accuracy:6.1%}, '
+            f'lost to outputs {plain.lost[OF_OUTPUTS]} -> '
+            f'{acting.lost[OF_OUTPUTS]}, to gradients '
+            f'{sum(plain.lost.values()) - plain.lost[OF_OUTPUTS]} -> '
+            f'{sum(acting.lost.values()) - acting.lost[OF_OUTPUTS]}'
+            + ', WRONG'
+            * is_wrong,
+            flush=True,
+        )
+    print(f'{len(names) - num_wrong} of {len(names)} as they should be')
+    return int(num_wrong > 0)
 
 
 def find_mmpretrain() -> None:
@@ -94,43 +139,99 @@ def countdown_of(outcome: Outcome) -> str:
     )
 
 
-def summary(outcomes: Outcomes) -> str:
+@dataclass
+class Score:
+    """The numbers of some runs.
+
+    Attributes:
+        bad: The runs that went bad in a way that can be seen coming.
+        healthy: The healthy runs.
+        named: The runs with a countdown before their outputs overflow.
+        tame: Names of runs that were meant to go bad and did not.
+        false: Names of healthy runs with an alert.
+    """
+
+    bad: List[Outcome] = field(default_factory=list)
+    healthy: List[Outcome] = field(default_factory=list)
+    named: List[Outcome] = field(default_factory=list)
+    tame: List[str] = field(default_factory=list)
+    false: List[str] = field(default_factory=list)
+
+    @property
+    def num_warned(self) -> int:
+        """Number of bad runs that were warned of."""
+        return sum(outcome.is_warned for outcome in self.bad)
+
+    @property
+    def lead(self) -> float:
+        """Median number of iterations from the first alert to the trouble."""
+        leads = [o.lead for o in self.bad if o.lead is not None]
+        return median(leads or [0])
+
+    @property
+    def num_right(self) -> int:
+        """Number of countdowns that name the module that overflows first."""
+        return sum(
+            headroom_alerts(o)[0]['module'] == o.overflowed for o in self.named
+        )
+
+    @property
+    def num_close(self) -> int:
+        """Number of countdowns that are within a factor of 2."""
+        num = 0
+        for outcome in self.named:
+            alert = headroom_alerts(outcome)[0]
+            true = outcome.overflow - alert['iter']
+            num += 0.5 <= (alert['left'] or 0) / true <= 2
+        return num
+
+    def __str__(self) -> str:
+        num_named = len(self.named)
+        return (
+            f'warned in {self.num_warned} of {len(self.bad)} runs that went '
+            f'bad, {self.lead:g} iterations ahead (median); alerts in '
+            f'{len(self.false)} of {len(self.healthy)} healthy runs; the '
+            f'module that overflows first named in {self.num_right} of '
+            f'{num_named}; the countdown within a factor of 2 in '
+            f'{self.num_close} of {num_named}; meant to go bad and did not: '
+            f'{", ".join(self.tame) or "none"}'
+        )
+
+    def gates(self) -> Dict[str, bool]:
+        """Return what is asked of the whole list, and whether it holds."""
+        return {
+            '30 bad and 30 healthy runs': min(len(self.bad), len(self.healthy))
+            >= 30,
+            'warned in 85 %': self.num_warned >= 0.85 * len(self.bad),
+            '50 iterations ahead': self.lead >= 50,
+            'alerts in at most 10 % of healthy runs': len(self.false)
+            <= 0.1 * len(self.healthy),
+            "none in mmpretrain's": not any('mm-' in n for n in self.false),
+            'the right module in 90 %': self.num_right
+            >= 0.9 * len(self.named),
+            'the right countdown in 70 %': self.num_close
+            >= 0.7 * len(self.named),
+        }
+
+
+def score(outcomes: Outcomes) -> Score:
     """Return the score of some runs."""
-    by_kind: Dict[str, List[Outcome]] = defaultdict(list)
-    tame = []
+    result = Score()
     for name, outcome in outcomes.items():
         kind = FAMILIES[name].kind
-        # A run that was meant to go bad and did not is counted apart.
-        if kind not in (HEALTHY, UNPREDICTABLE) and outcome.bad is None:
-            tame.append(name)
+        if kind == UNPREDICTABLE:
+            continue
+        if kind == HEALTHY:
+            result.healthy.append(outcome)
+            if outcome.alerts:
+                result.false.append(name)
+        elif outcome.bad is None:
+            result.tame.append(name)
         else:
-            by_kind[kind].append(outcome)
-    healthy = by_kind.pop(HEALTHY, [])
-    by_kind.pop(UNPREDICTABLE, None)
-    bad = list(chain.from_iterable(by_kind.values()))
-    num_warned = sum(o.is_warned for o in bad)
-    leads = [o.lead for o in bad if o.lead is not None]
-    false = [o for o in healthy if o.alerts]
-    named = [o for o in bad if headroom_alerts(o)]
-    right = [
-        o for o in named if headroom_alerts(o)[0]['module'] == o.overflowed
-    ]
-    counted, close = [], []
-    for outcome in named:
-        alert = headroom_alerts(outcome)[0]
-        if alert['left']:
-            true = outcome.overflow - alert['iter']
-            counted.append(outcome)
-            if 0.5 <= alert['left'] / true <= 2:
-                close.append(outcome)
-    return (
-        f'warned in {num_warned} of {len(bad)} runs that went bad, '
-        f'{median(leads or [0]):g} iterations ahead (median); alerts in '
-        f'{len(false)} of {len(healthy)} healthy runs; the module that '
-        f'overflows first named in {len(right)} of {len(named)}; the '
-        f'countdown within a factor of 2 in {len(close)} of {len(counted)}; '
-        f'meant to go bad and did not: {", ".join(tame) or "none"}'
-    )
+            result.bad.append(outcome)
+            if headroom_alerts(outcome):
+                result.named.append(outcome)
+    return result
 
 
 if __name__ == '__main__':

@@ -2,6 +2,10 @@
 
 import pytest
 from migrating import FP32, Migration, migrate_in_place
+from mmengine.config import Config
+
+from mmnanguard.migrate import flatten
+from mmnanguard.optim.apply_guard import load_overlay
 
 REST = """
 optimizer = dict(type='SGD', lr=0.01)
@@ -149,6 +153,16 @@ def test_a_leaf_that_does_not_train_has_no_unit(tmp_path):
     assert cfg['log_processor'] == dict(by_epoch=False)
     assert cfg['optim_wrapper'] is None
     assert 'is inherited' not in notes
+
+
+def test_in_one_file(tmp_path):
+    path = tmp_path / 'config.py'
+    text = MODEL.replace(')', ', train_cfg=None)')
+    path.write_text(text + KEYS + REST)
+    path.write_text(flatten(path, load_overlay).new)
+    cfg = Config.fromfile(path).to_dict()
+    assert cfg['model'] == OWN
+    assert cfg['train_cfg'] == LOOP
 
 
 def test_parts_beside_the_model(tmp_path):

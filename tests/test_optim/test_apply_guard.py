@@ -286,3 +286,26 @@ def test_a_guarded_run_goes_on_past_a_skip(kind, tmp_path):
     runner.train()
     assert runner.message_hub.get_scalar('train/guard/skipped').current() == 1
     assert runner.iter == runner.max_iters
+
+
+class MyWrapper(AmpOptimWrapper):
+    pass
+
+
+@pytest.mark.parametrize(
+    ('type_', 'advice'),
+    [
+        (MyWrapper, 'subclass of mmnanguard.NanGuardAmpOptimWrapper'),
+        (
+            'MyAmpOptimWrapper',
+            'subclass of mmnanguard.NanGuardAmpOptimWrapper',
+        ),
+        ('MyOptimWrapper', 'subclass of mmnanguard.NanGuardOptimWrapper'),
+        ('ApexOptimWrapper', 'type to mmnanguard.NanGuardAmpOptimWrapper'),
+        ('ColossalAIOptimWrapper', 'cannot be guarded'),
+    ],
+)
+def test_the_advice_for_a_class_names_its_base(type_, advice):
+    cfg = Config(dict(optim_wrapper=dict(type=type_, optimizer=SGD)))
+    with pytest.raises(GuardConfigError, match=advice):
+        apply_guard(cfg, 'fp32')
