@@ -102,9 +102,11 @@ class Tree:
         file = self.files[path]
         if file.names & {*LENGTHS} - file.dead:
             return loop_of(file.cfg)
-        # None says that a config does not train, and no unit.
-        if 'train_cfg' in file.names and file.cfg['train_cfg'] is not None:
-            return loop_of(dict(train_cfg=file.cfg['train_cfg']))
+        # None says that a config does not train; an interval alone is of the
+        # loop that another file has.
+        train = file.cfg.get('train_cfg') or {}
+        if 'train_cfg' in file.names and {*train} & {*LOOP_KEYS}:
+            return loop_of(dict(train_cfg=train))
         return self.base_loop(path)
 
     def base_loop(self, path: Path) -> Optional[Loop]:
