@@ -185,6 +185,9 @@ def read_file(path: Path) -> ConfigFile:
     for key in names & {*TARGETS}:
         if find_rival(source, key) and not needs_hooks(cfg, key):
             dead.add(key)
+            # A variable of a config of 2.x may have the name of a key of 1.x.
+            if source.is_read(key):
+                names.remove(key)
     bases = direct_bases(path)
     return ConfigFile(path, text, bases, names, dead, cfg, load_bases(path))
 

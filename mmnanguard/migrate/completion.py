@@ -71,8 +71,8 @@ def lacks(
 def add_waiting(
     job: Job, m: Migration, value: ConfigDict, more: ConfigDict
 ) -> None:
-    """Add the keys of 1.x that a migrated base keeps for this file."""
-    waiting = job.alive & {*job.bases}
+    """Add the keys of 1.x that a base leaves to this file."""
+    waiting = job.alive & job.waiting
     if not waiting:
         return
     for key, want in everything(merged_form(job, waiting)).items():
@@ -137,10 +137,10 @@ def follow_length(
         or key not in job.set_below
     ):
         return
-    whole = merged_form(job, {'lr_config'})
-    schedule = whole.new.get(key)
-    # Without lr_config the schedulers were written for MMEngine.
-    if schedule is None or not whole.cfg.get('lr_config'):
+    schedule = None
+    if m.cfg.get('lr_config'):
+        schedule = merged_form(job, {'lr_config'}).new.get(key)
+    if schedule is None:
         m.left(
             (),
             'param_scheduler is inherited, and written for another '

@@ -81,6 +81,7 @@ class Job:
         bases: The merged value of the bases after their migration.
         set_below: The keys of 2.x that the file or one below it sets itself.
         readers: The files above that read a key of this one, by key.
+        waiting: The keys of 1.x that bases leave to the files above them.
     """
 
     file: ConfigFile
@@ -95,6 +96,7 @@ class Job:
     bases: ConfigDict = field(default_factory=dict)
     set_below: Set[str] = field(default_factory=set)
     readers: Dict[str, str] = field(default_factory=dict)
+    waiting: Set[str] = field(default_factory=set)
 
 
 def rewrite(
@@ -217,6 +219,9 @@ def belongs_above(job: Job, key: str) -> Set[str]:
 def find_old(m: Migration, job: Job, more: Mapping[str, ConfigValue]) -> None:
     """Collect the keys of 1.x that can be migrated; report the rest."""
     for key, targets in TARGETS.items():
+        if key in job.file.dead - job.file.names:
+            # A variable, which something of 2.x reads.
+            continue
         if key in m.source.tangled:
             # With several assignments or a change in place, no single
             # statement shows the value, so none can be replaced.
@@ -229,10 +234,6 @@ def find_old(m: Migration, job: Job, more: Mapping[str, ConfigValue]) -> None:
             rival = find_rival(m.source, key)
             belongs = belongs_above(job, key)
             if rival is not None and key in job.file.dead:
-                # A variable of a config of 2.x may have the name of a key of
-                # 1.x.
-                if m.source.readers(key, m.source.place[key]):
-                    continue
                 m.left(
                     key,
                     f'{key} has no effect: MMEngine reads {rival} '

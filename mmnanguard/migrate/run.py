@@ -141,9 +141,18 @@ class Run:
             and path not in self.shared,
             is_alone=self.is_alone is not None,
             readers=tree.readers(path),
+            waiting=self.waiting(path),
             set_below={key for key in ORDER if tree.is_set_in(key, path)},
             bases=bases,
         )
+
+    def waiting(self, path: Path) -> Set[str]:
+        """Return the keys of 1.x that the bases of a file leave to it."""
+        keys: Set[str] = set()
+        for base in self.tree.below(path)[1:]:
+            names = self.tree.files[base].names & {*TARGETS}
+            keys |= names - {*self.old[base]}
+        return keys
 
     def migrated(self, path: Path) -> Migrated:
         """Return the result for a file whose bases have theirs."""

@@ -150,6 +150,15 @@ class Source:
                 lines.append(self.line_of(index))
         return lines
 
+    def is_read(self, name: str) -> bool:
+        """Whether a statement reads a name that it does not set or change."""
+        for statement in self.statements:
+            if name in names_in(statement) and name not in stored_in(
+                statement
+            ):
+                return True
+        return False
+
     def readers(self, name: str, index: int) -> List[int]:
         """Return the indices of statements that name a variable.
 

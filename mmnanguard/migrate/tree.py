@@ -24,6 +24,8 @@ from .policy import Loop
 __all__ = ['Copy', 'Tree']
 
 
+# The keys of train_cfg that tell one loop from another.
+LOOP_KEYS = ('type', 'by_epoch', 'max_epochs', 'max_iters')
 # A key of a base that a config reads, as in {{_base_.data.train}}.
 BASE_KEY = re.compile(r'\b_base_\.(\w+)')
 
@@ -100,9 +102,11 @@ class Tree:
         file = self.files[path]
         if file.names & {*LENGTHS} - file.dead:
             return loop_of(file.cfg)
-        # None says that a config does not train, and no unit.
-        if 'train_cfg' in file.names and file.cfg['train_cfg'] is not None:
-            return loop_of(dict(train_cfg=file.cfg['train_cfg']))
+        # None says that a config does not train; an interval alone is of the
+        # loop that another file has.
+        train = file.cfg.get('train_cfg') or {}
+        if 'train_cfg' in file.names and {*train} & {*LOOP_KEYS}:
+            return loop_of(dict(train_cfg=train))
         return self.base_loop(path)
 
     def base_loop(self, path: Path) -> Optional[Loop]:

@@ -126,6 +126,15 @@ def test_a_variable_that_is_read_has_an_effect(tmp_path):
     migration = Migration(tmp_path, f'{text}optimizer=optimizer)\n')
     assert not migration.left
     assert migration.cfg['optim_wrapper']['optimizer']['lr'] == 1
+    changed = text.replace(
+        'optim_wrapper', "optimizer['lr'] = 2\noptim_wrapper"
+    )
+    migration = Migration(tmp_path, f'{changed}optimizer=optimizer)\n')
+    assert not migration.left
+    assert migration.cfg['optim_wrapper']['optimizer']['lr'] == 2
+    base = f'{text}optimizer=optimizer, clip_grad=None)\n'
+    child = Migration(tmp_path, "_base_ = 'base.py'\n", base=base)
+    assert 'of 1.x as well' not in child.left
     unread = Migration(tmp_path, f'{text}optimizer=dict(type="SGD"))\n')
     assert 'optimizer has no effect' in unread.left
 

@@ -2,12 +2,10 @@
 before, in whatever order its files are migrated.
 """
 
-from itertools import permutations
-
 import pytest
 from mmengine.config import Config
 
-from mmnanguard.migrate import flatten, migrate
+from mmnanguard.migrate import flatten, migrate, migrate_tree
 from mmnanguard.optim.apply_guard import load_overlay
 from tools.migrate_config import main
 
@@ -56,6 +54,10 @@ LEAVES = {
     'half': (
         'fp16 = dict(loss_scale=512.)\noptimizer = dict(lr=1)\n'
         "evaluation = dict(interval=7, save_best='auto')\n"
+    ),
+    'appended': (
+        "lr_config = dict(_delete_=True, policy='step', step=[100])\n"
+        "lr_config['step'].append(200)\n"
     ),
     'in place': "lr_config = dict(power=1.0)\nlr_config['min_lr'] = 1e-5\n",
 }
@@ -136,7 +138,12 @@ def test_in_place_and_again(case):
 
 
 @pytest.mark.parametrize(
-    'order', [*permutations(('dataset', 'schedule', 'leaf'))]
+    'order',
+    [
+        ('leaf', 'dataset', 'schedule'),
+        ('dataset', 'schedule', 'leaf'),
+        ('schedule', 'leaf', 'dataset'),
+    ],
 )
 def test_one_by_one_in_any_order(case, order):
     leaf, run = case
@@ -240,3 +247,81 @@ train_cfg = dict(type='IterBasedTrainLoop', max_iters=1000)
     assert new['train_cfg']['max_iters'] == 4000
     assert new['param_scheduler'] == schedulers
     assert 'param_scheduler is inherited' in capsys.readouterr().out
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Return two leaves of the same parts, and the runs that they describe."""
+    first = write(tmp_path, LEAVES['longer'])
+    second = tmp_path / 'second.py'
+    second.write_text(f'{BASES}{MODEL}{LEAVES["in epochs"]}')
+    runs = []
+    for leaf in (first, second):
+        flat = tmp_path / 'flat' / leaf.name
+        main([str(leaf), '--flatten', '--out', str(flat)])
+        runs.append(runs_of(load(flat)))
+    return (first, second), runs
+
+
+def test_one_leaf_after_another(two):
+    leaves, runs = two
+    dataset = leaves[0].parent / 'dataset.py'
+    for leaf in leaves:
+        main([str(leaf), '--write'])
+        # The other leaf may need it.
+        assert 'evaluation' in dataset.read_text()
+    assert [runs_of(load(leaf)) for leaf in leaves] == runs
+
+
+def test_leaves_at_once(two):
+    leaves, runs = two
+    out = leaves[0].parent / 'out'
+    main([*map(str, leaves), '--out', str(out)])
+    assert [runs_of(load(out / leaf.name)) for leaf in leaves] == runs
+    assert 'evaluation' not in (out / 'dataset.py').read_text()
+
+
+def test_a_key_that_a_config_above_reads_stays(tmp_path):
+    leaf = write(
+        tmp_path,
+        'lr = _base_.optimizer.lr\npipeline = {{_base_.train_pipeline}}\n'
+        'data = dict(train=dict(pipeline=pipeline))\n',
+    )
+    files = migrate_tree([leaf], load_overlay).files
+    for path, migrated in files.items():
+        path.write_text(migrated.new)
+    cfg = load(leaf)
+    assert cfg['lr'] == 0.01
+    assert cfg['train_dataloader']['dataset']['pipeline'][1]['type'] == 'Flip'
+    assert 'dataset=dict(pipeline=pipeline)' in files[leaf].new
+    (note,) = (
+        text
+        for _, text in files[tmp_path / 'schedule.py'].notes.left
+        if 'optimizer' in text
+    )
+    assert note == 'optimizer stays, because leaf.py reads it'
+
+
+def test_a_leaf_gets_nothing_that_its_base_has(tmp_path):
+    leaf = write(tmp_path, LEAVES['in part'])
+    new = migrate_tree([leaf], load_overlay).files[leaf].new
+    loader = 'num_workers=5, dataset=dict(pipeline=train_pipeline)'
+    assert f'\ntrain_dataloader = dict({loader})\n' in new
+    assert 'dataset=dict(sampler=dict(_delete_=True, n=30))' in new
+    assert 'optim_wrapper' not in new
+    assert 'val_cfg' not in new
+
+
+def test_bases_that_set_the_same_key_already(tmp_path):
+    """A file of 2.x keeps its key, and another leaves its own to the leaf."""
+    leaf = write(tmp_path, '')
+    (tmp_path / 'dataset.py').write_text('train_cfg = dict(val_interval=3)\n')
+    files = migrate_tree([leaf], load_overlay).files
+    for path, migrated in files.items():
+        path.write_text(migrated.new)
+    loop = dict(by_epoch=False, max_iters=1000, val_interval=3)
+    assert load(leaf)['train_cfg'] == loop
+    assert 'train_cfg' not in files[tmp_path / 'schedule.py'].new
+    (tmp_path / 'env.py').write_text('train_cfg = dict(val_begin=2)\n')
+    refused = migrate_tree([leaf], load_overlay).refused
+    assert 'Keep each of them in one of these files' in str(refused[leaf])
