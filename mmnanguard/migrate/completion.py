@@ -21,11 +21,10 @@ PHASES = (
     'test_cfg',
 )
 
-
+# The default of MMEngine's CheckpointHook and LogProcessor.
+EPOCHS = dict(by_epoch=True)
 # Entries of a wrapper that mean the same as no entry; they reset what a base
 # has.
-# What MMEngine's CheckpointHook and LogProcessor count unless they are told.
-EPOCHS = dict(by_epoch=True)
 UNSET = dict(
     accumulative_counts=1, constructor='DefaultOptimWrapperConstructor'
 )
