@@ -35,7 +35,7 @@ import baseline  # noqa: E402, F401  registers CpuAmpOptimWrapper
 BAD = ('digits/train/000017', 'digits/train/000931')
 
 
-@TRANSFORMS.register_module()
+@TRANSFORMS.register_module(force=True)
 class SpoilDigits:
     """Makes a pixel of the bad samples NaN."""
 
@@ -47,7 +47,7 @@ class SpoilDigits:
         return results
 
 
-@OPTIM_WRAPPERS.register_module()
+@OPTIM_WRAPPERS.register_module(force=True)
 class SkipBadLoss(OptimWrapper):
     """Skips an update whose loss is not finite, as people write by hand."""
 
@@ -56,7 +56,7 @@ class SkipBadLoss(OptimWrapper):
             super().update_params(loss, step_kwargs, zero_kwargs)
 
 
-@OPTIM_WRAPPERS.register_module()
+@OPTIM_WRAPPERS.register_module(force=True)
 class SkipBadGrads(OptimWrapper):
     """Skips an update with a gradient that is not finite."""
 
@@ -77,7 +77,7 @@ class CheckLoss(Hook):
             assert torch.isfinite(outputs['loss']), 'loss is not finite'
 
 
-@OPTIM_WRAPPERS.register_module()
+@OPTIM_WRAPPERS.register_module(force=True)
 class DetectAnomaly(OptimWrapper):
     """Calls backward with PyTorch's anomaly detection."""
 

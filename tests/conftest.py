@@ -1,3 +1,4 @@
+import logging
 import re
 from types import SimpleNamespace
 
@@ -31,6 +32,8 @@ def fresh_globals():
     clear_globals()
     yield
     clear_globals()
+    # A tool of the tests that prints a table switches it off.
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)
