@@ -98,6 +98,9 @@ endef
 	test -d .venv-deepspeed || $(PYTHON) -m venv .venv-deepspeed
 	cd .venv-deepspeed/lib/python*/site-packages && \
 		echo $(CURDIR)/.venv/lib/python*/site-packages > venv.pth
+	# Python 3.11 brings one that needs the package wheel to build wheels.
+	.venv-deepspeed/bin/$(PIP_INSTALL) \
+		$$(grep ^setuptools== requirements/common.txt)
 	.venv-deepspeed/bin/$(PIP_INSTALL) --no-build-isolation -r $<
 	touch $@
 
