@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Optional, Sequence, Tuple
 
-from mmnanguard._support.escape import escape
+from mmnanguard._support.console_line import fit, named
 
 from ..launch import tool_command
 from .row_record import NewRow, RowRecord
@@ -44,13 +44,23 @@ class DumpRow(RowRecord):
         return f'dumped to {self.path} ({self.bytes / 2**20:.1f} MiB)'
 
     def line(self, remarks: Sequence[str] = ()) -> str:
-        """Return the console line.
+        """Return the console line, of at most 160 columns.
 
         Args:
             remarks: Clauses about parts that the dump lacks.
         """
-        story = '; '.join([self.sentence(), *remarks])
-        return escape(f'mmnanguard: {story}; run it: {self.command()}')
+        run = f'run it: {self.command()}'
+        return fit(
+            [
+                f'mmnanguard: {self.sentence()}; {run}',
+                f'mmnanguard: dumped ({self.bytes / 2**20:.1f} MiB); {run}',
+                *named(
+                    'mmnanguard: dumped to {}; the report has the command',
+                    self.path,
+                ),
+            ],
+            *[[remark, ''] for remark in remarks],
+        )
 
     def command(self) -> str:
         """Return the command that replays the dump.

@@ -1,5 +1,6 @@
 """The guard's scalars in MMEngine's log, and non-finite values in it."""
 
+import logging
 import math
 from typing import (
     Any,
@@ -17,6 +18,7 @@ from typing import (
 import numpy as np
 from mmengine.logging import HistoryBuffer, MessageHub, MMLogger
 
+from mmnanguard.console import say
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 
 __all__ = [
@@ -212,13 +214,17 @@ class LoggedValues:
 
     def _report(self, what: str, key: str, logger: MMLogger) -> None:
         if not self._unguarded:
-            logger.warning(
+            say(
                 f'{what}; the smoothed log averages its finite values only '
-                '(said once)'
+                '(said once)',
+                logging.WARNING,
+                logger,
             )
         elif 'loss' in key:
-            logger.error(
+            say(
                 f'{what}, and optimizer {self._unguarded} is NOT GUARDED: '
                 'its update was not judged, and the weights may be non-finite '
-                'from now on (said once)'
+                'from now on (said once)',
+                logging.ERROR,
+                logger,
             )

@@ -1,5 +1,6 @@
 """Changes of the run that alerts advise, as far as the user allows them."""
 
+import logging
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Dict, List, Mapping, Optional, Sequence
@@ -8,6 +9,7 @@ from mmengine.dist import all_gather_object
 from mmengine.runner import Runner
 from torch import nn
 
+from mmnanguard.console import say
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.core.rows.alert_row import (
@@ -234,7 +236,7 @@ class Acts:
     def _report(self, runner: Runner, remedy: RemedyRow) -> None:
         """Log a change, and hand its row to all hooks."""
         self._num_done += 1
-        runner.logger.warning(remedy.line())
+        say(remedy.line(), logging.WARNING, runner.logger)
         runner.call_hook('after_guard_row', row=remedy.to_row())
 
     def _has_left(self) -> bool:

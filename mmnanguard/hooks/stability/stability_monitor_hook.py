@@ -1,5 +1,6 @@
 """The hook that warns before an update goes bad."""
 
+import logging
 import math
 from typing import Dict, Optional, Sequence, Set, Union
 
@@ -7,6 +8,7 @@ from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
 from mmnanguard._support.escape import escape
+from mmnanguard.console import say
 from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.core.rows.event_files import events_file, samples_file
 from mmnanguard.core.rows.rollback_row import RollbackRow
@@ -155,10 +157,12 @@ class StabilityMonitorHook(PatchingHook):
         self._file = SampleFile(samples_file(events_file(runner.log_dir)))
         self._is_compiled = is_compiled(runner.model)
         if self._is_compiled:
-            runner.logger.info(
+            say(
                 'mmnanguard: the model is compiled, so its modules cannot be '
                 'measured: StabilityMonitorHook watches weights, losses and '
-                'the loss scale'
+                'the loss scale',
+                logging.INFO,
+                runner.logger,
             )
         self.patches.remember(self._drop)
 
@@ -301,8 +305,10 @@ class StabilityMonitorHook(PatchingHook):
             if alert.cleared is None:
                 alert = self._acts.announce(alert)
             self._monitor = self._monitor.with_told(alert)
-            level = 'warning' if alert.cleared is None else 'info'
-            getattr(runner.logger, level)(alert.line())
+            level = logging.INFO
+            if alert.cleared is None:
+                level = logging.WARNING
+            say(alert.line(), level, runner.logger)
             runner.call_hook('after_guard_row', row=alert.to_row())
 
     def _record(self, runner: Runner, sample: Sample) -> None:
@@ -329,11 +335,13 @@ class StabilityMonitorHook(PatchingHook):
         except OSError as error:
             if not self._has_lost:
                 self._has_lost = True
-                runner.logger.error(
+                say(
                     escape(
                         'mmnanguard: cannot write stability.jsonl: '
                         f'{error}; training goes on (said once)'
-                    )
+                    ),
+                    logging.ERROR,
+                    runner.logger,
                 )
 
     def _tell_margins(self, runner: Runner) -> None:
@@ -343,7 +351,11 @@ class StabilityMonitorHook(PatchingHook):
         self._has_told_margins = True
         line = margins(self._last, self._monitor)
         if line:
-            runner.logger.info(escape(f'Iter {self._last.iter}: {line}'))
+            say(
+                escape(f'Iter {self._last.iter}: {line}'),
+                logging.INFO,
+                runner.logger,
+            )
 
     def _goes_on(self, runner: Runner, num_more: int = 0) -> bool:
         """Whether a window goes on, also that of a wrapper without a guard.

@@ -1,0 +1,31 @@
+"""The one way in which the package writes to a run's log."""
+
+import logging
+from typing import Optional
+
+from mmengine.logging import print_log
+
+from mmnanguard._support.console_line import wrap
+
+__all__ = ['say']
+
+
+def say(
+    text: str,
+    level: int = logging.INFO,
+    logger: Optional[logging.Logger] = None,
+) -> None:
+    """Log a message whose lines are at most 160 columns.
+
+    The logger's prefix does not count. The line of an event fits already, as
+    its record makes it so; other messages are wrapped.
+
+    Args:
+        text: The message.
+        level: A level of ``logging``.
+        logger: The logger; None means MMEngine's current one.
+    """
+    if logger is None:
+        print_log(wrap(text), logger='current', level=level)
+    else:
+        logger.log(level, wrap(text))
