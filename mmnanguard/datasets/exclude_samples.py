@@ -12,9 +12,9 @@ from mmengine.dataset import force_full_init
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from torch.utils.data import Dataset
 
+from mmnanguard._console import say
 from mmnanguard._support.escape import escape
 from mmnanguard._support.sample_name import sample_name
-from mmnanguard.console import say
 from mmnanguard.core import GuardConfigError
 from mmnanguard.registry import DATASETS
 

@@ -9,7 +9,7 @@ from typing import Any, Dict, Set, Union
 from mmengine.config import Config, ConfigDict
 from mmengine.optim import AmpOptimWrapper
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.checks import check_keys
 from mmnanguard.core.how_to_guard import (

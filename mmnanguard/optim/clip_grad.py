@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 from mmengine.optim import OptimWrapper
 from torch import Tensor
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.core import (
     AutoClip,
     ClipRule,

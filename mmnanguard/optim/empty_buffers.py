@@ -3,8 +3,8 @@
 import logging
 from typing import TYPE_CHECKING, List
 
+from mmnanguard._console import say
 from mmnanguard._support.escape import escape
-from mmnanguard.console import say
 from mmnanguard.numerics.snapshot.snapshot import Changes, Snapshot
 from mmnanguard.numerics.snapshot.tensor_backup import TensorBackup
 from mmnanguard.numerics.update.agree import ranks_that

@@ -17,7 +17,7 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.core import (
     Action,
     BadTensor,

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.core import Action, BadTensor, Cause, ScaleMove, decide
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.rules.decide import fails_again

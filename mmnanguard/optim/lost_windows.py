@@ -4,7 +4,7 @@ import logging
 
 from torch import distributed as dist
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 
 from .guard import Guard
 from .micro_batches import MicroBatches

@@ -10,7 +10,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import nn
 from torch.optim import Optimizer
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.numerics import GuardedGradScaler
 from mmnanguard.registry import OPTIM_WRAPPERS
 

@@ -10,7 +10,7 @@ from mmengine._strategy.deepspeed import DeepSpeedOptimWrapper
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.checks import check_keys
 from mmnanguard.numerics import GuardedGradScaler

@@ -7,7 +7,7 @@ from typing import Any, List, Optional
 from mmengine.config import Config
 from mmengine.registry import HOOKS
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.core.hook_source import STOPPING_HOOKS, HookSource, ends_run
 
 __all__ = ['leave_out_stopping_hooks']

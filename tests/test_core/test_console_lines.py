@@ -148,9 +148,8 @@ def test_other_rows_of_any_length(name):
     audit = audit.replace(where=('weights', 'ema'), ranks=ranks)
     check(audit.line(), name)
     check(audit.replace(checkpoint=name).line(), name)
-    check(
-        DumpRow(path=name, bytes=2**30).line(['it has no weights'] * 9), name
-    )
+    remarks = ('it has no weights',) * 9
+    check(DumpRow(path=name, bytes=2**30, remarks=remarks).line(), name)
     rollback = RollbackRow(iter=123456789, to=123456780, path=name)
     evidence = 'the losses of the last 64 updates had risen before it' * 3
     rollback = rollback.replace(loss_scale=NUMBER, lr_factor=NUMBER)

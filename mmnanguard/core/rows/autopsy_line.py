@@ -56,7 +56,7 @@ def clauses_of(autopsy: 'Autopsy', is_compiled: bool) -> List[Sequence[str]]:
             [
                 'the model may mask it on purpose, then leave it out of '
                 'InputGuardHook(keys=...)',
-                '',
+                'the model may mask it',
             ],
         ]
     return [
@@ -73,7 +73,9 @@ def finding_forms(autopsy: 'Autopsy') -> List[str]:
     """Return where the fault begins, with fewer and fewer words."""
     forms = [autopsy.finding()]
     forms += [shortened(autopsy, width).finding() for width in NAME_WIDTHS]
-    forms += [brief(shortened(autopsy, width)) for width in NAME_WIDTHS[1:]]
+    for fault in (autopsy.pole(), 'has a pole'):
+        for width in NAME_WIDTHS[1:]:
+            forms.append(brief(shortened(autopsy, width), fault))
     return forms
 
 
@@ -88,8 +90,8 @@ def shortened(autopsy: 'Autopsy', width: int) -> 'Autopsy':
     )
 
 
-def brief(autopsy: 'Autopsy') -> str:
-    """Return culprit, module and fault, without numbers."""
+def brief(autopsy: 'Autopsy', pole: str) -> str:
+    """Return culprit, module and fault; ``pole`` describes a pole."""
     who = ''
     if autopsy.samples:
         who = f'{autopsy.named_samples()}: '
@@ -104,10 +106,8 @@ def brief(autopsy: 'Autopsy') -> str:
     fault = 'overflows'
     if autopsy.is_kept:
         fault = 'uses a tensor that was bad before'
-    elif autopsy.mask:
-        fault = 'meets a mask of Inf'
     elif autopsy.is_certain:
-        fault = 'has a pole'
+        fault = pole
     return f'{who}{place}{source} {fault}'
 
 

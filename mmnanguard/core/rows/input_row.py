@@ -104,7 +104,10 @@ class InputRow(RowRecord):
         for width in NAME_WIDTHS:
             subject = self._brief_subject(with_ranks, width)
             faults.append(f'{when}: {self._fault(subject)}')
-        return fit(faults, outcome, [self._remark.lstrip('; '), ''])
+        remark = ['']
+        if self.usual:
+            remark = [self._remark[2:], 'the model seems to mask it']
+        return fit(faults, outcome, remark)
 
     def _brief_subject(self, with_ranks: bool, width: int) -> str:
         """Return the first bad sample, its part and the number of others."""

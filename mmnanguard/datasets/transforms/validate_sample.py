@@ -3,9 +3,9 @@
 import logging
 from typing import Dict, List, Optional, Sequence
 
+from mmnanguard._console import say
 from mmnanguard._support.escape import escape
 from mmnanguard._support.sample_validator import SampleValidator
-from mmnanguard.console import say
 from mmnanguard.core import NanGuardError
 from mmnanguard.core.checks import check_value
 from mmnanguard.registry import TRANSFORMS

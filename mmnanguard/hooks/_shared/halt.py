@@ -5,7 +5,7 @@ from typing import NoReturn
 
 from mmengine.runner import Runner
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.core import TrainingHalted
 
 __all__ = ['halt']

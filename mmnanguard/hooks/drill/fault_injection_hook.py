@@ -8,7 +8,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.core import GuardConfigError, NanGuardError
 from mmnanguard.registry import HOOKS
 

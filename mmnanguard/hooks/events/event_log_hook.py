@@ -11,9 +11,9 @@ from typing import BinaryIO, Dict, Iterator
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.runner import Runner
 
+from mmnanguard._console import say
 from mmnanguard._support.escape import escape
 from mmnanguard._support.process_identity import this_process
-from mmnanguard.console import say
 from mmnanguard.core import GuardEvent
 from mmnanguard.core.rows.end_row import CRASHED, FINISHED, INTERRUPTED, EndRow
 from mmnanguard.core.rows.event_files import events_file, events_files

@@ -9,7 +9,7 @@ from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 from mmengine.visualization import LocalVisBackend
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.core import GuardEvent
 from mmnanguard.core.rows.json_numbers import to_json
 from mmnanguard.registry import HOOKS

@@ -4,7 +4,8 @@ Reading order:
 
 1. ``nan_guard_hook``: the hook.
 2. ``run_scalars``: counters for the log and for dashboards, and averages
-   without non-finite values.
+   without non-finite values; ``changed_scalars``: lines that show counters
+   when they change.
 3. ``recent_samples``: the sample names of the last iterations;
    ``bad_samples``: those that are known to be bad; ``event_ids``: the ids of
    events.

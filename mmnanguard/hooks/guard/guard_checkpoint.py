@@ -13,7 +13,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.numerics.base.rng_state import RngState, read_rng, set_rng
 from mmnanguard.numerics.checkpoints.saved_optimizer import GUARD_KEY
 from mmnanguard.numerics.guard_protocol import GuardedProtocol

@@ -9,7 +9,7 @@ from mmengine.logging import MessageHub
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.core import GuardEvent
 from mmnanguard.core.rules.decide import MOST_HARMLESS, is_over
 from mmnanguard.numerics.guard_protocol import GuardProtocol

@@ -19,7 +19,7 @@ from mmengine.dist import (
 from mmengine.runner import Runner
 from torch import nn
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.core import Action, Autopsy, GuardEvent
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.checks import check_value
@@ -45,6 +45,7 @@ from ..events.event_log_hook import last_attempt
 from ..recovery.loaded_state import LoadedState
 from .bad_samples import KnownBadSamples
 from .bypasses import hand_out, note_bypass
+from .changed_scalars import ChangedScalars
 from .ema_freeze import EmaFreeze
 from .event_ids import EventIds
 from .guard_checkpoint import GuardCheckpoint
@@ -69,7 +70,8 @@ class NanGuardHook(PatchingHook, EventSource):
     see :class:`GuardListener`. ``TrainingHalted`` is raised last of all.
 
     In each iteration, it writes scalars to every visualizer backend of the
-    config (with several optimizers, ``guard/<optimizer>/...``):
+    config (with several optimizers, ``guard/<optimizer>/...``). A line of the
+    console has a counter only when it has changed:
 
     =================================  =====================================
     ``train/guard/skipped``            updates rejected so far
@@ -174,6 +176,7 @@ class NanGuardHook(PatchingHook, EventSource):
             self._freeze = ScheduleFreeze(self._guards)
             self._freeze.attach(runner, self.patches)
         warn_at_start(runner, self._guards)
+        ChangedScalars(runner, self._guards).attach(self.patches)
         # uuid4 does not draw from the random generators that training uses.
         new_run = uuid4().hex[:8]
         for name, guard in self._guards.items():

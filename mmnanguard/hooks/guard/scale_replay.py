@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mmengine.runner import Runner
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.core import GuardEvent
 from mmnanguard.core.rows.autopsy import GRADS
 from mmnanguard.numerics.guard_protocol import GuardProtocol

@@ -5,7 +5,7 @@ from typing import Collection
 
 from mmengine.runner import Runner
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.core.hook_source import ends_run
 
 from .._shared.find_guards import find_wrappers, how_to_guard_wrapper

@@ -6,10 +6,10 @@ from typing import Collection, Dict, List
 from mmengine.dist import all_gather_object
 from mmengine.runner import Runner
 
+from mmnanguard._console import say
 from mmnanguard._support.console_line import fit, named
 from mmnanguard._support.dataset_parts import dataset_parts
 from mmnanguard._support.sample_validator import SampleValidator
-from mmnanguard.console import say
 from mmnanguard.core import GuardEvent
 from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.core.rows.phrases import and_more

@@ -8,7 +8,7 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.runner import Runner
 from torch import nn
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.core import (
     Action,
     Cause,

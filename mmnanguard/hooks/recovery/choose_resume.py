@@ -9,8 +9,8 @@ from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmnanguard._console import say
 from mmnanguard._support.escape import escape
-from mmnanguard.console import say
 from mmnanguard.core.launch import tool_command
 from mmnanguard.numerics.checkpoints.checkpoint_file import (
     CheckpointFile,

@@ -10,8 +10,8 @@ from mmengine.dist import (
 )
 from mmengine.runner import Runner
 
+from mmnanguard._console import say
 from mmnanguard._support.escape import escape
-from mmnanguard.console import say
 from mmnanguard.core.rows.guard_event import INITIAL_ORIGIN, PRETRAINED
 from mmnanguard.numerics.checkpoints.state_audit import StateAudit
 

@@ -7,7 +7,7 @@ from typing import Any, Dict, Iterator
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.core.checks import check_value, is_finite_number
 from mmnanguard.registry import HOOKS
 

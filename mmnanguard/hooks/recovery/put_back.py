@@ -7,8 +7,8 @@ from typing import List, Optional
 from mmengine.dist import all_gather_object
 from mmengine.runner import Runner
 
+from mmnanguard._console import say
 from mmnanguard._support.console_line import fit, named
-from mmnanguard.console import say
 from mmnanguard.core.rows.phrases import and_more
 from mmnanguard.numerics.checkpoints.state_copy import (
     StateCopy,

@@ -6,7 +6,7 @@ from typing import Optional
 
 from mmengine.runner import Runner
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.core import Spike
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 

@@ -7,8 +7,8 @@ from mmengine.dist import all_gather_object
 from mmengine.runner import Runner
 from torch import nn
 
+from mmnanguard._console import say
 from mmnanguard._support.console_line import fit
-from mmnanguard.console import say
 from mmnanguard.core import (
     Action,
     GuardConfigError,

@@ -16,8 +16,8 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
+from mmnanguard._console import say
 from mmnanguard._support.escape import escape
-from mmnanguard.console import say
 
 from .._shared.patches import Patches, replaced
 from .atomic_checkpoint_writes import atomic_checkpoint_writes

@@ -14,9 +14,9 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mmnanguard._console import say
 from mmnanguard._support.console_line import wrap
 from mmnanguard._support.escape import escape
-from mmnanguard.console import say
 from mmnanguard.numerics import load_plain
 from mmnanguard.numerics.base.shards import is_sharded
 from mmnanguard.numerics.checkpoints.find_clean import find_newest_clean

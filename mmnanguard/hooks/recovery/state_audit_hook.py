@@ -7,7 +7,7 @@ from typing import Dict, Optional, Tuple
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.runner import Runner
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.core import BadTensor, TrainingHalted
 from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.core.rows.event_words import stepper_in_words

@@ -17,9 +17,9 @@ from mmengine.dist import (
 from mmengine.runner import Runner
 from torch import nn
 
+from mmnanguard._console import say
 from mmnanguard._support.console_line import fit
 from mmnanguard._support.escape import escape
-from mmnanguard.console import say
 from mmnanguard.core import Autopsy, GuardConfigError, GuardEvent
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.checks import check_value, is_count

@@ -9,7 +9,7 @@ from mmengine.dist import all_gather_object, get_rank
 from mmengine.runner import Runner
 from torch import nn
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.core import Action, GuardConfigError, GuardEvent
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.checks import check_value
@@ -151,9 +151,15 @@ class BatchDumpHook(WindowHook):
                 Path(runner.work_dir), event.iter, event.epoch, event.batch_idx
             )
         record = DumpRow(
-            event.id, get_rank(), str(path), size, needs, checkpoint
+            event.id,
+            get_rank(),
+            str(path),
+            size,
+            needs,
+            checkpoint,
+            tuple(remarks),
         )
-        say(record.line(remarks), logging.WARNING, runner.logger)
+        say(record.line(), logging.WARNING, runner.logger)
         return record
 
     def _saves_weights(self, model: nn.Module, batch_size: int) -> bool:

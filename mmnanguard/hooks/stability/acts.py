@@ -9,7 +9,7 @@ from mmengine.dist import all_gather_object
 from mmengine.runner import Runner
 from torch import nn
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.core.rows.alert_row import (

@@ -7,8 +7,8 @@ from typing import Dict, Optional, Sequence, Set, Union
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
+from mmnanguard._console import say
 from mmnanguard._support.escape import escape
-from mmnanguard.console import say
 from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.core.rows.event_files import events_file, samples_file
 from mmnanguard.core.rows.rollback_row import RollbackRow

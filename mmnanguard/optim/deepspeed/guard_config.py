@@ -7,7 +7,7 @@ from typing import Any, Dict, Mapping, NamedTuple
 
 from mmengine.config import Config, ConfigDict
 
-from mmnanguard.console import say
+from mmnanguard._console import say
 from mmnanguard.core import GuardConfigError
 
 __all__ = ['Changes', 'adapt_to_deepspeed', 'has_deepspeed']

@@ -3,7 +3,7 @@
 import logging
 from typing import Optional
 
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger
 
 from mmnanguard._support.console_line import wrap
 
@@ -26,6 +26,6 @@ def say(
         logger: The logger; None means MMEngine's current one.
     """
     if logger is None:
-        print_log(wrap(text), logger='current', level=level)
-    else:
-        logger.log(level, wrap(text))
+        logger = MMLogger.get_current_instance()
+    # MMEngine's log names the line that reports an error: that of the caller.
+    logger.log(level, wrap(text), stacklevel=2)
