@@ -76,9 +76,11 @@ def shorten_name(name: object, width: int) -> str:
     shown = escape(name)
     if columns(shown) <= width:
         return shown
-    while columns(shown) > width - 3:
-        shown = shown[1:]
-    return f'...{shown}'
+    room, start = width - 3, len(shown)
+    while columns_of(shown[start - 1]) <= room:
+        start -= 1
+        room -= columns_of(shown[start])
+    return f'...{shown[start:]}'
 
 
 def named(template: str, *names: object) -> Tuple[str, ...]:

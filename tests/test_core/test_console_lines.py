@@ -36,9 +36,8 @@ def check(line, *culprits):
 
 def all_events():
     """Yield events with all that an event can say, and with little."""
-    lengths = product(NAMES, NAMES, Cause, Action)
-    for index, (name, sample, cause, action) in enumerate(lengths):
-        is_full = bool(index % 3)
+    lengths = product(zip(NAMES, NAMES[::-1]), Cause, Action, (False, True))
+    for (name, sample), cause, action, is_full in lengths:
         tensor = BadTensor(name, 'optimizer', 'nan', 1, 8, 0.0, 1.0, 'float32')
         event = GuardEvent(
             action,

@@ -161,7 +161,7 @@ def headroom(alert: AlertRow) -> Clauses:
         ]
     if not alert.config:
         return [*clauses, slower(alert)]
-    in_row = 'float32 cures it, its row has the line for the config'
+    in_row = 'float32 cures it: its row has the config line'
     return [*clauses, [f'float32 cures it: {alert.config}', in_row]]
 
 

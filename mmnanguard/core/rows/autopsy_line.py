@@ -1,5 +1,6 @@
 """The findings of an autopsy as a sentence, and as the line of a console."""
 
+import math
 from typing import TYPE_CHECKING, List, Sequence
 
 from mmnanguard._support.console_line import NAME_WIDTHS, fit, shorten_name
@@ -30,7 +31,7 @@ def clauses_of(autopsy: 'Autopsy', is_compiled: bool) -> List[Sequence[str]]:
     if autopsy.repeats:
         return [
             finding_forms(autopsy),
-            [autopsy.tried_in_words(), cured_by(autopsy), ''],
+            [autopsy.tried_in_words(), cured_by(autopsy)],
             ['it happens again when replayed', ''],
         ]
     # A replay runs eagerly, because a dispatch mode does not see the
@@ -73,9 +74,9 @@ def finding_forms(autopsy: 'Autopsy') -> List[str]:
     """Return where the fault begins, with fewer and fewer words."""
     forms = [autopsy.finding()]
     forms += [shortened(autopsy, width).finding() for width in NAME_WIDTHS]
-    for fault in (autopsy.pole(), 'has a pole'):
-        for width in NAME_WIDTHS[1:]:
-            forms.append(brief(shortened(autopsy, width), fault))
+    for width in NAME_WIDTHS[1:]:
+        for is_full in (True, False):
+            forms.append(brief(shortened(autopsy, width), is_full))
     return forms
 
 
@@ -90,8 +91,8 @@ def shortened(autopsy: 'Autopsy', width: int) -> 'Autopsy':
     )
 
 
-def brief(autopsy: 'Autopsy', pole: str) -> str:
-    """Return culprit, module and fault; ``pole`` describes a pole."""
+def brief(autopsy: 'Autopsy', is_full: bool) -> str:
+    """Return culprit, module and fault, or with operation and dtype."""
     who = ''
     if autopsy.samples:
         who = f'{autopsy.named_samples()}: '
@@ -99,15 +100,21 @@ def brief(autopsy: 'Autopsy', pole: str) -> str:
         who = f"'{autopsy.keys[0]}': "
     if autopsy.phase in ('input', 'weight'):
         return f'{who}not finite to begin with'
+    fault, where = 'overflows', f' in {autopsy.dtype} in {autopsy.phase}'
+    if math.isnan(autopsy.output_absmax):
+        fault = 'gives NaN'
+    if autopsy.is_certain:
+        fault = autopsy.pole()
+        if not is_full:
+            fault = 'has a pole'
+    if autopsy.is_kept:
+        fault, where = 'uses a tensor that was bad before', ''
+    if is_full:
+        return f'{who}{autopsy.place()} {fault}{where}'
     source = f' ({autopsy.source})' if autopsy.source else ''
     place = 'the model itself'
     if autopsy.module:
         place = f"'{autopsy.module}'"
-    fault = 'overflows'
-    if autopsy.is_kept:
-        fault = 'uses a tensor that was bad before'
-    elif autopsy.is_certain:
-        fault = pole
     return f'{who}{place}{source} {fault}'
 
 

@@ -56,15 +56,15 @@ class RemedyRow(RowRecord):
         # The state of a resumed run has these changes already.
         if self.remedy in (SCALE, LR):
             when = 'resumed runs keep it; for a new run'
-        start = 'mmnanguard: '
+        start, word = 'mmnanguard: ', self.remedy.replace('fp32', 'float32')
         # The line for the config names the module, too.
         return fit(
             [
                 f'{start}{self.sentence()}; {when}: {self.config}',
-                f'{start}{self.remedy} from now on; {when}: {self.config}',
+                f'{start}{word} from now on; {when}: {self.config}',
                 *named(
-                    f"{start}'{{}}': {self.remedy} from now on; its row has "
-                    'the line for the config',
+                    f"{start}'{{}}': {word} from now on; its row has "
+                    'the config line',
                     self.module,
                 ),
             ]

@@ -47,5 +47,5 @@ def on_scale(scale: float, grad: float) -> str:
         return f'loss scale {scale:g} is too small ({fits})'
     return (
         f'loss scale {scale:g} is right (largest scaled gradient '
-        f"{scaled:.2g} of float16's 65504; {fits})"
+        f'{scaled:.2g} of 65504; {fits})'
     )
