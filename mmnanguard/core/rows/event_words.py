@@ -14,6 +14,7 @@ from mmnanguard._support.console_line import (
     named,
     shorten_name,
 )
+from mmnanguard._support.escape import escape
 
 from ..causes import CAUSES, UNKNOWN
 from ..rules.verdict import Action
@@ -23,7 +24,7 @@ from .phrases import and_more, plural, ranks_in_words
 if TYPE_CHECKING:
     from .guard_event import GuardEvent
 
-__all__ = ['event_line', 'event_sentence', 'stepper_in_words']
+__all__ = ['event_line', 'event_sentence', 'full_line', 'stepper_in_words']
 
 UNKNOWN_ORIGIN = 'which happened outside any guarded update'
 OUTCOMES = {
@@ -65,6 +66,13 @@ def event_line(event: 'GuardEvent') -> str:
     first.append(f'Iter {event.iter}{where[-1]}: {fault[-1]}')
     # A reader who knows the sample needs no tensor.
     return fit(first, *others, first=(1,))
+
+
+def full_line(event: 'GuardEvent') -> str:
+    """Return the line of an event with all its words, of any length."""
+    return escape(
+        f'Iter {event.iter}{places(event)[0]}: {event_sentence(event)}'
+    )
 
 
 def clauses_of(event: 'GuardEvent') -> List[Sequence[str]]:
