@@ -171,7 +171,10 @@ class StabilityMonitorHook(PatchingHook):
             self._read_commits(runner)
         if self._has_scale:
             self._read_scale(runner)
-        if is_due(done, self._interval, self._monitor.watch_until):
+        watch_until = self._monitor.watch_until
+        if self._acts.is_watching:
+            watch_until = done + 1
+        if is_due(done, self._interval, watch_until):
             self._is_due = True
         self._is_due = self._is_due or self._acts.wants_sample
         if not self._is_due or self._goes_on(runner):

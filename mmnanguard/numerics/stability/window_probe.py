@@ -23,6 +23,7 @@ from mmnanguard.core.stability.sample import LIMITS, Largest, Operand, Sample
 
 from ..base.host_read import read_once
 from ..update.agree import take_largest
+from .grad_probe import GradProbe
 from .logit_probe import LogitProbe
 from .output_probe import OutputProbe
 from .weight_probe import WeightProbe
@@ -66,8 +67,10 @@ class WindowProbe:
         self._logits = LogitProbe(modules)
         self._mode = ExitStack()
         self._added = ExitStack()
+        self._grads = GradProbe(modules if self._scale else {})
         add = self._added.callback
         add(self._outputs.remove)
+        add(self._grads.remove)
         # The forward passes that run now and that the mode sees, and all.
         self._depth = self._num_seen = 0
         # Dynamo would trace a mode into compiled code.
@@ -121,7 +124,6 @@ class WindowProbe:
         self.close()
         moved, before = self._weights.norms()
         small = self._logits.operands.values
-        grads = self._outputs.grads.numbers()
         parts, local = read_largest(
             [
                 self._by_module(self._outputs.outputs.numbers()),
@@ -129,27 +131,30 @@ class WindowProbe:
                 # The smallest is the largest of the negative numbers.
                 self._by_module((s.module, -s.value) for s in small),
                 [[-s.value for s in small if not s.module]],
-                [[grad for _, grad in grads], self._scale],
+                self._by_module(self._half_grads()),
+                [self._scale],
                 [[norm] for norm in moved],
                 [[norm] for norm in before],
             ],
             self._dtypes(),
             [s.value for s in small],
         )
-        outputs, logits, operands, of_model, scalars, *rest = parts
-        moves, weights, dtypes = rest
+        outputs, logits, operands, of_model, grads, *rest = parts
+        (scale,), moves, weights, dtypes = rest
         largest, largest_logits, smallest = {}, {}, {}
+        largest_grads: Dict[str, float] = {}
         for name, place in self._places.items():
             if outputs[place] != NONE:
                 dtype = DTYPES[int(dtypes[place])]
                 largest[name] = Largest(outputs[place], dtype)
             if logits[place] != NONE:
                 largest_logits[name] = logits[place]
+            if grads[place] != NONE:
+                largest_grads[name] = grads[place]
             if operands[place] != NONE:
                 smallest[name] = -operands[place]
         if of_model != [NONE]:
             smallest[''] = -of_model[0]
-        grad, scale = scalars
         ratio, most_moved = self._compare(moves, weights)
         return Sample(
             iter=iteration,
@@ -158,11 +163,21 @@ class WindowProbe:
             operands=self._with_source(smallest, local),
             update_ratio=ratio,
             most_moved=most_moved,
-            scaled_grad=None if grad == NONE else grad,
+            grads=largest_grads,
             loss_scale=1.0 if scale == NONE else scale,
             lr=lr,
             is_adaptive=is_adaptive,
         )
+
+    def _half_grads(self) -> List[Tuple[str, Tensor]]:
+        """Return numbers whose largest are the gradients made in float16."""
+        numbers = self._outputs.grads.numbers()
+        dtypes = self._outputs.dtypes()
+        for name, number in self._grads.grads.numbers():
+            # Autocast makes the gradients of weights in the dtype of outputs.
+            if dtypes.get(name) == 'float16':
+                numbers.append((name, number))
+        return numbers
 
     def _by_module(
         self, values: Iterable[Tuple[str, Tensor]]
