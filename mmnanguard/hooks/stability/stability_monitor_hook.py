@@ -75,7 +75,7 @@ class StabilityMonitorHook(PatchingHook):
         attention_logits: Limit, inclusive, on the argument of a softmax, as
             in Megatron and in QK-Clip (Kimi K2, arXiv:2507.20534).
         underflow: Limit, exclusive, below which the largest scaled gradient
-            of a float16 output is too small: other gradients become 0.
+            that is made in float16 is too small: other gradients become 0.
         scale_falls: Number of times that the loss scale falls within 100
             iterations, after the first 20.
         diverging: Limit, exclusive, on the median loss, as a share of the way
@@ -85,10 +85,11 @@ class StabilityMonitorHook(PatchingHook):
         act: The advice that the monitor puts into effect by itself. 'fp32'
             has ``Fp32ModulesHook``, which the run then needs, run modules in
             float32 before their outputs overflow float16. 'scale' raises the
-            loss scale of guarded wrappers when gradients vanish. 'lr' halves
-            the learning rates of guarded wrappers outside the schedule, for
-            good, when updates or attention logits are too large. Each change
-            is a row of kind 'remedy'.
+            loss scale of guarded wrappers when gradients vanish. Both lower
+            it before gradients overflow. 'lr' halves the learning rates of
+            guarded wrappers outside the schedule, for good, when updates or
+            attention logits are too large. Each change, but for a lower loss
+            scale, is a row of kind 'remedy'.
         max_actions: Number of such changes in the run, resumes included.
 
     Raises:
