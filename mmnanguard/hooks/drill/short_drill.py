@@ -30,10 +30,11 @@ def plan_short_drill(cfg: Config, window: int) -> Dict[str, Any]:
         faults.append(dict(iter=count * window, site=site, value='nan'))
     last = END * window
     cfg.setdefault('default_hooks', {})
-    cfg.default_hooks.fire_drill = dict(
+    hooks = cfg.default_hooks
+    hooks['fire_drill'] = dict(
         type='mmnanguard.FaultInjectionHook', faults=faults, ends_at=last
     )
-    cfg.default_hooks.checkpoint = dict(
+    hooks['checkpoint'] = dict(
         type='CheckpointHook',
         by_epoch=False,
         interval=last,
@@ -46,6 +47,6 @@ def plan_short_drill(cfg: Config, window: int) -> Dict[str, Any]:
     loader = cfg.get('train_dataloader')
     # MMEngine's FlexibleRunner does not know the key.
     if isinstance(loader, dict) and 'runner_type' not in cfg:
-        loader.num_batch_per_epoch = last
-    hook: Dict[str, Any] = cfg.default_hooks.fire_drill
-    return hook
+        loader['num_batch_per_epoch'] = last
+    planted: Dict[str, Any] = hooks['fire_drill']
+    return planted
