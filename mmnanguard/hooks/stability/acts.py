@@ -158,7 +158,7 @@ class Acts:
     def _request(
         self, runner: Runner, names: Sequence[str], row_id: str
     ) -> None:
-        """Have modules run in float32 from the next iteration on."""
+        """Run modules in float32 from the next iteration on."""
         caster = find_caster(runner)
         if caster is not None:
             self._num_done += 1

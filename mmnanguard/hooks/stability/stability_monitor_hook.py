@@ -15,6 +15,7 @@ from mmnanguard.core.stability.margins import margins
 from mmnanguard.core.stability.monitor import Judgement, Monitor, is_due
 from mmnanguard.core.stability.sample import Sample
 from mmnanguard.numerics.guard_protocol import GuardProtocol
+from mmnanguard.numerics.stability.failsafe import Failsafe
 from mmnanguard.numerics.stability.window_probe import WindowProbe
 from mmnanguard.registry import HOOKS
 
@@ -138,6 +139,7 @@ class StabilityMonitorHook(PatchingHook):
         self._num_alerts = 0
         self._guards: Dict[str, GuardProtocol] = {}
         self._is_due = self._has_told_margins = self._has_lost = False
+        self._is_running = self._has_told_failure = False
         # Whether a sample has to look outside of the model's forward pass.
         self._is_partial = False
 
@@ -152,6 +154,7 @@ class StabilityMonitorHook(PatchingHook):
         self._has_scale = guarded_scale(self._guards) is not None
         self._acts.check(runner)
         self._is_due = self._has_told_margins = self._has_lost = False
+        self._is_running = self._has_told_failure = False
         self._last = None
         self._file = SampleFile(samples_file(events_file(runner.log_dir)))
         self._is_compiled = is_compiled(runner.model)
@@ -167,6 +170,10 @@ class StabilityMonitorHook(PatchingHook):
         self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
         """Begin a sample, if one is due and a window begins."""
+        # The last iteration has no end if an error in it was caught.
+        if self._is_running:
+            self._drop()
+        self._is_running = True
         done = runner.iter
         if done % READ_EVERY == 0:
             self._read_commits(runner)
@@ -182,6 +189,12 @@ class StabilityMonitorHook(PatchingHook):
             return
         self._is_due = False
         self._drop()
+        failsafe = Failsafe()
+        failsafe.run(str, self._begin, runner)
+        self._tell_failure(runner, failsafe.failure)
+
+    def _begin(self, runner: Runner) -> None:
+        """Begin a sample."""
         modules, weights = find_parts(runner)
         if self._is_compiled:
             modules = {}
@@ -202,6 +215,7 @@ class StabilityMonitorHook(PatchingHook):
         outputs: Outputs = None,
     ) -> None:
         """End a sample with the window, and judge it."""
+        self._is_running = False
         if self._probe is None or self._goes_on(runner, 1):
             return
         iteration = runner.iter + 1
@@ -210,7 +224,12 @@ class StabilityMonitorHook(PatchingHook):
         sample = self._probe.sample(
             iteration, highest_lr(runner), is_adaptive(runner)
         )
+        if sample is None:
+            failure = self._probe.failsafe.failure
+            self._tell_failure(runner, failure or 'an error of another rank')
         self._drop()
+        if sample is None:
+            return
         self._last = sample
         losses = {
             name: [commit.loss for commit in guard.state.recent_commits]
@@ -255,7 +274,13 @@ class StabilityMonitorHook(PatchingHook):
 
     def before_val(self, runner: Runner) -> None:
         # A validation in the middle of a window runs the modules as well.
-        self._drop()
+        self._acts.drop()
+        if self._probe is not None:
+            self._probe.pause()
+
+    def after_val(self, runner: Runner) -> None:
+        if self._probe is not None:
+            self._probe.resume()
 
     def after_train(self, runner: Runner) -> None:
         self._tell_margins(runner)
@@ -288,6 +313,18 @@ class StabilityMonitorHook(PatchingHook):
         if self._probe is not None:
             self._probe.close()
             self._probe = None
+
+    def _tell_failure(self, runner: Runner, failure: str) -> None:
+        """Log once that a measurement has failed; '' if it has not."""
+        if failure and not self._has_told_failure:
+            self._has_told_failure = True
+            runner.logger.warning(
+                escape(
+                    'mmnanguard: StabilityMonitorHook left out a sample: '
+                    f'{failure}; training goes on, and the next samples are '
+                    'tried (said once)'
+                )
+            )
 
     def _tell(self, runner: Runner, judgement: Judgement) -> None:
         """Log the alerts, and hand them to all hooks."""
