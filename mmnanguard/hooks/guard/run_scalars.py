@@ -230,8 +230,8 @@ class LoggedValues:
         elif 'loss' in key:
             say(
                 f'{what}, and optimizer {self._unguarded} is NOT GUARDED: '
-                'its update was not judged; weights may be non-finite from now '
-                'on (said once)',
+                'its update was not judged; weights may be non-finite from '
+                'now on (said once)',
                 logging.ERROR,
                 logger,
             )

@@ -17,6 +17,7 @@ from mmnanguard.core.stability.margins import margins
 from mmnanguard.core.stability.monitor import Judgement, Monitor, is_due
 from mmnanguard.core.stability.sample import Sample
 from mmnanguard.numerics.guard_protocol import GuardProtocol
+from mmnanguard.numerics.stability.failsafe import Failsafe
 from mmnanguard.numerics.stability.window_probe import WindowProbe
 from mmnanguard.registry import HOOKS
 
@@ -77,7 +78,7 @@ class StabilityMonitorHook(PatchingHook):
         attention_logits: Limit, inclusive, on the argument of a softmax, as
             in Megatron and in QK-Clip (Kimi K2, arXiv:2507.20534).
         underflow: Limit, exclusive, below which the largest scaled gradient
-            of a float16 output is too small: other gradients become 0.
+            that is made in float16 is too small: other gradients become 0.
         scale_falls: Number of times that the loss scale falls within 100
             iterations, after the first 20.
         diverging: Limit, exclusive, on the median loss, as a share of the way
@@ -87,10 +88,11 @@ class StabilityMonitorHook(PatchingHook):
         act: The advice that the monitor puts into effect by itself. 'fp32'
             has ``Fp32ModulesHook``, which the run then needs, run modules in
             float32 before their outputs overflow float16. 'scale' raises the
-            loss scale of guarded wrappers when gradients vanish. 'lr' halves
-            the learning rates of guarded wrappers outside the schedule, for
-            good, when updates or attention logits are too large. Each change
-            is a row of kind 'remedy'.
+            loss scale of guarded wrappers when gradients vanish. Both lower
+            it before gradients overflow. 'lr' halves the learning rates of
+            guarded wrappers outside the schedule, for good, when updates or
+            attention logits are too large. Each change, but for a lower loss
+            scale, is a row of kind 'remedy'.
         max_actions: Number of such changes in the run, resumes included.
 
     Raises:
@@ -139,6 +141,7 @@ class StabilityMonitorHook(PatchingHook):
         self._num_alerts = 0
         self._guards: Dict[str, GuardProtocol] = {}
         self._is_due = self._has_told_margins = self._has_lost = False
+        self._is_running = self._has_told_failure = False
         # Whether a sample has to look outside of the model's forward pass.
         self._is_partial = False
 
@@ -153,6 +156,7 @@ class StabilityMonitorHook(PatchingHook):
         self._has_scale = guarded_scale(self._guards) is not None
         self._acts.check(runner)
         self._is_due = self._has_told_margins = self._has_lost = False
+        self._is_running = self._has_told_failure = False
         self._last = None
         self._file = SampleFile(samples_file(events_file(runner.log_dir)))
         self._is_compiled = is_compiled(runner.model)
@@ -170,18 +174,31 @@ class StabilityMonitorHook(PatchingHook):
         self, runner: Runner, batch_idx: int, data_batch: DataBatch = None
     ) -> None:
         """Begin a sample, if one is due and a window begins."""
+        # The last iteration has no end if an error in it was caught.
+        if self._is_running:
+            self._drop()
+        self._is_running = True
         done = runner.iter
         if done % READ_EVERY == 0:
             self._read_commits(runner)
         if self._has_scale:
             self._read_scale(runner)
-        if is_due(done, self._interval, self._monitor.watch_until):
+        watch_until = self._monitor.watch_until
+        if self._acts.is_watching:
+            watch_until = done + 1
+        if is_due(done, self._interval, watch_until):
             self._is_due = True
         self._is_due = self._is_due or self._acts.wants_sample
         if not self._is_due or self._goes_on(runner):
             return
         self._is_due = False
         self._drop()
+        failsafe = Failsafe()
+        failsafe.run(str, self._begin, runner)
+        self._tell_failure(runner, failsafe.failure)
+
+    def _begin(self, runner: Runner) -> None:
+        """Begin a sample."""
         modules, weights = find_parts(runner)
         if self._is_compiled:
             modules = {}
@@ -202,6 +219,7 @@ class StabilityMonitorHook(PatchingHook):
         outputs: Outputs = None,
     ) -> None:
         """End a sample with the window, and judge it."""
+        self._is_running = False
         if self._probe is None or self._goes_on(runner, 1):
             return
         iteration = runner.iter + 1
@@ -210,7 +228,12 @@ class StabilityMonitorHook(PatchingHook):
         sample = self._probe.sample(
             iteration, highest_lr(runner), is_adaptive(runner)
         )
+        if sample is None:
+            failure = self._probe.failsafe.failure
+            self._tell_failure(runner, failure or 'an error of another rank')
         self._drop()
+        if sample is None:
+            return
         self._last = sample
         losses = {
             name: [commit.loss for commit in guard.state.recent_commits]
@@ -255,7 +278,13 @@ class StabilityMonitorHook(PatchingHook):
 
     def before_val(self, runner: Runner) -> None:
         # A validation in the middle of a window runs the modules as well.
-        self._drop()
+        self._acts.drop()
+        if self._probe is not None:
+            self._probe.pause()
+
+    def after_val(self, runner: Runner) -> None:
+        if self._probe is not None:
+            self._probe.resume()
 
     def after_train(self, runner: Runner) -> None:
         self._tell_margins(runner)
@@ -288,6 +317,20 @@ class StabilityMonitorHook(PatchingHook):
         if self._probe is not None:
             self._probe.close()
             self._probe = None
+
+    def _tell_failure(self, runner: Runner, failure: str) -> None:
+        """Log once that a measurement has failed; '' if it has not."""
+        if failure and not self._has_told_failure:
+            self._has_told_failure = True
+            say(
+                escape(
+                    'mmnanguard: StabilityMonitorHook left out a sample: '
+                    f'{failure}; training goes on, and the next samples are '
+                    'tried (said once)',
+                    logging.WARNING,
+                    runner.logger,
+                )
+            )
 
     def _tell(self, runner: Runner, judgement: Judgement) -> None:
         """Log the alerts, and hand them to all hooks."""
