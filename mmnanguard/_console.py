@@ -6,6 +6,7 @@ from typing import Optional
 from mmengine.logging import MMLogger
 
 from mmnanguard._support.console_line import wrap
+from mmnanguard._support.escape import escape_lines
 
 __all__ = ['say']
 
@@ -21,11 +22,11 @@ def say(
     its record makes it so; other messages are wrapped.
 
     Args:
-        text: The message.
+        text: The message, which is escaped.
         level: A level of ``logging``.
         logger: The logger; None means MMEngine's current one.
     """
     if logger is None:
         logger = MMLogger.get_current_instance()
     # MMEngine's log names the line that reports an error: that of the caller.
-    logger.log(level, wrap(text), stacklevel=2)
+    logger.log(level, wrap(escape_lines(text)), stacklevel=2)

@@ -1,4 +1,4 @@
-"""What a run says: short lines, the culprit in them, and no idle numbers."""
+"""The lines of a run: short ones, the culprit in them, and no idle numbers."""
 
 import ast
 import json
@@ -37,8 +37,8 @@ def own_lines(runner):
     """Return the lines that the guard and its hooks have logged."""
     lines = log_lines(runner)
     start = next(i for i, line in enumerate(lines) if 'mmnanguard 0' in line)
-    own = re.compile(r'Iter \d|mmnanguard|fire drill|training halted|  \S')
-    return [line for line in lines[start:] if own.match(line)]
+    pattern = re.compile(r'Iter \d|mmnanguard|fire drill|training halted|  \S')
+    return [line for line in lines[start:] if pattern.match(line)]
 
 
 def long_named_data(size, *bad):
@@ -162,7 +162,7 @@ def test_no_counter_in_a_healthy_run(tmp_path, has_hierarchy):
 
 
 def test_all_messages_go_one_way():
-    """Only the function that limits their lines writes to a log."""
+    """A single function, which limits lines, writes to a log."""
     for path in PACKAGE.rglob('*.py'):
         if path.name == '_console.py' or '.mim' in path.parts:
             continue

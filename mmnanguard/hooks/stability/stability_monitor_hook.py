@@ -8,7 +8,6 @@ from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
 from mmnanguard._console import say
-from mmnanguard._support.escape import escape
 from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.core.rows.event_files import events_file, samples_file
 from mmnanguard.core.rows.rollback_row import RollbackRow
@@ -322,15 +321,12 @@ class StabilityMonitorHook(PatchingHook):
         """Log once that a measurement has failed; '' if it has not."""
         if failure and not self._has_told_failure:
             self._has_told_failure = True
-            say(
-                escape(
-                    'mmnanguard: StabilityMonitorHook left out a sample: '
-                    f'{failure}; training goes on, and the next samples are '
-                    'tried (said once)',
-                    logging.WARNING,
-                    runner.logger,
-                )
+            story = (
+                'mmnanguard: StabilityMonitorHook left out a sample: '
+                f'{failure}; training goes on, and the next samples are tried '
+                '(said once)'
             )
+            say(story, logging.WARNING, runner.logger)
 
     def _tell(self, runner: Runner, judgement: Judgement) -> None:
         """Log the alerts, and hand them to all hooks."""
@@ -348,9 +344,8 @@ class StabilityMonitorHook(PatchingHook):
             if alert.cleared is None:
                 alert = self._acts.announce(alert)
             self._monitor = self._monitor.with_told(alert)
-            level = logging.INFO
-            if alert.cleared is None:
-                level = logging.WARNING
+            is_new = alert.cleared is None
+            level = logging.WARNING if is_new else logging.INFO
             say(alert.line(), level, runner.logger)
             runner.call_hook('after_guard_row', row=alert.to_row())
 
@@ -378,14 +373,8 @@ class StabilityMonitorHook(PatchingHook):
         except OSError as error:
             if not self._has_lost:
                 self._has_lost = True
-                say(
-                    escape(
-                        'mmnanguard: cannot write stability.jsonl: '
-                        f'{error}; training goes on (said once)'
-                    ),
-                    logging.ERROR,
-                    runner.logger,
-                )
+                story = f'mmnanguard: cannot write stability.jsonl: {error}'
+                say(f'{story} (said once)', logging.ERROR, runner.logger)
 
     def _tell_margins(self, runner: Runner) -> None:
         """Log once how far the run is from its limits."""
@@ -394,11 +383,7 @@ class StabilityMonitorHook(PatchingHook):
         self._has_told_margins = True
         line = margins(self._last, self._monitor)
         if line:
-            say(
-                escape(f'Iter {self._last.iter}: {line}'),
-                logging.INFO,
-                runner.logger,
-            )
+            say(f'Iter {self._last.iter}: {line}', logging.INFO, runner.logger)
 
     def _goes_on(self, runner: Runner, num_more: int = 0) -> bool:
         """Whether a window goes on, also that of a wrapper without a guard.
