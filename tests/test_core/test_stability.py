@@ -11,9 +11,10 @@ from mmnanguard.core.rows.json_numbers import to_json
 from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rules.recent_commits import Commit
 from mmnanguard.core.stability.headroom import count_down
-from mmnanguard.core.stability.limits import StabilityLimits
-from mmnanguard.core.stability.margins import margins
-from mmnanguard.core.stability.monitor import Monitor
+from mmnanguard.core.stability.limits import LEAST_SCALED_GRAD, StabilityLimits
+from mmnanguard.core.stability.loss_scales import fitting_scale
+from mmnanguard.core.stability.margins import margins, on_scale
+from mmnanguard.core.stability.monitor import NUM_GRADS, Monitor
 from mmnanguard.core.stability.sample import Largest, Operand, Sample
 from mmnanguard.core.stability.schedule import is_due
 
@@ -229,7 +230,9 @@ def test_a_loss_scale_that_grows_and_falls_again():
 @pytest.mark.parametrize(('scale', 'is_told'), [(1.0, False), (2**-20, True)])
 def test_gradients_that_are_all_0(scale, is_told):
     """A loss of 0 has them as well, but no loss scale below 1 is needed."""
-    samples = [Sample(i, scaled_grad=0.0, loss_scale=scale) for i in (1, 11)]
+    samples = [
+        Sample(i, grads={'head': 0.0}, loss_scale=scale) for i in (1, 11)
+    ]
     _, alerts = feed(samples)
     assert bool(alerts) is is_told
     for alert in alerts:
@@ -313,16 +316,19 @@ def test_attention_logits(largest, is_told):
 
 def test_gradients_that_vanish():
     samples = [
-        Sample(i, scaled_grad=2.0**-20, loss_scale=2.0**-14) for i in (1, 2)
+        Sample(i, grads={'head': 2.0**-20}, loss_scale=2.0**-14)
+        for i in (1, 2)
     ]
     _, (alert,) = feed(samples)
     assert alert.rule == 'underflow'
     # The largest gradient without the scale is 2**-6.
-    assert alert.config == f'optim_wrapper=dict(loss_scale={2**18:g})'
+    assert alert.config == f'optim_wrapper=dict(loss_scale={2**8:g})'
 
 
 def test_gradients_of_zero_say_nothing():
-    samples = [Sample(i, scaled_grad=0.0, loss_scale=1.0) for i in (1, 2, 3)]
+    samples = [
+        Sample(i, grads={'head': 0.0}, loss_scale=1.0) for i in (1, 2, 3)
+    ]
     assert feed(samples)[1] == []
 
 
@@ -417,7 +423,7 @@ def test_half_the_limit_is_watched_as_long_as_it_grows():
 def test_the_memory_is_saved():
     samples = [*doubling(13.0, last=200)]
     samples += [
-        Sample(200 + i, logits={'attn': 200.0}, scaled_grad=3.0)
+        Sample(200 + i, logits={'attn': 200.0}, grads={'head': 3.0})
         for i in range(3)
     ]
     monitor, _ = feed(samples)
@@ -450,7 +456,7 @@ def test_the_margins_judge_the_loss_scale(scale, words):
         },
         logits={'attn': 12.0},
         update_ratio=0.004,
-        scaled_grad=scale / 16,
+        grads={'head': scale / 16},
         loss_scale=scale,
     )
     monitor, _ = feed([sample])
@@ -459,7 +465,27 @@ def test_the_margins_judge_the_loss_scale(scale, words):
     assert 'update ratio 0.4 %' in line
     assert words in line
     # 65504 * 16 is just below 2**20.
-    assert 'up to 2^19 would fit' in line
+    assert 'up to 2^19 fits' in line
+
+
+def test_the_margins_judge_a_loss_scale_that_is_too_large():
+    line = on_scale(65536.0, 2.0)
+    assert 'is too large' in line
+    assert 'up to 2^14 fits' in line
+
+
+def test_the_margins_forget_the_gradients_of_the_start():
+    grads = [512.0, *[0.5] * NUM_GRADS]
+    samples = [Sample(i, grads={'head': grad}) for i, grad in enumerate(grads)]
+    monitor, _ = feed(samples)
+    assert 'largest scaled gradient 0.5 ' in margins(samples[-1], monitor)
+
+
+@pytest.mark.parametrize('grad', [1e-6, 3.0, 1e9])
+def test_a_scale_that_fits_has_room_on_both_sides(grad):
+    scaled = fitting_scale(grad) * grad
+    assert scaled > 2**11 * LEAST_SCALED_GRAD
+    assert scaled * 2**11 < 65504
 
 
 @pytest.mark.parametrize(
@@ -494,7 +520,7 @@ def test_each_rule_can_be_switched_off(key):
             outputs={'head': Largest(6e4, 'float16')},
             logits={'attn': 1e3},
             update_ratio=0.5,
-            scaled_grad=1e-6,
+            grads={'head': 1e-6},
             loss_scale=1.0,
             operands={'head': Operand(1e-6 * 1e-4**i)},
         )

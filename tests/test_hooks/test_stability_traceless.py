@@ -355,5 +355,4 @@ def test_logits_of_all_shapes_of_attention(case):
     logits = query @ shared.transpose(-2, -1) / 2
     if logits.dim() > 2:
         logits = logits[:2]
-    found = some_logits(query, key, None, has_groups)
-    assert torch.allclose(found, logits)
+    assert torch.allclose(some_logits(query, key, None, has_groups), logits)

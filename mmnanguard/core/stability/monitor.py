@@ -34,6 +34,7 @@ SCALE_WINDOW = 100
 WINDOW = 32  # losses in a median
 # The smallest number above 0 in float32 is 2**-149.
 LEAST_BITS = 149
+NUM_GRADS = 5  # samples, as gradients jump from one to the next
 # Samples in a row inside the limit that end an alert.
 NUM_CLEAR = 5
 
@@ -51,8 +52,8 @@ class Monitor:
         open_alerts: The open alert of each rule.
         watched: The highest level that was watched, by rule.
         watch_until: The iteration, exclusive, until which samples are dense.
-        largest_grad: The largest gradient of a float16 output so far, without
-            the loss scale; 0 if there is none.
+        grads: The largest gradients of the last samples, without the loss
+            scale.
         num_samples: Number of samples.
         start: The numbers that the run began with.
         scales: The loss scale after each of its last moves, with the
@@ -69,7 +70,7 @@ class Monitor:
     open_alerts: Mapping[str, AlertRow] = field(default_factory=dict)
     watched: Mapping[str, float] = field(default_factory=dict)
     watch_until: int = 0
-    largest_grad: float = 0.0
+    grads: Tuple[float, ...] = ()
     num_samples: int = 0
     start: Start = field(default_factory=Start)
     scales: Tuple[Tuple[int, float], ...] = ()
@@ -142,11 +143,11 @@ class Monitor:
         if falls is not None and sample.iter - last_move >= SCALE_WINDOW:
             alerts.append(falls.replace(cleared=sample.iter))
             del open_alerts[SCALE_FALLS]
-        largest = self.largest_grad
+        grads = self.grads
         # An infinite one was too large for the loss scale of its moment.
         if sample.scaled_grad and math.isfinite(sample.scaled_grad):
             grad = sample.scaled_grad / sample.loss_scale
-            largest = max(largest, grad)
+            grads = (*grads, grad)[-NUM_GRADS:]
         after = replace(
             self,
             trends=trends,
@@ -155,7 +156,7 @@ class Monitor:
             open_alerts=open_alerts,
             watched=watched,
             watch_until=watch_until,
-            largest_grad=largest,
+            grads=grads,
             num_samples=self.num_samples + 1,
             start=start,
         )
@@ -259,7 +260,6 @@ class Monitor:
         return replace(
             Monitor(),
             open_alerts=self.open_alerts,
-            largest_grad=self.largest_grad,
             num_samples=self.num_samples,
             start=self.start,
             updates=self.updates,

@@ -57,7 +57,9 @@ class StabilityMonitorHook(PatchingHook):
     ``<log_dir>/nanguard/stability.jsonl``, and as scalars
     ``stability/*`` in every visualizer backend.
 
-    It also works beside wrappers that are not guarded. Compiled models run no
+    It also works beside wrappers that are not guarded, but for the rules for
+    losses and falls of the loss scale. A measurement that fails never raises:
+    its sample is left out, and the log says so once. Compiled models run no
     module hooks, so only weights, losses and the loss scale are measured.
 
     Args:
@@ -65,16 +67,16 @@ class StabilityMonitorHook(PatchingHook):
             times as dense in the first five intervals, and ten times as dense
             for an interval when a number is above half its limit.
         headroom: Bits between the largest float16 output of a module and
-            65504, inclusive, from which the monitor warns in any case. It
-            warns earlier of outputs that grow. None switches this rule off,
-            as it does for the next six.
+            65504, inclusive and at most 16, from which the monitor warns in
+            any case. It warns earlier of outputs that grow. None switches
+            this rule off, as it does for the next six.
         update_ratio: Limit, exclusive, on the median of the L2 norm of an
             update divided by that of the weight. 'auto' is 0.05, and 0.02
             for optimizers such as Adam.
         attention_logits: Limit, inclusive, on the argument of a softmax, as
             in Megatron and in QK-Clip (Kimi K2, arXiv:2507.20534).
         underflow: Limit, exclusive, below which the largest scaled gradient
-            of a float16 output is too small: other gradients become 0.
+            that is made in float16 is too small: other gradients become 0.
         scale_falls: Number of times that the loss scale falls within 100
             iterations, after the first 20.
         diverging: Limit, exclusive, on the median loss, as a share of the way
@@ -84,10 +86,11 @@ class StabilityMonitorHook(PatchingHook):
         act: The advice that the monitor puts into effect by itself. 'fp32'
             has ``Fp32ModulesHook``, which the run then needs, run modules in
             float32 before their outputs overflow float16. 'scale' raises the
-            loss scale of guarded wrappers when gradients vanish. 'lr' halves
-            the learning rates of guarded wrappers outside the schedule, for
-            good, when updates or attention logits are too large. Each change
-            is a row of kind 'remedy'.
+            loss scale of guarded wrappers when gradients vanish. Both lower
+            it before gradients overflow. 'lr' halves the learning rates of
+            guarded wrappers outside the schedule, for good, when updates or
+            attention logits are too large. Each change, but for a lower loss
+            scale, is a row of kind 'remedy'.
         max_actions: Number of such changes in the run, resumes included.
 
     Raises:
@@ -174,7 +177,10 @@ class StabilityMonitorHook(PatchingHook):
             self._read_commits(runner)
         if self._has_scale:
             self._read_scale(runner)
-        if is_due(done, self._interval, self._monitor.watch_until):
+        watch_until = self._monitor.watch_until
+        if self._acts.is_watching:
+            watch_until = done + 1
+        if is_due(done, self._interval, watch_until):
             self._is_due = True
         self._is_due = self._is_due or self._acts.wants_sample
         if not self._is_due or self._goes_on(runner):

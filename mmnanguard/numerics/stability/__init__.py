@@ -1,7 +1,7 @@
 """Measurements of one sampled window, without a trace on the training.
 
-1. ``output_probe``: the largest output of each module, and the largest
-   gradient.
+1. ``output_probe`` and ``grad_probe``: the largest output of each module, and
+   the largest gradients of outputs and of parameters.
 2. ``logit_probe``: the largest argument of each softmax.
 3. ``operand_probe``: the smallest operand of each operation with a pole.
 4. ``weight_probe``: the size of the update beside the weights.

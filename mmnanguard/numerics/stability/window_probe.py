@@ -24,6 +24,7 @@ from mmnanguard.core.stability.sample import LIMITS, Largest, Operand, Sample
 from ..base.host_read import read_once
 from ..update.agree import take_largest
 from .failsafe import Failsafe
+from .grad_probe import GradProbe
 from .logit_probe import LogitProbe
 from .model_pass import ModelPass
 from .module_hooks import listen, stop_listening
@@ -78,6 +79,7 @@ class WindowProbe:
             self._scale = [scale.reshape(())]
         self._weights = WeightProbe(params, zeros, self.failsafe)
         self._outputs = OutputProbe(loss_scale is not None, self.failsafe)
+        self._grads = GradProbe(modules if self._scale else {}, self.failsafe)
         self._logits = LogitProbe(modules, self.failsafe)
         self._pass: Optional[ModelPass] = None
         # Compiled modules run neither hooks nor modes.
@@ -134,6 +136,7 @@ class WindowProbe:
         """Remove all that was added to the forward pass."""
         self.pause()
         self._outputs.close()
+        self._grads.close()
 
     def sample(
         self, iteration: int, lr: float, is_adaptive: bool
@@ -168,20 +171,22 @@ class WindowProbe:
         *parts, (has_failed,) = agreed(parts)
         if has_failed:
             return None
-        outputs, logits, operands, of_model, scalars, *rest = parts
-        moves, weights, dtypes = rest
+        outputs, logits, operands, of_model, grads, *rest = parts
+        (scale,), moves, weights, dtypes = rest
         largest, largest_logits, smallest = {}, {}, {}
+        largest_grads: Dict[str, float] = {}
         for name, place in self._places.items():
             if outputs[place] != NONE:
                 dtype = DTYPES[int(dtypes[place])]
                 largest[name] = Largest(outputs[place], dtype)
             if logits[place] != NONE:
                 largest_logits[name] = logits[place]
+            if grads[place] != NONE:
+                largest_grads[name] = grads[place]
             if operands[place] != NONE:
                 smallest[name] = -operands[place]
         if of_model != [NONE]:
             smallest[''] = -of_model[0]
-        grad, scale = scalars
         ratio, most_moved = self._compare(moves, weights)
         return Sample(
             iter=iteration,
@@ -190,7 +195,7 @@ class WindowProbe:
             operands=self._with_source(smallest, local),
             update_ratio=ratio,
             most_moved=most_moved,
-            scaled_grad=None if grad == NONE else grad,
+            grads=largest_grads,
             loss_scale=1.0 if scale == NONE else scale,
             lr=lr,
             is_adaptive=is_adaptive,
@@ -200,14 +205,14 @@ class WindowProbe:
         """Return the measured numbers in groups, as :meth:`_sizes` says."""
         moved, before = self._weights.norms()
         small = self._logits.operands.values
-        grads = self._outputs.grads.numbers()
         return [
             self._by_module(self._outputs.outputs.numbers()),
             self._by_module(self._logits.values),
             # The smallest is the largest of the negative numbers.
             self._by_module((s.module, -s.value) for s in small),
             [[-s.value for s in small if not s.module]],
-            [[grad for _, grad in grads], self._scale],
+            self._by_module(self._half_grads()),
+            [self._scale],
             [[norm] for norm in moved],
             [[norm] for norm in before],
         ]
@@ -216,7 +221,17 @@ class WindowProbe:
         """Return the number of groups in each part, alike on all ranks."""
         modules, weights = len(self._places), len(self._weights.names)
         # Of the parts, and of the dtypes.
-        return [modules, modules, modules, 1, 2, weights, weights, modules]
+        return [*[modules] * 3, 1, modules, 1, *[weights] * 2, modules]
+
+    def _half_grads(self) -> List[Tuple[str, Tensor]]:
+        """Return numbers whose largest are the gradients made in float16."""
+        numbers = self._outputs.grads.numbers()
+        dtypes = self._outputs.dtypes()
+        for name, number in self._grads.grads.numbers():
+            # Autocast makes the gradients of weights in the dtype of outputs.
+            if dtypes.get(name) == 'float16':
+                numbers.append((name, number))
+        return numbers
 
     def _by_module(
         self, values: Iterable[Tuple[str, Tensor]]
