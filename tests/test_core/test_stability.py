@@ -14,8 +14,9 @@ from mmnanguard.core.stability.headroom import count_down
 from mmnanguard.core.stability.limits import LEAST_SCALED_GRAD, StabilityLimits
 from mmnanguard.core.stability.loss_scales import fitting_scale
 from mmnanguard.core.stability.margins import margins, on_scale
-from mmnanguard.core.stability.monitor import NUM_GRADS, Monitor, is_due
+from mmnanguard.core.stability.monitor import NUM_GRADS, Monitor
 from mmnanguard.core.stability.sample import Largest, Operand, Sample
+from mmnanguard.core.stability.schedule import is_due
 
 LIMITS = StabilityLimits()
 NAN = float('nan')
@@ -256,7 +257,9 @@ def test_an_alert_on_a_falling_scale_ends_when_it_falls_no_more():
     assert alerts[-1].cleared is None
 
 
-def test_an_alert_on_a_divergence_ends_when_all_is_learnt_again():
+@pytest.mark.parametrize('num_others', [0, 1])
+def test_an_alert_on_a_divergence_ends_when_all_is_learnt_again(num_others):
+    """The losses of another optimizer, which fall, say nothing about it."""
     falling = [3.0 - i / 40 for i in range(80)]
     losses = [*falling, *[3.0] * 40, *[3.0 - i / 30 for i in range(80)]]
     commits = [Commit(i, loss) for i, loss in enumerate(losses, 1)]
@@ -265,6 +268,11 @@ def test_an_alert_on_a_divergence_ends_when_all_is_learnt_again():
         known = commits[max(i - 64, 0) : i]
         monitor, new = monitor.after_commit(i, 'default', known, LIMITS)
         alerts += new
+        for _ in range(num_others):
+            other = [Commit(i, -float(i))]
+            monitor, new = monitor.after_commit(i, 'other', other, LIMITS)
+            alerts += new
+        monitor = Monitor.from_dict(monitor.to_dict())
     first, cleared = alerts
     assert first.rule == 'diverging'
     assert first.iter < 120 < 180 < cleared.cleared
@@ -485,17 +493,22 @@ def test_a_scale_that_fits_has_room_on_both_sides(grad):
     [
         ('headroom', 0),
         ('headroom', 'x'),
+        ('headroom', 99),
         ('update_ratio', -1),
         ('update_ratio', 'large'),
         ('attention_logits', NAN),
         ('underflow', math.inf),
+        ('underflow', 1e9),
+        ('operands', 2.0),
         ('scale_falls', 2.5),
         ('diverging', True),
+        ('diverging', 5.0),
     ],
 )
 def test_limits_that_are_not_allowed(key, value):
-    with pytest.raises(GuardConfigError, match=key):
+    with pytest.raises(GuardConfigError, match=key) as error:
         StabilityLimits(**{key: value})
+    assert f'{key} is {value!r}: it must be ' in str(error.value)
 
 
 @pytest.mark.parametrize('key', StabilityLimits.__annotations__)

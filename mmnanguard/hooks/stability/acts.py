@@ -73,11 +73,12 @@ class Acts:
 
     def __init__(self, act: Sequence[str], max_actions: int) -> None:
         where = 'StabilityMonitorHook.{}'.format
+        is_list = isinstance(act, (list, tuple, set))
         check_value(
-            not isinstance(act, str) and set(act) <= set(ALLOWED),
+            is_list and all(kind in ALLOWED for kind in act),
             where('act'),
             act,
-            f'a list of {", ".join(ALLOWED)}',
+            f'a list of any of {", ".join(map(repr, ALLOWED))}; [] without',
         )
         check_value(
             is_count(max_actions, least=1),
