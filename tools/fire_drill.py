@@ -1,11 +1,13 @@
 """Inject faults into a job, and show what the guard does with them.
 
-Any mm config will do, once it has a FaultInjectionHook. The job runs three
-times: guarded with the faults, guarded without them, and with the faults
-under MMEngine's own wrapper. Takes the options of tools/train.py. Exit status
-1: a guarded run crashed or ended with non-finite weights, or the guard did not
-act on a fault. Faults with a finite value or with a type of the user's may do
-no harm and are excepted.
+Any mm config will do. The job runs three times: guarded with the faults,
+guarded without them, and with the faults under MMEngine's own wrapper. A
+config with a FaultInjectionHook trains to its end; without one, a NaN strikes
+a loss and a gradient, and each run ends after 12 updates. Takes the options of
+tools/train.py. Exit status 1: a guarded run crashed or ended with non-finite
+weights, or the guard did not act on a fault; 2: a wrong command line or
+config. Faults with a finite value or with a type of the user's may do no harm
+and are excepted.
 
 Example:
     python tools/fire_drill.py configs/digits/drill_fp16.py
@@ -37,7 +39,7 @@ from mmengine.device import get_device
 from rich.console import Console
 from rich.table import Table
 
-from mmnanguard._support.escape import escape
+from mmnanguard._support.escape import escape, escape_lines
 from mmnanguard.core.rows.event_files import EVENTS_FILE
 
 if TYPE_CHECKING:
@@ -245,22 +247,34 @@ def plan_faults(drills: Iterable[Dict[str, Any]]) -> List['Fault']:
     return faults
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the drill; return its exit status."""
-    sys.path[:0] = [str(train.ROOT)]
-    # The options are those of train.py; only the text of --help differs.
-    train.__doc__ = __doc__
-    cfg = train.load_config(train.parse_args(argv))
-    from mmnanguard.safe_load import allow_mmengine_checkpoints
+def prepare(cfg: Config) -> Tuple[List[Dict[str, Any]], int]:
+    """Give a config all that a drill needs.
 
-    allow_mmengine_checkpoints()
+    Args:
+        cfg: The guarded config, which is changed.
+
+    Returns:
+        The configs of the hooks with faults, and the number of iterations in
+        an update.
+
+    Raises:
+        GuardConfigError: If the config is not guarded.
+    """
+    from mmnanguard.core import GuardConfigError
+    from mmnanguard.hooks.drill.short_drill import plan_short_drill
+
+    if 'NanGuard' not in str(cfg.get('optim_wrapper')):
+        raise GuardConfigError(
+            'a drill needs a guarded optim_wrapper, and the config has none: '
+            'add --guard fp32, bf16, fp16 or full.'
+        )
+    window = 1
+    for wrapper in find(cfg.optim_wrapper, 'optimizer'):
+        window = max(window, wrapper.get('accumulative_counts', 1))
     hooks = [cfg.get('default_hooks'), cfg.get('custom_hooks')]
     drills = find(hooks, 'faults')
-    if not drills or 'NanGuard' not in str(cfg.optim_wrapper):
-        raise SystemExit(
-            'A drill needs a guarded optim_wrapper (or --guard) and a '
-            'FaultInjectionHook in the config.'
-        )
+    if not drills:
+        drills = [plan_short_drill(cfg, window)]
     # The drill reads the events.
     for hook in ('NanGuardHook', 'EventLogHook'):
         if hook not in str(hooks):
@@ -268,32 +282,64 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if (cfg.get('randomness') or {}).get('seed') is None:
         # The runs must differ in nothing but the faults and the guard.
         cfg.randomness = dict(seed=0)
+    return drills, window
+
+
+def drill(cfg: Config, folder: Path) -> Dict[str, Any]:
+    """Run the drill of a guarded config, which is changed.
+
+    Returns:
+        Whether the drill has ``passed``, its ``failures``, the ``faults``
+        with the guard's action on each, and the results of the ``runs``.
+
+    Raises:
+        GuardConfigError: If the config is not guarded.
+    """
+    drills, window = prepare(cfg)
     faults = plan_faults(drills)
-    window = 1
-    for wrapper in find(cfg.optim_wrapper, 'optimizer'):
-        window = max(window, wrapper.get('accumulative_counts', 1))
-    folder = Path(cfg.work_dir) / time.strftime('%Y%m%d_%H%M%S')
     guarded, events = run('guarded', cfg, folder / 'guarded')
     plain, title = unguard(cfg)
     plain, _ = run(title, plain, folder / 'unguarded')
     # These dicts are part of cfg: the next run has no faults.
-    for drill in drills:
-        drill['faults'] = []
+    for hook in drills:
+        hook['faults'] = []
     calm, _ = run('guarded, no faults', cfg, folder / 'no_faults')
     outcomes = [join(fault, events, window) for fault in faults]
     failures = find_failures(faults, outcomes, guarded, calm)
-    runs = [guarded, calm, plain]
-    show(outcomes)
-    show(runs)
-    for failure in failures:
+    return dict(
+        passed=not failures,
+        failures=failures,
+        faults=outcomes,
+        runs=[guarded, calm, plain],
+    )
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the drill; return its exit status."""
+    sys.path[:0] = [str(train.ROOT)]
+    # The options are those of train.py; only the text of --help differs.
+    train.__doc__ = __doc__
+    args = train.parse_args(argv)
+    from mmnanguard.core import GuardConfigError
+    from mmnanguard.safe_load import allow_mmengine_checkpoints
+
+    try:
+        cfg = train.load_config(args)
+        allow_mmengine_checkpoints()
+        folder = Path(cfg.work_dir) / time.strftime('%Y%m%d_%H%M%S')
+        report = drill(cfg, folder)
+    except GuardConfigError as error:
+        print(escape_lines(f'GuardConfigError: {error}'), file=sys.stderr)
+        return 2
+    show(report['faults'])
+    show(report['runs'])
+    for failure in report.pop('failures'):
         print(f'DRILL FAILED: {escape(failure)}')
-    passed = not failures
-    if passed:
+    if report['passed']:
         print('drill passed')
-    report = dict(passed=passed, faults=outcomes, runs=runs)
     file = Path(cfg.work_dir, 'fire_drill.json')
     file.write_text(json.dumps(report, indent=2, allow_nan=False))
-    return int(not passed)
+    return int(not report['passed'])
 
 
 if __name__ == '__main__':

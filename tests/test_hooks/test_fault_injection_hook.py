@@ -56,6 +56,45 @@ def test_faults_that_are_no_list():
         HOOKS.build(dict(type='mmnanguard.FaultInjectionHook', faults=3))
 
 
+@pytest.mark.parametrize('ends_at', [0, 2.0, True])
+def test_an_end_that_is_no_iteration(ends_at):
+    with pytest.raises(GuardConfigError, match='ends_at is'):
+        HOOKS.build(
+            dict(type='FaultInjectionHook', faults=[], ends_at=ends_at)
+        )
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_the_run_ends_after_its_last_iteration(tmp_path, by_epoch):
+    hooks = guard_hooks(dict(iter=1, site='loss'))
+    hooks['fire_drill']['ends_at'] = 2
+    length = dict(max_epochs=3) if by_epoch else dict(max_iters=5)
+    runner = make_runner(
+        tmp_path,
+        wrapper('NanGuardOptimWrapper'),
+        default_hooks=hooks,
+        train_cfg=dict(by_epoch=by_epoch, **length),
+    )
+    runner.train()
+    # A loop by epochs ends with its epoch.
+    assert runner.iter == (10 if by_epoch else 2)
+
+
+def test_a_gradient_is_struck_although_the_first_parameter_has_none(tmp_path):
+    runner = make_runner(
+        tmp_path,
+        wrapper('NanGuardOptimWrapper'),
+        default_hooks=guard_hooks(dict(iter=2, site='grad')),
+    )
+    backbone = runner.model.backbone
+    backbone[0].weight.register_post_accumulate_grad_hook(
+        lambda param: setattr(param, 'grad', None)
+    )
+    runner.train()
+    (row,) = read_rows(runner)
+    assert row['params'][0]['name'] == 'backbone.1.weight'
+
+
 def test_faults_by_number_as_the_command_line_makes_them():
     hook = HOOKS.build(
         dict(

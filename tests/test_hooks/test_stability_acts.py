@@ -94,17 +94,28 @@ def rows_of(runner, kind):
     return [row for row in rows if row['kind'] == kind]
 
 
+def text_of(runner):
+    return '\n'.join(p.read_text() for p in Path(runner.log_dir).glob('*.log'))
+
+
 # Modules in float32
 
 
-def grow(work_dir, act=('fp32',), max_iters=45, reward=1.0, **changes):
+def grow(
+    work_dir,
+    act=('fp32',),
+    max_iters=45,
+    reward=1.0,
+    loss_scale=1.0,
+    **changes,
+):
     """Train a net in float16 that would overflow within the iterations."""
     keys = dict(
         type_='NanGuardAmpOptimWrapper',
         optimizer='Adam',
         lr=1.0,
         dtype='float16',
-        loss_scale=1.0,
+        loss_scale=loss_scale,
     )
     hooks = dict(
         fp32=FP32_HOOK,
@@ -290,6 +301,32 @@ def test_the_loss_scale_stays_if_acting_is_not_allowed(tmp_path):
     assert rows_of(runner, 'alert')
     assert rows_of(runner, 'remedy') == []
     assert runner.optim_wrapper.guard.scaler.get_scale() == 2.0**-16
+
+
+@needs_float16
+@pytest.mark.parametrize('act', ['fp32', 'scale'])
+def test_the_loss_scale_falls_before_gradients_overflow(tmp_path, act):
+    options = dict(loss_scale='dynamic', reward=0.0, max_iters=25)
+    plain = grow(tmp_path / 'plain', act=(), **options)
+    assert rows_of(plain, 'update')
+    acting = grow(tmp_path / 'acting', act=[act], **options)
+    assert rows_of(acting, 'update') == []
+    line = 'the loss scale goes from 65536 to '
+    assert line in text_of(acting)
+    assert line not in text_of(plain)
+
+
+@needs_float16
+def test_modules_with_large_gradients_run_in_float32_at_the_lowest_scale(
+    tmp_path,
+):
+    scale = dict(init_scale=2.0**13, min_scale=2.0**13)
+    options = dict(loss_scale=scale, reward=0.0, max_iters=25)
+    for act, is_relieved in (('scale', False), ('fp32', True)):
+        runner = grow(tmp_path / act, [act], **options)
+        modules = {row['module'] for row in rows_of(runner, 'remedy')}
+        assert ('block.fc' in modules) is is_relieved
+        assert runner.optim_wrapper.guard.scaler.get_scale() == 2.0**13
 
 
 @pytest.mark.parametrize('act', ['scale', 'lr'])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from mmnanguard.hooks.drill.short_drill import plan_short_drill
 from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 
 ROOT = Path(__file__).parents[2]
@@ -220,7 +221,51 @@ def test_unguarded_fp16_needs_a_gpu(
     )
 
 
-@pytest.mark.parametrize('name', ['guarded_fp16', 'plain_fp32'])
-def test_a_drill_needs_a_guard_and_faults(drill, name):
-    with pytest.raises(SystemExit, match='a FaultInjectionHook in the config'):
-        drill.main([CONFIG.replace('drill_fp16', name)])
+def test_a_config_without_faults_gets_a_short_drill(drill, tmp_path):
+    work_dir = tmp_path / 'w'
+    plain = CONFIG.replace('drill_fp16', 'plain_fp32')
+    command = [plain, '--guard', 'fp32', '--work-dir', str(work_dir)]
+    assert drill.main(command) == 0
+    report = json.loads((work_dir / 'fire_drill.json').read_text())
+    faults = [(row['site'], row['action']) for row in report['faults']]
+    assert faults == [('loss', 'skip'), ('grad', 'skip')]
+    guarded, calm, plain = report['runs']
+    assert guarded['bad_weights'] == calm['bad_weights'] == []
+    assert 'head.weight' in plain['bad_weights']
+    # Only the newest weights of each run, of an epoch cut short.
+    (saved,) = work_dir.glob('*/guarded/*.pth')
+    assert saved.name == 'iter_12.pth'
+
+
+@pytest.mark.parametrize('window', [1, 4])
+def test_the_plan_of_a_short_drill(window):
+    cfg = Config(
+        dict(
+            train_dataloader=dict(batch_size=2),
+            val_dataloader=dict(batch_size=1),
+            val_cfg=dict(),
+            val_evaluator=dict(type='Accuracy'),
+            train_cfg=dict(by_epoch=True, max_epochs=100),
+            default_hooks=dict(
+                checkpoint=dict(type='CheckpointHook', save_best='acc')
+            ),
+        )
+    )
+    hook = plan_short_drill(cfg, window)
+    assert hook is cfg.default_hooks.fire_drill
+    # Each fault strikes the last micro-batch of a window.
+    assert [fault['iter'] for fault in hook['faults']] == [
+        4 * window,
+        8 * window,
+    ]
+    assert hook['ends_at'] == cfg.train_dataloader.num_batch_per_epoch
+    assert cfg.default_hooks.checkpoint.interval == hook['ends_at']
+    assert 'save_best' not in cfg.default_hooks.checkpoint
+    assert cfg.val_dataloader is cfg.val_cfg is cfg.val_evaluator is None
+    # The schedule stays that of the whole run.
+    assert cfg.train_cfg.max_epochs == 100
+
+
+def test_a_drill_needs_a_guard(drill, capsys):
+    assert drill.main([CONFIG.replace('drill_fp16', 'plain_fp32')]) == 2
+    assert 'add --guard fp32' in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """The hook that plants faults, to rehearse an incident."""
 
-from typing import Callable, Dict, List, Mapping, Tuple, Union, cast
+from typing import Callable, Dict, List, Mapping, Optional, Tuple, Union, cast
 
 import torch
 from mmengine.optim import OptimWrapper
@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmnanguard.core import GuardConfigError, NanGuardError
+from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.registry import HOOKS
 
 from .._shared.bare_model import bare_model
@@ -34,7 +35,8 @@ class FaultInjectionHook(PatchingHook):
     input       the first tensor that the data preprocessor puts out
     activation  a module's output, before later modules see it
     loss        the loss itself; its gradient stays as it is
-    grad        a gradient after backward, before the update (scaled)
+    grad        a gradient after backward, before the update (scaled);
+                without ``where``, the first that there is
     buffer      a buffer after forward, before the update
     weight      a weight between two iterations: no update can undo it
     ==========  ==========================================================
@@ -43,6 +45,8 @@ class FaultInjectionHook(PatchingHook):
         faults: Dicts with the keys of :class:`Fault`; or a dict of them, as
             the command line makes it from
             ``default_hooks.fire_drill.faults.0.iter=30``.
+        ends_at: The iteration, from 1, after which the run ends, or with its
+            epoch in a loop by epochs. None trains to the end.
 
     Raises:
         GuardConfigError: At construction for a fault that is not allowed;
@@ -51,9 +55,18 @@ class FaultInjectionHook(PatchingHook):
     """
 
     def __init__(
-        self, faults: Union[List[FaultConfig], Dict[str, FaultConfig]]
+        self,
+        faults: Union[List[FaultConfig], Dict[str, FaultConfig]],
+        ends_at: Optional[int] = None,
     ) -> None:
         super().__init__()
+        check_value(
+            ends_at is None or is_count(ends_at, 1),
+            'FaultInjectionHook.ends_at',
+            ends_at,
+            'an integer of at least 1, or None to train to the end',
+        )
+        self.ends_at = ends_at
         if isinstance(faults, Mapping):
             faults = list(faults.values())
         if not isinstance(faults, (list, tuple)):
@@ -119,6 +132,8 @@ class FaultInjectionHook(PatchingHook):
                 f'{self._targets[fault][0]} was not used in this iteration'
             )
         self._pending = []
+        if self.ends_at is not None and runner.iter + 1 >= self.ends_at:
+            runner.train_loop.stop_training = True
 
     def _output_hook(self, runner: Runner, fault: Fault) -> ForwardHook:
         # Dynamo must not trace the fault into a compiled model: it has side
@@ -149,11 +164,11 @@ class FaultInjectionHook(PatchingHook):
                 loss = loss + (struck - loss.detach())
             backward(loss, **kwargs)
             for fault in self._pending_at('grad'):
-                param = cast(Tensor, self._targets[fault][1])
                 # With several wrappers, another wrapper's loss may give the
                 # gradient.
-                if param.grad is not None:
-                    self._strike(runner, fault, param.grad)
+                grad = self._gradient_of(runner, fault)
+                if grad is not None:
+                    self._strike(runner, fault, grad)
             # After backward: autograd refuses tensors changed in between.
             for fault in self._pending_at('buffer'):
                 target = self._targets[fault][1]
@@ -161,6 +176,17 @@ class FaultInjectionHook(PatchingHook):
                 self._strike(runner, fault, owner.get_buffer(key))
 
         self.patches.replace(wrapper, 'backward', faulty_backward)
+
+    def _gradient_of(self, runner: Runner, fault: Fault) -> Optional[Tensor]:
+        """Return the gradient to be struck, if there is one yet."""
+        param = cast(Tensor, self._targets[fault][1])
+        if param.grad is None and fault.where is None:
+            # A batch may not use the first parameter.
+            for name, other in bare_model(runner.model).named_parameters():
+                if other.grad is not None:
+                    self._targets[fault] = (f"'{name}'", other)
+                    return other.grad
+        return param.grad
 
     def _pending_at(self, site: str) -> List[Fault]:
         return [fault for fault in self._pending if fault.site == site]
