@@ -10,6 +10,9 @@ import runpy
 import sys
 from pathlib import Path
 
+from ._tool_parser import ToolParser
+from .version import __version__
+
 FOLDER = Path(__file__).parent / '.mim' / 'tools'
 TOOLS = (
     'train',
@@ -44,9 +47,13 @@ def main() -> None:
     if name in ('-h', '--help'):
         print(usage())
         sys.exit(0 if sys.argv[1:] else 2)
+    if name == '--version':
+        print(f'mmnanguard {__version__}')
+        sys.exit()
     if name not in TOOLS:
         print(f'{name!r} is no tool.\n{usage()}', file=sys.stderr)
         sys.exit(2)
+    ToolParser.command = f'python -m mmnanguard {name}'
     sys.argv[:2] = [str(FOLDER / f'{name}.py')]
     # Some tools import another tool by its bare name.
     sys.path.insert(0, str(FOLDER))

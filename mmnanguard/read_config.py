@@ -25,13 +25,20 @@ def read_config(path: Union[str, Path], **keys: Any) -> Config:
         keys: The options of ``Config.fromfile``, for a file.
 
     Raises:
-        GuardConfigError: If there is no such file or project.
+        GuardConfigError: If there is no such file or project, or if the
+            file is no Python.
     """
     project, _, name = str(path).rpartition('::')
     if not project and not Path(name).is_file():
         raise GuardConfigError(f'{path}: there is no such config.')
     if not project:
-        return Config.fromfile(name, **keys)
+        try:
+            return Config.fromfile(name, **keys)
+        except (OSError, SyntaxError, UnicodeError) as error:
+            reason = f'{type(error).__name__}: {error}'
+            raise GuardConfigError(
+                f'{path} cannot be read as a config ({reason}).'
+            ) from error
     package = MODULE2PACKAGE.get(project)
     if package is None:
         raise GuardConfigError(

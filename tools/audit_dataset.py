@@ -5,8 +5,8 @@ ValidateSample of the pipeline fails, or if the pipeline raises. OUT then
 holds report.json, bad_samples.txt for mmnanguard.ExcludeSamples, and the
 distribution of each --key. An audit that was killed continues where it was;
 under torchrun each rank does its share.
-Exit status: 0; with --strict 1 if a sample is bad; 2 if the audit fails, as
-for a wrong command line or config.
+Exit status: 0 if all samples are good, 1 if one is bad, 2 for a wrong command
+line or config, 70 with a traceback if the audit itself fails.
 
 Example:
     python tools/audit_dataset.py configs/digits/plain_fp32.py --key inputs \
@@ -16,7 +16,6 @@ Example:
 import argparse
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple
 
@@ -31,22 +30,24 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
 if TYPE_CHECKING:
     from mmnanguard.datasets.audit_report import Report
     from mmnanguard.datasets.audited_dataset import AuditedDataset, Row
 
 ROOT = Path(__file__).resolve().parents[1]
+STATISTICS = (
+    *('count', 'mean', 'std', 'min', 'quartiles', 'max'),
+    *('nonfinite', 'missing'),
+)
 MAX_SHOWN = 20  # bad samples; report.json has them all
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    from mmnanguard._tool_parser import ToolParser
+
+    parser = ToolParser(__doc__)
     parser.add_argument(
         'config', help="a file, or a project's own such as mmpretrain::x/y.py"
     )
@@ -75,7 +76,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument(
         '--strict',
         action='store_true',
-        help='exit status 1 if something is bad',
+        help='no effect: the exit status is 1 anyway if something is bad',
     )
     parser.add_argument(
         '--seed', type=int, default=0, help='of random transforms'
@@ -207,32 +208,26 @@ def walk(
 def show(report: 'Report', out: Path) -> None:
     """Print the tables of bad samples and of distributions."""
     from mmnanguard._support.escape import escape
+    from mmnanguard._tables import print_table
 
-    console = Console(markup=False, highlight=False)
-    # In a log, a line that is broken in two cannot be found by a search.
-    if not console.is_terminal:
-        console.width = 240
     if report['bad']:
-        table = Table('index', 'sample', 'check', 'what')
+        rows = []
         for row in report['bad'][:MAX_SHOWN]:
             start = [str(row['index']), row['name']]
             for problem in row['problems']:
-                cells = [*start, problem['check'], problem['text']]
-                table.add_row(*map(escape, cells))
+                rows.append([*start, f'{problem["check"]}: {problem["text"]}'])
                 # The sample is named once, before its first problem.
                 start = ['', '']
-        console.print(table)
+        print_table(('index', 'sample', 'what'), rows)
     if report['distributions']:
-        columns = ('count', 'mean', 'std', 'min', 'quartiles', 'max')
-        table = Table('key', *columns, 'nonfinite', 'missing')
-        for key, values in report['distributions'].items():
-            cells = map(as_text, map(values.get, columns))
-            counts = [str(values[name]) for name in ('nonfinite', 'missing')]
-            table.add_row(escape(key), *map(escape, cells), *counts)
-        console.print(table)
+        keys = report['distributions'].items()
+        rows = []
+        for name in STATISTICS:
+            rows.append([name, *(as_text(values[name]) for _, values in keys)])
+        print_table(('', *(key for key, _ in keys)), rows)
     if report['num_dropped']:
-        console.print(f'{report["num_dropped"]} dropped by the pipeline')
-    console.print(
+        print(f'{report["num_dropped"]} dropped by the pipeline')
+    print(
         f'{report["num_bad"]} of {report["num_samples"]} samples are bad; '
         f'see {escape(out / "report.json")} and '
         f'{escape(out / "bad_samples.txt")}'
@@ -262,25 +257,16 @@ def run(args: argparse.Namespace) -> int:
     report = audit_report(rows, args.key, dict(config=args.config, **facts))
     write_report(report, args.out)
     show(report, args.out)
-    return int(args.strict and report['num_bad'] > 0)
+    return int(report['num_bad'] > 0)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the tool; return its exit status."""
     sys.path[:0] = [str(ROOT)]
     args = parse_args(argv)
-    from mmnanguard._support.escape import escape_lines
-    from mmnanguard.core import GuardConfigError
+    from mmnanguard._tool_parser import run_tool
 
-    try:
-        return run(args)
-    except (GuardConfigError, OSError) as error:
-        story = escape_lines(f'{type(error).__name__}: {error}')
-        print(story, file=sys.stderr)
-    except Exception:
-        # A config, a dataset or a worker process may raise anything.
-        traceback.print_exc()
-    return 2
+    return run_tool(run, args)
 
 
 if __name__ == '__main__':

@@ -9,7 +9,6 @@ Example:
     python tools/cases.py masked_attention --runs plain guarded
 """
 
-import argparse
 import contextlib
 import json
 import math
@@ -37,8 +36,6 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from mmnanguard.core.rows.event_files import events_file
@@ -374,10 +371,10 @@ def markdown(rows: Iterable[Sequence[str]]) -> str:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the cases; return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    from mmnanguard._tables import print_table
+    from mmnanguard._tool_parser import ToolParser
+
+    parser = ToolParser(__doc__)
     documented = load_documented()
     parser.add_argument('cases', nargs='*', metavar='CASE')
     parser.add_argument('--runs', nargs='+', help='such as plain guarded')
@@ -397,10 +394,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if args.markdown:
         print(markdown(rows))
     else:
-        table = Table('case', *COLUMNS, show_lines=True)
-        for row in rows:
-            table.add_row(*row)
-        Console(markup=False).print(table)
+        print_table(('case', *COLUMNS), rows, has_lines=True)
     for difference in wrong:
         print(f'NOT AS DOCUMENTED: {difference}')
     return int(bool(wrong))

@@ -13,6 +13,7 @@ Example:
     python tools/fire_drill.py configs/digits/drill_fp16.py
 """
 
+import argparse
 import copy
 import json
 import math
@@ -36,10 +37,8 @@ from typing import (
 import train
 from mmengine.config import Config
 from mmengine.device import get_device
-from rich.console import Console
-from rich.table import Table
 
-from mmnanguard._support.escape import escape, escape_lines
+from mmnanguard._support.escape import escape
 from mmnanguard.core.rows.event_files import EVENTS_FILE
 
 if TYPE_CHECKING:
@@ -176,16 +175,19 @@ def must_be_seen(fault: 'Fault') -> bool:
 
 
 def show(rows: Sequence[Row]) -> None:
-    """Print a table with a column for each key that a row has."""
+    """Print a table with a column for each row, and a line for each key."""
+    from mmnanguard._tables import print_table
+
     # A dict, because a set would lose the order of the keys.
     headers: Dict[str, None] = {}
     for row in rows:
         headers.update(dict.fromkeys(row))
-    table = Table(*headers)
-    for row in rows:
-        cells = map(as_text, map(row.get, headers))
-        table.add_row(*map(escape, cells))
-    Console(markup=False).print(table)
+    # A job has many metrics, and a terminal 80 columns.
+    lines = []
+    for header in headers:
+        values = (as_text(row.get(header)) for row in rows)
+        lines.append([header, *values])
+    print_table(lines[0], lines[1:])
 
 
 def as_text(value: object) -> str:
@@ -314,23 +316,14 @@ def drill(cfg: Config, folder: Path) -> Dict[str, Any]:
     )
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the drill; return its exit status."""
-    sys.path[:0] = [str(train.ROOT)]
-    # The options are those of train.py; only the text of --help differs.
-    train.__doc__ = __doc__
-    args = train.parse_args(argv)
-    from mmnanguard.core import GuardConfigError
+def run_drill(args: argparse.Namespace) -> int:
+    """Run the drill and report it; return the exit status."""
     from mmnanguard.safe_load import allow_mmengine_checkpoints
 
-    try:
-        cfg = train.load_config(args)
-        allow_mmengine_checkpoints()
-        folder = Path(cfg.work_dir) / time.strftime('%Y%m%d_%H%M%S')
-        report = drill(cfg, folder)
-    except GuardConfigError as error:
-        print(escape_lines(f'GuardConfigError: {error}'), file=sys.stderr)
-        return 2
+    cfg = train.load_config(args)
+    allow_mmengine_checkpoints()
+    folder = Path(cfg.work_dir) / time.strftime('%Y%m%d_%H%M%S')
+    report = drill(cfg, folder)
     show(report['faults'])
     show(report['runs'])
     for failure in report.pop('failures'):
@@ -340,6 +333,16 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     file = Path(cfg.work_dir, 'fire_drill.json')
     file.write_text(json.dumps(report, indent=2, allow_nan=False))
     return int(not report['passed'])
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the tool; return its exit status."""
+    sys.path[:0] = [str(train.ROOT)]
+    # The options are those of train.py; only the text of --help differs.
+    args = train.parse_args(argv, __doc__)
+    from mmnanguard._tool_parser import run_tool
+
+    return run_tool(run_drill, args)
 
 
 if __name__ == '__main__':

@@ -14,7 +14,6 @@ Example:
 import argparse
 import difflib
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional, Sequence
 
@@ -25,17 +24,14 @@ if TYPE_CHECKING:
     from mmnanguard.migrate import Migrated
 
 ROOT = Path(__file__).resolve().parents[1]
-# The exit status of a fault of this tool (EX_SOFTWARE of sysexits.h).
-CRASHED = 70
 COLOURS = {'+': 'green', '-': 'red', '@': 'cyan'}
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    from mmnanguard._tool_parser import ToolParser
+
+    parser = ToolParser(__doc__)
     parser.add_argument(
         'config', type=Path, nargs='+', help='configs, or folders of them'
     )
@@ -176,25 +172,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except ImportError as error:
         print(f'{error}: pip install libcst', file=sys.stderr)
         return 2
-    from mmnanguard.core import GuardConfigError
+    from mmnanguard._tool_parser import run_tool
 
-    try:
-        if args.flatten or (args.out and args.out.suffix == '.py'):
-            return write_one(args)
-        return write_tree(args)
-    except (GuardConfigError, OSError, UnicodeError) as error:
-        print(f'{type(error).__name__}: {error}', file=sys.stderr)
-        return 2
-    except Exception:
-        # Python's own exit status would be 1: that something is left to you.
-        traceback.print_exc()
-        names = ', '.join(map(str, args.config))
-        print(
-            f'{names} could not be migrated; nothing was written. This is a '
-            'fault of the tool: please report it with the config.',
-            file=sys.stderr,
-        )
-        return CRASHED
+    is_one = args.flatten or (args.out and args.out.suffix == '.py')
+    return run_tool(write_one if is_one else write_tree, args)
 
 
 def shown(path: Path) -> Path:

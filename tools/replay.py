@@ -7,7 +7,8 @@ if it was made with save_weights=True. The result is also written as JSON.
 The config in the dump is read as data. Modules that it names, such as those
 of its custom_imports, are imported by name from where Python finds modules
 (here, and PYTHONPATH); no code of the dump is run unless --allow-pickle.
-Exit status: 0; 1 with one line of text if the file cannot be replayed.
+Exit status: 0 if the update is finite here, 1 if the fault occurs again, 2
+with a line of text if the file cannot be replayed.
 
 Example:
     python tools/replay.py work_dirs/x/nanguard/dumps/iter_250_rank0.pt \
@@ -21,8 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 if TYPE_CHECKING:
     from mmnanguard.hooks.replay.window_replay import WindowReplay
@@ -32,10 +31,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    from mmnanguard._tool_parser import ToolParser
+
+    parser = ToolParser(__doc__)
     parser.add_argument('dump', type=Path)
     parser.add_argument('--config', help="a file, in place of the dump's own")
     parser.add_argument('--checkpoint', help='a file with the weights')
@@ -142,21 +140,17 @@ def bisect(window_replay: 'WindowReplay') -> Dict[str, object]:
 
 def show_outputs(outputs: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the range of each module's output."""
-    from mmnanguard._support.escape import escape
+    from mmnanguard._tables import print_table
 
-    table = Table('module', 'min', 'max', 'is finite')
+    rows = []
     for name, seen in outputs.items():
-        table.add_row(
-            escape(name),
-            f'{seen["min"]:.4g}',
-            f'{seen["max"]:.4g}',
-            str(seen['is_finite']),
-        )
-    Console(markup=False).print(table)
+        low, high = f'{seen["min"]:.4g}', f'{seen["max"]:.4g}'
+        rows.append([name, low, high, str(seen['is_finite'])])
+    print_table(('module', 'min', 'max', 'is finite'), rows)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Replay the dump; print and write the autopsy."""
+def run(args: argparse.Namespace) -> int:
+    """Replay the dump; return whether the fault occurs again."""
     from mmnanguard._support.escape import escape
     from mmnanguard.core.rows.json_numbers import to_json
     from mmnanguard.hooks._shared.versions import versions
@@ -193,6 +187,7 @@ def run(args: argparse.Namespace) -> None:
         row.update(bisect(case.window_replay))
     json_path.write_text(to_json(row) + '\n', encoding='utf-8')
     print(escape(f'written to {json_path}'))
+    return int(autopsy.repeats)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -200,15 +195,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     # The folder in which a run is started has the config's own modules.
     sys.path[:0] = [str(ROOT), os.getcwd()]
     args = parse_args(argv)
-    from mmnanguard._support.escape import escape_lines
-    from mmnanguard.core import NanGuardError
+    from mmnanguard._tool_parser import run_tool
 
-    try:
-        run(args)
-    except NanGuardError as error:
-        print(escape_lines(error), file=sys.stderr)
-        return 1
-    return 0
+    return run_tool(run, args)
 
 
 if __name__ == '__main__':

@@ -17,7 +17,6 @@ import itertools
 import math
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, List, Optional, Sequence
 
@@ -33,10 +32,9 @@ MAX_ROWS_OF_ONE = 2000  # in the tables of a single run
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    from mmnanguard._tool_parser import ToolParser
+
+    parser = ToolParser(__doc__)
     parser.add_argument('paths', nargs='+', metavar='WORK_DIR|events.jsonl')
     parser.add_argument(
         '--out',
@@ -183,20 +181,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the tool; return its exit status."""
     sys.path[:0] = [str(ROOT)]
     args = parse_args(argv)
-    from mmnanguard._support.escape import escape_lines
-    from mmnanguard.core import GuardConfigError
+    from mmnanguard._tool_parser import run_tool
 
-    try:
-        if args.watch:
-            return watch(args)
-        return report(args)
-    except (GuardConfigError, OSError) as error:
-        story = escape_lines(f'{type(error).__name__}: {error}')
-        print(story, file=sys.stderr)
-    except Exception:
-        # Python's own exit status would be 1: that the run is sick.
-        traceback.print_exc()
-    return 2
+    return run_tool(watch if args.watch else report, args)
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ Example:
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import (
@@ -26,8 +27,6 @@ from typing import (
 )
 
 from mmengine.utils import ProgressBar
-from rich.console import Console
-from rich.table import Table
 
 if TYPE_CHECKING:
     from mmnanguard.numerics.checkpoints.checkpoint_file import CheckpointFile
@@ -38,10 +37,9 @@ MAX_SHOWN = 10  # findings of one checkpoint; --json has them all
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    from mmnanguard._tool_parser import ToolParser
+
+    parser = ToolParser(__doc__)
     parser.add_argument('paths', nargs='+', type=Path, metavar='DIR_OR_FILE')
     parser.add_argument(
         '--limit',
@@ -96,36 +94,34 @@ def advise(files: Sequence['CheckpointFile']) -> Tuple[Optional[str], str]:
 
 def show(files: Sequence['CheckpointFile']) -> None:
     """Print a table of checkpoints with their findings."""
-    from mmnanguard._support.escape import escape
+    from mmnanguard._tables import print_table
 
-    table = Table('checkpoint', 'iter', 'status', 'part', 'bad tensor', 'what')
+    rows = []
     for file in files:
         count = '-' if file.iter is None else str(file.iter)
-        start = [str(file.path), count, file.status]
+        start = [near(file.path), count, file.status]
         findings = file.scan.findings
         if not findings:
-            table.add_row(*map(escape, [*start, '', '', file.reason]))
+            rows.append([*start, file.reason])
         for bad in findings[:MAX_SHOWN]:
             values = f'{bad.kind} {bad.count}/{bad.numel} {bad.dtype}'
             if bad.min is not None:
                 values += f', finite: {bad.min:.4g} to {bad.max:.4g}'
-            cells = [*start, bad.part, bad.name, values]
-            table.add_row(*map(escape, cells))
+            rows.append([*start, f'{bad.part} {bad.name}: {values}'])
             # The checkpoint is named once, before its first finding.
             start = [''] * 3
         if findings[MAX_SHOWN:]:
-            table.add_row('', '', '', '', f'... {len(findings)} in all', '')
-    console = Console(markup=False)
-    # In a log, a line that is broken in two cannot be found by a search.
-    if not console.is_terminal:
-        console.width = 240
-    console.print(table)
+            rows.append(['', '', '', f'... {len(findings)} in all'])
+    print_table(('checkpoint', 'iter', 'status', 'what'), rows)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the tool; return its exit status."""
-    sys.path[:0] = [str(ROOT)]
-    args = parse_args(argv)
+def near(path: Path) -> str:
+    """Return a path as it is seen from here, if that is shorter."""
+    return min(str(path), os.path.relpath(path), key=len)
+
+
+def scan(args: argparse.Namespace) -> int:
+    """Scan and report; return the exit status."""
     from mmnanguard._support.escape import escape
     from mmnanguard.numerics.checkpoints.checkpoint_file import (
         judge_files,
@@ -169,6 +165,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         advice = 'no checkpoint found'
     print(advice)
     return status
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the tool; return its exit status."""
+    sys.path[:0] = [str(ROOT)]
+    args = parse_args(argv)
+    from mmnanguard._tool_parser import run_tool
+
+    return run_tool(scan, args)
 
 
 if __name__ == '__main__':

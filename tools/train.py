@@ -19,7 +19,6 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-HALTED = 3  # the exit status; 1 is a crash, 2 a wrong config
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -76,12 +75,18 @@ def read_dict(node: ast.AST) -> Any:
     return values
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parse_args(
+    argv: Optional[Sequence[str]] = None, text: Optional[str] = __doc__
+) -> argparse.Namespace:
+    """Parse the command line.
+
+    Args:
+        argv: The words of the command line.
+        text: The text of ``--help``.
+    """
+    from mmnanguard._tool_parser import ToolParser
+
+    parser = ToolParser(text)
     parser.add_argument(
         'config', help="a file, or a project's own such as mmpretrain::x/y.py"
     )
@@ -237,7 +242,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     sys.path[:0] = [str(ROOT)]
     args = parse_args(argv)
 
-    from mmnanguard._support.escape import escape_lines
+    from mmnanguard._tool_parser import HALTED, complain
     from mmnanguard.core import GuardConfigError, TrainingHalted
     from mmnanguard.hooks._shared.roles import EventSource, has_hook
     from mmnanguard.hooks.recovery.choose_resume import resume_from_clean
@@ -262,9 +267,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         runner.train()
     except GuardConfigError as error:
         # Its message says what to do; a traceback would hide it.
-        story = escape_lines(f'GuardConfigError: {error}')
-        print(story, file=sys.stderr)
-        return 2
+        return complain(error)
     except TrainingHalted:
         # The log says why.
         return HALTED

@@ -176,8 +176,11 @@ def read_file(path: Path) -> ConfigFile:
     if path.suffix != '.py':
         raise GuardConfigError(f'{path} is no Python file (.py).')
     # newline='' keeps the file's line ends, which a translation would lose.
-    with path.open(encoding='utf-8', newline='') as file:
-        text = file.read()
+    try:
+        with path.open(encoding='utf-8', newline='') as file:
+            text = file.read()
+    except (OSError, UnicodeError) as error:
+        raise GuardConfigError(f'{path} cannot be read: {error}.') from error
     source = Source(text, str(path))
     names = {*source.assigned, *source.tangled}
     cfg = load(path)

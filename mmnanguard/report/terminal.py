@@ -1,5 +1,6 @@
 """The report as text in a terminal."""
 
+import os
 from typing import TYPE_CHECKING, List, NamedTuple, Sequence
 
 from mmnanguard._support.escape import escape_lines
@@ -60,7 +61,7 @@ def print_reports(reports: Sequence[RunReport]) -> None:
     # Rich would read '[bold]' in the name of a sample as markup, and color
     # numbers wherever they are.
     console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
+    if not console.is_terminal and 'COLUMNS' not in os.environ:
         console.width = WIDTH
     for report in reports:
         print_assessment(console, report)
@@ -104,7 +105,10 @@ def print_table(console: 'Console', table: TextTable) -> None:
 
     if not table.rows:
         return
-    grid = Table(*table.head)
+    grid = Table()
+    for title in table.head:
+        # By default, rich cuts off the end of a long word.
+        grid.add_column(title, overflow='fold')
     for row in table.rows[:MAX_SHOWN]:
         # `Text` objects are never parsed as markup.
         grid.add_row(*map(Text, map(cell, row)))
