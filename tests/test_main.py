@@ -28,7 +28,11 @@ def run(*words, cwd):
         ((), 2, 'where TOOL is'),
         (('--help',), 0, 'report: Report a guarded run on one page'),
         (('trane',), 2, "'trane' is no tool"),
-        (('scan_checkpoints', '--help'), 0, 'usage: scan_checkpoints.py'),
+        (
+            ('scan_checkpoints', '--help'),
+            0,
+            'usage: python -m mmnanguard scan_checkpoints ',
+        ),
         (('report', 'nowhere'), 2, 'nowhere: there is no such folder'),
         (('train', 'mmnanguard::digits/plain_fp32.py', '--x'), 2, '--x'),
     ],

@@ -16,6 +16,7 @@ Example:
 import argparse
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple
 
@@ -245,10 +246,19 @@ def as_text(value: object) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Audit the dataset and write the report; return the exit status."""
+    from mmnanguard._tool_parser import complain
+    from mmnanguard.core import NanGuardError
     from mmnanguard.datasets.audit_report import audit_report, write_report
     from mmnanguard.datasets.dataset_audit import read_rows
 
-    dataset, facts = load(args)
+    try:
+        dataset, facts = load(args)
+    except (NanGuardError, OSError):
+        raise
+    except Exception as error:
+        # A dataset may raise anything over its config, or be at fault itself.
+        traceback.print_exc()
+        return complain(error)
     if not walk(dataset, facts, args):
         print('this share is done; the last one to end writes the report')
         return 0

@@ -5,7 +5,7 @@ Reads the events that EventLogHook wrote, and MMEngine's scalars beside them.
 Needs neither torch nor mmengine; the page needs no network. Several runs
 are shown one below the other, with the same axes.
 Exit status: 0 if all runs are healthy, 1 if one is sick, crashed or not
-guarded, 2 if that cannot be said, as for a folder without events.
+guarded, 2 for a folder without events or a wrong command line.
 
 Example:
     python tools/report.py work_dirs/digits

@@ -52,7 +52,8 @@ def train(work_dir):
 
 if __name__ == '__main__':
     config, shards, work_dir, *args = sys.argv[1:]
-    assert main([config, *args, '--out', shards]) == 0
+    # The rank that ends last has found the bad samples.
+    assert main([config, *args, '--out', shards]) in (0, 1)
     dist.init_process_group('gloo', timeout=timedelta(seconds=60))
     result = train(work_dir)
     path = Path(work_dir, f'rank_{result["rank"]}.json')

@@ -56,7 +56,9 @@ class DumpRow(RowRecord):
         """
         near = self.path
         with suppress(ValueError):  # another drive of Windows
-            near = min(near, os.path.relpath(near), key=len)
+            relative = os.path.relpath(near)
+            if not relative.startswith('..'):
+                near = relative
         run = f'run it: {self.replace(path=near).command()}'
         return fit(
             [
