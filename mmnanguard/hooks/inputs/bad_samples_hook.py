@@ -105,7 +105,10 @@ class BadSamplesHook(SampleWitness):
             listed = '; '.join(stories[:num])
             forms.append(f'{start}{listed}{and_more(len(stories) - num)}')
         others = and_more(len(stories) - 1)
-        forms.extend(named(f'{start}{{}}{others}', min(new)))
+        # The reason of a long story is left out before what was done.
+        name = min(new)
+        outcome = new[name].rpartition('; ')[2]
+        forms.extend(named(f'{start}{{}}: {outcome}{others}', name))
         say(fit(forms), logging.WARNING, runner.logger)
 
     def _new_stories(self, runner: Runner) -> Dict[str, str]:
