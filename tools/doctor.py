@@ -20,6 +20,7 @@ import os
 import shutil
 import sys
 import tempfile
+import textwrap
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, List, Optional, Sequence
@@ -59,10 +60,14 @@ class Report:
             print(command)
             return 0
         first = failures[0]
-        print(f'{len(failures)} to mend; training should not begin yet.')
+        count = len(failures)
+        print(f'{count} to mend; training should not begin yet.')
         if first.command:
-            print(f'Mend first: {first.text}')
-        print(first.command or f'Mend first: {first.cure or first.text}')
+            print('Mend first, with this command:')
+            print(first.command)
+        else:
+            # The whole text stands above.
+            print(textwrap.shorten(f'Mend first: {first.text}', 160))
         return FOUND
 
 
@@ -152,6 +157,7 @@ def examine(
     from mmnanguard.doctor.finding import fail, warn
     from mmnanguard.doctor.reading import (
         UnreadableConfigError,
+        explain_error,
         look_at_style,
         try_reading,
     )
@@ -187,6 +193,9 @@ def examine(
         return WRONG
     except GuardConfigError as error:
         report.add('config', [*notes, fail(str(error))])
+        return report.end()
+    except Exception as error:  # a lazy type, which is imported late
+        report.add('config', [explain_error(args.config, error)])
         return report.end()
     for record in records:
         if record.levelno >= logging.WARNING:
@@ -224,7 +233,11 @@ def look(
         hooks = classes['hook']
         report.add(
             'config',
-            [*notes, *look_at_classes(classes), *look_at_leftovers(cfg)],
+            [
+                *notes,
+                *look_at_classes(args.config, cfg, classes),
+                *look_at_leftovers(cfg),
+            ],
         )
         report.add(
             'what is guarded',

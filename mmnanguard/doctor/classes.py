@@ -2,11 +2,11 @@
 
 import logging
 from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import chain
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional
 
 from mmengine.config import Config
-from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.logging import MMLogger
 from mmengine.registry import (
     DATASETS,
@@ -24,6 +24,7 @@ from mmnanguard.core import GuardConfigError
 from mmnanguard.core.checks import did_you_mean
 
 from .finding import Finding, fail
+from .reading import cure_of_missing
 
 __all__ = [
     'NamedClass',
@@ -33,6 +34,19 @@ __all__ = [
     'look_at_classes',
     'wrappers_in',
 ]
+
+
+UNREGISTERED = 'it is not registered.'
+ROLES = (
+    'model',
+    'dataset',
+    'loop',
+    'runner',
+    'strategy',
+    'wrapper',
+    'optimizer',
+    'hook',
+)
 
 
 class NamedClass(NamedTuple):
@@ -53,7 +67,7 @@ class NamedClass(NamedTuple):
     @property
     def name(self) -> str:
         """The bare name of the type."""
-        return getattr(self.kind, '__name__', bare(self.config.get('type')))
+        return bare(self.kind or self.config.get('type'))
 
 
 def find_class(
@@ -69,8 +83,6 @@ def find_class(
     """
     type_ = config.get('type') or default
     try:
-        if isinstance(type_, (LazyObject, LazyAttr)):
-            type_ = type_.build()
         kind = registry.get(type_) if isinstance(type_, str) else type_
     except Exception as error:  # the import of a project's modules
         return NamedClass(
@@ -79,7 +91,7 @@ def find_class(
     if kind is not None:
         return NamedClass(where, config, kind, '')
     hint = did_you_mean(bare(type_), names_in(registry))
-    return NamedClass(where, config, None, f'it is not registered. {hint}')
+    return NamedClass(where, config, None, f'{UNREGISTERED} {hint}'.strip())
 
 
 def find_classes(cfg: Config) -> Dict[str, List[NamedClass]]:
@@ -110,22 +122,34 @@ def find_classes(cfg: Config) -> Dict[str, List[NamedClass]]:
         )
     for where, hook in hooks_in(cfg):
         nodes.append(('hook', HOOKS, where, hook, ''))
-    found: Dict[str, List[NamedClass]] = {}
+    found: Dict[str, List[NamedClass]] = {role: [] for role in ROLES}
     for role, registry, where, node, default in nodes:
-        found.setdefault(role, [])
         if isinstance(node, Mapping) and (node.get('type') or default):
             found[role].append(find_class(registry, where, node, default))
     return found
 
 
-def look_at_classes(classes: Mapping[str, List[NamedClass]]) -> List[Finding]:
-    """Return a finding on each type that is not found."""
+def look_at_classes(
+    path: str, cfg: Config, classes: Mapping[str, List[NamedClass]]
+) -> List[Finding]:
+    """Return a finding on each type that is not found.
+
+    Args:
+        path: The path of the config.
+        cfg: The config.
+        classes: Its classes by role.
+    """
+    scope = str(cfg.get('default_scope') or 'mmengine')
+    if find_spec(scope) is None:
+        # One finding, in place of one for each type of the project.
+        text = f'default_scope is {scope!r}, which is not installed.'
+        return [fail(text, *cure_of_missing(scope, path))]
     findings = []
     for named in chain.from_iterable(classes.values()):
         if not named.reason:
             continue
         cure = ''
-        if named.reason.startswith('it is not'):
+        if named.reason == UNREGISTERED:
             cure = (
                 'Install the project that has it, or name the module that '
                 "registers it in custom_imports=dict(imports=['...'])."
@@ -173,10 +197,8 @@ def names_in(registry: Registry) -> List[str]:
 
 
 def bare(type_: Any) -> str:
-    """Return the bare name of a type."""
-    if isinstance(type_, type):
-        return type_.__name__
-    return str(type_).split('.')[-1]
+    """Return the bare name of a type, which is a class or a name."""
+    return str(getattr(type_, '__name__', type_)).split('.')[-1]
 
 
 class Collector(logging.Handler):

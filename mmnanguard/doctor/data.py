@@ -47,8 +47,7 @@ def roots_in(node: Any, where: str) -> Iterator[Tuple[str, str]]:
     root = node.get('data_root')
     # A backend may map the path to a server.
     has_backend = node.get('backend_args') or node.get('file_client_args')
-    is_path = isinstance(root, str) and root and '://' not in root
-    if is_path and not has_backend:
+    if isinstance(root, str) and '://' not in root and not has_backend:
         yield f'{where}.data_root', root
     for key, value in node.items():
         if key != 'pipeline':

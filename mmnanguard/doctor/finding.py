@@ -20,8 +20,8 @@ class Finding:
             part of the guard that is not switched on.
         text: The fact, as one sentence or clause.
         cure: The sentence that says what to do; '' if there is nothing to do.
-        command: A command or a setting to paste, which is never broken into
-            two lines; '' without one.
+        command: A command, or settings in lines, to paste; never wrapped; ''
+            without one.
     """
 
     level: str
@@ -62,7 +62,8 @@ def lines_of(title: str, findings: Iterable[Finding]) -> List[str]:
         if finding.cure:
             lines += wrap(f'-> {finding.cure}', INDENT)
         if finding.command:
-            lines.append(INDENT + finding.command)
+            for line in finding.command.splitlines():
+                lines.append(INDENT + line)
     return lines
 
 

@@ -6,6 +6,7 @@ from typing import Any, List, Mapping
 from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
 
+from mmnanguard.core.checks import check_keys
 from mmnanguard.core.hook_source import ends_run
 from mmnanguard.hooks import NanGuardHook
 from mmnanguard.hooks._shared.guard_listener import LISTENER_METHODS
@@ -49,14 +50,20 @@ def look_at_guard_hooks(hooks: List[NamedClass]) -> List[Finding]:
                 'default_hooks.nan_guard.type=mmnanguard.NanGuardHook',
             )
         )
+    missing, settings = [], []
     for key, hook in load_overlay('full').default_hooks.items():
         name = bare(hook['type'])
         if name in present or name == NanGuardHook.__name__:
             continue
-        settings = []
+        missing.append(name)
         for argument, value in hook.items():
             settings.append(f'default_hooks.{key}.{argument}={value}')
-        findings.append(off(what_it_does(name), ' '.join(settings)))
+    if missing:
+        text = (
+            f'{", ".join(missing)}. --guard full has all; one by one, with '
+            '--cfg-options:'
+        )
+        findings.append(off(text, '\n'.join(settings)))
     return findings
 
 
@@ -152,16 +159,10 @@ def why_not_built(named: NamedClass) -> str:
         if key not in ('type', '_scope_', 'priority')
     }
     try:
+        check_keys(
+            arguments, inspect.signature(named.kind).parameters, named.name
+        )
         named.kind(**arguments)
     except Exception as error:  # wrong arguments
         return error_text(error)
     return ''
-
-
-def what_it_does(name: str) -> str:
-    """Return the name of a hook and the first line of its docstring."""
-    import mmnanguard.hooks
-
-    docstring = inspect.getdoc(getattr(mmnanguard.hooks, name)) or ''
-    summary = ' '.join(docstring.split('\n\n')[0].split())
-    return f'{name}: {summary.split(". ")[0].rstrip(".")}'

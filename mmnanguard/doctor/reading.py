@@ -1,12 +1,15 @@
 """The reading of a config, with errors that say what to do."""
 
 import re
+import sysconfig
 import traceback
-from typing import Any, List, Mapping
+from pathlib import Path
+from typing import Any, List, Mapping, Tuple
 
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 
-from mmnanguard._support.escape import escape
+from mmnanguard._support.escape import escape, shell_word
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.launch import tool_command
 from mmnanguard.read_config import read_config
@@ -14,7 +17,15 @@ from mmnanguard.read_config import read_config
 from .finding import Finding, fail
 from .versions import CURE, PKG_RESOURCES, pkg_resources_cure
 
-__all__ = ['explain_error', 'look_at_style', 'try_reading']
+__all__ = [
+    'UnreadableConfigError',
+    'cure_of_missing',
+    'explain_error',
+    'look_at_style',
+    'try_reading',
+]
+
+PACKAGE = Path(__file__).parents[1]
 
 # Keys of 1.x whose meaning MMEngine has moved elsewhere.
 OLD_KEYS = (
@@ -53,9 +64,24 @@ def try_reading(path: str) -> Config:
         UnreadableConfigError: With the reason, whatever the config raises.
     """
     try:
-        return read_config(path)
+        cfg = read_config(path)
+        import_types(cfg._cfg_dict)
     except Exception as error:  # a config is a program
         raise UnreadableConfigError(explain_error(path, error)) from error
+    return cfg
+
+
+def import_types(node: Any) -> None:
+    """Import the types that a new-style config names by its imports.
+
+    Training would import them one by one.
+    """
+    if isinstance(node, Mapping):
+        # MMEngine imports a lazy value where it is read.
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for value in node:
+            import_types(value)
 
 
 def explain_error(path: str, error: Exception) -> Finding:
@@ -63,11 +89,8 @@ def explain_error(path: str, error: Exception) -> Finding:
     if isinstance(error, GuardConfigError):
         return fail(str(error))
     name, root = escape(path), root_of(error)
-    missing = getattr(root, 'name', None)
-    if isinstance(root, ModuleNotFoundError) and missing == PKG_RESOURCES:
-        return fail(f'{name}: {pkg_resources_cure()}.', 'Run:', CURE)
     if isinstance(root, ImportError):
-        return explain_import(name, root)
+        return explain_import(path, root)
     kind, place = type(root).__name__, place_of(root)
     text = f'{name} cannot be read: {kind}: {first_line(root)}{place}'
     if isinstance(root, FileNotFoundError):
@@ -85,26 +108,51 @@ def explain_error(path: str, error: Exception) -> Finding:
     return fail(text)
 
 
-def explain_import(name: str, error: ImportError) -> Finding:
+def explain_import(path: str, error: ImportError) -> Finding:
     """Return the finding on a module that a config imports in vain."""
-    missing = error.name or ''
-    package = missing.split('.')[0]
+    module = error.name or ''
     # MMEngine's own errors name the module or the package in the text only.
     match = re.search(
-        r'Failed to import ([\w.]+)|^(\w+) is not installed', str(error)
+        r'Failed to import ([\w.]+)|^([\w-]+) is not installed', str(error)
     )
-    if not package and match:
-        missing = match[1] or match[2]
-        package = missing.split('.')[0]
-    text = f'{name}: {first_line(error)}{place_of(error)}'
+    if not module and match:
+        module = match[1] or match[2]
+    text = f'{escape(path)}: {first_line(error)}{place_of(error)}'
+    package = module.split('.')[0]
+    if package == PKG_RESOURCES:
+        return fail(f'{escape(path)}: {pkg_resources_cure()}.', 'Run:', CURE)
     if not package:
         return fail(text)
-    return fail(
-        text,
-        f"Python does not find '{missing}'. If it is your own code, start "
-        'from the root of your project, or name that folder in PYTHONPATH; '
-        'if it is a package, install it:',
-        f'PYTHONPATH=. python -m mmnanguard ...  or  pip install {package}',
+    return fail(text, *cure_of_missing(package, path))
+
+
+def cure_of_missing(package: str, path: str) -> Tuple[str, str]:
+    """Return what to do about a package that Python does not find.
+
+    Args:
+        package: The name of the package.
+        path: The path of the config, which may lie in the project.
+
+    Returns:
+        A sentence, and a command, which may be empty.
+    """
+    if package in MODULE2PACKAGE or package in MODULE2PACKAGE.values():
+        project = MODULE2PACKAGE.get(package, package)
+        return f'Install {project} (pip install openmim has mim):', (
+            f'mim install {project}'
+        )
+    for folder in Path(path).resolve().parents:
+        if (folder / package).is_dir() or (folder / f'{package}.py').is_file():
+            command = tool_command('doctor', path)
+            return (
+                f'{package} lies in {escape(folder)}; Python finds it with:',
+                f'PYTHONPATH={shell_word(folder)} {command}',
+            )
+    return (
+        f"Python does not find '{package}'. If it is code of your project, "
+        'start from its root, or name that folder in PYTHONPATH; otherwise '
+        'install it.',
+        '',
     )
 
 
@@ -123,21 +171,25 @@ def root_of(error: BaseException) -> BaseException:
 
 def place_of(error: BaseException) -> str:
     """Return the line of the user's code that failed, as a clause."""
+    # Its message has the line.
     if isinstance(error, SyntaxError):
         return ''
+    stdlib = sysconfig.get_paths()['stdlib']
     frames = traceback.extract_tb(error.__traceback__)
     for frame in reversed(frames):
-        parts = frame.filename.replace('\\', '/')
-        is_own = 'site-packages' in parts or 'mmnanguard/' in parts
-        if not is_own and not parts.startswith('<'):
+        file = frame.filename
+        is_foreign = 'site-packages' in file or file.startswith(('<', stdlib))
+        if not is_foreign and PACKAGE not in Path(file).parents:
             return f' ({escape(frame.filename)}, line {frame.lineno})'
     return ''
 
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message."""
-    # str() of a KeyError would quote its text.
-    text = str(error.args[0]) if error.args else str(error)
+    text = str(error)
+    # It would quote its text.
+    if isinstance(error, KeyError) and error.args:
+        text = str(error.args[0])
     return escape((text.strip().splitlines() or [''])[0])
 
 

@@ -91,7 +91,9 @@ def look_at_guarded(
         wrapper, reason = build(named)
     findings = [warn(record.getMessage()) for record in records]
     if wrapper is None:
-        return [*findings, fail(f'{named.where}: {reason}')]
+        if not reason.startswith(named.where):
+            reason = f'{named.where}: {reason}'
+        return [*findings, fail(reason)]
     facts = guard_facts(wrapper.guard)
     policy = facts['policy']
     counts = named.config.get('accumulative_counts', 1)
