@@ -8,15 +8,7 @@ from typing import Iterator
 
 from mmnanguard.core.errors import GuardConfigError
 
-__all__ = [
-    'RANGES',
-    'RIVALS',
-    'allowed_range',
-    'check_stack',
-    'is_in_range',
-    'rival_warnings',
-    'version',
-]
+__all__ = ['check_stack']
 
 # The least version, and the first that is too new (None: no limit).
 RANGES = {'torch': ((2, 1), None), 'mmengine': ((0, 10), (1, 0))}

@@ -117,8 +117,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def connect() -> List['Finding']:
     """Look at the versions, and import what this process has left out."""
-    from mmnanguard.doctor.finding import fail
-    from mmnanguard.doctor.versions import look_at_versions
+    from mmnanguard.doctor.versions import explain_stack, look_at_versions
 
     findings = look_at_versions()
     if stack_fails(findings):
@@ -131,13 +130,7 @@ def connect() -> List['Finding']:
             if not hasattr(mmnanguard, 'apply_guard'):
                 importlib.reload(mmnanguard)
     except Exception as error:  # whatever the import of a package raises
-        text = f'{type(error).__name__}: {error}'.splitlines()[0]
-        findings.append(
-            fail(
-                f'torch or MMEngine cannot be imported: {text}',
-                'Install again what the message names (docs/en/stacks.md).',
-            )
-        )
+        findings.append(explain_stack(error))
     return findings
 
 

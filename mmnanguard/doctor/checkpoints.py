@@ -23,7 +23,7 @@ __all__ = ['Beginning', 'look_at_beginning']
 
 
 class Beginning(NamedTuple):
-    """What training begins with.
+    """The start of training: from scratch, or from a checkpoint.
 
     Attributes:
         findings: The findings on it.
@@ -46,8 +46,8 @@ def look_at_beginning(cfg: Config) -> Beginning:
     path = cfg.get('load_from')
     if path:
         return Beginning([look_at_file(str(path)), *findings], False)
-    found = look_at_work_dir(cfg, bool(cfg.get('resume')))
-    return Beginning([*found.findings, *findings], found.resumes)
+    begin = look_at_work_dir(cfg, bool(cfg.get('resume')))
+    return Beginning([*begin.findings, *findings], begin.resumes)
 
 
 def look_at_file(path: str) -> Finding:

@@ -122,11 +122,11 @@ def find_classes(cfg: Config) -> Dict[str, List[NamedClass]]:
         )
     for where, hook in hooks_in(cfg):
         nodes.append(('hook', HOOKS, where, hook, ''))
-    found: Dict[str, List[NamedClass]] = {role: [] for role in ROLES}
+    classes: Dict[str, List[NamedClass]] = {role: [] for role in ROLES}
     for role, registry, where, node, default in nodes:
         if isinstance(node, Mapping) and (node.get('type') or default):
-            found[role].append(find_class(registry, where, node, default))
-    return found
+            classes[role].append(find_class(registry, where, node, default))
+    return classes
 
 
 def look_at_classes(

@@ -13,13 +13,15 @@ from typing import Iterator, List, Mapping
 from mmnanguard._support.loss_checks import last_name
 
 from .classes import NamedClass
-from .finding import Finding, warn
+from .finding import Finding, fine, warn
 
 __all__ = ['look_at_own_code']
 
 # Packages whose classes update through the wrapper.
 KNOWN = ('mmengine', 'mmnanguard', 'torch', 'builtins')
 OPTIMIZER = re.compile(r'(optim|opt|optimizer|scaler)s?(_\w+)?$')
+# Methods in which a model or a loop updates.
+LOOPS = ('train_step', 'run_iter')
 COMM_HOOK = 'register_comm_hook'
 
 
@@ -41,7 +43,7 @@ def look_at_own_code(classes: Mapping[str, List[NamedClass]]) -> List[Finding]:
 def look_at_class(named: NamedClass) -> Iterator[Finding]:
     """Yield the findings on a class and its bases."""
     steps: List[str] = []
-    has_comm_hook = False
+    has_comm_hook = has_own_loop = False
     for base in named.kind.__mro__:
         if base.__module__.split('.')[0] in KNOWN:
             continue
@@ -51,6 +53,7 @@ def look_at_class(named: NamedClass) -> Iterator[Finding]:
             # The class was compiled, or written in a console.
             continue
         for node in ast.walk(tree):
+            has_own_loop |= getattr(node, 'name', '') in LOOPS
             if isinstance(node, ast.Call):
                 has_comm_hook |= last_name(node.func) == COMM_HOOK
                 steps += own_steps(node)
@@ -61,6 +64,11 @@ def look_at_class(named: NamedClass) -> Iterator[Finding]:
             'Let updates end in optim_wrapper.update_params(loss) or '
             'optim_wrapper.step(); an update past the guard is named in '
             'capitals when it happens.',
+        )
+    elif has_own_loop:
+        yield fine(
+            f'{named.where}: {named.name} has a loop of its own; updates that '
+            'end in optim_wrapper.update_params() or step() are guarded.'
         )
     if has_comm_hook:
         yield warn(

@@ -21,7 +21,13 @@ from mmnanguard.check_stack import (
 
 from .finding import Finding, fail, fine, warn
 
-__all__ = ['look_at_versions', 'needs_pkg_resources', 'pkg_resources_cure']
+__all__ = [
+    'CURE',
+    'PKG_RESOURCES',
+    'explain_stack',
+    'look_at_versions',
+    'pkg_resources_cure',
+]
 
 # The newest versions in the table of docs/en/stacks.md.
 NEWEST_TRIED = {'torch': (2, 14), 'Python': (3, 13)}
@@ -115,6 +121,17 @@ def look_at_pkg_resources() -> Iterator[Finding]:
     """Yield a finding if MMEngine needs pkg_resources and it is missing."""
     if needs_pkg_resources():
         yield warn(f'{pkg_resources_cure()}:', '', CURE)
+
+
+def explain_stack(error: Exception) -> Finding:
+    """Return the finding on an import of torch or MMEngine that fails."""
+    if getattr(error, 'name', None) == PKG_RESOURCES:
+        return fail(f'{pkg_resources_cure()}.', 'Run:', CURE)
+    text = f'{type(error).__name__}: {error}'.splitlines()[0]
+    return fail(
+        f'torch or MMEngine cannot be imported: {text}',
+        'Install again what the message names (docs/en/stacks.md).',
+    )
 
 
 def needs_pkg_resources() -> bool:
