@@ -140,7 +140,7 @@ DUMP_KEYS = (
 
 # ``python -m mmnanguard TOOL`` and ``--guard NAME``.
 TOOLS = (
-    'audit_dataset doctor fire_drill migrate_config replay report scan_checkpoints '
-    'train'
+    'audit_dataset doctor fire_drill migrate_config replay report '
+    'scan_checkpoints train'
 )
 GUARDS = 'bf16 fp16 fp32 full'

@@ -1,5 +1,6 @@
 """The look at the checkpoint that training will begin with."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, List, Mapping, NamedTuple, Optional
 
@@ -60,14 +61,17 @@ def look_at_file(path: str) -> Finding:
             f'There is no checkpoint {shown}.',
             'Correct load_from or --resume.',
         )
-    (file,) = judge_files([scan_file(Path(path))])
+    scanned = scan_file(Path(path))
+    (file,) = judge_files([scanned])
     if file.status == 'clean':
         return fine(f'{shown}: clean{count_of(file)}')
     if file.status == 'foreign':
         # MMEngine loads a bare state dict as well.
         return warn(f'{shown} was not scanned: {file.reason}.')
+    # Masks of -inf are there by design.
+    scanned = replace(scanned, scan=replace(scanned.scan, masks=()))
     return fail(
-        f'{shown} is {words_on(file)}.',
+        f'{shown} is {words_on(scanned)}.',
         'Find the newest clean checkpoint beside it:',
         tool_command('scan_checkpoints', Path(path).parent),
     )
