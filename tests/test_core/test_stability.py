@@ -183,7 +183,7 @@ def test_large_updates_of_a_run_that_has_learnt():
     assert with_losses([*FALLING[:40], *flat], 0.1) == []
     (alert,) = with_losses([*FALLING[:40], *[1.8 + x for x in flat]], 0.1)
     assert alert.iter > 40
-    assert 'and the loss is at 3 (at the start 3.88)' in alert.line()
+    assert 'and the loss is at 3 (at the start 3.88)' in alert.sentence()
 
 
 @pytest.mark.parametrize('is_told', [True, False])
@@ -208,7 +208,7 @@ def test_logits_of_before_the_first_update_do_not_blame_the_rate():
     _, alerts = feed(samples)
     assert not alerts[0].advice
     assert 'learning rate' not in alerts[0].line()
-    assert 'at 1e+06 before the first update' in alerts[0].line()
+    assert 'at 1e+06 before the first update' in alerts[0].sentence()
     grown = [Sample(i, logits={'attn': 10.0 * i}) for i in (1, 11)]
     _, alerts = feed(grown)
     assert alerts[0].advice == 'lr'

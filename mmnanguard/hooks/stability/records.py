@@ -1,12 +1,13 @@
 """The samples that a run keeps, and the errors that cost one."""
 
+import logging
 import math
 from typing import Dict, Optional
 
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
-from mmnanguard._support.escape import escape
+from mmnanguard._console import say
 from mmnanguard.core.rows.event_files import events_file, samples_file
 from mmnanguard.core.stability.sample import Sample
 
@@ -36,12 +37,12 @@ class Records:
         except Exception as error:
             if not self._has_lost:
                 self._has_lost = True
-                self._runner.logger.error(
-                    escape(
-                        'mmnanguard: cannot write stability.jsonl or its '
-                        f'scalars: {type(error).__name__}: {error}; training '
-                        'goes on (said once)'
-                    )
+                say(
+                    'mmnanguard: cannot write stability.jsonl or its '
+                    f'scalars: {type(error).__name__}: {error}; training '
+                    'goes on (said once)',
+                    logging.ERROR,
+                    self._runner.logger,
                 )
 
     def add_failure(self, failure: str) -> None:
@@ -52,12 +53,12 @@ class Records:
         """
         if failure and not self._has_failed:
             self._has_failed = True
-            self._runner.logger.warning(
-                escape(
-                    'mmnanguard: StabilityMonitorHook left out a sample: '
-                    f'{failure}; training goes on, and the next samples are '
-                    'tried (said once)'
-                )
+            say(
+                'mmnanguard: StabilityMonitorHook left out a sample: '
+                f'{failure}; training goes on, and the next samples are '
+                'tried (said once)',
+                logging.WARNING,
+                self._runner.logger,
             )
 
     def _add_scalars(self, sample: Sample) -> None:

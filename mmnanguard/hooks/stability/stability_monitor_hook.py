@@ -1,10 +1,11 @@
 """The hook that warns before an update goes bad."""
 
+import logging
 from typing import Dict, Optional, Sequence, Set, Union
 
 from mmengine.runner import Runner
 
-from mmnanguard._support.escape import escape
+from mmnanguard._console import say
 from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.core.rows.rollback_row import RollbackRow
 from mmnanguard.core.stability.limits import StabilityLimits
@@ -157,10 +158,12 @@ class StabilityMonitorHook(PatchingHook):
         self._records = Records(runner)
         self._is_compiled = is_compiled(runner.model)
         if self._is_compiled:
-            runner.logger.info(
+            say(
                 'mmnanguard: the model is compiled, so its modules cannot be '
                 'measured: StabilityMonitorHook watches weights, losses and '
-                'the loss scale'
+                'the loss scale',
+                logging.INFO,
+                runner.logger,
             )
         self.patches.remember(self._drop)
 
@@ -326,8 +329,9 @@ class StabilityMonitorHook(PatchingHook):
             if alert.cleared is None:
                 alert = self._acts.announce(alert)
             self._monitor = self._monitor.with_told(alert)
-            level = 'warning' if alert.cleared is None else 'info'
-            getattr(runner.logger, level)(alert.line())
+            is_new = alert.cleared is None
+            level = logging.WARNING if is_new else logging.INFO
+            say(alert.line(), level, runner.logger)
             runner.call_hook('after_guard_row', row=alert.to_row())
 
     def _tell_margins(self, runner: Runner) -> None:
@@ -337,7 +341,7 @@ class StabilityMonitorHook(PatchingHook):
         self._has_told_margins = True
         line = margins(self._last, self._monitor)
         if line:
-            runner.logger.info(escape(f'Iter {self._last.iter}: {line}'))
+            say(f'Iter {self._last.iter}: {line}', logging.INFO, runner.logger)
 
     def _goes_on(self, runner: Runner, num_more: int = 0) -> bool:
         """Whether a window goes on, also that of a wrapper without a guard.
