@@ -4,6 +4,7 @@ import math
 from typing import Optional
 
 from mmnanguard.core.stability.margins import on_scale
+from mmnanguard.core.stability.monitor import NUM_GRADS
 from mmnanguard.core.stability.sample import LIMITS
 
 from .read_samples import Samples
@@ -44,7 +45,8 @@ def describe_margins(samples: Samples, is_healthy: bool = True) -> str:
     if is_healthy and grads is not None and scales is not None:
         scale_at = dict(zip(scales.iters, scales.values))
         largest = 0.0
-        for iter_, grad in zip(grads.iters, grads.values):
+        last = slice(-NUM_GRADS, None)
+        for iter_, grad in zip(grads.iters[last], grads.values[last]):
             # An infinite one was too large for the scale of its moment.
             if math.isfinite(grad) and scale_at.get(iter_):
                 largest = max(largest, grad / scale_at[iter_])

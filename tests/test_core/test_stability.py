@@ -11,10 +11,12 @@ from mmnanguard.core.rows.json_numbers import to_json
 from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rules.recent_commits import Commit
 from mmnanguard.core.stability.headroom import count_down
-from mmnanguard.core.stability.limits import StabilityLimits
-from mmnanguard.core.stability.margins import margins
-from mmnanguard.core.stability.monitor import Monitor, is_due
+from mmnanguard.core.stability.limits import LEAST_SCALED_GRAD, StabilityLimits
+from mmnanguard.core.stability.loss_scales import fitting_scale
+from mmnanguard.core.stability.margins import margins, on_scale
+from mmnanguard.core.stability.monitor import NUM_GRADS, Monitor
 from mmnanguard.core.stability.sample import Largest, Operand, Sample
+from mmnanguard.core.stability.schedule import is_due
 
 LIMITS = StabilityLimits()
 NAN = float('nan')
@@ -181,7 +183,7 @@ def test_large_updates_of_a_run_that_has_learnt():
     assert with_losses([*FALLING[:40], *flat], 0.1) == []
     (alert,) = with_losses([*FALLING[:40], *[1.8 + x for x in flat]], 0.1)
     assert alert.iter > 40
-    assert 'and the loss is at 3 (at the start 3.88)' in alert.line()
+    assert 'and the loss is at 3 (at the start 3.88)' in alert.sentence()
 
 
 @pytest.mark.parametrize('is_told', [True, False])
@@ -206,7 +208,7 @@ def test_logits_of_before_the_first_update_do_not_blame_the_rate():
     _, alerts = feed(samples)
     assert not alerts[0].advice
     assert 'learning rate' not in alerts[0].line()
-    assert 'at 1e+06 before the first update' in alerts[0].line()
+    assert 'at 1e+06 before the first update' in alerts[0].sentence()
     grown = [Sample(i, logits={'attn': 10.0 * i}) for i in (1, 11)]
     _, alerts = feed(grown)
     assert alerts[0].advice == 'lr'
@@ -228,7 +230,9 @@ def test_a_loss_scale_that_grows_and_falls_again():
 @pytest.mark.parametrize(('scale', 'is_told'), [(1.0, False), (2**-20, True)])
 def test_gradients_that_are_all_0(scale, is_told):
     """A loss of 0 has them as well, but no loss scale below 1 is needed."""
-    samples = [Sample(i, scaled_grad=0.0, loss_scale=scale) for i in (1, 11)]
+    samples = [
+        Sample(i, grads={'head': 0.0}, loss_scale=scale) for i in (1, 11)
+    ]
     _, alerts = feed(samples)
     assert bool(alerts) is is_told
     for alert in alerts:
@@ -253,7 +257,9 @@ def test_an_alert_on_a_falling_scale_ends_when_it_falls_no_more():
     assert alerts[-1].cleared is None
 
 
-def test_an_alert_on_a_divergence_ends_when_all_is_learnt_again():
+@pytest.mark.parametrize('num_others', [0, 1])
+def test_an_alert_on_a_divergence_ends_when_all_is_learnt_again(num_others):
+    """The losses of another optimizer, which fall, say nothing about it."""
     falling = [3.0 - i / 40 for i in range(80)]
     losses = [*falling, *[3.0] * 40, *[3.0 - i / 30 for i in range(80)]]
     commits = [Commit(i, loss) for i, loss in enumerate(losses, 1)]
@@ -262,6 +268,11 @@ def test_an_alert_on_a_divergence_ends_when_all_is_learnt_again():
         known = commits[max(i - 64, 0) : i]
         monitor, new = monitor.after_commit(i, 'default', known, LIMITS)
         alerts += new
+        for _ in range(num_others):
+            other = [Commit(i, -float(i))]
+            monitor, new = monitor.after_commit(i, 'other', other, LIMITS)
+            alerts += new
+        monitor = Monitor.from_dict(monitor.to_dict())
     first, cleared = alerts
     assert first.rule == 'diverging'
     assert first.iter < 120 < 180 < cleared.cleared
@@ -305,16 +316,19 @@ def test_attention_logits(largest, is_told):
 
 def test_gradients_that_vanish():
     samples = [
-        Sample(i, scaled_grad=2.0**-20, loss_scale=2.0**-14) for i in (1, 2)
+        Sample(i, grads={'head': 2.0**-20}, loss_scale=2.0**-14)
+        for i in (1, 2)
     ]
     _, (alert,) = feed(samples)
     assert alert.rule == 'underflow'
     # The largest gradient without the scale is 2**-6.
-    assert alert.config == f'optim_wrapper=dict(loss_scale={2**18:g})'
+    assert alert.config == f'optim_wrapper=dict(loss_scale={2**8:g})'
 
 
 def test_gradients_of_zero_say_nothing():
-    samples = [Sample(i, scaled_grad=0.0, loss_scale=1.0) for i in (1, 2, 3)]
+    samples = [
+        Sample(i, grads={'head': 0.0}, loss_scale=1.0) for i in (1, 2, 3)
+    ]
     assert feed(samples)[1] == []
 
 
@@ -409,7 +423,7 @@ def test_half_the_limit_is_watched_as_long_as_it_grows():
 def test_the_memory_is_saved():
     samples = [*doubling(13.0, last=200)]
     samples += [
-        Sample(200 + i, logits={'attn': 200.0}, scaled_grad=3.0)
+        Sample(200 + i, logits={'attn': 200.0}, grads={'head': 3.0})
         for i in range(3)
     ]
     monitor, _ = feed(samples)
@@ -442,7 +456,7 @@ def test_the_margins_judge_the_loss_scale(scale, words):
         },
         logits={'attn': 12.0},
         update_ratio=0.004,
-        scaled_grad=scale / 16,
+        grads={'head': scale / 16},
         loss_scale=scale,
     )
     monitor, _ = feed([sample])
@@ -451,7 +465,27 @@ def test_the_margins_judge_the_loss_scale(scale, words):
     assert 'update ratio 0.4 %' in line
     assert words in line
     # 65504 * 16 is just below 2**20.
-    assert 'up to 2^19 would fit' in line
+    assert 'up to 2^19 fits' in line
+
+
+def test_the_margins_judge_a_loss_scale_that_is_too_large():
+    line = on_scale(65536.0, 2.0)
+    assert 'is too large' in line
+    assert 'up to 2^14 fits' in line
+
+
+def test_the_margins_forget_the_gradients_of_the_start():
+    grads = [512.0, *[0.5] * NUM_GRADS]
+    samples = [Sample(i, grads={'head': grad}) for i, grad in enumerate(grads)]
+    monitor, _ = feed(samples)
+    assert 'largest scaled gradient 0.5 ' in margins(samples[-1], monitor)
+
+
+@pytest.mark.parametrize('grad', [1e-6, 3.0, 1e9])
+def test_a_scale_that_fits_has_room_on_both_sides(grad):
+    scaled = fitting_scale(grad) * grad
+    assert scaled > 2**11 * LEAST_SCALED_GRAD
+    assert scaled * 2**11 < 65504
 
 
 @pytest.mark.parametrize(
@@ -459,17 +493,22 @@ def test_the_margins_judge_the_loss_scale(scale, words):
     [
         ('headroom', 0),
         ('headroom', 'x'),
+        ('headroom', 99),
         ('update_ratio', -1),
         ('update_ratio', 'large'),
         ('attention_logits', NAN),
         ('underflow', math.inf),
+        ('underflow', 1e9),
+        ('operands', 2.0),
         ('scale_falls', 2.5),
         ('diverging', True),
+        ('diverging', 5.0),
     ],
 )
 def test_limits_that_are_not_allowed(key, value):
-    with pytest.raises(GuardConfigError, match=key):
+    with pytest.raises(GuardConfigError, match=key) as error:
         StabilityLimits(**{key: value})
+    assert f'{key} is {value!r}: it must be ' in str(error.value)
 
 
 @pytest.mark.parametrize('key', StabilityLimits.__annotations__)
@@ -481,7 +520,7 @@ def test_each_rule_can_be_switched_off(key):
             outputs={'head': Largest(6e4, 'float16')},
             logits={'attn': 1e3},
             update_ratio=0.5,
-            scaled_grad=1e-6,
+            grads={'head': 1e-6},
             loss_scale=1.0,
             operands={'head': Operand(1e-6 * 1e-4**i)},
         )

@@ -118,7 +118,7 @@ def test_json_anywhere_is_strict_and_has_known_keys(block, rows):
 def test_samples_are_shown_and_explained(tmp_path):
     outputs = {'backbone': Largest(2.0, 'float16')}
     file = SampleFile(tmp_path / 'stability.jsonl')
-    file.add(Sample(170, outputs, update_ratio=0.1, scaled_grad=1.0))
+    file.add(Sample(170, outputs, update_ratio=0.1, grads={'head': 1.0}))
     written = (tmp_path / 'stability.jsonl').read_text().splitlines()
     (block,) = (b for b in blocks(PAGE) if b.section == 'The samples')
     head, _, sample = block.text.partition('\n')

@@ -18,6 +18,7 @@ from mmnanguard.core import GuardConfigError
 from mmnanguard.core.rows.remedy_row import RemedyRow
 from mmnanguard.hooks._shared.patches import Patches
 from mmnanguard.hooks.replay.fp32_modules_hook import find_targets, put_in_fp32
+from mmnanguard.numerics.stability.failsafe import Failsafe
 from mmnanguard.numerics.stability.half_probe import HalfProbe
 from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 
@@ -94,17 +95,28 @@ def rows_of(runner, kind):
     return [row for row in rows if row['kind'] == kind]
 
 
+def text_of(runner):
+    return '\n'.join(p.read_text() for p in Path(runner.log_dir).glob('*.log'))
+
+
 # Modules in float32
 
 
-def grow(work_dir, act=('fp32',), max_iters=45, reward=1.0, **changes):
+def grow(
+    work_dir,
+    act=('fp32',),
+    max_iters=45,
+    reward=1.0,
+    loss_scale=1.0,
+    **changes,
+):
     """Train a net in float16 that would overflow within the iterations."""
     keys = dict(
         type_='NanGuardAmpOptimWrapper',
         optimizer='Adam',
         lr=1.0,
         dtype='float16',
-        loss_scale=1.0,
+        loss_scale=loss_scale,
     )
     hooks = dict(
         fp32=FP32_HOOK,
@@ -176,7 +188,7 @@ def test_modules_that_have_to_go_together(modules, targets):
     net = nn.Sequential(*modules)
     parts = dict(net.named_modules())
     del parts['']
-    probe = HalfProbe(parts, 4096.0)
+    probe = HalfProbe(parts, 4096.0, Failsafe())
     with probe, torch.autocast('cpu', torch.float16):
         net(torch.ones(1, 1)).sum().backward()
     assert sorted(probe.take()) == targets
@@ -184,7 +196,7 @@ def test_modules_that_have_to_go_together(modules, targets):
     for name in targets:
         for target in find_targets(net, name):
             put_in_fp32(patches, target, 'cpu')
-    probe = HalfProbe(parts, 4096.0)
+    probe = HalfProbe(parts, 4096.0, Failsafe())
     with probe, torch.autocast('cpu', torch.float16):
         net(torch.ones(1, 1))
     assert probe.take() == {}
@@ -197,7 +209,8 @@ def test_the_measurement_changes_no_number():
         nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 2)
     )
     results = []
-    for mode in (nullcontext(), HalfProbe(dict(net.named_modules()), 1e-3)):
+    probe = HalfProbe(dict(net.named_modules()), 1e-3, Failsafe())
+    for mode in (nullcontext(), probe):
         copied = copy.deepcopy(net)
         torch.manual_seed(1)
         with mode, torch.autocast('cpu', torch.float16):
@@ -290,6 +303,32 @@ def test_the_loss_scale_stays_if_acting_is_not_allowed(tmp_path):
     assert rows_of(runner, 'alert')
     assert rows_of(runner, 'remedy') == []
     assert runner.optim_wrapper.guard.scaler.get_scale() == 2.0**-16
+
+
+@needs_float16
+@pytest.mark.parametrize('act', ['fp32', 'scale'])
+def test_the_loss_scale_falls_before_gradients_overflow(tmp_path, act):
+    options = dict(loss_scale='dynamic', reward=0.0, max_iters=25)
+    plain = grow(tmp_path / 'plain', act=(), **options)
+    assert rows_of(plain, 'update')
+    acting = grow(tmp_path / 'acting', act=[act], **options)
+    assert rows_of(acting, 'update') == []
+    line = 'the loss scale goes from 65536 to '
+    assert line in text_of(acting)
+    assert line not in text_of(plain)
+
+
+@needs_float16
+def test_modules_with_large_gradients_run_in_float32_at_the_lowest_scale(
+    tmp_path,
+):
+    scale = dict(init_scale=2.0**13, min_scale=2.0**13)
+    options = dict(loss_scale=scale, reward=0.0, max_iters=25)
+    for act, is_relieved in (('scale', False), ('fp32', True)):
+        runner = grow(tmp_path / act, [act], **options)
+        modules = {row['module'] for row in rows_of(runner, 'remedy')}
+        assert ('block.fc' in modules) is is_relieved
+        assert runner.optim_wrapper.guard.scaler.get_scale() == 2.0**13
 
 
 @pytest.mark.parametrize('act', ['scale', 'lr'])

@@ -10,6 +10,7 @@ from mmengine.registry import MODELS
 from ranks import launch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules import module as registry
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 from toys import (
@@ -245,7 +246,8 @@ def test_nothing_is_left_between_samples(tmp_path):
     class Counted(AttentionNet):
         def forward(self, *args, **kwargs):
             modes = len(_get_current_function_mode_stack())
-            counts.append((len(self.head._forward_hooks), modes))
+            assert not self.head._forward_hooks
+            counts.append((len(registry._global_forward_hooks), modes))
             return super().forward(*args, **kwargs)
 
     run(
@@ -280,10 +282,16 @@ def test_a_validation_in_a_window_is_not_measured(tmp_path):
     runner._train_loop._iter = 9
     runner._train_loop._max_iters = 18
     hook.before_train_iter(runner, 0)
-    assert hook._probe is not None
+    assert registry._global_forward_hooks
     hook.before_val(runner)
-    assert hook._probe is None
-    assert not runner.model.head._forward_hooks
+    assert not registry._global_forward_hooks
+    assert '__call__' not in vars(type(runner.model))
+    # Validations in all windows would leave no sample.
+    hook.after_val(runner)
+    assert registry._global_forward_hooks
+    hook.patches.undo()
+    hook._drop()
+    assert not registry._global_forward_hooks
 
 
 @pytest.mark.filterwarnings('ignore:The .grad attribute of a')
@@ -383,6 +391,9 @@ def test_a_long_run_has_a_small_file(tmp_path, monkeypatch):
         (dict(interval=0), 'interval is 0'),
         (dict(head_room=4), 'head_room'),
         (dict(update_ratio=-1), 'update_ratio is -1'),
+        (dict(act=None), "act is None: it must be a list of any of 'fp32'"),
+        (dict(act=[['fp32']]), 'it must be a list'),
+        (dict(act={'fp32': 1}), 'it must be a list'),
     ],
 )
 def test_arguments_that_are_not_allowed(tmp_path, arguments, words):
@@ -422,6 +433,8 @@ def test_all_ranks_tell_the_same(tmp_path):
         json.loads((tmp_path / f'rank_{rank}.json').read_text())
         for rank in range(2)
     ]
+    # Neither rank has a sample of which one cannot measure its part.
+    assert [rank.pop('failing') for rank in ranks] == [0, 0]
     for kind in ranks[0]:
         first, second = ranks[0][kind], ranks[1][kind]
         # The outputs of rank 1 alone are large.

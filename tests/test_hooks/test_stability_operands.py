@@ -17,6 +17,7 @@ from mmnanguard.core.rows.alert_row import AlertRow
 from mmnanguard.core.stability.limits import StabilityLimits
 from mmnanguard.core.stability.monitor import Monitor
 from mmnanguard.core.stability.sample import Operand, Sample
+from mmnanguard.numerics.stability.failsafe import Failsafe
 from mmnanguard.numerics.stability.logit_probe import LogitProbe
 
 FALLING = {
@@ -130,7 +131,7 @@ def test_bounded_and_constant_operands_are_no_alarm(tmp_path):
 @pytest.mark.parametrize('op', OTHER_CALLS)
 def test_other_calls_of_the_same_operations(op):
     weight = torch.tensor([3e-10, 2.0], requires_grad=True)
-    with LogitProbe({}) as probe:
+    with LogitProbe({}, Failsafe()) as probe:
         OTHER_CALLS[op](weight * 1)
     (operand,) = probe.operands.values
     assert operand.op == op
@@ -140,14 +141,14 @@ def test_other_calls_of_the_same_operations(op):
 @pytest.mark.parametrize('kind', [*HARMLESS, *ZEROS])
 def test_harmless_calls_have_no_operand(kind):
     weight = torch.tensor([3e-10, 0.5], requires_grad=True)
-    with LogitProbe({}) as probe:
+    with LogitProbe({}, Failsafe()) as probe:
         {**HARMLESS, **ZEROS}[kind](weight * 1)
     assert [v for v in probe.operands.values if v.value < 1e-9] == []
 
 
 def test_an_operand_below_the_numbers_of_float32_is_ignored():
     weight = torch.tensor([1e-60, 0.5], dtype=torch.float64)
-    with LogitProbe({}) as probe:
+    with LogitProbe({}, Failsafe()) as probe:
         weight.requires_grad_().log()
     (operand,) = probe.operands.values
     assert operand.value == 0.5
@@ -156,7 +157,7 @@ def test_an_operand_below_the_numbers_of_float32_is_ignored():
 def test_what_an_optimizer_does_is_no_operand():
     param = nn.Parameter(torch.tensor([1e-20, 1.0]))
     optimizer = torch.optim.Adam([param], foreach=False)
-    with LogitProbe({}) as probe:
+    with LogitProbe({}, Failsafe()) as probe:
         param.square().sum().backward()
         optimizer.step()
     assert probe.operands.values == []
@@ -198,11 +199,16 @@ def test_an_alert_says_how_long_it_takes():
     words = AlertRow(
         rule='operands', module='head', value=1e-12, doubles=2.5, left=90.2
     ).replace(op='div', source='a.py:3', iter=7)
+    assert words.sentence() == (
+        "the smallest denominator at a.py:3 in 'head' halves every 2.5 "
+        'iterations, reaches 0 in about 90, and is at 1e-12; at 0 its '
+        'derivative is infinite; mmnanguard.numerics.safe_divide bounds it, '
+        'or add a small number'
+    )
     assert words.line() == (
-        "Iter 7: alert: the smallest denominator at a.py:3 in 'head' halves "
-        'every 2.5 iterations, reaches 0 in about 90, and is at 1e-12; at 0 '
-        'its derivative is infinite: mmnanguard.numerics.safe_divide bounds '
-        'it, or add a small number'
+        "Iter 7: alert: the smallest denominator at a.py:3 in 'head' reaches "
+        '0 in about 90 iterations; mmnanguard.numerics.safe_divide bounds it, '
+        'or add a small number'
     )
 
 

@@ -5,7 +5,7 @@ import math
 from .limits import LEAST_SCALED_GRAD
 from .loss_scales import largest_scale
 from .monitor import Monitor
-from .sample import Sample
+from .sample import LIMITS, Sample
 
 __all__ = ['margins']
 
@@ -26,8 +26,8 @@ def margins(sample: Sample, monitor: Monitor) -> str:
         parts.append(f'update ratio {100 * sample.update_ratio:.2g} %')
     if sample.logits:
         parts.append(f'logits {max(sample.logits.values()):.3g}')
-    if monitor.largest_grad:
-        parts.append(on_scale(sample.loss_scale, monitor.largest_grad))
+    if monitor.grads:
+        parts.append(on_scale(sample.loss_scale, max(monitor.grads)))
     if not parts:
         return ''
     return f'stability: {", ".join(parts)}'
@@ -38,14 +38,17 @@ def on_scale(scale: float, grad: float) -> str:
 
     Args:
         scale: The loss scale.
-        grad: The largest gradient that was seen, without the loss scale.
+        grad: The largest gradient of the last samples, without the loss
+            scale.
     """
     scaled = scale * grad
     exponent = round(math.log2(largest_scale(grad)))
-    fits = f'up to 2^{exponent} would fit'
+    answer = 'right'
     if scaled < LEAST_SCALED_GRAD:
-        return f'loss scale {scale:g} is too small ({fits})'
+        answer = 'too small'
+    if scaled > LIMITS['float16']:
+        answer = 'too large'
     return (
-        f'loss scale {scale:g} is right (largest scaled gradient '
-        f"{scaled:.2g} of float16's 65504; {fits})"
+        f'loss scale {scale:g} is {answer} (largest scaled gradient '
+        f'{scaled:.2g} of 65504; up to 2^{exponent} fits)'
     )

@@ -66,8 +66,9 @@ class Sample:
         update_ratio: Median over weight matrices of the L2 norm of the update,
             divided by that of the weight; None if nothing was committed.
         most_moved: The matrix with the largest ratio, and the ratio.
-        scaled_grad: The largest absolute element of a gradient of a module's
-            output, with the loss scale; None without a loss scale.
+        grads: The largest absolute element of the gradients of each module's
+            outputs and parameters that are made in float16, with the loss
+            scale; empty without a loss scale.
         loss_scale: The loss scale of the window; 1 without one.
         lr: The highest learning rate; NaN if it is not known.
         is_adaptive: Whether the optimizer divides by the size of the gradient,
@@ -80,7 +81,7 @@ class Sample:
     operands: Mapping[str, Operand] = field(default_factory=dict)
     update_ratio: Optional[float] = None
     most_moved: Tuple[str, float] = ('', 0.0)
-    scaled_grad: Optional[float] = None
+    grads: Mapping[str, float] = field(default_factory=dict)
     loss_scale: float = 1.0
     lr: float = math.nan
     is_adaptive: bool = False
@@ -94,6 +95,16 @@ class Sample:
             if largest.dtype == 'float16'
         }
         return max(half, key=half.__getitem__, default='')
+
+    @property
+    def steepest(self) -> str:
+        """The module with the largest gradient; '' if none is known."""
+        return max(self.grads, key=self.grads.__getitem__, default='')
+
+    @property
+    def scaled_grad(self) -> Optional[float]:
+        """The largest gradient, with the loss scale; None without one."""
+        return self.grads.get(self.steepest)
 
     @property
     def least_bits(self) -> Optional[float]:

@@ -1,5 +1,7 @@
 """Changes of the run that alerts advise, as far as the user allows them."""
 
+import logging
+import math
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Dict, List, Mapping, Optional, Sequence
@@ -8,6 +10,8 @@ from mmengine.dist import all_gather_object
 from mmengine.runner import Runner
 from torch import nn
 
+from mmnanguard._console import say
+from mmnanguard._support.escape import escape
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.core.rows.alert_row import (
@@ -29,11 +33,13 @@ from mmnanguard.core.stability.loss_scales import fitting_scale
 from mmnanguard.core.stability.monitor import Monitor
 from mmnanguard.core.stability.rules import headroom
 from mmnanguard.core.stability.sample import LIMITS, Sample
+from mmnanguard.numerics.stability.failsafe import Failsafe
 from mmnanguard.numerics.stability.half_probe import HalfProbe
 
 from .._shared.find_guards import find_guards
 from .._shared.launch import lr_factor_of
 from .._shared.roles import ModuleCaster
+from .measured import guarded_scale
 
 __all__ = ['Acts']
 
@@ -45,6 +51,9 @@ LR_FACTOR = 0.5
 NUM_WAITING = 3
 # Modules whose numbers are smaller by less than this factor go together.
 NEAR = 4.0
+# Bits below the limit of float16 in which gradients make the loss scale fall:
+# they jump by more than outputs do.
+GRAD_ROOM = 8.0
 
 
 class Acts:
@@ -54,17 +63,23 @@ class Acts:
         act: The kinds of advice to put into effect.
         max_actions: Number of changes in the run, resumes included.
 
+    Attributes:
+        is_watching: Whether samples have to be dense, since modules that were
+            put in float32 have outputs that are too large for float16. The
+            modules before them grow as well.
+
     Raises:
         GuardConfigError: If an argument is not allowed.
     """
 
     def __init__(self, act: Sequence[str], max_actions: int) -> None:
         where = 'StabilityMonitorHook.{}'.format
+        is_list = isinstance(act, (list, tuple, set))
         check_value(
-            not isinstance(act, str) and set(act) <= set(ALLOWED),
+            is_list and all(kind in ALLOWED for kind in act),
             where('act'),
             act,
-            f'a list of {", ".join(ALLOWED)}',
+            f'a list of any of {", ".join(map(repr, ALLOWED))}; [] without',
         )
         check_value(
             is_count(max_actions, least=1),
@@ -84,6 +99,8 @@ class Acts:
         self._waiting: Dict[str, int] = {}
         self._acted_at: Dict[str, float] = {}
         self._scales: Dict[str, float] = {}
+        self._in_fp32: List[str] = []
+        self.is_watching = False
 
     def prepare(self, runner: Runner) -> None:
         """Let the hook that runs modules in float32 resume them."""
@@ -117,10 +134,12 @@ class Acts:
         """Whether the next window has to be sampled."""
         return self._half_limit is not None
 
-    def begin(self, modules: Mapping[str, nn.Module]) -> None:
+    def begin(
+        self, modules: Mapping[str, nn.Module], failsafe: Failsafe
+    ) -> None:
         """Begin to measure the window that a sample begins with."""
         if self._half_limit is not None:
-            self._probe = HalfProbe(modules, self._half_limit)
+            self._probe = HalfProbe(modules, self._half_limit, failsafe)
             self._modes.enter_context(self._probe)
 
     def drop(self) -> None:
@@ -138,10 +157,19 @@ class Acts:
         largest: Dict[str, float] = {}
         for of_rank in all_gather_object(probe.take()):
             largest.update(of_rank)
-        caster, alert = find_caster(runner), monitor.open_alerts.get(HEADROOM)
-        if largest and caster is not None and alert is not None:
+        alert = monitor.open_alerts.get(HEADROOM)
+        if largest and alert is not None:
+            self._request(runner, sorted(largest), alert.id)
+
+    def _request(
+        self, runner: Runner, names: Sequence[str], row_id: str
+    ) -> None:
+        """Run modules in float32 from the next iteration on."""
+        caster = find_caster(runner)
+        if caster is not None:
             self._num_done += 1
-            caster.request(sorted(largest), alert.id)
+            self._in_fp32 += names
+            caster.request(names, row_id)
 
     def announce(self, alert: AlertRow) -> AlertRow:
         """Return a new alert with what will be done about it."""
@@ -162,6 +190,10 @@ class Acts:
         An alert is told once; here each sample counts that is over a limit.
         """
         alerts = monitor.open_alerts
+        self.is_watching = any(
+            sample.outputs[name].value > LIMITS['float16']
+            for name in sample.outputs.keys() & self._in_fp32
+        )
         if FP32 in self._act and HEADROOM in alerts and self._has_left():
             self._half_limit = half_limit(sample, monitor, limits)
         is_low = UNDERFLOW in alerts and is_over(monitor, UNDERFLOW)
@@ -169,6 +201,10 @@ class Acts:
             self._raise_scale(runner, sample, alerts[UNDERFLOW].id)
         if LR in self._act:
             self._after_sample_of_rate(runner, sample, monitor)
+        if {FP32, SCALE}.intersection(self._act):
+            self._lower_scale(runner, sample)
+        if FP32 in self._act and limits.headroom is not None:
+            self._relieve(runner, sample, monitor, limits.headroom)
 
     def _after_sample_of_rate(
         self, runner: Runner, sample: Sample, monitor: Monitor
@@ -231,10 +267,57 @@ class Acts:
             config = f'optim_wrapper=dict(loss_scale={after:g})'
             self._report(runner, RemedyRow(row_id, SCALE, '', config, after))
 
+    def _lower_scale(self, runner: Runner, sample: Sample) -> None:
+        """Lower a loss scale at which gradients will soon overflow.
+
+        Any scale between the limits trains alike, so this is no remedy.
+        """
+        grad = sample.scaled_grad or 0.0
+        if grad * 2**GRAD_ROOM <= LIMITS['float16'] or math.isinf(grad):
+            return
+        value = fitting_scale(grad / sample.loss_scale)
+        for guard in find_guards(runner).values():
+            before = guard.scaler.get_scale()
+            guard.scaler.jump(min(value, before))
+            after = guard.scaler.get_scale()
+            if after == before:
+                continue
+            line = (
+                f'Iter {sample.iter}: the loss scale goes from {before:g} to '
+                f"{after:g}, since a gradient in '{sample.steepest}' is at "
+                f"{grad:.2g} of float16's 65504"
+            )
+            say(escape(line), logging.INFO, runner.logger)
+
+    def _relieve(
+        self, runner: Runner, sample: Sample, monitor: Monitor, room: float
+    ) -> None:
+        """Put modules in float32 whose gradients stay large at any scale.
+
+        Args:
+            runner: The runner.
+            sample: The sample.
+            monitor: The memory of the monitor.
+            room: The bits below the limit of float16 that have to be left.
+        """
+        scale = guarded_scale(find_guards(runner))
+        if scale is None or not self._has_left():
+            return
+        most = LIMITS['float16'] / 2**room
+        names, is_due = [], False
+        for name, grad in sample.grads.items():
+            left = grad / sample.loss_scale * scale
+            is_due = is_due or most < left < math.inf
+            if left > most / NEAR:
+                names.append(name)
+        if is_due:
+            alert = monitor.open_alerts.get(HEADROOM, AlertRow())
+            self._request(runner, names, alert.id)
+
     def _report(self, runner: Runner, remedy: RemedyRow) -> None:
         """Log a change, and hand its row to all hooks."""
         self._num_done += 1
-        runner.logger.warning(remedy.line())
+        say(remedy.line(), logging.WARNING, runner.logger)
         runner.call_hook('after_guard_row', row=remedy.to_row())
 
     def _has_left(self) -> bool:
@@ -248,6 +331,8 @@ class Acts:
             'waiting': dict(self._waiting),
             'acted_at': dict(self._acted_at),
             'scales': dict(self._scales),
+            'in_fp32': list(self._in_fp32),
+            'is_watching': self.is_watching,
         }
 
     def load(self, runner: Runner, saved: Mapping[str, Any]) -> None:
@@ -255,6 +340,8 @@ class Acts:
         self._num_done = saved['num_done']
         if FP32 in self._act:
             self._half_limit = saved['half_limit']
+            self._in_fp32 = list(saved['in_fp32'])
+            self.is_watching = saved['is_watching']
         self._waiting = dict(saved['waiting'])
         self._acted_at = dict(saved['acted_at'])
         if SCALE not in self._act:

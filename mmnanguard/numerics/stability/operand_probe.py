@@ -85,16 +85,16 @@ class OperandProbe:
         self._bounded: Dict[int, Callable[[], Optional[Tensor]]] = {}
         self.values: List[SmallOperand] = []
 
-    def run(
-        self,
-        func: Callable[..., Any],
-        args: Tuple[Any, ...],
-        kwargs: Dict[str, Any],
-    ) -> Any:
-        """Run a function of PyTorch, and note its operand if it has one."""
-        name = NAMES.get(getattr(func, '__name__', ''))
-        if name is None:
-            return func(*args, **kwargs)
+    def before(
+        self, name: str, args: Tuple[Any, ...], kwargs: Dict[str, Any]
+    ) -> None:
+        """Note the operand of a function that is about to run.
+
+        Args:
+            name: The name of the function, by :func:`name_of`.
+            args: Its arguments.
+            kwargs: Likewise.
+        """
         if name in POLES and torch.is_grad_enabled():
             op, place = POLES[name]
             operand = operand_of(args, kwargs, place)
@@ -103,16 +103,24 @@ class OperandProbe:
                 is_power and has_no_pole(args, kwargs)
             ):
                 self._note(op, operand)
-        result = func(*args, **kwargs)
+
+    def after(
+        self,
+        name: str,
+        args: Tuple[Any, ...],
+        kwargs: Dict[str, Any],
+        result: object,
+    ) -> None:
+        """Note whether the result of a function has a bound."""
         if isinstance(result, Tensor) and self._is_bounded(name, args, kwargs):
             self._bounded[id(result)] = weakref.ref(result)
-        return result
 
     def _note(self, op: str, operand: Tensor) -> None:
-        is_wide = operand.is_floating_point() and operand.dtype.itemsize > 2
-        if not is_wide or not operand.requires_grad or not operand.numel():
+        # First, as a subclass may run any code when it is asked for more.
+        if not is_ordinary(operand) or not operand.requires_grad:
             return
-        if not is_ordinary(operand) or self._has_bound(operand):
+        is_wide = operand.is_floating_point() and operand.dtype.itemsize > 2
+        if not is_wide or not operand.numel() or self._has_bound(operand):
             return
         with without_modes():
             # A float64 that float32 has no number for counts as 0.
@@ -136,6 +144,11 @@ class OperandProbe:
         if name in BOUNDS:
             return len(args) + len(kwargs) > 1
         return name in KEEPS and bool(args) and self._has_bound(args[0])
+
+
+def name_of(func: Callable[..., Any]) -> str:
+    """Return the name of a function that matters here; '' of another one."""
+    return NAMES.get(getattr(func, '__name__', ''), '')
 
 
 def operand_of(

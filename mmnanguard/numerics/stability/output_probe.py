@@ -2,16 +2,17 @@
 
 import weakref
 from functools import partial
-from typing import Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Set, Tuple
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch import Tensor
 
 from mmnanguard.core.stability.sample import LIMITS
 
 from ..base.tensor_kinds import is_ordinary
 from .extremes import Extremes
+from .failsafe import Failsafe
+from .runs_plainly import runs_plainly
 from .without_modes import without_modes
 
 __all__ = ['OutputProbe']
@@ -20,38 +21,30 @@ NAMES = {getattr(torch, name): name for name in LIMITS}
 
 
 class OutputProbe:
-    """Notes the largest outputs of modules while its hooks are there.
+    """Notes the largest outputs of modules.
 
     Args:
-        modules: The modules by name.
         needs_grads: Whether to note gradients of outputs as well.
+        failsafe: Runs the measurements; after a failure there are none.
 
     Attributes:
         outputs: The outputs, by the name of the module.
         grads: The gradients of outputs, likewise.
-        is_seen: Whether other probes see the operations of a module that runs
-            now.
-        has_missed: Whether a trained module ran that they did not see.
+        has_missed: Whether a trained module ran whose operations other probes
+            did not see.
     """
 
-    def __init__(
-        self, modules: Mapping[str, nn.Module], needs_grads: bool
-    ) -> None:
+    def __init__(self, needs_grads: bool, failsafe: Failsafe) -> None:
         self._needs_grads = needs_grads
+        self._failsafe = failsafe
         # The last output: that of a Sequential is that of its last child.
         self._last: Tuple[Callable[[], Optional[Tensor]], int] = (gone, 0)
         self.outputs, self.grads = Extremes(), Extremes()
-        self.is_seen = self.has_missed = False
-        self._handles = []
-        for name, module in modules.items():
-            note = partial(self._note, name)
-            self._handles.append(module.register_forward_hook(note))
+        self._is_seen = self.has_missed = self._is_closed = False
 
-    def remove(self) -> None:
-        """Remove the hooks."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+    def close(self) -> None:
+        """Note nothing any more, whatever runs backward later."""
+        self._is_closed = True
 
     def dtypes(self) -> Dict[str, str]:
         """Return the narrowest dtype of each module's outputs."""
@@ -61,21 +54,25 @@ class OutputProbe:
             narrowest[name] = min(NAMES[dtype], known, key=LIMITS.__getitem__)
         return narrowest
 
-    def _note(
-        self, name: str, module: nn.Module, args: object, outputs: object
-    ) -> None:
-        """Note the outputs of a forward pass; changes none of them."""
-        leaves: List[object] = [outputs]
-        if not isinstance(outputs, Tensor):
-            leaves = tree_flatten(outputs)[0]
+    def note(self, name: str, outputs: object, is_seen: bool) -> None:
+        """Note the outputs of a forward pass; changes none of them.
+
+        Args:
+            name: The name of the module.
+            outputs: Its outputs.
+            is_seen: Whether other probes see the operations of the module.
+        """
+        self._is_seen = is_seen
+        if not runs_plainly():
+            return
         with without_modes():
-            for leaf in leaves:
-                if not isinstance(leaf, Tensor) or leaf.dtype not in NAMES:
-                    continue
-                if is_ordinary(leaf) and leaf.numel():
-                    self._note_output(name, leaf)
+            for tensor in tensors_in(outputs, set()):
+                if tensor.dtype in NAMES and is_ordinary(tensor):
+                    self._note_output(name, tensor)
 
     def _note_output(self, name: str, output: Tensor) -> None:
+        if not output.numel():
+            return
         before, version = self._last
         if before() is output and version == output._version:
             return
@@ -84,15 +81,48 @@ class OutputProbe:
         if not output.requires_grad:
             return
         # A backward pass may run checkpointed modules once more.
-        if not self.is_seen and torch._C._current_autograd_node() is None:
+        if not self._is_seen and torch._C._current_autograd_node() is None:
             self.has_missed = True
-        if self._needs_grads and output.dtype == torch.float16:
+        is_half = output.dtype == torch.float16
+        # The hook of a leaf, a parameter, would stay.
+        if self._needs_grads and is_half and output.grad_fn is not None:
             output.register_hook(partial(self._note_grad, name))
 
     def _note_grad(self, name: str, grad: Tensor) -> None:
+        if not self._is_closed:
+            self._failsafe.run(lambda: name, self._add_grad, name, grad)
+
+    def _add_grad(self, name: str, grad: Tensor) -> None:
+        if not runs_plainly():
+            return
         with without_modes():
             if is_ordinary(grad) and grad.numel():
                 self.grads.add(name, grad)
+
+
+def tensors_in(value: object, known: Set[int]) -> Iterator[Tensor]:
+    """Yield the tensors in lists, tuples and dicts; runs no code of a user.
+
+    Args:
+        value: Any value.
+        known: The ids of the containers that were looked at, as a list may
+            contain itself.
+    """
+    # Not `isinstance`, which asks the value for its class.
+    kind = type(value)
+    if issubclass(kind, Tensor):
+        yield value  # type: ignore[misc]
+    elif issubclass(kind, (list, tuple, dict)) and id(value) not in known:
+        known.add(id(value))
+        parts: Any = value
+        if issubclass(kind, dict):
+            parts = dict.values(parts)
+        elif issubclass(kind, list):
+            parts = list.__iter__(parts)
+        else:
+            parts = tuple.__iter__(parts)
+        for part in parts:
+            yield from tensors_in(part, known)
 
 
 def gone() -> Optional[Tensor]:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from ..base.shards import local
 from ..base.tensor_kinds import is_ordinary
+from .failsafe import Failsafe
+from .without_modes import without_modes
 
 __all__ = ['WeightProbe']
 
@@ -27,26 +29,36 @@ class WeightProbe:
     Args:
         params: The trained parameters by name.
         zeros: The names of the matrices that began with 0.
+        failsafe: Copies the elements; after a failure none are compared.
+
+    Attributes:
+        names: The names of the matrices, known also after a failure.
     """
 
     def __init__(
-        self, params: Mapping[str, nn.Parameter], zeros: Set[str]
+        self,
+        params: Mapping[str, nn.Parameter],
+        zeros: Set[str],
+        failsafe: Failsafe,
     ) -> None:
         self.names: List[str] = []
         self._params: List[nn.Parameter] = []
         self._before: List[Tensor] = []
-        with torch.no_grad():
-            for name, param in params.items():
-                if name not in zeros and is_matrix(name, param):
-                    self.names.append(name)
-                    self._params.append(param)
-                    self._before.append(some(param).clone())
+        for name, param in params.items():
+            if name not in zeros and is_matrix(name, param):
+                self.names.append(name)
+                self._params.append(param)
+        failsafe.run(str, self._copy)
+
+    def _copy(self) -> None:
+        with without_modes(), torch.no_grad():
+            self._before = [some(param).clone() for param in self._params]
 
     def norms(self) -> Tuple[List[Tensor], List[Tensor]]:
         """Return the L2 norm of each update and of each weight; no sync."""
         if not self._params:
             return [], []
-        with torch.no_grad():
+        with without_modes(), torch.no_grad():
             before = [x.float() for x in self._before]
             now = [some(p).float() for p in self._params]
             moved = torch._foreach_sub(now, before)

@@ -1,7 +1,7 @@
 """All measurements of one window, brought to the host at once."""
 
 import math
-from contextlib import ExitStack
+from functools import partial
 from itertools import chain, islice
 from statistics import median_low
 from typing import (
@@ -23,9 +23,14 @@ from mmnanguard.core.stability.sample import LIMITS, Largest, Operand, Sample
 
 from ..base.host_read import read_once
 from ..update.agree import take_largest
+from .failsafe import Failsafe
+from .grad_probe import GradProbe
 from .logit_probe import LogitProbe
+from .model_pass import ModelPass
+from .module_hooks import listen, stop_listening
 from .output_probe import OutputProbe
 from .weight_probe import WeightProbe
+from .without_modes import without_modes
 
 __all__ = ['WindowProbe']
 
@@ -37,6 +42,8 @@ DTYPES = list(LIMITS)
 class WindowProbe:
     """Measures a window from its first forward pass to its step.
 
+    A measurement that fails does not raise: the window then has no sample.
+
     Args:
         modules: The modules by name, in an order that is the same on all
             ranks. Without any, only the weights are measured.
@@ -46,6 +53,9 @@ class WindowProbe:
         loss_scale: The loss scale of the window; None without one.
         model: The model whose forward pass runs all operations with logits or
             operands; None if others do as well, which costs more.
+
+    Attributes:
+        failsafe: Knows why a measurement has failed on this rank.
     """
 
     def __init__(
@@ -56,42 +66,60 @@ class WindowProbe:
         loss_scale: Union[float, Tensor, None],
         model: Optional[nn.Module] = None,
     ) -> None:
+        self.failsafe = Failsafe()
+        # They are kept, so that no other module gets the id of one.
+        self._modules = dict(modules)
+        self._names = {id(module): name for name, module in modules.items()}
         self._places = {name: place for place, name in enumerate(modules)}
         self._zeros = zeros
         self._scale: List[Tensor] = []
-        if loss_scale is not None:
-            self._scale = [torch.as_tensor(loss_scale).reshape(())]
-        self._weights = WeightProbe(params, zeros)
-        self._outputs = OutputProbe(modules, loss_scale is not None)
-        self._logits = LogitProbe(modules)
-        self._mode = ExitStack()
-        self._added = ExitStack()
-        add = self._added.callback
-        add(self._outputs.remove)
-        # The forward passes that run now and that the mode sees, and all.
-        self._depth = self._num_seen = 0
-        # Dynamo would trace a mode into compiled code.
-        if modules and model is None:
-            self._enter()
-        elif modules and model is not None:
+        has_scale = loss_scale is not None
+        self._weights = WeightProbe(params, zeros, self.failsafe)
+        self._outputs = OutputProbe(has_scale, self.failsafe)
+        self._grads = GradProbe(modules if has_scale else {}, self.failsafe)
+        self._logits = LogitProbe(modules, self.failsafe)
+        self._pass: Optional[ModelPass] = None
+        self.failsafe.run(str, self._begin, loss_scale, model)
+
+    def _begin(
+        self, scale: Union[float, Tensor, None], model: Optional[nn.Module]
+    ) -> None:
+        """Begin to measure what may fail on one rank only."""
+        if scale is not None:
+            with without_modes():
+                self._scale = [torch.as_tensor(scale).reshape(())]
+        # Compiled modules run neither hooks nor modes.
+        if self._modules:
             # The guard and the optimizer run more operations than the model.
-            add(model.register_forward_pre_hook(self._enter).remove)
-            end = model.register_forward_hook(self._exit, always_call=True)
-            add(end.remove)
+            self._pass = ModelPass(self._logits, model)
+            listen(self)
 
-    def _enter(self, *_: object) -> None:
-        if self._depth == 0:
-            self._mode.enter_context(self._logits)
-        self._depth += 1
-        self._num_seen += 1
-        self._outputs.is_seen = True
+    def before_module(self, module: nn.Module) -> None:
+        """Listen to a forward pass that begins."""
+        if self._pass is None:
+            return
+        if self.failsafe.failure:
+            # The rest of the window runs as without a monitor.
+            self.pause()
+            return
+        where = partial(self._name_of, module)
+        self.failsafe.run(where, self._pass.before_module, module)
 
-    def _exit(self, *_: object) -> None:
-        # A pass that fails before its beginning has an end all the same.
-        self._depth = max(self._depth - 1, 0)
-        if self._depth == 0:
-            self._outputs.is_seen = False
-            self._mode.close()
+    def after_module(self, module: nn.Module, outputs: object) -> None:
+        """Listen to a forward pass that ends, and note its outputs."""
+        if self._pass is None:
+            return
+        where = partial(self._name_of, module)
+        self.failsafe.run(where, self._pass.after_module, module)
+        name = self._names.get(id(module))
+        if name is not None:
+            is_seen = self._pass.depth > 0
+            self.failsafe.run(
+                where, self._outputs.note, name, outputs, is_seen
+            )
+
+    def _name_of(self, module: nn.Module) -> str:
+        return self._names.get(id(module), type(module).__name__)
 
     @property
     def is_partial(self) -> bool:
@@ -99,16 +127,34 @@ class WindowProbe:
 
         So it is with a ``train_step`` that runs other modules than the model.
         """
-        is_unseen = bool(self._places) and self._num_seen == 0
-        return is_unseen or self._outputs.has_missed
+        if self._pass is None or self.failsafe.failure:
+            return False
+        return self._pass.num_seen == 0 or self._outputs.has_missed
+
+    def pause(self) -> None:
+        """Measure no forward pass until :meth:`resume`."""
+        stop_listening(self)
+        if self._pass is not None:
+            self._pass.pause()
+
+    def resume(self) -> None:
+        """Measure forward passes again."""
+        if self._pass is not None and not self.failsafe.failure:
+            listen(self)
+            self._pass.resume()
 
     def close(self) -> None:
         """Remove all that was added to the forward pass."""
-        self._added.close()
-        self._mode.close()
+        self.pause()
+        self._outputs.close()
+        self._grads.close()
 
-    def sample(self, iteration: int, lr: float, is_adaptive: bool) -> Sample:
+    def sample(
+        self, iteration: int, lr: float, is_adaptive: bool
+    ) -> Optional[Sample]:
         """Return the sample of the window, which its step has ended.
+
+        Returns None if a measurement has failed on any rank.
 
         Reads the device once. Collective: with several ranks, each number is
         the largest of all ranks.
@@ -119,37 +165,39 @@ class WindowProbe:
             is_adaptive: See :class:`Sample`.
         """
         self.close()
-        moved, before = self._weights.norms()
         small = self._logits.operands.values
-        grads = self._outputs.grads.numbers()
-        parts, local = read_largest(
-            [
-                self._by_module(self._outputs.outputs.numbers()),
-                self._by_module(self._logits.values),
-                # The smallest is the largest of the negative numbers.
-                self._by_module((s.module, -s.value) for s in small),
-                [[-s.value for s in small if not s.module]],
-                [[grad for _, grad in grads], self._scale],
-                [[norm] for norm in moved],
-                [[norm] for norm in before],
-            ],
-            self._dtypes(),
-            [s.value for s in small],
-        )
-        outputs, logits, operands, of_model, scalars, *rest = parts
-        moves, weights, dtypes = rest
+        parts: List[List[float]] = []
+        local: List[float] = []
+        try:
+            parts, local = read_largest(
+                self._parts(), [s.value for s in small]
+            )
+            parts.append(self._dtypes())
+        except Exception as error:
+            self.failsafe.note(error)
+        if self.failsafe.failure:
+            # Other ranks wait for as many numbers.
+            parts = [[NONE] * size for size in self._sizes()]
+        parts.append([float(bool(self.failsafe.failure))])
+        *parts, (has_failed,) = agreed(parts)
+        if has_failed:
+            return None
+        outputs, logits, operands, of_model, grads, *rest = parts
+        (scale,), moves, weights, dtypes = rest
         largest, largest_logits, smallest = {}, {}, {}
+        largest_grads: Dict[str, float] = {}
         for name, place in self._places.items():
             if outputs[place] != NONE:
                 dtype = DTYPES[int(dtypes[place])]
                 largest[name] = Largest(outputs[place], dtype)
             if logits[place] != NONE:
                 largest_logits[name] = logits[place]
+            if grads[place] != NONE:
+                largest_grads[name] = grads[place]
             if operands[place] != NONE:
                 smallest[name] = -operands[place]
         if of_model != [NONE]:
             smallest[''] = -of_model[0]
-        grad, scale = scalars
         ratio, most_moved = self._compare(moves, weights)
         return Sample(
             iter=iteration,
@@ -158,11 +206,43 @@ class WindowProbe:
             operands=self._with_source(smallest, local),
             update_ratio=ratio,
             most_moved=most_moved,
-            scaled_grad=None if grad == NONE else grad,
+            grads=largest_grads,
             loss_scale=1.0 if scale == NONE else scale,
             lr=lr,
             is_adaptive=is_adaptive,
         )
+
+    def _parts(self) -> List[List[List[Tensor]]]:
+        """Return the measured numbers in groups, as :meth:`_sizes` says."""
+        moved, before = self._weights.norms()
+        small = self._logits.operands.values
+        return [
+            self._by_module(self._outputs.outputs.numbers()),
+            self._by_module(self._logits.values),
+            # The smallest is the largest of the negative numbers.
+            self._by_module((s.module, -s.value) for s in small),
+            [[-s.value for s in small if not s.module]],
+            self._by_module(self._half_grads()),
+            [self._scale],
+            [[norm] for norm in moved],
+            [[norm] for norm in before],
+        ]
+
+    def _sizes(self) -> List[int]:
+        """Return the number of groups in each part, alike on all ranks."""
+        modules, weights = len(self._places), len(self._weights.names)
+        # Of the parts, and of the dtypes.
+        return [*[modules] * 3, 1, modules, 1, *[weights] * 2, modules]
+
+    def _half_grads(self) -> List[Tuple[str, Tensor]]:
+        """Return numbers whose largest are the gradients made in float16."""
+        numbers = self._outputs.grads.numbers()
+        dtypes = self._outputs.dtypes()
+        for name, number in self._grads.grads.numbers():
+            # Autocast makes the gradients of weights in the dtype of outputs.
+            if dtypes.get(name) == 'float16':
+                numbers.append((name, number))
+        return numbers
 
     def _by_module(
         self, values: Iterable[Tuple[str, Tensor]]
@@ -211,32 +291,41 @@ class WindowProbe:
 
 
 def read_largest(
-    parts: Sequence[Sequence[Sequence[Tensor]]],
-    on_host: Sequence[float],
-    local: Sequence[Tensor] = (),
+    parts: Sequence[Sequence[Sequence[Tensor]]], local: Sequence[Tensor] = ()
 ) -> Tuple[List[List[float]], List[float]]:
-    """Return the largest number of each group, of all ranks. Collective.
+    """Return the largest number of each group on this rank.
 
     Reads the device once.
 
     Args:
-        parts: Groups of 0-dim tensors, in parts that have as many groups on
-            all ranks. An empty group gives -inf, and a NaN counts as inf.
-        on_host: The last part, whose groups have one number each.
-        local: Other 0-dim tensors to read, of this rank only.
+        parts: Groups of 0-dim tensors, in parts. An empty group gives -inf,
+            and a NaN counts as inf.
+        local: Other 0-dim tensors to read.
 
     Returns:
         The parts, and the numbers of ``local``.
     """
     groups = list(chain.from_iterable(parts))
     numbers = read_once({'groups': list(chain(*groups)), 'local': local})
-    largest = [NONE] * len(groups)
     measured = iter(numbers['groups'])
-    for place, group in enumerate(groups):
-        for number in islice(measured, len(group)):
-            if math.isnan(number):
-                number = math.inf
-            largest[place] = max(number, largest[place])
-    agreed = iter(take_largest([*largest, *on_host]))
-    read = [list(islice(agreed, len(part))) for part in (*parts, on_host)]
+    read: List[List[float]] = []
+    for part in parts:
+        read.append([])
+        for group in part:
+            largest = NONE
+            for number in islice(measured, len(group)):
+                if math.isnan(number):
+                    number = math.inf
+                largest = max(number, largest)
+            read[-1].append(largest)
     return read, numbers['local']
+
+
+def agreed(parts: Sequence[Sequence[float]]) -> List[List[float]]:
+    """Return the largest of each number of all ranks. Collective.
+
+    Args:
+        parts: Numbers, as many in each part on all ranks.
+    """
+    largest = iter(take_largest(list(chain.from_iterable(parts))))
+    return [list(islice(largest, len(part))) for part in parts]
