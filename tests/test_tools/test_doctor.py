@@ -307,7 +307,7 @@ def test_a_wrong_command_line(tool, capsys, options):
     [
         ('', 0, 'WARN', 'first 3 of 24 samples: 1 are bad. train/000001.jpg'),
         (', is_broken=True', 1, 'FAIL', 'OSError: no such image'),
-        (', sise=3', 1, 'FAIL', 'The training dataset cannot be built'),
+        (', sizes=3', 1, 'FAIL', 'The training dataset cannot be built'),
     ],
 )
 def test_an_audit(look, keys, status, level, text):
