@@ -99,7 +99,7 @@ def markers_of(
     # A value somewhat outside of the curve is drawn where it is. One that is
     # far outside would flatten the curve.
     height = top - low
-    is_shown = partial(is_between, low - height, top + height)
+    is_shown = partial(is_between, low - height, top + 2 * height)
     top = max([top, *filter(is_shown, values)])
     by_cause: Dict[str, List[Tuple[Row, float, str]]] = {}
     for row, value in zip(updates, values):

@@ -1,4 +1,4 @@
-"""What validations measured, and the best checkpoints."""
+"""The results of validations, and the best checkpoints."""
 
 import math
 import re

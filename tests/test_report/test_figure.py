@@ -78,7 +78,7 @@ def test_a_title_stands_in_one_place(tmp_path, monkeypatch):
 
 
 def test_no_panel_is_empty(tmp_path):
-    """Neither is one whose curve is never finite, nor one without news."""
+    """A curve that is never finite gets no panel, nor do mere start and end."""
     finished = dict(schema=1, kind='end', how='finished', iter=2)
     row = dict(loss=1.0, grad_norm=math.nan)
     drawn = figure(tmp_path, [row, row], [finished])
@@ -87,8 +87,8 @@ def test_no_panel_is_empty(tmp_path):
 
 
 def test_a_dot_is_at_the_exact_value(tmp_path):
-    """Unless it is far off the curve, where a triangle says so."""
-    losses = [2.5, -0.5, 90.0, math.nan]
+    """A triangle at the top says that a value is far off."""
+    losses = [3.5, -0.5, 90.0, math.nan]
     rows = [update(i, loss=x) for i, x in enumerate(losses, 1)]
     drawn = figure(tmp_path, [dict(loss=1.0), dict(loss=2.0)], rows)
     (dots,) = (
@@ -96,7 +96,7 @@ def test_a_dot_is_at_the_exact_value(tmp_path):
         for t in drawn['data']
         if t['name'] == 'grad_nonfinite' and t['mode'] == 'markers'
     )
-    assert list(dots['y']) == [2.5, 2.5, 2.5, 2.5]
+    assert list(dots['y']) == [3.5, 3.5, 3.5, 3.5]
     triangle = 'triangle-up'
     assert dots['marker']['symbol'] == ['circle', *[triangle] * 3]
 

@@ -62,7 +62,7 @@ def test_the_direction_is_that_of_mmengine(tmp_path, key, best):
 
 
 def test_the_best_checkpoint_decides(tmp_path):
-    """Its rule may be the reverse, and of several files the newest counts."""
+    """The rule may be the reverse, and of several files the newest counts."""
     rows = [
         *(dict(iter=10), validated(1, **{'coco/mAP': 0.9, 'b': 1.0})),
         *(dict(iter=20), validated(2, **{'coco/mAP': 0.4, 'b': 2.0})),

@@ -139,7 +139,8 @@ class Events {
         + 'some of each kind, cause and parameter at even distances');
       if (this.filter.cause) parts.push(`of this one there are ${count(total)}`);
     }
-    this.status.replaceChildren(`${parts.join('; ')}. `);
+    const isShort = kept === this.run.num_rows && kept < FEW;
+    this.status.replaceChildren(isShort ? '' : `${parts.join('; ')}. `);
     if (this.range) {
       const [begin, end] = this.range.map((value) => count(Math.round(value)));
       this.status.append(`Iterations ${begin} to ${end} only, as the charts are zoomed. `,
