@@ -78,7 +78,7 @@ def test_a_title_stands_in_one_place(tmp_path, monkeypatch):
 
 
 def test_no_panel_is_empty(tmp_path):
-    """A curve that is never finite gets no panel, nor do mere start and end."""
+    """A curve that is never finite gets no panel, nor do start and end."""
     finished = dict(schema=1, kind='end', how='finished', iter=2)
     row = dict(loss=1.0, grad_norm=math.nan)
     drawn = figure(tmp_path, [row, row], [finished])
