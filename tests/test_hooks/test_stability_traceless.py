@@ -54,7 +54,7 @@ class OddNet(BaseModel):
 def fused_kernel(net, x):
     """PyTorch looks for modes and hooks before it takes the kernel."""
     scale = x.mean() / 100
-    return net.net(x) + net.frozen(TOKENS + scale).mean((0, 1))
+    return net.net(x) + net.frozen(TOKENS.to(x.device) + scale).mean((0, 1))
 
 
 def ensemble(net, x):
