@@ -86,6 +86,7 @@ ROW_FIELDS = {
         'schema kind id run attempt time iter epoch batch_idx optimizer '
         'action cause ranks loss losses bad_losses num_iters grad_norm lr '
         'loss_scale scale_blamed num_bad_params num_params params samples '
+        'bad_samples '
         'inputs watched consecutive_skips total_skips counts '
         'routine_overflows since spike clip_coef lr_factor step '
         'micro_batches '
@@ -98,7 +99,7 @@ ROW_FIELDS = {
         'num_samples keys tried mask derivative huge_weight'
     ),
     'input': 'schema kind id action iter ranks num_samples samples keys',
-    'dump': 'schema kind id rank path bytes needs checkpoint',
+    'dump': 'schema kind id rank path bytes needs checkpoint remarks',
     'remedy': 'schema kind id remedy module config value',
     'rollback': (
         'schema kind id iter to path num_rollbacks lr_factor loss_scale '

@@ -16,10 +16,11 @@ ALLOWED_RINGS = {
     '_support': {'_support'},
     'core': {'_support', 'core'},
     'numerics': {'_support', 'core', 'numerics'},
-    'datasets': {'_support', 'core', 'datasets', 'registry'},
-    'optim': {'_support', 'core', 'numerics', 'optim', 'registry'},
+    'datasets': {'_support', '_console', 'core', 'datasets', 'registry'},
+    'optim': {'_support', '_console', 'core', 'numerics', 'optim', 'registry'},
     'hooks': {
         '_support',
+        '_console',
         'core',
         'numerics',
         'hooks',

@@ -3,6 +3,7 @@
 Nothing here knows about guards, tensors or MMEngine:
 
 - ``atomic_write``: write a file so that readers see all of it or nothing.
+- ``console_line``: lines of limited width, which keep what matters most.
 - ``escape``: text that is safe to show, and words that are safe to paste.
 - ``process_identity``: whether a process that wrote a file still runs.
 - ``parts``: the parts of containers and of objects, for walks over a batch.

@@ -77,8 +77,10 @@ class CauseFacts:
     """Everything that depends on a cause.
 
     Attributes:
-        line: The template of the start of the console line. ``GuardEvent``
-            fills in the words.
+        line: The template of the start of the console line, whose words
+            ``event_words`` fills in.
+        brief: A template with fewer words, for a line with little room; ''
+            means ``line``.
         advice: The recommendation.
         color: CSS color in the report's figure and table.
         blames: The tensors that an event names: bad weights, bad buffers, bad
@@ -122,6 +124,7 @@ class CauseFacts:
     advice: Advice
     color: str
     blames: Literal['weight', 'buffer', 'gradient', 'largest gradient', '']
+    brief: str = ''
     culprits: Tuple[Culprit, ...] = ('sample', 'module', 'parameter')
     unscaled_advice: Optional[Advice] = None
     is_scaled: bool = False
@@ -166,6 +169,7 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
             line="the optimizer's step of iteration {step_iter} made {kind} "
             'of finite gradients ({stepper}): {tensor} {name} is '
             '{kind}{others}',
+            brief='an earlier step made {tensor} {name} {kind}',
             advice=Advice(
                 "change the optimizer's arguments, and resume from the last "
                 'clean checkpoint',
@@ -184,6 +188,7 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
         ),
         Cause.WEIGHT_NONFINITE: CauseFacts(
             line='{tensor} {name} is {kind}{others}, {origin}',
+            brief='{tensor} {name} is {kind}',
             advice=Advice(
                 'resume from the last clean checkpoint',
                 'Resume from a checkpoint written before; look for code that '
@@ -288,6 +293,7 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
         Cause.NORM_OVERFLOW: CauseFacts(
             line='gradient norm overflows float32 with finite elements, '
             'largest in {name} ({of_all})',
+            brief='gradient norm overflows, largest in {name}',
             advice=Advice(
                 'lower the learning rate, lengthen warm-up, or clip',
                 'Gradients explode: lower the learning rate, lengthen '
@@ -306,6 +312,7 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
         ),
         Cause.STEP_NONFINITE: CauseFacts(
             line="the optimizer's step {step_fault} ({stepper})",
+            brief="the optimizer's step {step_fault}",
             advice=Advice("change the optimizer's arguments", BAD_STEP),
             color='#a0522d',
             # The tensors that the step spoiled are named before it is undone.
@@ -320,6 +327,7 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
         Cause.DIVERGENCE: CauseFacts(
             line='training diverges: the median loss is {value:.4g}, the '
             'limit {limit:.4g}, its lowest was {mean:.4g}',
+            brief='training diverges: the median loss is {value:.4g}',
             advice=Advice(
                 'lower the learning rate, lengthen warm-up, or clip',
                 'What was learnt is being lost: lower the learning rate, '

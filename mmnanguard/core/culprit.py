@@ -6,7 +6,12 @@ from typing import AbstractSet, Collection, List, Sequence, Set, Tuple
 
 from .rows.autopsy import Autopsy
 
-__all__ = ['explain_batches', 'samples_at_fault', 'suspects_among']
+__all__ = [
+    'explain_batches',
+    'names_a_minority',
+    'samples_at_fault',
+    'suspects_among',
+]
 
 # The least share of the rejected batches that hold a blamed sample.
 LEAST_COVERED = 0.8

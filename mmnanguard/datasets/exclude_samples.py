@@ -9,10 +9,10 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Union
 import numpy as np
 import torch
 from mmengine.dataset import force_full_init
-from mmengine.logging import print_log
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from torch.utils.data import Dataset
 
+from mmnanguard._console import say
 from mmnanguard._support.escape import escape
 from mmnanguard._support.sample_name import sample_name
 from mmnanguard.core import GuardConfigError
@@ -119,7 +119,7 @@ class ExcludeSamples:
         message = (
             f'ExcludeSamples leaves out {len(left_out)} of {size} samples'
         )
-        print_log(f'mmnanguard: {message}', 'current')
+        say(f'mmnanguard: {message}')
         self._fully_initialized = True
 
     @force_full_init
@@ -211,4 +211,4 @@ class ExcludeSamples:
                 'python -m mmnanguard audit_dataset again, or set '
                 'allow_missing=True.'
             )
-        print_log(f'mmnanguard: {message}', 'current', logging.WARNING)
+        say(f'mmnanguard: {message}', logging.WARNING)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Dict, Set, Union
 
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper
 
+from mmnanguard._console import say
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.checks import check_keys
 from mmnanguard.core.how_to_guard import (
@@ -190,11 +190,10 @@ def guard_wrapper(
         dropped &= keys_of_wrappers()
     if dropped:
         items = [f'{key}={wrapper[key]!r}' for key in sorted(dropped)]
-        print_log(
+        say(
             f'{where}: {guarded_type.__name__} does not take '
             f'{", ".join(items)}; dropped',
-            logger='current',
-            level=logging.WARNING,
+            logging.WARNING,
         )
     kept = {key: value for key, value in wrapper.items() if key not in dropped}
     # Config merges by key and respects _delete_, as for _base_ files.

@@ -9,10 +9,10 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
-from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from torch import Tensor
 
+from mmnanguard._console import say
 from mmnanguard.core import (
     AutoClip,
     ClipRule,
@@ -158,12 +158,11 @@ def build_rule(cls: type, values: Dict[str, Any]) -> Rules:
 def warn_of_jumps(rule: TieredClip) -> None:
     """Warn of tiers that clip a larger norm to more than a smaller one."""
     for edge, above, below in rule.jumps():
-        print_log(
+        say(
             f'{CLIP_GRAD}: TieredClip clips a norm just above {edge:g} '
             f'to {above:g}, but one of {edge:g} to {below:g}: the larger '
             'gradient makes the larger update',
-            logger='current',
-            level=logging.WARNING,
+            logging.WARNING,
         )
 
 
@@ -207,10 +206,9 @@ def load_clip(rule: ClipRule, saved: Mapping[str, Any]) -> ClipRule:
     if saved.get('type') == name:
         return rule.with_state(saved)
     if len(fresh.to_dict()) > 1:  # it has state
-        print_log(
+        say(
             f'mmnanguard: the checkpoint has no statistics of {name} (its '
-            f'clip_grad: {saved.get("type", "not saved")}): they start afresh',
-            logger='current',
+            f'clip_grad: {saved.get("type", "not saved")}): they start afresh'
         )
     return fresh
 

@@ -6,11 +6,11 @@ from typing import Callable, ClassVar, Iterable, Iterator, List, Set
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from mmnanguard._console import say
 from mmnanguard._support.escape import escape
 from mmnanguard.core import Observation
 from mmnanguard.core.rows.phrases import and_more
@@ -335,11 +335,10 @@ class CoverageWarnings:
             if new:
                 listed = ', '.join(new[:MAX_NAMED])
                 more = and_more(len(new) - MAX_NAMED)
-                print_log(
+                say(
                     f'mmnanguard: {escape(listed)}{more} {consequence} (said '
                     'once)',
-                    logger='current',
-                    level=logging.WARNING,
+                    logging.WARNING,
                 )
 
     def warn_once(self, kind: str, **names: str) -> None:
@@ -353,11 +352,7 @@ class CoverageWarnings:
             return
         self._said.add(kind)
         message = MESSAGES[kind].format(**names)
-        print_log(
-            f'mmnanguard: {message} (said once)',
-            logger='current',
-            level=logging.WARNING,
-        )
+        say(f'mmnanguard: {message} (said once)', logging.WARNING)
         if kind in NOT_GUARDED + IDLE:
             self.report(message, kind in IDLE)
 

@@ -3,8 +3,7 @@
 import logging
 from typing import TYPE_CHECKING, List
 
-from mmengine.logging import print_log
-
+from mmnanguard._console import say
 from mmnanguard._support.escape import escape
 from mmnanguard.numerics.snapshot.snapshot import Changes, Snapshot
 from mmnanguard.numerics.snapshot.tensor_backup import TensorBackup
@@ -46,12 +45,11 @@ def find_empty_buffers(
     for backup in kept:
         filled.add(backup.owner)
     if names:
-        print_log(
+        say(
             f'Iter {guard.iter}: update after update is rejected, and began '
             f'with nothing but 0 in {escape(", ".join(names[:5]))}: what '
             'forward writes there stays from now on until the next commit, '
             'because the model may divide by it',
-            logger='current',
-            level=logging.WARNING,
+            logging.WARNING,
         )
     return kept

@@ -13,11 +13,11 @@ from typing import (
     Type,
 )
 
-from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mmnanguard._console import say
 from mmnanguard.core import (
     Action,
     BadTensor,
@@ -316,14 +316,12 @@ class Guard(Passes):
         if self._listener is not None:
             self._events.append(event)
             return
-        print_log(
-            event.line(),
-            logger='current',
-            level=logging.INFO if event.is_routine else logging.WARNING,
+        say(
+            event.line(), logging.INFO if event.is_routine else logging.WARNING
         )
         if event.action in (Action.HALT, Action.ROLLBACK):
             error = self.halted(event)
-            print_log(str(error), logger='current', level=logging.ERROR)
+            say(str(error), logging.ERROR)
             raise error
 
     def complete(self, event: GuardEvent) -> None:

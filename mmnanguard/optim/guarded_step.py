@@ -4,10 +4,10 @@ import math
 from dataclasses import replace
 from typing import Any, Dict, List, Optional, Tuple
 
-from mmengine.logging import print_log
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mmnanguard._console import say
 from mmnanguard.core import Action, BadTensor, Cause, ScaleMove, decide
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.rules.decide import fails_again
@@ -188,10 +188,7 @@ def log_return(guard: Guard, before: float, after: float) -> None:
     why = 'updates are clean again'
     if guard.state.scale_trial.num_trusted == 0:
         why = 'gradients fit it, and their NaN came from elsewhere'
-    print_log(
-        f'Iter {guard.iter}: loss scale {before:g} -> {after:g} again: {why}',
-        logger='current',
-    )
+    say(f'Iter {guard.iter}: loss scale {before:g} -> {after:g} again: {why}')
 
 
 def is_checked(guard: Guard, norm: float) -> bool:

@@ -2,8 +2,9 @@
 
 import logging
 
-from mmengine.logging import print_log
 from torch import distributed as dist
+
+from mmnanguard._console import say
 
 from .guard import Guard
 from .micro_batches import MicroBatches
@@ -40,11 +41,10 @@ def judge_micro_batches(guard: Guard, is_unscaled: bool) -> None:
         return
     guard.accumulation = MicroBatches(guard)
     guard.window = guard.accumulation.open()
-    print_log(
+    say(
         f"Iter {guard.iter}: optimizer '{guard.name}': the last {num_lost} "
         'windows were rejected for losses that are not finite, while '
         'gradients are. From now on each micro-batch is judged by itself: '
         "optim_wrapper.guard.accumulation='microbatch' does so from the start",
-        logger='current',
-        level=logging.WARNING,
+        logging.WARNING,
     )

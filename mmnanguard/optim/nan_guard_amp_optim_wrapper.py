@@ -6,11 +6,11 @@ from itertools import chain
 from typing import Any, Dict, Iterator, Optional, Union
 
 import torch
-from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import nn
 from torch.optim import Optimizer
 
+from mmnanguard._console import say
 from mmnanguard.numerics import GuardedGradScaler
 from mmnanguard.registry import OPTIM_WRAPPERS
 
@@ -78,21 +78,17 @@ class NanGuardAmpOptimWrapper(GuardedWrapper, AmpOptimWrapper):
         if dtype == 'auto':
             if is_scaled and loss_scale == 'dynamic':
                 loss_scale = dict(init_scale=AUTO_SCALE)
-            print_log(
-                f"dtype='auto' chose {self.cast_dtype} on this {self._device}",
-                logger='current',
-            )
+            say(f"dtype='auto' chose {self.cast_dtype} on this {self._device}")
         # Without float16 this only checks the argument.
         self.loss_scaler = GuardedGradScaler.from_config(
             loss_scale, self._device
         )
         if not is_scaled:
             if loss_scale != 'dynamic':
-                print_log(
+                say(
                     f'optim_wrapper.loss_scale={loss_scale!r} has no effect '
                     f'under {self.cast_dtype}: only float16 needs a scale',
-                    logger='current',
-                    level=logging.WARNING,
+                    logging.WARNING,
                 )
             self.loss_scaler = GuardedGradScaler(enabled=False)
         self.guard = Guard(optimizer, guard, clip_grad, self.loss_scaler)

@@ -7,10 +7,10 @@ from typing import Any, Callable, Dict, Iterator, Optional
 
 import torch
 from mmengine._strategy.deepspeed import DeepSpeedOptimWrapper
-from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mmnanguard._console import say
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.checks import check_keys
 from mmnanguard.numerics import GuardedGradScaler
@@ -181,14 +181,13 @@ class NanGuardDeepSpeedOptimWrapper(DeepSpeedOptimWrapper):
         # A third is rounded.
         if scale == 1.0 or abs(factor - 1.0) > 0.01:
             return
-        print_log(
+        say(
             'DeepSpeed does not scale the loss, but it divides the gradients '
             f'by a loss scale of {scale:g}: steps are too small by that '
             'factor (https://github.com/deepspeedai/DeepSpeed/pull/8393). '
             'Take zero_optimization.stage=1, or bf16. The guard leaves this '
             'scale alone.',
-            logger='current',
-            level=logging.WARNING,
+            logging.WARNING,
         )
         self.guard.scaler = GuardedGradScaler(enabled=False)
 

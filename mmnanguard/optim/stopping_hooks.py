@@ -5,9 +5,9 @@ import sys
 from typing import Any, List, Optional
 
 from mmengine.config import Config
-from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 
+from mmnanguard._console import say
 from mmnanguard.core.hook_source import STOPPING_HOOKS, HookSource, ends_run
 
 __all__ = ['leave_out_stopping_hooks']
@@ -49,12 +49,11 @@ def is_left_out(hook: Any, where: str) -> bool:
     outcome = 'it is left out'
     if stays:
         outcome = 'remove that check, or the hook (it does more, so it stays)'
-    print_log(
+    say(
         f'{where}: {name} ends the run at a loss that is not finite, also '
         f'when the guard has skipped that update; {outcome}. '
         'guard.max_consecutive_skips ends the run instead.',
-        logger='current',
-        level=logging.WARNING,
+        logging.WARNING,
     )
     return not stays
 

@@ -7,8 +7,8 @@ Reading order: ``run_report`` (the report of a run, from its files),
 ``run_files``, ``read_events``, ``read_scalars`` and ``read_samples`` (files,
 rows and curves; ``parse_row`` removes what is odd), ``summarize``,
 ``summary``, ``loss_rise`` (counts and rankings), ``alerts`` (what came of
-them), ``assessment`` (healthy or sick), with ``findings``,
-``collect_evidence``, ``culprit_clause``, ``recommendations`` and
+them), ``assessment`` (healthy or sick), with ``badge``, ``findings``,
+``recovery``, ``collect_evidence``, ``culprit_clause``, ``recommendations`` and
 ``steps_for_end``; then the output: ``page`` with ``figure``, ``panels``,
 ``traces`` and ``downsample``, and of the samples ``stability_figure``,
 ``heatmap`` and ``margins_line``; ``terminal``; ``row_text`` (sentences, and

@@ -7,12 +7,18 @@ from mmnanguard.core import Autopsy
 from mmnanguard.core.causes import facts_of_cause
 from mmnanguard.core.diagnosis import diagnose
 from mmnanguard.core.rows.phrases import samples_in_words
+from mmnanguard.core.rows.read_row import sentence_of
 
 from .collect_evidence import collect_evidence
 from .findings import Finding, count_of_blames
 from .summary import Culprit, Summary
 
-__all__ = ['and_others', 'count_batches', 'describe_culprit']
+__all__ = [
+    'and_others',
+    'count_batches',
+    'describe_culprit',
+    'describe_update',
+]
 
 MIN_SHARE = 0.25  # share of all blames at which a parameter stands out
 
@@ -49,6 +55,16 @@ def describe_culprit(summary: Summary, finding: Finding) -> str:
     if 'sample' in kinds and names:
         return describe_suspects(names, num_batches)
     return describe_parameter(summary, finding)
+
+
+def describe_update(summary: Summary, finding: Finding) -> str:
+    """Return the clause on the first update of the trouble; '' without one."""
+    for row in summary.events:
+        is_alike = row.get('cause') == finding.cause
+        if is_alike and (row.get('iter') or 0) >= finding.since:
+            # What the guard did with it follows.
+            return sentence_of(row).partition('; ')[0]
+    return ''
 
 
 def describe_suspects(names: Sequence[str], num_batches: int) -> str:

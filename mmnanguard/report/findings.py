@@ -12,6 +12,7 @@ from mmnanguard.core import Cause
 from mmnanguard.core.rows.end_row import FINISHED
 from mmnanguard.core.rows.read_row import sentence_of
 
+from .badge import CRASHED, NOT_GUARDED, SICK
 from .summary import Culprit, Summary, is_routine
 
 __all__ = ['Finding', 'collect_findings']
@@ -39,11 +40,15 @@ class Finding(NamedTuple):
         cause: The cause of the trouble, as in the rows; '' if no update
             was judged to be bad.
         clause: The finding in words.
+        badge: The badge of a run whose gravest finding this is.
+        can_pass: Whether a run recovers from it by going on well.
     """
 
     since: int
     cause: str
     clause: str
+    badge: str = SICK
+    can_pass: bool = False
 
 
 def collect_findings(summary: Summary) -> List[Finding]:
@@ -89,11 +94,12 @@ def find_crash(summary: Summary) -> Optional[Finding]:
     if summary.is_lost:
         last = summary.last_iter
         clause = f'ended without saying so at iteration {last:,}'
-        return Finding(last, '', clause)
+        return Finding(last, '', clause, CRASHED)
     end = summary.end
     if end is None or end.how == FINISHED:
         return None
-    return Finding(end.iter or summary.last_iter, '', end.sentence())
+    since = end.iter or summary.last_iter
+    return Finding(since, '', end.sentence(), CRASHED)
 
 
 def find_bad_checkpoint(summary: Summary) -> Optional[Finding]:
@@ -131,7 +137,8 @@ def find_audits(summary: Summary) -> Optional[Finding]:
     if not audits:
         return None
     clause = f'an audit found that {sentence_of(audits[0])}'
-    return Finding(audits[0].get('iter') or 0, WEIGHTS, clause)
+    since = audits[0].get('iter') or 0
+    return Finding(since, WEIGHTS, clause, can_pass=True)
 
 
 def find_rollbacks(summary: Summary) -> Optional[Finding]:
@@ -152,13 +159,13 @@ def find_rollbacks(summary: Summary) -> Optional[Finding]:
     times = f' {num} times, the last time' * (num > 1)
     clause = f'went back to an earlier state{times} at iteration {last:,}'
     since = begin_of_trouble(summary, first)
-    return Finding(since, cause, f'{clause} ({cause})')
+    return Finding(since, cause, f'{clause} ({cause})', can_pass=True)
 
 
 def find_bad_end(summary: Summary) -> Optional[Finding]:
     """Return the finding on many rejected updates at the end of a run."""
     # A run may be shorter than that.
-    length = min(LENGTH_OF_END, summary.last_iter)
+    length = min(LENGTH_OF_END, summary.num_iters)
     begin = summary.last_iter - length
     causes = [cause for iter_, cause in summary.recent if iter_ > begin]
     num = len(causes)
@@ -167,7 +174,8 @@ def find_bad_end(summary: Summary) -> Optional[Finding]:
     cause = Counter(causes).most_common(1)[0][0]
     clause = f'{num} of the last {length} updates were rejected'
     since = summary.episodes[-1].first
-    return Finding(since, cause, f'{clause}, most often for {cause}')
+    clause += f', most often for {cause}'
+    return Finding(since, cause, clause, can_pass=True)
 
 
 def find_repeats(summary: Summary) -> Optional[Finding]:
@@ -207,7 +215,7 @@ def describe_repeats(culprit: Culprit) -> Finding:
         f'{culprit.count:,} updates were rejected for {cause}{name}, the last '
         f'at iteration {culprit.last or 0:,}'
     )
-    return Finding(culprit.first or 0, cause, clause)
+    return Finding(culprit.first or 0, cause, clause, can_pass=True)
 
 
 def find_high_rate(summary: Summary) -> Optional[Finding]:
@@ -222,7 +230,7 @@ def find_high_rate(summary: Summary) -> Optional[Finding]:
     if rate < REJECTED_RATE:
         return None
     clause = f'{num:,} updates were rejected, {rate:.1%} of all since then'
-    return Finding(first, summary.anomalies[0], clause)
+    return Finding(first, summary.anomalies[0], clause, can_pass=True)
 
 
 def find_explosion(summary: Summary) -> Optional[Finding]:
@@ -251,7 +259,7 @@ def find_unguarded(summary: Summary) -> Optional[Finding]:
             f'; the logged loss is not finite from iteration {since:,} to '
             'the end'
         )
-    return Finding(since or 1, '', clause)
+    return Finding(since or 1, '', clause, NOT_GUARDED)
 
 
 def begin_of_trouble(summary: Summary, iter_: int) -> int:

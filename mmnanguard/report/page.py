@@ -1,7 +1,7 @@
 """The report as one HTML file.
 
 The page is a template, plotly.js, and the data of all runs as JSON, from which
-``template/page.js`` builds the elements.
+the scripts in ``template`` build the elements.
 """
 
 import json
@@ -32,6 +32,8 @@ __all__ = ['write_page']
 JsonObject = Dict[str, object]
 
 TEMPLATE = Path(__file__).with_name('template')
+# The parts of the script, in the order in which they use one another.
+SCRIPTS = ('elements.js', 'verdict.js', 'events.js', 'charts.js', 'page.js')
 # The limits for one row: a page may hold about 2,000 rows of a run, and a
 # browser must still be able to open it.
 MAX_SAMPLES = 128  # names of samples in a row
@@ -96,9 +98,17 @@ def write_page(
         # In JSON strings '\u003c' is the same character.
         'DATA': to_json(data).replace('<', '\\u003c'),
         'PLOTLY': get_plotlyjs(),
-        'SCRIPT': (TEMPLATE / 'page.js').read_text(encoding='utf-8'),
+        'SCRIPT': read_script(),
     }
     write_template(path, parts)
+
+
+def read_script() -> str:
+    """Return the script of the page, from its parts."""
+    parts = []
+    for name in SCRIPTS:
+        parts.append((TEMPLATE / name).read_text(encoding='utf-8'))
+    return '\n'.join(parts)
 
 
 def write_template(path: Path, parts: Mapping[str, str]) -> None:
@@ -133,6 +143,10 @@ def section(report: RunReport, end: int) -> JsonObject:
         'path': report.path,
         'healthy': verdict.is_healthy,
         'verdict': verdict.sentence,
+        'badge': verdict.badge,
+        'headline': verdict.headline,
+        'since': verdict.since,
+        'lines': report.lines_below,
         'reasons': verdict.reasons,
         'steps': list(map(Step._asdict, verdict.steps)),
         'progress': report.progress,
@@ -159,8 +173,8 @@ def stability_of(report: RunReport, end: int) -> Optional[JsonObject]:
     figure = draw_stability(report, end)
     if figure is None:
         return None
-    is_healthy = report.verdict.is_healthy
-    margins = describe_margins(report.samples, is_healthy)
+    had_trouble = bool(report.verdict.reasons)
+    margins = describe_margins(report.samples, not had_trouble)
     return {'text': margins.partition(': ')[2], 'figure': figure}
 
 

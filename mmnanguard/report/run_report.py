@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from operator import sub
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from mmnanguard._support.escape import escape
 from mmnanguard._support.process_identity import is_alive
@@ -19,6 +19,7 @@ from mmnanguard.core.rows.read_row import sentence_of
 
 from .alerts import alerts_of, join_outcomes
 from .assessment import Assessment, judge
+from .badge import SICK
 from .loss_rise import find_rise, find_rise_at_end
 from .margins_line import describe_margins
 from .panels import LOSS
@@ -128,9 +129,31 @@ class RunReport:
         return f'{known}, {story}; last written {self.written:%F %T} UTC'
 
     @property
+    def first_line(self) -> str:
+        """Badge and headline, with the begin of the trouble."""
+        verdict = self.verdict
+        since = ''
+        # The headline of an end names the iteration itself.
+        if verdict.badge == SICK and verdict.since is not None:
+            since = f' since iteration {verdict.since:,}'
+        return f'{verdict.badge}{since}: {verdict.headline}'
+
+    @property
+    def lines_below(self) -> List[Tuple[str, str]]:
+        """Label and clause of each line below the first one."""
+        verdict = self.verdict
+        lines = [
+            ('cause', verdict.cause),
+            ('warned', verdict.warning.partition(' ')[2]),
+            ('next', verdict.action),
+        ]
+        return [(label, clause) for label, clause in lines if clause]
+
+    @property
     def margins(self) -> str:
         """The margins of a healthy run in a line; '' if there are none."""
-        if not self.verdict.is_healthy:
+        # The samples of trouble tell nothing of what is usual.
+        if self.verdict.reasons:
             return ''
         return escape(describe_margins(self.samples))
 
@@ -141,6 +164,11 @@ class RunReport:
             'path': self.path,
             'run': summary.run,
             'healthy': verdict.is_healthy,
+            'badge': verdict.badge,
+            'headline': verdict.headline,
+            'cause': verdict.cause,
+            'warning': verdict.warning,
+            'next': verdict.action,
             'verdict': verdict.sentence,
             'since': verdict.since,
             'reasons': verdict.reasons,
@@ -220,6 +248,7 @@ def load_run(
     summary = replace(
         summary,
         is_alive=is_running,
+        loss=curves.get(LOSS),
         log_nonfinite_since=nonfinite_since(curves.get(LOSS)),
         log_rise=find_rise(curves.get(LOSS)) or find_rise_at_end(summary.end),
         launch=launch_of(path, parts, start),

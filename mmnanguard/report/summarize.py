@@ -281,8 +281,12 @@ class Reader:
         for row in events:
             if row.get('kind') not in ('update', 'start'):
                 others.setdefault(str(row.get('kind')), []).append(row)
+        firsts = [row.get('iter') or 1 for row in self._starts]
+        # The first start may be lost.
+        firsts += [iters[0] for iters in self._so_far.iters.values()]
         return replace(
             self._so_far,
+            first_iter=min(firsts, default=1),
             last_iter=max(self._so_far.last_iter, last_iter),
             starts=tuple(self._starts),
             causes=dict(self._causes.most_common()),

@@ -13,6 +13,7 @@ from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rows.row_record import NewRow, Row, RowRecord
 
 from .loss_rise import Rise
+from .read_scalars import Curve
 
 __all__ = ['Culprit', 'Episode', 'Row', 'Summary', 'is_routine']
 
@@ -90,6 +91,8 @@ class Summary:
     Attributes:
         run: Name of the run.
         num_rows: Number of rows.
+        first_iter: The first iteration, from 1. It is above 1 if the run
+            went on with a checkpoint of another run.
         last_iter: The last known iteration, from 1.
         max_iters: The last planned iteration; None if no row names it.
         starts: The rows of kind 'start'.
@@ -111,6 +114,7 @@ class Summary:
         bypasses: The warnings of the last attempt in capitals.
         loaded: The checkpoint that the last attempt has loaded, or ''.
         loaded_bad: A few tensors of it that are not finite, in words.
+        loss: The logged loss; None without scalars.
         log_nonfinite_since: The iteration since which the logged loss has not
             been finite, up to its end; None if it is finite there.
         log_rise: The rise of the loss, if it is higher at the end by far.
@@ -134,6 +138,7 @@ class Summary:
 
     run: str = ''
     num_rows: int = 0
+    first_iter: int = 1
     last_iter: int = 0
     max_iters: Optional[int] = None
     starts: Tuple[Row, ...] = ()
@@ -154,6 +159,7 @@ class Summary:
     bypasses: Tuple[BypassRow, ...] = ()
     loaded: str = ''
     loaded_bad: Tuple[str, ...] = ()
+    loss: Optional[Curve] = None
     log_nonfinite_since: Optional[int] = None
     log_rise: Optional[Rise] = None
     launch: Launch = field(default_factory=Launch)
@@ -179,6 +185,11 @@ class Summary:
             if isinstance(item, record):
                 records.append(item)
         return records
+
+    @property
+    def num_iters(self) -> int:
+        """Number of iterations that the run has come, without its prelude."""
+        return max(self.last_iter - self.first_iter + 1, 0)
 
     @property
     def is_lost(self) -> bool:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, List, NamedTuple, Sequence
 from mmnanguard._support.escape import escape_lines
 from mmnanguard.core import GuardConfigError
 
+from .badge import HEALTHY, RECOVERED, UNCLEAR
 from .panels import FOLLOWED, PANELS
 from .parse_row import iter_of
 from .row_text import command_of, text_of
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 __all__ = ['print_reports']
 
 MAX_SHOWN = 20  # rows of a table, so that a table fits on a screen
+# The styles of the badges; others are red.
+STYLES = {
+    HEALTHY: 'bold green',
+    RECOVERED: 'bold cyan',
+    UNCLEAR: 'bold yellow',
+}
 WIDTH = 160  # without a terminal, rich assumes 80, which cuts names in two
 
 
@@ -67,13 +74,16 @@ def print_assessment(console: 'Console', report: RunReport) -> None:
     from rich.text import Text
 
     verdict = report.verdict
-    style = 'bold green' if verdict.is_healthy else 'bold red'
+    style = STYLES.get(verdict.badge, 'bold red')
     console.print(Text(escape_lines(report.name), style='bold'))
-    # With `soft_wrap` rich does not break lines: in a log, the sentence is
-    # one line that grep finds.
-    sentence = Text(escape_lines(verdict.sentence), style=style)
-    console.print(sentence, soft_wrap=not console.is_terminal)
-    # The sentence has the first reason.
+    # With `soft_wrap` rich does not break lines: in a log, each is one line
+    # that grep finds.
+    first = Text(escape_lines(report.first_line), style=style)
+    console.print(first, soft_wrap=not console.is_terminal)
+    for label, clause in report.lines_below:
+        line = Text(escape_lines(f'{label}: {clause}'))
+        console.print(line, soft_wrap=not console.is_terminal)
+    # The first line has the first reason.
     for reason in verdict.reasons[1:]:
         console.print(Text(escape_lines(f'also: {reason}')))
     console.print(report.progress)
@@ -83,8 +93,8 @@ def print_assessment(console: 'Console', report: RunReport) -> None:
     for number, step in enumerate(verdict.steps, 1):
         console.print(Text(escape_lines(f'{number}. {step.text}')))
         # Commands that are broken into lines cannot be pasted.
-        for line in filter(None, (step.detail, step.code)):
-            console.print(Text(escape_lines(line)), soft_wrap=True)
+        for part in filter(None, (step.detail, step.code)):
+            console.print(Text(escape_lines(part)), soft_wrap=True)
 
 
 def print_table(console: 'Console', table: TextTable) -> None:

@@ -64,7 +64,19 @@ def test_the_line():
             [f"weight '{WEIGHT}' is NaN", 'training halts'],
         ),
         (dict(consecutive_skips=2), ['2 skips in a row']),
-        (dict(samples=('a.jpg', 'b.jpg')), ['samples: a.jpg and 1 more']),
+        (
+            dict(samples=('a.jpg',)),
+            ["is NaN (1 of 161 tensors); sample 'a.jpg'; update"],
+        ),
+        # None of the two is known to be bad, so the line blames none.
+        (
+            dict(samples=('a.jpg', 'b.jpg'), loss_scale=None),
+            ['skip in a row; 2 samples, named in its row'],
+        ),
+        (
+            dict(samples=('a.jpg', 'b.jpg'), bad_samples=('b.jpg',)),
+            ["is NaN (1 of 161 tensors); bad sample 'b.jpg'; update skipped"],
+        ),
         (dict(optimizer='generator'), ['Iter 27295 (generator): ']),
         (dict(ranks=(1,)), ['Iter 27295 (rank 1): ']),
         (dict(ranks=(0, 1, 2)), ['Iter 27295 (ranks 0, 1 and 1 more): ']),

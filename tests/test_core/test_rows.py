@@ -141,7 +141,7 @@ KEYS = {
     'input_absmax output_absmax dtype_max batch_rows samples rank repeats '
     'exact fp32_is_finite remedy outputs is_pole operands '
     'num_samples keys tried mask derivative huge_weight',
-    'dump': 'id rank path bytes needs checkpoint',
+    'dump': 'id rank path bytes needs checkpoint remarks',
     'remedy': 'id remedy module config value',
     'input': 'id action iter since ranks num_samples samples keys',
     'rollback': 'id iter to path num_rollbacks lr_factor loss_scale evidence',

@@ -14,8 +14,9 @@ from mmnanguard.core.stability.headroom import count_down
 from mmnanguard.core.stability.limits import LEAST_SCALED_GRAD, StabilityLimits
 from mmnanguard.core.stability.loss_scales import fitting_scale
 from mmnanguard.core.stability.margins import margins, on_scale
-from mmnanguard.core.stability.monitor import NUM_GRADS, Monitor, is_due
+from mmnanguard.core.stability.monitor import NUM_GRADS, Monitor
 from mmnanguard.core.stability.sample import Largest, Operand, Sample
+from mmnanguard.core.stability.schedule import is_due
 
 LIMITS = StabilityLimits()
 NAN = float('nan')
@@ -182,7 +183,7 @@ def test_large_updates_of_a_run_that_has_learnt():
     assert with_losses([*FALLING[:40], *flat], 0.1) == []
     (alert,) = with_losses([*FALLING[:40], *[1.8 + x for x in flat]], 0.1)
     assert alert.iter > 40
-    assert 'and the loss is at 3 (at the start 3.88)' in alert.line()
+    assert 'and the loss is at 3 (at the start 3.88)' in alert.sentence()
 
 
 @pytest.mark.parametrize('is_told', [True, False])
@@ -207,7 +208,7 @@ def test_logits_of_before_the_first_update_do_not_blame_the_rate():
     _, alerts = feed(samples)
     assert not alerts[0].advice
     assert 'learning rate' not in alerts[0].line()
-    assert 'at 1e+06 before the first update' in alerts[0].line()
+    assert 'at 1e+06 before the first update' in alerts[0].sentence()
     grown = [Sample(i, logits={'attn': 10.0 * i}) for i in (1, 11)]
     _, alerts = feed(grown)
     assert alerts[0].advice == 'lr'
@@ -256,7 +257,9 @@ def test_an_alert_on_a_falling_scale_ends_when_it_falls_no_more():
     assert alerts[-1].cleared is None
 
 
-def test_an_alert_on_a_divergence_ends_when_all_is_learnt_again():
+@pytest.mark.parametrize('num_others', [0, 1])
+def test_an_alert_on_a_divergence_ends_when_all_is_learnt_again(num_others):
+    """The losses of another optimizer, which fall, say nothing about it."""
     falling = [3.0 - i / 40 for i in range(80)]
     losses = [*falling, *[3.0] * 40, *[3.0 - i / 30 for i in range(80)]]
     commits = [Commit(i, loss) for i, loss in enumerate(losses, 1)]
@@ -265,6 +268,11 @@ def test_an_alert_on_a_divergence_ends_when_all_is_learnt_again():
         known = commits[max(i - 64, 0) : i]
         monitor, new = monitor.after_commit(i, 'default', known, LIMITS)
         alerts += new
+        for _ in range(num_others):
+            other = [Commit(i, -float(i))]
+            monitor, new = monitor.after_commit(i, 'other', other, LIMITS)
+            alerts += new
+        monitor = Monitor.from_dict(monitor.to_dict())
     first, cleared = alerts
     assert first.rule == 'diverging'
     assert first.iter < 120 < 180 < cleared.cleared
@@ -485,17 +493,22 @@ def test_a_scale_that_fits_has_room_on_both_sides(grad):
     [
         ('headroom', 0),
         ('headroom', 'x'),
+        ('headroom', 99),
         ('update_ratio', -1),
         ('update_ratio', 'large'),
         ('attention_logits', NAN),
         ('underflow', math.inf),
+        ('underflow', 1e9),
+        ('operands', 2.0),
         ('scale_falls', 2.5),
         ('diverging', True),
+        ('diverging', 5.0),
     ],
 )
 def test_limits_that_are_not_allowed(key, value):
-    with pytest.raises(GuardConfigError, match=key):
+    with pytest.raises(GuardConfigError, match=key) as error:
         StabilityLimits(**{key: value})
+    assert f'{key} is {value!r}: it must be ' in str(error.value)
 
 
 @pytest.mark.parametrize('key', StabilityLimits.__annotations__)

@@ -157,23 +157,28 @@ def test_a_view_does_not_bring_its_whole_memory():
         ),
     ],
 )
-def test_it_is_said_where_a_replay_takes_another_config(tmp_path, cfg, hint):
+def test_it_is_said_where_a_replay_takes_another_config(
+    tmp_path, monkeypatch, cfg, hint
+):
+    monkeypatch.chdir(tmp_path)
     runner = train(
         tmp_path, cfg=dict(model=dict(type='ToyNet'), **cfg), save_weights=True
     )
     (log,) = Path(runner.log_dir).glob('*.log')
     (line,) = [x for x in log.read_text().splitlines() if 'run it: ' in x]
-    assert hint in line
     assert line.endswith('--config FILE') == bool(hint)
     (row,) = read_rows(runner, 'dump')
+    assert hint in '; '.join(row['remarks'])
     assert row['needs'] == (['config'] if hint else [])
 
 
-def test_it_is_said_that_a_replay_takes_weights(tmp_path):
+def test_it_is_said_that_a_replay_takes_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     runner = train(tmp_path, cfg=dict(CFG, optim_wrapper=dict(type='X')))
     (log,) = Path(runner.log_dir).glob('*.log')
     (line,) = [x for x in log.read_text().splitlines() if 'run it: ' in x]
-    assert 'without weights, it takes those of a checkpoint' in line
     assert line.endswith('rank0.pt --checkpoint FILE')
     (row,) = read_rows(runner, 'dump')
+    (remark,) = row['remarks']
+    assert remark == 'without weights, it takes those of a checkpoint'
     assert row['needs'] == ['checkpoint']

@@ -1,11 +1,12 @@
 """A resume looks at the file first, and names what is bad in it."""
 
 import math
-from pathlib import Path
+import re
 
 import pytest
 import torch
 from mmengine.registry import MODELS
+from run_log import unwrapped_log
 from toys import ToyNet, guard_hooks, make_runner, read_rows, wrapper
 
 from mmnanguard.core import TrainingHalted
@@ -48,15 +49,10 @@ def spoil(path, where='weight', value=math.nan):
     torch.save(saved, path)
 
 
-def log_of(runner):
-    (path,) = Path(runner.log_dir).glob('*.log')
-    return path.read_text()
-
-
 def logs_in(work_dir):
     """Return the logs of all attempts, with the newest one last."""
     paths = sorted(work_dir.glob('*/*.log'))
-    return [path.read_text() for path in paths]
+    return [re.sub(r'\n +(?=\S)', ' ', path.read_text()) for path in paths]
 
 
 @pytest.fixture
@@ -151,7 +147,7 @@ def test_tensors_that_are_odd_by_design(tmp_path, is_bad):
     )
     (start,) = read_rows(runner, 'start')
     assert start['iter'] == (7 if is_bad else 9)
-    log = log_of(runner)
+    log = unwrapped_log(runner)
     assert ('is bad' in log) == is_bad
     assert 'IS BAD' not in log
 
@@ -162,7 +158,7 @@ def test_resume_alone_takes_the_clean_one(work_dir):
     (start,) = read_rows(runner, 'start')
     assert start['iter'] == 7
     assert read_rows(runner) == []
-    assert 'resuming from the last clean one' in log_of(runner)
+    assert 'resuming from the last clean one' in unwrapped_log(runner)
 
 
 def test_a_halt_names_no_file_that_has_gone_bad(tmp_path):
@@ -217,7 +213,7 @@ def test_weights_that_were_never_initialized(tmp_path, is_loaded):
     assert "'head.weight' is NaN, as before the first update" in story
     assert 'Fill them in __init__ or init_weights' in story
     assert 'outside any guarded update' not in story
-    assert 'IS BAD' not in log_of(runner)
+    assert 'IS BAD' not in unwrapped_log(runner)
     # Nothing else is to be found, and no checkpoint is better.
     (step,) = load_run(tmp_path).verdict.steps
     assert step.text.startswith('initialize')

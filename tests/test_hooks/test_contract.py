@@ -24,7 +24,7 @@ from mmnanguard.registry import HOOKS, OPTIM_WRAPPERS
 
 LISTENER_METHODS = {'after_guard_event', 'after_guard_row', 'after_audit'}
 # Called by other hooks, see roles.py.
-ROLE_METHODS = {'keep_requests', 'origin_of', 'request'}
+ROLE_METHODS = {'bad_samples', 'keep_requests', 'origin_of', 'request'}
 WRAPPER_METHODS = {'add_fact', 'open_window'}
 PLAIN = {
     'NanGuardOptimWrapper': OptimWrapper,

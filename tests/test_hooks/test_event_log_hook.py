@@ -114,8 +114,7 @@ def test_two_events_of_one_iteration_have_two_ids(tmp_path):
     (row,) = read_rows(runner)
     assert row['id'] == f'{guard.run}-3'
     event = guard._streak._events[-1]
-    runner.train_loop._iter = 2
-    assert hook._new_id(runner, event) == f'{guard.run}-3.2'
+    assert hook._ids.new(event) == f'{guard.run}-3.2'
 
 
 @pytest.mark.parametrize('kept', [75, -1, None])

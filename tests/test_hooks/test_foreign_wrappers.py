@@ -18,6 +18,7 @@ from mmengine.hooks import Hook
 from mmengine.optim.optimizer import apex_optimizer_wrapper
 from mmengine.registry import MODELS, OPTIM_WRAPPERS
 from mmengine.runner import FlexibleRunner, Runner
+from run_log import unwrapped_log
 from torch import nn
 from toys import ToyNet, guard_hooks, read_rows, runner_config
 
@@ -200,8 +201,7 @@ def train(engine, work_dir, hooks, counts=1, **changes):
         runner.train()
     except TrainingHalted as halt:
         runner.halt = str(halt)
-    (path,) = Path(runner.log_dir).glob('*.log')
-    return runner, path.read_text()
+    return runner, unwrapped_log(runner)
 
 
 def full(*left_out):

@@ -391,6 +391,9 @@ def test_a_long_run_has_a_small_file(tmp_path, monkeypatch):
         (dict(interval=0), 'interval is 0'),
         (dict(head_room=4), 'head_room'),
         (dict(update_ratio=-1), 'update_ratio is -1'),
+        (dict(act=None), "act is None: it must be a list of any of 'fp32'"),
+        (dict(act=[['fp32']]), 'it must be a list'),
+        (dict(act={'fp32': 1}), 'it must be a list'),
     ],
 )
 def test_arguments_that_are_not_allowed(tmp_path, arguments, words):

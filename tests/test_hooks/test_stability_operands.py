@@ -199,11 +199,16 @@ def test_an_alert_says_how_long_it_takes():
     words = AlertRow(
         rule='operands', module='head', value=1e-12, doubles=2.5, left=90.2
     ).replace(op='div', source='a.py:3', iter=7)
+    assert words.sentence() == (
+        "the smallest denominator at a.py:3 in 'head' halves every 2.5 "
+        'iterations, reaches 0 in about 90, and is at 1e-12; at 0 its '
+        'derivative is infinite; mmnanguard.numerics.safe_divide bounds it, '
+        'or add a small number'
+    )
     assert words.line() == (
-        "Iter 7: alert: the smallest denominator at a.py:3 in 'head' halves "
-        'every 2.5 iterations, reaches 0 in about 90, and is at 1e-12; at 0 '
-        'its derivative is infinite: mmnanguard.numerics.safe_divide bounds '
-        'it, or add a small number'
+        "Iter 7: alert: the smallest denominator at a.py:3 in 'head' reaches "
+        '0 in about 90 iterations; mmnanguard.numerics.safe_divide bounds it, '
+        'or add a small number'
     )
 
 

@@ -161,7 +161,7 @@ def test_an_update_has_the_cause(cause):
         MAKERS[cause]()
     event = caught.value.event
     assert event.cause is cause
-    assert event.line() in str(caught.value)
+    assert event.sentence() in str(caught.value)
     general = CAUSES[cause].advice_for(has_scale=False)
     # A step at fault brings its own evidence.
     assert advise_on_step([event], general).long in str(caught.value)

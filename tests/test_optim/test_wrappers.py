@@ -13,6 +13,7 @@ from odd_tensors import Opaque, values
 from torch import nn
 from torch.optim import SGD, AdamW
 
+from mmnanguard._support.console_line import wrap
 from mmnanguard.core import Cause, GuardConfigError, TrainingHalted
 from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 from mmnanguard.optim import NanGuardAmpOptimWrapper, NanGuardOptimWrapper
@@ -430,7 +431,7 @@ def test_one_line_per_rejected_update_and_the_story_at_the_end(
     assert len(lines) == 3
     assert lines[0].startswith('Iter 1: loss is NaN')
     assert lines[1].endswith('2 skips in a row')
-    assert story == str(caught.value)
+    assert story == wrap(str(caught.value))
     for word in (
         'halted at iteration 3',
         '3 in a row since iteration 1',

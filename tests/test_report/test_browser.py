@@ -114,13 +114,21 @@ def type_in(driver, name, value):
 def test_all_of_it_is_there(driver, page, report):
     assert count(driver, '.plot svg.main-svg') > 0
     assert count(driver, '.plot .yaxislayer-above') == 6
-    assert text(driver, '.verdict p') == report.verdict.sentence
+    verdict = report.verdict
+    assert text(driver, '.badge') == verdict.badge == 'Sick'
+    assert text(driver, '.headline span:last-child') == verdict.headline
+    lines = text(driver, '.lines').split('\n')
+    for label, clause in (('Cause', verdict.cause), ('Next', verdict.action)):
+        assert lines[lines.index(label) + 1] == clause
     assert 'python -m mmnanguard replay' in text(driver, '.steps')
     for name in ('neck.bias', 'aten.mm', 'b.jpg'):
         assert name in text(driver, '.culprits')
-    for name in ('attempt 1 starts', 'runs in float32', 'What to try: rest.'):
-        assert name in text(driver, 'main')
     assert EVIL in text(driver, 'main')
+    # Updates do not bury what followed them.
+    driver.find_element('css selector', '.chip:last-child').click()
+    for name in ('attempt 1 starts', 'runs in float32', 'What to try: rest.'):
+        assert name in text(driver, '.events')
+    assert count(driver, 'tr.update') == 0
     # plotly.js has a button that sends the chart to its makers.
     titles = driver.execute_script(
         "return [...document.querySelectorAll('.modebar-btn')]"
@@ -140,6 +148,7 @@ def test_filters(driver, page, report):
         ('sample', 'onerror', 1),
         ('cause', 'norm_overflow', 1),
         ('cause', 'kind dump', 1),
+        ('cause', 'followed', 6),
         ('text', 'what to try', 1),
         ('text', 'nothing is called so', 0),
     ):

@@ -1,17 +1,14 @@
 """The curves show the run's scalars, on axes that can be read."""
 
 import re
-from pathlib import Path
 
 from event_rows import remedy, start, update, write_events, write_scalars
 
-from mmnanguard import report
 from mmnanguard.report import load_run
 from mmnanguard.report.figure import draw
+from mmnanguard.report.page import read_script
 from mmnanguard.report.panels import PANELS
 from mmnanguard.report.traces import traces_of
-
-PAGE = Path(report.__file__).with_name('template') / 'page.js'
 
 
 def figure(folder, scalars, rows=()):
@@ -79,7 +76,7 @@ def test_a_title_stands_in_one_place(tmp_path, monkeypatch):
 
 
 def test_the_page_knows_panels_by_identifier_only():
-    script = PAGE.read_text()
+    script = read_script()
     for name, panel in PANELS.items():
         if panel.title != name:
             assert panel.title not in script.lower(), panel.title
@@ -89,5 +86,7 @@ def test_the_page_knows_panels_by_identifier_only():
     shown = re.findall(r'data\.titles\.(\w+)', script)
     (listed,) = re.findall(r'\[([^]]*)\]\.map\(\(panel\)', script)
     shown += re.findall(r"'(\w+)'", listed)
+    shown += re.findall(r"number\('(\w+)'", script)
+    shown += re.findall(r"FOLLOWED = '(\w+)'", script)
     assert {*compared, *shown} <= set(PANELS)
     assert 'title.text' not in script

@@ -75,7 +75,10 @@ def report(work_dir):
 def test_all_is_shown_in_the_terminal(report, capsys):
     print_reports([report])
     output = capsys.readouterr().out
-    assert report.verdict.sentence.split(';')[0] in output
+    verdict = report.verdict
+    lines = output.splitlines()
+    assert f'Sick since iteration 5: {verdict.headline}' in lines
+    assert f'next: {verdict.action}' in lines
     for kind in report.summary.num_kinds:
         assert kind == 'update' or re.search(rf'│ {kind} +│', output), kind
     for name in ('neck.bias', 'aten.mm', 'iteration 13 of 1,000, halted'):
@@ -99,7 +102,9 @@ def test_json_is_strict(report):
 
     content = json.loads(to_json(report.to_dict()), parse_constant=refuse)
     assert content['healthy'] is False
-    assert content['state'] == 'halted'
+    assert (content['badge'], content['state']) == ('Sick', 'halted')
+    assert content['headline'] in content['verdict']
+    assert content['next'] == content['steps'][0]['text']
     assert content['causes']['loss_nonfinite'] == 1
     assert content['culprits']['modules'][0]['name'] == EVIL
     assert len(content['events']) == len(ROWS)
@@ -237,5 +242,5 @@ def test_it_runs_on_a_laptop(work_dir, form, without):
     command = laptop(TOOL, work_dir, *form, without=without)
     done = subprocess.run(command, capture_output=True)
     assert done.returncode == 1, done.stderr.decode()
-    assert b'sick since iteration' in done.stdout
+    assert b'sick since iteration 5' in done.stdout.lower()
     assert (work_dir / 'nanguard_report.html').exists() == (not form)

@@ -89,7 +89,7 @@ def test_heatmap_and_countdown(driver, tmp_path, width):
     assert alert_line[0] < rejected_line[0] < right + 20
     assert {'alert', 'loss not finite'} <= set(drawn['words'])
     assert 'least headroom 4' in drawn['label']
-    assert 'warned at iteration 40' in text(driver, '.verdict p')
+    assert 'Warned\nat iteration 40' in text(driver, '.lines')
     assert '40 iterations before the first rejected' in text(driver, 'main')
     assert errors(driver) == []
 

@@ -149,8 +149,8 @@ def test_what_is_told(tmp_path):
     log = next(tmp_path.glob('*/*.log')).read_text()
     assert re.search(
         r"Iter 4: gradient of 'backbone.0.weight' is NaN \(1 of \d tensors\); "
-        '1 of 2 micro-batches left out, the others made the update; samples: '
-        r'train/000008.jpg and 3 more\n',
+        '1 of 2 micro-batches left out, the others made the update; 4 '
+        'samples, named in its row\n',
         log,
     )
     assert re.search('Iter 8: .*; 2 of 2 micro-batches left out, upd', log)

@@ -8,8 +8,10 @@ rows with them. Read in this order:
 2. ``row_record``: the base class, and the way from a row to a record
    (``json_numbers``: NaN and Inf in JSON; ``phrases``: parts of sentences).
 3. ``guard_event``: an update that was not a plain step ('update');
-   ``build_event`` makes it from an observation and a verdict.
-4. ``autopsy``: the findings of a replay of a rejected update.
+   ``build_event`` makes it from an observation and a verdict, and
+   ``event_words`` its sentence and its console line.
+4. ``autopsy``: the findings of a replay of a rejected update, in words
+   (``autopsy_line``).
 5. ``start_row``, ``input_row``, ``dump_row``, ``remedy_row``,
    ``rollback_row``, ``audit_row``, ``alert_row``, ``bypass_row``,
    ``halt_row``, ``end_row``: the other kinds.

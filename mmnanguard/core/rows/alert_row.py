@@ -2,9 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Callable, ClassVar, Dict, Optional, Tuple
+from typing import Callable, ClassVar, Dict, List, Optional, Sequence, Tuple
 
-from mmnanguard._support.escape import escape
+from mmnanguard._support.console_line import (
+    NAME_WIDTHS,
+    fit,
+    named,
+    shorten_name,
+)
 
 from ..undefined_operations import SAFE_OPS
 from .row_record import RowRecord
@@ -27,6 +32,8 @@ UNDERFLOW = 'underflow'
 SCALE_FALLS = 'scale_falls'
 DIVERGING = 'diverging'
 OPERANDS = 'operands'
+# Each clause has forms from full to short.
+Clauses = List[Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -95,19 +102,35 @@ class AlertRow(RowRecord):
     cleared: Optional[int] = None
 
     def line(self) -> str:
-        """Return the console line."""
+        """Return the console line, of at most 160 columns."""
         if self.cleared is not None:
-            return escape(f'Iter {self.cleared}: {self.sentence()}')
-        return escape(f'Iter {self.iter}: alert: {self.sentence()}')
+            over = f'Iter {self.cleared}: the alert of iteration {self.iter}'
+            return fit(named(f'{over} is over: {{}}', self.name))
+        finding, *others = self._clauses()
+        start = f'Iter {self.iter}: alert'
+        return fit([f'{start}: {text}' for text in finding], *others)
 
     def sentence(self) -> str:
+        if self.cleared is not None:
+            return f'the alert of iteration {self.iter} is over: {self.name}'
+        return '; '.join(clause[0] for clause in self._clauses() if clause[0])
+
+    def _clauses(self) -> Clauses:
+        """Return the clauses of the alert, each from full to short."""
         describe = SENTENCES.get(self.rule)
         # Another version may know more rules.
         if describe is None:
-            return f"rule '{self.rule}': {self.value:.3g}"
-        if self.cleared is not None:
-            return f'the alert of iteration {self.iter} is over: {self.name}'
-        return describe(self)
+            return [[f"rule '{self.rule}': {self.value:.3g}"]]
+        clauses = describe(self)
+        forms = [clauses[0][0]]
+        for width in NAME_WIDTHS:
+            brief = self.replace(
+                module=shorten_name(self.module, width),
+                source=shorten_name(self.source, width),
+            )
+            forms.append(describe(brief)[0][0])
+        forms.append(describe(brief)[0][-1])
+        return [forms, *clauses[1:]]
 
     @property
     def name(self) -> str:
@@ -118,25 +141,31 @@ class AlertRow(RowRecord):
         return words
 
 
-def headroom(alert: AlertRow) -> str:
+def headroom(alert: AlertRow) -> Clauses:
     """Describe outputs that come near the limit of their dtype."""
     words = f"outputs of '{alert.module}'"
     if alert.left is not None and alert.doubles is not None:
-        words += (
-            f' double every {alert.doubles:.3g} iterations and are at '
-            f'{alert.value:.3g}; {alert.dtype} overflows in about '
-            f'{alert.left:.0f}'
-        )
+        clauses: Clauses = [
+            [
+                f'{words} double every {alert.doubles:.3g} iterations and are '
+                f'at {alert.value:.3g}'
+            ],
+            [f'{alert.dtype} overflows in about {alert.left:.0f}'],
+        ]
     else:
-        words += (
-            f' reach {alert.value:.3g} of {alert.limit:.5g} in {alert.dtype}'
-        )
-    if alert.config:
-        return f'{words}; float32 cures it: {alert.config}'
-    return f'{words}; {slower(alert)}'
+        clauses = [
+            [
+                f'{words} reach {alert.value:.3g} of {alert.limit:.5g} in '
+                f'{alert.dtype}'
+            ]
+        ]
+    if not alert.config:
+        return [*clauses, slower(alert)]
+    in_row = 'float32 cures it: its row has the config line'
+    return [*clauses, [f'float32 cures it: {alert.config}', in_row]]
 
 
-def update_ratio(alert: AlertRow) -> str:
+def update_ratio(alert: AlertRow) -> Clauses:
     """Describe updates that are large beside the weights."""
     since = ''
     if alert.first is not None:
@@ -144,57 +173,76 @@ def update_ratio(alert: AlertRow) -> str:
     losses = ''
     if not math.isnan(alert.loss):
         losses = (
-            f', and the loss is at {alert.loss:.4g} (at the start '
+            f'and the loss is at {alert.loss:.4g} (at the start '
             f'{alert.first_loss:.4g})'
         )
-    return (
+    full = (
         f'an update moves the weights by {percent(alert.value)} (median; '
         f"most: '{alert.module}', {percent(alert.most)}; limit "
-        f'{percent(alert.limit)}{since}){losses}: {slower(alert)}'
+        f'{percent(alert.limit)}{since})'
     )
+    brief = f"an update moves '{alert.module}' by {percent(alert.most)}"
+    return [[full, brief], slower(alert), [losses, '']]
 
 
-def attention_logits(alert: AlertRow) -> str:
+def attention_logits(alert: AlertRow) -> Clauses:
     """Describe arguments of a softmax that are too large."""
-    cure = f'{slower(alert)}, or normalize queries and keys'
+    ways = [
+        f'{words}, or normalize queries and keys' for words in slower(alert)
+    ]
+    before = ''
     if not alert.advice:
-        cure = (
-            f'they were at {alert.first:.3g} before the first update: divide '
-            'them by the root of the size of a key, or normalize queries and '
-            'keys'
-        )
-    return (
-        f"attention logits of '{alert.module}' reach {alert.value:.3g} (limit "
-        f'{alert.limit:g}): the softmax is near one-hot; {cure}'
-    )
+        before = f'they were at {alert.first:.3g} before the first update'
+        ways = [
+            'divide them by the root of the size of a key, or normalize '
+            'queries and keys'
+        ]
+    return [
+        [
+            f"attention logits of '{alert.module}' reach {alert.value:.3g} "
+            f'(limit {alert.limit:g})'
+        ],
+        ['the softmax is near one-hot', ''],
+        [before, ''],
+        ways,
+    ]
 
 
-def underflow(alert: AlertRow) -> str:
+def underflow(alert: AlertRow) -> Clauses:
     """Describe gradients that vanish in float16."""
-    return (
-        f'at loss scale {alert.loss_scale:.3g} the largest gradient is '
-        f'{alert.value:.3g} in float16, whose smallest number is 6e-08: many '
-        f'gradients become 0; raise it: {alert.config}'
-    )
+    return [
+        [
+            f'at loss scale {alert.loss_scale:.3g} the largest gradient is '
+            f'{alert.value:.3g} in float16, whose smallest number is 6e-08',
+            f'at loss scale {alert.loss_scale:.3g} the largest gradient is '
+            f'{alert.value:.3g} in float16',
+        ],
+        ['many gradients become 0', ''],
+        [f'raise it: {alert.config}'],
+    ]
 
 
-def scale_falls(alert: AlertRow) -> str:
+def scale_falls(alert: AlertRow) -> Clauses:
     """Describe a loss scale that keeps falling."""
-    return (
-        f'the loss scale has fallen {alert.value:g} times in 100 iterations, '
-        f'to {alert.loss_scale:g}: gradients or outputs keep growing'
-    )
+    return [
+        [
+            f'the loss scale has fallen {alert.value:g} times in 100 '
+            f'iterations, to {alert.loss_scale:g}: gradients or outputs keep '
+            'growing'
+        ]
+    ]
 
 
-def diverging(alert: AlertRow) -> str:
+def diverging(alert: AlertRow) -> Clauses:
     """Describe losses that climb back."""
-    return (
+    finding = (
         f'the median loss is back at {alert.value:.4g}, above '
-        f'{alert.limit:.4g}: {slower(alert)} if it goes on'
+        f'{alert.limit:.4g}'
     )
+    return [[finding], [f'if it goes on, {words}' for words in slower(alert)]]
 
 
-def operands(alert: AlertRow) -> str:
+def operands(alert: AlertRow) -> Clauses:
     """Describe operands that fall towards a pole."""
     what = 'denominator' if alert.op == 'div' else f'argument of {alert.op}'
     place = f' at {alert.source}' if alert.source else ''
@@ -207,17 +255,24 @@ def operands(alert: AlertRow) -> str:
             f' halves every {alert.doubles:.3g} iterations, reaches 0 in '
             f'about {alert.left:.0f},'
         )
-    return (
-        f'the smallest {what}{place}{speed} and is at {alert.value:.3g}; at 0 '
-        'its derivative is infinite: '
-        f'mmnanguard.numerics.{safe} bounds it, or add a small number'
-    )
+    start, now = f'the smallest {what}{place}', f'is at {alert.value:.3g}'
+    full = brief = f'{start} {now}'
+    if speed:
+        full = f'{start}{speed} and {now}'
+        brief = f'{start} reaches 0 in about {alert.left:.0f} iterations'
+    cure = f'mmnanguard.numerics.{safe} bounds it'
+    return [
+        [full, brief],
+        ['at 0 its derivative is infinite', ''],
+        [f'{cure}, or add a small number', cure],
+    ]
 
 
-def slower(alert: AlertRow) -> str:
-    """Return the advice on the learning rate."""
+def slower(alert: AlertRow) -> Sequence[str]:
+    """Return the advice on the learning rate, full and short."""
     now = '' if math.isnan(alert.lr) else f' (now {alert.lr:.3g})'
-    return f'lower the learning rate{now} or lengthen the warm-up'
+    short = f'lower the learning rate{now}'
+    return [f'{short} or lengthen the warm-up', short]
 
 
 def percent(share: float) -> str:
@@ -234,7 +289,7 @@ NAMES = {
     DIVERGING: 'median loss',
     OPERANDS: 'smallest operand',
 }
-SENTENCES: Dict[str, Callable[[AlertRow], str]] = {
+SENTENCES: Dict[str, Callable[[AlertRow], Clauses]] = {
     HEADROOM: headroom,
     UPDATE_RATIO: update_ratio,
     ATTENTION_LOGITS: attention_logits,

@@ -3,10 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Optional, Tuple
 
-from mmnanguard._support.escape import escape
+from mmnanguard._support.console_line import fit, named
 
 from ..bad_tensor import BadTensor
-from .phrases import ranks_in_words
+from .phrases import and_more, ranks_in_words
 from .row_record import NewRow, RowRecord
 
 __all__ = ['AuditRow']
@@ -52,6 +52,10 @@ class AuditRow(RowRecord):
         return row
 
     def sentence(self) -> str:
+        parts = [self._finding(), self._consequence()]
+        return '; '.join(filter(None, parts))
+
+    def _finding(self) -> str:
         where = ', '.join(self.where)
         if self.tensors:
             first, more = self.tensors[0], self.num_bad - 1
@@ -66,10 +70,26 @@ class AuditRow(RowRecord):
         # (0,) is also the value of every run on a single rank.
         if self.ranks != (0,):
             story += f', on {ranks_in_words(self.ranks)}'
-        if self.checkpoint:
-            story += f'; {self.checkpoint} is not written'
         return story
 
+    def _consequence(self) -> str:
+        if not self.checkpoint:
+            return ''
+        return f'{self.checkpoint} is not written'
+
     def line(self) -> str:
-        """Return the console line."""
-        return escape(f'Iter {self.iter}: audit: {self.sentence()}')
+        """Return the console line, of at most 160 columns."""
+        start = f'Iter {self.iter}: audit'
+        finding = [f'{start}: {self._finding()}']
+        if self.tensors:
+            first = self.tensors[0]
+            brief = (
+                f"{start}: '{{}}' ({first.tensor}) is {first.kind_in_words}"
+            )
+            finding += named(
+                f'{brief}{and_more(self.num_bad - 1)}', first.name
+            )
+        checkpoint = ['']
+        if self.checkpoint:
+            checkpoint = [*named('{} is not written', self.checkpoint), '']
+        return fit(finding, checkpoint)

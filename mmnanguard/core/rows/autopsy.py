@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, Mapping, Optional, Tuple
 
-from mmnanguard._support.escape import escape
-
 from ..undefined_operations import known_fault
+from .autopsy_line import autopsy_line, autopsy_sentence
 from .json_numbers import JsonObject
 from .phrases import and_more
 from .row_record import RowRecord
@@ -160,15 +159,14 @@ class Autopsy(RowRecord):
         return is_of_model and not self.op and self.input_absmax == 0
 
     def line(self, iteration: int, is_compiled: bool = False) -> str:
-        """Return the console line.
+        """Return the console line, of at most 160 columns.
 
         Args:
             iteration: Iteration of the update, from 1.
             is_compiled: Whether training runs compiled code. A replay never
                 does.
         """
-        story = self.sentence(is_compiled)
-        return escape(f'Iter {iteration}: autopsy: {story}')
+        return autopsy_line(self, iteration, is_compiled)
 
     def sentence(self, is_compiled: bool = False) -> str:
         """Describe the findings of the replay.
@@ -176,34 +174,20 @@ class Autopsy(RowRecord):
         Args:
             is_compiled: Whether training runs compiled code.
         """
-        # A replay runs eagerly, because a dispatch mode does not see the
-        # operations inside of compiled code.
-        if not self.repeats and is_compiled:
-            return (
-                'eager did not reproduce it: run again without '
-                'torch.compile, the update is finite; either the fault is '
-                'transient or the compiled code makes it'
-            )
-        if not self.repeats and self.keys:
-            keys = ', '.join(map(repr, self.keys))
-            return (
-                f'run again, loss and gradients are finite although {keys} '
-                'is not: the model may mask it on purpose; then leave it out '
-                'of InputGuardHook(keys=...)'
-            )
-        if not self.repeats:
-            return (
-                'run again, the update is finite: the fault is '
-                'transient, or in what a replay does not have (Python state, '
-                'hooks that change the batch or inject the fault)'
-            )
-        if not self.phase:
-            return 'the fault repeats; where it begins was not seen'
-        parts = [self.finding(), *filter(None, [self.tried_in_words()])]
-        return '; '.join([*parts, 'it happens again when replayed'])
+        return autopsy_sentence(self, is_compiled)
 
     def tried_in_words(self) -> str:
         """Return the cures that were tried, with their outcomes, or ''."""
+        outcomes = []
+        for words, is_finite in self.outcomes().items():
+            outcome = 'finite' if is_finite else 'still NaN or Inf'
+            outcomes.append(f'{words}: {outcome}')
+        if not outcomes:
+            return ''
+        return f'tried: {", ".join(outcomes)}'
+
+    def outcomes(self) -> Mapping[str, bool]:
+        """Return whether the replay was finite, by cure in words."""
         tried = dict(self.tried)
         # Rows of 0.1 have these two outcomes only.
         is_of_model = self.phase not in ('input', 'weight')
@@ -214,14 +198,7 @@ class Autopsy(RowRecord):
         # That gradients are bad beside a bad loss is no news.
         if not tried.get(GRADS, True):
             del tried[GRADS]
-        outcomes = []
-        for cure, words in CURES.items():
-            if cure in tried:
-                outcome = 'finite' if tried[cure] else 'still NaN or Inf'
-                outcomes.append(f'{words}: {outcome}')
-        if not outcomes:
-            return ''
-        return f'tried: {", ".join(outcomes)}'
+        return {CURES[cure]: tried[cure] for cure in CURES if cure in tried}
 
     def place(self) -> str:
         """Return module, operation and source line, such as they are known."""
@@ -255,7 +232,7 @@ class Autopsy(RowRecord):
         who = 'the batch'
         # Without them, the rest of the batch may be bad as well.
         if self.samples and self.tried.get('without_samples', True):
-            who = self._named_samples()
+            who = self.named_samples()
         verb = 'overflow'
         # Finite inputs give NaN by an invalid operation, such as sqrt(-1).
         if math.isnan(self.output_absmax):
@@ -310,7 +287,7 @@ class Autopsy(RowRecord):
     def _bad_input(self) -> str:
         who = 'the batch'
         if self.samples:
-            who = self._named_samples()
+            who = self.named_samples()
         keys = ''
         if self.keys:
             keys = f' in {", ".join(map(repr, self.keys))}'
@@ -350,9 +327,10 @@ class Autopsy(RowRecord):
         share = ''
         if self.num_samples:
             share = f' ({len(self.samples)} of {self.num_samples})'
-        return f', for {self._named_samples()}{share}'
+        return f', for {self.named_samples()}{share}'
 
-    def _named_samples(self) -> str:
+    def named_samples(self) -> str:
+        """Return the first sample, and the number of the others."""
         others = and_more(len(self.samples) - 1)
         return f"sample '{self.samples[0]}'{others}"
 

@@ -1,9 +1,11 @@
 """The row of a dump: a file from which an update can be replayed."""
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import ClassVar, Optional, Sequence, Tuple
+from typing import ClassVar, Optional, Tuple
 
-from mmnanguard._support.escape import escape
+from mmnanguard._support.console_line import fit, named
 
 from ..launch import tool_command
 from .row_record import NewRow, RowRecord
@@ -24,6 +26,7 @@ class DumpRow(RowRecord):
             'config', 'checkpoint'.
         checkpoint: Path of a checkpoint that is older than the dump, for a
             dump without weights; None if there was none.
+        remarks: Clauses about parts that the dump lacks, and why.
     """
 
     KIND: ClassVar[str] = 'dump'
@@ -35,22 +38,38 @@ class DumpRow(RowRecord):
     bytes: int = 0
     needs: Tuple[str, ...] = ()
     checkpoint: Optional[str] = None
+    remarks: Tuple[str, ...] = ()
 
     def to_row(self) -> NewRow:
-        # A list, as in the file, for hooks that receive the row.
-        return {**super().to_row(), 'needs': list(self.needs)}
+        # Lists, as in the file, for hooks that receive the row.
+        row = super().to_row()
+        row.update(needs=list(self.needs), remarks=list(self.remarks))
+        return row
 
     def sentence(self) -> str:
         return f'dumped to {self.path} ({self.bytes / 2**20:.1f} MiB)'
 
-    def line(self, remarks: Sequence[str] = ()) -> str:
-        """Return the console line.
+    def line(self) -> str:
+        """Return the console line, of at most 160 columns.
 
-        Args:
-            remarks: Clauses about parts that the dump lacks.
+        Its command runs in the folder in which training was started.
         """
-        story = '; '.join([self.sentence(), *remarks])
-        return escape(f'mmnanguard: {story}; run it: {self.command()}')
+        near = self.path
+        with suppress(ValueError):  # another drive of Windows
+            near = min(near, os.path.relpath(near), key=len)
+        run = f'run it: {self.replace(path=near).command()}'
+        return fit(
+            [
+                f'mmnanguard: {self.sentence()}; {run}',
+                f'mmnanguard: dumped ({self.bytes / 2**20:.1f} MiB); {run}',
+                f'mmnanguard: {run}',
+                *named(
+                    'mmnanguard: dumped to {}; the report has the command',
+                    self.path,
+                ),
+            ],
+            *[[remark, ''] for remark in self.remarks],
+        )
 
     def command(self) -> str:
         """Return the command that replays the dump.

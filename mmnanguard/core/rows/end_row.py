@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import ClassVar, Mapping, Optional, Tuple
 
+from mmnanguard._support.console_line import NAME_WIDTHS, fit, shorten_name
+
 from .phrases import and_more, samples_in_words
 from .row_record import RowRecord
 
@@ -54,6 +56,25 @@ class EndRow(RowRecord):
         if bad:
             sentence = f'{sentence.rstrip(":")}; {bad}'
         return sentence
+
+    def line(self) -> str:
+        """Return the console line about the bad numbers of a crash."""
+        start = f'mmnanguard: Iter {self.iter}: in the iteration that crashed'
+        forms = [f'{start}, {self.bad_numbers()}']
+        for width in NAME_WIDTHS:
+            brief = self.shortened(width).bad_numbers()
+            forms.append(f'{start}, {brief}')
+        return fit(forms)
+
+    def shortened(self, width: int) -> 'EndRow':
+        """Return the row with a bad key, and names of limited width."""
+        params = [shorten_name(name, width) for name in self.bad_params]
+        inputs = {}
+        for key, names in list(self.bad_inputs.items())[:1]:
+            # Both samples that a sentence names have to fit.
+            short = [shorten_name(name, width) for name in names]
+            inputs[shorten_name(key, width)] = tuple(short)
+        return self.replace(bad_params=tuple(params), bad_inputs=inputs)
 
     def bad_numbers(self) -> str:
         """Describe the bad numbers that the iteration met; '' without any."""

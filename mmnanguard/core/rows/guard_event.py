@@ -2,41 +2,23 @@
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import ClassVar, Dict, Mapping, Optional, Tuple
-
-from mmnanguard._support.escape import escape
+from typing import ClassVar, Mapping, Optional, Tuple
 
 from ..bad_tensor import BadTensor
-from ..causes import CAUSES, UNKNOWN, Cause
+from ..causes import Cause
 from ..rules.verdict import Action
+from .event_words import event_line, event_sentence
 from .json_numbers import JsonObject, to_jsonable
-from .phrases import and_more, plural, ranks_in_words
+from .phrases import plural
 from .row_record import NewRow, RowRecord
 
-__all__ = [
-    'INITIAL_ORIGIN',
-    'PAST_GUARD',
-    'PRETRAINED',
-    'GuardEvent',
-    'stepper_in_words',
-]
+__all__ = ['INITIAL_ORIGIN', 'PAST_GUARD', 'PRETRAINED', 'GuardEvent']
 
 # The keys that come first in a row, in this order.
 FIRST_KEYS = (
     *('schema', 'kind', 'id', 'run', 'attempt', 'time', 'iter', 'epoch'),
     *('batch_idx', 'optimizer'),
 )
-OUTCOMES = {
-    # Used only if micro-batches were left out; any other commit has its own
-    # sentence.
-    Action.STEP: 'the others made the update',
-    Action.SKIP: 'update skipped',
-    Action.HALT: 'training halts, nothing was updated',
-    # Whether training goes back is decided later, and has its own line.
-    Action.ROLLBACK: 'update skipped, a rollback is considered',
-}
-
-UNKNOWN_ORIGIN = 'which happened outside any guarded update'
 PAST_GUARD = 'was called past the guard'
 PRETRAINED = 'as the file of load_from already had it: '
 INITIAL_ORIGIN = (
@@ -79,6 +61,10 @@ class GuardEvent(RowRecord):
         params: A few of the bad tensors, nearest to the loss first.
         samples: Names of the samples of the window, or only of the
             micro-batches that were left out.
+        bad_samples: Those of ``samples`` that are known to be bad: their
+            input is not finite, a check of the data has found them, or an
+            earlier row of the run blames them. Innocent samples are not
+            among them.
         inputs: Range of each tensor of the batch, as the data loader returned
             it.
         watched: Range of each tensor that was passed to ``watch``.
@@ -134,6 +120,7 @@ class GuardEvent(RowRecord):
     num_params: int = 0
     params: Tuple[BadTensor, ...] = ()
     samples: Tuple[str, ...] = ()
+    bad_samples: Tuple[str, ...] = ()
     inputs: Mapping[str, JsonObject] = field(default_factory=dict)
     watched: Mapping[str, JsonObject] = field(default_factory=dict)
     consecutive_skips: int = 0
@@ -192,78 +179,12 @@ class GuardEvent(RowRecord):
         return tuple(keys)
 
     def line(self) -> str:
-        """Return the console line."""
-        where = []
-        # The only optimizer of a run needs no name.
-        if self.optimizer != 'default':
-            where.append(self.optimizer)
-        # (0,) is also the value of every run on a single rank.
-        if self.ranks != (0,):
-            where.append(ranks_in_words(self.ranks))
-        words = ''
-        if where:
-            words = f' ({", ".join(where)})'
-        return escape(f'Iter {self.iter}{words}: {self.sentence()}')
+        """Return the console line, of at most 160 columns."""
+        return event_line(self)
 
     def sentence(self) -> str:
-        sentence = self._fault()
-        keys = ', '.join(map(repr, self.bad_keys))
-        if keys and not self.is_routine:
-            sentence += f'; {keys} of its batch is not finite'
-        sentence += f'; {self._outcome()}'
-        if self.samples:
-            others = and_more(len(self.samples) - 1)
-            sentence += f'; samples: {self.samples[0]}{others}'
-        return sentence
-
-    def _fault(self) -> str:
-        """Describe what went wrong, in the words of the cause."""
-        # A row may claim the cause 'none'.
-        template = CAUSES.get(self.cause, UNKNOWN).line
-        # Templates name only some of these words.
-        return template.format(
-            loss=self.loss,
-            of_all=self._bad_of_all(),
-            origin=self.origin or UNKNOWN_ORIGIN,
-            **self._tensor_words(),
-            **self._loss_words(),
-            **self._spike_words(),
-            **self._step_words(),
-        )
-
-    def _bad_of_all(self) -> str:
-        return f'{self.num_bad_params} of {self.num_params} tensors'
-
-    def _tensor_words(self) -> Dict[str, str]:
-        """Return the words about bad tensors."""
-        # A row of another version may name no tensor.
-        name, kind, tensor = 'a parameter', 'bad', 'weight'
-        if self.params:
-            first = self.params[0]
-            name, kind = f"'{first.name}'", first.kind_in_words
-            if first.tensor in TENSOR_WORDS:
-                tensor = TENSOR_WORDS[first.tensor]
-        others = and_more(len(self.params) - 1)
-        if others:
-            others += ' are bad'
-        return {'name': name, 'kind': kind, 'tensor': tensor, 'others': others}
-
-    def _loss_words(self) -> Dict[str, str]:
-        """Return the words about a loss that is not finite."""
-        kind = 'Inf'
-        if math.isnan(self.loss):
-            kind = 'NaN'
-        # loss + inf is Inf, and its gradients are fine.
-        gradients = ' while its gradients are finite'
-        if self.num_bad_params:
-            gradients = f', and so are gradients ({self._bad_of_all()})'
-        parts = ''
-        # That the loss is bad is said already.
-        if not self.counts or set(self.bad_losses) != {'loss'}:
-            parts = self.bad_losses_in_words()
-        if parts:
-            parts = f': {parts}'
-        return {'loss_kind': kind, 'gradients': gradients, 'parts': parts}
+        """Describe the update in a sentence, without the iteration."""
+        return event_sentence(self)
 
     def bad_losses_in_words(self) -> str:
         """Return the parts of the loss that are not finite, and how often.
@@ -277,117 +198,3 @@ class GuardEvent(RowRecord):
             return ''
         iterations = plural('iteration', self.num_iters)
         return f'{", ".join(parts)} of {self.num_iters} {iterations}'
-
-    def _spike_words(self) -> JsonObject:
-        """Return the words and numbers about a spike or a divergence."""
-        spike = self.spike or NO_SPIKE
-        usual = ''
-        # The mean is NaN if the limit is a fixed number.
-        if not math.isnan(spike['mean']):
-            usual = f', its mean {spike["mean"]:.4g}'
-        return {
-            'what': str(spike['what']).replace('grad_', 'gradient '),
-            'value': spike['value'],
-            'limit': spike['limit'],
-            'mean': spike['mean'],
-            'usual': usual,
-        }
-
-    def _step_words(self) -> Dict[str, str]:
-        """Return the words about the step of an optimizer."""
-        step = self.step or {}
-        fault = 'made NaN or Inf of finite gradients and was undone'
-        if step.get('nonfinite'):
-            fault = f'is refused: {", ".join(step["nonfinite"])}'
-        elif self.params:
-            words = self._tensor_words()
-            fault = (
-                f'made {words["kind"]} of finite gradients in '
-                f'{words["tensor"]} {words["name"]}'
-                f'{and_more(len(self.params) - 1)} and was undone'
-            )
-        return {
-            'stepper': stepper_in_words(step),
-            'step_fault': fault,
-            'step_iter': str(step.get('iter', 'before')),
-        }
-
-    def _outcome(self) -> str:
-        """Describe the fate of the update and of the loss scale."""
-        is_committed = self.action is Action.STEP
-        if self.is_harmless_commit:
-            return 'update committed, as without a guard'
-        if is_committed and self.micro_batches is None:
-            return (
-                f'update committed, gradients x {self.clip_coef:.4g}, '
-                f'learning rate x {self.lr_factor:.4g}'
-            )
-        parts = []
-        if self.micro_batches is not None:
-            num = len(self.micro_batches['left_out'])
-            total = self.micro_batches['total']
-            parts.append(f'{num} of {total} micro-batches left out')
-        parts.append(OUTCOMES[self.action])
-        if self.loss_scale is not None:
-            parts.append(self._scale_words(self.loss_scale))
-        # A commit ends the streak.
-        if not is_committed:
-            parts.append(self._count_words())
-        return ', '.join(parts)
-
-    def _scale_words(self, loss_scale: Mapping[str, float]) -> str:
-        before, after = loss_scale['before'], loss_scale['after']
-        # The scale stays at its floor, and for causes that it cannot cure.
-        is_plain = self.scale_blamed or not math.isfinite(self.loss)
-        if before == after and is_plain:
-            return f'loss scale stays at {before:g}'
-        if before == after:
-            return (
-                f'loss scale stays at {before:g}: it is not the likely cause'
-            )
-        words = f'loss scale {before:g} -> {after:g}'
-        if before < after and not self.scale_blamed:
-            words += ' again: lowering it did not help'
-        return words
-
-    def _count_words(self) -> str:
-        # A routine overflow is no part of a streak.
-        if self.is_routine:
-            return f'routine for a new scale, {self.routine_overflows} so far'
-        if not self.counts:
-            return (
-                f'counts toward no limit, {self.total_skips} rejected so far'
-            )
-        skips = plural('skip', self.consecutive_skips)
-        return f'{self.consecutive_skips} {skips} in a row'
-
-
-def stepper_in_words(step: JsonObject) -> str:
-    """Return the optimizer of a step and some of its settings."""
-    settings = []
-    for key, value in step.get('settings', {}).items():
-        settings.append(f'{key}={shorten(value)}')
-    stepper = str(step.get('optimizer', 'the optimizer'))
-    if settings:
-        stepper += f' with {", ".join(settings)}'
-    return stepper
-
-
-def shorten(value: object) -> str:
-    """Return a setting as short as a user would write it."""
-    if isinstance(value, float):
-        return f'{value:g}'
-    if isinstance(value, (list, tuple)):
-        return f'({", ".join(map(shorten, value))})'
-    return str(value)
-
-
-# The word for a bad tensor that is no weight, by ``BadTensor.tensor``.
-TENSOR_WORDS = {'buffer': 'buffer', 'optimizer': 'state'}
-# A row with the cause 'spike' may lack its spike.
-NO_SPIKE: JsonObject = {
-    'what': 'value',
-    'value': math.nan,
-    'limit': math.nan,
-    'mean': math.nan,
-}

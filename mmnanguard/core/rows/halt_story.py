@@ -10,6 +10,7 @@ from ..diagnosis import diagnose
 from ..evidence import Evidence
 from ..rules.policy import GuardPolicy
 from .autopsy import Autopsy
+from .event_words import full_line
 from .guard_event import GuardEvent
 from .input_row import InputRow
 from .row_record import RowRecord
@@ -61,7 +62,7 @@ def write_halt_story(
     lines = [
         f'training halted at iteration {event.iter}, optimizer '
         f"'{event.optimizer}'{reason}; {damage}.",
-        event.line(),
+        full_line(event),
         f'Skips: {event.consecutive_skips} in a row since iteration '
         f'{event.since}, {event.total_skips} in all, besides '
         f'{event.routine_overflows} routine overflows (limits: '

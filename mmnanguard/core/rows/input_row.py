@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Mapping, Optional, Tuple
 
-from mmnanguard._support.escape import escape
+from mmnanguard._support.console_line import NAME_WIDTHS, fit, shorten_name
 
-from .phrases import and_more, plural
+from .phrases import and_more, plural, ranks_in_words
 from .row_record import NewRow, RowRecord
 
 __all__ = ['InputRow']
@@ -91,18 +91,35 @@ class InputRow(RowRecord):
         return sentence
 
     def line(self, with_ranks: bool) -> str:
-        """Return the console line.
+        """Return the console line, of at most 160 columns.
 
         Args:
             with_ranks: Whether to name the ranks.
         """
-        fault = self._fault(self.subject(with_ranks))
+        when, outcome = f'Iter {self.iter}', ''
         # The line of the rejected update has the outcome.
-        if self.since is None:
-            return escape(f'Iter {self.iter}: {fault}{self._remark}')
-        return escape(
-            f'Iter {self.since} to {self.iter}: {fault}; {self._outcome}'
-        )
+        if self.since is not None:
+            when, outcome = f'Iter {self.since} to {self.iter}', self._outcome
+        faults = [f'{when}: {self._fault(self.subject(with_ranks))}']
+        for width in NAME_WIDTHS:
+            subject = self._brief_subject(with_ranks, width)
+            faults.append(f'{when}: {self._fault(subject)}')
+        remark = ['']
+        if self.usual:
+            remark = [self._remark[2:], 'the model seems to mask it']
+        return fit(faults, outcome, remark)
+
+    def _brief_subject(self, with_ranks: bool, width: int) -> str:
+        """Return the first bad sample, its part and the number of others."""
+        ranks, sample = '', 'a sample'
+        if with_ranks:
+            ranks = f' on {ranks_in_words(self.ranks)}'
+        if self.samples:
+            sample = f"'{shorten_name(self.samples[0], width)}'"
+        key = ''
+        if self.keys:
+            key = f' ({shorten_name(next(iter(self.keys)), width)})'
+        return f'{sample}{and_more(self.num_samples - 1)}{key}{ranks}'
 
     def _fault(self, subject: str) -> str:
         # An interval is over when it is reported.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Optional, Sequence, Tuple
 
-from mmnanguard._support.escape import escape
+from mmnanguard._support.console_line import fit, named
 
 from .row_record import RowRecord
 
@@ -51,12 +51,24 @@ class RemedyRow(RowRecord):
         return f"remedy '{self.remedy}' for '{self.module}'"
 
     def line(self) -> str:
-        """Return the console line."""
+        """Return the console line, of at most 160 columns."""
         when = 'to make that permanent'
         # The state of a resumed run has these changes already.
         if self.remedy in (SCALE, LR):
             when = 'resumed runs keep it; for a new run'
-        return escape(f'mmnanguard: {self.sentence()}; {when}: {self.config}')
+        start, word = 'mmnanguard: ', self.remedy.replace('fp32', 'float32')
+        # The line for the config names the module, too.
+        return fit(
+            [
+                f'{start}{self.sentence()}; {when}: {self.config}',
+                f'{start}{word} from now on; {when}: {self.config}',
+                *named(
+                    f"{start}'{{}}': {word} from now on; its row has "
+                    'the config line',
+                    self.module,
+                ),
+            ]
+        )
 
 
 def line_of_fp32(modules: Sequence[str]) -> str:

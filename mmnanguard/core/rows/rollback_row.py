@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Optional, Tuple
 
-from mmnanguard._support.escape import escape
+from mmnanguard._support.console_line import fit, named
 
 from .row_record import RowRecord
 
@@ -60,5 +60,23 @@ class RollbackRow(RowRecord):
         )
 
     def line(self, max_rollbacks: int) -> str:
-        """Return the console line."""
-        return escape(f'Iter {self.iter}: {self.sentence(max_rollbacks)}')
+        """Return the console line, of at most 160 columns."""
+        start = (
+            f'Iter {self.iter}: went back to the state after iteration '
+            f'{self.to} (rollback {self.num_rollbacks} of {max_rollbacks})'
+        )
+        scale, source, why = '', [''], ['']
+        if self.loss_scale != 1.0:
+            scale = f'loss scale {self.loss_scale:g}'
+        if self.path:
+            source = [*named('from {}', self.path), '']
+        if self.evidence:
+            why = [self.evidence, '']
+        return fit(
+            start,
+            f'learning rate x {self.lr_factor:g}',
+            scale,
+            source,
+            why,
+            ['data and schedule go on', ''],
+        )

@@ -1,6 +1,5 @@
 """The evidence of the losses: whether a run is harmed by its updates."""
 
-import math
 from statistics import median_low
 from typing import NamedTuple, Optional, Sequence
 
@@ -53,11 +52,10 @@ def read_losses(
     """Return the level of the losses; None if too few are known.
 
     Args:
-        losses: The losses of the last committed updates, oldest first.
+        losses: The finite losses of the last committed updates, oldest first.
         first: The level at the start.
     """
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    compared = finite[-NUM_COMPARED:]
+    compared = losses[-NUM_COMPARED:]
     half = len(compared) // 2
     if first is None or half < LEAST_COMPARED:
         return None

@@ -9,10 +9,15 @@ __all__ = ['LEAST_SCALED_GRAD', 'StabilityLimits']
 
 # Of the largest one in float16: below it, others vanish.
 LEAST_SCALED_GRAD = 2.0**-12
-POSITIVE = (
-    *('headroom', 'attention_logits', 'underflow', 'diverging'),
-    'operands',
-)
+# The highest value of each limit, inclusive. In float16, outputs of 1 have a
+# headroom of 16 bits, and no gradient is above 65504.
+HIGHEST = {
+    'headroom': 16,
+    'attention_logits': None,
+    'underflow': 65504,
+    'diverging': 1,
+    'operands': 1,
+}
 
 
 @dataclass(frozen=True)
@@ -38,13 +43,18 @@ class StabilityLimits:
 
     def __post_init__(self) -> None:
         where = 'StabilityMonitorHook.{}'.format
-        for name in POSITIVE:
+        for name, highest in HIGHEST.items():
             value = getattr(self, name)
+            is_positive = is_finite_number(value) and value > 0
+            allowed = 'a number above 0'
+            if highest is not None:
+                is_positive = is_positive and value <= highest
+                allowed += f' and at most {highest}'
             check_value(
-                value is None or (is_finite_number(value) and value > 0),
+                value is None or is_positive,
                 where(name),
                 value,
-                'a number above 0, or None',
+                f'{allowed}, or None',
             )
         ratio = self.update_ratio
         is_number = is_finite_number(ratio) and float(str(ratio)) > 0

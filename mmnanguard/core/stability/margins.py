@@ -50,5 +50,5 @@ def on_scale(scale: float, grad: float) -> str:
         answer = 'too large'
     return (
         f'loss scale {scale:g} is {answer} (largest scaled gradient '
-        f"{scaled:.2g} of float16's 65504; up to 2^{exponent} fits)"
+        f'{scaled:.2g} of 65504; up to 2^{exponent} fits)'
     )

@@ -13,31 +13,21 @@ from typing import (
     Tuple,
 )
 
-from ..rows.alert_row import (
-    DIVERGING,
-    HEADROOM,
-    OPERANDS,
-    SCALE_FALLS,
-    UNDERFLOW,
-    AlertRow,
-)
-from ..rows.remedy_row import line_of_fp32
+from ..rows.alert_row import DIVERGING, SCALE_FALLS, AlertRow
 from ..rules.divergence import Divergence, LossLevel
 from ..rules.recent_commits import Commit
+from .alerts import alert_of, is_news
 from .headroom import MAX_POINTS, Point
 from .learning import read_losses
 from .limits import StabilityLimits
-from .loss_scales import fitting_scale
-from .rules import WATCHED, Past, Reading, read_sample
+from .rules import WATCHED, Past, read_sample
 from .sample import Sample
 from .start import Start
 
-__all__ = ['Judgement', 'Monitor', 'is_due']
+__all__ = ['Judgement', 'Monitor']
 
 # A level that has been watched is watched again once it has grown.
 GROWN = 1.25
-# An alert is told again once its number has grown.
-TOLD_AGAIN = 4.0
 # Iterations at the start in which the loss scale finds its value.
 NUM_SETTLING = 20
 SCALE_WINDOW = 100
@@ -70,6 +60,8 @@ class Monitor:
             iteration, from the one that was in force 100 iterations ago.
         levels: The level of the losses of each optimizer.
         updates: The number of the last update that the level knows.
+        diverging: The optimizer whose losses the open alert of divergence is
+            about; '' if it is not known.
     """
 
     trends: Mapping[str, Tuple[Point, ...]] = field(default_factory=dict)
@@ -84,6 +76,7 @@ class Monitor:
     scales: Tuple[Tuple[int, float], ...] = ()
     levels: Mapping[str, LossLevel] = field(default_factory=dict)
     updates: Mapping[str, int] = field(default_factory=dict)
+    diverging: str = ''
 
     def after(
         self,
@@ -109,12 +102,16 @@ class Monitor:
                 max(math.log2(operand.value) + LEAST_BITS, 0.0),
             )
             operands[name] = (*operands.get(name, ()), point)[-MAX_POINTS:]
-        start = self.start.after(sample, losses or {})
-        levels = []
+        finite = {}
         for name, of_name in (losses or {}).items():
+            known = list(filter(math.isfinite, of_name))
             # Some wrappers see no losses.
-            if any(map(math.isfinite, of_name)):
-                levels.append(read_losses(of_name, start.losses.get(name)))
+            if known:
+                finite[name] = known
+        start = self.start.after(sample, finite)
+        levels = []
+        for name, known in finite.items():
+            levels.append(read_losses(known, start.losses.get(name)))
         past = Past(trends, operands, levels, start)
         readings = read_sample(sample, past, limits)
         over, watched = dict(self.over), dict(self.watched)
@@ -237,7 +234,7 @@ class Monitor:
         )
         open_alert = self.open_alerts.get(DIVERGING)
         # The median is at its lowest: what was lost has been learnt again.
-        has_recovered = level.age == 0 and len(after.levels) == 1
+        has_recovered = level.age == 0 and self.diverging in (name, '')
         if open_alert is not None and has_recovered:
             cleared = open_alert.replace(cleared=iteration)
             return Judgement(after.closed(DIVERGING), [cleared])
@@ -251,7 +248,8 @@ class Monitor:
             lr=commit.lr,
             advice='lr',
         )
-        return Judgement(after.opened(alert), [alert])
+        after = replace(after.opened(alert), diverging=name)
+        return Judgement(after, [alert])
 
     def after_rollback(self) -> 'Monitor':
         """Return the memory of a run that went back to an earlier state.
@@ -265,6 +263,7 @@ class Monitor:
             num_samples=self.num_samples,
             start=self.start,
             updates=self.updates,
+            diverging=self.diverging,
         )
 
     def opened(self, alert: AlertRow) -> 'Monitor':
@@ -328,24 +327,6 @@ class Judgement(NamedTuple):
     alerts: List[AlertRow]
 
 
-def is_due(iteration: int, interval: int, watch_until: int) -> bool:
-    """Whether a sample begins with an iteration.
-
-    Args:
-        iteration: The number of iterations that are done.
-        interval: Number of iterations between two samples. They are five
-            times as dense in the first five intervals, and ten times as dense
-            while a number is watched.
-        watch_until: The iteration, exclusive, until which it is.
-    """
-    spacing = interval
-    if iteration < 5 * interval:
-        spacing = max(interval // 5, 1)
-    if iteration < watch_until:
-        spacing = max(interval // 10, 1)
-    return iteration % spacing == 0
-
-
 def extended(
     trends: Mapping[str, Tuple[Point, ...]], sample: Sample
 ) -> Dict[str, Tuple[Point, ...]]:
@@ -363,32 +344,3 @@ def extended(
             before = ()
         after[module] = (*before, (sample.iter, bits))[-MAX_POINTS:]
     return after
-
-
-def alert_of(reading: Reading, sample: Sample) -> AlertRow:
-    """Return the alert of a rule that is over its limit."""
-    alert = AlertRow(
-        iter=sample.iter,
-        rule=reading.rule,
-        loss_scale=sample.loss_scale,
-        lr=sample.lr,
-        **reading.facts,
-    )
-    if alert.rule == HEADROOM and alert.advice:
-        alert = alert.replace(config=line_of_fp32([alert.module]))
-    if alert.rule == UNDERFLOW:
-        scale = "'dynamic'"
-        if alert.value > 0:
-            scale = f'{fitting_scale(alert.value / alert.loss_scale):g}'
-        alert = alert.replace(config=f'optim_wrapper=dict(loss_scale={scale})')
-    return alert
-
-
-def is_news(alert: AlertRow, before: AlertRow) -> bool:
-    """Whether an alert says more than the open one of its rule."""
-    # An operand that nothing holds falls by orders from sample to sample.
-    if alert.rule == OPERANDS:
-        return False
-    if alert.rule == UNDERFLOW:
-        return alert.value * TOLD_AGAIN < before.value
-    return alert.value >= TOLD_AGAIN * before.value

@@ -36,16 +36,15 @@ class Start:
 
         Args:
             sample: The sample.
-            losses: The losses of the last commits of each optimizer, oldest
-                first.
+            losses: The finite losses of the last commits of each optimizer,
+                oldest first.
         """
         first = dict(self.losses)
         for name, of_name in losses.items():
-            finite = [loss for loss in of_name if math.isfinite(loss)]
-            if name not in first and len(finite) >= NUM_LOSSES:
+            if name not in first and len(of_name) >= NUM_LOSSES:
                 # The first update may have driven the loss up already.
-                finite = finite[:NUM_LOSSES]
-                first[name] = min(finite[0], median_low(finite))
+                median = median_low(of_name[:NUM_LOSSES])
+                first[name] = min(of_name[0], median)
         logits, ratios = self.logits, self.ratios
         if logits is None and sample.logits:
             logits = max(sample.logits.values())

@@ -3,8 +3,7 @@
 import logging
 from typing import Dict, List, Optional, Sequence
 
-from mmengine.logging import print_log
-
+from mmnanguard._console import say
 from mmnanguard._support.escape import escape
 from mmnanguard._support.sample_validator import SampleValidator
 from mmnanguard.core import NanGuardError
@@ -126,7 +125,7 @@ class ValidateSample(
         if self._num_named > MAX_NAMED:
             message = 'ValidateSample: this process tells of no more samples'
         line = escape(f'mmnanguard: {message}')
-        print_log(line, 'current', logging.WARNING)
+        say(line, logging.WARNING)
 
     def __repr__(self) -> str:
         names = ', '.join(name for name, _ in self.checks)

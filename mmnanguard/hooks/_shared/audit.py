@@ -123,7 +123,7 @@ class Audit:
         lines = [
             f'training halted at iteration {self.iter}: the state of the '
             'run is bad.',
-            self.line(),
+            f'Iter {self.iter}: audit: {self.record.sentence()}',
             cause,
             advice,
             "To go on all the same: StateAuditHook(action='warn'), which "

@@ -91,7 +91,7 @@ def guard_facts(guard: GuardProtocol) -> Dict[str, Any]:
 
 
 def describe(name: str, wrapper: OptimWrapper, guard: GuardProtocol) -> str:
-    """Return the console line that says what is guarded, and by which rules.
+    """Return two lines that say what is guarded, and by which rules.
 
     Args:
         name: Name of the wrapper among the runner's wrappers.
@@ -120,7 +120,7 @@ def describe(name: str, wrapper: OptimWrapper, guard: GuardProtocol) -> str:
         f'{type(wrapper).__name__} ({dtype.replace("torch.", "")}, '
         f'{scale_text}), '
         f'{facts["optimizer"]} with {facts["num_tensors"]} tensors, '
-        f'{facts["clip"]}, {end} at {limits}; run {guard.run}, attempt '
+        f'{facts["clip"]}\n  {end} at {limits}; run {guard.run}, attempt '
         f'{guard.attempt}'
     )
 

@@ -1,9 +1,11 @@
 """The only way in which a hook ends training."""
 
+import logging
 from typing import NoReturn
 
 from mmengine.runner import Runner
 
+from mmnanguard._console import say
 from mmnanguard.core import TrainingHalted
 
 __all__ = ['halt']
@@ -20,7 +22,7 @@ def halt(runner: Runner, error: TrainingHalted) -> NoReturn:
     Raises:
         TrainingHalted: ``error``.
     """
-    runner.logger.error(str(error))
+    say(str(error), logging.ERROR, runner.logger)
     # Before the exception: nothing is called after it.
     runner.call_hook('after_guard_row', row=error.to_row())
     raise error

@@ -10,6 +10,8 @@ from typing import Collection, Optional, Sequence, Tuple
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmnanguard.core import GuardEvent
+
 from .hook_arguments import DataBatch
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     'LrScaler',
     'ModelChanger',
     'ModuleCaster',
+    'SampleWitness',
     'find_source',
     'has_hook',
     'origin_of',
@@ -54,6 +57,21 @@ class LrScaler(Hook):
     """
 
     factor: float
+
+
+class SampleWitness(Hook):
+    """Role of hooks that know of bad samples: checks of data and inputs."""
+
+    def bad_samples(self, event: GuardEvent) -> Collection[str]:
+        """Return the names of samples that are known to be bad on this rank.
+
+        Not collective; may sync the device. Called before the event is
+        handed out.
+
+        Args:
+            event: An update that was not a plain step.
+        """
+        raise NotImplementedError
 
 
 class ModelChanger(Hook):

@@ -1,5 +1,6 @@
 """The hook that plants faults, to rehearse an incident."""
 
+import logging
 from typing import Callable, Dict, List, Mapping, Optional, Tuple, Union, cast
 
 import torch
@@ -7,6 +8,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmnanguard._console import say
 from mmnanguard.core import GuardConfigError, NanGuardError
 from mmnanguard.core.checks import check_value, is_count
 from mmnanguard.registry import HOOKS
@@ -84,9 +86,11 @@ class FaultInjectionHook(PatchingHook):
         for fault in self.faults:
             self._targets[fault] = find_target(model, fault)
             if fault.iter > runner.max_iters:
-                runner.logger.warning(
+                say(
                     f'fire drill: {fault} lies behind the last iteration, '
-                    f'{runner.max_iters}, and will not strike'
+                    f'{runner.max_iters}, and will not strike',
+                    logging.WARNING,
+                    runner.logger,
                 )
 
     def before_train_iter(
@@ -127,9 +131,11 @@ class FaultInjectionHook(PatchingHook):
         # iterations run without any change.
         self.patches.undo()
         for fault in self._pending:
-            runner.logger.error(
+            say(
                 f'fire drill: {fault} did not strike: '
-                f'{self._targets[fault][0]} was not used in this iteration'
+                f'{self._targets[fault][0]} was not used in this iteration',
+                logging.ERROR,
+                runner.logger,
             )
         self._pending = []
         if self.ends_at is not None and runner.iter + 1 >= self.ends_at:
@@ -205,9 +211,11 @@ class FaultInjectionHook(PatchingHook):
         with torch.no_grad():
             fault.strike(tensor)
         self._pending.remove(fault)
-        runner.logger.warning(
+        say(
             f'fire drill: iteration {fault.iter}, {fault.site} '
-            f'({self._targets[fault][0]}) {fault.effect}'
+            f'({self._targets[fault][0]}) {fault.effect}',
+            logging.WARNING,
+            runner.logger,
         )
 
 

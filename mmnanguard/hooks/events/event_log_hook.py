@@ -1,6 +1,7 @@
 """The hook that writes a run's rows to ``events.jsonl``."""
 
 import json
+import logging
 import os
 from contextlib import suppress
 from functools import partial
@@ -10,6 +11,7 @@ from typing import BinaryIO, Dict, Iterator
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.runner import Runner
 
+from mmnanguard._console import say
 from mmnanguard._support.escape import escape
 from mmnanguard._support.process_identity import this_process
 from mmnanguard.core import GuardEvent
@@ -66,10 +68,12 @@ class EventLogHook(PatchingHook, GuardListener):
         guards = find_guards(runner)
         source = find_source(runner)
         if source is None:
-            runner.logger.error(
+            say(
                 'mmnanguard: EventLogHook gets no events without '
                 'NanGuardHook. Add default_hooks=dict(nan_guard=dict('
-                "type='mmnanguard.NanGuardHook'))."
+                "type='mmnanguard.NanGuardHook')).",
+                logging.ERROR,
+                runner.logger,
             )
         # All guards have the id of the run. Without a guard there is none.
         first = next(iter(guards.values()), None)
@@ -142,8 +146,10 @@ class EventLogHook(PatchingHook, GuardListener):
                 row = self._explain(runner, row)
             self._write(runner, row.to_row())
         if self._num_lost:
-            runner.logger.error(
-                f'mmnanguard: {self._num_lost} rows of {self.path} are lost'
+            say(
+                f'mmnanguard: {self._num_lost} rows of {self.path} are lost',
+                logging.ERROR,
+                runner.logger,
             )
 
     def _explain(self, runner: Runner, end: EndRow) -> EndRow:
@@ -163,14 +169,8 @@ class EventLogHook(PatchingHook, GuardListener):
                 bad_params=bad_params(runner.model),
                 bad_inputs=find_bad_inputs(data_batch, batch_idx),
             )
-        bad = end.bad_numbers()
-        if bad:
-            runner.logger.error(
-                escape(
-                    f'mmnanguard: Iter {end.iter}: in the iteration that '
-                    f'crashed, {bad}'
-                )
-            )
+        if end.bad_numbers():
+            say(end.line(), logging.ERROR, runner.logger)
         return end
 
     def _write(self, runner: Runner, row: Row) -> None:
@@ -191,11 +191,13 @@ class EventLogHook(PatchingHook, GuardListener):
             self._num_lost += 1
             if self._num_lost == 1:
                 story = f'{type(error).__name__}: {error}'
-                runner.logger.error(
+                say(
                     f'mmnanguard: cannot write a row of kind '
                     f"'{row.get('kind')}' to {self.path} "
                     f'({escape(story)}); training goes on, this row is lost '
-                    '(said once)'
+                    '(said once)',
+                    logging.ERROR,
+                    runner.logger,
                 )
 
 

@@ -1,6 +1,7 @@
 """The hook that shows rows as text in dashboards."""
 
 import json
+import logging
 import textwrap
 from typing import Dict
 
@@ -8,6 +9,7 @@ from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 from mmengine.visualization import LocalVisBackend
 
+from mmnanguard._console import say
 from mmnanguard.core import GuardEvent
 from mmnanguard.core.rows.json_numbers import to_json
 from mmnanguard.registry import HOOKS
@@ -46,9 +48,11 @@ class EventTextHook(GuardListener):
             if write is not None:
                 self._writers[name] = write
             elif not isinstance(backend, LocalVisBackend):
-                runner.logger.info(
+                say(
                     f'mmnanguard: {name} shows no text, so no events; they '
-                    "are in EventLogHook's events.jsonl"
+                    "are in EventLogHook's events.jsonl",
+                    logging.INFO,
+                    runner.logger,
                 )
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
@@ -80,8 +84,10 @@ class EventTextHook(GuardListener):
                 # Each backend raises errors of its own, and no text is worth
                 # a run.
                 del self._writers[name]
-                runner.logger.error(
+                say(
                     f'mmnanguard: {name} takes no text '
                     f'({type(error).__name__}: {error}); events go on to '
-                    "EventLogHook's events.jsonl, and training goes on"
+                    "EventLogHook's events.jsonl, and training goes on",
+                    logging.ERROR,
+                    runner.logger,
                 )

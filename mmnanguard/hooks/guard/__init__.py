@@ -4,8 +4,11 @@ Reading order:
 
 1. ``nan_guard_hook``: the hook.
 2. ``run_scalars``: counters for the log and for dashboards, and averages
-   without non-finite values.
-3. ``recent_samples``: the sample names of the last iterations.
+   without non-finite values; ``changed_scalars``: lines that show counters
+   when they change.
+3. ``recent_samples``: the sample names of the last iterations;
+   ``bad_samples``: those that are known to be bad; ``event_ids``: the ids of
+   events.
 4. ``ema_freeze``: averages that ignore rejected updates;
    ``schedule_freeze``: schedules that do.
 5. ``guard_checkpoint``: guards and random states in checkpoints, for an exact

@@ -4,6 +4,7 @@ The entries are the random state of each rank and, where MMEngine saves only
 a part of the optimizer wrapper's state, the guards.
 """
 
+import logging
 from typing import Any, Dict, List, Mapping, Optional
 
 from mmengine.dist import all_gather_object, get_rank, get_world_size
@@ -12,6 +13,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
+from mmnanguard._console import say
 from mmnanguard.numerics.base.rng_state import RngState, read_rng, set_rng
 from mmnanguard.numerics.checkpoints.saved_optimizer import GUARD_KEY
 from mmnanguard.numerics.guard_protocol import GuardedProtocol
@@ -83,10 +85,12 @@ class GuardCheckpoint:
         if self._save_rng and get_world_size() == 1:
             states = [read_rng()]
         if self._save_rng and states is None:
-            runner.logger.warning(
+            say(
                 'mmnanguard: save_rng found no random states of the '
                 'other ranks for this checkpoint, which was saved '
-                'outside of the CheckpointHook: it has none'
+                'outside of the CheckpointHook: it has none',
+                logging.WARNING,
+                runner.logger,
             )
         elif self._save_rng:
             saved['rng'] = states
@@ -131,10 +135,12 @@ class GuardCheckpoint:
         if states is None:
             return
         if len(states) != get_world_size():
-            runner.logger.warning(
+            say(
                 f'mmnanguard: the checkpoint has random states of '
                 f'{len(states)} ranks, this run has {get_world_size()}: '
-                'they are not used'
+                'they are not used',
+                logging.WARNING,
+                runner.logger,
             )
             return
         state = states[get_rank()]
@@ -149,17 +155,21 @@ class GuardCheckpoint:
         """Warn once if random states cannot be saved or resumed."""
         is_engine = not isinstance(runner.model, nn.Module)
         if not self._has_checked_workers and is_engine:
-            runner.logger.warning(
+            say(
                 'mmnanguard: save_rng has no effect with an engine '
                 "(DeepSpeed, ColossalAI): MMEngine's strategy calls no hook "
-                'when it saves'
+                'when it saves',
+                logging.WARNING,
+                runner.logger,
             )
         if not self._has_checked_workers and draws_anew(runner):
-            runner.logger.warning(
+            say(
                 'mmnanguard: save_rng cannot save the random state of '
                 'workers that outlive an epoch: after a resume augmentation '
                 'is drawn anew. Set train_dataloader.persistent_workers='
-                'False if it is to be the same.'
+                'False if it is to be the same.',
+                logging.WARNING,
+                runner.logger,
             )
         self._has_checked_workers = True
 

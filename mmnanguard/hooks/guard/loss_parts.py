@@ -9,6 +9,7 @@ from mmengine.logging import MessageHub
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 
+from mmnanguard._console import say
 from mmnanguard.core import GuardEvent
 from mmnanguard.core.rules.decide import MOST_HARMLESS, is_over
 from mmnanguard.numerics.guard_protocol import GuardProtocol
@@ -81,13 +82,15 @@ class LossParts:
         cure = 'mend the operation, which an autopsy (--guard full) names'
         if isinstance(find_wrappers(runner)[event.optimizer], AmpOptimWrapper):
             cure = 'compute it in float32'
-        runner.logger.error(
+        say(
             f"mmnanguard: optimizer '{event.optimizer}': THE LOSS IS {kind} "
             f'IN {MOST_HARMLESS} UPDATES, MORE THAN ONE IN TEN, BUT ITS '
             'GRADIENTS ARE FINITE NOW: such updates are committed from here '
             'on, as without a guard, while they are so many. Look at '
             f'{event.bad_losses_in_words() or "the parts of the loss"}: '
-            f'{cure}, or leave out of it what has no gradient.'
+            f'{cure}, or leave out of it what has no gradient.',
+            logging.ERROR,
+            runner.logger,
         )
 
     def warn_of_rate(self, runner: Runner, guard: GuardProtocol) -> None:
@@ -96,12 +99,14 @@ class LossParts:
         if key in self._warned_optimizers or not is_over(recent, guard.policy):
             return
         self._warned_optimizers.add(key)
-        runner.logger.error(
+        say(
             f"mmnanguard: optimizer '{guard.name}': {sum(recent)} OF THE LAST "
             f"{len(recent)} UPDATES WERE REJECTED: MMEngine's loss scaler "
             'skips bad gradients, too, so the run goes on with the others. '
             'The lines above name the causes; a number other than the '
-            'default in optim_wrapper.guard.max_skip_rate ends such a run.'
+            'default in optim_wrapper.guard.max_skip_rate ends such a run.',
+            logging.ERROR,
+            runner.logger,
         )
 
 
@@ -149,10 +154,12 @@ def warn_of_no_commit(runner: Runner, guard: GuardProtocol) -> None:
             ' One such micro-batch costs its whole window, unless '
             "optim_wrapper.guard.accumulation is 'microbatch'."
         )
-    runner.logger.error(
+    say(
         f"mmnanguard: optimizer '{guard.name}': NONE OF THE LAST {idle} "
         'UPDATES WAS COMMITTED, because their losses or inputs are not '
-        f'finite, although gradients are. See the lines above.{hint}'
+        f'finite, although gradients are. See the lines above.{hint}',
+        logging.ERROR,
+        runner.logger,
     )
 
 

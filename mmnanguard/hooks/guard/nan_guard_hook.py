@@ -5,9 +5,10 @@ and hands them to all other hooks; its neighbours write scalars, freeze
 averages and add to checkpoints.
 """
 
+import logging
 from datetime import datetime, timezone
 from functools import partial
-from typing import Collection, Dict, List, Optional, Set, Tuple
+from typing import Collection, Dict, List, Optional, Tuple
 from uuid import uuid4
 
 from mmengine.dist import (
@@ -18,6 +19,7 @@ from mmengine.dist import (
 from mmengine.runner import Runner
 from torch import nn
 
+from mmnanguard._console import say
 from mmnanguard.core import Action, Autopsy, GuardEvent
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.checks import check_value
@@ -41,8 +43,11 @@ from .._shared.patches import PatchingHook
 from .._shared.roles import EventSource
 from ..events.event_log_hook import last_attempt
 from ..recovery.loaded_state import LoadedState
+from .bad_samples import KnownBadSamples
 from .bypasses import hand_out, note_bypass
+from .changed_scalars import ChangedScalars
 from .ema_freeze import EmaFreeze
+from .event_ids import EventIds
 from .guard_checkpoint import GuardCheckpoint
 from .loss_parts import LossParts, level_of, logged_losses, warn_of_no_commit
 from .recent_samples import RecentSamples
@@ -65,7 +70,8 @@ class NanGuardHook(PatchingHook, EventSource):
     see :class:`GuardListener`. ``TrainingHalted`` is raised last of all.
 
     In each iteration, it writes scalars to every visualizer backend of the
-    config (with several optimizers, ``guard/<optimizer>/...``):
+    config (with several optimizers, ``guard/<optimizer>/...``). A line of the
+    console has a counter only when it has changed:
 
     =================================  =====================================
     ``train/guard/skipped``            updates rejected so far
@@ -130,11 +136,12 @@ class NanGuardHook(PatchingHook, EventSource):
         self._guards: Dict[str, GuardProtocol] = {}
         self._modules: Dict[str, List[nn.Module]] = {}
         self._samples = RecentSamples()
+        self._bad_samples = KnownBadSamples()
         self._loss_parts = LossParts()
         self._logged = LoggedValues()
         self._num_updates = 0
         self._num_backwards = 0
-        self._ids: Set[str] = set()
+        self._ids = EventIds()
         self._last: Optional[Tuple[GuardProtocol, GuardEvent]] = None
         self._loaded = LoadedState()
         self._bypasses: List[BypassRow] = []
@@ -169,6 +176,7 @@ class NanGuardHook(PatchingHook, EventSource):
             self._freeze = ScheduleFreeze(self._guards)
             self._freeze.attach(runner, self.patches)
         warn_at_start(runner, self._guards)
+        ChangedScalars(runner, self._guards).attach(self.patches)
         # uuid4 does not draw from the random generators that training uses.
         new_run = uuid4().hex[:8]
         for name, guard in self._guards.items():
@@ -194,7 +202,7 @@ class NanGuardHook(PatchingHook, EventSource):
         guard.attach(self, note)
         self.patches.remember(guard.detach)
         wrapper = find_wrappers(runner)[guard.name]
-        runner.logger.info(describe(guard.name, wrapper, guard))
+        say(describe(guard.name, wrapper, guard), logging.INFO, runner.logger)
 
     def before_train_epoch(self, runner: Runner) -> None:
         self._checkpoint.resume_rng(runner, self.patches)
@@ -253,7 +261,8 @@ class NanGuardHook(PatchingHook, EventSource):
         if events:
             context = self._context(runner, batch_idx, data_batch, outputs)
         for position, (guard, event) in enumerate(events):
-            event = self._complete(runner, guard, event, context)
+            batch = batch_idx, data_batch
+            event = self._complete(runner, guard, event, context, batch)
             guard.complete(event)
             events[position] = self._last = guard, event
             if event.action is not Action.STEP:
@@ -299,11 +308,14 @@ class NanGuardHook(PatchingHook, EventSource):
         guard: GuardProtocol,
         event: GuardEvent,
         context: Dict[str, object],
+        batch: Tuple[int, DataBatch],
     ) -> GuardEvent:
         """Return the event with its iteration's context; collective."""
+        samples = self._samples.of(event, guard.reported_iterations)
         about = dict(
             context,
-            samples=self._samples.of(event, guard.reported_iterations),
+            samples=samples,
+            bad_samples=self._bad_samples.among(runner, event, samples, batch),
             **self._loss_parts.of(event, runner.iter + 1),
         )
         if get_world_size() > 1:
@@ -317,18 +329,20 @@ class NanGuardHook(PatchingHook, EventSource):
         origin = self.origin_of(names)
         if origin and CAUSES[event.cause].blames == 'weight':
             about['origin'] = origin
-        return event.replace(**about, id=self._new_id(runner, event))
+        event = event.replace(**about)
+        return event.replace(id=self._ids.new(event))
 
     def origin_of(self, names: Collection[str]) -> str:
         return self._loaded.origin(names)
 
     def _report(self, runner: Runner, event: GuardEvent) -> None:
         """Log an event, and hand it to all hooks."""
-        runner.logger.log(level_of(event), event.line())
+        say(event.line(), level_of(event), runner.logger)
         runner.call_hook('after_guard_event', event=event)
 
     def after_guard_row(self, runner: Runner, row: Row) -> None:
-        """Correct the loss scale by an autopsy that has tried a lower one."""
+        """Correct the loss scale by an autopsy, and note bad samples."""
+        self._bad_samples.note(row)
         if row['kind'] == Autopsy.KIND and self._last is not None:
             correct_scale(runner, *self._last, row)
 
@@ -376,19 +390,6 @@ class NanGuardHook(PatchingHook, EventSource):
             watched=read_watched(),
             time=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         )
-
-    def _new_id(self, runner: Runner, event: GuardEvent) -> str:
-        """Return an id for all rows of the event, unique in the run."""
-        name = f'{event.run}-{runner.iter + 1}'
-        if event.optimizer != 'default':
-            name = f'{name}-{event.optimizer}'
-        # An iteration can have several events: a model may step twice.
-        unique, number = name, 1
-        while unique in self._ids:
-            number += 1
-            unique = f'{name}.{number}'
-        self._ids.add(unique)
-        return unique
 
     def _count(self, counter: str) -> int:
         """Sum a counter over all guards."""

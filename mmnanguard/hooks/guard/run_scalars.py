@@ -1,5 +1,6 @@
 """The guard's scalars in MMEngine's log, and non-finite values in it."""
 
+import logging
 import math
 from typing import (
     Any,
@@ -17,12 +18,14 @@ from typing import (
 import numpy as np
 from mmengine.logging import HistoryBuffer, MessageHub, MMLogger
 
+from mmnanguard._console import say
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 
 __all__ = [
     'CommittedHistory',
     'FiniteHistory',
     'LoggedValues',
+    'guard_scalars',
     'note_rejected',
     'update_scalars',
 ]
@@ -110,34 +113,40 @@ class CommittedHistory(FiniteHistory):
         return self._log_history[is_finite], self._count_history[is_finite]
 
 
-def update_scalars(
+def guard_scalars(
     hub: MessageHub, guards: Mapping[str, GuardProtocol]
-) -> None:
-    """Write the counters of all guards under ``train/guard/``."""
+) -> Dict[str, float]:
+    """Return the counters of all guards, by name in the hub."""
+    scalars: Dict[str, float] = {}
     for name, guard in guards.items():
         prefix = 'train/guard/'
         # 'default' is a lone optimizer, which needs no name in the log.
         if name != 'default':
             prefix = f'{prefix}{name}/'
-        scalars: Dict[str, float] = {
-            'skipped': guard.state.total_skips,
-            'routine_overflows': guard.state.routine_overflows,
-        }
+        scalars[f'{prefix}skipped'] = guard.state.total_skips
+        scalars[f'{prefix}routine_overflows'] = guard.state.routine_overflows
         # A scalar that can never change would only fill dashboards.
         if guard.policy.accumulation == 'microbatch':
-            scalars['left_out'] = guard.state.num_left_out
+            scalars[f'{prefix}left_out'] = guard.state.num_left_out
         if guard.clips_norm:
-            scalars['clip_coef'] = guard.last_clip_coef
+            scalars[f'{prefix}clip_coef'] = guard.last_clip_coef
         factor = guard.state.lr_factor
         # A curve that has begun goes on after the factor is 1 again.
         was_logged = f'{prefix}lr_factor' in hub.log_scalars
         if guard.policy.lr_backoff or factor < 1.0 or was_logged:
-            scalars['lr_factor'] = factor
+            scalars[f'{prefix}lr_factor'] = factor
         if guard.scaler.is_enabled():
-            scalars['amp_scale'] = guard.scaler.get_scale()
-        for key, value in scalars.items():
-            hub.update_scalar(prefix + key, value)
-            hub.get_scalar(prefix + key).max_length = SCALAR_LENGTH
+            scalars[f'{prefix}amp_scale'] = guard.scaler.get_scale()
+    return scalars
+
+
+def update_scalars(
+    hub: MessageHub, guards: Mapping[str, GuardProtocol]
+) -> None:
+    """Write the counters of all guards under ``train/guard/``."""
+    for name, value in guard_scalars(hub, guards).items():
+        hub.update_scalar(name, value)
+        hub.get_scalar(name).max_length = SCALAR_LENGTH
 
 
 def note_rejected(hub: MessageHub) -> None:
@@ -212,13 +221,17 @@ class LoggedValues:
 
     def _report(self, what: str, key: str, logger: MMLogger) -> None:
         if not self._unguarded:
-            logger.warning(
+            say(
                 f'{what}; the smoothed log averages its finite values only '
-                '(said once)'
+                '(said once)',
+                logging.WARNING,
+                logger,
             )
         elif 'loss' in key:
-            logger.error(
+            say(
                 f'{what}, and optimizer {self._unguarded} is NOT GUARDED: '
-                'its update was not judged, and the weights may be non-finite '
-                'from now on (said once)'
+                'its update was not judged; weights may be non-finite from '
+                'now on (said once)',
+                logging.ERROR,
+                logger,
             )

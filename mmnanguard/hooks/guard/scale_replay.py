@@ -1,10 +1,12 @@
 """The correction of a loss scale by the replay of a rejected update."""
 
+import logging
 import math
 from dataclasses import replace
 
 from mmengine.runner import Runner
 
+from mmnanguard._console import say
 from mmnanguard.core import GuardEvent
 from mmnanguard.core.rows.autopsy import GRADS
 from mmnanguard.numerics.guard_protocol import GuardProtocol
@@ -54,7 +56,9 @@ def correct_scale(
         finding = 'is not finite either, so the scale is not the cause'
     elif kind == 'loss':
         finding = 'has finite gradients, so they overflowed beside the loss'
-    runner.logger.warning(
+    say(
         f'Iter {event.iter}: a replay at a lower loss scale {finding}; loss '
-        f'scale {reading.value:g} -> {scaler.get_scale():g}'
+        f'scale {reading.value:g} -> {scaler.get_scale():g}',
+        logging.WARNING,
+        runner.logger,
     )

@@ -1,9 +1,11 @@
 """The warnings about a run that the guard gives before it trains."""
 
+import logging
 from typing import Collection
 
 from mmengine.runner import Runner
 
+from mmnanguard._console import say
 from mmnanguard.core.hook_source import ends_run
 
 from .._shared.find_guards import find_wrappers, how_to_guard_wrapper
@@ -30,23 +32,29 @@ def warn_at_start(runner: Runner, guarded: Collection[str]) -> None:
     for name, wrapper in find_wrappers(runner).items():
         if name not in guarded:
             kind = type(wrapper).__name__
-            runner.logger.error(
+            say(
                 f"mmnanguard: optimizer '{name}' is run by {kind}: ITS "
-                f'UPDATES ARE NOT GUARDED. {how_to_guard_wrapper(wrapper)}'
+                f'UPDATES ARE NOT GUARDED. {how_to_guard_wrapper(wrapper)}',
+                logging.ERROR,
+                runner.logger,
             )
     for hook in runner.hooks:
         if guarded and ends_run(type(hook)):
-            runner.logger.warning(
+            say(
                 f'mmnanguard: {type(hook).__name__} ends the run at a loss '
                 'that is not finite, also when the guard has skipped that '
                 'update. Remove the hook; guard.max_consecutive_skips ends '
-                'the run instead.'
+                'the run instead.',
+                logging.WARNING,
+                runner.logger,
             )
     for warning in misspelt_methods(runner.hooks):
-        runner.logger.warning(f'mmnanguard: {warning}')
+        say(f'mmnanguard: {warning}', logging.WARNING, runner.logger)
     for key, setting in LEFTOVERS.items():
         if runner.cfg.get(key) is not None:
-            runner.logger.warning(
+            say(
                 f'mmnanguard: the config has `{key}`, a 1.x key that '
-                f'MMEngine ignores. In 2.x write {setting}.'
+                f'MMEngine ignores. In 2.x write {setting}.',
+                logging.WARNING,
+                runner.logger,
             )

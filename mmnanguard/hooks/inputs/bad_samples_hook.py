@@ -1,18 +1,22 @@
 """The hook that reports the samples that ``ValidateSample`` found."""
 
-from typing import Dict, List
+import logging
+from typing import Collection, Dict, List
 
 from mmengine.dist import all_gather_object
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmnanguard._console import say
+from mmnanguard._support.console_line import fit, named
 from mmnanguard._support.dataset_parts import dataset_parts
-from mmnanguard._support.escape import escape
 from mmnanguard._support.sample_validator import SampleValidator
+from mmnanguard.core import GuardEvent
 from mmnanguard.core.checks import check_value, is_count
+from mmnanguard.core.rows.phrases import and_more
 from mmnanguard.registry import HOOKS
 
 from .._shared.hook_arguments import DataBatch, Outputs
+from .._shared.roles import SampleWitness
 
 __all__ = ['BadSamplesHook']
 
@@ -22,7 +26,7 @@ OUTCOMES = {'drop': 'left out', 'tell': 'kept'}
 
 
 @HOOKS.register_module()
-class BadSamplesHook(Hook):
+class BadSamplesHook(SampleWitness):
     """Reports the samples that ``ValidateSample`` found, in the run's log.
 
     Collects the names, reasons and number of bad samples from worker
@@ -52,10 +56,12 @@ class BadSamplesHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Warn if no transform of the pipeline validates samples."""
         if not find_validators(runner):
-            runner.logger.warning(
+            say(
                 'mmnanguard: BadSamplesHook finds no ValidateSample in the '
                 'training pipeline. Add dict(type='
-                "'mmnanguard.ValidateSample', checks=[dict(type='Finite')])."
+                "'mmnanguard.ValidateSample', checks=[dict(type='Finite')]).",
+                logging.WARNING,
+                runner.logger,
             )
 
     def after_train_iter(
@@ -73,6 +79,10 @@ class BadSamplesHook(Hook):
         """Report the bad samples since the last interval."""
         self._report(runner)
 
+    def bad_samples(self, event: GuardEvent) -> Collection[str]:
+        """Return the samples that were reported so far."""
+        return self._reported
+
     def _report(self, runner: Runner) -> None:
         """Report the bad samples that are new on any rank; collective."""
         new: Dict[str, str] = {}
@@ -85,14 +95,18 @@ class BadSamplesHook(Hook):
         if not new:
             return
         # Sorted, as the order in which workers finish is random.
-        lines = list(map(': '.join, sorted(new.items())))
-        if len(lines) > NUM_NAMED:
-            lines[NUM_NAMED:] = [f'and {len(lines) - NUM_NAMED} more']
-        listed = escape('; '.join(lines))
-        runner.logger.warning(
+        stories = list(map(': '.join, sorted(new.items())))
+        start = (
             f'mmnanguard: ValidateSample found {len(self._reported)} bad '
-            f'samples so far, {len(new)} of them new: {listed}'
+            f'samples so far, {len(new)} of them new: '
         )
+        forms = []
+        for num in range(min(NUM_NAMED, len(stories)), 0, -1):
+            listed = '; '.join(stories[:num])
+            forms.append(f'{start}{listed}{and_more(len(stories) - num)}')
+        others = and_more(len(stories) - 1)
+        forms.extend(named(f'{start}{{}}{others}', min(new)))
+        say(fit(forms), logging.WARNING, runner.logger)
 
     def _new_stories(self, runner: Runner) -> Dict[str, str]:
         """Return this rank's unreported samples, and what happened to each."""

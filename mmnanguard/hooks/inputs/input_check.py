@@ -7,6 +7,7 @@ host and turn them into names of samples.
 """
 
 import math
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
 from operator import attrgetter
@@ -240,6 +241,20 @@ class InputCheck:
             ]
             self._names[id(source)] = tuple(names)
         return self._names[id(source)]
+
+
+@dataclass
+class CheckedWindow:
+    """The checks of the open window of a guard.
+
+    Attributes:
+        checks: Result of the check of each micro-batch.
+        facts: Flag of each check that the guard has received, in the same
+            order.
+    """
+
+    checks: List[InputFlags] = field(default_factory=list)
+    facts: List[Tensor] = field(default_factory=list)
 
 
 def bad_samples(checks: Sequence[InputFlags]) -> Dict[str, List[str]]:

@@ -1,13 +1,14 @@
 """The hook that checks the inputs before the model sees them."""
 
-from dataclasses import dataclass, field
+import logging
 from typing import Collection, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 
+from mmnanguard._console import say
 from mmnanguard.core import (
     Action,
     Cause,
@@ -24,31 +25,17 @@ from .._shared.find_guards import find_guards
 from .._shared.halt import halt
 from .._shared.hook_arguments import DataBatch, Outputs
 from .._shared.patches import PatchingHook
-from .._shared.roles import EventSource, ModelChanger, has_hook
+from .._shared.roles import EventSource, ModelChanger, SampleWitness, has_hook
 from .bad_inputs import gather_bad_inputs
-from .input_check import InputCheck, InputFlags, bad_samples
+from .input_check import CheckedWindow, InputCheck, InputFlags, bad_samples
 from .input_policy import InputPolicy
 from .masked_keys import MaskedKeys, masked_story
 
 __all__ = ['InputGuardHook']
 
 
-@dataclass
-class CheckedWindow:
-    """The checks of the open window of a guard.
-
-    Attributes:
-        checks: Result of the check of each micro-batch.
-        facts: Flag of each check that the guard has received, in the same
-            order.
-    """
-
-    checks: List[InputFlags] = field(default_factory=list)
-    facts: List[Tensor] = field(default_factory=list)
-
-
 @HOOKS.register_module()
-class InputGuardHook(PatchingHook, ModelChanger):
+class InputGuardHook(PatchingHook, ModelChanger, SampleWitness):
     """Checks the inputs after the data preprocessor, before the model.
 
     In training only. Flags stay on the device until the update's one host
@@ -217,6 +204,21 @@ class InputGuardHook(PatchingHook, ModelChanger):
                 window.facts.append(check.fact)
         return output
 
+    def bad_samples(self, event: GuardEvent) -> Collection[str]:
+        """Return the samples whose input is not finite; syncs."""
+        window = self._windows.get(event.optimizer)
+        is_input = event.cause is Cause.INPUT_NONFINITE
+        if window is None or not (is_input or self._explains(event)):
+            return ()
+        masked: Collection[str] = ()
+        if not is_input:
+            masked = self._masked.proven | self._masked.seen_in_commits()
+        names: List[str] = []
+        for key, samples in bad_samples(window.checks).items():
+            if key not in masked:
+                names.extend(samples)
+        return names
+
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
         """Report the bad samples of a rejected update; syncs, collective."""
         # All passes until the next iteration are replays.
@@ -242,7 +244,11 @@ class InputGuardHook(PatchingHook, ModelChanger):
         new = self._masked.note_rejected(event, bad.keys)
         if new:
             is_asked = self._policy.keys is not None
-            runner.logger.warning(masked_story(sorted(new), is_asked))
+            say(
+                masked_story(sorted(new), is_asked),
+                logging.WARNING,
+                runner.logger,
+            )
         if self._policy.action == 'halt':
             self._halt = halted_by(event, record)
 
@@ -273,10 +279,12 @@ class InputGuardHook(PatchingHook, ModelChanger):
         self._is_on, self._batch = False, None
         if not self._has_checked and outputs:
             self._has_checked = True
-            runner.logger.error(
+            say(
                 f'mmnanguard: InputGuardHook: {type(self._model).__name__}.'
                 'train_step does not call the data preprocessor, so that no '
-                'input is looked at'
+                'input is looked at',
+                logging.ERROR,
+                runner.logger,
             )
         policy = self._policy
         if policy.sanitizes and self._iter % policy.interval == 0:
@@ -310,7 +318,7 @@ class InputGuardHook(PatchingHook, ModelChanger):
     @staticmethod
     def _report_row(runner: Runner, record: InputRow) -> None:
         with_ranks = get_world_size() > 1
-        runner.logger.warning(record.line(with_ranks))
+        say(record.line(with_ranks), logging.WARNING, runner.logger)
         runner.call_hook('after_guard_row', row=record.to_row())
 
     def _remove_handle(self) -> None:
@@ -327,8 +335,10 @@ class InputGuardHook(PatchingHook, ModelChanger):
         if self._policy.action == 'halt':
             raise GuardConfigError(f'InputGuardHook cannot halt {reason}')
         # No exception for 'reject': the guard rejects without the hook.
-        runner.logger.error(
-            f'mmnanguard: InputGuardHook names no samples {reason}'
+        say(
+            f'mmnanguard: InputGuardHook names no samples {reason}',
+            logging.ERROR,
+            runner.logger,
         )
 
     def _forget(self, name: str, guard: GuardProtocol) -> None:

@@ -1,5 +1,6 @@
 """The choice of the checkpoint to resume from, before MMEngine loads it."""
 
+import logging
 from pathlib import Path
 from typing import Any, Collection, Dict, List, Mapping, Optional, Set, Tuple
 
@@ -8,6 +9,7 @@ from mmengine.fileio import LocalBackend, get_file_backend
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from mmnanguard._console import say
 from mmnanguard._support.escape import escape
 from mmnanguard.core.launch import tool_command
 from mmnanguard.numerics.checkpoints.checkpoint_file import (
@@ -146,7 +148,7 @@ def resume_from_clean(
     broadcast_object_list(choice)
     path, story = choice[0]
     if story:
-        runner.logger.warning(f'mmnanguard: {escape(story)}')
+        say(f'mmnanguard: {escape(story)}', logging.WARNING, runner.logger)
     if path:
         runner._load_from = path
 

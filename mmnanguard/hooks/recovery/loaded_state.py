@@ -1,5 +1,6 @@
 """A look at the state with which a run starts, before the first update."""
 
+import logging
 from typing import Collection, Dict, List, Optional, Set, Tuple
 
 from mmengine.dist import (
@@ -9,6 +10,7 @@ from mmengine.dist import (
 )
 from mmengine.runner import Runner
 
+from mmnanguard._console import say
 from mmnanguard._support.escape import escape
 from mmnanguard.core.rows.guard_event import INITIAL_ORIGIN, PRETRAINED
 from mmnanguard.numerics.checkpoints.state_audit import StateAudit
@@ -80,7 +82,7 @@ class LoadedState:
         self.bad = tuple(bad)
         if self.bad:
             story = escape(self._story(runner))
-            runner.logger.error(f'mmnanguard: {story}')
+            say(f'mmnanguard: {story}', logging.ERROR, runner.logger)
 
     def names(self) -> Tuple[str, ...]:
         """Return a few of the bad tensors, with the part that holds them."""

@@ -6,8 +6,9 @@ from mmnanguard.core import GuardEvent, GuardState
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.rules.recent_commits import Growth, find_growth
 from mmnanguard.core.step_advice import bad_at_any_rate, maximized
+from mmnanguard.numerics.guard_protocol import GuardProtocol
 
-__all__ = ['RateEvidence', 'lowered']
+__all__ = ['RateEvidence', 'is_of_rate', 'lowered']
 
 
 class RateEvidence(NamedTuple):
@@ -99,3 +100,10 @@ def lowered(
     if recovery is None:
         return present, 0.0
     return present, (1 - present) / recovery
+
+
+def is_of_rate(guard: GuardProtocol, event: GuardEvent) -> bool:
+    """Whether a rollback is due to the share of skips, not to a streak."""
+    most = guard.policy.max_consecutive_skips
+    is_streak = most is not None and event.consecutive_skips >= most
+    return not is_streak and not CAUSES[event.cause].ends_run

@@ -1,11 +1,13 @@
 """The hook that trains on at other learning rates than a checkpoint has."""
 
+import logging
 from itertools import chain
 from typing import Any, Dict, Iterator
 
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmnanguard._console import say
 from mmnanguard.core.checks import check_value, is_finite_number
 from mmnanguard.registry import HOOKS
 
@@ -76,9 +78,11 @@ class LrFactorHook(LrScaler):
                 scale_group(group, factor)
         for scheduler in schedulers_of(runner):
             scale_scheduler(scheduler, factor)
-        runner.logger.info(
+        say(
             f'mmnanguard: LrFactorHook multiplies all learning rates by '
-            f'{factor:g}: they are {self.factor:g} times those of the config'
+            f'{factor:g}: they are {self.factor:g} times those of the config',
+            logging.INFO,
+            runner.logger,
         )
 
     def before_save_checkpoint(

@@ -1,11 +1,14 @@
 """The repair of buffers and averages alone, without a rollback."""
 
+import logging
 from contextlib import suppress
 from typing import List, Optional
 
 from mmengine.dist import all_gather_object
 from mmengine.runner import Runner
 
+from mmnanguard._console import say
+from mmnanguard._support.console_line import fit, named
 from mmnanguard.core.rows.phrases import and_more
 from mmnanguard.numerics.checkpoints.state_copy import (
     StateCopy,
@@ -55,12 +58,16 @@ def put_back(
     if not restore_together(runner, part, present_state(runner, audit.iter)):
         return False
     first, *others = names
-    runner.logger.warning(
-        f"Iter {audit.iter}: '{first}'{and_more(len(others))} put back as "
-        f'after iteration {part.iter}; weights stay as they are, because no '
-        'update was rejected. Look for the code that spoils it (hooks, EMA '
-        'swaps, .data)'
+    line = fit(
+        named(
+            f"Iter {audit.iter}: '{{}}'{and_more(len(others))} put back as "
+            f'after iteration {part.iter}',
+            first,
+        ),
+        'look for the code that spoils it (hooks, EMA swaps, .data)',
+        ['weights stay as they are, because no update was rejected', ''],
     )
+    say(line, logging.WARNING, runner.logger)
     return True
 
 

@@ -1,10 +1,12 @@
 """The watch over losses that have risen, up to a rollback or none."""
 
+import logging
 from dataclasses import replace
 from typing import Optional
 
 from mmengine.runner import Runner
 
+from mmnanguard._console import say
 from mmnanguard.core import Spike
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 
@@ -94,9 +96,11 @@ class RisingLosses:
         self.trial = None
         level = guard.state.loss_level.accepted()
         guard.state = replace(guard.state, loss_level=level)
-        runner.logger.info(
+        say(
             f'mmnanguard: iteration {runner.iter + 1}: the losses have risen, '
-            f'but training does not go back: {why}'
+            f'but training does not go back: {why}',
+            logging.INFO,
+            runner.logger,
         )
 
 

@@ -1,11 +1,14 @@
 """The hook that goes back to an earlier state where skipping does not help."""
 
+import logging
 from typing import Optional, Tuple
 
 from mmengine.dist import all_gather_object
 from mmengine.runner import Runner
 from torch import nn
 
+from mmnanguard._console import say
+from mmnanguard._support.console_line import fit
 from mmnanguard.core import (
     Action,
     GuardConfigError,
@@ -37,7 +40,7 @@ from .kept_states import (
     KeptStates,
     is_at_rest,
 )
-from .lower_rate import RateEvidence, lowered
+from .lower_rate import RateEvidence, is_of_rate, lowered
 from .put_back import put_back
 from .rising_losses import RisingLosses
 
@@ -196,7 +199,11 @@ class RollbackHook(GuardListener):
             self._roll_back(runner, event)
         except TrainingHalted as error:
             # StateAuditHook decides whether to halt, by its action.
-            runner.logger.error(f'mmnanguard: no rollback: {error}')
+            say(
+                f'mmnanguard: no rollback: {error}',
+                logging.ERROR,
+                runner.logger,
+            )
             return
         audit.is_handled = True
 
@@ -235,22 +242,21 @@ class RollbackHook(GuardListener):
         # A rank that kept a state alone would later go back to another
         # iteration than the other ranks.
         if not all(all_gather_object(is_finite)):
-            runner.logger.error(
+            story = (
                 f'mmnanguard: iteration {iteration}: weights, buffers, '
                 'averages or optimizer state are not finite: not kept as a '
                 'state to go back to'
             )
+            say(story, logging.ERROR, runner.logger)
             return
         state = present_state(runner, iteration)
         self._states.add(state)
         # Said once, with the first state.
         if not self._is_told and state.left_out:
             self._is_told = True
-            runner.logger.warning(
-                'mmnanguard: a rollback will not restore '
-                f'{", ".join(state.left_out[:5])}: such a tensor cannot be '
-                'copied'
-            )
+            names = ', '.join(state.left_out[:5])
+            story = f'a rollback will not restore {names}: it cannot be copied'
+            say(f'mmnanguard: {story}', logging.WARNING, runner.logger)
 
     def _roll_back(self, runner: Runner, event: GuardEvent) -> None:
         """Restore an earlier state and report it.
@@ -360,15 +366,16 @@ class RollbackHook(GuardListener):
         guard = find_guards(runner)[event.optimizer]
         guard.state = guard.state.without_skips()
         self._states.note_going_on(runner)
-        runner.logger.warning(
-            f'Iter {event.iter}: training does not go back: {why}. It goes on '
-            f'from here, {guard.state.num_rollbacks} of '
-            f'{self._max_rollbacks} times; data and schedule go on'
+        num = f'{guard.state.num_rollbacks} of {self._max_rollbacks}'
+        line = fit(
+            f'Iter {event.iter}: training does not go back ({num} times)',
+            [why, ''],
         )
+        say(line, logging.WARNING, runner.logger)
 
     def _report(self, runner: Runner, row: RollbackRow) -> None:
         """Log a rollback, and hand its row to all hooks."""
-        runner.logger.warning(row.line(self._max_rollbacks))
+        say(row.line(self._max_rollbacks), logging.WARNING, runner.logger)
         runner.call_hook('after_guard_row', row=row.to_row())
 
     def _lower(self, scaler: GuardedGradScaler) -> None:
@@ -386,13 +393,6 @@ def describe_halt(
     halted = event.replace(action=Action.HALT)
     error = guard.halted(halted)
     return halted, f'{error}\n  {why}', error.cause
-
-
-def is_of_rate(guard: GuardProtocol, event: GuardEvent) -> bool:
-    """Whether a rollback is due to the share of skips, not to a streak."""
-    most = guard.policy.max_consecutive_skips
-    is_streak = most is not None and event.consecutive_skips >= most
-    return not is_streak and not CAUSES[event.cause].ends_run
 
 
 def rolls_back(guard: GuardProtocol) -> bool:

@@ -4,6 +4,7 @@ MMEngine has no hook that can refuse a checkpoint, so :class:`SafeCheckpoints`
 replaces methods of the runner and of ``CheckpointHook``.
 """
 
+import logging
 import os
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +16,7 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
+from mmnanguard._console import say
 from mmnanguard._support.escape import escape
 
 from .._shared.patches import Patches, replaced
@@ -204,9 +206,11 @@ class SafeCheckpoints:
             # A FlexibleRunner writes on all ranks, which wait for this one.
             if not isinstance(self._runner, Runner):
                 raise
-            self._runner.logger.error(
+            say(
                 f'mmnanguard: a checkpoint is lost ({escape(error)}); '
-                'training goes on, and older checkpoints are kept'
+                'training goes on, and older checkpoints are kept',
+                logging.ERROR,
+                self._runner.logger,
             )
 
 

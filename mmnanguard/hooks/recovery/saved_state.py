@@ -1,5 +1,6 @@
 """The state of this run in the newest clean checkpoint of its work dir."""
 
+import logging
 from pathlib import Path
 from typing import Any, Collection, Dict, List, Mapping, Optional, Tuple
 
@@ -13,6 +14,8 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mmnanguard._console import say
+from mmnanguard._support.console_line import wrap
 from mmnanguard._support.escape import escape
 from mmnanguard.numerics import load_plain
 from mmnanguard.numerics.base.shards import is_sharded
@@ -172,7 +175,9 @@ def newest_clean_state(
     try:
         state = state_in(*message[0], runner)
     except Exception:  # a file that another rank can read may be out of reach
-        runner.logger.exception(f'mmnanguard: cannot read {message[0][0]}')
+        runner.logger.exception(
+            wrap(f'mmnanguard: cannot read {message[0][0]}')
+        )
     # One rank alone must not go back.
     if not all(all_gather_object(state is not None)):
         return None
@@ -221,7 +226,7 @@ def find_checkpoint(
                 why = str(error)
         if why:
             line = escape(f'{path} is passed over: {why}')
-            runner.logger.warning(f'mmnanguard: {line}')
+            say(f'mmnanguard: {line}', logging.WARNING, runner.logger)
         return not why
 
     file = find_newest_clean(paths, is_wanted)

@@ -1,14 +1,16 @@
 """The hook that finds non-finite state before it gets into a checkpoint."""
 
+import logging
 from functools import partial
 from typing import Dict, Optional, Tuple
 
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.runner import Runner
 
+from mmnanguard._console import say
 from mmnanguard.core import BadTensor, TrainingHalted
 from mmnanguard.core.checks import check_value, is_count
-from mmnanguard.core.rows.guard_event import stepper_in_words
+from mmnanguard.core.rows.event_words import stepper_in_words
 from mmnanguard.numerics.checkpoints.state_audit import AuditResult, StateAudit
 from mmnanguard.registry import HOOKS
 
@@ -154,7 +156,7 @@ class StateAuditHook(PatchingHook):
         if not bad:
             return True
         audit = self._describe(runner, bad, checkpoint)
-        runner.logger.error(audit.line())
+        say(audit.line(), logging.ERROR, runner.logger)
         runner.call_hook('after_guard_row', row=audit.to_row())
         # A rank alone must neither repair nor halt, since the others would
         # wait for it. The verdict on an open window may still restore the

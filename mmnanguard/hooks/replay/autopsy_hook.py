@@ -4,6 +4,7 @@
 decides which events get a replay, and makes all ranks agree on the result.
 """
 
+import logging
 from contextlib import suppress
 from typing import Dict, Iterable, List, Mapping, Optional, Set, Tuple
 
@@ -16,6 +17,8 @@ from mmengine.dist import (
 from mmengine.runner import Runner
 from torch import nn
 
+from mmnanguard._console import say
+from mmnanguard._support.console_line import fit
 from mmnanguard._support.escape import escape
 from mmnanguard.core import Autopsy, GuardConfigError, GuardEvent
 from mmnanguard.core.causes import CAUSES
@@ -143,9 +146,11 @@ class AutopsyHook(WindowHook):
                 raise
             # The model's own code may raise anything when it runs again.
             reason = escape(f'{type(error).__name__}: {error}'.split('\n')[0])
-            runner.logger.warning(
+            say(
                 f'mmnanguard: the autopsy of {event.id} failed ({reason}); '
-                'training goes on'
+                'training goes on',
+                logging.WARNING,
+                runner.logger,
             )
             runner.logger.debug('mmnanguard: the traceback', exc_info=True)
             return
@@ -164,9 +169,8 @@ class AutopsyHook(WindowHook):
         compiled = is_compiled(runner.model)
         line = autopsy.line(event.iter, compiled)
         if culprit in self._culprits:
-            runner.logger.info(
-                f'{line} (no row: an earlier row names this culprit)'
-            )
+            known = ['no row: an earlier row names this culprit', '']
+            say(fit(line, known), logging.INFO, runner.logger)
             return
         self._culprits.add(culprit)
         # Further samples may be at fault as well.
@@ -174,12 +178,14 @@ class AutopsyHook(WindowHook):
             key = similarity_key(event)
             self._num_similar[key] = max(self._num_similar[key] - 1, 1)
         if not autopsy.exact:
-            runner.logger.warning(
+            say(
                 f'mmnanguard: the replay of {event.id} is not exact: another '
                 'optimizer has moved since, the batch has changed, or the '
-                'loss is not that of training'
+                'loss is not that of training',
+                logging.WARNING,
+                runner.logger,
             )
-        runner.logger.warning(line)
+        say(line, logging.WARNING, runner.logger)
         runner.call_hook('after_guard_row', row=autopsy.to_row())
 
     def _is_due(self, event: GuardEvent, key: Tuple[str, ...]) -> bool:
@@ -245,8 +251,10 @@ class AutopsyHook(WindowHook):
         copied = copy_engine(model)
         if all(all_gather_object(copied is not None)):
             return copied
-        runner.logger.warning(
-            'mmnanguard: no autopsy: the model in the engine cannot be copied'
+        say(
+            'mmnanguard: no autopsy: the model in the engine cannot be copied',
+            logging.WARNING,
+            runner.logger,
         )
         return None
 

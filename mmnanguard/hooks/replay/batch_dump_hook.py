@@ -1,5 +1,6 @@
 """The hook that saves rejected updates, for a replay in another process."""
 
+import logging
 from itertools import chain
 from pathlib import Path
 from typing import List, Optional, Tuple, Union
@@ -8,6 +9,7 @@ from mmengine.dist import all_gather_object, get_rank
 from mmengine.runner import Runner
 from torch import nn
 
+from mmnanguard._console import say
 from mmnanguard.core import Action, GuardConfigError, GuardEvent
 from mmnanguard.core.causes import CAUSES
 from mmnanguard.core.checks import check_value
@@ -134,10 +136,12 @@ class BatchDumpHook(WindowHook):
             # Mostly an OSError. Any other error is caught too, because a
             # dump is not worth a run, and because other ranks wait for this
             # rank in all_gather_object().
-            runner.logger.error(
+            say(
                 f'mmnanguard: cannot write {path} '
                 f'({type(error).__name__}: {error}); training goes on, this '
-                'dump is lost'
+                'dump is lost',
+                logging.ERROR,
+                runner.logger,
             )
             return None
         needs, remarks = review(dump, pickled, lost)
@@ -147,9 +151,15 @@ class BatchDumpHook(WindowHook):
                 Path(runner.work_dir), event.iter, event.epoch, event.batch_idx
             )
         record = DumpRow(
-            event.id, get_rank(), str(path), size, needs, checkpoint
+            event.id,
+            get_rank(),
+            str(path),
+            size,
+            needs,
+            checkpoint,
+            tuple(remarks),
         )
-        runner.logger.warning(record.line(remarks))
+        say(record.line(), logging.WARNING, runner.logger)
         return record
 
     def _saves_weights(self, model: nn.Module, batch_size: int) -> bool:

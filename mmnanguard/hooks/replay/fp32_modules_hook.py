@@ -4,6 +4,7 @@
 """
 
 import difflib
+import logging
 import re
 from contextlib import contextmanager
 from typing import (
@@ -24,6 +25,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from mmnanguard._console import say
 from mmnanguard._support.escape import escape
 from mmnanguard.core import Action, Autopsy, GuardConfigError, GuardEvent
 from mmnanguard.core.rows.remedy_row import FP32, RemedyRow, line_of_fp32
@@ -113,11 +115,15 @@ class Fp32ModulesHook(PatchingHook, ModuleCaster):
             except GuardConfigError as error:
                 # The model has changed since the checkpoint was saved.
                 self._added.remove(name)
-                runner.logger.warning(escape(f'{error} It is left out.'))
+                say(
+                    escape(f'{error} It is left out.'),
+                    logging.WARNING,
+                    runner.logger,
+                )
         if self._in_fp32:
             names = ', '.join(sorted(self._in_fp32))
             line = escape(f'mmnanguard: in float32 run {names}')
-            runner.logger.info(line)
+            say(line, logging.INFO, runner.logger)
 
     def after_guard_row(self, runner: Runner, row: Row) -> None:
         """Note the module that an autopsy blames, if float32 repairs it."""
@@ -186,7 +192,7 @@ class Fp32ModulesHook(PatchingHook, ModuleCaster):
         # The line that makes the remedy permanent, to be pasted into a config.
         config = line_of_fp32(self.patterns)
         remedy = RemedyRow(row_id, FP32, name, config)
-        runner.logger.warning(remedy.line())
+        say(remedy.line(), logging.WARNING, runner.logger)
         runner.call_hook('after_guard_row', row=remedy.to_row())
 
     def before_save_checkpoint(

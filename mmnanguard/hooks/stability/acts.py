@@ -1,5 +1,6 @@
 """Changes of the run that alerts advise, as far as the user allows them."""
 
+import logging
 import math
 from contextlib import ExitStack
 from dataclasses import replace
@@ -9,6 +10,7 @@ from mmengine.dist import all_gather_object
 from mmengine.runner import Runner
 from torch import nn
 
+from mmnanguard._console import say
 from mmnanguard._support.escape import escape
 from mmnanguard.core import GuardConfigError
 from mmnanguard.core.checks import check_value, is_count
@@ -71,11 +73,12 @@ class Acts:
 
     def __init__(self, act: Sequence[str], max_actions: int) -> None:
         where = 'StabilityMonitorHook.{}'.format
+        is_list = isinstance(act, (list, tuple, set))
         check_value(
-            not isinstance(act, str) and set(act) <= set(ALLOWED),
+            is_list and all(kind in ALLOWED for kind in act),
             where('act'),
             act,
-            f'a list of {", ".join(ALLOWED)}',
+            f'a list of any of {", ".join(map(repr, ALLOWED))}; [] without',
         )
         check_value(
             is_count(max_actions, least=1),
@@ -281,7 +284,7 @@ class Acts:
                 f"{after:g}, since a gradient in '{sample.steepest}' is at "
                 f"{grad:.2g} of float16's 65504"
             )
-            runner.logger.info(escape(line))
+            say(escape(line), logging.INFO, runner.logger)
 
     def _relieve(
         self, runner: Runner, sample: Sample, monitor: Monitor, room: float
@@ -311,7 +314,7 @@ class Acts:
     def _report(self, runner: Runner, remedy: RemedyRow) -> None:
         """Log a change, and hand its row to all hooks."""
         self._num_done += 1
-        runner.logger.warning(remedy.line())
+        say(remedy.line(), logging.WARNING, runner.logger)
         runner.call_hook('after_guard_row', row=remedy.to_row())
 
     def _has_left(self) -> bool:

@@ -1,19 +1,18 @@
 """The hook that warns before an update goes bad."""
 
-import math
+import logging
 from typing import Dict, Optional, Sequence, Set, Union
 
-from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
-from mmnanguard._support.escape import escape
+from mmnanguard._console import say
 from mmnanguard.core.checks import check_value, is_count
-from mmnanguard.core.rows.event_files import events_file, samples_file
 from mmnanguard.core.rows.rollback_row import RollbackRow
 from mmnanguard.core.stability.limits import StabilityLimits
 from mmnanguard.core.stability.margins import margins
-from mmnanguard.core.stability.monitor import Judgement, Monitor, is_due
+from mmnanguard.core.stability.monitor import Judgement, Monitor
 from mmnanguard.core.stability.sample import Sample
+from mmnanguard.core.stability.schedule import is_due
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.stability.failsafe import Failsafe
 from mmnanguard.numerics.stability.window_probe import WindowProbe
@@ -32,7 +31,7 @@ from .measured import (
     is_adaptive,
     loss_scale_of,
 )
-from .sample_file import SampleFile
+from .records import Records
 
 __all__ = ['StabilityMonitorHook']
 
@@ -59,7 +58,9 @@ class StabilityMonitorHook(PatchingHook):
     ``<log_dir>/nanguard/stability.jsonl``, and as scalars
     ``stability/*`` in every visualizer backend.
 
-    It also works beside wrappers that are not guarded. Compiled models run no
+    It also works beside wrappers that are not guarded, but for the rules for
+    losses and falls of the loss scale. A measurement that fails never raises:
+    its sample is left out, and the log says so once. Compiled models run no
     module hooks, so only weights, losses and the loss scale are measured.
 
     Args:
@@ -67,9 +68,9 @@ class StabilityMonitorHook(PatchingHook):
             times as dense in the first five intervals, and ten times as dense
             for an interval when a number is above half its limit.
         headroom: Bits between the largest float16 output of a module and
-            65504, inclusive, from which the monitor warns in any case. It
-            warns earlier of outputs that grow. None switches this rule off,
-            as it does for the next six.
+            65504, inclusive and at most 16, from which the monitor warns in
+            any case. It warns earlier of outputs that grow. None switches
+            this rule off, as it does for the next six.
         update_ratio: Limit, exclusive, on the median of the L2 norm of an
             update divided by that of the weight. 'auto' is 0.05, and 0.02
             for optimizers such as Adam.
@@ -138,8 +139,7 @@ class StabilityMonitorHook(PatchingHook):
         self._last: Optional[Sample] = None
         self._num_alerts = 0
         self._guards: Dict[str, GuardProtocol] = {}
-        self._is_due = self._has_told_margins = self._has_lost = False
-        self._is_running = self._has_told_failure = False
+        self._is_due = self._is_running = self._has_told_margins = False
         # Whether a sample has to look outside of the model's forward pass.
         self._is_partial = False
 
@@ -153,16 +153,17 @@ class StabilityMonitorHook(PatchingHook):
         self._guards = find_guards(runner)
         self._has_scale = guarded_scale(self._guards) is not None
         self._acts.check(runner)
-        self._is_due = self._has_told_margins = self._has_lost = False
-        self._is_running = self._has_told_failure = False
+        self._is_due = self._is_running = self._has_told_margins = False
         self._last = None
-        self._file = SampleFile(samples_file(events_file(runner.log_dir)))
+        self._records = Records(runner)
         self._is_compiled = is_compiled(runner.model)
         if self._is_compiled:
-            runner.logger.info(
+            say(
                 'mmnanguard: the model is compiled, so its modules cannot be '
                 'measured: StabilityMonitorHook watches weights, losses and '
-                'the loss scale'
+                'the loss scale',
+                logging.INFO,
+                runner.logger,
             )
         self.patches.remember(self._drop)
 
@@ -191,7 +192,7 @@ class StabilityMonitorHook(PatchingHook):
         self._drop()
         failsafe = Failsafe()
         failsafe.run(str, self._begin, runner)
-        self._tell_failure(runner, failsafe.failure)
+        self._records.add_failure(failsafe.failure)
 
     def _begin(self, runner: Runner) -> None:
         """Begin a sample."""
@@ -224,11 +225,10 @@ class StabilityMonitorHook(PatchingHook):
         sample = self._probe.sample(
             iteration, highest_lr(runner), is_adaptive(runner)
         )
-        if sample is None:
-            failure = self._probe.failsafe.failure
-            self._tell_failure(runner, failure or 'an error of another rank')
+        failure = self._probe.failsafe.failure
         self._drop()
         if sample is None:
+            self._records.add_failure(failure or 'an error of another rank')
             return
         self._last = sample
         losses = {
@@ -240,7 +240,7 @@ class StabilityMonitorHook(PatchingHook):
             self._monitor.after(sample, self._limits, self._interval, losses),
         )
         self._acts.after_sample(runner, sample, self._monitor, self._limits)
-        self._record(runner, sample)
+        self._records.add(sample)
         if iteration > 5 * self._interval:
             self._tell_margins(runner)
 
@@ -250,10 +250,9 @@ class StabilityMonitorHook(PatchingHook):
             self._monitor = self._monitor.after_rollback()
 
     def _read_scale(self, runner: Runner) -> None:
-        """Judge the loss scale of a guarded wrapper if it has moved."""
+        """Judge the loss scale of a guarded wrapper."""
         scale = guarded_scale(self._guards)
-        scales = self._monitor.scales
-        if scale is not None and (not scales or scale != scales[-1][1]):
+        if scale is not None:
             self._tell(
                 runner,
                 self._monitor.after_scale(
@@ -314,18 +313,6 @@ class StabilityMonitorHook(PatchingHook):
             self._probe.close()
             self._probe = None
 
-    def _tell_failure(self, runner: Runner, failure: str) -> None:
-        """Log once that a measurement has failed; '' if it has not."""
-        if failure and not self._has_told_failure:
-            self._has_told_failure = True
-            runner.logger.warning(
-                escape(
-                    'mmnanguard: StabilityMonitorHook left out a sample: '
-                    f'{failure}; training goes on, and the next samples are '
-                    'tried (said once)'
-                )
-            )
-
     def _tell(self, runner: Runner, judgement: Judgement) -> None:
         """Log the alerts, and hand them to all hooks."""
         self._monitor = judgement.monitor
@@ -342,40 +329,10 @@ class StabilityMonitorHook(PatchingHook):
             if alert.cleared is None:
                 alert = self._acts.announce(alert)
             self._monitor = self._monitor.with_told(alert)
-            level = 'warning' if alert.cleared is None else 'info'
-            getattr(runner.logger, level)(alert.line())
+            is_new = alert.cleared is None
+            level = logging.WARNING if is_new else logging.INFO
+            say(alert.line(), level, runner.logger)
             runner.call_hook('after_guard_row', row=alert.to_row())
-
-    def _record(self, runner: Runner, sample: Sample) -> None:
-        """Write a sample to its file and to the scalars."""
-        scalars: Dict[str, Optional[float]] = {
-            'headroom_bits': sample.least_bits,
-            'update_ratio': sample.update_ratio,
-            'attention_logits': max(sample.logits.values(), default=None),
-            'scaled_grad': sample.scaled_grad,
-        }
-        # Not by the message hub, whose scalars are in each line of the log.
-        runner.visualizer.add_scalars(
-            {
-                f'stability/{name}': value
-                for name, value in scalars.items()
-                if value is not None and math.isfinite(value)
-            },
-            step=sample.iter,
-        )
-        if not is_main_process():
-            return
-        try:
-            self._file.add(sample)
-        except OSError as error:
-            if not self._has_lost:
-                self._has_lost = True
-                runner.logger.error(
-                    escape(
-                        'mmnanguard: cannot write stability.jsonl: '
-                        f'{error}; training goes on (said once)'
-                    )
-                )
 
     def _tell_margins(self, runner: Runner) -> None:
         """Log once how far the run is from its limits."""
@@ -384,7 +341,7 @@ class StabilityMonitorHook(PatchingHook):
         self._has_told_margins = True
         line = margins(self._last, self._monitor)
         if line:
-            runner.logger.info(escape(f'Iter {self._last.iter}: {line}'))
+            say(f'Iter {self._last.iter}: {line}', logging.INFO, runner.logger)
 
     def _goes_on(self, runner: Runner, num_more: int = 0) -> bool:
         """Whether a window goes on, also that of a wrapper without a guard.

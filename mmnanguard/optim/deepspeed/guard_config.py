@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, NamedTuple
 
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import print_log
 
+from mmnanguard._console import say
 from mmnanguard.core import GuardConfigError
 
 __all__ = ['Changes', 'adapt_to_deepspeed', 'has_deepspeed']
@@ -83,10 +83,9 @@ def adapt_to_deepspeed(cfg: Config, changes: Changes) -> Changes:
         if not reason:
             hooks[key] = hook
             continue
-        print_log(
+        say(
             f'default_hooks.{key} is left out with DeepSpeed: {reason}',
-            logger='current',
-            level=logging.WARNING,
+            logging.WARNING,
         )
     return Changes(wrapper, hooks)
 
@@ -135,10 +134,9 @@ def log_strategy(cfg: Config, before: Mapping[str, Any]) -> None:
         if value != before.get(key):
             parts.append(f'{key}={value!r}')
     if parts:
-        print_log(
+        say(
             f'strategy gets {", ".join(parts)}, from the guard, optim_wrapper '
-            'and train_dataloader',
-            logger='current',
+            'and train_dataloader'
         )
 
 
