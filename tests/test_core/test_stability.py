@@ -156,6 +156,7 @@ def with_losses(losses, ratio, is_adaptive=False):
 
 
 FALLING = [4.0 * 0.97**i for i in range(60)]
+NOISY = [2.4, *[2.0, 2.4, 2.8] * 3]
 FLAT = [2.3 + 0.05 * (i % 3) for i in range(60)]
 
 
@@ -171,6 +172,11 @@ FLAT = [2.3 + 0.05 * (i % 3) for i in range(60)]
         ([2.3, *[900.0 * 0.7**i for i in range(17)], *[2.3] * 42], 0.1, True),
         ([2.3, 2.3, 2.3, *[9.0 * 0.98**i for i in range(57)]], 0.1, True),
         ([NAN] * 60, 0.1, True),
+        # A small fall is not seen in so few losses, a rise is.
+        (FLAT[:19], 0.1, False),
+        ([2.3, 2.3, 2.3, *[2.3 + 0.2 * i for i in range(16)]], 0.1, True),
+        # Losses of small batches rise and fall by chance.
+        ([*[4.0] * 3, *[*NOISY, *[x + 0.3 for x in NOISY]] * 3], 0.1, False),
     ],
 )
 def test_large_updates_are_judged_by_the_losses(losses, ratio, is_told):
@@ -190,9 +196,9 @@ def test_large_updates_of_a_run_that_has_learnt():
 def test_updates_that_grow_while_the_loss_still_falls(is_told):
     """A learning rate that rises too far shows in the updates first."""
     monitor, alerts = Monitor(), []
-    ratios = [0.01, 0.02, 0.02, 0.03, 0.055, 0.065, 0.07]
+    ratios = [0.01, 0.02, 0.02, 0.03, 0.11, 0.12, 0.14]
     if not is_told:
-        ratios[2] = 0.04
+        ratios[2] = 0.05
     for i, ratio in enumerate(ratios):
         sample = Sample(1 + 5 * i, update_ratio=ratio)
         losses = {'default': FALLING[: 1 + 5 * i]}

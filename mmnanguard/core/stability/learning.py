@@ -10,8 +10,8 @@ NUM_COMPARED = 20
 LEAST_COMPARED = 3
 # Share of the first loss by which a loss has to fall or rise to be noticed.
 LEAST_CHANGE = 0.05
-# Times the noise by which it has to rise: the medians of ten losses differ by
-# more by chance in one of a hundred cases.
+# Times the noise by which it has to rise: medians of ten normal numbers differ
+# by more in one of a hundred cases.
 NOISE = 2.0
 
 
