@@ -206,7 +206,7 @@ class StabilityMonitorHook(PatchingHook):
             loss_scale_of(runner, self._guards),
             None if self._is_partial else bare_model(runner.model),
         )
-        self._acts.begin(modules)
+        self._acts.begin(modules, self._probe.failsafe)
 
     def after_train_iter(
         self,
