@@ -61,9 +61,7 @@ def read_losses(
         return None
     halves = compared[:half], compared[-half:]
     before, now = map(median_low, halves)
-    noise = median_low(
-        abs(loss - level)
-        for losses, level in zip(halves, (before, now))
-        for loss in losses
-    )
+    distances = [abs(loss - before) for loss in halves[0]]
+    distances += [abs(loss - now) for loss in halves[1]]
+    noise = median_low(distances)
     return Losses(first, before, now, noise, len(compared) < NUM_COMPARED)
