@@ -11,6 +11,7 @@ from mmnanguard.core.rows.json_numbers import to_json
 from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rules.recent_commits import Commit
 from mmnanguard.core.stability.headroom import count_down
+from mmnanguard.core.stability.learning import read_losses
 from mmnanguard.core.stability.limits import LEAST_SCALED_GRAD, StabilityLimits
 from mmnanguard.core.stability.loss_scales import fitting_scale
 from mmnanguard.core.stability.margins import margins, on_scale
