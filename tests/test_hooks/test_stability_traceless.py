@@ -20,7 +20,7 @@ from toys import assert_same, guard_hooks, make_runner, wrapper
 
 from mmnanguard.hooks.stability.records import Records
 from mmnanguard.numerics.stability import output_probe
-from mmnanguard.numerics.stability.logit_probe import some_logits
+from mmnanguard.numerics.stability.attention import some_logits
 
 TOKENS = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
 
