@@ -12,6 +12,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / '.mim' / 'tools'
 TOOLS = (
+    'doctor',
     'train',
     'report',
     'replay',

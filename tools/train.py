@@ -76,10 +76,10 @@ def read_dict(node: ast.AST) -> Any:
     return values
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
-    """Parse the command line."""
+def make_parser(description: Optional[str]) -> argparse.ArgumentParser:
+    """Return the parser of the options, which other tools take as well."""
     parser = argparse.ArgumentParser(
-        description=__doc__,
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -126,14 +126,27 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         default='none',
     )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    return parser
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = make_parser(__doc__)
     args = parser.parse_args(argv)
+    check_args(parser, args)
+    return args
+
+
+def check_args(
+    parser: argparse.ArgumentParser, args: argparse.Namespace
+) -> None:
+    """Refuse options that contradict each other; set MMEngine's variable."""
     if args.amp and args.guard not in (None, 'fp16'):
         parser.error(
             f'--amp is --guard fp16; it cannot go with --guard {args.guard}'
         )
     # MMEngine reads the variable; older launchers pass only the argument.
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
 
 
 def load_config(args: argparse.Namespace) -> Config:
