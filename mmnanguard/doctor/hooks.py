@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
 
 from mmnanguard.core.checks import check_keys
-from mmnanguard.core.hook_source import ends_run
+from mmnanguard.core.hook_source import ENDS_INSTEAD, ENDS_RUN, ends_run
 from mmnanguard.hooks import NanGuardHook
 from mmnanguard.hooks._shared.guard_listener import LISTENER_METHODS
 from mmnanguard.hooks.guard.check_listeners import similar_methods
@@ -80,11 +80,8 @@ def look_at_clashes(hooks: List[NamedClass]) -> List[Finding]:
         if ends_run(named.kind):
             findings.append(
                 fail(
-                    f'{named.where}: {named.name} ends the run at a loss that '
-                    'is not finite, also when the guard has skipped that '
-                    'update.',
-                    'Remove the hook (--guard does so); '
-                    'guard.max_consecutive_skips ends the run instead.',
+                    f'{named.where}: {named.name} {ENDS_RUN}.',
+                    f'Remove the hook (--guard does so); {ENDS_INSTEAD}.',
                 )
             )
         known = {*dir(Hook), *LISTENER_METHODS}

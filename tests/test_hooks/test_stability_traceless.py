@@ -20,7 +20,7 @@ from toys import assert_same, guard_hooks, make_runner, wrapper
 
 from mmnanguard.hooks.stability.records import Records
 from mmnanguard.numerics.stability import output_probe
-from mmnanguard.numerics.stability.logit_probe import some_logits
+from mmnanguard.numerics.stability.attention import some_logits
 
 TOKENS = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
 
@@ -54,7 +54,7 @@ class OddNet(BaseModel):
 def fused_kernel(net, x):
     """PyTorch looks for modes and hooks before it takes the kernel."""
     scale = x.mean() / 100
-    return net.net(x) + net.frozen(TOKENS + scale).mean((0, 1))
+    return net.net(x) + net.frozen(TOKENS.to(x.device) + scale).mean((0, 1))
 
 
 def ensemble(net, x):

@@ -79,7 +79,7 @@ class Acts:
             is_list and all(kind in ALLOWED for kind in act),
             where('act'),
             act,
-            f'a list of any of {", ".join(map(repr, ALLOWED))}; [] without',
+            "a list of any of 'fp32', 'scale' and 'lr', such as ['fp32']",
         )
         check_value(
             is_count(max_actions, least=1),

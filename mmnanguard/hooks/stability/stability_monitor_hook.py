@@ -247,6 +247,8 @@ class StabilityMonitorHook(PatchingHook):
     def after_guard_row(self, runner: Runner, row: Row) -> None:
         """Forget the trends when the run goes back to an earlier state."""
         if row['kind'] == RollbackRow.KIND:
+            # A window that goes on would compare weights of before.
+            self._drop()
             self._monitor = self._monitor.after_rollback()
 
     def _read_scale(self, runner: Runner) -> None:

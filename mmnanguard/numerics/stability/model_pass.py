@@ -101,7 +101,7 @@ class ModelPass:
             A function that undoes the change.
         """
         kind: Any = type(model)
-        was_set = '__call__' in vars(kind)
+        before = vars(kind).get('__call__')
         call = kind.__call__
 
         def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -117,10 +117,9 @@ class ModelPass:
             # Other code may have replaced the method since.
             if vars(kind).get('__call__') is not watched:
                 return
-            if was_set:
-                kind.__call__ = call
-            else:
-                del kind.__call__
+            del kind.__call__
+            if before is not None:
+                kind.__call__ = before
 
         kind.__call__ = watched
         return undo
