@@ -243,6 +243,20 @@ def test_a_hook_of_ones_own(look):
     assert has(lines, 'WARN', 'Did you mean after_guard_event(self, runner')
 
 
+def test_a_project_that_is_installed_and_broken(look, tmp_path, monkeypatch):
+    """MMEngine itself would call its types unknown."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'mmbroken').mkdir()
+    (tmp_path / 'mmbroken' / '__init__.py').touch()
+    file = tmp_path / 'mmbroken' / 'registry.py'
+    file.write_text("raise RuntimeError('mmcv is too old')")
+    changes = "default_scope = 'mmbroken'\nmodel = dict(type='BrokenNet')"
+    status, lines = look(f'{CONFIG}\n{changes}')
+    assert status == 1
+    assert has(lines, 'FAIL', 'RuntimeError: mmcv is too old')
+    assert not has(lines, 'FAIL', 'BrokenNet')
+
+
 OLD = """
 optimizer = dict(type='SGD')
 lr_config = dict(policy='step')
@@ -265,6 +279,7 @@ def test_a_config_of_1x(look):
         ("_base_ = 'nowhere.py'", 'nowhere.py'),
         ("_base_ = ['a.py', 'b.py']", 'Duplicate key'),
         ("custom_imports = dict(imports=['no_such'])", "find 'no_such'"),
+        (f"{OLD}custom_imports = dict(imports=['no_such'])", 'of mmcv 1.x'),
         ("_base_ = 'mmdet::x/y.py'", 'mim install mmdet'),
         ('from mmdet.models import X\nmodel = dict(type=X)', 'mim install'),
         (None, 'there is no such config'),
