@@ -193,8 +193,8 @@ class SteppedLoop(IterBasedTrainLoop):
         self.runner.model.train()
 
 
-def make_runner(name, args, dataset, folder):
-    """Return a runner that is ready to train its first batch."""
+def make_side(name, args, dataset, folder):
+    """Return the runner of a side, which is ready to iterate."""
     side, model = SIDES[name], MODELS.get(args.model)
     if model is None:
         torch.manual_seed(0)
@@ -202,24 +202,31 @@ def make_runner(name, args, dataset, folder):
         model.data_preprocessor = ImgDataPreprocessor(**PIXELS)
     if isinstance(model, list):
         model = dict(type=ResNet, widths=model)
-    sgd = dict(type='SGD', lr=1e-9, momentum=0.9)
-    wrapper = dict(type='OptimWrapper', optimizer=sgd, clip_grad=side.clip)
+    wrapper = dict(type='OptimWrapper', clip_grad=side.clip)
     if name != PLAIN:
         wrapper.update(
             type='mmnanguard.NanGuardOptimWrapper', guard=side.guard
         )
+    hooks = [dict(hook) for hook in side.hooks]
+    where = f'{folder}/{name}'
+    return make_runner(model, wrapper, hooks, dataset, args.batch_size, where)
+
+
+def make_runner(model, wrapper, hooks, dataset, batch_size, folder):
+    """Return a runner that is ready to train its first batch."""
+    sgd = dict(type='SGD', lr=1e-9, momentum=0.9)
     sampler = dict(type='InfiniteSampler', seed=0)
     runner = Runner(
         model=model,
-        work_dir=f'{folder}/{name}',
+        work_dir=folder,
         train_dataloader=dict(
-            dataset=dataset, sampler=sampler, batch_size=args.batch_size
+            dataset=dataset, sampler=sampler, batch_size=batch_size
         ),
         train_cfg=dict(type=SteppedLoop, max_iters=10**6),
-        optim_wrapper=wrapper,
+        optim_wrapper=dict(wrapper, optimizer=sgd),
         default_hooks=dict(checkpoint=None),
-        custom_hooks=[dict(hook) for hook in side.hooks],
-        experiment_name=name,
+        custom_hooks=hooks,
+        experiment_name=Path(folder).name,
         log_processor=dict(by_epoch=False),
         log_level='ERROR',
         randomness=dict(seed=0),
@@ -314,7 +321,7 @@ def main(argv=None):
         source += f' ({owner})'
     dataset = Images(4 * num, size, sample_type)
     with tempfile.TemporaryDirectory() as folder:
-        runners = [make_runner(name, args, dataset, folder) for name in names]
+        runners = [make_side(name, args, dataset, folder) for name in names]
         clock, wait = time.perf_counter, torch.cuda.synchronize
         if device == 'cpu':
             wait = int  # does nothing

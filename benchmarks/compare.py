@@ -20,7 +20,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 import numpy as np
 import torch
 from benchmark import describe_machine, save, show
-from benchmark_hooks import MODELS, Images, ResNet, SteppedLoop, measure
+from benchmark_hooks import MODELS, Images, ResNet, make_runner, measure
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
@@ -199,25 +199,9 @@ def named(runner: Runner) -> str:
 def make_resnet(name: str, dataset: Images, folder: str) -> Runner:
     """Return a runner with a ResNet-18 that is ready to iterate."""
     way = WAYS[name]
-    sgd = dict(type='SGD', lr=1e-9, momentum=0.9)
-    runner = Runner(
-        model=dict(type=ResNet, widths=MODELS['resnet18']),
-        work_dir=f'{folder}/timed {name}',
-        train_dataloader=dict(
-            dataset=dataset,
-            sampler=dict(type='InfiniteSampler', seed=0),
-            batch_size=8,
-        ),
-        train_cfg=dict(type=SteppedLoop, max_iters=10**6),
-        optim_wrapper=dict(way.wrapper, optimizer=sgd),
-        default_hooks=dict(checkpoint=None),
-        custom_hooks=hooks_of(way),
-        experiment_name=f'timed {name}',
-        log_level='ERROR',
-        randomness=dict(seed=0),
-    )
-    runner.train()
-    return runner
+    model = dict(type=ResNet, widths=MODELS['resnet18'])
+    where = f'{folder}/timed {name}'
+    return make_runner(model, way.wrapper, hooks_of(way), dataset, 8, where)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -17,15 +17,22 @@ The way of a batch through a guarded iteration::
                 -> after_guard_event                  # 12 consequences
 """
 
+import sys
 from importlib.util import find_spec
 
 from .version import __version__
 
 __all__ = ['__version__']
 
+# `python -m mmnanguard doctor` looks at the installed versions first, and
+# imports the rest itself. While Python searches a module, argv begins with -m.
+is_doctor = sys.argv[:2] == ['-m', 'doctor'] and (
+    'mmnanguard' in getattr(sys, 'orig_argv', ['mmnanguard'])
+)
+
 # ``core`` and ``report`` read events wherever Python runs; only the guard
 # itself needs PyTorch and MMEngine.
-if find_spec('torch') and find_spec('mmengine'):
+if find_spec('torch') and find_spec('mmengine') and not is_doctor:
     import mmengine
     import torch
 

@@ -15,6 +15,7 @@ from .version import __version__
 
 FOLDER = Path(__file__).parent / '.mim' / 'tools'
 TOOLS = (
+    'doctor',
     'train',
     'report',
     'replay',

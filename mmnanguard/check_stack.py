@@ -4,6 +4,7 @@ import re
 import warnings
 from importlib import metadata
 from types import ModuleType
+from typing import Iterator
 
 from mmnanguard.core.errors import GuardConfigError
 
@@ -33,21 +34,26 @@ def check_stack(torch: ModuleType, mmengine: ModuleType) -> None:
             are missing. Not an ImportError, for which MMEngine's registries
             would say that the package is not installed.
     """
+    for text in rival_warnings():
+        warnings.warn(text, stacklevel=3)
+    for module in (torch, mmengine):
+        check_version(module)
+
+
+def rival_warnings() -> Iterator[str]:
+    """Yield a text for each package of which two distributions are here."""
     for package, rivals in RIVALS.items():
         present = [
             f'{name} {version(name)}' for name in rivals if version(name)
         ]
         if len(present) > 1:
-            warnings.warn(
+            yield (
                 f'{" and ".join(present)} are installed, and both are the '
                 f'package {package}: the later has overwritten files of the '
                 f'earlier. Uninstall all, then install one: pip uninstall '
                 f'{" ".join(rivals)}. With pip install --no-deps nothing '
-                'brings the other back (mmnanguard: docs/en/stacks.md).',
-                stacklevel=3,
+                'brings the other back (mmnanguard: docs/en/stacks.md).'
             )
-    for module in (torch, mmengine):
-        check_version(module)
 
 
 def version(distribution: str) -> str:
@@ -65,11 +71,9 @@ def check_version(module: ModuleType) -> None:
         GuardConfigError: If the version is missing or out of range.
     """
     name = module.__name__
-    least, below = RANGES[name]
     given = str(getattr(module, '__version__', ''))
-    match = re.match(r'(\d+)\.(\d+)', given)
     # pip uninstall removes files that a second distribution had overwritten.
-    if not match:
+    if not re.match(r'\d+\.\d+', given):
         rivals = ' or '.join(RIVALS.get(name, [name]))
         raise GuardConfigError(
             f'{name} in {list(module.__path__)} has no version: files are '
@@ -77,11 +81,26 @@ def check_version(module: ModuleType) -> None:
             'uninstalled. Install it again: pip install --force-reinstall '
             f'--no-deps {rivals}.'
         )
-    pair = int(match[1]), int(match[2])
-    if pair < least or (below is not None and pair >= below):
-        allowed = '>={}.{}'.format(*least)
-        if below is not None:
-            allowed += ',<{}.{}'.format(*below)
+    if not is_in_range(name, given):
         raise GuardConfigError(
-            f'{name} is {given}: mmnanguard needs {name}{allowed}.'
+            f'{name} is {given}: mmnanguard needs {name}{allowed_range(name)}.'
         )
+
+
+def is_in_range(package: str, given: str) -> bool:
+    """Whether a version, such as '2.13.0+cpu', is in the package's range."""
+    match = re.match(r'(\d+)\.(\d+)', given)
+    least, below = RANGES[package]
+    if not match:
+        return False
+    pair = int(match[1]), int(match[2])
+    return pair >= least and (below is None or pair < below)
+
+
+def allowed_range(package: str) -> str:
+    """Return a package's range as pip has it, such as '>=0.10,<1.0'."""
+    least, below = RANGES[package]
+    allowed = '>={}.{}'.format(*least)
+    if below is not None:
+        allowed += ',<{}.{}'.format(*below)
+    return allowed

@@ -10,7 +10,13 @@ from mmengine.utils import is_installed
 
 from mmnanguard.core import GuardConfigError
 
-__all__ = ['read_config']
+__all__ = ['read_config', 'read_given_config']
+
+NO_PKG_RESOURCES = (
+    'MMEngine finds configs by name with pkg_resources, which the installed '
+    "setuptools no longer has. Run pip install 'setuptools<81', or give the "
+    'path of a file.'
+)
 
 
 def read_config(path: Union[str, Path], **keys: Any) -> Config:
@@ -25,8 +31,7 @@ def read_config(path: Union[str, Path], **keys: Any) -> Config:
         keys: The options of ``Config.fromfile``, for a file.
 
     Raises:
-        GuardConfigError: If there is no such file or project, or if the
-            file is no Python.
+        GuardConfigError: If there is no such file or project.
     """
     project, _, name = str(path).rpartition('::')
     if not project and not Path(name).is_file():
@@ -34,11 +39,11 @@ def read_config(path: Union[str, Path], **keys: Any) -> Config:
     if not project:
         try:
             return Config.fromfile(name, **keys)
-        except (OSError, SyntaxError, UnicodeError) as error:
-            reason = f'{type(error).__name__}: {error}'
-            raise GuardConfigError(
-                f'{path} cannot be read as a config ({reason}).'
-            ) from error
+        except ModuleNotFoundError as error:
+            if error.name != 'pkg_resources':
+                raise
+            # For a _base_ by name, such as 'mmdet::...'.
+            raise GuardConfigError(NO_PKG_RESOURCES) from error
     package = MODULE2PACKAGE.get(project)
     if package is None:
         raise GuardConfigError(
@@ -56,6 +61,22 @@ def read_config(path: Union[str, Path], **keys: Any) -> Config:
         raise GuardConfigError(f'{path}: {error}') from error
 
 
+def read_given_config(path: Union[str, Path]) -> Config:
+    """Read the config that a command line names.
+
+    Raises:
+        GuardConfigError: As :func:`read_config`, and if the file is no
+            Python or cannot be read.
+    """
+    try:
+        return read_config(path)
+    except (OSError, SyntaxError, UnicodeError) as error:
+        reason = f'{type(error).__name__}: {error}'
+        raise GuardConfigError(
+            f'{path} cannot be read as a config ({reason}).'
+        ) from error
+
+
 def is_known_to_be_installed(package: str) -> bool:
     """Whether MMEngine finds a distribution by its name.
 
@@ -68,8 +89,4 @@ def is_known_to_be_installed(package: str) -> bool:
     except ModuleNotFoundError as error:
         if error.name != 'pkg_resources':
             raise
-        raise GuardConfigError(
-            'MMEngine finds configs by name with pkg_resources, which the '
-            'installed setuptools no longer has. Run pip install '
-            "'setuptools<81', or give the path of a file."
-        ) from error
+        raise GuardConfigError(NO_PKG_RESOURCES) from error

@@ -91,6 +91,13 @@ def count(driver, selector):
     return driver.execute_script(script, selector)
 
 
+def unfold(driver):
+    """Open the details of all runs."""
+    driver.execute_script(
+        "document.querySelectorAll('details').forEach((x) => x.open = true)"
+    )
+
+
 def ranges(driver, axis='xaxis'):
     """Return the range of each chart."""
     return driver.execute_script(

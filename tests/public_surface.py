@@ -8,6 +8,7 @@ breaks somebody's config, import or script.
 EXPORTED = {
     'mmnanguard': '__version__ apply_guard watch',
     'check_stack': 'check_stack',
+    'doctor': '',
     'core': (
         'Action AutoClip Autopsy BadTensor Cause ClipRule Divergence '
         'GuardConfigError GuardEvent GuardPolicy GuardState LeftOut LossLevel '
@@ -140,7 +141,7 @@ DUMP_KEYS = (
 
 # ``python -m mmnanguard TOOL`` and ``--guard NAME``.
 TOOLS = (
-    'audit_dataset fire_drill migrate_config replay report scan_checkpoints '
-    'train'
+    'audit_dataset doctor fire_drill migrate_config replay report '
+    'scan_checkpoints train'
 )
 GUARDS = 'bf16 fp16 fp32 full'

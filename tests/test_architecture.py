@@ -31,6 +31,18 @@ ALLOWED_RINGS = {
     'models': {'_support', 'core', 'numerics', 'models', 'registry'},
     'report': {'_support', 'core', 'report'},
     'migrate': {'_support', 'core', 'migrate', 'read_config'},
+    'doctor': {
+        '_support',
+        'check_stack',
+        'core',
+        'numerics',
+        'optim',
+        'hooks',
+        'datasets',
+        'doctor',
+        'read_config',
+        'safe_load',
+    },
 }
 # What each ring may not import from the outside world.
 FORBIDDEN_PACKAGES = {
@@ -43,6 +55,7 @@ FORBIDDEN_PACKAGES = {
     'models': {'mmcv'},
     'report': {'torch', 'numpy', 'mmengine', 'mmcv'},
     'migrate': {'torch', 'numpy', 'mmcv'},
+    'doctor': {'numpy', 'mmcv'},
 }
 # The sub-packages (rooms) of a ring that each of its rooms may import.
 ALLOWED_ROOMS = {

@@ -126,9 +126,9 @@ def load(
     from mmnanguard.datasets.audited_dataset import AuditedDataset
     from mmnanguard.datasets.fields import check_key
     from mmnanguard.datasets.find_problems import build_checks
-    from mmnanguard.read_config import read_config
+    from mmnanguard.read_config import read_given_config
 
-    cfg = read_config(args.config)
+    cfg = read_given_config(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
     stem = Path(args.config.split('::')[-1]).stem
     work_dir = Path(cfg.get('work_dir') or f'work_dirs/{stem}')

@@ -339,7 +339,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the tool; return its exit status."""
     sys.path[:0] = [str(train.ROOT)]
     # The options are those of train.py; only the text of --help differs.
-    args = train.parse_args(argv, __doc__)
+    parser = train.make_parser(__doc__)
+    args = parser.parse_args(argv)
+    train.check_args(parser, args)
     from mmnanguard._tool_parser import run_tool
 
     return run_tool(run_drill, args)

@@ -13,11 +13,14 @@ import ast
 import os
 import sys
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, Optional, Sequence
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+
+if TYPE_CHECKING:
+    from mmnanguard._tool_parser import ToolParser
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,18 +78,11 @@ def read_dict(node: ast.AST) -> Any:
     return values
 
 
-def parse_args(
-    argv: Optional[Sequence[str]] = None, text: Optional[str] = __doc__
-) -> argparse.Namespace:
-    """Parse the command line.
-
-    Args:
-        argv: The words of the command line.
-        text: The text of ``--help``.
-    """
+def make_parser(description: Optional[str]) -> 'ToolParser':
+    """Return the parser of the options, which other tools take as well."""
     from mmnanguard._tool_parser import ToolParser
 
-    parser = ToolParser(text)
+    parser = ToolParser(description)
     parser.add_argument(
         'config', help="a file, or a project's own such as mmpretrain::x/y.py"
     )
@@ -131,14 +127,27 @@ def parse_args(
         default='none',
     )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    return parser
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = make_parser(__doc__)
     args = parser.parse_args(argv)
+    check_args(parser, args)
+    return args
+
+
+def check_args(
+    parser: argparse.ArgumentParser, args: argparse.Namespace
+) -> None:
+    """Refuse options that contradict each other; set MMEngine's variable."""
     if args.amp and args.guard not in (None, 'fp16'):
         parser.error(
             f'--amp is --guard fp16; it cannot go with --guard {args.guard}'
         )
     # MMEngine reads the variable; older launchers pass only the argument.
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -150,9 +159,9 @@ def load_config(args: argparse.Namespace) -> Config:
     from mmnanguard import apply_guard
     from mmnanguard.core import GuardConfigError
     from mmnanguard.hooks import LrFactorHook
-    from mmnanguard.read_config import read_config
+    from mmnanguard.read_config import read_given_config
 
-    cfg = read_config(args.config)
+    cfg = read_given_config(args.config)
     guard = args.guard
     if args.amp:
         guard = 'fp16'

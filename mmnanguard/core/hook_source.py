@@ -23,7 +23,20 @@ from mmnanguard._support.loss_checks import (
     last_name,
 )
 
-__all__ = ['STOPPING_HOOKS', 'HookSource', 'ends_run']
+__all__ = [
+    'ENDS_INSTEAD',
+    'ENDS_RUN',
+    'STOPPING_HOOKS',
+    'HookSource',
+    'ends_run',
+]
+
+# What such a hook does, and what does it in its place.
+ENDS_RUN = (
+    'ends the run at a loss that is not finite, also when the guard has '
+    'skipped that update'
+)
+ENDS_INSTEAD = 'guard.max_consecutive_skips ends the run instead'
 
 # Hooks of public projects that end the run. A config may name them although
 # their source cannot be read.

@@ -8,6 +8,8 @@ from typing import Mapping, Sequence, Set, Union
 import libcst as cst
 from libcst import matchers
 
+from mmnanguard.core.hook_source import ENDS_RUN
+
 from .config_value import ConfigDict, ConfigValue
 from .dict_source import (
     Container,
@@ -246,10 +248,7 @@ class HookEdit(cst.CSTTransformer):
         if kind not in HOOKS:
             source = find_hook(self.m.path, self.m.cfg, kind)
         if source is not None and source.does_more():
-            note = (
-                f'{kind} ends the run at a loss that is not finite, also when '
-                'the guard has skipped that update: take this out of it'
-            )
+            note = f'{kind} {ENDS_RUN}: take this out of it'
             self.m.notes.left.append((line, note))
             self.removed[kind] += 1
             return False

@@ -8,7 +8,13 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS
 
 from mmnanguard._console import say
-from mmnanguard.core.hook_source import STOPPING_HOOKS, HookSource, ends_run
+from mmnanguard.core.hook_source import (
+    ENDS_INSTEAD,
+    ENDS_RUN,
+    STOPPING_HOOKS,
+    HookSource,
+    ends_run,
+)
 
 __all__ = ['leave_out_stopping_hooks']
 
@@ -50,9 +56,7 @@ def is_left_out(hook: Any, where: str) -> bool:
     if stays:
         outcome = 'remove that check, or the hook (it does more, so it stays)'
     say(
-        f'{where}: {name} ends the run at a loss that is not finite, also '
-        f'when the guard has skipped that update; {outcome}. '
-        'guard.max_consecutive_skips ends the run instead.',
+        f'{where}: {name} {ENDS_RUN}; {outcome}. {ENDS_INSTEAD}.',
         logging.WARNING,
     )
     return not stays

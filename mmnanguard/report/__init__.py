@@ -9,10 +9,11 @@ rows and curves; ``parse_row`` removes what is odd), ``summarize``,
 ``summary``, ``loss_rise`` (counts and rankings), ``alerts`` (what came of
 them), ``assessment`` (healthy or sick), with ``badge``, ``findings``,
 ``recovery``, ``collect_evidence``, ``culprit_clause``, ``recommendations`` and
-``steps_for_end``; then the output: ``page`` with ``figure``, ``panels``,
-``traces`` and ``downsample``, and of the samples ``stability_figure``,
-``heatmap`` and ``margins_line``; ``terminal``; ``row_text`` (sentences, and
-commands to paste).
+``steps_for_end``; ``validation`` (metrics, best checkpoints); then the output:
+``page`` with ``figure``, ``panels``, ``traces``, ``event_traces`` and
+``downsample``, for several runs ``comparison_figure``, and of the samples
+``stability_figure``, ``heatmap`` and ``margins_line``; ``terminal``;
+``row_text`` (sentences, and commands to paste).
 """
 
 from .assessment import Assessment

@@ -3,6 +3,7 @@
 import math
 from typing import List, Mapping, Optional, Sequence
 
+from .event_traces import MARKS, PlotlyObject, values_of
 from .panels import (
     FOLLOWED,
     GRAD_NORM,
@@ -14,7 +15,7 @@ from .panels import (
 )
 from .run_report import RunReport
 from .summary import Row
-from .traces import MARKS, PlotlyObject, traces_of, values_of
+from .traces import traces_of
 
 __all__ = ['draw', 'layout_of', 'lines_of', 'stacked']
 
@@ -27,13 +28,16 @@ MAX_LINES = 40
 LINE_KINDS = ('rollback', 'halt', 'audit')
 
 
-def draw(report: RunReport, last_iter: Optional[int] = None) -> PlotlyObject:
-    """Draw the figure of one run.
+def draw(
+    report: RunReport, last_iter: Optional[int] = None, begin: int = 0
+) -> Optional[PlotlyObject]:
+    """Draw the figure of one run; None if there is nothing to draw.
 
     Args:
         report: The report of the run.
         last_iter: The iteration at which the axis ends; None means the run's
             last iteration.
+        begin: The iteration after which the axis begins.
 
     Returns:
         The ``data`` and ``layout`` for plotly.js, validated by plotly.
@@ -43,12 +47,14 @@ def draw(report: RunReport, last_iter: Optional[int] = None) -> PlotlyObject:
     from plotly.graph_objects import Figure
 
     end = last_iter or report.summary.last_iter
-    traces = traces_of(report, end)
+    traces = traces_of(report, end, begin)
+    if not traces:
+        return None
     panels, axes = {}, {}
     for panel in traces:
         panels[panel] = PANELS[panel]
         axes[panel] = axis_of(panel, traces[panel])
-    layout = layout_of(panels, axes, end)
+    layout = layout_of(panels, axes, end, begin=begin)
     layout['shapes'] = lines_of(report.summary.events)
     # `Figure` raises ValueError for names and values that plotly.js would
     # silently ignore.
@@ -100,6 +106,7 @@ def layout_of(
     axes: Mapping[str, PlotlyObject],
     end: int,
     gap: int = GAP,
+    begin: int = 0,
 ) -> PlotlyObject:
     """Return the layout of a figure.
 
@@ -108,10 +115,11 @@ def layout_of(
         axes: Type, range and ticks of their vertical axes.
         end: The iteration at which the axis of iterations ends.
         gap: The number of pixels between two panels.
+        begin: The iteration after which the axis begins.
     """
     heights = {name: panel.height for name, panel in panels.items()}
     total = sum(heights.values()) + gap * (len(panels) - 1)
-    layout = base_layout(total, end, axis_name(len(panels) - 1))
+    layout = base_layout(total, axis_name(len(panels) - 1))
     panel_of_axis = {}
     top = total
     for number, panel in enumerate(panels):
@@ -126,23 +134,24 @@ def layout_of(
             **axes[panel],
         }
         top = bottom - gap
+    # The margin on the right keeps the last mark from being cut.
+    layout['xaxis']['range'] = [begin, end + 0.01 * (end - begin) + 1]
     # The page needs this map: runs may have different panels, so the name
     # of an axis does not tell its panel.
     layout['meta'] = {'panels': panel_of_axis}
     return layout
 
 
-def base_layout(total: int, end: int, lowest_axis: str) -> PlotlyObject:
+def base_layout(total: int, lowest_axis: str) -> PlotlyObject:
     """Return the part of the layout that all panels share.
 
     Args:
         total: The height of all panels in pixels.
-        end: The iteration at which the axis ends.
         lowest_axis: The vertical axis below which the iterations are shown.
     """
     return {
         'height': total + BORDER,
-        'margin': {'l': 80, 'r': 16, 't': 40, 'b': 46},
+        'margin': {'l': 80, 'r': 24, 't': 40, 'b': 46},
         'barmode': 'stack',
         'bargap': 0,
         'dragmode': 'zoom',
@@ -157,8 +166,6 @@ def base_layout(total: int, end: int, lowest_axis: str) -> PlotlyObject:
         'paper_bgcolor': 'rgba(0,0,0,0)',
         'plot_bgcolor': 'rgba(0,0,0,0)',
         'xaxis': {
-            # The margin on the right keeps the last mark from being cut.
-            'range': [0, end * 1.01 + 1],
             'title': {'text': 'iteration'},
             'anchor': lowest_axis,
             'tickformat': ',d',

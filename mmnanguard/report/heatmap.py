@@ -4,10 +4,10 @@ import math
 from html import escape
 from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence
 
+from .event_traces import PlotlyObject
 from .margins_line import bits_below
 from .read_samples import Samples
 from .read_scalars import Curve
-from .traces import PlotlyObject
 
 __all__ = ['ROOM', 'Heatmap', 'draw_heatmap', 'short_name']
 

@@ -17,6 +17,7 @@ from mmnanguard.core.causes import facts_of_cause
 from mmnanguard.core.rows.json_numbers import to_json
 
 from .alerts import alerts_of
+from .comparison_figure import COLORS, draw_comparison
 from .figure import draw
 from .margins_line import describe_margins
 from .panels import titles
@@ -84,12 +85,17 @@ def write_page(
         ) from error
     # All runs get the same axis of iterations, so that they can be compared.
     end = max(report.summary.last_iter for report in reports)
-    data = {
+    begin = min(report.summary.first_iter for report in reports) - 1
+    data: JsonObject = {
         'made': f'{datetime.now(timezone.utc):%F %T} UTC',
         'reload': reload_after,
         'titles': titles(),
-        'runs': [section(report, end) for report in reports],
+        'comparison': None,
+        'runs': [section(report, end, begin) for report in reports],
     }
+    if len(reports) > 1:
+        data['comparison'] = draw_comparison(reports, end, begin)
+        data['colors'] = list(COLORS)
     names = ', '.join(report.name for report in reports)
     parts = {
         'TITLE': escape(f'{names}: mmnanguard report'),
@@ -127,12 +133,13 @@ def write_template(path: Path, parts: Mapping[str, str]) -> None:
             file.write(parts[name] + rest)
 
 
-def section(report: RunReport, end: int) -> JsonObject:
+def section(report: RunReport, end: int, begin: int = 0) -> JsonObject:
     """Return the data of one run, as builtins.
 
     Args:
         report: The report of the run.
         end: The iteration at which the axes end.
+        begin: The iteration after which they begin.
     """
     summary, verdict = report.summary, report.verdict
     # Rows refer to names by number, because many rows may share a name.
@@ -162,15 +169,17 @@ def section(report: RunReport, end: int) -> JsonObject:
         'names': list(names),
         'num_rows': summary.num_rows,
         'kinds': summary.num_kinds,
-        'figure': draw(report, end),
+        'figure': draw(report, end, begin),
         'margins': report.margins,
-        'stability': stability_of(report, end),
+        'stability': stability_of(report, end, begin),
     }
 
 
-def stability_of(report: RunReport, end: int) -> Optional[JsonObject]:
+def stability_of(
+    report: RunReport, end: int, begin: int
+) -> Optional[JsonObject]:
     """Return the samples of a run in words and as a figure, or None."""
-    figure = draw_stability(report, end)
+    figure = draw_stability(report, end, begin)
     if figure is None:
         return None
     had_trouble = bool(report.verdict.reasons)
@@ -190,7 +199,7 @@ def causes_of(summary: Summary) -> List[JsonObject]:
 def facts_of(summary: Summary) -> List[List[str]]:
     """Return the names and values in the line below the verdict."""
     counts = {
-        'iterations': summary.last_iter,
+        'iterations': summary.num_iters,
         'attempts': len(summary.starts),
         'rejected': summary.num_skipped,
         'routine overflows': summary.num_routine,

@@ -20,6 +20,7 @@ __all__ = [
     'REJECTED',
     'STABILITY_PANELS',
     'UPDATE_RATIO',
+    'VALIDATION',
     'Panel',
     'titles',
 ]
@@ -28,6 +29,7 @@ LOSS = 'loss'
 GRAD_NORM = 'grad_norm'
 LOSS_SCALE = 'loss_scale'
 LR = 'lr'
+VALIDATION = 'validation'
 REJECTED = 'rejected'
 FOLLOWED = 'followed'
 HEADROOM = 'headroom'
@@ -52,6 +54,7 @@ class Panel(NamedTuple):
 # the same identifier have the same range.
 PANELS = {
     LOSS: Panel('loss', 200),
+    VALIDATION: Panel('validation', 130),
     GRAD_NORM: Panel('gradient norm', 170),
     LOSS_SCALE: Panel('loss scale', 100),
     LR: Panel('learning rate', 100),
@@ -59,7 +62,7 @@ PANELS = {
     FOLLOWED: Panel('what followed', 130),
 }
 # The panels that draw curves. All other panels draw rows only.
-OF_SCALARS = (LOSS, GRAD_NORM, LOSS_SCALE, LR)
+OF_SCALARS = (LOSS, VALIDATION, GRAD_NORM, LOSS_SCALE, LR)
 # The panels of the samples. The height is that of a module in the first one.
 STABILITY_PANELS = {
     HEADROOM: Panel('', 14),

@@ -8,13 +8,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence
 
-from .panels import GRAD_NORM, LOSS, LOSS_SCALE, LR
+from .panels import GRAD_NORM, LOSS, LOSS_SCALE, LR, VALIDATION
 from .parse_row import is_count
 from .read_events import OnBytes, Part
 
-__all__ = ['FACTOR', 'Curve', 'factor_of', 'panel_of', 'read_scalars']
+__all__ = [
+    'FACTOR',
+    'VAL_PREFIX',
+    'VAL_STEP',
+    'Curve',
+    'factor_of',
+    'panel_of',
+    'read_scalars',
+]
 
 FACTOR = 'lr_factor'  # last part of the key of a guard's scalar
+VAL_PREFIX = 'val/'  # of the keys of what a validation measured
+# The epoch or iteration, as MMEngine counts it, at which each validation ran.
+VAL_STEP = 'step of val'
+# Keys of a row of a validation that are no results.
+TIMES = ('time', 'data_time')
+NO_METRICS = (*TIMES, 'step', 'epoch', 'memory')
 
 
 @dataclass
@@ -36,6 +50,8 @@ def panel_of(key: str) -> str:
 
     MMEngine writes the keys of training scalars without 'train/'.
     """
+    if key.startswith(VAL_PREFIX):
+        return VALIDATION
     # With several optimizers, the name of the optimizer and a dot come first,
     # as in 'gen.lr'. Models may put their name and a slash first.
     last = key.split('/')[-1].split('.')[-1]
@@ -69,8 +85,7 @@ def read_scalars(
     MMEngine's ``LocalVisBackend`` writes ``vis_data/scalars.json`` beside the
     events of a process start: one JSON object a line, which may hold a bare
     NaN. If a later start ran iterations again, its scalars replace those of
-    the earlier start. Rows without ``iter`` are left out: they are results of
-    a validation.
+    the earlier start. A row without ``iter`` has the results of a validation.
 
     Args:
         parts: The parts of the run, from :func:`find_parts`, in their order.
@@ -78,7 +93,9 @@ def read_scalars(
 
     Returns:
         The curves by key: the scalars that have a panel (:func:`panel_of`),
-        and the factors of learning rates. Empty if there are no scalars.
+        the factors of learning rates, and ``VAL_STEP``. The results of
+        validations have keys with ``VAL_PREFIX``. Empty if there are no
+        scalars.
     """
     curves: Dict[str, Curve] = {}
     seen: List[Path] = []
@@ -92,14 +109,55 @@ def read_scalars(
         # below would not remove those that the start made invalid.
         if part.first is not None:
             cut(curves, part.first)
+        # Training iterations that this start has logged.
+        last = max((part.first or 1) - 1, 0)
         for row in read_rows(path, on_bytes):
             iter_: Any = row.get('iter')
+            if iter_ is None and is_validation(row):
+                add_validation(curves, last, row)
             if is_count(iter_):
                 # The row of kind 'start' may be lost, so the scalars
                 # themselves must be in rising order.
                 cut(curves, iter_)
                 add_scalars(curves, iter_, row)
+                last = iter_
     return curves
+
+
+def is_validation(row: Dict[str, Any]) -> bool:
+    """Whether a row without ``iter`` has the results of a validation."""
+    # MMEngine's IterTimerHook adds times. Other rows without an iteration are
+    # scalars that a hook has given to the visualizer.
+    return is_count(row.get('step')) and any(key in row for key in TIMES)
+
+
+def add_validation(
+    curves: Dict[str, Curve], last: int, row: Dict[str, Any]
+) -> None:
+    """Append the results of a validation to their curves.
+
+    Args:
+        curves: The curves by key.
+        last: The last iteration that was logged before the validation.
+        row: The row; its step is an iteration, or the number of an epoch.
+    """
+    # Epochs are fewer than their iterations.
+    iter_ = max(last, row['step'])
+    results = {}
+    for key, value in row.items():
+        is_result = isinstance(value, float) or is_count(value)
+        if is_result and key not in NO_METRICS:
+            results[f'{VAL_PREFIX}{key}'] = value
+    if not results:
+        return
+    results[VAL_STEP] = row['step']
+    # A resumed run may validate again before it trains.
+    known = {key: curves[key] for key in results if key in curves}
+    cut(known, iter_)
+    for key, value in results.items():
+        curve = curves.setdefault(key, Curve())
+        curve.iters.append(iter_)
+        curve.values.append(value)
 
 
 def add_scalars(

@@ -108,7 +108,9 @@ def was_treated(summary: Summary) -> bool:
     """Whether a run without findings had trouble that something ended.
 
     Either a remedy was applied after rejected updates, or an attempt halted
-    and was resumed.
+    and was resumed. Some iterations went well since.
     """
+    if summary.last_iter - last_trouble(summary) < LEAST_LENGTH:
+        return False
     is_remedied = summary.num_skipped > 0 and 'remedy' in summary.others
     return is_remedied or 'halt' in summary.others

@@ -37,6 +37,7 @@ from .run_files import (
 )
 from .summarize import MAX_KEPT, summarize
 from .summary import Row, Summary
+from .validation import Metric, describe_validation, metrics_of
 
 __all__ = ['OnProgress', 'RunReport', 'load_run']
 
@@ -64,6 +65,7 @@ class RunReport:
         verdict: The assessment of the run.
         written: Time at which the last row or scalar was written.
         samples: The samples of the monitor.
+        metrics: What the validations measured, the most important first.
     """
 
     path: str
@@ -72,6 +74,7 @@ class RunReport:
     verdict: Assessment
     written: datetime
     samples: Samples = field(default_factory=Samples)
+    metrics: Tuple[Metric, ...] = ()
 
     @property
     def name(self) -> str:
@@ -79,7 +82,9 @@ class RunReport:
         path = Path(self.path).absolute()
         if path.as_posix().endswith(f'/{EVENTS_FILE}'):
             path = log_dir_of(path)
-        return escape(f'{path.name} ({self.summary.run})')
+        # A run whose guard is off has no name.
+        run = f' ({self.summary.run})' * bool(self.summary.run)
+        return escape(f'{path.name}{run}')
 
     @property
     def state(self) -> str:
@@ -146,6 +151,7 @@ class RunReport:
             ('cause', verdict.cause),
             ('warned', verdict.warning.partition(' ')[2]),
             ('next', verdict.action),
+            ('validation', describe_validation(self.metrics)),
         ]
         return [(label, clause) for label, clause in lines if clause]
 
@@ -189,6 +195,7 @@ class RunReport:
             },
             'alerts': [with_text(alert.row) for alert in alerts_of(summary)],
             'margins': self.margins,
+            'validation': list(map(Metric._asdict, self.metrics)),
             'events': list(map(with_text, summary.events)),
         }
 
@@ -261,6 +268,7 @@ def load_run(
         verdict=judge(summary),
         written=datetime.fromtimestamp(newest, timezone.utc),
         samples=samples,
+        metrics=metrics_of(curves, work_dir_of(path)),
     )
 
 

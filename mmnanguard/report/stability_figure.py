@@ -9,6 +9,7 @@ from mmnanguard.core.rows.alert_row import AlertRow, percent
 
 from .alerts import BAD_LOSS, Alert, alerts_of, first_after
 from .downsample import Points, downsample_curve
+from .event_traces import MARKS, PlotlyObject, values_of
 from .figure import layout_of, lines_of, stacked
 from .heatmap import ROOM, draw_heatmap, short_name
 from .margins_line import FLOAT16
@@ -16,7 +17,7 @@ from .panels import HEADROOM, LOGITS, OUTPUTS, STABILITY_PANELS, UPDATE_RATIO
 from .read_samples import Samples
 from .read_scalars import Curve
 from .run_report import RunReport
-from .traces import LINES, MARKS, PlotlyObject, values_of
+from .traces import LINES
 
 __all__ = ['draw_stability']
 
@@ -33,7 +34,7 @@ REJECTED_COLOR = '#c2188b'  # seen on all colors of the heatmap
 
 
 def draw_stability(
-    report: RunReport, last_iter: Optional[int] = None
+    report: RunReport, last_iter: Optional[int] = None, begin: int = 0
 ) -> Optional[PlotlyObject]:
     """Draw the samples of a run; None if there are none.
 
@@ -41,6 +42,7 @@ def draw_stability(
         report: The report of the run.
         last_iter: The iteration at which the axis ends; None means the run's
             last iteration.
+        begin: The iteration after which the axis begins.
 
     Returns:
         The ``data`` and ``layout`` for plotly.js, as those of the figure of
@@ -77,7 +79,7 @@ def draw_stability(
     if not traces:
         return None
     panels = {name: panels[name] for name in traces}
-    layout = layout_of(panels, axes, end, GAP)
+    layout = layout_of(panels, axes, end, GAP, begin)
     layout['margin'].update(t=60, r=70)
     layout['shapes'] = lines_of(report.summary.events)
     add_lines(layout, report, alerts)

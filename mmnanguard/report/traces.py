@@ -3,23 +3,19 @@
 from array import array
 from bisect import bisect_right
 from html import escape
-from operator import itemgetter
-from typing import (
-    Any,
-    Dict,
-    Iterable,
-    List,
-    Mapping,
-    NamedTuple,
-    Sequence,
-    Tuple,
-)
+from typing import Dict, List, Mapping, Sequence, Tuple
 
-from mmnanguard.core.causes import UNKNOWN, facts_of_cause
 from mmnanguard.core.checks import is_finite_number
-from mmnanguard.core.rows.json_numbers import parse_number
 
-from .downsample import Points, count_by_bin, downsample_curve
+from .downsample import Points, downsample_curve
+from .event_traces import (
+    Trace,
+    bars_of,
+    is_marked,
+    markers_of,
+    marks_of,
+    values_of,
+)
 from .panels import (
     FOLLOWED,
     GRAD_NORM,
@@ -29,58 +25,30 @@ from .panels import (
     OF_SCALARS,
     PANELS,
     REJECTED,
+    VALIDATION,
 )
-from .parse_row import iter_of
-from .read_scalars import FACTOR, Curve, factor_of, panel_of
+from .read_scalars import FACTOR, VAL_PREFIX, Curve, factor_of, panel_of
 from .run_report import RunReport
 from .summary import Row
 
-__all__ = ['LINES', 'MARKS', 'Mark', 'PlotlyObject', 'traces_of', 'values_of']
-
-# Any: plotly itself checks the dicts, and has no types for them.
-PlotlyObject = Dict[str, Any]
-Trace = PlotlyObject
-
-
-class Mark(NamedTuple):
-    """The marker of a kind of rows.
-
-    Attributes:
-        symbol: Plotly's name of the marker.
-        color: CSS color of the marker.
-    """
-
-    symbol: str
-    color: str
-
+__all__ = ['LINES', 'curve_trace', 'traces_of']
 
 # Colors of the curves of a panel.
 LINES = ('#3b7dd8', '#59a14f', '#9c755f', '#76b7b2', '#bab0ac', '#edc948')
-# The marks by kind of row, in the order of their lines in the panel, top down.
-MARKS = {
-    'start': Mark('triangle-right', '#59a14f'),
-    'input': Mark('square-open', '#8e5bd0'),
-    'autopsy': Mark('circle-open', '#3b7dd8'),
-    'dump': Mark('triangle-down-open', '#6c757d'),
-    'remedy': Mark('cross', '#59a14f'),
-    'alert': Mark('triangle-up', '#c98a00'),
-    'audit': Mark('diamond', '#a4161a'),
-    'rollback': Mark('triangle-left', '#f28e2b'),
-    'halt': Mark('x', '#e15759'),
-}
-OTHER_MARK = Mark('circle', UNKNOWN.color)
-HUGE = 1e30  # beside this value, an axis shows all others as 0
-NUM_BINS = 120  # bars of a few pixels each on a page of 1,240
+MAX_METRICS = 8  # as there may be one for each class
 # By panel, the key of the value that it shows in the row of an update.
 FIELDS = {LOSS: 'loss', GRAD_NORM: 'grad_norm'}
 
 
-def traces_of(report: RunReport, end: int) -> Dict[str, List[Trace]]:
+def traces_of(
+    report: RunReport, end: int, begin: int = 0
+) -> Dict[str, List[Trace]]:
     """Return the traces by panel, top down, without empty panels.
 
     Args:
         report: The report of the run.
         end: The iteration at which the axis ends.
+        begin: The iteration after which it begins.
     """
     updates = []
     for row in report.summary.events:
@@ -89,6 +57,9 @@ def traces_of(report: RunReport, end: int) -> Dict[str, List[Trace]]:
     panels: Dict[str, List[Trace]] = {}
     for panel in OF_SCALARS:
         curves: Dict[str, Curve] = {}
+        if panel == VALIDATION:
+            panels[panel] = traces_of_metrics(report, begin, end)
+            continue
         for key, curve in report.curves.items():
             # MMEngine writes the rate of the schedule, which does not know
             # the factor by which a guard lowers it.
@@ -101,17 +72,42 @@ def traces_of(report: RunReport, end: int) -> Dict[str, List[Trace]]:
         if panel in FIELDS:
             traces += markers_of(FIELDS[panel], traces, updates)
         panels[panel] = traces
-    panels[REJECTED] = bars_of(report, end)
-    panels[FOLLOWED] = marks_of(report.summary.events)
-    return {panel: traces for panel, traces in panels.items() if traces}
+    panels[REJECTED] = bars_of(report, end, begin)
+    marked = list(filter(is_marked, report.summary.events))
+    panels[FOLLOWED] = marks_of(marked)
+    # A curve that is never finite would leave its panel empty.
+    return {
+        panel: traces for panel, traces in panels.items() if values_of(traces)
+    }
 
 
-def values_of(traces: Iterable[Trace]) -> List[float]:
-    """Return the values that traces draw, without gaps."""
-    values = []
-    for trace in traces:
-        values += [value for value in trace['y'] if value is not None]
-    return values
+def traces_of_metrics(report: RunReport, begin: int, end: int) -> List[Trace]:
+    """Return the curves of the metrics, the most important one first."""
+    traces = []
+    for number, metric in enumerate(report.metrics[:MAX_METRICS]):
+        curve = report.curves[f'{VAL_PREFIX}{metric.name}']
+        points = downsample_curve(curve.iters, curve.values)
+        trace = curve_trace(VALIDATION, metric.name, points, number)
+        trace.update(mode='lines+markers', showlegend=True)
+        traces.append(trace)
+    best = report.metrics[:1]
+    if best and best[0].best is not None:
+        # Inside of the axis.
+        is_late = (best[0].best_iter or 0) > (begin + end) / 2
+        traces.append(
+            {
+                'type': 'scatter',
+                'mode': 'markers+text',
+                'x': [best[0].best_iter],
+                'y': [best[0].best],
+                'text': ['best'],
+                'textposition': 'bottom left' if is_late else 'bottom right',
+                'showlegend': False,
+                'hoverinfo': 'skip',
+                'marker': {'symbol': 'star', 'size': 12, 'color': LINES[0]},
+            }
+        )
+    return traces
 
 
 def curves_of(
@@ -161,8 +157,9 @@ def curve_trace(panel: str, name: str, points: Points, number: int) -> Trace:
     # A line through a single point cannot be seen.
     mode = 'lines' if len(iters) > 1 else 'lines+markers'
     visible: object = True
-    # The reader can switch the parts of a loss on in the legend.
-    if panel == LOSS and number:
+    # The reader can switch the parts of a loss, and metrics, on in the
+    # legend.
+    if panel in (LOSS, VALIDATION) and number:
         visible = 'legendonly'
     return {
         'type': 'scatter',
@@ -233,134 +230,3 @@ def merged(points: Points, more: Points) -> Points:
     value_at.update(zip(*more))
     iters = sorted(value_at)
     return iters, list(map(value_at.__getitem__, iters))
-
-
-def markers_of(
-    field: str, curves: Sequence[Trace], updates: Sequence[Row]
-) -> List[Trace]:
-    """Return markers for the updates, one trace for each cause.
-
-    A marker is drawn at the update's value. If the value is not finite, above
-    the curve or far below it, the marker is drawn at the top of the curve.
-
-    Args:
-        field: The key of the value in the rows.
-        curves: The curves of the panel; the first decides what is outside.
-        updates: The rows of the updates.
-    """
-    values = [parse_number(row.get(field)) for row in updates]
-    # Without a curve, the updates themselves decide how high the axis is.
-    drawn = values_of(curves[:1]) or list(filter(is_drawable, values))
-    if not drawn:
-        return []
-    low, top = min(drawn), max(drawn)
-    # A value somewhat below the curve is drawn where it is. A value far below
-    # would flatten the curve.
-    low -= top - low
-    by_cause: Dict[str, List[Tuple[Row, float]]] = {}
-    for row, value in zip(updates, values):
-        if not (is_finite_number(value) and low <= value <= top):
-            value = top
-        by_cause.setdefault(str(row.get('cause')), []).append((row, value))
-    traces = []
-    for cause, markers in by_cause.items():
-        marker = {
-            'color': facts_of_cause(cause).color,
-            'size': 8,
-            'line': {'width': 1, 'color': 'rgba(255,255,255,0.7)'},
-        }
-        rows, heights = map(list, zip(*markers))
-        trace = marker_trace(cause, rows, heights, marker)
-        # A click on the cause in the legend hides its bars and markers.
-        trace['legendgroup'] = escape(cause)
-        traces.append(trace)
-    return traces
-
-
-def is_drawable(value: Any) -> bool:
-    """Whether an axis that shows the value can show others, too."""
-    return is_finite_number(value) and abs(value) < HUGE
-
-
-def marker_trace(
-    name: str,
-    rows: Sequence[Row],
-    heights: Sequence[object],
-    marker: PlotlyObject,
-) -> Trace:
-    """Return markers for rows.
-
-    Args:
-        name: The cause or kind of the rows.
-        rows: The rows.
-        heights: The values of the rows on the vertical axis.
-        marker: The looks of the markers.
-    """
-    return {
-        'type': 'scatter',
-        'mode': 'markers',
-        'x': list(map(iter_of, rows)),
-        'y': heights,
-        # The page sets the texts: it has the rows, so that the figure need
-        # not hold them as well.
-        'customdata': list(map(itemgetter('place'), rows)),
-        'name': escape(name),
-        'showlegend': False,
-        'marker': marker,
-        'hovertemplate': '%{text}<extra></extra>',
-    }
-
-
-def bars_of(report: RunReport, end: int) -> List[Trace]:
-    """Return bars with the number of updates, one trace for each cause.
-
-    Unlike markers, bars count all updates of the run.
-    """
-    # `-(-a // b)` rounds a / b up. All bins have the same whole number of
-    # iterations, at least one.
-    width = max(-(-end // NUM_BINS), 1)
-    num_bins = -(-end // width) or 1
-    middles, ranges = [], []
-    for begin in range(1, num_bins * width + 1, width):
-        middles.append(begin + width * 0.5 - 0.5)
-        ranges.append(f'{begin:,} to {begin + width - 1:,}')
-    traces = []
-    # Sorted by name, so that the stacks of all runs have the same order.
-    for cause, iters in sorted(report.summary.iters.items()):
-        traces.append(
-            {
-                'type': 'bar',
-                'x': middles,
-                'y': count_by_bin(iters, 1, width, num_bins),
-                'width': width,
-                'name': f'{escape(cause)} ({len(iters):,})',
-                'legendgroup': escape(cause),
-                'marker': {
-                    'color': facts_of_cause(cause).color,
-                    'line': {'width': 0},
-                },
-                'customdata': ranges,
-                'hovertemplate': 'iterations %{customdata}<br>'
-                f'%{{y:,}} x {escape(cause)}<extra></extra>',
-            }
-        )
-    return traces
-
-
-def marks_of(events: Sequence[Row]) -> List[Trace]:
-    """Return marks for all rows but updates, one line for each kind."""
-    by_kind: Dict[str, List[Row]] = {}
-    for row in events:
-        if row.get('kind') != 'update' and row.get('iter') is not None:
-            by_kind.setdefault(str(row.get('kind')), []).append(row)
-    # Kinds of another version come last.
-    order = [*MARKS, *by_kind]
-    traces = []
-    # Plotly draws the first category at the bottom.
-    for kind in sorted(by_kind, key=order.index, reverse=True):
-        rows = by_kind[kind]
-        symbol, color = MARKS.get(kind, OTHER_MARK)
-        marker = {'symbol': symbol, 'color': color, 'size': 9}
-        heights = [escape(kind)] * len(rows)
-        traces.append(marker_trace(kind, rows, heights, marker))
-    return traces

@@ -50,7 +50,7 @@ def test_all_train_the_same_on_the_same(benchmark_hooks, args, tmp_path):
     data = benchmark_hooks.Images(8, 8)
     seen = []
     for name in benchmark_hooks.SIDES:
-        runner = benchmark_hooks.make_runner(name, args, data, tmp_path)
+        runner = benchmark_hooks.make_side(name, args, data, tmp_path)
         batches = [next(runner.train_loop.dataloader_iterator) for _ in '12']
         for batch in batches:
             runner.train_loop.run_iter(batch)

@@ -18,6 +18,7 @@ from mmnanguard.core import GuardConfigError
 from mmnanguard.core.rows.remedy_row import RemedyRow
 from mmnanguard.hooks._shared.patches import Patches
 from mmnanguard.hooks.replay.fp32_modules_hook import find_targets, put_in_fp32
+from mmnanguard.numerics.stability.failsafe import Failsafe
 from mmnanguard.numerics.stability.half_probe import HalfProbe
 from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 
@@ -187,7 +188,7 @@ def test_modules_that_have_to_go_together(modules, targets):
     net = nn.Sequential(*modules)
     parts = dict(net.named_modules())
     del parts['']
-    probe = HalfProbe(parts, 4096.0)
+    probe = HalfProbe(parts, 4096.0, Failsafe())
     with probe, torch.autocast('cpu', torch.float16):
         net(torch.ones(1, 1)).sum().backward()
     assert sorted(probe.take()) == targets
@@ -195,7 +196,7 @@ def test_modules_that_have_to_go_together(modules, targets):
     for name in targets:
         for target in find_targets(net, name):
             put_in_fp32(patches, target, 'cpu')
-    probe = HalfProbe(parts, 4096.0)
+    probe = HalfProbe(parts, 4096.0, Failsafe())
     with probe, torch.autocast('cpu', torch.float16):
         net(torch.ones(1, 1))
     assert probe.take() == {}
@@ -208,7 +209,8 @@ def test_the_measurement_changes_no_number():
         nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 2)
     )
     results = []
-    for mode in (nullcontext(), HalfProbe(dict(net.named_modules()), 1e-3)):
+    probe = HalfProbe(dict(net.named_modules()), 1e-3, Failsafe())
+    for mode in (nullcontext(), probe):
         copied = copy.deepcopy(net)
         torch.manual_seed(1)
         with mode, torch.autocast('cpu', torch.float16):

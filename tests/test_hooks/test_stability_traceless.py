@@ -20,7 +20,7 @@ from toys import assert_same, guard_hooks, make_runner, wrapper
 
 from mmnanguard.hooks.stability.records import Records
 from mmnanguard.numerics.stability import output_probe
-from mmnanguard.numerics.stability.logit_probe import some_logits
+from mmnanguard.numerics.stability.attention import some_logits
 
 TOKENS = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(0))
 
@@ -54,7 +54,7 @@ class OddNet(BaseModel):
 def fused_kernel(net, x):
     """PyTorch looks for modes and hooks before it takes the kernel."""
     scale = x.mean() / 100
-    return net.net(x) + net.frozen(TOKENS + scale).mean((0, 1))
+    return net.net(x) + net.frozen(TOKENS.to(x.device) + scale).mean((0, 1))
 
 
 def ensemble(net, x):
@@ -285,18 +285,16 @@ def test_a_measurement_that_fails_is_left_out_and_said_once(
         num_tries.append(1)
         raise RecursionError('too deep\nand more')
 
-    def part(net, x):
-        return net.net(x).softmax(-1)
-
     monkeypatch.setattr(output_probe, 'tensors_in', broken)
-    monitored = train(tmp_path / 'monitored', part, True)
+    monitored = train(tmp_path / 'monitored', fused_kernel, True, 'layer')
     # Once in each sample.
     assert len(num_tries) == 6
     log = log_of(tmp_path / 'monitored')
     assert log.count('left out a sample') == 1
     assert "RecursionError in 'data_preprocessor': too deep;" in log
     assert not list((tmp_path / 'monitored').glob('*/nanguard/stab*'))
-    assert_same(train(tmp_path / 'plain', part, False), monitored)
+    plain = train(tmp_path / 'plain', fused_kernel, False, 'layer')
+    assert_same(plain, monitored)
 
 
 def test_a_record_that_fails_is_said_once(tmp_path, monkeypatch):

@@ -152,3 +152,31 @@ def test_a_module_that_runs_often_has_two_numbers(size):
     is_nan = math.isnan(size)
     assert any(map(math.isnan, numbers)) is is_nan
     assert is_nan or max(numbers) == 7
+
+
+@pytest.mark.parametrize('kdim', [8, 6])
+@pytest.mark.parametrize('is_batched', [True, False])
+def test_logits_within_multi_head_attention(kdim, is_batched):
+    torch.manual_seed(0)
+    heads = nn.MultiheadAttention(8, 2, kdim=kdim, vdim=8, batch_first=True)
+    nn.init.normal_(heads.in_proj_bias)
+    net = nn.ModuleList([heads])
+    net.forward = heads.forward
+    probe = WindowProbe(dict(net.named_modules()), {}, set(), None, net)
+    query, key = torch.randn(2, 3, 8), torch.randn(2, 5, kdim)
+    values = torch.randn(2, 5, 8)
+    if not is_batched:
+        query, key, values = query[0], key[0], values[0]
+    _, shares = net(query, key, values, average_attn_weights=False)
+    sample = probe.sample(1, 0.1, False)
+    if kdim == 8:
+        weights = heads.in_proj_weight.chunk(3)
+    else:
+        weights = heads.q_proj_weight, heads.k_proj_weight
+    biases = heads.in_proj_bias.chunk(3)
+    queries = (query @ weights[0].T + biases[0]).unflatten(-1, (2, 4))
+    keys = (key @ weights[1].T + biases[1]).unflatten(-1, (2, 4))
+    logits = torch.einsum('...qhe,...khe->...hqk', queries, keys) / 2
+    assert torch.allclose(logits.softmax(-1), shares, atol=1e-5)
+    (largest,) = sample.logits.values()
+    assert largest == pytest.approx(logits.max().item(), rel=1e-4)

@@ -108,6 +108,14 @@ def test_a_loss_that_stays_high_has_not_recovered(losses, badge):
     assert judge(summary).badge == badge
 
 
+@pytest.mark.parametrize(
+    ('last_iter', 'badge'), [(309, 'Healthy'), (310, 'Recovered')]
+)
+def test_a_resumed_run_recovers_by_and_by(last_iter, badge):
+    rows = [halt(200), start(201, attempt=2), update(300)]
+    assert judged(rows, last_iter).badge == badge
+
+
 LINES = {
     'Sick': ([update(7, 'loss_nonfinite', samples=('a.jpg',)), halt(7)], 7),
     'Crashed': ([dict(kind='end', how='crashed', iter=9, error='E: e')], 9),

@@ -1,5 +1,6 @@
 """The curves show the run's scalars, on axes that can be read."""
 
+import math
 import re
 
 from event_rows import remedy, start, update, write_events, write_scalars
@@ -53,6 +54,7 @@ def run_with_all_panels(folder):
     write_events(folder / '1', [start(), update(2, name='head'), remedy(2)])
     row = {'loss': 1.0, 'grad_norm': 1.0, 'lr': 0.1, 'guard/amp_scale': 8.0}
     scalars = [dict(row, iter=iter_) for iter_ in (1, 2)]
+    scalars.append(dict(accuracy=0.5, time=1.0, step=1))
     write_scalars(folder / '1', scalars)
     return load_run(str(folder))
 
@@ -73,6 +75,42 @@ def test_a_title_stands_in_one_place(tmp_path, monkeypatch):
         assert title['text'] == f'renamed {name}'
         title['text'] = before['layout'][axis]['title']['text']
     assert after == before
+
+
+def test_no_panel_is_empty(tmp_path):
+    """A curve that is never finite gets no panel, nor do start and end."""
+    finished = dict(schema=1, kind='end', how='finished', iter=2)
+    row = dict(loss=1.0, grad_norm=math.nan)
+    drawn = figure(tmp_path, [row, row], [finished])
+    assert list(drawn['layout']['meta']['panels'].values()) == ['loss']
+    assert figure(tmp_path / 'other', [], [finished]) is None
+
+
+def test_a_dot_is_at_the_exact_value(tmp_path):
+    """A triangle at the top says that a value is far off."""
+    losses = [3.5, -0.5, 90.0, math.nan]
+    rows = [update(i, loss=x) for i, x in enumerate(losses, 1)]
+    drawn = figure(tmp_path, [dict(loss=1.0), dict(loss=2.0)], rows)
+    (dots,) = (
+        t
+        for t in drawn['data']
+        if t['name'] == 'grad_nonfinite' and t['mode'] == 'markers'
+    )
+    assert list(dots['y']) == [3.5, 3.5, 3.5, 3.5]
+    triangle = 'triangle-up'
+    assert dots['marker']['symbol'] == ['circle', *[triangle] * 3]
+
+
+def test_the_axis_begins_where_the_run_does(tmp_path):
+    write_events(tmp_path / '1', [start(5001), update(5003, loss=1.0)])
+    run = load_run(str(tmp_path))
+    drawn = draw(run, begin=run.summary.first_iter - 1)
+    low, high = drawn['layout']['xaxis']['range']
+    assert low == 5000
+    assert 5003 < high < 5010
+    (bars,) = (t for t in drawn['data'] if t['type'] == 'bar')
+    assert list(bars['customdata'][:2]) == ['5,001 to 5,001', '5,002 to 5,002']
+    assert list(bars['y']) == [0, 0, 1]
 
 
 def test_the_page_knows_panels_by_identifier_only():

@@ -85,6 +85,8 @@ def test_what_mmengine_writes(tmp_path):
     rows = [
         {'lr': 0.1, 'loss': math.nan, 'grad_norm': 2.0, 'iter': 10},
         {'accuracy': 98.0, 'time': 1.0, 'step': 1, 'loss': 9.0},
+        # A hook has given it to the visualizer.
+        {'stability/update_ratio': 0.1, 'step': 11},
         {
             'generator.lr': 0.1,
             'loss_gen': 1.0,
@@ -105,6 +107,9 @@ def test_what_mmengine_writes(tmp_path):
         'generator.lr': [20],
         'loss_gen': [20],
         'guard/generator/amp_scale': [20],
+        'val/accuracy': [10],
+        'val/loss': [10],
+        'step of val': [10],
     }
     assert math.isnan(curves['loss'].values[0])
 

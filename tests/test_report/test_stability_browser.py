@@ -1,7 +1,16 @@
 """Heatmap and countdown in a real browser."""
 
 import pytest
-from browser import drag, errors, open_browser, open_page, ranges, text, wait
+from browser import (
+    drag,
+    errors,
+    open_browser,
+    open_page,
+    ranges,
+    text,
+    unfold,
+    wait,
+)
 from event_rows import (
     alert,
     halt,
@@ -105,17 +114,18 @@ def test_monitored_runs_zoom_together(driver, tmp_path):
     write_page(runs, tmp_path / 'page.html')
     open_page(driver, tmp_path / 'page.html')
     before = ranges(driver)
-    assert len(before) == 5
-    drag(driver, 0.1, 0.3, plot=3)
+    assert len(before) == 6
+    unfold(driver)
+    drag(driver, 0.1, 0.3, plot=4)
     wait(driver, "return !!document.querySelector('.status button')")
     assert len({tuple(x) for x in ranges(driver)}) == 1
     assert ranges(driver) != before
     names = driver.execute_script(
-        "return [1, 4].map((n) => document.querySelectorAll('.plot')[n]"
+        "return [2, 5].map((n) => document.querySelectorAll('.plot')[n]"
         ".querySelector('.ytick').textContent)"
     )
     assert names == ['head', 'neck']
-    _, few, _, _, many = ranges(driver, 'yaxis')
+    _, _, few, _, _, many = ranges(driver, 'yaxis')
     assert (few, many) == ([2.5, -0.5], [11.5, -0.5])
     assert errors(driver) == []
 

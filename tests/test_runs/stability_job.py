@@ -20,6 +20,7 @@ from toys import (
 )
 
 from mmnanguard.hooks import StabilityMonitorHook
+from mmnanguard.numerics.stability import output_probe
 
 MONITOR = dict(
     stability=dict(
@@ -75,6 +76,15 @@ def train(work_dir, way, num_iters=6, kind='alert', **hooks):
     return runner, kept.rows
 
 
+def monitor_of(runner):
+    (hook,) = [h for h in runner.hooks if isinstance(h, StabilityMonitorHook)]
+    return hook
+
+
+def fail(outputs, known):
+    raise ValueError('on one rank')
+
+
 def main(work_dir):
     dist.init_process_group('gloo', timeout=timedelta(seconds=300))
     seen = {}
@@ -84,9 +94,7 @@ def main(work_dir):
             runner, alerts = train(Path(work_dir, way, name), way, **hooks)
             states.append(everything(runner))
         before, after = states
-        (hook,) = [
-            h for h in runner.hooks if isinstance(h, StabilityMonitorHook)
-        ]
+        hook = monitor_of(runner)
         seen[way] = dict(
             alerts=alerts,
             is_partial=hook._is_partial,
@@ -94,6 +102,10 @@ def main(work_dir):
         )
         if dist.get_rank() == 0:
             assert len(read_rows(runner, 'alert')) == len(alerts)
+    if dist.get_rank() == 1:
+        output_probe.tensors_in = fail
+    runner, _ = train(Path(work_dir, 'failing'), 'ddp', **MONITOR)
+    seen['failing'] = monitor_of(runner)._monitor.num_samples
     path = Path(work_dir) / f'rank_{dist.get_rank()}.json'
     path.write_text(json.dumps(seen))
     dist.destroy_process_group()

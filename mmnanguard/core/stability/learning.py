@@ -10,6 +10,9 @@ NUM_COMPARED = 20
 LEAST_COMPARED = 3
 # Share of the first loss by which a loss has to fall or rise to be noticed.
 LEAST_CHANGE = 0.05
+# Times the noise by which it has to rise: medians of ten normal numbers differ
+# by more in one of a hundred cases.
+NOISE = 2.0
 
 
 class Losses(NamedTuple):
@@ -19,18 +22,28 @@ class Losses(NamedTuple):
         first: The median of the first losses.
         before: The median of the losses before the last ones.
         now: The median of the last losses.
+        noise: The median distance of a loss from the median of its half.
+        is_early: Whether fewer than 20 losses are known, too few for a small
+            fall to be seen.
     """
 
     first: float
     before: float
     now: float
+    noise: float = 0.0
+    is_early: bool = False
 
     @property
     def is_harmed(self) -> bool:
-        """Whether the loss has not fallen since the start, or rises."""
-        change = LEAST_CHANGE * abs(self.first)
-        has_fallen = self.now <= self.first - change
-        return not has_fallen or self.now > self.before + change
+        """Whether the loss has not fallen since the start, or has risen."""
+        least = LEAST_CHANGE * abs(self.first)
+        change = max(least, NOISE * self.noise)
+        has_fallen = self.now <= self.first - least
+        has_risen = max(self.before, self.now) > self.first + change
+        # The first losses of healthy runs are often level.
+        if not has_fallen and (has_risen or not self.is_early):
+            return True
+        return self.now > self.before + change
 
 
 def read_losses(
@@ -46,5 +59,9 @@ def read_losses(
     half = len(compared) // 2
     if first is None or half < LEAST_COMPARED:
         return None
-    before, now = compared[:half], compared[-half:]
-    return Losses(first, median_low(before), median_low(now))
+    halves = compared[:half], compared[-half:]
+    before, now = map(median_low, halves)
+    distances = [abs(loss - before) for loss in halves[0]]
+    distances += [abs(loss - now) for loss in halves[1]]
+    noise = median_low(distances)
+    return Losses(first, before, now, noise, len(compared) < NUM_COMPARED)

@@ -26,11 +26,12 @@ LIMIT_OF_SGD = 0.05
 LIMIT_OF_ADAPTIVE = 0.02
 # Of the limit: watched, but not told of.
 JUST_INSIDE = 1 - 1e-9
-# Of the ratio of the first samples: the learning rate has risen, and the loss
-# may take long to show it.
-GROWN_RATIO = 3.0
 # Of the limit: updates of such a size count whatever the loss does.
 FAR_OVER = 4.0
+# Likewise, if the ratio is so many times that of the first samples: the
+# learning rate has risen, and the loss may take long to show it.
+OVER = 2.0
+GROWN_RATIO = 3.0
 
 
 class Reading(NamedTuple):
@@ -154,16 +155,16 @@ def update_ratio(sample: Sample, past: Past, limit: Any) -> Optional[Reading]:
         advice='lr',
     )
     level = above(sample.update_ratio, limit)
-    has_grown = sample.update_ratio >= GROWN_RATIO * past.start.ratio
-    if has_grown:
+    factor = FAR_OVER
+    if sample.update_ratio >= GROWN_RATIO * past.start.ratio:
         facts['first'] = past.start.ratio
-    is_suspect = has_grown or not past.losses
+        factor = OVER
     for losses in past.losses:
         if losses is not None and losses.is_harmed:
-            is_suspect = True
+            factor = 1.0
             facts.update(loss=losses.now, first_loss=losses.first)
-    if not is_suspect:
-        level = max(level / FAR_OVER, min(level, JUST_INSIDE))
+    if past.losses:
+        level = max(level / factor, min(level, JUST_INSIDE))
     return Reading(UPDATE_RATIO, level, num_needed, facts)
 
 

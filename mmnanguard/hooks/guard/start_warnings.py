@@ -6,7 +6,7 @@ from typing import Collection
 from mmengine.runner import Runner
 
 from mmnanguard._console import say
-from mmnanguard.core.hook_source import ends_run
+from mmnanguard.core.hook_source import ENDS_INSTEAD, ENDS_RUN, ends_run
 
 from .._shared.find_guards import find_wrappers, how_to_guard_wrapper
 from .check_listeners import misspelt_methods
@@ -41,10 +41,8 @@ def warn_at_start(runner: Runner, guarded: Collection[str]) -> None:
     for hook in runner.hooks:
         if guarded and ends_run(type(hook)):
             say(
-                f'mmnanguard: {type(hook).__name__} ends the run at a loss '
-                'that is not finite, also when the guard has skipped that '
-                'update. Remove the hook; guard.max_consecutive_skips ends '
-                'the run instead.',
+                f'mmnanguard: {type(hook).__name__} {ENDS_RUN}. '
+                f'Remove the hook; {ENDS_INSTEAD}.',
                 logging.WARNING,
                 runner.logger,
             )

@@ -80,8 +80,8 @@ def choose_resume(
             f'{story}, and no other is known to be clean; {command} looks at '
             'all'
         )
-    # Its masks are those of an older file.
-    if last is not None and Path(clean) == Path(last):
+    # Its masks are those of an older file. A pointer holds an absolute path.
+    if last is not None and Path(clean).resolve() == Path(last).resolve():
         return None, ''
     return clean, f'{story}: resuming from the last clean one, {clean}'
 

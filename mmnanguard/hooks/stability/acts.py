@@ -33,6 +33,7 @@ from mmnanguard.core.stability.loss_scales import fitting_scale
 from mmnanguard.core.stability.monitor import Monitor
 from mmnanguard.core.stability.rules import headroom
 from mmnanguard.core.stability.sample import LIMITS, Sample
+from mmnanguard.numerics.stability.failsafe import Failsafe
 from mmnanguard.numerics.stability.half_probe import HalfProbe
 
 from .._shared.find_guards import find_guards
@@ -78,7 +79,7 @@ class Acts:
             is_list and all(kind in ALLOWED for kind in act),
             where('act'),
             act,
-            f'a list of any of {", ".join(map(repr, ALLOWED))}; [] without',
+            "a list of any of 'fp32', 'scale' and 'lr', such as ['fp32']",
         )
         check_value(
             is_count(max_actions, least=1),
@@ -133,10 +134,12 @@ class Acts:
         """Whether the next window has to be sampled."""
         return self._half_limit is not None
 
-    def begin(self, modules: Mapping[str, nn.Module]) -> None:
+    def begin(
+        self, modules: Mapping[str, nn.Module], failsafe: Failsafe
+    ) -> None:
         """Begin to measure the window that a sample begins with."""
         if self._half_limit is not None:
-            self._probe = HalfProbe(modules, self._half_limit)
+            self._probe = HalfProbe(modules, self._half_limit, failsafe)
             self._modes.enter_context(self._probe)
 
     def drop(self) -> None:

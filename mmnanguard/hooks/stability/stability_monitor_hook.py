@@ -206,7 +206,7 @@ class StabilityMonitorHook(PatchingHook):
             loss_scale_of(runner, self._guards),
             None if self._is_partial else bare_model(runner.model),
         )
-        self._acts.begin(modules)
+        self._acts.begin(modules, self._probe.failsafe)
 
     def after_train_iter(
         self,
@@ -247,6 +247,8 @@ class StabilityMonitorHook(PatchingHook):
     def after_guard_row(self, runner: Runner, row: Row) -> None:
         """Forget the trends when the run goes back to an earlier state."""
         if row['kind'] == RollbackRow.KIND:
+            # A window that goes on would compare weights of before.
+            self._drop()
             self._monitor = self._monitor.after_rollback()
 
     def _read_scale(self, runner: Runner) -> None:

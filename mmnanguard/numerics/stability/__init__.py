@@ -2,7 +2,7 @@
 
 1. ``output_probe`` and ``grad_probe``: the largest output of each module, and
    the largest gradients of outputs and of parameters.
-2. ``logit_probe``: the largest argument of each softmax.
+2. ``logit_probe`` and ``attention``: the largest argument of each softmax.
 3. ``operand_probe``: the smallest operand of each operation with a pole.
 4. ``weight_probe``: the size of the update beside the weights.
 5. ``window_probe``: all of them, for one window and one host read.

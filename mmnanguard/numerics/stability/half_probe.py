@@ -13,6 +13,7 @@ from ..base.tensor_kinds import is_ordinary
 from ..probe.place import find_running, method_of
 from ..probe.sample_tracker import Args, Kwargs, Operation
 from .extremes import largest
+from .failsafe import Failsafe
 from .without_modes import without_modes
 
 __all__ = ['HalfProbe']
@@ -37,12 +38,19 @@ class HalfProbe(TorchDispatchMode):
     Args:
         modules: The modules by name.
         limit: The limit, inclusive.
+        failsafe: Runs the measurements; after a failure there are none.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], limit: float) -> None:
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        limit: float,
+        failsafe: Failsafe,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._names = {id(module): name for name, module in modules.items()}
         self._limit = limit
+        self._failsafe = failsafe
         self._values: Dict[str, List[Tensor]] = {}
 
     def __torch_dispatch__(
@@ -52,20 +60,34 @@ class HalfProbe(TorchDispatchMode):
         args: Args = (),
         kwargs: Optional[Kwargs] = None,
     ) -> object:
+        kwargs = kwargs or {}
         # A backward pass, which may run the forward pass once more.
         if torch._C._current_autograd_node() is not None:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
+        run = self._failsafe.run
+        before: List[Tensor] = []
+        run(self._target, self._look_before, before, func, args, kwargs)
+        outputs = func(*args, **kwargs)
+        run(self._target, self._look_after, before, func, outputs)
+        return outputs
+
+    def _look_before(
+        self, before: List[Tensor], func: Operation, args: Args, kwargs: Kwargs
+    ) -> None:
+        """Add the largest numbers of an operation's inputs."""
         inputs: List[object] = tree_flatten((args, kwargs))[0]
         if func._schema.is_mutable:
             # The dtype of the result is that of the tensor it is written to.
             inputs = inputs[:1]
-        # Before the operation, which may write to them.
-        before = largest_halves(inputs)
-        outputs = func(*args, **(kwargs or {}))
+        # The operation may write to them.
+        before += largest_halves(inputs)
+
+    def _look_after(
+        self, before: List[Tensor], func: Operation, outputs: object
+    ) -> None:
         after = largest_halves(tree_flatten(outputs)[0])
         if after:
             self._note(func, before, after)
-        return outputs
 
     def _note(
         self, func: Operation, before: List[Tensor], after: List[Tensor]
@@ -103,9 +125,13 @@ class HalfProbe(TorchDispatchMode):
     def take(self) -> Dict[str, float]:
         """Return the largest number of each target at or above the limit.
 
-        Syncs the device.
+        There is none after a failure. Syncs the device.
         """
         above: Dict[str, float] = {}
+        self._failsafe.run(str, self._take, above)
+        return above
+
+    def _take(self, above: Dict[str, float]) -> None:
         targets = list(self._values)
         if targets:
             most = [torch.stack(v).max() for v in self._values.values()]
@@ -114,7 +140,6 @@ class HalfProbe(TorchDispatchMode):
                 # A NaN was made of an overflow.
                 if not number < self._limit:
                     above[target] = number
-        return above
 
 
 def largest_halves(leaves: Sequence[object]) -> List[Tensor]:

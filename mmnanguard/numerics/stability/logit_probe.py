@@ -1,6 +1,5 @@
 """The largest argument of each softmax in a forward pass."""
 
-import math
 import sys
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
@@ -13,6 +12,7 @@ from mmnanguard.core.stability.sample import LIMITS
 
 from ..base.tensor_kinds import is_ordinary
 from ..probe.place import find_running
+from .attention import attention_inputs, multi_head_inputs, some_logits
 from .failsafe import Failsafe
 from .module_hooks import is_compiling
 from .operand_probe import OperandProbe, name_of
@@ -23,11 +23,9 @@ __all__ = ['LogitProbe']
 
 SOFTMAX = (torch.softmax, F.softmax, Tensor.softmax)
 ATTENTION = F.scaled_dot_product_attention
-# Of a fused attention, which never writes its logits, these many are computed
-# again: of two samples, and of as many queries as fit.
-NUM_SAMPLES = 2
+# No mode sees the functions that it calls.
+MULTI_HEAD = F.multi_head_attention_forward
 DTYPES = tuple(getattr(torch, name) for name in LIMITS)
-MAX_LOGITS = 2**20
 
 
 class LogitProbe(TorchFunctionMode):
@@ -70,6 +68,8 @@ class LogitProbe(TorchFunctionMode):
             run(where, self._note, args[0] if args else kwargs.get('input'))
         elif func is ATTENTION:
             run(where, self._note_attention, args, kwargs)
+        elif func is MULTI_HEAD:
+            run(where, self._note_multi_head, args, kwargs)
         name = name_of(func)
         if not name:
             return func(*args, **kwargs)
@@ -104,52 +104,14 @@ class LogitProbe(TorchFunctionMode):
                 )
             self._note(logits)
 
-
-def attention_inputs(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Optional[Tensor] = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: Optional[float] = None,
-    enable_gqa: bool = False,
-    **_: object,
-) -> Tuple[Tensor, Tensor, Optional[float], bool]:
-    """Return the arguments of a fused attention that make its logits."""
-    return query, key, scale, enable_gqa
-
-
-def some_logits(
-    query: Tensor,
-    key: Tensor,
-    scale: Optional[float] = None,
-    has_groups: bool = False,
-) -> Tensor:
-    """Return the logits of a few queries, in float32.
-
-    Masks are not applied: a logit that a mask hides may be counted.
-
-    Args:
-        query: Queries, of shape (..., L, E).
-        key: Keys, of shape (..., S, E). The shapes before are broadcast. The
-            first dimension is that of the samples, unless the other tensor
-            has more dimensions.
-        scale: The factor on the products; None means 1 / sqrt(E).
-        has_groups: Whether heads of keys, in the third dimension from the
-            end, are shared by several heads of queries.
-    """
-    num_dims = max(query.dim(), key.dim(), 3)
-    if query.dim() == num_dims:
-        query = query[:NUM_SAMPLES]
-    if key.dim() == num_dims:
-        key = key[:NUM_SAMPLES]
-    if has_groups:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-    batch = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
-    num_logits = math.prod(batch) * query.shape[-2] * key.shape[-2]
-    stride = max(math.ceil(num_logits / MAX_LOGITS), 1)
-    query = query[..., ::stride, :].float()
-    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    with torch.autocast(query.device.type, enabled=False):
-        return query @ key.float().transpose(-2, -1) * factor
+    def _note_multi_head(
+        self, args: Tuple[Any, ...], kwargs: Dict[str, Any]
+    ) -> None:
+        tensors = (*args, *kwargs.values())
+        for tensor in tensors:
+            if isinstance(tensor, Tensor) and not is_ordinary(tensor):
+                return
+        if args[0].numel() and args[1].numel():
+            with without_modes(), torch.no_grad():
+                logits = some_logits(*multi_head_inputs(args, kwargs))
+            self._note(logits)

@@ -1,5 +1,6 @@
 """A mode during the forward passes of a model, and only there."""
 
+import functools
 import threading
 from typing import Any, Callable, Optional
 
@@ -101,9 +102,10 @@ class ModelPass:
             A function that undoes the change.
         """
         kind: Any = type(model)
-        was_set = '__call__' in vars(kind)
+        before = vars(kind).get('__call__')
         call = kind.__call__
 
+        @functools.wraps(call)
         def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if module is not model or not self._is_own_thread():
                 return call(module, *args, **kwargs)
@@ -117,10 +119,9 @@ class ModelPass:
             # Other code may have replaced the method since.
             if vars(kind).get('__call__') is not watched:
                 return
-            if was_set:
-                kind.__call__ = call
-            else:
-                del kind.__call__
+            del kind.__call__
+            if before is not None:
+                kind.__call__ = before
 
         kind.__call__ = watched
         return undo

@@ -30,6 +30,7 @@ from .model_pass import ModelPass
 from .module_hooks import listen, stop_listening
 from .output_probe import OutputProbe
 from .weight_probe import WeightProbe
+from .without_modes import without_modes
 
 __all__ = ['WindowProbe']
 
@@ -72,27 +73,37 @@ class WindowProbe:
         self._places = {name: place for place, name in enumerate(modules)}
         self._zeros = zeros
         self._scale: List[Tensor] = []
-        if loss_scale is not None:
-            scale = loss_scale
-            if not isinstance(scale, Tensor):
-                scale = torch.tensor(loss_scale, device='cpu')
-            self._scale = [scale.reshape(())]
+        has_scale = loss_scale is not None
         self._weights = WeightProbe(params, zeros, self.failsafe)
-        self._outputs = OutputProbe(loss_scale is not None, self.failsafe)
-        self._grads = GradProbe(modules if self._scale else {}, self.failsafe)
+        self._outputs = OutputProbe(has_scale, self.failsafe)
+        self._grads = GradProbe(modules if has_scale else {}, self.failsafe)
         self._logits = LogitProbe(modules, self.failsafe)
         self._pass: Optional[ModelPass] = None
+        self.failsafe.run(str, self._begin, loss_scale, model)
+
+    def _begin(
+        self, scale: Union[float, Tensor, None], model: Optional[nn.Module]
+    ) -> None:
+        """Begin to measure what may fail on one rank only."""
+        if scale is not None:
+            with without_modes():
+                self._scale = [torch.as_tensor(scale).reshape(())]
         # Compiled modules run neither hooks nor modes.
-        if modules:
+        if self._modules:
             # The guard and the optimizer run more operations than the model.
             self._pass = ModelPass(self._logits, model)
             listen(self)
 
     def before_module(self, module: nn.Module) -> None:
         """Listen to a forward pass that begins."""
-        if self._pass is not None:
-            where = partial(self._name_of, module)
-            self.failsafe.run(where, self._pass.before_module, module)
+        if self._pass is None:
+            return
+        if self.failsafe.failure:
+            # The rest of the window runs as without a monitor.
+            self.pause()
+            return
+        where = partial(self._name_of, module)
+        self.failsafe.run(where, self._pass.before_module, module)
 
     def after_module(self, module: nn.Module, outputs: object) -> None:
         """Listen to a forward pass that ends, and note its outputs."""
@@ -116,7 +127,7 @@ class WindowProbe:
 
         So it is with a ``train_step`` that runs other modules than the model.
         """
-        if self._pass is None:
+        if self._pass is None or self.failsafe.failure:
             return False
         return self._pass.num_seen == 0 or self._outputs.has_missed
 
@@ -128,7 +139,7 @@ class WindowProbe:
 
     def resume(self) -> None:
         """Measure forward passes again."""
-        if self._pass is not None:
+        if self._pass is not None and not self.failsafe.failure:
             listen(self)
             self._pass.resume()
 

@@ -29,6 +29,7 @@ function ticks(layout, key, panel, [low, high]) {
 }
 
 const sections = [];
+const overview = [];  // the charts that compare runs
 // True while zoom() changes all charts, because their events would call zoom() again.
 let isFollowing = false;
 
@@ -81,18 +82,21 @@ function chart(figure, title, note, onclick) {
   }};
 }
 
-/** Return the card with curves and events. */
+/** Return the card with curves and events; null if there is nothing to draw. */
 function curves(run, events) {
+  if (!run.figure) return null;
   const byPlace = new Map(run.events.map((event) => [event.place, event]));
   for (const trace of run.figure.data) {
     if (trace.mode === 'markers') trace.text = trace.customdata.map((place) => hover(byPlace.get(place)));
   }
-  const note = 'drag to zoom, double-click to zoom out; what is not finite, or off the curve, is at its top'
-    + (run.events.length < run.num_rows ? '; dots are some of the events, bars count all' : '');
-  return chart(run.figure, 'Curves and events', note, ({points}) => {
+  const drawn = chart(run.figure, 'Curves and events', 'drag to zoom, double-click to zoom out', ({points}) => {
     const event = byPlace.get(points[0].customdata);
     if (event) events.only('text', String(event.text.split('\n')[0]));
   });
+  drawn.root.append(element('small', {}, 'A curve is what was logged, which is a mean over some iterations. A dot is'
+    + ' the exact value of an update; a triangle at the top stands for one that is not finite or far off.'
+    + (run.events.length < run.num_rows ? ' Dots are some of the events, bars count all.' : '')));
+  return drawn;
 }
 
 /** Return the card with the samples of the monitor; null if there are none. */

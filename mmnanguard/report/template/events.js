@@ -1,5 +1,6 @@
 // The filter that shows all kinds of rows but updates.
 const FOLLOWED = 'followed';
+const FEW = 6;  // rows that need no filters
 
 /** The table of all rows, with its filters. */
 class Events {
@@ -32,7 +33,7 @@ class Events {
         element('option', {value}, `${data.titles[value] || value} (${count(total)})`)));
     this.root = element('div', {class: 'card events'},
       element('h3', {}, `Events, and ${data.titles.followed}`), this.chips,
-      element('div', {class: 'filters'},
+      element('div', {class: 'filters', hidden: run.events.length < FEW ? '' : null},
         this.field('cause', 'Cause or kind', select),
         this.field('param', 'Parameter or module', element('input', {type: 'search'}), 'paramNames', number),
         this.field('sample', 'Sample', element('input', {type: 'search'}), 'sampleNames', number),
@@ -138,7 +139,8 @@ class Events {
         + 'some of each kind, cause and parameter at even distances');
       if (this.filter.cause) parts.push(`of this one there are ${count(total)}`);
     }
-    this.status.replaceChildren(`${parts.join('; ')}. `);
+    const isShort = kept === this.run.num_rows && kept < FEW;
+    this.status.replaceChildren(isShort ? '' : `${parts.join('; ')}. `);
     if (this.range) {
       const [begin, end] = this.range.map((value) => count(Math.round(value)));
       this.status.append(`Iterations ${begin} to ${end} only, as the charts are zoomed. `,

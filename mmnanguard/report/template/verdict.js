@@ -14,8 +14,9 @@ function labelled(lines) {
 }
 
 function verdict(run) {
-  const lines = [...run.lines.slice(0, 1), ...run.reasons.slice(1).map((reason) => ['also', reason]),
-    ...run.lines.slice(1)];
+  const lines = [...run.lines];
+  const also = run.reasons.slice(1).map((reason) => element('p', {}, reason));
+  if (also.length) lines.splice(1, 0, ['also', element('div', {}, ...also)]);
   if (run.margins) lines.push(['margins', element('span', {class: 'margins'}, run.margins)]);
   return element('div', {class: `card verdict ${styleOf(run.badge)}`},
     element('p', {class: 'headline'}, badge(run), element('span', {}, run.headline)),
