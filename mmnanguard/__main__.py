@@ -54,7 +54,7 @@ def main() -> None:
     if name not in TOOLS:
         print(f'{name!r} is no tool.\n{usage()}', file=sys.stderr)
         sys.exit(2)
-    ToolParser.command = f'python -m mmnanguard {name}'
+    ToolParser.name_module(name)
     sys.argv[:2] = [str(FOLDER / f'{name}.py')]
     # Some tools import another tool by its bare name.
     sys.path.insert(0, str(FOLDER))

@@ -1,6 +1,7 @@
 """Tables of the tools, which fit a narrow terminal and lose no letter."""
 
 import os
+import sys
 from typing import TYPE_CHECKING, Iterable, Sequence
 
 from ._support.escape import escape_lines
@@ -23,10 +24,10 @@ def table_console() -> 'Console':
     from rich.console import Console
 
     # rich would read '[bold]' in the name of a sample as markup.
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal and 'COLUMNS' not in os.environ:
-        console.width = LOG_WIDTH
-    return console
+    width = None
+    if not sys.stdout.isatty() and 'COLUMNS' not in os.environ:
+        width = LOG_WIDTH
+    return Console(width=width, markup=False, highlight=False)
 
 
 def print_table(

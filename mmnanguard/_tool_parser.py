@@ -44,6 +44,11 @@ class ToolParser(argparse.ArgumentParser):
 
     command = ''
 
+    @classmethod
+    def name_module(cls, name: str) -> None:
+        """Note that a tool was started by ``python -m mmnanguard``."""
+        cls.command = f'python -m mmnanguard {name}'
+
     def __init__(self, text: Optional[str]) -> None:
         if self.command and text:
             name = self.command.split()[-1]

@@ -35,7 +35,7 @@ EXPORTED = {
         'Guard NanGuardAmpOptimWrapper NanGuardDeepSpeedOptimWrapper '
         'NanGuardOptimWrapper apply_guard guarded_step'
     ),
-    'read_config': 'read_config',
+    'read_config': 'read_config read_given_config',
     'registry': (
         'CHECKS CLIPS DATASETS FAULTS HOOKS MODELS OPTIM_WRAPPERS TRANSFORMS '
         'get_registered register_bare_names register_configs'

@@ -170,7 +170,9 @@ def test_without_guard_the_config_is_the_users(config):
 
 def test_errors(config, tmp_path, capsys):
     assert main([config, '--guard', 'fp8']) == 2
-    assert re.match(r'GuardConfigError: .*fp8', capsys.readouterr().err)
+    assert re.search(
+        r'error: GuardConfigError: .*fp8', capsys.readouterr().err
+    )
     bare = tmp_path / 'bare.py'
     bare.write_text('model = dict()')
     assert main([str(bare), '--auto-scale-lr']) == 2
