@@ -24,6 +24,7 @@ OWN = {
     'audit',
     'backup',
     'cfg',
+    'cls',
     'ctx',
     'guard',
     'guarded',
