@@ -1,6 +1,8 @@
 """tools/doctor.py: its findings, its last line, and its exit status."""
 
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from mmnanguard.core.launch import tool_command
 from tools import train
 
 TOOL = 'doctor'
+ROOT = Path(__file__).parents[2]
 CONFIG = """
 default_scope = 'mmengine'
 custom_imports = dict(imports=['toys'])
@@ -129,6 +132,20 @@ def test_a_guarded_config(look):
     assert lines[-1] == (
         'python -m mmnanguard train ' + shlex.join([name, *options])
     )
+
+
+@pytest.mark.parametrize('language', ['en', 'zh_cn'])
+def test_the_page(tool, tmp_path, capsys, monkeypatch, language):
+    """The lines of get_started.md are those of a real look."""
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / 'docs' / language / 'get_started.md').read_text()
+    (shown,) = re.findall(r'```text\n(versions\n.*?)```', page, re.S)
+    options = ['--work-dir', str(tmp_path)]
+    name = 'configs/digits/plain_fp32.py'
+    assert tool.main([name, *options, '--audit', '50']) == 0
+    printed = capsys.readouterr().out.replace(f' --work-dir {tmp_path}', '')
+    # Versions differ.
+    assert printed.split('config\n')[1] == shown.split('config\n')[1]
 
 
 def test_a_launcher(look):
