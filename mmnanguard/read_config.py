@@ -12,6 +12,12 @@ from mmnanguard.core import GuardConfigError
 
 __all__ = ['read_config']
 
+NO_PKG_RESOURCES = (
+    'MMEngine finds configs by name with pkg_resources, which the installed '
+    "setuptools no longer has. Run pip install 'setuptools<81', or give the "
+    'path of a file.'
+)
+
 
 def read_config(path: Union[str, Path], **keys: Any) -> Config:
     """Read a config from a file, or a project's config by its name.
@@ -31,7 +37,13 @@ def read_config(path: Union[str, Path], **keys: Any) -> Config:
     if not project and not Path(name).is_file():
         raise GuardConfigError(f'{path}: there is no such config.')
     if not project:
-        return Config.fromfile(name, **keys)
+        try:
+            return Config.fromfile(name, **keys)
+        except ModuleNotFoundError as error:
+            if error.name != 'pkg_resources':
+                raise
+            # For a _base_ by name, such as 'mmdet::...'.
+            raise GuardConfigError(NO_PKG_RESOURCES) from error
     package = MODULE2PACKAGE.get(project)
     if package is None:
         raise GuardConfigError(
@@ -61,8 +73,4 @@ def is_known_to_be_installed(package: str) -> bool:
     except ModuleNotFoundError as error:
         if error.name != 'pkg_resources':
             raise
-        raise GuardConfigError(
-            'MMEngine finds configs by name with pkg_resources, which the '
-            'installed setuptools no longer has. Run pip install '
-            "'setuptools<81', or give the path of a file."
-        ) from error
+        raise GuardConfigError(NO_PKG_RESOURCES) from error

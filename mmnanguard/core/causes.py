@@ -312,7 +312,7 @@ CAUSES: Mapping[Cause, CauseFacts] = MappingProxyType(
         ),
         Cause.STEP_NONFINITE: CauseFacts(
             line="the optimizer's step {step_fault} ({stepper})",
-            brief="the optimizer's step {step_fault}",
+            brief='the step of {optimizer} {step_fault}',
             advice=Advice("change the optimizer's arguments", BAD_STEP),
             color='#a0522d',
             # The tensors that the step spoiled are named before it is undone.

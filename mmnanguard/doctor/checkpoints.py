@@ -89,7 +89,9 @@ def look_at_work_dir(cfg: Config, is_wanted: bool) -> Beginning:
     if last is None:
         text = 'none is loaded: training begins from scratch'
         if is_wanted:
-            text = f'nothing to resume in {escape(work_dir)}: ' + text
+            text = (
+                f'none to resume in {escape(work_dir)}: training begins anew'
+            )
         return Beginning([fine(text)], False)
     if not is_wanted and is_done(cfg, last):
         return Beginning(

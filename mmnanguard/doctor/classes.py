@@ -2,6 +2,7 @@
 
 import logging
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional
@@ -83,7 +84,12 @@ def find_class(
     """
     type_ = config.get('type') or default
     try:
-        kind = registry.get(type_) if isinstance(type_, str) else type_
+        kind = type_
+        if isinstance(type_, str):
+            scope = config.get('_scope_')
+            # The default scope of the config, as in Registry.build.
+            with registry.switch_scope_and_registry(scope) as scoped:
+                kind = scoped.get(type_)
     except Exception as error:  # the import of a project's modules
         return NamedClass(
             where, config, None, f'{type(error).__name__}: {error}'
@@ -144,6 +150,10 @@ def look_at_classes(
         # One finding, in place of one for each type of the project.
         text = f'default_scope is {scope!r}, which is not installed.'
         return [fail(text, *cure_of_missing(scope, path))]
+    if any(named.reason for named in chain.from_iterable(classes.values())):
+        broken = import_project(scope)
+        if broken is not None:
+            return [broken]
     findings = []
     for named in chain.from_iterable(classes.values()):
         if not named.reason:
@@ -159,6 +169,29 @@ def look_at_classes(
             fail(f'{named.where}.type={named.name!r}: {reason}', cure)
         )
     return findings
+
+
+def import_project(scope: str) -> Optional[Finding]:
+    """Import what registers the types of a project; return why that fails.
+
+    MMEngine imports it as well, and says nothing if that fails.
+    """
+    modules = [f'{scope}.registry']
+    for root in (MODELS, DATASETS, HOOKS):
+        modules += getattr(root.children.get(scope), '_locations', ())
+    for module in modules:
+        try:
+            import_module(module)
+        except Exception as error:  # whatever a project raises
+            # A project need not have a registry of its own.
+            if getattr(error, 'name', '') == modules[0]:
+                continue
+            text = f'{type(error).__name__}: {error}'.splitlines()[0]
+            return fail(
+                f'{scope} cannot be imported: {text}',
+                f'Its types are unknown until `import {module}` works.',
+            )
+    return None
 
 
 def wrappers_in(node: Any, where: str = 'optim_wrapper') -> Iterator[Any]:

@@ -3,6 +3,7 @@
 import re
 import sysconfig
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, List, Mapping, Tuple
 
@@ -67,7 +68,13 @@ def try_reading(path: str) -> Config:
         cfg = read_config(path)
         import_types(cfg._cfg_dict)
     except Exception as error:  # a config is a program
-        raise UnreadableConfigError(explain_error(path, error)) from error
+        finding = explain_error(path, error)
+        # What a 1.x config imports may need mmcv 1.x.
+        if isinstance(error, ImportError):
+            with suppress(Exception):
+                unimported = read_config(path, import_custom_modules=False)
+                finding = [*look_at_style(path, unimported), finding][0]
+        raise UnreadableConfigError(finding) from error
     return cfg
 
 
@@ -86,6 +93,8 @@ def import_types(node: Any) -> None:
 
 def explain_error(path: str, error: Exception) -> Finding:
     """Return the finding on a config whose reading has failed."""
+    if getattr(error.__cause__, 'name', '') == PKG_RESOURCES:
+        return fail(f'{escape(path)}: {pkg_resources_cure()}.', 'Run:', CURE)
     if isinstance(error, GuardConfigError):
         return fail(str(error))
     name, root = escape(path), root_of(error)
@@ -119,8 +128,6 @@ def explain_import(path: str, error: ImportError) -> Finding:
         module = match[1] or match[2]
     text = f'{escape(path)}: {first_line(error)}{place_of(error)}'
     package = module.split('.')[0]
-    if package == PKG_RESOURCES:
-        return fail(f'{escape(path)}: {pkg_resources_cure()}.', 'Run:', CURE)
     if not package:
         return fail(text)
     return fail(text, *cure_of_missing(package, path))
@@ -193,7 +200,7 @@ def first_line(error: BaseException) -> str:
     return escape((text.strip().splitlines() or [''])[0])
 
 
-def look_at_style(path: str, cfg: Mapping[str, Any]) -> List[Finding]:
+def look_at_style(path: str, cfg: Config) -> List[Finding]:
     """Return a finding if a config is of mmcv 1.x or mmengine 0.x.
 
     Args:

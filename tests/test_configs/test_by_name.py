@@ -78,9 +78,15 @@ def test_a_child_of_another_projects_config(tmp_path, monkeypatch):
     assert cfg.model.type == base.model.type
 
 
-def test_setuptools_without_pkg_resources(monkeypatch):
+@pytest.mark.parametrize('is_base', [False, True])
+def test_setuptools_without_pkg_resources(monkeypatch, tmp_path, is_base):
     if 'pkg_resources' not in inspect.getsource(is_installed):
         pytest.skip('the fork of MMEngine does without it')
     monkeypatch.setitem(sys.modules, 'pkg_resources', None)
+    name = 'mmnanguard::guards/fp32.py'
+    if is_base:
+        child = tmp_path / 'child.py'
+        child.write_text(f'_base_ = {name!r}')
+        name = child
     with pytest.raises(GuardConfigError, match="'setuptools<81'"):
-        read_config('mmnanguard::guards/fp32.py')
+        read_config(name)

@@ -1,6 +1,8 @@
 """tools/doctor.py: its findings, its last line, and its exit status."""
 
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from mmnanguard.core.launch import tool_command
 from tools import train
 
 TOOL = 'doctor'
+ROOT = Path(__file__).parents[2]
 CONFIG = """
 default_scope = 'mmengine'
 custom_imports = dict(imports=['toys'])
@@ -131,6 +134,20 @@ def test_a_guarded_config(look):
     )
 
 
+@pytest.mark.parametrize('language', ['en', 'zh_cn'])
+def test_the_page(tool, tmp_path, capsys, monkeypatch, language):
+    """The lines of get_started.md are those of a real look."""
+    monkeypatch.chdir(ROOT)
+    page = (ROOT / 'docs' / language / 'get_started.md').read_text()
+    (shown,) = re.findall(r'```text\n(versions\n.*?)```', page, re.S)
+    options = ['--work-dir', str(tmp_path)]
+    name = 'configs/digits/plain_fp32.py'
+    assert tool.main([name, *options, '--audit', '50']) == 0
+    printed = capsys.readouterr().out.replace(f' --work-dir {tmp_path}', '')
+    # Versions differ.
+    assert printed.split('config\n')[1] == shown.split('config\n')[1]
+
+
 def test_a_launcher(look):
     words = look(CONFIG, '--launcher=pytorch')[1][-1].split()
     assert words[0] == 'torchrun'
@@ -243,6 +260,20 @@ def test_a_hook_of_ones_own(look):
     assert has(lines, 'WARN', 'Did you mean after_guard_event(self, runner')
 
 
+def test_a_project_that_is_installed_and_broken(look, tmp_path, monkeypatch):
+    """MMEngine itself would call its types unknown."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'mmbroken').mkdir()
+    (tmp_path / 'mmbroken' / '__init__.py').touch()
+    file = tmp_path / 'mmbroken' / 'registry.py'
+    file.write_text("raise RuntimeError('mmcv is too old')")
+    changes = "default_scope = 'mmbroken'\nmodel = dict(type='BrokenNet')"
+    status, lines = look(f'{CONFIG}\n{changes}')
+    assert status == 1
+    assert has(lines, 'FAIL', 'RuntimeError: mmcv is too old')
+    assert not has(lines, 'FAIL', 'BrokenNet')
+
+
 OLD = """
 optimizer = dict(type='SGD')
 lr_config = dict(policy='step')
@@ -265,6 +296,7 @@ def test_a_config_of_1x(look):
         ("_base_ = 'nowhere.py'", 'nowhere.py'),
         ("_base_ = ['a.py', 'b.py']", 'Duplicate key'),
         ("custom_imports = dict(imports=['no_such'])", "find 'no_such'"),
+        (f"{OLD}custom_imports = dict(imports=['no_such'])", 'of mmcv 1.x'),
         ("_base_ = 'mmdet::x/y.py'", 'mim install mmdet'),
         ('from mmdet.models import X\nmodel = dict(type=X)', 'mim install'),
         (None, 'there is no such config'),

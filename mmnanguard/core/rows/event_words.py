@@ -236,6 +236,8 @@ def step_words(
         fault = f'is refused: {", ".join(step["nonfinite"])}'
     return {
         'stepper': stepper_in_words(step),
+        # The names of classes are short.
+        'optimizer': shorten_name(step.get('optimizer', 'its optimizer'), 18),
         'step_fault': fault,
         'step_iter': str(step.get('iter', 'before')),
     }

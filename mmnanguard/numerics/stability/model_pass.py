@@ -1,5 +1,6 @@
 """A mode during the forward passes of a model, and only there."""
 
+import functools
 import threading
 from typing import Any, Callable, Optional
 
@@ -104,6 +105,7 @@ class ModelPass:
         before = vars(kind).get('__call__')
         call = kind.__call__
 
+        @functools.wraps(call)
         def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if module is not model or not self._is_own_thread():
                 return call(module, *args, **kwargs)
