@@ -80,7 +80,8 @@ def test_a_resumed_run_replaces_what_it_repeats(tmp_path):
     for number, last in ((1, 20), (2, 10)):
         first = start(1 if number == 1 else 11, attempt=number)
         write_events(tmp_path / f'{number}', [first])
-        rows = []
+        # The second attempt validates before it trains.
+        rows = [validated(1, acc=3)] * (number - 1)
         for iter_ in range(30 - last, 21, 10):
             rows.append(dict(iter=iter_, loss=1.0))
             rows.append(validated(iter_ // 10, acc=number))
@@ -88,7 +89,7 @@ def test_a_resumed_run_replaces_what_it_repeats(tmp_path):
     report = load_run(str(tmp_path))
     curve = report.curves['val/acc']
     assert list(curve.iters) == [10, 20]
-    assert list(curve.values) == [1, 2]
+    assert list(curve.values) == [3, 2]
 
 
 class Falling(BaseMetric):
