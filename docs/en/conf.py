@@ -57,7 +57,8 @@ nitpick_ignore_regex = [
     (r'py:.*', r'(torch|mmengine|mmcv|numpy|np|collections|typing|enum)\b.*'),
     (r'py:.*', r'(argparse|datetime|pathlib|contextlib|logging)\b.*'),
     # Not for users.
-    (r'py:class', r'mmnanguard\.report\.\w+\.(Summary|Curve|Samples|Step)'),
+    (r'py:class', r'mmnanguard\.report\.\w+\.(Summary|Curve|Samples)'),
+    (r'py:class', r'mmnanguard\.report\.\w+\.(Step|Metric)'),
     (r'py:class', r'mmnanguard\.core\.rows\.audit_row\.AuditRow'),
     (r'py:class', r'mmnanguard\.hooks\._shared\.patches\.Patches'),
     (r'py:func', 'summarize'),

@@ -23,9 +23,9 @@ from .finding import Finding, fail, fine, warn
 __all__ = ['GUARDED', 'is_guarded', 'look_at_frozen', 'look_at_wrappers']
 
 GUARDED = (GuardedWrapper, NanGuardDeepSpeedOptimWrapper)
-ADD_GUARD = 'add --guard full, or fp32, bf16 or fp16'
+ADD_GUARD = 'Add --guard full, or fp32, bf16 or fp16.'
 # Keys of a model that say which of its parameters are not trained.
-FROZEN = ('frozen_stages', 'frozen', 'freeze', 'freeze_backbone', 'norm_eval')
+FROZEN = ('frozen_stages', 'frozen', 'freeze', 'freeze_backbone')
 
 
 def is_guarded(named: NamedClass) -> bool:
@@ -79,7 +79,7 @@ def refuse(named: NamedClass) -> Finding:
         names = [kind.__name__ for kind in named.kind.__mro__]
     cure = how_to_guard(names)
     if has_guarded_form(named.name) and names[0].endswith('OptimWrapper'):
-        cure = f'Or {ADD_GUARD}. {cure}'.replace('Or add', 'Add', 1)
+        cure = f'{ADD_GUARD} {cure}'
     return fail(f'{named.where}: {named.name} IS NOT GUARDED.', cure)
 
 
@@ -177,7 +177,7 @@ def look_at_strategy(cfg: Config, wrappers: List[NamedClass]) -> List[Finding]:
                     fail(
                         f'{named.where}: {named.name} passes the engine of '
                         f'{kind} by.',
-                        f'Let --guard choose the wrapper: {ADD_GUARD}.',
+                        ADD_GUARD,
                     )
                 )
     if kind and not findings:
@@ -230,7 +230,7 @@ def collect_frozen(node: Any, where: str, parts: List[str]) -> None:
     for key, value in node.items():
         name = f'{where}.{key}'
         is_on = value not in (None, False, -1)
-        if key in FROZEN[:-1] and isinstance(value, (bool, int)) and is_on:
+        if key in FROZEN and isinstance(value, (bool, int)) and is_on:
             parts.append(f'{name}={value}')
         collect_frozen(value, name, parts)
 

@@ -52,6 +52,10 @@ def draw_comparison(
         title = escape(keys[VALIDATION][len(VAL_PREFIX) :])
         panels[VALIDATION] = panels[VALIDATION]._replace(title=title)
     layout = layout_of(panels, axes, end, begin=begin)
+    # One label has the values of all runs at an iteration.
+    layout['hovermode'] = 'x unified'
+    # A line that is 1 pixel wide or more gets a white border.
+    layout['xaxis'].update(spikethickness=-1, spikecolor='#98a2b3')
     figure: PlotlyObject = Figure(stacked(traces), layout).to_plotly_json()
     return figure
 
@@ -82,5 +86,6 @@ def traces_of_runs(
         trace = curve_trace(panel, report.name, points, 0)
         trace['line'].update(color=COLORS[number % len(COLORS)], width=2)
         trace['legendgroup'] = str(number)
+        trace['hovertemplate'] = f'{trace["name"]} %{{y:.5g}}<extra></extra>'
         traces.append(trace)
     return traces

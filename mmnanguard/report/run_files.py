@@ -75,9 +75,12 @@ def last_start(parts: Sequence[Part]) -> StartRow:
 
 def launch_of(path: str, parts: Sequence[Part], start: StartRow) -> Launch:
     """Return what the commands on a run need."""
-    work_dir = work_dir_of(path)
+    work_dir, log_dir = work_dir_of(path), log_dir_of(parts[-1].path)
+    # As the caller gave it, like the work dir.
+    with suppress(ValueError):
+        log_dir = work_dir / log_dir.relative_to(work_dir.absolute())
     return Launch(
-        config=dumped_config(log_dir_of(parts[-1].path), work_dir),
+        config=dumped_config(log_dir, work_dir),
         work_dir=str(work_dir),
         launcher=start.launcher,
         ranks=start.ranks,

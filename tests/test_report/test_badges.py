@@ -142,3 +142,13 @@ def test_headline_cause_and_action_are_lines_of_their_own(badge):
     assert bool(verdict.cause) == bool(cause)
     assert verdict.action == verdict.steps[0].text
     assert verdict.action not in verdict.headline + verdict.cause
+
+
+def test_counts_go_by_the_iterations_that_there_were():
+    """The run went on with the checkpoint of another one."""
+    first = start(5001)
+    rows = [update(i, name=f'p{i}') for i in range(5002, 5007)]
+    verdict = judge(summarize([first, *rows], 5010))
+    assert verdict.headline.startswith('5 of the last 10 updates')
+    verdict = judge(summarize([first], 5010))
+    assert verdict.headline == '10 iterations, none rejected'

@@ -368,3 +368,13 @@ def test_a_replay_gets_weights_that_are_older(tmp_path, names, chosen):
     (row,) = load_run(str(tmp_path)).summary.others['dump']
     expected = chosen and str(tmp_path / chosen)
     assert row['checkpoint'] == expected
+
+
+def test_commands_name_files_by_the_path_that_was_given(tmp_path, monkeypatch):
+    config = tmp_path / 'run' / '1' / 'vis_data' / 'config.py'
+    config.parent.mkdir(parents=True)
+    config.touch()
+    write_events(tmp_path / 'run' / '1', [start(), end(5)])
+    monkeypatch.chdir(tmp_path)
+    command = load_run('run').verdict.steps[0].code
+    assert ' run/1/vis_data/config.py --work-dir run ' in command

@@ -13,6 +13,7 @@ from toys import (
 )
 
 from mmnanguard.report import load_run
+from mmnanguard.report.comparison_figure import COLORS, draw_comparison
 from mmnanguard.report.validation import describe_validation
 
 
@@ -79,7 +80,8 @@ def test_a_resumed_run_replaces_what_it_repeats(tmp_path):
     for number, last in ((1, 20), (2, 10)):
         first = start(1 if number == 1 else 11, attempt=number)
         write_events(tmp_path / f'{number}', [first])
-        rows = []
+        # The second attempt validates before it trains.
+        rows = [validated(1, acc=3)] * (number - 1)
         for iter_ in range(30 - last, 21, 10):
             rows.append(dict(iter=iter_, loss=1.0))
             rows.append(validated(iter_ // 10, acc=number))
@@ -87,7 +89,7 @@ def test_a_resumed_run_replaces_what_it_repeats(tmp_path):
     report = load_run(str(tmp_path))
     curve = report.curves['val/acc']
     assert list(curve.iters) == [10, 20]
-    assert list(curve.values) == [1, 2]
+    assert list(curve.values) == [3, 2]
 
 
 class Falling(BaseMetric):
@@ -126,3 +128,19 @@ def test_what_mmengine_writes(tmp_path, by_epoch):
     (metric,) = load_run(str(tmp_path)).metrics
     name = 'best_acc_epoch_2.pth' if by_epoch else 'best_acc_iter_8.pth'
     assert metric == ('acc', 2.0, 12, 5.0, 8, name)
+
+
+def test_runs_are_compared_by_the_metric_that_most_have(tmp_path):
+    reports = []
+    for name, keys in (('a', ['x']), ('b', ['y', 'x']), ('c', [])):
+        row = validated(1, **dict.fromkeys(keys, 1.0))
+        scalars = [dict(iter=5, loss=1.0), row]
+        reports.append(report_of(tmp_path / name, scalars))
+    drawn = draw_comparison(reports, 5)
+    names = [(t['name'], t['yaxis']) for t in drawn['data']]
+    runs = [report.name for report in reports]
+    expected = [(run, 'y') for run in runs] + [(run, 'y2') for run in runs[:2]]
+    assert names == expected
+    assert drawn['layout']['yaxis2']['title']['text'] == 'x'
+    colors = [trace['line']['color'] for trace in drawn['data']]
+    assert colors == [*COLORS[:3], *COLORS[:2]]

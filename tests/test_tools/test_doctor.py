@@ -274,6 +274,31 @@ def test_a_project_that_is_installed_and_broken(look, tmp_path, monkeypatch):
     assert not has(lines, 'FAIL', 'BrokenNet')
 
 
+REGISTRY = """
+from mmengine.registry import MODELS as ROOT, Registry
+MODELS = Registry(
+    'model', parent=ROOT, scope='mmwhole', locations=['mmwhole.models'])
+"""
+MODEL = """
+from mmengine.model import BaseModel
+from .registry import MODELS
+@MODELS.register_module()
+class WholeNet(BaseModel):
+    pass
+"""
+
+
+def test_a_type_of_the_default_scope(look, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'mmwhole').mkdir()
+    texts = {'__init__': '', 'registry': REGISTRY, 'models': MODEL}
+    for name, text in texts.items():
+        (tmp_path / 'mmwhole' / f'{name}.py').write_text(text)
+    changes = "default_scope = 'mmwhole'\nmodel = dict(type='WholeNet')"
+    status, _ = look(f'{CONFIG}\n{changes}')
+    assert status == 0
+
+
 OLD = """
 optimizer = dict(type='SGD')
 lr_config = dict(policy='step')

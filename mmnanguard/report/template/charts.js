@@ -1,8 +1,10 @@
 /** Return the changes that give a chart the colors of the page. */
 function colors(layout) {
   const style = getComputedStyle(document.documentElement);
-  const [text, grid] = ['--text', '--grid'].map((name) => style.getPropertyValue(name).trim());
+  const [text, grid, card] = ['--text', '--grid', '--card'].map((name) => style.getPropertyValue(name).trim());
   const changes = {'font.color': text};
+  // The label of several curves has no color of its own.
+  if (layout.hovermode === 'x unified') changes['hoverlabel.bgcolor'] = card;
   for (const key of Object.keys(layout)) {
     if (/^[xy]axis\d*$/.test(key)) {
       Object.assign(changes, {[`${key}.gridcolor`]: grid, [`${key}.linecolor`]: grid,
