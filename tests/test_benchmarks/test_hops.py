@@ -20,7 +20,7 @@ def hops(monkeypatch):
         ('clean, wrapper alone', 20, 60),
         ('clean, both hooks', 26, 80),
         # A line of the console is fitted to its width by two files of its own.
-        ('rejected, both hooks', 38, 130),
+        ('rejected, both hooks', 38, 160),
     ],
 )
 def test_an_update_changes_file_seldom(hops, case, most_files, most_changes):
