@@ -34,12 +34,12 @@ def test_an_unknown_argument(registry, name):
 def test_a_config_with_an_unknown_argument(tmp_path):
     hooks = guard_hooks()
     hooks['stability'] = dict(
-        type='mmnanguard.StabilityMonitorHook', intervall=10
+        type='mmnanguard.StabilityMonitorHook', intervals=10
     )
     with pytest.raises(GuardConfigError, match="'interval'"):
         make_runner(tmp_path, wrapper(), default_hooks=hooks)
 
 
 def test_other_hooks_keep_their_errors():
-    with pytest.raises(TypeError, match='intervall'):
-        MMENGINE_HOOKS.build(dict(type='IterTimerHook', intervall=1))
+    with pytest.raises(TypeError, match='intervals'):
+        MMENGINE_HOOKS.build(dict(type='IterTimerHook', intervals=1))
