@@ -205,10 +205,8 @@ def exceeds(growth: Growth, finding: Optional[Autopsy]) -> bool:
 def of_inputs(evidence: Evidence, samples: Sequence[str]) -> Diagnosis:
     """Return the diagnosis of a batch that was bad to begin with."""
     keys = ', '.join(map(repr, evidence.bad_keys())) or 'the batch'
-    whose = ''
-    if samples:
-        bad = evidence.with_bad_inputs(samples) or samples
-        whose = f' of {samples_in_words(bad)}'
+    bad = evidence.with_bad_inputs(samples) or samples
+    whose = f' of {samples_in_words(bad)}' if bad else ''
     share = evidence.bad_share
     has_many = share >= LEAST_SHARE
     short = f'mend {keys}{whose}, or leave it out'
@@ -310,10 +308,9 @@ def of_samples(finding: Autopsy, samples: Sequence[str]) -> Diagnosis:
     """Return the diagnosis of samples for which an operation goes bad."""
     # Not a cure: in float32, the huge gradients of an outlier would count.
     advice = advise_without_cures(finding)
-    who = samples_in_words(samples)
     sentences = [
-        f'Nearly all rejected batches hold {who}: look at it, '
-        'mend it or leave it out (mmnanguard.ExcludeSamples).',
+        f'Nearly all rejected batches hold {samples_in_words(samples)}: look '
+        'at it, mend it or leave it out (mmnanguard.ExcludeSamples).',
         advice.long,
     ]
     # The samples are finite, and the next ones may be as near to its pole.
