@@ -5,7 +5,9 @@
 this name, and a config needs no ``custom_imports`` for scoped types.
 """
 
-from typing import Callable, Optional, Sequence, Union
+from functools import wraps
+from inspect import signature
+from typing import Any, Callable, Optional, Sequence, Union
 
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
@@ -16,7 +18,7 @@ from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 from mmnanguard.core import GuardConfigError
-from mmnanguard.core.checks import did_you_mean
+from mmnanguard.core.checks import check_keys, did_you_mean
 
 __all__ = [
     'CHECKS',
@@ -38,7 +40,14 @@ Registered = Union[type, Callable[..., object]]
 
 
 class GuardRegistry(Registry):
-    """A registry whose error for an unknown name suggests the nearest one."""
+    """A registry whose errors suggest the nearest name, and argument."""
+
+    def _register_module(
+        self, module: type, *args: Any, **options: Any
+    ) -> None:
+        super()._register_module(module, *args, **options)
+        if isinstance(module, type):
+            check_arguments(module)
 
     # MMEngine annotates types only, and registers functions as well.
     def get(  # type: ignore[override]
@@ -63,6 +72,27 @@ class GuardRegistry(Registry):
     def __contains__(self, key: str) -> bool:
         # Asking for a name must not raise, as get() does.
         return super().get(key) is not None
+
+
+def check_arguments(kind: type) -> None:
+    """Let a class name the arguments that it has beside an unknown one.
+
+    It raises a ``GuardConfigError``; Python's own error does not say which
+    arguments there are. A class that takes any keywords is left as it is.
+    """
+    init = kind.__init__  # type: ignore[misc]
+    allowed = []
+    for name, parameter in signature(init).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            return
+        allowed.append(name)
+
+    @wraps(init)
+    def checked(self: object, *args: Any, **options: Any) -> None:
+        check_keys(options, allowed[1:], type(self).__name__)
+        init(self, *args, **options)
+
+    kind.__init__ = checked  # type: ignore[misc]
 
 
 DATASETS = GuardRegistry(

@@ -7,11 +7,11 @@ message that is no event may have several lines, see :func:`wrap`.
 
 import textwrap
 import unicodedata
-from typing import Iterator, Sequence, Tuple, Union
+from typing import Iterable, Iterator, Sequence, Tuple, Union
 
 from .escape import escape
 
-__all__ = ['WIDTH', 'fit', 'named', 'shorten_name', 'wrap']
+__all__ = ['WIDTH', 'columns', 'fit', 'named', 'shorten_name', 'wrap']
 
 WIDTH = 160
 # Columns that a name may take, from the best to the least. The last one is
@@ -19,7 +19,7 @@ WIDTH = 160
 NAME_WIDTHS = (WIDTH, 80, 50, 36, 24)
 
 # A text, or several forms of it, from the full one to the shortest.
-Clause = Union[str, Sequence[str]]
+Clause = Union[str, Iterable[str]]
 
 
 def fit(*clauses: Clause, first: Sequence[int] = ()) -> str:

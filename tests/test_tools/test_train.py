@@ -299,5 +299,7 @@ def test_a_checkpoint_that_is_none_is_one_line(
     work_dir = str(tmp_path / 'work')
     assert main([config, '--work-dir', work_dir, '--resume', str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith('GuardConfigError: --resume')
+    assert line.partition('error: ')[2].startswith(
+        'GuardConfigError: --resume'
+    )
     assert '\x1b' not in line

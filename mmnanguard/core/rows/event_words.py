@@ -6,10 +6,21 @@ line has shorter forms of them where it would be longer than the console.
 """
 
 import math
-from typing import TYPE_CHECKING, Dict, List, Mapping, Sequence, Tuple
+from typing import (
+    TYPE_CHECKING,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Sequence,
+    Tuple,
+)
 
 from mmnanguard._support.console_line import (
     NAME_WIDTHS,
+    WIDTH,
+    columns,
     fit,
     named,
     shorten_name,
@@ -55,13 +66,17 @@ NO_SPIKE: JsonObject = {
 
 def event_sentence(event: 'GuardEvent') -> str:
     """Describe an event in a sentence, without the iteration."""
-    return '; '.join(clause[0] for clause in clauses_of(event) if clause[0])
+    first = [next(iter(clause)) for clause in clauses_of(event)]
+    return '; '.join(filter(None, first))
 
 
 def event_line(event: 'GuardEvent') -> str:
     """Return the console line of an event."""
-    fault, *others = clauses_of(event)
-    where = places(event)
+    line = full_line(event)
+    if columns(line) <= WIDTH:
+        return line
+    forms, *others = clauses_of(event)
+    fault, where = list(forms), places(event)
     first = [f'Iter {event.iter}{where[0]}: {text}' for text in fault]
     first.append(f'Iter {event.iter}{where[-1]}: {fault[-1]}')
     # A reader who knows the sample needs no tensor.
@@ -75,14 +90,14 @@ def full_line(event: 'GuardEvent') -> str:
     )
 
 
-def clauses_of(event: 'GuardEvent') -> List[Sequence[str]]:
+def clauses_of(event: 'GuardEvent') -> List[Iterable[str]]:
     """Return the clauses of an event, each from full to short."""
     keys = ''
     if event.bad_keys and not event.is_routine:
         listed = ', '.join(map(repr, event.bad_keys))
         keys = f'{listed} of its batch is not finite'
     return [
-        [*fault_forms(event)],
+        fault_forms(event),
         sample_forms(event),
         [keys, ''],
         outcome_forms(event),
@@ -106,25 +121,25 @@ def places(event: 'GuardEvent') -> Tuple[str, str]:
     return f' ({", ".join(where)})', f' ({", ".join(brief)})'
 
 
-def sample_forms(event: 'GuardEvent') -> Sequence[str]:
-    """Return the samples that are known to be bad, from many to one.
+def sample_forms(event: 'GuardEvent') -> Iterator[str]:
+    """Yield the samples that are known to be bad, from many to one.
 
     The only sample of a window is named too, as there is no other.
     """
     names = event.bad_samples
     if not names and len(event.samples) == 1:
-        return named("sample '{}'", event.samples[0])
+        yield from named("sample '{}'", event.samples[0])
+        return
     if not names:
-        return ['']
-    forms = []
+        yield ''
+        return
     # At most five, as the row has all of them.
     for num in range(min(5, len(names)), 0, -1):
         listed = ', '.join(f"'{name}'" for name in names[:num])
         noun = plural('sample', len(names))
-        forms.append(f'bad {noun} {listed}{and_more(len(names) - num)}')
+        yield f'bad {noun} {listed}{and_more(len(names) - num)}'
     others = and_more(len(names) - 1)
-    forms.extend(named(f"bad {noun} '{{}}'{others}", names[0]))
-    return forms
+    yield from named(f"bad {noun} '{{}}'{others}", names[0])
 
 
 def other_samples(event: 'GuardEvent') -> str:
@@ -135,14 +150,13 @@ def other_samples(event: 'GuardEvent') -> str:
     return f'{num} samples, named in its row'
 
 
-def fault_forms(event: 'GuardEvent') -> Sequence[str]:
-    """Return what went wrong, in the words of the cause."""
+def fault_forms(event: 'GuardEvent') -> Iterator[str]:
+    """Yield what went wrong, in the words of the cause."""
     # A row may claim the cause 'none'.
     facts = CAUSES.get(event.cause, UNKNOWN)
-    forms = [fill(facts.line, event, NAME_WIDTHS[0], False)]
+    yield fill(facts.line, event, NAME_WIDTHS[0], False)
     for width in NAME_WIDTHS:
-        forms.append(fill(facts.brief or facts.line, event, width, True))
-    return forms
+        yield fill(facts.brief or facts.line, event, width, True)
 
 
 def fill(
