@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS
+from mmengine.optim import OptimWrapperDict
+from mmengine.registry import MODELS, OPTIM_WRAPPERS
 from ranks import launch
 from torch import nn
 from toys import assert_same, guard_hooks, make_runner, wrapper
@@ -221,6 +223,22 @@ def test_the_measurement_changes_no_number():
 
 
 @needs_float16
+@pytest.mark.parametrize(
+    ('entry', 'targets'), [(float('nan'), []), (1e6, ['0', '2']), (1.0, [])]
+)
+def test_a_nan_of_the_batch_is_no_overflow(entry, targets):
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    parts = dict(net.named_modules())
+    del parts['']
+    inputs = torch.ones(3, 4)
+    inputs[0] = entry
+    probe = HalfProbe(parts, 4096.0, Failsafe())
+    with probe, torch.autocast('cpu', torch.float16):
+        net(inputs)
+    assert sorted(probe.take()) == targets
+
+
+@needs_float16
 def test_a_resumed_run_goes_on_with_its_modules(tmp_path):
     whole = grow(tmp_path / 'whole')
     grow(tmp_path / 'parts', max_iters=20)
@@ -257,7 +275,8 @@ def shrink(work_dir, loss_scale, act=('scale',), **changes):
     )
     changes.setdefault('max_iters', 6)
     hooks = dict(
-        checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=3)
+        fp32=FP32_HOOK,
+        checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=3),
     )
     return run(
         work_dir, keys, dict(interval=1, act=act), hooks=hooks, **changes
@@ -331,6 +350,79 @@ def test_modules_with_large_gradients_run_in_float32_at_the_lowest_scale(
         assert runner.optim_wrapper.guard.scaler.get_scale() == 2.0**13
 
 
+@MODELS.register_module()
+class SteepStem(RewardedNet):
+    """A net whose stem has gradients far above those of the rest."""
+
+    def __init__(self):
+        super().__init__(reward=0.0)
+        self.stem.weight.register_hook(lambda grad: grad * math.inf)
+
+
+@needs_float16
+def test_no_module_runs_in_float32_as_long_as_the_scale_can_fall(tmp_path):
+    runner = shrink(
+        tmp_path,
+        dict(init_scale=2.0**18),
+        act=['fp32'],
+        model=dict(type='SteepStem'),
+        max_iters=2,
+    )
+    assert rows_of(runner, 'update')
+    assert rows_of(runner, 'remedy') == []
+
+
+class Pair(BaseModel):
+    """Two parts, each of which has its optimizer and its loss scale."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(3, 4)
+
+    def train_step(self, data, optim_wrapper):
+        x = torch.stack(list(data['inputs'])).float().mean((2, 3))
+        losses = {}
+        for name, part_wrapper in optim_wrapper.items():
+            with part_wrapper.optim_context(self):
+                loss = getattr(self, name)(x).float().square().mean()
+            part_wrapper.update_params(loss)
+            losses[name] = loss.detach()
+        return losses
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.first(inputs)
+
+
+@needs_float16
+@pytest.mark.parametrize('scales', [(1.0, 2.0**14), (2.0**14, 2.0**14)])
+def test_a_gradient_lowers_no_scale_of_another_optimizer(tmp_path, scales):
+    model = Pair()
+    wrappers = {}
+    for name, scale in zip(('first', 'second'), scales):
+        config = wrapper(
+            'NanGuardAmpOptimWrapper',
+            dtype='float16',
+            loss_scale=dict(init_scale=scale),
+        )
+        params = getattr(model, name).parameters()
+        config['optimizer'] = torch.optim.SGD(params, lr=1e-3)
+        wrappers[name] = OPTIM_WRAPPERS.build(config)
+    monitor = dict(type='mmnanguard.StabilityMonitorHook', act=['scale'])
+    make_runner(
+        tmp_path,
+        OptimWrapperDict(**wrappers),
+        model=model,
+        default_hooks={**guard_hooks(), 'stability': monitor},
+        max_iters=2,
+    ).train()
+    after = [w.guard.scaler.get_scale() for w in wrappers.values()]
+    if scales[0] < scales[1]:
+        # Gradients are not known by the scale that they have.
+        assert after == list(scales)
+    else:
+        assert after[0] == after[1] < scales[0]
+
+
 @pytest.mark.parametrize('act', ['scale', 'lr'])
 def test_other_acts_need_a_guarded_wrapper(tmp_path, act):
     with pytest.raises(GuardConfigError, match='NanGuardOptimWrapper'):
@@ -361,14 +453,18 @@ class Rates(Hook):
         return [u / s for u, s in zip(self.used, self.scheduled)]
 
 
-def hurry(work_dir, max_iters=12, monitor=None, **changes):
+def hurry(work_dir, max_iters=12, monitor=None, num_iters=1, **changes):
     """Train at a rate whose updates are large beside the weights."""
     rates = Rates()
-    monitor = dict(interval=1, update_ratio=1e-4, **(monitor or {}))
+    monitor = {'interval': 1, 'update_ratio': 1e-4, **(monitor or {})}
     monitor.setdefault('act', ('lr',))
     runner = run(
         work_dir,
-        dict(lr=0.05, optimizer_keys=dict(momentum=0.0)),
+        dict(
+            lr=0.05,
+            optimizer_keys=dict(momentum=0.0),
+            accumulative_counts=num_iters,
+        ),
         monitor,
         max_iters,
         hooks=dict(
@@ -407,6 +503,17 @@ def test_lower_rates_survive_a_resume(tmp_path):
     hurry(tmp_path / 'parts', max_iters=6)
     resumed, rates = hurry(tmp_path / 'parts', resume=True)
     assert rates.factors[0] == 0.25
+    assert_same(whole, resumed)
+
+
+@pytest.mark.filterwarnings('ignore:Detected call of')
+def test_a_sample_that_waits_for_a_window_survives_a_resume(tmp_path):
+    # The sample of iteration 10 begins with the window of 12.
+    options = dict(num_iters=4, monitor=dict(interval=50))
+    whole, _ = hurry(tmp_path / 'whole', 32, **options)
+    hurry(tmp_path / 'parts', 12, **options)
+    resumed, _ = hurry(tmp_path / 'parts', 32, resume=True, **options)
+    assert rows_of(whole, 'remedy')
     assert_same(whole, resumed)
 
 

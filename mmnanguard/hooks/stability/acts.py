@@ -39,7 +39,7 @@ from mmnanguard.numerics.stability.half_probe import HalfProbe
 from .._shared.find_guards import find_guards
 from .._shared.launch import lr_factor_of
 from .._shared.roles import ModuleCaster
-from .measured import guarded_scale
+from .measured import common_scalers
 
 __all__ = ['Acts']
 
@@ -166,10 +166,11 @@ class Acts:
     ) -> None:
         """Run modules in float32 from the next iteration on."""
         caster = find_caster(runner)
-        if caster is not None:
+        new = [name for name in names if name not in self._in_fp32]
+        if caster is not None and new:
             self._num_done += 1
-            self._in_fp32 += names
-            caster.request(names, row_id)
+            self._in_fp32 += new
+            caster.request(new, row_id)
 
     def announce(self, alert: AlertRow) -> AlertRow:
         """Return a new alert with what will be done about it."""
@@ -276,10 +277,10 @@ class Acts:
         if grad * 2**GRAD_ROOM <= LIMITS['float16'] or math.isinf(grad):
             return
         value = fitting_scale(grad / sample.loss_scale)
-        for guard in find_guards(runner).values():
-            before = guard.scaler.get_scale()
-            guard.scaler.jump(min(value, before))
-            after = guard.scaler.get_scale()
+        for scaler in common_scalers(find_guards(runner)):
+            before = scaler.get_scale()
+            scaler.jump(min(value, before))
+            after = scaler.get_scale()
             if after == before:
                 continue
             line = (
@@ -300,8 +301,12 @@ class Acts:
             monitor: The memory of the monitor.
             room: The bits below the limit of float16 that have to be left.
         """
-        scale = guarded_scale(find_guards(runner))
-        if scale is None or not self._has_left():
+        scalers = common_scalers(find_guards(runner))
+        if not scalers or not self._has_left():
+            return
+        scale = scalers[0].get_scale()
+        # A lower one helps as well, and costs nothing.
+        if scale > scalers[0].min_scale:
             return
         most = LIMITS['float16'] / 2**room
         names, is_due = [], False

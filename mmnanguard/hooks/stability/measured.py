@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 from mmnanguard.numerics.guard_protocol import GuardProtocol
 from mmnanguard.numerics.update.blame import plain_name
+from mmnanguard.numerics.update.loss_scale import GuardedGradScaler
 
 from .._shared.bare_model import bare_model
 from .._shared.find_guards import find_wrappers
 
 __all__ = [
+    'common_scalers',
     'find_parts',
     'guarded_scale',
     'highest_lr',
@@ -78,13 +80,30 @@ def guarded_scale(guards: Mapping[str, GuardProtocol]) -> Optional[float]:
     return None
 
 
+def common_scalers(
+    guards: Mapping[str, GuardProtocol],
+) -> List[GuardedGradScaler]:
+    """Return the loss scalers of guarded wrappers; none if scales differ.
+
+    The gradients of a sample are read with one loss scale.
+    """
+    scalers = [g.scaler for g in guards.values() if g.scaler.is_enabled()]
+    if len({scaler.get_scale() for scaler in scalers}) > 1:
+        return []
+    return scalers
+
+
 def loss_scale_of(
     runner: Runner, guards: Mapping[str, GuardProtocol]
 ) -> Union[float, Tensor, None]:
-    """Return the loss scale that is in force; None without one. No sync."""
-    guarded = guarded_scale(guards)
-    if guarded is not None:
-        return guarded
+    """Return the loss scale that is in force. No sync.
+
+    Returns:
+        The scale; None without one, and if those of guarded wrappers differ.
+    """
+    if guarded_scale(guards) is not None:
+        scalers = common_scalers(guards)
+        return scalers[0].get_scale() if scalers else None
     for wrapper in find_wrappers(runner).values():
         scaler: Any = getattr(wrapper, 'loss_scaler', None)
         if scaler is not None and scaler.is_enabled():

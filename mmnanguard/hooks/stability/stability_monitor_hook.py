@@ -146,6 +146,7 @@ class StabilityMonitorHook(PatchingHook):
     def before_run(self, runner: Runner) -> None:
         super().before_run(runner)
         # Before a checkpoint is loaded.
+        self._is_due = False
         self._acts.prepare(runner)
 
     def before_train(self, runner: Runner) -> None:
@@ -153,7 +154,7 @@ class StabilityMonitorHook(PatchingHook):
         self._guards = find_guards(runner)
         self._has_scale = guarded_scale(self._guards) is not None
         self._acts.check(runner)
-        self._is_due = self._is_running = self._has_told_margins = False
+        self._is_running = self._has_told_margins = False
         self._last = None
         self._records = Records(runner)
         self._is_compiled = is_compiled(runner.model)
@@ -294,6 +295,7 @@ class StabilityMonitorHook(PatchingHook):
             'monitor': self._monitor.to_dict(),
             'zeros': sorted(self._zeros),
             'is_partial': self._is_partial,
+            'is_due': self._is_due,
             'acts': self._acts.to_dict(),
         }
 
@@ -306,6 +308,7 @@ class StabilityMonitorHook(PatchingHook):
             self._monitor = Monitor.from_dict(saved['monitor'])
             self._zeros = set(saved['zeros'])
             self._is_partial = saved.get('is_partial', False)
+            self._is_due = saved.get('is_due', False)
             self._acts.load(runner, saved['acts'])
 
     def _drop(self) -> None:

@@ -1,5 +1,6 @@
 """The largest float16 number that each method of a module works with."""
 
+import math
 import sys
 from typing import Dict, List, Mapping, Optional, Sequence
 
@@ -101,6 +102,9 @@ class HalfProbe(TorchDispatchMode):
         value = torch.stack(after).max()
         if before:
             most = torch.stack(before).max()
+            # Made of numbers, a NaN is an overflow.
+            made = value.nan_to_num(nan=math.inf, posinf=math.inf)
+            value = torch.where(most.isnan(), most, made)
             if name.startswith(CAST):
                 value = torch.maximum(value, most)
             else:
@@ -133,13 +137,20 @@ class HalfProbe(TorchDispatchMode):
 
     def _take(self, above: Dict[str, float]) -> None:
         targets = list(self._values)
-        if targets:
-            most = [torch.stack(v).max() for v in self._values.values()]
-            numbers = torch.stack(on_one_device(most)).tolist()
-            for target, number in zip(targets, numbers):
-                # A NaN was made of an overflow.
-                if not number < self._limit:
-                    above[target] = number
+        if not targets:
+            return
+        most, nans = [], []
+        for values in map(torch.stack, self._values.values()):
+            known = values.nan_to_num(nan=0.0, posinf=math.inf)
+            most.append(known.max())
+            nans.append(values.isnan().any().to(values.dtype))
+        numbers = torch.stack(on_one_device([*most, *nans])).tolist()
+        numbers, has_nan = numbers[: len(targets)], numbers[len(targets) :]
+        # Without an overflow, a NaN is of the batch.
+        has_overflowed = math.inf in numbers
+        for target, number, is_nan in zip(targets, numbers, has_nan):
+            if number >= self._limit or (has_overflowed and is_nan):
+                above[target] = math.nan if is_nan else number
 
 
 def largest_halves(leaves: Sequence[object]) -> List[Tensor]:
