@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from ._tool_parser import ToolParser
+from .core.checks import did_you_mean
 from .version import __version__
 
 FOLDER = Path(__file__).parent / '.mim' / 'tools'
@@ -52,7 +53,9 @@ def main() -> None:
         print(f'mmnanguard {__version__}')
         sys.exit()
     if name not in TOOLS:
-        print(f'{name!r} is no tool.\n{usage()}', file=sys.stderr)
+        # Last, so that the list does not scroll it away.
+        hint = did_you_mean(name, TOOLS).capitalize().rstrip()
+        print(f'{usage()}\n{name!r} is no tool. {hint}', file=sys.stderr)
         sys.exit(2)
     ToolParser.name_module(name)
     sys.argv[:2] = [str(FOLDER / f'{name}.py')]

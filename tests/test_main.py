@@ -27,7 +27,7 @@ def run(*words, cwd):
     [
         ((), 2, 'where TOOL is'),
         (('--help',), 0, 'report: Report a guarded run on one page'),
-        (('trane',), 2, "'trane' is no tool"),
+        (('trane',), 2, "'trane' is no tool. Did you mean 'train'?"),
         (
             ('scan_checkpoints', '--help'),
             0,

@@ -1,4 +1,4 @@
-"""Find bad data before training, by loading a dataset with its pipeline.
+r"""Find bad data before training, by loading a dataset with its pipeline.
 
 Each sample is loaded once. A sample is bad if a check in --checks or in a
 ValidateSample of the pipeline fails, or if the pipeline raises. OUT then
@@ -248,6 +248,7 @@ def run(args: argparse.Namespace) -> int:
     """Audit the dataset and write the report; return the exit status."""
     from mmnanguard._tool_parser import complain
     from mmnanguard.core import NanGuardError
+    from mmnanguard.core.launch import Launch
     from mmnanguard.datasets.audit_report import audit_report, write_report
     from mmnanguard.datasets.dataset_audit import read_rows
 
@@ -267,6 +268,11 @@ def run(args: argparse.Namespace) -> int:
     report = audit_report(rows, args.key, dict(config=args.config, **facts))
     write_report(report, args.out)
     show(report, args.out)
+    # With other options, the config alone may be another dataset.
+    if report['bad'] and args.dataloader == 'train' and not args.cfg_options:
+        listed = str(Path(args.out, 'bad_samples.txt'))
+        options = ('--guard', 'full', '--exclude', listed)
+        print(f'Train without them:\n{Launch(args.config).train(*options)}')
     return int(report['num_bad'] > 0)
 
 

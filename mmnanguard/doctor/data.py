@@ -98,11 +98,14 @@ def judge(path: str, number: str, bad: List[Row]) -> Finding:
         is_broken |= problem['check'] == PIPELINE
         name = row.get('name') or f'index {row["index"]}'
         shown.append(f'{escape(name)}: {escape(problem["text"])}')
-    text = f'{number}: {len(bad)} are bad. {"; ".join(shown)}'
+    text = f'{len(bad)} bad of the {number}. {"; ".join(shown)}'
     command = tool_command('audit_dataset', path)
     if is_broken:
         return fail(
             text, 'Loading fails. All bad samples are listed by:', command
         )
-    cure = 'The guard leaves their updates out. List them all, to --exclude:'
+    cure = (
+        'The guard skips their updates, in each epoch. This lists them all, '
+    )
+    'for --exclude:'
     return warn(text, cure, command)

@@ -51,6 +51,19 @@ def test_rows_are_strict_json_and_begin_with_the_start(tmp_path):
     assert update['loss'] == 'inf'
 
 
+@pytest.mark.parametrize('faults', [(), (dict(iter=3, site='loss'),)])
+def test_its_last_line_is_the_command_that_explains_it(tmp_path, faults):
+    runner = run(tmp_path, *faults)
+    (log,) = Path(runner.log_dir).glob('*.log')
+    commands = [
+        line for line in log.read_text().splitlines() if 'report' in line
+    ]
+    assert len(commands) == len(faults)
+    for line in commands:
+        folder = line.split('1 update rejected; ')[1].split()[-1]
+        assert Path(folder).samefile(tmp_path)
+
+
 def test_a_killed_process_loses_no_row(tmp_path):
     script = f"""
 import os, signal, sys

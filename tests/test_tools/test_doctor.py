@@ -362,7 +362,12 @@ def test_a_wrong_command_line(tool, capsys, options):
 @pytest.mark.parametrize(
     ('keys', 'status', 'level', 'text'),
     [
-        ('', 0, 'WARN', 'first 3 of 24 samples: 1 are bad. train/000001.jpg'),
+        (
+            '',
+            0,
+            'WARN',
+            '1 bad of the first 3 of 24 samples. train/000001.jpg',
+        ),
         (', is_broken=True', 1, 'FAIL', 'OSError: no such image'),
         (', sizes=3', 1, 'FAIL', 'The training dataset cannot be built'),
     ],

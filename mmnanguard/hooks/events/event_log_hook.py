@@ -14,11 +14,13 @@ from mmengine.runner import Runner
 from mmnanguard._console import say
 from mmnanguard._support.escape import escape
 from mmnanguard._support.process_identity import this_process
-from mmnanguard.core import GuardEvent
+from mmnanguard.core import Action, GuardEvent
+from mmnanguard.core.launch import tool_command
 from mmnanguard.core.rows.end_row import CRASHED, FINISHED, INTERRUPTED, EndRow
 from mmnanguard.core.rows.event_files import events_file, events_files
 from mmnanguard.core.rows.halt_row import HaltRow
 from mmnanguard.core.rows.json_numbers import to_json
+from mmnanguard.core.rows.phrases import plural
 from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rows.start_row import StartRow
 from mmnanguard.core.rules.loss_span import loss_span
@@ -57,13 +59,13 @@ class EventLogHook(PatchingHook, GuardListener):
 
     def __init__(self) -> None:
         super().__init__()
-        self._num_lost = 0
+        self._num_lost = self._num_rejected = 0
         self._is_validating = False
 
     def before_train(self, runner: Runner) -> None:
         """Write the row of kind 'start'."""
         self.path = events_file(runner.log_dir)
-        self._num_lost = 0
+        self._num_lost = self._num_rejected = 0
         self._is_validating = self._is_halted = False
         guards = find_guards(runner)
         source = find_source(runner)
@@ -104,6 +106,8 @@ class EventLogHook(PatchingHook, GuardListener):
 
     def after_guard_event(self, runner: Runner, event: GuardEvent) -> None:
         """Write the row of an event."""
+        is_rejected = event.action is not Action.STEP
+        self._num_rejected += is_rejected and not event.is_routine
         self._write(runner, event.to_row())
 
     def after_guard_row(self, runner: Runner, row: Row) -> None:
@@ -145,6 +149,19 @@ class EventLogHook(PatchingHook, GuardListener):
             if how == CRASHED:
                 row = self._explain(runner, row)
             self._write(runner, row.to_row())
+        if self._num_rejected:
+            # The lines of the updates are far above, and none sums them up.
+            folder = Path(runner.work_dir)
+            with suppress(ValueError):  # it is elsewhere
+                folder = folder.relative_to(Path.cwd())
+            command = tool_command('report', folder)
+            updates = plural('update', self._num_rejected)
+            say(
+                f'mmnanguard: {self._num_rejected} {updates} rejected; what '
+                f'did it, and what to do: {command}',
+                logging.WARNING,
+                runner.logger,
+            )
         if self._num_lost:
             say(
                 f'mmnanguard: {self._num_lost} rows of {self.path} are lost',
