@@ -219,9 +219,11 @@ def exclude_samples(cfg: Config, path: str) -> None:
             '--exclude: the config has no train_dataloader.dataset of which '
             'samples could be left out.'
         )
-    loader.dataset = dict(
-        type='mmnanguard.ExcludeSamples', samples=path, dataset=loader.dataset
-    )
+    wrapper = dict(type='mmnanguard.ExcludeSamples', samples=path)
+    # The config that an earlier run with this list has dumped.
+    is_wrapped = all(loader.dataset.get(k) == v for k, v in wrapper.items())
+    if not is_wrapped:
+        loader.dataset = dict(wrapper, dataset=loader.dataset)
 
 
 def check_checkpoint(path: str) -> None:

@@ -56,8 +56,12 @@ def samples_at_fault(
             # A pole now and then, of other samples each time, is in the code.
             if autopsy.is_certain:
                 most_rare = 1
+    # A batch with a bad input says nothing about other samples, unless there
+    # is no other batch.
+    known = set(certain)
+    open_batches = [batch for batch in batches if known.isdisjoint(batch)]
     if suspects and not explain_batches(
-        set(suspects), batches, share, must_repeat, most_rare
+        set(suspects), open_batches or batches, share, must_repeat, most_rare
     ):
         suspects = []
     # In the order in which they were named, each once.

@@ -13,7 +13,7 @@ from .growth_advice import explain_growth, explain_settings
 from .operation_advice import advise_on, advise_without_cures, cure_of
 from .rows.autopsy import Autopsy
 from .rows.guard_event import INITIAL_ORIGIN, PAST_GUARD, PRETRAINED
-from .rows.phrases import and_more, samples_in_words
+from .rows.phrases import samples_in_words
 from .rules.recent_commits import Growth
 from .step_advice import advise_on_step
 
@@ -104,13 +104,18 @@ ADVICE_ON_FIRST_OVERFLOW = Advice(
 def diagnose(evidence: Evidence) -> Diagnosis:
     """Return the diagnosis that explains the evidence best."""
     diagnosis = first_diagnosis(evidence)
-    other = evidence.finding_without(diagnosis.samples)
-    if not diagnosis.samples or other is None:
+    known = diagnosis.samples
+    other = evidence.finding_without(known)
+    if evidence.is_of_inputs:
+        # Beside samples that are not finite, others may meet an operation.
+        known = evidence.with_bad_inputs(known) or known
+    finding = evidence.finding_without(known)
+    if not known or finding is None:
         return diagnosis
     advice = diagnosis.advice
     besides = (
-        f'Other rejected batches do not hold {who_of(diagnosis.samples)}: '
-        f'there {other.finding()}. {advise_on(other).long}'
+        f'Other rejected batches do not hold {samples_in_words(known)}: '
+        f'there {finding.finding()}. {advise_on(finding).long}'
     )
     return diagnosis._replace(
         advice=replace(
@@ -200,9 +205,8 @@ def exceeds(growth: Growth, finding: Optional[Autopsy]) -> bool:
 def of_inputs(evidence: Evidence, samples: Sequence[str]) -> Diagnosis:
     """Return the diagnosis of a batch that was bad to begin with."""
     keys = ', '.join(map(repr, evidence.bad_keys())) or 'the batch'
-    whose = ''
-    if samples:
-        whose = f" of sample '{samples[0]}'{and_more(len(samples) - 1)}"
+    bad = evidence.with_bad_inputs(samples) or samples
+    whose = f' of {samples_in_words(bad)}' if bad else ''
     share = evidence.bad_share
     has_many = share >= LEAST_SHARE
     short = f'mend {keys}{whose}, or leave it out'
@@ -305,8 +309,8 @@ def of_samples(finding: Autopsy, samples: Sequence[str]) -> Diagnosis:
     # Not a cure: in float32, the huge gradients of an outlier would count.
     advice = advise_without_cures(finding)
     sentences = [
-        f'Nearly all rejected batches hold {who_of(samples)}: look at it, '
-        'mend it or leave it out (mmnanguard.ExcludeSamples).',
+        f'Nearly all rejected batches hold {samples_in_words(samples)}: look '
+        'at it, mend it or leave it out (mmnanguard.ExcludeSamples).',
         advice.long,
     ]
     # The samples are finite, and the next ones may be as near to its pole.
@@ -319,11 +323,6 @@ def of_samples(finding: Autopsy, samples: Sequence[str]) -> Diagnosis:
         finding,
         keeps_samples=finding.is_certain,
     )
-
-
-def who_of(samples: Sequence[str]) -> str:
-    """Return the words for samples at fault."""
-    return f"sample '{samples[0]}'{and_more(len(samples) - 1)}"
 
 
 def of_operation(finding: Autopsy, evidence: Evidence) -> Diagnosis:

@@ -135,6 +135,14 @@ class Evidence:
         # The code that makes them is at fault.
         return () if self.is_of_random_samples else names
 
+    def with_bad_inputs(self, names: Collection[str]) -> Tuple[str, ...]:
+        """Return those of the samples whose input was not finite."""
+        bad = set(chain.from_iterable(row.samples for row in self.inputs))
+        for autopsy in self.autopsies:
+            if autopsy.phase == 'input':
+                bad.update(autopsy.samples)
+        return tuple(name for name in names if name in bad)
+
     def _named(self) -> Tuple[str, ...]:
         """Return the samples that checks and autopsies name."""
         names: List[str] = []

@@ -1,6 +1,6 @@
 """The commands that start a run again, or a tool on it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import List, Union
 
@@ -27,6 +27,8 @@ class Launch:
         ranks: The number of processes.
         ranks_per_node: The number of processes on one node.
         lr_factor: The factor on the learning rates of the config.
+        is_over: Whether the run has come to its end: nothing is left to
+            resume.
     """
 
     config: str = CONFIG
@@ -35,6 +37,7 @@ class Launch:
     ranks: int = 1
     ranks_per_node: int = 1
     lr_factor: float = 1.0
+    is_over: bool = False
 
     def train(self, *options: str) -> str:
         """Return a command to paste that trains with these options.
@@ -51,6 +54,20 @@ class Launch:
         if self.launcher != 'none':
             words += ['--launcher', self.launcher]
         return ' '.join(map(shell_word, [*words, *options]))
+
+    def train_on(self, *options: str) -> str:
+        """Return a command that resumes the run.
+
+        If nothing is left of it, the command trains anew, in a folder of the
+        work dir.
+
+        Args:
+            options: More words of the command line.
+        """
+        if not self.is_over:
+            return self.train('--resume', *options)
+        work_dir = str(Path(self.work_dir, 'again'))
+        return replace(self, work_dir=work_dir).train(*options)
 
     def _starter(self) -> List[str]:
         """Return the words that start all processes of the run."""

@@ -6,7 +6,6 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from mmnanguard.core import Cause
 from mmnanguard.core.rows.alert_row import AlertRow
-from mmnanguard.core.rows.end_row import FINISHED
 from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rows.row_record import NewRow
 
@@ -163,7 +162,7 @@ def describe_outcome(
         return None, 'what came of it is not known: not all is guarded'
     if summary.end is None and not summary.is_lost:
         return None, 'nothing has come of it so far'
-    if summary.end is None or summary.end.how != FINISHED:
+    if not summary.is_over:
         return None, 'no update was rejected after it'
     return None, 'nothing came of it'
 

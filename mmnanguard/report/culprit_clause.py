@@ -13,12 +13,7 @@ from .collect_evidence import collect_evidence
 from .findings import Finding, count_of_blames
 from .summary import Culprit, Summary
 
-__all__ = [
-    'and_others',
-    'count_batches',
-    'describe_culprit',
-    'describe_update',
-]
+__all__ = ['count_batches', 'describe_culprit', 'describe_update']
 
 MIN_SHARE = 0.25  # share of all blames at which a parameter stands out
 
@@ -91,7 +86,7 @@ def describe_samples(
     num = count_batches(names, batches)
     if num > 1:
         times = f', in {num} of {len(batches)} rejected batches'
-    return f"sample '{names[0]}'{and_others(names)}{times}"
+    return f'{samples_in_words(names)}{times}'
 
 
 def count_batches(
@@ -128,11 +123,6 @@ def describe_parameter(summary: Summary, finding: Finding) -> str:
         return ''
     times = f', {first.count:,} times' * (first.count > 1)
     return f"blamed: '{first.name}'{times}"
-
-
-def and_others(items: Sequence[object]) -> str:
-    """Return how many items follow the first; '' if none does."""
-    return f' and {len(items) - 1} more' * (len(items) > 1)
 
 
 def blamed_among(culprits: Sequence[Culprit]) -> List[Culprit]:

@@ -17,11 +17,12 @@ from mmnanguard.core.evidence import Evidence
 from mmnanguard.core.growth_advice import clip_line
 from mmnanguard.core.launch import tool_command
 from mmnanguard.core.operation_advice import advise_on, advise_without_cures
+from mmnanguard.core.rows.phrases import samples_in_words
 from mmnanguard.core.rows.remedy_row import FP32, RemedyRow, line_of_fp32
 from mmnanguard.core.step_advice import advise_on_step
 
 from .collect_evidence import collect_evidence
-from .culprit_clause import and_others, count_batches
+from .culprit_clause import count_batches
 from .findings import Finding
 from .row_text import command_of
 from .summary import Row, Summary
@@ -157,7 +158,8 @@ def exclude_samples(
     """Return the step that leaves out the samples at fault, if any."""
     if not names:
         return []
-    text = f"leave out sample '{names[0]}'{and_others(names)}, or mend it"
+    it = 'them' if names[1:] else 'it'
+    text = f'leave out {samples_in_words(names)}, or mend {it}'
     batches = evidence.batches()
     what = 'one of them' if names[1:] else 'it'
     detail = (
@@ -168,12 +170,15 @@ def exclude_samples(
     listed = [name for name in names if not set(name) & {*'\r\n'}]
     if listed != list(names) or any(map(NO_NAME.fullmatch, names)):
         return [Step(text, detail)]
+    if summary.is_over:
+        detail += ' The run is over, so that the command trains anew.'
     path = str(Path(summary.launch.work_dir, LIST_NAME))
     words = ' '.join(map(shell_word, names[:NUM_EXCLUDED]))
     if names[NUM_EXCLUDED:]:
         detail += ' The first ones are listed.'
-    train = summary.launch.train('--resume', '--exclude', path)
-    write = f"printf '%s\\n' {words} > {shell_word(path)}"
+    train = summary.launch.train_on('--exclude', path)
+    # Samples that an earlier command left out stay on the list.
+    write = f"printf '%s\\n' {words} >> {shell_word(path)}"
     return [Step(text, detail, f'{write} && {train}')]
 
 
@@ -203,9 +208,7 @@ def run_in_fp32(summary: Summary, samples: Sequence[str]) -> List[Step]:
         Step(
             f'run {join_quoted(modules)} in float32',
             'Autopsies found that this is a cure.',
-            summary.launch.train(
-                '--resume', '--cfg-options', line_of_fp32(modules)
-            ),
+            summary.launch.train_on('--cfg-options', line_of_fp32(modules)),
         )
     ]
 

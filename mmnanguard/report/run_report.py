@@ -258,7 +258,7 @@ def load_run(
         loss=curves.get(LOSS),
         log_nonfinite_since=nonfinite_since(curves.get(LOSS)),
         log_rise=find_rise(curves.get(LOSS)) or find_rise_at_end(summary.end),
-        launch=launch_of(path, parts, start),
+        launch=replace(launch_of(path, parts, start), is_over=summary.is_over),
     )
     join_outcomes(summary)
     return RunReport(

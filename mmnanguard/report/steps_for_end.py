@@ -8,7 +8,6 @@ from typing import List, Tuple
 
 from mmnanguard.core.growth_advice import BOUND_THE_LOSS, NO_LOWER_BOUND
 from mmnanguard.core.how_to_guard import has_guarded_form, how_to_guard
-from mmnanguard.core.rows.end_row import FINISHED
 from mmnanguard.core.rows.phrases import samples_in_words
 
 from .loss_rise import Rise
@@ -21,10 +20,9 @@ __all__ = ['explosion_step', 'steps_for_end']
 def steps_for_end(summary: Summary) -> Tuple[Step, ...]:
     """Return the recommended steps, the most helpful first."""
     steps = []
-    is_over = summary.end is not None and summary.end.how == FINISHED
     if summary.loaded_bad:
         steps.append(loaded_step(summary))
-    if not is_over and (summary.end or summary.is_lost):
+    if not summary.is_over and (summary.end or summary.is_lost):
         steps.extend(bad_number_steps(summary))
         steps.append(resume_step(summary))
     if summary.log_rise is not None:

@@ -8,7 +8,7 @@ from typing import Dict, List, Optional, Tuple, Type, TypeVar
 from mmnanguard.core.causes import facts_of_cause
 from mmnanguard.core.launch import Launch
 from mmnanguard.core.rows.bypass_row import BypassRow
-from mmnanguard.core.rows.end_row import EndRow
+from mmnanguard.core.rows.end_row import FINISHED, EndRow
 from mmnanguard.core.rows.read_row import record_of
 from mmnanguard.core.rows.row_record import NewRow, Row, RowRecord
 
@@ -195,6 +195,11 @@ class Summary:
     def is_lost(self) -> bool:
         """Whether the last attempt ended without a row that says so."""
         return self.is_alive is False and not (self.halt or self.end)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last attempt has come to the end of training."""
+        return self.end is not None and self.end.how == FINISHED
 
     @property
     def routine(self) -> List[str]:

@@ -107,6 +107,20 @@ def batches(*names):
             1.0,
             ('a',),
         ),
+        # Beside it, another sample has no label, and fails by itself.
+        (
+            [autopsy('a', phase='input'), autopsy('b', is_pole=True)],
+            batches('a', 'b', 'a', 'a', 'b', 'a'),
+            0.05,
+            ('a', 'b'),
+        ),
+        # It explains none of the batches without the bad input.
+        (
+            [autopsy('a', phase='input'), autopsy('b', is_pole=True)],
+            batches('a', 'x', 'y', 'z', 'b', 'a'),
+            0.05,
+            ('a',),
+        ),
         ([], batches('a', 'a'), 1.0, ()),
         ([autopsy()], batches('a', 'a'), 1.0, ()),
     ],

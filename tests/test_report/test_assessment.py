@@ -77,8 +77,8 @@ HEALTHY = {
     'a bad sample': (
         [update(30, 'input_nonfinite'), bad_input(30, 'a.jpg', 'b.jpg')],
         'healthy: 1 update rejected at iteration 30 (input_nonfinite); '
-        "training went on; next: leave out sample 'a.jpg' and 1 more, or mend "
-        'it',
+        "training went on; next: leave out samples 'a.jpg', 'b.jpg', or mend "
+        'them',
     ),
 }
 
@@ -267,7 +267,7 @@ def test_what_to_do_next():
     assert permanent.code == Launch().train('--cfg-options', line)
     (leave_out,) = judged([bad_input(9, "it's.jpg")]).steps
     assert leave_out.code == (
-        """printf '%s\\n' 'it'"'"'s.jpg' > excluded_samples.txt && """
+        """printf '%s\\n' 'it'"'"'s.jpg' >> excluded_samples.txt && """
         'python -m mmnanguard train CONFIG --resume --exclude '
         'excluded_samples.txt'
     )

@@ -229,6 +229,10 @@ def test_exclude_what_the_report_names(config, work_dir):
     assert paste(f'{command} --cfg-options train_cfg.max_iters=8') == 0
     assert CommandFault.names
     assert '16 a\tb.jpg' not in CommandFault.names
+    # Its config leaves them out already.
+    launch = load_run(str(work_dir / 'again')).summary.launch
+    listed = str(work_dir / 'excluded_samples.txt')
+    assert paste(launch.train('--exclude', listed)) == 0
 
 
 def add_row(work_dir, record):
@@ -316,7 +320,7 @@ def test_values_that_are_no_constants(config, work_dir, value, capsys):
 def test_exclude_without_a_list(config, work_dir, capsys):
     assert start(config, work_dir, '', '--exclude', 'nowhere.txt') == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith('GuardConfigError: nowhere.txt, a list of samples')
+    assert 'error: GuardConfigError: nowhere.txt, a list of samples' in line
 
 
 def test_the_checkpoint_to_go_on_with(config, work_dir, capsys):
@@ -402,6 +406,15 @@ def test_ranks(launcher, ranks, local, command):
     if launcher != 'none':
         command += f' --launcher {launcher}'
     assert run.train('--resume') == f'{command} --resume'
+
+
+@pytest.mark.parametrize(
+    ('is_over', 'rest'), [(False, 'w --resume'), (True, 'w/again')]
+)
+def test_a_run_that_is_over_begins_anew(is_over, rest):
+    command = Launch('c.py', 'w', is_over=is_over).train_on('--exclude', 'f')
+    start = 'python -m mmnanguard train c.py --work-dir'
+    assert command == f'{start} {rest} --exclude f'
 
 
 @pytest.mark.parametrize(
