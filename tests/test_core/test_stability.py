@@ -106,6 +106,20 @@ def test_what_has_overflowed_is_no_alert():
     assert feed([outputs(math.inf, i) for i in (1, 11, 21)])[1] == []
 
 
+def test_bad_batches_are_no_part_of_a_trend():
+    samples = doubling(10.0, last=90)
+    for place in (-2, -3):
+        samples[place] = outputs(math.inf, samples[place].iter)
+    assert count_down(feed(samples)[0].trends['head']) is not None
+
+
+def test_a_bad_batch_has_no_margins():
+    bad = Sample(
+        1, logits={'attn': math.inf}, outputs=outputs(math.inf, 1).outputs
+    )
+    assert margins(bad, Monitor()) == ''
+
+
 def test_the_module_that_overflows_first_is_named():
     samples = []
     for i in range(1, 150, 10):

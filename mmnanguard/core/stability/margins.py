@@ -18,14 +18,15 @@ def margins(sample: Sample, monitor: Monitor) -> str:
         monitor: The memory of the monitor.
     """
     parts = []
-    if sample.least_bits is not None:
-        parts.append(
-            f"headroom {sample.least_bits:.1f} bits ('{sample.fullest}')"
-        )
+    bits = sample.least_bits
+    # A bad update has no headroom.
+    if bits is not None and math.isfinite(bits):
+        parts.append(f"headroom {bits:.1f} bits ('{sample.fullest}')")
     if sample.update_ratio is not None:
         parts.append(f'update ratio {100 * sample.update_ratio:.2g} %')
-    if sample.logits:
-        parts.append(f'logits {max(sample.logits.values()):.3g}')
+    logits = max(sample.logits.values(), default=math.inf)
+    if math.isfinite(logits):
+        parts.append(f'logits {logits:.3g}')
     if monitor.grads:
         parts.append(on_scale(sample.loss_scale, max(monitor.grads)))
     if not parts:

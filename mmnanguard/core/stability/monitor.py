@@ -338,7 +338,10 @@ def extended(
     after = {}
     for module, largest in sample.outputs.items():
         before = trends.get(module, ())
-        # An infinite output has no headroom at all; it is no part of a trend.
+        # That of a bad batch is no part of a trend.
+        if math.isinf(largest.value):
+            after[module] = before
+            continue
         bits = max(largest.bits, 0.0)
         if before and abs(before[-1][1] - bits) > 60:
             before = ()
