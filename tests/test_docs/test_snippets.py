@@ -182,6 +182,8 @@ def test_commands_exist(shown):
         words = ['python', *(w for w in words[1:] if '--nproc' not in w)]
     if words[0] == 'python' and words[1:2] == ['-m']:
         words = words[2:]
+    if words == ['mmnanguard', '--help']:
+        return
     if words[0] == 'mmnanguard':  # python -m
         words = ['python', f'tools/{words[1]}.py', *words[2:]]
     if words[:3] == ['mim', 'train', 'mmnanguard']:

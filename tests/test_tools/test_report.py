@@ -243,5 +243,5 @@ def test_a_wrong_command_line(tool, options, said, capsys):
 
 def test_a_crash_is_not_called_a_sick_run(tool, halted, monkeypatch, capsys):
     monkeypatch.setattr('mmnanguard.report.load_run', lambda *args: 1 / 0)
-    assert tool.main([str(halted)]) == 2
+    assert tool.main([str(halted)]) == 70
     assert 'ZeroDivisionError' in capsys.readouterr().err

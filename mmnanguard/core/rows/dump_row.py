@@ -54,12 +54,9 @@ class DumpRow(RowRecord):
 
         Its command runs in the folder in which training was started.
         """
-        near = self.path
-        with suppress(ValueError):  # another drive of Windows
-            relative = os.path.relpath(near)
-            if not relative.startswith('..'):
-                near = relative
-        run = f'run it: {self.replace(path=near).command()}'
+        checkpoint = self.checkpoint and near(self.checkpoint)
+        here = self.replace(path=near(self.path), checkpoint=checkpoint)
+        run = f'run it: {here.command()}'
         return fit(
             [
                 f'mmnanguard: {self.sentence()}; {run}',
@@ -86,3 +83,12 @@ class DumpRow(RowRecord):
         if 'checkpoint' in self.needs:
             words += ['--checkpoint', self.checkpoint or 'FILE']
         return tool_command('replay', *words)
+
+
+def near(path: str) -> str:
+    """Return a path below this folder without the folder; others unchanged."""
+    with suppress(ValueError):  # another drive of Windows
+        relative = os.path.relpath(path)
+        if not relative.startswith('..'):
+            return relative
+    return path
