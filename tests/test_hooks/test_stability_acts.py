@@ -34,8 +34,9 @@ FP32_HOOK = dict(type='mmnanguard.Fp32ModulesHook')
 class RewardedNet(BaseModel):
     """A residual net whose loss rewards large outputs."""
 
-    def __init__(self, reward=1.0):
+    def __init__(self, reward=1.0, bad=None):
         super().__init__()
+        self.bad = bad  # the number of the forward pass that makes NaN
         self.stem = nn.Linear(3, 8)
         self.block = Residual()
         self.head = Head()
@@ -44,6 +45,8 @@ class RewardedNet(BaseModel):
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         x = torch.stack(list(inputs)).mean((2, 3))
+        if len(self.dtypes) + 1 == self.bad:
+            x = x * float('nan')
         x = self.block(torch.relu(self.stem(x)))
         out = self.head.predict(x)
         self.dtypes.append(out.dtype)
@@ -110,6 +113,7 @@ def grow(
     max_iters=45,
     reward=1.0,
     loss_scale=1.0,
+    bad=None,
     **changes,
 ):
     """Train a net in float16 that would overflow within the iterations."""
@@ -129,7 +133,7 @@ def grow(
         keys,
         dict(interval=10, act=act),
         max_iters,
-        model=dict(type='RewardedNet', reward=reward),
+        model=dict(type='RewardedNet', reward=reward, bad=bad),
         hooks=hooks,
         **changes,
     )
@@ -236,6 +240,17 @@ def test_a_nan_of_the_batch_is_no_overflow(entry, targets):
     with probe, torch.autocast('cpu', torch.float16):
         net(inputs)
     assert sorted(probe.take()) == targets
+
+
+@needs_float16
+def test_a_bad_batch_after_an_alert_only_delays_the_act(tmp_path):
+    alert, *_ = rows_of(grow(tmp_path / 'sound'), 'alert')
+    runner = grow(tmp_path / 'spoilt', bad=alert['iter'] + 1)
+    assert [row['iter'] for row in rows_of(runner, 'update')] == [
+        alert['iter'] + 1
+    ]
+    # The window after the bad one is measured.
+    assert runner.model.dtypes.index(torch.float32) == alert['iter'] + 2
 
 
 @needs_float16

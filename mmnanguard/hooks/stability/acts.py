@@ -153,11 +153,13 @@ class Acts:
         if probe is None:
             return
         self.drop()
-        self._half_limit = None
         largest: Dict[str, float] = {}
         for of_rank in all_gather_object(probe.take()):
             largest.update(of_rank)
         alert = monitor.open_alerts.get(HEADROOM)
+        # After a bad batch, which measures nothing, the next window does.
+        if largest or alert is None:
+            self._half_limit = None
         if largest and alert is not None:
             self._request(runner, sorted(largest), alert.id)
 
@@ -196,7 +198,8 @@ class Acts:
             for name in sample.outputs.keys() & self._in_fp32
         )
         if FP32 in self._act and HEADROOM in alerts and self._has_left():
-            self._half_limit = half_limit(sample, monitor, limits)
+            limit = half_limit(sample, monitor, limits)
+            self._half_limit = limit or self._half_limit
         is_low = UNDERFLOW in alerts and is_over(monitor, UNDERFLOW)
         if SCALE in self._act and is_low and self._has_left():
             self._raise_scale(runner, sample, alerts[UNDERFLOW].id)
