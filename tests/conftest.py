@@ -1,4 +1,5 @@
 import logging
+import os
 import re
 from types import SimpleNamespace
 
@@ -9,6 +10,9 @@ from global_state import clear_globals
 from mmengine.runner import loops
 
 from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
+
+# A process of pytest-xdist has 80 of them, a terminal has its own.
+os.environ.pop('COLUMNS', None)
 
 # How PyTorch 2.1 says that a CPU has no float16 and no fused optimizer, and
 # that Dynamo does not trace something.

@@ -84,8 +84,10 @@ def test_no_registered_hook_is_taken_for_misspelt():
         *HOOKS.module_dict.values(),
         *MMENGINE_HOOKS.module_dict.values(),
     }
-    assert len(classes) > 20
-    hooks = [cls.__new__(cls) for cls in classes]
+    # Other tests register hooks that are misspelt.
+    own = ('mmnanguard', 'mmengine')
+    hooks = [c.__new__(c) for c in classes if c.__module__.startswith(own)]
+    assert len(hooks) > 20
     assert misspelt_methods(hooks) == []
     check_signatures(hooks)
 
