@@ -85,8 +85,10 @@ def test_no_registered_hook_is_taken_for_misspelt():
         *MMENGINE_HOOKS.module_dict.values(),
     }
     # Other tests register hooks that are misspelt.
-    own = ('mmnanguard', 'mmengine')
-    hooks = [c.__new__(c) for c in classes if c.__module__.startswith(own)]
+    packages = ('mmnanguard', 'mmengine')
+    hooks = [
+        c.__new__(c) for c in classes if c.__module__.startswith(packages)
+    ]
     assert len(hooks) > 20
     assert misspelt_methods(hooks) == []
     check_signatures(hooks)
