@@ -104,11 +104,13 @@ def wrap(text: str) -> str:
     """Break the lines of a message that are longer than ``WIDTH`` columns.
 
     Lines go on with an indent, and no letter is lost. Use it for messages
-    that are no event, such as what a run says once at its start.
+    that are no event, such as what a run says once at its start. A line that
+    is a command stays whole, to be pasted.
     """
     lines = []
     for line in text.split('\n'):
-        if columns(line) <= WIDTH:
+        is_command = line.lstrip().startswith('python ')
+        if is_command or columns(line) <= WIDTH:
             lines.append(line)
             continue
         indent = ' ' * (len(line) - len(line.lstrip()) + 2)

@@ -53,15 +53,16 @@ def test_rows_are_strict_json_and_begin_with_the_start(tmp_path):
 
 @pytest.mark.parametrize('faults', [(), (dict(iter=3, site='loss'),)])
 def test_its_last_line_is_the_command_that_explains_it(tmp_path, faults):
+    tmp_path = tmp_path / ('a_long_name_of_a_folder' * 8)
     runner = run(tmp_path, *faults)
     (log,) = Path(runner.log_dir).glob('*.log')
-    commands = [
-        line for line in log.read_text().splitlines() if 'report' in line
-    ]
+    lines = log.read_text().splitlines()
+    commands = [line for line in lines if 'mmnanguard report' in line]
     assert len(commands) == len(faults)
     for line in commands:
-        folder = line.split('1 update rejected; ')[1].split()[-1]
-        assert Path(folder).samefile(tmp_path)
+        assert '1 update rejected; ' in lines[lines.index(line) - 1]
+        # On a line of its own, however long the path is.
+        assert Path(line.split()[-1]).samefile(tmp_path)
 
 
 def test_a_killed_process_loses_no_row(tmp_path):

@@ -158,7 +158,7 @@ class EventLogHook(PatchingHook, GuardListener):
             updates = plural('update', self._num_rejected)
             say(
                 f'mmnanguard: {self._num_rejected} {updates} rejected; what '
-                f'did it, and what to do: {command}',
+                f'did it, and what to do:\n  {command}',
                 logging.WARNING,
                 runner.logger,
             )
