@@ -1,4 +1,4 @@
-"""The largest output of each module, and the largest gradient of one."""
+"""The largest output of each module."""
 
 import weakref
 from functools import partial
@@ -11,7 +11,7 @@ from mmnanguard.core.stability.sample import LIMITS
 
 from ..base.tensor_kinds import is_ordinary
 from .extremes import Extremes
-from .failsafe import Failsafe
+from .grad_probe import GradProbe
 from .runs_plainly import runs_plainly
 from .without_modes import without_modes
 
@@ -24,27 +24,21 @@ class OutputProbe:
     """Notes the largest outputs of modules.
 
     Args:
-        needs_grads: Whether to note gradients of outputs as well.
-        failsafe: Runs the measurements; after a failure there are none.
+        grads: Notes the gradients of outputs in float16; None if they are not
+            needed.
 
     Attributes:
         outputs: The outputs, by the name of the module.
-        grads: The gradients of outputs, likewise.
         has_missed: Whether a trained module ran whose operations other probes
             did not see.
     """
 
-    def __init__(self, needs_grads: bool, failsafe: Failsafe) -> None:
-        self._needs_grads = needs_grads
-        self._failsafe = failsafe
+    def __init__(self, grads: Optional[GradProbe]) -> None:
+        self._grads = grads
         # The last output: that of a Sequential is that of its last child.
         self._last: Tuple[Callable[[], Optional[Tensor]], int] = (gone, 0)
-        self.outputs, self.grads = Extremes(), Extremes()
-        self._is_seen = self.has_missed = self._is_closed = False
-
-    def close(self) -> None:
-        """Note nothing any more, whatever runs backward later."""
-        self._is_closed = True
+        self.outputs = Extremes()
+        self._is_seen = self.has_missed = False
 
     def dtypes(self) -> Dict[str, str]:
         """Return the narrowest dtype of each module's outputs."""
@@ -85,19 +79,8 @@ class OutputProbe:
             self.has_missed = True
         is_half = output.dtype == torch.float16
         # The hook of a leaf, a parameter, would stay.
-        if self._needs_grads and is_half and output.grad_fn is not None:
-            output.register_hook(partial(self._note_grad, name))
-
-    def _note_grad(self, name: str, grad: Tensor) -> None:
-        if not self._is_closed:
-            self._failsafe.run(lambda: name, self._add_grad, name, grad)
-
-    def _add_grad(self, name: str, grad: Tensor) -> None:
-        if not runs_plainly():
-            return
-        with without_modes():
-            if is_ordinary(grad) and grad.numel():
-                self.grads.add(name, grad)
+        if self._grads and is_half and output.grad_fn is not None:
+            output.register_hook(partial(self._grads.note, name))
 
 
 def tensors_in(value: object, known: Set[int]) -> Iterator[Tensor]:

@@ -75,8 +75,11 @@ class WindowProbe:
         self._scale: List[Tensor] = []
         has_scale = loss_scale is not None
         self._weights = WeightProbe(params, zeros, self.failsafe)
-        self._outputs = OutputProbe(has_scale, self.failsafe)
-        self._grads = GradProbe(modules if has_scale else {}, self.failsafe)
+        self._of_outputs = GradProbe(self.failsafe)
+        self._of_params = GradProbe(self.failsafe)
+        self._outputs = OutputProbe(self._of_outputs if has_scale else None)
+        if has_scale:
+            self._of_params.listen_to_params(modules)
         self._logits = LogitProbe(modules, self.failsafe)
         self._pass: Optional[ModelPass] = None
         self.failsafe.run(str, self._begin, loss_scale, model)
@@ -146,8 +149,8 @@ class WindowProbe:
     def close(self) -> None:
         """Remove all that was added to the forward pass."""
         self.pause()
-        self._outputs.close()
-        self._grads.close()
+        self._of_outputs.close()
+        self._of_params.close()
 
     def sample(
         self, iteration: int, lr: float, is_adaptive: bool
@@ -236,9 +239,9 @@ class WindowProbe:
 
     def _half_grads(self) -> List[Tuple[str, Tensor]]:
         """Return numbers whose largest are the gradients made in float16."""
-        numbers = self._outputs.grads.numbers()
+        numbers = self._of_outputs.grads.numbers()
         dtypes = self._outputs.dtypes()
-        for name, number in self._grads.grads.numbers():
+        for name, number in self._of_params.grads.numbers():
             # Autocast makes the gradients of weights in the dtype of outputs.
             if dtypes.get(name) == 'float16':
                 numbers.append((name, number))
