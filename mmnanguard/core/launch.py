@@ -1,12 +1,14 @@
 """The commands that start a run again, or a tool on it."""
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import List, Union
 
 from mmnanguard._support.escape import shell_word
 
-__all__ = ['Launch', 'dumped_config', 'tool_command']
+__all__ = ['Launch', 'dumped_config', 'near', 'tool_command']
 
 # Placeholders for what is not known. They are written in capitals, so that a
 # reader sees that the command is not complete, and they fail when pasted.
@@ -137,3 +139,12 @@ def dumped_config(log_dir: Union[str, Path], work_dir: Path) -> str:
     if len(others) == MAX_CONFIGS:
         return str(others[0])
     return CONFIG
+
+
+def near(path: str) -> str:
+    """Return a path below this folder without the folder; others unchanged."""
+    with suppress(ValueError):  # another drive of Windows
+        relative = os.path.relpath(path)
+        if not relative.startswith('..'):
+            return relative
+    return path

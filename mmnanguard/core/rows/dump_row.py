@@ -1,13 +1,11 @@
 """The row of a dump: a file from which an update can be replayed."""
 
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, Optional, Tuple
 
 from mmnanguard._support.console_line import fit, named
 
-from ..launch import tool_command
+from ..launch import near, tool_command
 from .row_record import NewRow, RowRecord
 
 __all__ = ['DumpRow']
@@ -83,12 +81,3 @@ class DumpRow(RowRecord):
         if 'checkpoint' in self.needs:
             words += ['--checkpoint', self.checkpoint or 'FILE']
         return tool_command('replay', *words)
-
-
-def near(path: str) -> str:
-    """Return a path below this folder without the folder; others unchanged."""
-    with suppress(ValueError):  # another drive of Windows
-        relative = os.path.relpath(path)
-        if not relative.startswith('..'):
-            return relative
-    return path

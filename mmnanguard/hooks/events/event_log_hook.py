@@ -15,7 +15,7 @@ from mmnanguard._console import say
 from mmnanguard._support.escape import escape
 from mmnanguard._support.process_identity import this_process
 from mmnanguard.core import Action, GuardEvent
-from mmnanguard.core.launch import tool_command
+from mmnanguard.core.launch import near, tool_command
 from mmnanguard.core.rows.end_row import CRASHED, FINISHED, INTERRUPTED, EndRow
 from mmnanguard.core.rows.event_files import events_file, events_files
 from mmnanguard.core.rows.halt_row import HaltRow
@@ -151,10 +151,7 @@ class EventLogHook(PatchingHook, GuardListener):
             self._write(runner, row.to_row())
         if self._num_rejected:
             # The lines of the updates are far above, and none sums them up.
-            folder = Path(runner.work_dir)
-            with suppress(ValueError):  # it is elsewhere
-                folder = folder.relative_to(Path.cwd())
-            command = tool_command('report', folder)
+            command = tool_command('report', near(runner.work_dir))
             updates = plural('update', self._num_rejected)
             say(
                 f'mmnanguard: {self._num_rejected} {updates} rejected; what '
