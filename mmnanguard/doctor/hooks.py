@@ -1,12 +1,10 @@
 """The look at the hooks: those of the guard, and those that clash with it."""
 
-import inspect
 from typing import Any, List, Mapping
 
 from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
 
-from mmnanguard.core.checks import check_keys
 from mmnanguard.core.hook_source import ENDS_INSTEAD, ENDS_RUN, ends_run
 from mmnanguard.hooks import NanGuardHook
 from mmnanguard.hooks._shared.guard_listener import LISTENER_METHODS
@@ -156,9 +154,6 @@ def why_not_built(named: NamedClass) -> str:
         if key not in ('type', '_scope_', 'priority')
     }
     try:
-        check_keys(
-            arguments, inspect.signature(named.kind).parameters, named.name
-        )
         named.kind(**arguments)
     except Exception as error:  # wrong arguments
         return error_text(error)
