@@ -22,6 +22,7 @@ from mmnanguard.hooks._shared.patches import Patches
 from mmnanguard.hooks.replay.fp32_modules_hook import find_targets, put_in_fp32
 from mmnanguard.numerics.stability.failsafe import Failsafe
 from mmnanguard.numerics.stability.half_probe import HalfProbe
+from mmnanguard.numerics.stability.window_probe import WindowProbe
 from mmnanguard.numerics.update.grad_scaler import HAS_CPU_SCALER
 
 needs_float16 = pytest.mark.skipif(
@@ -438,6 +439,29 @@ def test_a_gradient_lowers_no_scale_of_another_optimizer(tmp_path, scales):
         assert after[0] == after[1] < scales[0]
 
 
+@needs_float16
+def test_gradients_of_parameters_are_measured():
+    """They are sums over the batch, and larger than those of outputs."""
+    net = nn.Sequential(nn.Linear(4, 2))
+    probe = WindowProbe({'0': net[0]}, {}, set(), 1.0, net)
+    with torch.autocast('cpu', torch.float16):
+        net(torch.full((64, 4), 3.0)).sum().backward()
+    sample = probe.sample(1, 0.1, False)
+    assert sample.grads == {'0': net[0].weight.grad.max().item()}
+    assert sample.scaled_grad > 64
+
+
+@needs_float16
+def test_samples_are_dense_while_a_module_is_beyond_float16(tmp_path):
+    runner = grow(tmp_path, max_iters=300)
+    (path,) = Path(runner.log_dir).glob('nanguard/stability.jsonl')
+    rows = map(json.loads, path.read_text().splitlines())
+    iters = [row['iter'] for row in rows if 'iter' in row]
+    # From 50 on, samples are 10 iterations apart.
+    assert set(range(290, 301)) <= set(iters)
+    assert len(iters) < 200
+
+
 @pytest.mark.parametrize('act', ['scale', 'lr'])
 def test_other_acts_need_a_guarded_wrapper(tmp_path, act):
     with pytest.raises(GuardConfigError, match='NanGuardOptimWrapper'):
@@ -545,7 +569,15 @@ def test_no_recovery_raises_lower_rates(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'arguments', [dict(act='fp32'), dict(act=['bf16']), dict(max_actions=0)]
+    'arguments',
+    [
+        dict(act='fp32'),
+        dict(act=['bf16']),
+        dict(act={'fp32': 1}),
+        dict(act=None),
+        dict(act=[['fp32']]),
+        dict(max_actions=0),
+    ],
 )
 def test_arguments_that_are_not_allowed(tmp_path, arguments):
     with pytest.raises(GuardConfigError, match=next(iter(arguments))):
