@@ -1,8 +1,10 @@
-"""The state that MMEngine keeps in class attributes."""
+"""The state that MMEngine and the tools keep in class attributes."""
 
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
+
+from mmnanguard._tool_parser import ToolParser
 
 
 def clear_globals():
@@ -11,3 +13,4 @@ def clear_globals():
             handler.close()
     for manager in (MMLogger, MessageHub, DefaultScope, Visualizer):
         manager._instance_dict.clear()
+    ToolParser.command = ''
