@@ -441,7 +441,7 @@ def test_a_gradient_lowers_no_scale_of_another_optimizer(tmp_path, scales):
 
 @needs_float16
 def test_gradients_of_parameters_are_measured():
-    """They are sums over the batch, and larger than those of outputs."""
+    """A gradient of a parameter is a sum over the batch."""
     net = nn.Sequential(nn.Linear(4, 2))
     probe = WindowProbe({'0': net[0]}, {}, set(), 1.0, net)
     with torch.autocast('cpu', torch.float16):
